@@ -1,0 +1,52 @@
+# `make demo` shows the method working; `make test` runs every test this machine can run. Both install first.
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/installed
+ENGINE  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+
+.PHONY: help install demo test test-unit bench lint clean
+
+help:
+	@echo "make install   create $(VENV) with the $(ENGINE) engine (does nothing when up to date)"
+	@echo "make demo      train a tiny hallucinating model, improve it by three rounds of CSR, write a report"
+	@echo "make test      every test this machine can run      (make test-unit: the fast ones)"
+	@echo "make bench     every benchmark this machine can run"
+	@echo "make lint      ruff and mypy"
+
+install: $(STAMP)
+
+# setup.cfg holds the versions. The three torch lines override the engine's own pin, see [options.extras_require].
+$(STAMP): setup.cfg setup.py Makefile
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not ((3, 10) <= v[:2] < (3, 14)))' || \
+	  { echo "csr_ray needs Python 3.10 to 3.13; '$(PYTHON)' is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.11 install"; exit 1; }
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || \
+	  { echo "csr_ray needs a C++ compiler (the engine and DeepSpeed build small kernels). Install g++ and run make again."; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "'$(PYTHON)' has no venv module. Install it (Debian: apt-get install python3-venv) and run make again."; exit 1; }
+	@echo "Installing into $(VENV) with the $(ENGINE) engine (about a minute; 7 GB on disk)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet uv
+	@grep -E '^ +torch[a-z]*==' setup.cfg | tr -d ' ' > $(VENV)/overrides.txt
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --override $(VENV)/overrides.txt -e '.[$(ENGINE),dev]'
+	@touch $(STAMP)
+
+demo: install
+	@$(BIN)/csr-ray run configs/tiny-world.yaml
+
+test: install
+	@$(BIN)/python -m pytest tests
+
+test-unit: install
+	@$(BIN)/python -m pytest tests/unit
+
+bench: install
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
