@@ -1,0 +1,64 @@
+"""The config's `train` section in the words of TRL, transformers and DeepSpeed.
+
+Imports the training stack, so only train workers import it. Knows settings; starts nothing.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+from trl import DPOConfig
+
+from csr_ray.config import Train
+
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+def training_arguments(train: Train, *, seed: int, round_index: int, num_steps: int) -> DPOConfig:
+    """TRL's and DeepSpeed's settings for one round."""
+    per_worker = train.batch_size // train.workers
+    micro = train.micro_batch_size or per_worker
+    use_gpu = train.gpus_per_worker > 0
+    return DPOConfig(
+        output_dir=tempfile.gettempdir(),  # nothing is written there: no checkpoints, no logs
+        beta=train.beta,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=_SCHEDULES[train.schedule],
+        warmup_steps=int(train.warmup_ratio * num_steps),  # down: the first warm-up step has learning rate 0
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        num_train_epochs=train.epochs,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=per_worker // micro,
+        gradient_checkpointing=train.gradient_checkpointing,
+        bf16=train.dtype == "bfloat16",
+        max_length=None,  # pairs too long are set aside before; cutting one would cut its image
+        optim="adamw_torch",  # DeepSpeed's own CPU Adam would have to be compiled first
+        seed=(seed * 1_000_003 + round_index) % 2**31,
+        remove_unused_columns=False,
+        save_strategy="no",
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=use_gpu,
+        accelerator_config={"use_configured_state": True},
+        deepspeed=deepspeed_settings(train, micro_batch_size=micro, use_gpu=use_gpu),
+    )
+
+
+def deepspeed_settings(train: Train, *, micro_batch_size: int, use_gpu: bool) -> dict[str, Any]:
+    """DeepSpeed's JSON for the group."""
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "train_batch_size": train.batch_size,
+        "gradient_accumulation_steps": train.batch_size // train.workers // micro_batch_size,
+        "gradient_clipping": train.max_grad_norm,
+        "bf16": {"enabled": train.dtype == "bfloat16"},
+        "zero_optimization": {
+            "stage": train.deepspeed_stage,
+            # Elements, allocated in full at start; a LoRA's gradients are small.
+            "reduce_bucket_size": 50_000_000 if use_gpu else 4_000_000,
+        },
+        "steps_per_print": 1_000_000_000,
+    }

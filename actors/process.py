@@ -1,0 +1,32 @@
+"""What every actor process does first: send its chatter to a file and set its thread count."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def log_to_file(path: Path | str) -> None:
+    """Send this process's stdout and stderr, and those of its children, to `path` (appended).
+
+    A folder that cannot be written (a worker node without the run folder) leaves them where Ray puts them.
+    """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    os.close(target)
+
+
+def tail(path: Path | str, *, num_lines: int = 15) -> str:
+    """The last lines of a log, for an error message; empty if there is none."""
+    try:
+        return "\n".join(Path(path).read_text(errors="replace").splitlines()[-num_lines:])
+    except OSError:
+        return ""

@@ -1,0 +1,173 @@
+"""The composition root: joins the loop with real actors. The only module that starts Ray.
+
+Everything starts at once and in parallel (engine, scorers, trainer group), because each spends its first seconds
+importing; the trainer group is ready long before the first round has pairs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.generator import GeneratorActor
+from actors.pool import GeneratorPool
+from actors.scorer import ScorerActor
+from actors.trainer import TrainerGroup
+from csr_ray.config import Config
+from csr_ray.console import View
+
+
+class Serving:
+    """Generators (and, for a run, scorers) on a Ray that is this process's own or that it joined."""
+
+    def __init__(self, *, generators: GeneratorPool, actors: Sequence[Any], owns_ray: bool) -> None:
+        self.generators = generators
+        self._actors = list(actors)
+        self._owns_ray = owns_ray
+
+    @classmethod
+    def start(cls, config: Config, *, model: Path, logs: Path, view: View) -> Serving:
+        """Start generators alone, to evaluate a model. Raises ActorFailure with the end of a log."""
+        with view.stage("start the engine", total=None, unit="", round_index=None):
+            owns_ray = connect(num_cpus_needed=config.generators.min * config.generators.cpus)
+            serving = cls._create(config, model=model, adapters=(), logs=logs, scorers=[], owns_ray=owns_ray)
+            serving._wait()
+        return serving
+
+    def close(self) -> None:
+        """End what was started here, and Ray only if this process started it."""
+        for actor in self._actors:
+            ray.kill(actor)
+        if self._owns_ray:
+            ray.shutdown()
+
+    def _wait(self) -> None:
+        try:
+            self.generators.wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def _create(
+        cls,
+        config: Config,
+        *,
+        model: Path,
+        adapters: Sequence[str],
+        logs: Path,
+        scorers: Sequence[Any],
+        owns_ray: bool,
+    ) -> Serving:
+        generators = [
+            _start_generator(config, model=model, scorers=scorers, log=logs / f"generator_{index}.log")
+            for index in range(config.generators.min)
+        ]
+        pool = GeneratorPool(config, generators=generators, scorers=scorers, adapters=adapters, logs=logs)
+        return cls(generators=pool, actors=[*generators, *scorers], owns_ray=owns_ray)
+
+
+class Runtime:
+    """See `csr_ray.ports.Machinery`. Start with `Runtime.start`, end with `close`."""
+
+    def __init__(self, *, serving: Serving, trainer: TrainerGroup) -> None:
+        self.generators = serving.generators
+        self.trainer = trainer
+        self._serving = serving
+
+    @classmethod
+    def start(cls, config: Config, *, model: Path, adapters: Sequence[str], logs: Path, view: View) -> Runtime:
+        """Start everything a run needs; returns when the generators serve base + `adapters`.
+
+        Raises:
+            ActorFailure: an actor could not start; the message ends with its log.
+        """
+        with view.stage("start the machinery", total=None, unit="", round_index=None):
+            owns_ray = connect(num_cpus_needed=cpus_needed(config))
+            scorers = [_start_scorer(config, log=logs / f"scorer_{index}.log") for index in range(config.scorers.min)]
+            serving = Serving._create(
+                config, model=model, adapters=adapters, logs=logs, scorers=scorers, owns_ray=owns_ray
+            )
+            trainer = TrainerGroup(
+                config, model=model, adapters=[Path(adapter) for adapter in adapters], storage=logs / "train"
+            )
+            runtime = cls(serving=serving, trainer=trainer)
+            try:
+                trainer.start()
+                serving.generators.wait_until_ready()
+            except BaseException:
+                runtime.close()
+                raise
+        return runtime
+
+    def close(self) -> None:
+        """End what was started here, and Ray only if this process started it."""
+        self.trainer.close()
+        self._serving.close()
+
+
+def cpus_needed(config: Config) -> float:
+    """Ray CPUs that all actors of the plan ask for together."""
+    return (
+        config.generators.min * config.generators.cpus
+        + config.scorers.min * config.scorers.cpus
+        + config.train.workers * config.train.cpus_per_worker
+        + 1
+    )
+
+
+def connect(*, num_cpus_needed: float) -> bool:
+    """Join the cluster that RAY_ADDRESS names (as inside `ray job submit`), else start a private Ray here.
+
+    A private Ray counts at least as many CPUs as the plan asks for: generators, scorers and trainer take turns on a
+    small machine, so the counts are slots, not cores. Returns whether this process owns the Ray it uses.
+    """
+    if ray.is_initialized():
+        return False
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**quiet)
+        return False
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, int(num_cpus_needed + 0.999)),
+        include_dashboard=False,
+        object_store_memory=256 * 2**20,
+        **quiet,
+    )
+    return True
+
+
+def _start_scorer(config: Config, *, log: Path) -> Any:
+    actor = ray.remote(ScorerActor).options(
+        num_cpus=config.scorers.cpus,
+        num_gpus=config.scorers.gpus,
+        max_concurrency=1000,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.scorers.threads)}},
+    )
+    return actor.remote(config, log=str(log.absolute()))
+
+
+def _start_generator(config: Config, *, model: Path, scorers: Sequence[Any], log: Path) -> Any:
+    threads = config.generators.threads or os.cpu_count() or 1
+    actor = ray.remote(GeneratorActor).options(
+        num_cpus=config.generators.cpus,
+        num_gpus=config.generators.gpus,
+        max_concurrency=10_000,
+        runtime_env={
+            "env_vars": {
+                # The engine must not pin its threads: scorer and trainer share the cores with it.
+                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+                "OMP_NUM_THREADS": str(threads),
+                "VLLM_NO_USAGE_STATS": "1",
+                "TOKENIZERS_PARALLELISM": "false",
+            }
+        },
+    )
+    return actor.remote(config, model=str(model), scorers=list(scorers), log=str(log.absolute()))

@@ -1,0 +1,230 @@
+"""The train group as the loop sees it: one Ray Train run for the whole program, fed round by round.
+
+A fresh `TorchTrainer.fit()` costs tens of seconds of process start and imports for what may be seconds of training,
+so there is one, in a background thread. Orders and answers travel through a small mailbox actor, not through
+`ray.train.report`, whose controller polls every two seconds. Knows Ray and the mailbox; what a worker does with an
+order stands in `actors.train_worker`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from actors.train_worker import Done, Event, Failed, Order, Ready, Step, train_loop
+from csr_ray.config import Config
+from csr_ray.errors import ActorFailure, ConfigError
+from csr_ray.ports import OnStep
+from csr_ray.types import PreferencePair, TrainResult
+
+_log = logging.getLogger(__name__)
+
+_POLL_S = 1.0
+_CLOSE_S = 30.0
+
+
+class MailboxActor:
+    """Orders in, events out. Holds the order in work, so that a worker restarted by Ray Train gets it again."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._order: Order | None = None
+        self._events: list[Event] = []
+        self._closed = False
+
+    async def place(self, order: Order) -> None:
+        async with self._changed:
+            self._order = order
+            self._changed.notify_all()
+
+    async def next_order(self, *, after: int) -> Order | None:
+        """Wait for an order later than number `after`; None once closed."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or self._is_later(after))
+            return None if self._closed else self._order
+
+    async def post(self, event: Event) -> bool:
+        """Add an event; False once closed."""
+        async with self._changed:
+            if isinstance(event, Done):
+                self._order = None
+            self._events.append(event)
+            self._changed.notify_all()
+            return not self._closed
+
+    async def events(self, *, start: int, timeout_s: float) -> list[Event]:
+        """The events from position `start` on; waits up to `timeout_s` for the first of them."""
+        async with self._changed:
+            if timeout_s > 0:
+                arrived = self._changed.wait_for(lambda: len(self._events) > start)
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(arrived, timeout_s)
+            return self._events[start:]
+
+    async def close(self) -> None:
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _is_later(self, after: int) -> bool:
+        return self._order is not None and self._order.number > after
+
+
+class TrainerGroup:
+    """`csr_ray.ports.Trainer` on Ray Train with DeepSpeed.
+
+    Args:
+        model: folder of the base model, readable by every worker.
+        adapters: those of the rounds already done, oldest first (a resumed run).
+        storage: folder for Ray Train's own records.
+
+    Raises:
+        ConfigError: bfloat16 is asked for without GPUs.
+    """
+
+    def __init__(self, config: Config, *, model: Path, adapters: Sequence[Path], storage: Path) -> None:
+        if config.train.dtype == "bfloat16" and config.train.gpus_per_worker == 0:
+            raise ConfigError(
+                "train.dtype = 'bfloat16' contradicts train.gpus_per_worker = 0: transformers trains bfloat16 on "
+                "GPUs only; set train.dtype=float32"
+            )
+        self._config = config
+        self._model = model
+        self._adapters = tuple(str(adapter) for adapter in adapters)
+        self._storage = storage
+        self._mailbox: Any = None
+        self._thread: threading.Thread | None = None
+        self._fit_error: BaseException | None = None
+        self._failure: Failed | None = None
+        self._num_orders = 0
+        self._num_events_read = 0
+        self.worker_pids: dict[int, int] = {}  # by rank; filled as workers become ready
+
+    def start(self) -> None:
+        """Begin to start the workers and return at once; they load the model meanwhile. Needs an initialised Ray."""
+        assert self._thread is None, "started twice"
+        self._mailbox = ray.remote(MailboxActor).options(num_cpus=0, max_concurrency=1000).remote()
+        self._thread = threading.Thread(target=self._fit, name="train-group", daemon=True)
+        self._thread.start()
+
+    def train(
+        self, pairs: Sequence[PreferencePair], *, round_index: int, output_dir: Path, on_step: OnStep
+    ) -> TrainResult:
+        """See `csr_ray.ports.Trainer`. Blocks until the adapter lies in `output_dir`.
+
+        Raises:
+            ActorFailure: a worker or the group died; says of what.
+            UserError: a worker found that the user has to change something.
+            ValueError: there are no pairs.
+        """
+        assert self._thread is not None, "not started"
+        if not pairs:
+            raise ValueError(f"round {round_index}: no pairs to train on")
+        order = Order(
+            number=self._num_orders,
+            round_index=round_index,
+            pairs=tuple(pairs),
+            adapters=self._adapters,
+            output_dir=str(output_dir.absolute()),
+        )
+        self._num_orders += 1
+        self.check()
+        ray.get(self._mailbox.place.remote(order))
+        while True:
+            for event in self._read_events(timeout_s=_POLL_S):
+                if isinstance(event, Step) and event.number == order.number:
+                    on_step(event.step, event.num_steps, event.loss)
+                elif isinstance(event, Done) and event.number == order.number:
+                    self._adapters = (*self._adapters, event.result.adapter)
+                    return event.result
+            self._raise_failure()
+
+    def check(self) -> None:
+        """Raise what `train` would raise if the group has failed meanwhile; returns at once."""
+        self._read_events(timeout_s=0.0)
+        self._raise_failure()
+
+    def close(self) -> None:
+        """End the workers; the step in work is the last. Safe to call twice."""
+        if self._thread is None:
+            return
+        try:
+            ray.get(self._mailbox.close.remote(), timeout=_POLL_S)
+        except ray.exceptions.RayError as error:
+            _log.warning("train group: mailbox gone at close: %s", error)
+        self._thread.join(timeout=_CLOSE_S)
+        if self._thread.is_alive():
+            _log.warning("train group: workers did not end within %.0f s; they end with the Ray job", _CLOSE_S)
+        ray.kill(self._mailbox)
+        self._thread = None
+
+    def _fit(self) -> None:
+        train = self._config.train
+        use_gpu = train.gpus_per_worker > 0
+        resources = {"CPU": train.cpus_per_worker, **({"GPU": train.gpus_per_worker} if use_gpu else {})}
+        setup = {
+            "config": self._config,
+            "model": str(self._model.absolute()),
+            "adapters": self._adapters,
+            "mailbox": self._mailbox,
+        }
+        try:
+            TorchTrainer(
+                train_loop,
+                train_loop_config=setup,
+                torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+                scaling_config=ScalingConfig(
+                    num_workers=train.workers, use_gpu=use_gpu, resources_per_worker=resources
+                ),
+                run_config=RunConfig(
+                    name=f"train-{int(time.time())}",
+                    storage_path=str(self._storage.absolute()),
+                    failure_config=FailureConfig(max_failures=0),
+                ),
+            ).fit()
+        except BaseException as error:  # whatever ends this thread has to reach the one that waits in `train`
+            self._fit_error = error
+
+    def _read_events(self, *, timeout_s: float) -> list[Event]:
+        is_over = self._thread is None or not self._thread.is_alive()
+        try:
+            reading = self._mailbox.events.remote(
+                start=self._num_events_read, timeout_s=0.0 if is_over else timeout_s
+            )
+            events: list[Event] = ray.get(reading)
+        except ray.exceptions.RayActorError as error:
+            raise ActorFailure(f"train group: its mailbox actor died: {error}") from error
+        self._num_events_read += len(events)
+        for event in events:
+            if isinstance(event, Ready):
+                self.worker_pids[event.rank] = event.pid
+                _log.info(
+                    "train worker %d (pid %d on %s) ready after %.1f s",
+                    event.rank,
+                    event.pid,
+                    event.host,
+                    event.seconds,
+                )
+            elif isinstance(event, Failed) and self._failure is None:
+                _log.error("train worker %d:\n%s", event.rank, event.details)
+                self._failure = event
+        if is_over and not events and self._failure is None:
+            raise ActorFailure(f"train group: ended: {self._fit_error or 'without an error'}") from self._fit_error
+        return events
+
+    def _raise_failure(self) -> None:
+        if self._failure is None:
+            return
+        if self._failure.user_error is not None:
+            raise self._failure.user_error
+        raise ActorFailure(f"train worker {self._failure.rank}: {self._failure.summary}")

@@ -1,0 +1,165 @@
+"""The command line. Each command is a few lines: parse, call, print; heavy imports happen inside."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from csr_ray import __version__
+from csr_ray.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_FAILED, UserError
+
+_EXAMPLES = """examples:
+  csr-ray run configs/tiny-world.yaml                       see the method work, in minutes, on a laptop
+  csr-ray run configs/tiny-world.yaml run.rounds=1 run.dir=runs/short
+  csr-ray run configs/own-data.yaml --dry-run               what would run, on what, without starting anything
+  csr-ray report runs/tiny-world                            the run as a page
+  csr-ray config                                            every key, its default and what it means
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse and run one command; returns the exit code (0 done, 1 failed, 2 bad usage or config, 3 no data)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except UserError as error:
+        print(f"csr-ray: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("csr-ray: stopped; the same command goes on where it was", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="csr-ray",
+        description="Let a vision-language model improve itself, without labels: CSR on Ray.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"csr_ray {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        help="the whole loop; a half-finished run folder goes on, a finished one prints its result",
+        description="Run a config. Starting the same run again goes on where it was; nothing done is done twice.",
+    )
+    run.add_argument("config", metavar="CONFIG", help="YAML file")
+    run.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override single keys of the config")
+    run.add_argument("--fresh", action="store_true", help="move an existing run folder aside and start a new one")
+    run.add_argument("--dry-run", action="store_true", help="check paths and print the plan; start nothing")
+    run.set_defaults(run=_run)
+
+    config = commands.add_parser("config", help="every config key, its default and what it means")
+    config.set_defaults(run=_config)
+
+    world = commands.add_parser("world", help="the embedded tiny world").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    build = world.add_parser("build", help="build its images, texts and tiny models into a folder")
+    build.add_argument("dir", metavar="DIR", type=Path)
+    build.add_argument("--images", type=int, default=None, metavar="N", help="training scenes (default 600)")
+    build.add_argument("--seed", type=int, default=0)
+    build.add_argument("--quick", action="store_true", help="train the tiny models for seconds only (poor quality)")
+    build.set_defaults(run=_world_build)
+
+    evaluate = commands.add_parser("eval", help="score a model on a benchmark")
+    evaluate.add_argument("--model", required=True, type=Path, help="Hugging Face folder")
+    evaluate.add_argument("--benchmark", required=True, metavar="NAME", help="world or pope")
+    evaluate.add_argument("--data", type=Path, default=None, metavar="DIR", help="the benchmark's files")
+    evaluate.add_argument("--limit", type=int, default=None, metavar="N", help="first N images only")
+    evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="default float32")
+    evaluate.add_argument("--json", required=True, type=Path, metavar="OUT")
+    evaluate.set_defaults(run=_eval)
+
+    score = commands.add_parser("score-answers", help="a benchmark's metric on answers that exist; no model")
+    score.add_argument("--benchmark", required=True, metavar="NAME", help="pope, chair or world")
+    score.add_argument("--answers", required=True, type=Path, metavar="FILE")
+    score.add_argument("--truth", required=True, type=Path, metavar="FILE")
+    score.add_argument("--json", required=True, type=Path, metavar="OUT")
+    score.set_defaults(run=_score_answers)
+
+    report = commands.add_parser("report", help="write RUN_DIR/report.html")
+    report.add_argument("run_dir", metavar="RUN_DIR", type=Path)
+    report.set_defaults(run=_report)
+
+    doctor = commands.add_parser("doctor", help="what this machine or cluster can run, and what is missing")
+    doctor.add_argument("--deep", action="store_true", help="also import the engine (15 s)")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from csr_ray.application import run_config
+
+    return run_config(
+        arguments.config, overrides=arguments.overrides, fresh=arguments.fresh, dry_run=arguments.dry_run
+    )
+
+
+def _config(_: argparse.Namespace) -> int:
+    from csr_ray.config import print_keys
+
+    print_keys()
+    return EXIT_DONE
+
+
+def _world_build(arguments: argparse.Namespace) -> int:
+    from csr_ray.application import world_spec
+    from csr_ray.config import World
+    from csr_ray.world.build import build_world
+
+    if arguments.images is not None and arguments.images < 8:
+        print(f"csr-ray: --images = {arguments.images}: at least 8", file=sys.stderr)
+        return EXIT_BAD_CONFIG
+    world = World(seed=arguments.seed, quick=arguments.quick, num_train_images=arguments.images or 600)
+    build_world(arguments.dir, spec=world_spec(world))
+    print(f"world: {arguments.dir}")
+    return EXIT_DONE
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from csr_ray.application import evaluate_model
+
+    evaluate_model(
+        arguments.model,
+        benchmark=arguments.benchmark,
+        data=arguments.data,
+        limit=arguments.limit,
+        dtype=arguments.dtype,
+        output=arguments.json,
+    )
+    return EXIT_DONE
+
+
+def _score_answers(arguments: argparse.Namespace) -> int:
+    from csr_ray.evaluation.answers import score_answers
+    from csr_ray.journal import write_json
+
+    result = score_answers(arguments.benchmark, answers=arguments.answers, truth=arguments.truth)
+    write_json(arguments.json, value=result)
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
+    print(f"{arguments.benchmark}: n {result['n']}, {metrics}; skipped {sum(result['skipped'].values())}")
+    return EXIT_DONE
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from csr_ray.report import write_report
+
+    print(write_report(arguments.run_dir))
+    return EXIT_DONE
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from csr_ray.doctor import diagnose, print_report
+
+    checks, can_run = diagnose(deep=arguments.deep)
+    print_report(checks)
+    return EXIT_DONE if can_run else EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

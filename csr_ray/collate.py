@@ -1,0 +1,173 @@
+"""From preference pairs to the batch that TRL's DPO trainer works on, without re-tokenising any answer.
+
+What was sampled is what is trained: the answers' token ids are used as they came from the engine, only the prompt
+goes through the model's own processor (`csr_ray.chat`). Knows processors and batch layout; knows nothing of trainers.
+
+Legend: P pairs, T longest [prompt | answer] of the batch. Rows 0..P-1 hold the chosen answers, P..2P-1 the rejected.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from csr_ray.chat import needs_special_tokens, prompt_ids, prompt_text
+from csr_ray.types import PreferencePair
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import ProcessorMixin
+
+LoadImage = Callable[[str], "Image"]
+
+# What a processor returns one value a token; everything else it returns belongs to the images.
+_TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UsablePairs:
+    """Pairs that can be trained on, as positions in the given sequence, and why the others cannot."""
+
+    positions: tuple[int, ...]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+
+def usable_pairs(
+    pairs: Sequence[PreferencePair], *, processor: ProcessorMixin, load_image: LoadImage, max_length: int
+) -> UsablePairs:
+    """Set aside pairs whose image cannot be read or whose longer answer does not fit `max_length` tokens.
+
+    Prompt and image count towards the length. How many tokens an image takes depends only on its size, so one blank
+    image of each size goes through the processor.
+    """
+    positions: list[int] = []
+    dropped: Counter[str] = Counter()
+    image_tokens: dict[tuple[int, int], int] = {}
+    text_tokens: dict[str, int] = {}
+    for position, pair in enumerate(pairs):
+        try:
+            image = load_image(pair.image)
+        except ValueError:
+            dropped["unreadable_image"] += 1
+            continue
+        if image.size not in image_tokens:
+            image_tokens[image.size] = _num_extra_tokens(processor, size=image.size)
+        if pair.prompt not in text_tokens:
+            text_tokens[pair.prompt] = len(prompt_ids(processor, question=pair.prompt))
+        prompt_length = text_tokens[pair.prompt] + image_tokens[image.size]
+        if prompt_length + max(len(pair.chosen_ids), len(pair.rejected_ids)) > max_length:
+            dropped["too_long"] += 1
+            continue
+        positions.append(position)
+    return UsablePairs(positions=tuple(positions), dropped=dict(dropped))
+
+
+def pair_rows(pairs: Sequence[PreferencePair]) -> list[dict[str, Any]]:
+    """The pairs as rows of a `datasets.Dataset`, which `PairCollator` takes back in batches.
+
+    The keys `image`, `prompt`, `chosen`, `rejected` are those by which TRL knows a vision preference data set.
+    """
+    return [
+        {
+            "index": index,
+            "image": pair.image,
+            "prompt": pair.prompt,
+            "chosen": list(pair.chosen_ids),
+            "rejected": list(pair.rejected_ids),
+            "chosen_logp": pair.chosen_logp,
+            "rejected_logp": pair.rejected_logp,
+        }
+        for index, pair in enumerate(pairs)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairCollator:
+    """Rows of `pair_rows` to one batch.
+
+    Returns a dict with
+        input_ids, attention_mask, completion_mask: [2P, T], padded on the right; completion_mask is 1 on answers;
+        pixel_values and whatever else the processor makes of images: each image processed once, then repeated for the
+            rejected half, in the processor's own layout;
+        token_type_ids, mm_token_type_ids: [2P, T] if the processor makes them, 0 on answers;
+        ref_chosen_logps, ref_rejected_logps: [P] float32, the engine's own log-probs;
+        pair_index: [P], the rows' `index`.
+    """
+
+    processor: ProcessorMixin
+    load_image: LoadImage
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        prompts = self.prompts([(row["image"], row["prompt"]) for row in rows])
+        answers = [row["chosen"] for row in rows] + [row["rejected"] for row in rows]
+        batch = self.batch(prompts, answers=answers)
+        batch["ref_chosen_logps"] = torch.tensor([row["chosen_logp"] for row in rows], dtype=torch.float32)
+        batch["ref_rejected_logps"] = torch.tensor([row["rejected_logp"] for row in rows], dtype=torch.float32)
+        batch["pair_index"] = torch.tensor([row["index"] for row in rows])
+        return batch
+
+    def prompts(self, images_and_questions: Sequence[tuple[str, str]]) -> Mapping[str, torch.Tensor]:
+        """The processor's output for some prompts, image tokens expanded; token keys are [P, longest prompt]."""
+        texts = [prompt_text(self.processor, question=question) for _, question in images_and_questions]
+        images = [[self.load_image(image)] for image, _ in images_and_questions]
+        return self.processor(
+            text=texts,
+            images=images,
+            padding=True,
+            add_special_tokens=needs_special_tokens(self.processor.tokenizer, text=texts[0]),
+            return_tensors="pt",
+        )
+
+    def batch(
+        self, prompts: Mapping[str, torch.Tensor], *, answers: Sequence[Sequence[int]]
+    ) -> dict[str, torch.Tensor]:
+        """[prompt | answer] rows. With k times as many answers as prompts, the prompts repeat k times in turn."""
+        num_prompts = len(prompts["input_ids"])
+        repeats, rest = divmod(len(answers), num_prompts)
+        assert rest == 0, (len(answers), num_prompts)
+        kept = [mask.bool() for mask in prompts["attention_mask"]]
+        padding = {"input_ids": self._pad_token_id(), "attention_mask": 0, "completion_mask": 0}
+        sequences: dict[str, list[torch.Tensor]] = {key: [] for key in padding}
+        for key in prompts:
+            if key in _TOKEN_KEYS and key not in padding:
+                padding[key], sequences[key] = 0, []
+        for row, answer in enumerate(answers):
+            source = row % num_prompts
+            for key, column in sequences.items():
+                if key == "completion_mask":
+                    head = torch.zeros(int(kept[source].sum()), dtype=torch.long)
+                else:
+                    head = prompts[key][source][kept[source]]
+                tail = _answer_part(key, answer=answer)
+                column.append(torch.cat([head, tail.to(head.dtype)]))
+        batch = {
+            key: torch.nn.utils.rnn.pad_sequence(column, batch_first=True, padding_value=padding[key])
+            for key, column in sequences.items()
+        }
+        for key, value in prompts.items():
+            if key not in _TOKEN_KEYS:
+                batch[key] = torch.cat([value] * repeats)
+        return batch
+
+    def _pad_token_id(self) -> int:
+        tokenizer = self.processor.tokenizer
+        return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
+def _answer_part(key: str, *, answer: Sequence[int]) -> torch.Tensor:
+    if key == "input_ids":
+        return torch.tensor(list(answer), dtype=torch.long)
+    fill = 1 if key in ("attention_mask", "completion_mask") else 0
+    return torch.full((len(answer),), fill, dtype=torch.long)
+
+
+def _num_extra_tokens(processor: ProcessorMixin, *, size: tuple[int, int]) -> int:
+    from PIL import Image
+
+    collator = PairCollator(processor=processor, load_image=lambda _: Image.new("RGB", size))
+    expanded = collator.prompts([("", "a")])["input_ids"].shape[1]
+    return expanded - len(prompt_ids(processor, question="a"))

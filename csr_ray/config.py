@@ -1,0 +1,401 @@
+"""The config schema: one frozen tree of sections, loaded from YAML and overridden as `key.sub=value`.
+
+Strict on purpose: an unknown key, a wrong type, a value out of range or two keys that contradict each other raise
+`ConfigError` with one line that names the key, the value and what is allowed. Loading a config imports no heavy
+library and touches no file but the YAML itself; paths are checked by `csr_ray.plan`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from csr_ray.errors import ConfigError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Run(Section):
+    dir: str = Field(
+        "runs/csr", min_length=1, description="run folder; holds everything the run makes, and is what is resumed"
+    )
+    rounds: int = Field(3, ge=1, le=100, description="generate-score-pair-train-publish cycles")
+    seed: int = Field(0, ge=0, lt=2**31, description="of everything random in the run")
+    unit: int = Field(
+        16, ge=1, description="prompts committed together; a killed run repeats at most this many a slot"
+    )
+
+
+class World(Section):
+    """The embedded world. With `enabled`, `${world}` in other values is the folder it was built in."""
+
+    enabled: bool = Field(False, description="build (or find in the cache) the embedded world first")
+    seed: int = Field(0, ge=0, description="of scenes, splits and the tiny models")
+    quick: bool = Field(False, description="train the tiny models for seconds only; for tests")
+    num_train_images: int = Field(600, ge=8, description="scenes to roll out on")
+    num_heldout_images: int = Field(1000, ge=8, description="scenes to evaluate on")
+
+
+class Data(Section):
+    prompts: str = Field(..., description="JSONL, JSON list, CSV or Parquet with id, image, prompt; or CSR's JSON")
+    images: str | None = Field(None, description="folder the image names are relative to; default: the prompt file's")
+    limit: int | None = Field(None, ge=1, description="use the first N usable prompts")
+    per_round: int | None = Field(
+        None, ge=1, description="prompts a round, taken in turn; null: all of them every round, as the paper does"
+    )
+
+
+class Policy(Section):
+    model: str = Field(..., min_length=1, description="Hugging Face folder (or hub id) that vLLM serves with images")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the weights while generating")
+    max_model_len: int | None = Field(None, ge=64, description="tokens, image included; null: the model's own")
+
+
+class Scorer(Section):
+    model: str = Field(..., min_length=1, description="open_clip folder, or NAME or NAME/PRETRAINED of open_clip")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the towers")
+    max_batch: int = Field(64, ge=1, description="sentences scored in one forward")
+    max_wait_ms: float = Field(2.0, ge=0, le=1000, description="longest wait for a batch to fill")
+
+
+class Search(Section):
+    """How the tree of answers grows. Unset values come from the preset."""
+
+    preset: Literal["default", "paper", "reference"] = Field("default", description="values for keys left unset")
+    expand: Literal["sample"] = Field("sample", description="how a node gets its children")
+    width: int = Field(3, ge=1, le=64, description="nodes alive at a depth, best and worst together")
+    keep_worst: int = Field(1, ge=0, description="of the width, how many are the worst (they feed the rejected side)")
+    candidates: int = Field(5, ge=2, le=64, description="children sampled for each live node")
+    guide: Literal["reward", "self_score"] = Field("reward", description="what pruning sorts by")
+    temperature: float = Field(1.0, gt=0, le=5, description="of the sampled sentences")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus of the sampled sentences")
+    refuse_repeats: bool = Field(True, description="drop a child that repeats a sentence of its own answer")
+    max_sentences: int = Field(8, ge=1, le=64, description="depth limit")
+    max_sentence_tokens: int = Field(74, ge=1, description="token limit of one sentence (the paper's 74)")
+    max_answer_tokens: int = Field(512, ge=1, description="token limit of a whole answer")
+
+    @model_validator(mode="after")
+    def _keep_fits_width(self) -> Search:
+        if self.keep_worst > self.width:
+            raise ValueError(
+                f"keep_worst = {self.keep_worst} contradicts width = {self.width} (preset {self.preset}): "
+                "keep_worst <= width"
+            )
+        return self
+
+
+class Reward(Section):
+    """R = weight * R_image + (1 - weight) * R_self, a sentence at a time (CSR section 3.1)."""
+
+    weight: float = Field(0.9, ge=0, le=1, description="lambda: share of the image reward")
+    self_score: Literal["geometric_mean", "product"] = Field(
+        "geometric_mean", description="100 exp(mean log p) (same scale as the image score), or the paper's product"
+    )
+    aggregate: Literal["mean", "sum"] = Field("mean", description="sentences to answer; the paper's sum is hackable")
+
+
+class Pairs(Section):
+    min_margin: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="drop pairs whose rewards differ by no more than this"
+    )
+
+
+class Train(Section):
+    beta: float = Field(0.1, gt=0, le=10, description="DPO temperature")
+    learning_rate: float = Field(5e-4, gt=0, le=1, description="peak, of the LoRA matrices")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="after warm-up")
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of the steps that warm up")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, description="clipping")
+    epochs: int = Field(1, ge=1, description="passes over the round's pairs")
+    batch_size: int = Field(8, ge=1, description="pairs an optimizer step, over all workers")
+    micro_batch_size: int | None = Field(None, ge=1, description="pairs a forward and worker; null: all at once")
+    lora_rank: int = Field(16, ge=1, le=1024, description="r")
+    lora_alpha: int = Field(32, ge=1, description="alpha; the update is scaled by alpha / r")
+    lora_targets: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        min_length=1,
+        description="linear layers of the LANGUAGE model that get a LoRA",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the frozen weights while training")
+    reference: Literal["rollout", "recompute"] = Field(
+        "rollout", description="where the reference log-probs come from: the engine's own, or a second forward"
+    )
+    max_length: int = Field(4096, ge=32, description="tokens of prompt, image and answer; longer pairs are dropped")
+    gradient_checkpointing: bool = Field(False, description="trade time for memory")
+    deepspeed_stage: Literal[0, 1, 2, 3] = Field(2, description="ZeRO stage; 0: DeepSpeed without partitioning")
+    workers: int = Field(1, ge=1, le=1024, description="Ray Train workers")
+    cpus_per_worker: float = Field(1, ge=0, description="Ray CPUs a worker")
+    gpus_per_worker: float = Field(0, ge=0, description="Ray GPUs a worker")
+    threads: int | None = Field(None, ge=1, description="torch threads a CPU worker; null: what the machine has")
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Train:
+        if self.batch_size % self.workers:
+            raise ValueError(
+                f"batch_size = {self.batch_size} contradicts workers = {self.workers}: batch_size must be a multiple"
+            )
+        per_worker = self.batch_size // self.workers
+        if self.micro_batch_size is not None and per_worker % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size = {self.micro_batch_size} contradicts batch_size = {self.batch_size}: it must "
+                f"divide the {per_worker} pairs of a worker"
+            )
+        return self
+
+
+class Generators(Section):
+    min: int = Field(1, ge=1, description="generator actors to start")
+    max: int = Field(1, ge=1, description="most generator actors")
+    cpus: float = Field(1, ge=0, description="Ray CPUs each")
+    gpus: float = Field(0, ge=0, description="Ray GPUs each (tensor parallel over them when above 1)")
+    threads: int | None = Field(None, ge=1, description="OpenMP threads of a CPU engine; null: what the machine has")
+    in_flight: int = Field(64, ge=1, description="prompts each works on at once")
+    max_num_seqs: int = Field(256, ge=1, description="sequences the engine decodes at once")
+    kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of a CPU engine, GiB")
+    gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU the engine takes")
+    probe_tolerance: float = Field(
+        0.05, gt=0, description="after a hand-over: most a token's log-prob may differ from the trainer's (bf16)"
+    )
+    hang_s: float = Field(600.0, gt=0, allow_inf_nan=False, description="a generator silent for so long is dead")
+
+    @model_validator(mode="after")
+    def _min_max(self) -> Generators:
+        if self.max < self.min:
+            raise ValueError(f"max = {self.max} contradicts min = {self.min}: max >= min")
+        return self
+
+
+class Scorers(Section):
+    min: int = Field(1, ge=1, description="scorer actors to start")
+    max: int = Field(1, ge=1, description="most scorer actors")
+    cpus: float = Field(1, ge=0, description="Ray CPUs each")
+    gpus: float = Field(0, ge=0, description="Ray GPUs each")
+    threads: int = Field(1, ge=1, description="torch threads of a CPU scorer")
+
+    @model_validator(mode="after")
+    def _min_max(self) -> Scorers:
+        if self.max < self.min:
+            raise ValueError(f"max = {self.max} contradicts min = {self.min}: max >= min")
+        return self
+
+
+class Eval(Section):
+    benchmarks: tuple[Literal["world", "pope"], ...] = Field(
+        (), description="run before round 0 and after each round"
+    )
+    data: str | None = Field(None, description="folder of the benchmark's files (prompts, truth, questions, images)")
+    limit: int | None = Field(None, ge=1, description="images to evaluate on; null: all")
+    sampled: bool = Field(True, description="also describe at temperature 1 (the `_t1` figures)")
+    max_tokens: int = Field(256, ge=1, description="token limit of an answer")
+
+    @model_validator(mode="after")
+    def _needs_data(self) -> Eval:
+        if self.benchmarks and self.data is None:
+            raise ValueError("data = null contradicts benchmarks: name the folder with the benchmark's files")
+        return self
+
+
+class Config(Section):
+    """Everything a run needs. `method` picks the rollout, pair rule and objective."""
+
+    method: Literal["csr"] = Field("csr", description="which alignment method runs")
+    run: Run = Run()
+    world: World = World()
+    data: Data
+    policy: Policy
+    scorer: Scorer
+    search: Search = Search()
+    reward: Reward = Reward()
+    pairs: Pairs = Pairs()
+    train: Train = Train()
+    generators: Generators = Generators()
+    scorers: Scorers = Scorers()
+    eval: Eval = Eval()
+
+
+# What a preset sets unless the user sets the key too. Sources: spec of the paper (section 3.1, framework figure) and
+# of the released code (sample.py, construct.py); `default` is this project's own measurement, see docs/reward.md.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {},
+    "paper": {
+        "search": {"width": 5, "keep_worst": 2, "max_sentence_tokens": 74, "refuse_repeats": False},
+        "reward": {"self_score": "product", "aggregate": "sum"},
+    },
+    "reference": {
+        "search": {
+            "width": 3,
+            "keep_worst": 2,
+            "guide": "self_score",
+            "max_sentence_tokens": 70,
+            "refuse_repeats": False,
+        },
+    },
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that also reads 5e-4 as a number (YAML 1.1 wants 5.0e-4) and keeps off/on/yes/no as booleans."""
+
+
+def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping whose keys are unique: the second of two equal keys would silently win."""
+    keys = [key.value for key, _ in node.value]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
+    loader.flatten_mapping(node)
+    return {
+        loader.construct_object(key, deep=True): loader.construct_object(value, deep=True)
+        for key, value in node.value
+    }
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def load_config(path: Path | str, *, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML config, apply `key.sub=value` overrides, fill the preset's values, validate.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or a key or value is wrong; one line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"config {path}: no such file")
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader subclass: plain values only
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config {path}: expected sections (run, data, policy, ...), found {type(tree).__name__}")
+    for override in overrides:
+        _apply_override(tree, override=override)
+    return parse_config(tree)
+
+
+def parse_config(tree: dict[str, Any]) -> Config:
+    """Validate a tree of plain values. Raises ConfigError with one line."""
+    tree = _with_preset(tree)
+    try:
+        return Config.model_validate(_lists_to_tuples(tree))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The config as plain values, for YAML and for comparing two runs."""
+    return config.model_dump(mode="json")
+
+
+def differing_keys(left: dict[str, Any], right: dict[str, Any], *, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two plain configs, as `key: left != right`."""
+    rows: list[str] = []
+    for key in sorted(set(left) | set(right)):
+        a, b, name = left.get(key), right.get(key), f"{prefix}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            rows += differing_keys(a, b, prefix=f"{name}.")
+        elif a != b:
+            rows.append(f"{name}: {a!r} != {b!r}")
+    return rows
+
+
+def _apply_override(tree: dict[str, Any], *, override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: expected key.sub=value")
+    parts = key.split(".")
+    place = tree
+    for part in parts[:-1]:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"override {override!r}: {part} is a value, not a section")
+    try:
+        place[parts[-1]] = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: value is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _with_preset(tree: dict[str, Any]) -> dict[str, Any]:
+    search = tree.get("search") or {}
+    name = search.get("preset", "default") if isinstance(search, dict) else None
+    preset = PRESETS.get(name, {}) if isinstance(name, str) else {}
+    merged = dict(tree)
+    for section, values in preset.items():
+        given = merged.get(section) or {}
+        if isinstance(given, dict):
+            merged[section] = {**values, **given}
+    sections = {key for key, field in Config.model_fields.items() if _is_section(field.annotation)}
+    return {key: ({} if value is None and key in sections else value) for key, value in merged.items()}
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists_to_tuples(item) for key, item in value.items()}
+    return tuple(_lists_to_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _section_fields(location: Sequence[int | str]) -> list[str]:
+    model: Any = Config
+    for part in location:
+        model = model.model_fields[str(part)].annotation
+    return sorted(model.model_fields)
+
+
+def _one_line(error: ValidationError) -> str:
+    errors = error.errors()
+    first = errors[0]
+    key = ".".join(str(part) for part in first["loc"])
+    value = first["input"]
+    if first["type"] == "extra_forbidden":
+        allowed = _section_fields(first["loc"][:-1])
+        close = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        line = f"{key} = {value!r}: unknown key; {hint}allowed here: {', '.join(allowed)}"
+    elif first["type"] == "missing":
+        line = f"{key}: missing; give it in the config or as {key}=..."
+    elif first["type"] == "value_error":
+        line = f"{key}: {str(first['msg']).removeprefix('Value error, ')}"
+    elif first["type"] == "tuple_type":
+        line = f"{key} = {value!r}: expected a list, for example [{value}]"
+    else:
+        line = f"{key} = {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return line + more
+
+
+def print_keys() -> None:
+    """Every key with its type, default and meaning, section by section."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for name, field in Config.model_fields.items():
+        section: Any = field.annotation
+        if not _is_section(section):
+            console.print(f"[bold]{name}[/bold] = {field.default!r}  {field.description}", markup=True)
+            continue
+        table = Table(title=name, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
+        for key, entry in section.model_fields.items():
+            default = "required" if entry.is_required() else yaml.safe_dump(entry.default).split("\n")[0]
+            shown = list(entry.default) if isinstance(entry.default, tuple) else default
+            table.add_row(Text(f"{name}.{key}"), Text(str(shown)), Text(entry.description or ""))
+        console.print(table)

@@ -1,0 +1,41 @@
+"""The errors that reach a person, each with the exit code it ends the program with.
+
+A `UserError` is printed as one line without a traceback. Everything else is a fault of ours or of the cluster.
+"""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_BAD_CONFIG = 2
+EXIT_NO_DATA = 3
+
+
+class UserError(ValueError):
+    """Something only the user can mend; the message names the key or file, its value and the remedy."""
+
+    exit_code = EXIT_FAILED
+
+
+class ConfigError(UserError):
+    """A key, value or path of the config that cannot be used."""
+
+    exit_code = EXIT_BAD_CONFIG
+
+
+class NoDataError(UserError):
+    """Nothing usable is left of the data; the message says where the quarantine is."""
+
+    exit_code = EXIT_NO_DATA
+
+
+class StorageError(UserError):
+    """The run folder cannot take a write (disk full, no permission)."""
+
+
+class ActorFailure(RuntimeError):
+    """An actor died or answered wrongly. The message names the actor and, if known, its log file."""
+
+
+class StalePolicyError(RuntimeError):
+    """A generator answered with another policy version than the round's; its answers must not be used."""

@@ -1,0 +1,1 @@
+"""Benchmarks: metrics from answers and truth. Knows nothing of models; answers come in as text."""

@@ -1,0 +1,148 @@
+"""Marks a file of answers against a file of truth: `csr-ray score-answers`. No model, no images.
+
+Knows the files' forms; the metrics are `pope`, `chair` and `world`. Answers and truth are matched by id, never by
+order: an answer file that lacks one line would otherwise be marked against its neighbours' truth.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from csr_ray.errors import ConfigError, NoDataError
+from csr_ray.evaluation.chair import chair_metrics, is_object_name
+from csr_ray.evaluation.pope import LABELS, pope_metrics
+from csr_ray.evaluation.world import describe_metrics
+from csr_ray.prompts import decode_text, is_unicode, read_json_rows
+
+BENCHMARKS = ("chair", "pope", "world")
+
+Value = TypeVar("Value")
+
+
+def score_answers(benchmark: str, *, answers: Path, truth: Path) -> dict[str, Any]:
+    """Mark `answers` against `truth`; both JSONL (or a JSON list).
+
+    An answer has its id under question_id (pope), or id, image_id or question_id (chair, world), and its text under
+    text or caption. Truth has question_id and label (pope), or id or image_id and objects (chair, world); an object
+    is a name, or a record with the name under kind, which world needs.
+
+    Returns:
+        {"benchmark", "n": answers marked, "metrics": {name: fraction}, "skipped": {reason: lines or ids}}.
+
+    Raises:
+        ConfigError: an unknown benchmark, or a missing or unreadable file.
+        NoDataError: no answer has a truth.
+    """
+    if benchmark not in BENCHMARKS:
+        raise ConfigError(f"benchmark = {benchmark!r}: unknown; allowed: {', '.join(BENCHMARKS)}")
+    skipped: Counter[str] = Counter()
+    by_question = benchmark == "pope"
+    answer_keys = ("question_id",) if by_question else ("id", "image_id", "question_id")
+    truth_keys = ("question_id",) if by_question else ("id", "image_id")
+    parse_truth: Callable[[dict[str, Any]], Any] = {"pope": _label, "chair": _objects, "world": _records}[benchmark]
+    said = _read_by_id(answers, keys=answer_keys, parse=_answer_text, what="answer", skipped=skipped)
+    true = _read_by_id(truth, keys=truth_keys, parse=parse_truth, what="truth", skipped=skipped)
+    marked = [key for key in true if key in said]
+    skipped["no answer to this truth"] += len(true) - len(marked)
+    skipped["no truth for this answer"] += len(said) - len(marked)
+    counts = {reason: number for reason, number in sorted(skipped.items()) if number}
+    if not marked:
+        reasons = ", ".join(f"{reason}: {number}" for reason, number in counts.items()) or "both files are empty"
+        raise NoDataError(f"{benchmark}: no answer in {answers} has a truth in {truth} ({reasons})")
+    return {
+        "benchmark": benchmark,
+        "n": len(marked),
+        "metrics": _metrics(benchmark, said={key: said[key] for key in marked}, true=true),
+        "skipped": counts,
+    }
+
+
+def _metrics(benchmark: str, *, said: Mapping[str, str], true: Mapping[str, Any]) -> dict[str, float]:
+    if benchmark == "pope":
+        return pope_metrics(list(said.values()), labels=[true[key] for key in said])
+    if benchmark == "chair":
+        return chair_metrics(list(said.values()), truth=[true[key] for key in said])
+    return describe_metrics(said, truth={key: true[key] for key in said})
+
+
+def _read_by_id(
+    path: Path,
+    *,
+    keys: Sequence[str],
+    parse: Callable[[dict[str, Any]], Value],
+    what: str,
+    skipped: Counter[str],
+) -> dict[str, Value]:
+    """Read {id: parsed} in file order; the first of several lines with one id counts, the others are skipped."""
+    found: dict[str, Value] = {}
+    for row in read_json_rows(_read_text(path, what=what), name=path.name):
+        try:
+            if row.problem is not None or not isinstance(row.value, dict):
+                raise ValueError("not a record")
+            key = _id_of(row.value, keys=keys)
+            value = parse(row.value)
+        except ValueError as error:
+            skipped[f"malformed {what} line: {error}"] += 1
+            continue
+        if key in found:
+            skipped[f"second {what} with this id"] += 1
+            continue
+        found[key] = value
+    return found
+
+
+def _read_text(path: Path, *, what: str) -> str:
+    option = "--answers" if what == "answer" else "--truth"
+    if not path.is_file():
+        raise ConfigError(f"{option} {path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
+    try:
+        return decode_text(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{option} {path}: cannot be read: {error.strerror}") from error
+
+
+def _id_of(record: Mapping[str, Any], *, keys: Sequence[str]) -> str:
+    value = next((record[key] for key in keys if record.get(key) is not None), None)
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise ValueError(f"no {' or '.join(keys)}")
+    return str(value).strip()
+
+
+def _answer_text(record: Mapping[str, Any]) -> str:
+    text = record.get("text", record.get("caption"))
+    if not isinstance(text, str) or not is_unicode(text):
+        raise ValueError("no text")
+    return text
+
+
+def _label(record: Mapping[str, Any]) -> str:
+    label = record.get("label")
+    label = label.strip().lower() if isinstance(label, str) else None
+    if label not in LABELS:
+        raise ValueError("label is neither yes nor no")
+    return label
+
+
+def _objects(record: Mapping[str, Any]) -> list[str]:
+    objects = record.get("objects")
+    if not isinstance(objects, list):
+        raise ValueError("no list of objects")
+    names: list[str] = []
+    for item in objects:
+        name = item.get("kind") if isinstance(item, dict) else item
+        if not isinstance(name, str) or not is_object_name(name):
+            raise ValueError("an object without a name in plain words")
+        names.append(name)
+    return names
+
+
+def _records(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    objects = record.get("objects")
+    if not isinstance(objects, list):
+        raise ValueError("no list of objects")
+    if not all(isinstance(item, dict) and isinstance(item.get("kind"), str) for item in objects):
+        raise ValueError("an object without kind")
+    return objects

@@ -1,0 +1,145 @@
+"""The one way an image file becomes pixels, for the engine, the scorer and the trainer alike.
+
+Knows files and pixels. Does not know any model's image processor (size, crop, normalisation come after).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import IO, Final
+
+import fsspec
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+# Where Pillow starts to warn of a decompression bomb: 256 MiB of RGB.
+MAX_PIXELS: Final = 89_478_485
+# CLIP-like processors scale the SHORT side to 336 first; a strip of 1:1000 would become a 340-megabyte image there.
+MAX_ASPECT: Final = 100
+# Processors that guess the axis order take a side of 1 or 3 pixels for the colour channels.
+MIN_SIDE_PX: Final = 4
+
+# A closed list: Pillow would otherwise hand an EPS file to Ghostscript, whatever the file is called.
+_FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
+_EXIF_ORIENTATION: Final = 0x0112
+_UPRIGHT: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def load_image(path: str) -> Image.Image:
+    """Return an image as both the engine and the trainer must see it.
+
+    RGB, 8 bit, turned upright as its EXIF data says, first frame of an animation, transparency on white; 16-bit grey
+    is scaled, not clipped. Everybody reads images through here: CSR's release crops one way for sampling and another
+    for training.
+
+    Args:
+        path: local path or fsspec URL.
+
+    Raises:
+        ValueError: there is no usable image there; names the path and the reason.
+    """
+    try:
+        return _decode(path)
+    except ValueError as error:
+        raise ValueError(f"image {path}: {error}") from error
+
+
+def check_image(path: str) -> str | None:
+    """Return why `load_image` would refuse an image, or None. Decodes all of it: a cut file has a sound header."""
+    try:
+        _decode(path)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _decode(path: str) -> Image.Image:
+    with _open_file(path) as file:
+        try:
+            with Image.open(file, formats=_FORMATS) as image:
+                _refuse_absurd_size(*image.size)
+                image.load()
+                return _to_rgb(_turn_upright(image))
+        except UnidentifiedImageError as error:
+            raise ValueError("not an image in a format that is read here (JPEG, PNG, WebP, GIF, ...)") from error
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ValueError(f"more than {MAX_PIXELS} pixels; scale it down") from error
+        except ValueError:
+            raise
+        # Pillow's decoders let anything escape on damaged bytes (struct.error, IndexError, zlib.error, ...), and one
+        # bad file of a hundred thousand must not end the run.
+        except Exception as error:
+            raise ValueError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from error
+
+
+def _open_file(path: str) -> IO[bytes]:
+    """Open a non-empty regular file; anything else (no file, a folder, a pipe that would block) is a ValueError."""
+    if "://" in path:
+        try:
+            with fsspec.open(path, "rb") as remote:
+                data = remote.read()
+        except FileNotFoundError as error:
+            raise ValueError("no such file") from error
+        except Exception as error:  # each file system has its own errors, and a missing one an ImportError
+            raise ValueError(f"cannot be read: {' '.join(str(error).split())}") from error
+        if not data:
+            raise ValueError("empty file (0 bytes)")
+        return io.BytesIO(data)
+    if not os.path.isfile(path):
+        raise ValueError("a folder, not a file" if os.path.isdir(path) else "no such file")
+    if os.path.getsize(path) == 0:
+        raise ValueError("empty file (0 bytes)")
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from error
+
+
+def _refuse_absurd_size(width: int, height: int) -> None:
+    if min(width, height) < MIN_SIDE_PX:
+        raise ValueError(f"{width} x {height} pixels; at least {MIN_SIDE_PX} a side are needed")
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} is more than {MAX_PIXELS} pixels; scale it down")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ValueError(f"{width} x {height} is narrower than 1:{MAX_ASPECT}; cut it into pieces")
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # damaged EXIF data raises anything; the pixels are sound, and everybody reads them here
+        return image
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode[:1] in ("I", "F"):
+        return _grey_from_wide(np.asarray(image)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _grey_from_wide(values: np.ndarray) -> Image.Image:
+    """Scale grey values [H, W] of 16 bit, 32 bit or float to 8 bit; Pillow's own conversion may clip them at 255."""
+    low, high = float(values.min()), float(values.max())
+    if not 0 <= low <= high <= 65535:
+        raise ValueError(f"grey values from {low:g} to {high:g}; 0 to 65535 are understood")
+    is_float = values.dtype.kind == "f"
+    if values.dtype.itemsize == 2 or high > 255:
+        full = 65535.0
+    else:
+        full = 1.0 if is_float and high <= 1 else 255.0
+    return Image.fromarray(np.rint(values.astype(np.float64) * (255.0 / full)).astype(np.uint8))

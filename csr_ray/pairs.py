@@ -1,0 +1,57 @@
+"""From a finished tree to a preference pair, or to a counted reason why there is none.
+
+Chosen is the answer with the highest reward, rejected the one with the lowest (CSR section 3.1).
+"""
+
+from __future__ import annotations
+
+from csr_ray.config import Config
+from csr_ray.reward import answer_reward
+from csr_ray.types import Node, PreferencePair, Tree
+
+NO_ANSWER = "no_whole_answer"
+ONE_ANSWER = "only_one_answer"
+EQUAL = "chosen_equals_rejected"
+NO_MARGIN = "margin_too_small"
+
+
+def choose_pair(tree: Tree, *, config: Config) -> PreferencePair | str:
+    """The best against the worst whole answer of the tree, or the reason why there is no pair."""
+    scored = [
+        (reward, path) for path in tree.answers() if (reward := answer_reward(path, config=config.reward)) is not None
+    ]
+    if len(scored) < 2:
+        return NO_ANSWER if not scored else ONE_ANSWER
+    best_reward, best = max(scored, key=lambda item: item[0])
+    worst_reward, worst = min(scored, key=lambda item: item[0])
+    if answer_text(best) == answer_text(worst):
+        return EQUAL
+    if best_reward - worst_reward <= config.pairs.min_margin:
+        return NO_MARGIN
+    return PreferencePair(
+        id=tree.prompt.id,
+        image=tree.prompt.image,
+        prompt=tree.prompt.text,
+        chosen=answer_text(best),
+        rejected=answer_text(worst),
+        chosen_ids=_ids(best),
+        rejected_ids=_ids(worst),
+        chosen_logp=sum(node.logp for node in best),
+        rejected_logp=sum(node.logp for node in worst),
+        chosen_reward=best_reward,
+        rejected_reward=worst_reward,
+        chosen_nodes=tuple(node.node for node in best),
+        rejected_nodes=tuple(node.node for node in worst),
+        policy_version=tree.policy_version,
+        method=config.method,
+        seed=tree.seed,
+    )
+
+
+def answer_text(path: tuple[Node, ...]) -> str:
+    """The answer as a person reads it."""
+    return " ".join(node.text for node in path if node.text)
+
+
+def _ids(path: tuple[Node, ...]) -> tuple[int, ...]:
+    return tuple(token for node in path for token in node.token_ids)

@@ -1,0 +1,318 @@
+"""Puts a run's figures, charts and gallery into one self-contained HTML file.
+
+The file needs no network: style, script, charts and images are inside, and its content policy forbids anything else.
+Text from the data reaches the page escaped (Jinja's autoescape) or as JSON that the script sets as text.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from csr_ray.report import charts
+from csr_ray.report.figures import STAGES, RoundFigures, headline, number, percent, round_figures, section
+from csr_ray.report.gallery import NUM_COLOURS, gallery, reward_scale
+from csr_ray.report.read import RoundData, Run, mean_or_none, read_run
+
+WIDE, NARROW = 760, 380
+MAX_HISTOGRAMS = 6
+NUM_BINS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """Base against last for one figure; `verdict` is better, worse, same, or empty where neither is good."""
+
+    name: str
+    says: str
+    before: str
+    after: str
+    delta: str
+    verdict: str
+    spark: Markup
+
+
+# (key of eval, name, what it says, is a fraction, +1 if more is better, -1 if less is, 0 if neither)
+CARDS = (
+    ("chair_s", "Hallucinating answers", "CHAIR_s: name an object that is not there", True, -1),
+    ("chair_i", "Hallucinated objects", "CHAIR_i: of all objects named", True, -1),
+    ("recall", "Recall", "of the objects in the image, named", True, 1),
+    ("repeat", "Repeats", "sentences said before in the answer", True, -1),
+    ("pope_acc", "Yes/no accuracy", "POPE: is there a … in the image?", True, 1),
+    ("sentences", "Length", "sentences an answer", False, 0),
+)
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `run_dir`/report.html from whatever the run has done so far; return its path.
+
+    The page appears whole or not at all: it is written beside its place and renamed.
+
+    Raises:
+        UserError: `run_dir` is missing or holds nothing of a run.
+    """
+    run_dir = Path(run_dir)
+    html = render(read_run(run_dir))
+    target = run_dir / "report.html"
+    unfinished = run_dir / f".report.html.{os.getpid()}"
+    try:
+        unfinished.write_text(html, encoding="utf-8")
+        os.replace(unfinished, target)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return target
+
+
+def render(run: Run) -> str:
+    """The page as a string."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("csr_ray.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(
+        percent=percent, duration=_or_dash(charts.duration), count=_or_dash(lambda n: f"{n:,}"),
+        one_decimal=_or_dash(lambda value: f"{value:.1f}"), three=_or_dash(lambda value: f"{value:.3f}"),
+    )  # fmt: skip
+    return environment.get_template("report.html.j2").render(page_values(run))
+
+
+def page_values(run: Run) -> dict[str, Any]:
+    """Everything the template names."""
+    rows = with_folders(round_figures(run.summary), rounds=run.rounds)
+    finished = [row for row in rows[1:] if _is_finished(row, run=run)]
+    scale = reward_scale(run.rewards)
+    return {
+        "headline": headline([rows[0], *finished]),
+        "facts": _facts(run, num_finished=len(finished)),
+        "written": f"{run.written:%-d %B %Y, %H:%M} UTC",
+        "folder": run.folder.resolve().name,
+        "notes": [*_unfinished_notes(run, rows=rows, num_finished=len(finished)), *run.notes],
+        "cards": cards([rows[0], *finished]),
+        "rows": rows,
+        "has_eval": any(row.eval for row in rows),
+        "quality_charts": _quality_charts(rows),
+        "quality_lines": _quality_lines(rows),
+        "histograms": histograms(run.rounds),
+        "num_histograms": sum(bool(data.num_pairs) for data in run.rounds),
+        "heat": _heat(run),
+        "num_scored": len(run.rewards),
+        "bars": _bars(rows),
+        "stages": _legend_stages(rows),
+        "total": charts.duration(total) if (total := number(run.summary.get("seconds"))) is not None else None,
+        "gallery": gallery(run, scale=scale),
+        "gallery_rounds": [data for data in run.rounds if data.shown],
+        "num_pairs": sum(data.num_pairs or 0 for data in run.rounds),
+        "num_shown": sum(len(data.shown) for data in run.rounds),
+        "scale": scale,
+        "num_colours": NUM_COLOURS,
+        "quarantine": run.quarantine,
+        "config_text": run.config_text,
+        "versions": section(run.summary, key="versions"),
+        "machine": _machine(run.summary),
+    }
+
+
+def with_folders(rows: Sequence[RoundFigures], *, rounds: Sequence[RoundData]) -> tuple[RoundFigures, ...]:
+    """`rows` with what only the round folders know: mean rewards, counts, rounds the summary does not have yet."""
+    by_index = {row.index: row for row in rows}
+    for data in rounds:
+        row = by_index.get(data.index, RoundFigures(index=data.index))
+        chosen, rejected = row.chosen_reward, row.rejected_reward
+        by_index[data.index] = replace(
+            row,
+            num_pairs=data.num_pairs if row.num_pairs is None else row.num_pairs,
+            num_nodes=(data.num_nodes or None) if row.num_nodes is None else row.num_nodes,
+            chosen_reward=mean_or_none(data.chosen_rewards) if chosen is None else chosen,
+            rejected_reward=mean_or_none(data.rejected_rewards) if rejected is None else rejected,
+        )
+    return tuple(sorted(by_index.values(), key=lambda row: -1 if row.index is None else row.index))
+
+
+def cards(rows: Sequence[RoundFigures]) -> list[Card]:
+    """Base against the last finished round that measured it, for each figure that either has."""
+    found = []
+    for key, name, says, is_share, better in CARDS:
+        values = [row.eval.get(key) for row in rows]
+        before, after = values[0], next((value for value in reversed(values[1:]) if value is not None), None)
+        if before is None and after is None:
+            continue
+        show = percent if is_share else _or_dash(lambda value: f"{value:.1f}")
+        delta, verdict = _change(before, after=after, scale=100.0 if is_share else 1.0, better=better)
+        delta += " points" if delta and is_share and verdict != "same" else ""
+        found.append(
+            Card(
+                name=name,
+                says=says,
+                before=show(before),
+                after=show(after),
+                delta=delta,
+                verdict=verdict,
+                spark=charts.sparkline(values),
+            )
+        )
+    return found
+
+
+def histograms(rounds: Sequence[RoundData]) -> list[dict[str, Any]]:
+    """Chosen against rejected rewards, one chart a round on shared axes; at most `MAX_HISTOGRAMS` rounds."""
+    with_pairs = [data for data in rounds if np.isfinite(data.chosen_rewards).any()]
+    if not with_pairs:
+        return []
+    everything = np.concatenate([np.concatenate([d.chosen_rewards, d.rejected_rewards]) for d in with_pairs])
+    everything = everything[np.isfinite(everything)]
+    low, high = (float(value) for value in np.percentile(everything, [0.2, 99.8]))
+    edges = np.linspace(low, high if high > low else low + 1.0, NUM_BINS + 1)
+    if len(with_pairs) > MAX_HISTOGRAMS:
+        picked = np.linspace(0, len(with_pairs) - 1, MAX_HISTOGRAMS).round().astype(int)
+        with_pairs = [with_pairs[position] for position in picked]
+    sides = [values for data in with_pairs for values in (data.chosen_rewards, data.rejected_rewards)]
+    y_max = 1.05 * max(float(charts.shares_by_bin(values, edges=edges).max()) for values in sides)
+    return [
+        {
+            "index": data.index,
+            "num_pairs": data.num_pairs,
+            "chosen": _median(data.chosen_rewards),
+            "rejected": _median(data.rejected_rewards),
+            "chart": charts.histogram(
+                data.chosen_rewards,
+                rejected=data.rejected_rewards,
+                edges=edges,
+                y_max=y_max,
+                x_title="reward of the answer",
+                title=f"Chosen and rejected rewards of round {data.index}",
+            ),
+        }
+        for data in with_pairs
+    ]
+
+
+def _change(before: float | None, *, after: float | None, scale: float, better: int) -> tuple[str, str]:
+    if before is None or after is None:
+        return "", ""
+    change = round(scale * after, 1) - round(scale * before, 1)
+    if abs(change) < 0.05:
+        return "no change", "same"
+    verdict = "" if better == 0 else "better" if change * better > 0 else "worse"
+    return f"{'+' if change > 0 else '−'}{abs(change):.1f}", verdict
+
+
+def _is_finished(row: RoundFigures, *, run: Run) -> bool:
+    entries = run.summary.get("rounds")
+    known = [entry.get("round", i) for i, entry in enumerate(entries) if isinstance(entry, dict)] if entries else []
+    return row.index in known
+
+
+def _unfinished_notes(run: Run, *, rows: Sequence[RoundFigures], num_finished: int) -> list[str]:
+    notes = []
+    for row in rows[1:]:
+        if not _is_finished(row, run=run):
+            done = [f"{row.num_nodes:,} nodes"] if row.num_nodes else []
+            done += [f"{row.num_pairs:,} pairs"] if row.num_pairs is not None else []
+            notes.append(f"Round {row.index} is not finished: {' and '.join(done) or 'nothing'} so far.")
+    planned = number(section(run.config, key="run").get("rounds"))
+    if planned and num_finished < planned:
+        notes.append(f"{num_finished} of {planned:.0f} planned rounds are finished; figures are of those.")
+    return notes
+
+
+def _facts(run: Run, *, num_finished: int) -> list[tuple[str, str]]:
+    planned = number(section(run.config, key="run").get("rounds"))
+    of = f" of {planned:.0f}" if planned and planned != num_finished else ""
+    method = run.summary.get("method") or run.config.get("method")
+    named = [
+        ("Method", str(method).upper() if method else None),
+        ("Policy", run.summary.get("model") or section(run.config, key="policy").get("model")),
+        ("Scorer", section(run.config, key="scorer").get("model")),
+        ("Rounds", f"{num_finished}{of}"),
+    ]
+    return [(name, _shortened(str(value))) for name, value in named if value]
+
+
+def _shortened(text: str) -> str:
+    """A model's name; of a long local path, its last two parts (the config below has it in full)."""
+    parts = [part for part in text.split("/") if part]
+    return text if len(text) <= 44 or len(parts) < 3 else "…/" + "/".join(parts[-2:])
+
+
+def _quality_lines(rows: Sequence[RoundFigures]) -> list[charts.Line]:
+    named = (
+        ("chair_s", "hallucinating answers, greedy", "bad"),
+        ("chair_s_t1", "hallucinating answers, sampled", "bad dashed"),
+        ("recall", "recall, greedy", "good"),
+        ("recall_t1", "recall, sampled", "good dashed"),
+    )
+    lines = [
+        charts.Line(label=label, style=style, values=tuple(row.eval.get(key) for row in rows))
+        for key, label, style in named
+    ]
+    return [line for line in lines if any(value is not None for value in line.values)]
+
+
+def _quality_charts(rows: Sequence[RoundFigures]) -> list[tuple[str, Markup]]:
+    lines = _quality_lines(rows)
+    labels = [row.label for row in rows]
+    if not lines:
+        return []
+    title = "Hallucinating answers and recall by round"
+    return [
+        (size, charts.line_chart(lines, x_labels=labels, x_title="after round", width=width, title=title))
+        for size, width in (("wide", WIDE), ("narrow", NARROW))
+    ]
+
+
+def _bars(rows: Sequence[RoundFigures]) -> list[tuple[str, Markup]]:
+    timed = [(f"round {row.index}", row.stages) for row in rows[1:] if sum(row.stages.values()) > 0]
+    if not timed:
+        return []
+    names = {stage.key: stage.label for stage in STAGES}
+    return [
+        (size, charts.stacked_bars(timed, names=names, width=width, title="Wall time of a round by stage"))
+        for size, width in (("wide", 1080), ("narrow", NARROW))
+    ]
+
+
+def _legend_stages(rows: Sequence[RoundFigures]) -> list[dict[str, str]]:
+    used = {key for row in rows for key, seconds in row.stages.items() if seconds > 0}
+    known = {stage.key for stage in STAGES}
+    legend = [{"key": s.key, "label": s.label, "role": s.role} for s in STAGES if s.key in used]
+    return legend + [{"key": "other", "label": key, "role": ""} for key in sorted(used - known)]
+
+
+def _heat(run: Run) -> dict[str, Any] | None:
+    if len(run.rewards) < 2:
+        return None
+    chart, most = charts.heat_map(
+        run.image_scores, y=run.self_scores, x_title="image score (CLIP)", y_title="self score (policy)",
+        title="Image score against self score of all sentences",
+    )  # fmt: skip
+    return {"chart": chart, "most": most}
+
+
+def _machine(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Machine facts of the run if it wrote any; else of here, and said so."""
+    facts = summary.get("machine")
+    if isinstance(facts, Mapping) and facts:
+        return {str(key): str(value) for key, value in facts.items()}
+    if isinstance(facts, str) and facts:
+        return {"machine": facts}
+    return {"this page written on": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"}
+
+
+def _median(values: np.ndarray) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else None
+
+
+def _or_dash(show: Any) -> Any:
+    return lambda value: "–" if value is None else show(value)

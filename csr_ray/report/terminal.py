@@ -1,0 +1,73 @@
+"""The table by round at the end of a run, for the terminal. Knows nothing of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from csr_ray.report.figures import RoundFigures, headline, round_figures
+
+Column = tuple[str, Callable[[RoundFigures], str]]
+
+
+def print_round_table(summary: Mapping[str, Any], *, console: Console | None = None) -> None:
+    """Print a row for the base model and for each round of a `summary.json`, and the headline beneath.
+
+    A terminal too narrow for all the columns gets two tables, quality above and work below.
+    """
+    console = console or Console()
+    rows = round_figures(summary)
+    tables = [_table(rows, columns=[*QUALITY, *WORK])]
+    if Measurement.get(console, console.options.update(max_width=1000), tables[0]).maximum > console.width:
+        tables = [_table(rows, columns=columns) for columns in (QUALITY, WORK)]
+    for table in tables:
+        console.print()
+        console.print(table)
+    console.print()
+    console.print(headline(rows), highlight=False, markup=False, style="bold")
+
+
+def _table(rows: Sequence[RoundFigures], *, columns: Sequence[Column]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False, header_style="dim")
+    table.add_column("round", no_wrap=True)
+    for name, _ in columns:
+        table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
+    for row in rows:
+        table.add_row(row.label, *(show(row) for _, show in columns), style="dim" if row.index is None else "")
+    return table
+
+
+def _share(key: str) -> Callable[[RoundFigures], str]:
+    return lambda row: "-" if (value := row.eval.get(key)) is None else f"{100 * value:.1f}%"
+
+
+def _number(of: Callable[[RoundFigures], float | None], *, form: str) -> Callable[[RoundFigures], str]:
+    return lambda row: "-" if (value := of(row)) is None else format(value, form)
+
+
+def _seconds(of: Callable[[RoundFigures], float | None]) -> Callable[[RoundFigures], str]:
+    return lambda row: "-" if (value := of(row)) is None else f"{value:.1f}s" if value < 9.95 else f"{value:.0f}s"
+
+
+QUALITY: tuple[Column, ...] = (
+    ("CHAIR_s", _share("chair_s")),
+    ("CHAIR_i", _share("chair_i")),
+    ("recall", _share("recall")),
+    ("repeats", _share("repeat")),
+    ("yes/no", _share("pope_acc")),
+    ("sent.", _number(lambda row: row.eval.get("sentences"), form=".1f")),
+)
+WORK: tuple[Column, ...] = (
+    ("reward\nchosen", _number(lambda row: row.chosen_reward, form=".1f")),
+    ("reward\nreject.", _number(lambda row: row.rejected_reward, form=".1f")),
+    ("pairs", _number(lambda row: row.num_pairs, form=",d")),
+    ("rollout", _seconds(lambda row: row.rollout_s)),
+    ("train", _seconds(lambda row: row.train_s)),
+    ("publish", _seconds(lambda row: row.stages.get("publish"))),
+    ("eval", _seconds(lambda row: row.stages.get("eval"))),
+)

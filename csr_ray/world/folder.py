@@ -1,0 +1,62 @@
+"""The data half of a world folder: images, prompts, truth and questions, in the forms that users' data have.
+
+Knows scenes and file forms; knows nothing of models or training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from csr_ray.world.data import sample_scenes, split_rng
+from csr_ray.world.language import DESCRIBE_PROMPTS, pope_questions
+from csr_ray.world.scenes import Scene, draw_scene, truth_of
+
+
+def write_train(directory: Path, *, seed: int, num_images: int) -> None:
+    """Write images/ and prompts.jsonl: what the policy improves itself on. It has no truth."""
+    scenes = sample_scenes(seed, split="train", num=num_images)
+    names = _write_images(directory, scenes=scenes, prefix="train")
+    _write_prompts(directory, names=names)
+
+
+def write_heldout(directory: Path, *, seed: int, num_images: int) -> None:
+    """Write images/, prompts.jsonl, truth.jsonl and questions.jsonl (POPE's form, two questions an image)."""
+    scenes = sample_scenes(seed, split="heldout", num=num_images)
+    names = _write_images(directory, scenes=scenes, prefix="heldout")
+    _write_prompts(directory, names=names)
+    truth = [
+        {"id": _id(name), "image": name, "objects": truth_of(scene)}
+        for name, scene in zip(names, scenes, strict=True)
+    ]
+    _write_jsonl(directory / "truth.jsonl", rows=truth)
+    rng = split_rng(seed, split="questions")
+    questions = pope_questions(list(zip(names, scenes, strict=True)), rng=rng)
+    _write_jsonl(directory / "questions.jsonl", rows=questions)
+
+
+def _write_images(directory: Path, *, scenes: Sequence[Scene], prefix: str) -> list[str]:
+    """Draw the scenes; returns the paths relative to `directory`."""
+    (directory / "images").mkdir(parents=True)
+    names = [f"images/{prefix}_{index:05d}.png" for index in range(len(scenes))]
+    for name, scene in zip(names, scenes, strict=True):
+        draw_scene(scene).save(directory / name)
+    return names
+
+
+def _write_prompts(directory: Path, *, names: list[str]) -> None:
+    prompts = [
+        {"id": _id(name), "image": name, "prompt": DESCRIBE_PROMPTS[index % len(DESCRIBE_PROMPTS)]}
+        for index, name in enumerate(names)
+    ]
+    _write_jsonl(directory / "prompts.jsonl", rows=prompts)
+
+
+def _id(name: str) -> str:
+    return Path(name).stem
+
+
+def _write_jsonl(path: Path, *, rows: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

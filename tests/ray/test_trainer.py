@@ -1,0 +1,284 @@
+"""The train group on real Ray, TRL, PEFT and DeepSpeed, with a random tiny LLaVA.
+
+Starting a group costs tens of seconds, so the groups start together and each serves several tests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from actors.trainer import TrainerGroup
+from csr_ray.collate import PairCollator
+from csr_ray.config import Config, parse_config
+from csr_ray.errors import ActorFailure, ConfigError
+from csr_ray.images import load_image
+from csr_ray.objectives import dpo_loss
+from csr_ray.types import PreferencePair, TrainResult
+from csr_ray.weights import save_merged
+
+BETA = 0.2
+BATCH = 4
+
+
+def _config(**train: Any) -> Config:
+    settings = {
+        "beta": BETA,
+        "batch_size": BATCH,
+        "lora_rank": 4,
+        "learning_rate": 1e-2,
+        "dtype": "float32",
+        "threads": 1,
+        "max_length": 80,
+        **train,
+    }
+    return parse_config(
+        {"data": {"prompts": "-"}, "policy": {"model": "-"}, "scorer": {"model": "-"}, "train": settings}
+    )
+
+
+def _logps(model: Path, pairs: Sequence[PreferencePair], *, adapter: Path | None = None) -> list[tuple[float, float]]:
+    """(chosen, rejected) summed log-probs by transformers itself, one row after the other."""
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    policy = AutoModelForImageTextToText.from_pretrained(model)
+    if adapter is not None:
+        policy = PeftModel.from_pretrained(policy, str(adapter))
+    collator = PairCollator(processor=AutoProcessor.from_pretrained(model), load_image=load_image)
+    sums = []
+    for pair in pairs:
+        prompt = collator.prompts([(pair.image, pair.prompt)])
+        row = []
+        for answer in (pair.chosen_ids, pair.rejected_ids):
+            ids = torch.cat([prompt["input_ids"], torch.tensor([answer])], dim=1)
+            with torch.no_grad():
+                logits = policy(input_ids=ids, pixel_values=prompt["pixel_values"]).logits[0, -len(answer) - 1 : -1]
+            row.append(logits.log_softmax(-1)[range(len(answer)), list(answer)].sum().item())
+        sums.append((row[0], row[1]))
+    return sums
+
+
+def _with_reference(pairs: Sequence[PreferencePair], logps: Sequence[tuple[float, float]]) -> list[PreferencePair]:
+    return [
+        dataclasses.replace(pair, chosen_logp=chosen, rejected_logp=rejected)
+        for pair, (chosen, rejected) in zip(pairs, logps, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> list[PreferencePair]:
+    """Eight pairs of random answers whose reference IS the base policy."""
+    directory, rng = tmp_path_factory.mktemp("images"), random.Random(0)
+    made = []
+    for index in range(8):
+        path = directory / f"{index}.png"
+        Image.new("RGB", (48, 48), tuple(rng.randrange(256) for _ in range(3))).save(path)
+        chosen, rejected = ((*tuple(rng.randrange(4, 300) for _ in range(rng.randrange(3, 12))), 2) for _ in range(2))
+        made.append(
+            PreferencePair(
+                id=f"pair-{index}",
+                image=str(path),
+                prompt="Describe the image.",
+                chosen="-",
+                rejected="-",
+                chosen_ids=chosen,
+                rejected_ids=rejected,
+                chosen_logp=0.0,
+                rejected_logp=0.0,
+                chosen_reward=1.0,
+                rejected_reward=0.0,
+                chosen_nodes=(0,),
+                rejected_nodes=(1,),
+                policy_version=0,
+                method="csr",
+                seed=0,
+            )
+        )
+    return _with_reference(made, _logps(tiny_llava, made))
+
+
+@dataclass
+class Group:
+    """A running group, its rounds so far, and what it reported of their steps."""
+
+    trainer: TrainerGroup
+    directory: Path
+    results: list[TrainResult] = field(default_factory=list)
+    losses: list[list[float]] = field(default_factory=list)
+
+    def round(self, pairs: Sequence[PreferencePair], *, on_step: Callable[[], None] = lambda: None) -> TrainResult:
+        losses: list[float] = []
+
+        def note(step: int, num_steps: int, loss: float) -> None:
+            assert step == len(losses) + 1 <= num_steps
+            losses.append(loss)
+            on_step()
+
+        index = len(self.results)
+        output = self.directory / f"round_{index:03d}" / "adapter"
+        result = self.trainer.train(pairs, round_index=index, output_dir=output, on_step=note)
+        self.results.append(result)
+        self.losses.append(losses)
+        return result
+
+
+@pytest.fixture(scope="module")
+def groups(
+    ray_session: None, tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Group]]:
+    configs = {
+        "one": _config(),
+        "two": _config(workers=2, micro_batch_size=1),
+        "sharded": _config(workers=2, deepspeed_stage=3),
+        "mistaken": _config(lora_targets=("q_proj", "query")),
+    }
+    made = {}
+    for name, config in configs.items():
+        directory = tmp_path_factory.mktemp(name)
+        trainer = TrainerGroup(config, model=tiny_llava, adapters=(), storage=directory / "storage")
+        trainer.start()
+        made[name] = Group(trainer=trainer, directory=directory)
+    yield made
+    for group in made.values():
+        group.trainer.close()
+
+
+@pytest.fixture(scope="module")
+def one(groups: dict[str, Group], pairs: list[PreferencePair]) -> Group:
+    """The one-worker group after its first round on all pairs."""
+    groups["one"].round(pairs)
+    return groups["one"]
+
+
+def _adapter(result: TrainResult) -> dict[str, torch.Tensor]:
+    return load_file(Path(result.adapter) / "adapter_model.safetensors")
+
+
+def test_deepspeed_is_what_steps(one: Group) -> None:
+    assert one.results[0].metrics["deepspeed_stage"] == 2
+
+
+def test_first_loss_is_log_two_where_the_reference_is_the_policy(one: Group) -> None:
+    assert one.results[0].loss_first == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_every_step_is_reported(one: Group) -> None:
+    result = one.results[0]
+    assert result.num_steps == len(one.losses[0]) == 2
+    assert (result.loss_first, result.loss_last) == (one.losses[0][0], one.losses[0][-1])
+    assert result.loss_last != pytest.approx(result.loss_first, abs=1e-4), "the second step saw the first's update"
+
+
+def test_probes_are_what_transformers_says_of_base_plus_adapter(
+    one: Group, pairs: list[PreferencePair], tiny_llava: Path
+) -> None:
+    result = one.results[0]
+    expected = [chosen for chosen, _ in _logps(tiny_llava, pairs, adapter=Path(result.adapter))]
+    assert result.probe_logps == pytest.approx(expected, abs=1e-3)
+    assert max(abs(new - pair.chosen_logp) for new, pair in zip(expected, pairs, strict=True)) > 0.01
+
+
+def test_adapter_is_of_the_language_model_alone(one: Group) -> None:
+    tensors = _adapter(one.results[0])
+    assert len(tensors) == 2 * 2 * 7  # A and B, layers, targets
+    assert all(".language_model." in name for name in tensors)
+    assert all(tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_B" in name)
+
+
+def test_two_workers_with_accumulation_train_as_one(
+    one: Group, groups: dict[str, Group], pairs: list[PreferencePair]
+) -> None:
+    result = groups["two"].round(pairs)
+    assert result.metrics["deepspeed_stage"] == 2
+    assert groups["two"].losses[0] == pytest.approx(one.losses[0], rel=1e-4)
+    assert result.probe_logps == pytest.approx(one.results[0].probe_logps, abs=1e-2)
+
+
+def test_parameter_sharding_trains_as_one_worker_in_every_round(
+    one: Group, groups: dict[str, Group], pairs: list[PreferencePair]
+) -> None:
+    result = groups["sharded"].round(pairs)
+    assert result.metrics["deepspeed_stage"] == 3
+    assert groups["sharded"].losses[0] == pytest.approx(one.losses[0], rel=1e-4)
+    assert result.probe_logps == pytest.approx(one.results[0].probe_logps, abs=1e-2)
+    assert {name: tensor.shape for name, tensor in _adapter(result).items()} == {
+        name: tensor.shape for name, tensor in _adapter(one.results[0]).items()
+    }
+    again = groups["sharded"].round(pairs)
+    assert again.version == 2
+
+
+def test_next_round_starts_from_base_plus_adapter_and_has_the_oracles_loss(
+    one: Group, pairs: list[PreferencePair], tiny_llava: Path, tmp_path: Path
+) -> None:
+    batch = _with_reference(pairs[:BATCH], [(-30.0 - index, -33.0 + index) for index in range(BATCH)])
+    save_merged(tiny_llava, adapters=[Path(one.results[0].adapter)], output=tmp_path / "policy")
+    policy = torch.tensor(_logps(tmp_path / "policy", batch))
+    reference = torch.tensor([(pair.chosen_logp, pair.rejected_logp) for pair in batch])
+    expected = dpo_loss(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], beta=BETA).mean().item()
+    result = one.round(batch)
+    assert (result.version, result.num_steps) == (2, 1)
+    assert result.loss_first == pytest.approx(expected, rel=1e-4)
+
+
+def test_fewer_pairs_than_a_batch_and_unusable_ones_train_on_what_is_left(
+    one: Group, pairs: list[PreferencePair], tmp_path: Path
+) -> None:
+    gone = dataclasses.replace(pairs[1], id="gone", image=str(tmp_path / "none.png"))
+    long = dataclasses.replace(pairs[2], id="long", rejected_ids=(5,) * 80)
+    result = one.round([pairs[0], gone, long, pairs[3]])
+    assert (result.num_pairs, result.num_steps) == (2, 1)
+    assert result.metrics["dropped/unreadable_image"] == result.metrics["dropped/too_long"] == 1
+    assert len(result.probe_logps) == 1, "probes go by the loop's order and end before the first pair left out"
+
+
+def test_no_pairs_is_an_error(one: Group, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no pairs"):
+        one.trainer.train([], round_index=9, output_dir=tmp_path, on_step=lambda *_: None)
+
+
+def test_bad_lora_target_is_the_users_error_and_lists_what_there_is(
+    groups: dict[str, Group], pairs: list[PreferencePair]
+) -> None:
+    with pytest.raises(ConfigError, match=r"train\.lora_targets.* called query; there are down_proj, .*v_proj"):
+        groups["mistaken"].round(pairs)
+
+
+def test_loss_that_is_no_number_names_step_and_pairs_at_once(one: Group, pairs: list[PreferencePair]) -> None:
+    broken = [dataclasses.replace(pairs[0], id="broken", chosen_logp=math.nan)]
+    started = time.monotonic()
+    with pytest.raises(ActorFailure, match=r"worker 0: FloatingPointError: step 1: the loss is nan; .*: broken\."):
+        one.round(broken)
+    assert time.monotonic() - started < 10
+    with pytest.raises(ActorFailure, match="broken"):
+        one.trainer.check()
+
+
+def test_killed_worker_surfaces_within_seconds(groups: dict[str, Group], pairs: list[PreferencePair]) -> None:
+    two = groups["two"]
+    pids = two.trainer.worker_pids
+    assert len(pids) == 2
+    killed_at: list[float] = []
+
+    def kill() -> None:
+        if not killed_at:
+            os.kill(pids[1], signal.SIGKILL)
+            killed_at.append(time.monotonic())
+
+    with pytest.raises(ActorFailure, match="train"):
+        two.round(pairs, on_step=kill)
+    assert time.monotonic() - killed_at[0] < 20

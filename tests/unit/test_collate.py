@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tiny_models import NUM_IMAGE_TOKENS, build_tiny_llava
+
+from csr_ray.chat import needs_special_tokens, prompt_ids, prompt_text
+from csr_ray.collate import PairCollator, pair_rows, usable_pairs
+from csr_ray.types import PreferencePair
+
+COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
+
+
+def _load(name: str) -> Image.Image:
+    if name not in COLOURS:
+        raise ValueError(f"image {name}: no such file")
+    return Image.new("RGB", (48, 40), COLOURS[name])
+
+
+def _pair(id: str, *, image: str = "red", chosen: tuple[int, ...], rejected: tuple[int, ...]) -> PreferencePair:
+    return PreferencePair(
+        id=id,
+        image=image,
+        prompt=f"What is in image {id}?",
+        chosen="-",
+        rejected="-",
+        chosen_ids=chosen,
+        rejected_ids=rejected,
+        chosen_logp=-1.5,
+        rejected_logp=-2.25,
+        chosen_reward=1.0,
+        rejected_reward=0.0,
+        chosen_nodes=(0,),
+        rejected_nodes=(1,),
+        policy_version=0,
+        method="csr",
+        seed=0,
+    )
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(build_tiny_llava(tmp_path_factory.mktemp("llava"), seed=0))
+
+
+PAIRS = (
+    _pair("long one, with a longer question", chosen=(10, 11, 12, 2), rejected=(20, 2)),
+    _pair("b", image="blue", chosen=(30, 2), rejected=(40, 41, 42, 43, 2)),
+)
+
+
+def _rows_of(batch: dict[str, torch.Tensor], *, mask: str, want: int) -> list[list[int]]:
+    return [
+        ids[(keep == 1) & (kind == want)].tolist()
+        for ids, keep, kind in zip(batch["input_ids"], batch["attention_mask"], batch[mask], strict=True)
+    ]
+
+
+def test_what_was_sampled_is_what_is_trained(processor: Any) -> None:
+    batch = PairCollator(processor=processor, load_image=_load)(pair_rows(PAIRS))
+    answers = [
+        list(ids) for ids in (PAIRS[0].chosen_ids, PAIRS[1].chosen_ids, PAIRS[0].rejected_ids, PAIRS[1].rejected_ids)
+    ]
+    assert _rows_of(batch, mask="completion_mask", want=1) == answers
+
+
+def test_prompt_is_the_engines_prompt_with_the_image_token_expanded(processor: Any) -> None:
+    batch = PairCollator(processor=processor, load_image=_load)(pair_rows(PAIRS))
+    image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
+    expected = []
+    for pair in PAIRS:
+        raw = prompt_ids(processor, question=pair.prompt)
+        assert raw.count(image_id) == 1
+        at = raw.index(image_id)
+        expected.append(raw[:at] + [image_id] * NUM_IMAGE_TOKENS + raw[at + 1 :])
+    assert _rows_of(batch, mask="completion_mask", want=0) == expected * 2
+
+
+def test_rows_are_padded_on_the_right_only(processor: Any) -> None:
+    batch = PairCollator(processor=processor, load_image=_load)(pair_rows(PAIRS))
+    assert (batch["attention_mask"].diff(dim=1) <= 0).all()
+    assert (batch["completion_mask"] <= batch["attention_mask"]).all()
+    assert (batch["input_ids"][batch["attention_mask"] == 0] == processor.tokenizer.pad_token_id).all()
+
+
+def test_images_stand_in_pair_order_twice(processor: Any) -> None:
+    batch = PairCollator(processor=processor, load_image=_load)(pair_rows(PAIRS))
+    pixels = batch["pixel_values"]
+    assert len(pixels) == 4
+    assert torch.equal(pixels[:2], pixels[2:])
+    red = processor.image_processor(Image.new("RGB", (48, 40), COLOURS["red"]), return_tensors="pt")["pixel_values"][
+        0
+    ]
+    assert torch.equal(pixels[0], red) and not torch.equal(pixels[1], red)
+
+
+def test_each_image_is_loaded_once(processor: Any) -> None:
+    loaded: list[str] = []
+
+    def load(name: str) -> Image.Image:
+        loaded.append(name)
+        return _load(name)
+
+    PairCollator(processor=processor, load_image=load)(pair_rows(PAIRS))
+    assert loaded == ["red", "blue"]
+
+
+def test_reference_comes_from_the_record(processor: Any) -> None:
+    batch = PairCollator(processor=processor, load_image=_load)(pair_rows(PAIRS))
+    assert batch["ref_chosen_logps"].tolist() == [-1.5, -1.5]
+    assert batch["ref_rejected_logps"].tolist() == [-2.25, -2.25]
+    assert batch["pair_index"].tolist() == [0, 1]
+
+
+def test_start_token_appears_once_whether_tokenizer_or_template_writes_it(processor: Any) -> None:
+    start = processor.tokenizer.bos_token_id
+    question = "What is it?"
+    assert prompt_ids(processor, question=question).count(start) == 1
+    template = processor.chat_template
+    plain = prompt_ids(processor, question=question)
+    try:
+        processor.chat_template = "{{ '<s>' }}" + template
+        assert prompt_ids(processor, question=question) == plain
+        batch = PairCollator(processor=processor, load_image=_load)(pair_rows(PAIRS))
+    finally:
+        processor.chat_template = template
+    assert ((batch["input_ids"] == start).sum(dim=1) == 1).all()
+
+
+def test_tokenizer_that_closes_a_text_is_refused(processor: Any) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    backend = processor.tokenizer.backend_tokenizer
+    kept = backend.post_processor
+    try:
+        backend.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+        with pytest.raises(ValueError, match="begin-of-sequence"):
+            needs_special_tokens(processor.tokenizer, text="x")
+    finally:
+        backend.post_processor = kept
+
+
+def test_model_without_a_chat_template_is_named(processor: Any) -> None:
+    template = processor.chat_template
+    try:
+        processor.chat_template = None
+        with pytest.raises(ValueError, match=r"policy\.model.*chat template"):
+            prompt_text(processor, question="x")
+    finally:
+        processor.chat_template = template
+
+
+def test_unusable_pairs_are_counted_by_reason_and_length_counts_image_and_prompt(processor: Any) -> None:
+    fits = _pair("b", chosen=(30, 2), rejected=(40, 2))
+    length = len(prompt_ids(processor, question=fits.prompt)) - 1 + NUM_IMAGE_TOKENS + 2
+    pairs = (
+        fits,
+        _pair("b", chosen=(30, 2), rejected=(40, 41, 2)),
+        _pair("b", image="gone", chosen=(1,), rejected=(2,)),
+    )
+    usable = usable_pairs(pairs, processor=processor, load_image=_load, max_length=length)
+    assert usable.positions == (0,)
+    assert usable.dropped == {"too_long": 1, "unreadable_image": 1}
+    assert usable_pairs(pairs, processor=processor, load_image=_load, max_length=length - 1).positions == ()
+
+
+class _PatchProcessor:
+    """Behaves as Qwen-VL's: patches of all images in one flat row, a grid per image, a kind per token."""
+
+    chat_template = "given"
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self.tokenizer = processor.tokenizer
+
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> str:
+        return self._processor.apply_chat_template(*args, **kwargs)
+
+    def __call__(self, **kwargs: Any) -> dict[str, torch.Tensor]:
+        out = dict(self._processor(**kwargs))
+        del out["pixel_values"]
+        out["mm_token_type_ids"] = (out["input_ids"] == self.tokenizer.convert_tokens_to_ids("<image>")).long()
+        num_images = len(out["input_ids"])
+        out["pixel_values"] = torch.arange(num_images * 4).reshape(num_images * 4, 1)
+        out["image_grid_thw"] = torch.tensor([[1, 2, 2]] * num_images)
+        return out
+
+
+def test_flat_patches_and_token_kinds_follow_the_rows(processor: Any) -> None:
+    batch = PairCollator(processor=_PatchProcessor(processor), load_image=_load)(pair_rows(PAIRS))  # type: ignore[arg-type]
+    assert batch["pixel_values"].flatten().tolist() == [*range(8), *range(8)]
+    assert batch["image_grid_thw"].tolist() == [[1, 2, 2]] * 4
+    image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
+    assert torch.equal(batch["mm_token_type_ids"], (batch["input_ids"] == image_id).long())

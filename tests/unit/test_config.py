@@ -1,0 +1,176 @@
+"""The config is strict: whatever is wrong is one line that names the key, the value and what is allowed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from csr_ray.config import Config, differing_keys, load_config, parse_config, to_plain
+from csr_ray.errors import ConfigError
+
+LEAST: dict[str, Any] = {
+    "data": {"prompts": "prompts.jsonl"},
+    "policy": {"model": "models/policy"},
+    "scorer": {"model": "models/clip"},
+}
+
+
+def load(tmp_path: Path, *overrides: str, text: str | None = None) -> Config:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(LEAST) if text is None else text)
+    return load_config(path, overrides=overrides)
+
+
+def complaint(tmp_path: Path, *overrides: str, text: str | None = None) -> str:
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, *overrides, text=text)
+    assert error.value.exit_code == 2
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        # unknown keys
+        ("run.round=2", ["run.round = 2: unknown key", "did you mean rounds?", "allowed here: dir, rounds"]),
+        ("colour=red", ["colour = 'red': unknown key", "allowed here: data, eval, generators"]),
+        ("nowhere.key=1", ["nowhere", "unknown key"]),
+        ("run..x=1", ["unknown key"]),
+        # wrong types
+        ("run.rounds=1.5", ["run.rounds = 1.5", "integer"]),
+        ("run.rounds='3'", ["run.rounds = '3'", "integer"]),
+        ("run.rounds=true", ["run.rounds = True", "integer"]),
+        ("run.dir=5", ["run.dir = 5", "string"]),
+        ("data.prompts=null", ["data.prompts = None", "string"]),
+        ("eval.sampled=maybe", ["eval.sampled = 'maybe'", "boolean"]),
+        ("train.lora_targets=[1]", ["train.lora_targets.0 = 1", "string"]),
+        ("eval.benchmarks=world", ["eval.benchmarks = 'world'"]),
+        ("search=5", ["search = 5"]),
+        ("search.preset=null", ["search.preset = None", "'default', 'paper' or 'reference'"]),
+        # out of range
+        ("run.rounds=0", ["run.rounds = 0", "greater than or equal to 1"]),
+        ("run.seed=-1", ["run.seed = -1", "greater than or equal to 0"]),
+        ("reward.weight=1.1", ["reward.weight = 1.1", "less than or equal to 1"]),
+        ("reward.weight=.nan", ["reward.weight = nan"]),
+        ("train.learning_rate=1e5", ["train.learning_rate = 100000.0", "less than or equal to 1"]),
+        ("train.beta=0", ["train.beta = 0", "greater than 0"]),
+        ("train.deepspeed_stage=4", ["train.deepspeed_stage = 4", "0, 1, 2 or 3"]),
+        ("search.preset=papers", ["search.preset = 'papers'", "'default', 'paper' or 'reference'"]),
+        ("method=dpo", ["method = 'dpo'", "'csr'"]),
+        ("eval.benchmarks=[mme]", ["eval.benchmarks.0 = 'mme'", "'pope'"]),
+        ("generators.max=0", ["generators.max = 0", "greater than or equal to 1"]),
+        # contradictions name both keys and both values
+        ("search.keep_worst=4", ["keep_worst = 4", "width = 3"]),
+        ("train.workers=3", ["batch_size = 8", "workers = 3"]),
+        ("train.micro_batch_size=3", ["micro_batch_size = 3", "batch_size = 8"]),
+        ("generators.min=2", ["generators", "min = 2", "max = 1"]),
+        ("scorers.min=2", ["scorers", "min = 2", "max = 1"]),
+        ("eval.benchmarks=[world]", ["data = null", "benchmarks"]),
+        # overrides that are none
+        ("run.rounds", ["'run.rounds'", "key.sub=value"]),
+        ("=5", ["'=5'", "key.sub=value"]),
+        ("data.prompts.x=1", ["prompts is a value, not a section"]),
+        ("run.dir=[", ["'run.dir=['", "not YAML"]),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_key_value_and_what_is_allowed(
+    tmp_path: Path, override: str, says: list[str]
+) -> None:
+    line = complaint(tmp_path, override)
+    assert [part for part in says if part not in line] == [], line
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "expected sections"),
+        ("- 1\n", "found list"),
+        ("run: [\n", "not YAML"),
+        ("!!python/object:os.system x", "not YAML"),
+        ("policy: {model: m}\nscorer: {model: s}\n", "data: missing; give it in the config or as data=..."),
+        ("data: {}\npolicy: {model: m}\nscorer: {model: s}\n", "data.prompts: missing"),
+    ],
+)
+def test_a_file_that_is_no_config_is_one_line(tmp_path: Path, text: str, says: str) -> None:
+    assert says in complaint(tmp_path, text=text)
+
+
+def test_several_mistakes_are_counted_behind_the_first(tmp_path: Path) -> None:
+    line = complaint(tmp_path, "run.rounds=0", "run.seed=-1", "train.beta=0")
+    assert line.startswith("run.rounds = 0")
+    assert line.endswith("(and 2 more)")
+
+
+def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_a_number_may_be_written_5e_4(tmp_path: Path) -> None:
+    text = yaml.safe_dump(LEAST) + "train: {learning_rate: 5e-4, beta: 2E-1}\n"
+    from_file = load(tmp_path, text=text)
+    assert (from_file.train.learning_rate, from_file.train.beta) == (0.0005, 0.2)
+    assert load(tmp_path, "train.learning_rate=1e-7").train.learning_rate == 1e-7
+    # A name that only looks like it begins as a number stays a name.
+    assert load(tmp_path, "policy.model=5e-4b").policy.model == "5e-4b"
+
+
+def test_overrides_win_over_the_file_and_the_last_one_over_the_others(tmp_path: Path) -> None:
+    text = yaml.safe_dump({**LEAST, "run": {"rounds": 1, "seed": 4}})
+    config = load(
+        tmp_path, "run.rounds=2", "run.rounds=5", "eval.data=held", "eval.benchmarks=[world, pope]", text=text
+    )
+    assert (config.run.rounds, config.run.seed) == (5, 4)
+    assert config.eval.benchmarks == ("world", "pope")
+
+
+def test_an_override_reaches_a_section_that_the_file_lacks_or_leaves_empty(tmp_path: Path) -> None:
+    assert load(tmp_path, "search.width=4").search.width == 4
+    assert load(tmp_path, text=yaml.safe_dump(LEAST) + "search:\n").search.width == 3
+
+
+def test_a_value_may_hold_an_equals_sign(tmp_path: Path) -> None:
+    assert load(tmp_path, "data.prompts=s3://b/p.jsonl?v=1").data.prompts == "s3://b/p.jsonl?v=1"
+
+
+def test_the_paper_preset_is_the_papers_search_and_reward(tmp_path: Path) -> None:
+    # Section 3.1 and the framework figure: 3 best + 2 worst of the pool, products of probabilities, summed rewards.
+    config = load(tmp_path, "search.preset=paper")
+    assert (config.search.width, config.search.keep_worst, config.search.guide) == (5, 2, "reward")
+    assert (config.reward.self_score, config.reward.aggregate, config.reward.weight) == ("product", "sum", 0.9)
+
+
+def test_the_reference_preset_is_the_released_codes_search(tmp_path: Path) -> None:
+    # sample.py keeps 1 best + 2 worst, sorted by its own score, and stops a sentence after 70 tokens.
+    search = load(tmp_path, "search.preset=reference").search
+    assert (search.width, search.keep_worst, search.guide) == (3, 2, "self_score")
+    assert search.max_sentence_tokens == 70
+
+
+def test_a_key_that_is_given_wins_over_the_preset(tmp_path: Path) -> None:
+    config = load(tmp_path, "search.preset=paper", "search.width=9", "reward.aggregate=mean")
+    assert (config.search.width, config.search.keep_worst) == (9, 2)
+    assert (config.reward.aggregate, config.reward.self_score) == ("mean", "product")
+
+
+def test_a_resolved_config_reads_back_as_itself(tmp_path: Path) -> None:
+    overrides = ("search.preset=paper", "search.width=3", "search.keep_worst=1", "train.learning_rate=1e-7")
+    config = load(tmp_path, *overrides)
+    assert load(tmp_path, text=yaml.safe_dump(to_plain(config))) == config
+
+
+def test_differing_keys_are_named_with_both_values() -> None:
+    left = to_plain(parse_config(LEAST))
+    right = to_plain(parse_config({**LEAST, "run": {"rounds": 7}, "train": {"beta": 0.2}}))
+    assert differing_keys(left, right) == ["run.rounds: 3 != 7", "train.beta: 0.1 != 0.2"]
+    assert differing_keys(left, left) == []
+
+
+def test_a_config_cannot_be_changed_after_it_was_read() -> None:
+    config = parse_config(LEAST)
+    with pytest.raises(ValueError, match="frozen"):
+        config.run.rounds = 5

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import build_tiny_llava
+
+from csr_ray.weights import checkpoint_name, checksum, lora_deltas, merged_tensors, save_merged, tensor_files
+
+TARGETS = r".*\blanguage_model\..*\.(q_proj|down_proj)"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_llava(tmp_path_factory.mktemp("base"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two PEFT adapters with random, non-zero matrices."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    folders = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_pretrained(base)
+        lora = get_peft_model(model, LoraConfig(r=4, lora_alpha=12, target_modules=TARGETS))
+        for name, parameter in lora.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        folders.append(tmp_path_factory.mktemp("adapter") / "adapter")
+        lora.save_pretrained(str(folders[-1]))
+    return folders
+
+
+def test_merging_equals_pefts_own(base: Path, adapters: list[Path]) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    merged = PeftModel.from_pretrained(model, str(adapters[0])).merge_and_unload().state_dict()
+    ours = dict(merged_tensors(base, adapters=adapters[:1]))
+    assert len(ours) == 4
+    for name, tensor in ours.items():
+        inside = name.removesuffix(".weight").replace("language_model.model.", "model.language_model.") + ".weight"
+        torch.testing.assert_close(tensor, merged[inside], rtol=1e-5, atol=1e-6)
+
+
+def test_adapters_add_up_on_the_original_base(base: Path, adapters: list[Path]) -> None:
+    original = load_file(base / "model.safetensors")
+    one, two = (dict(merged_tensors(base, adapters=[adapter])) for adapter in adapters)
+    both = dict(merged_tensors(base, adapters=adapters))
+    for name, tensor in both.items():
+        expected = one[name].double() + two[name].double() - original[name].double()
+        torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_sum_is_formed_in_float32_and_rounded_once(base: Path, adapters: list[Path], tmp_path: Path) -> None:
+    half = {name: tensor.bfloat16() for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(half, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    first, second = (lora_deltas(adapter) for adapter in adapters)
+    module = "model.language_model.layers.0.self_attn.q_proj"
+    name = "language_model.model.layers.0.self_attn.q_proj.weight"
+    expected = (half[name].float() + first[module].dense() + second[module].dense()).bfloat16()
+    stepwise = ((half[name].float() + first[module].dense()).bfloat16().float() + second[module].dense()).bfloat16()
+    assert not torch.equal(expected, stepwise), "the case cannot tell one rounding from two"
+    assert torch.equal(dict(merged_tensors(tmp_path, adapters=adapters))[name], expected)
+
+
+def test_without_adapters_nothing_is_touched(base: Path) -> None:
+    assert list(merged_tensors(base, adapters=[])) == []
+
+
+Q = "layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("home", "names", "expected"),
+    [
+        ("model.language_model.", {"language_model.model."}, "language_model.model."),
+        ("model.language_model.", {"model.", "visual."}, "model."),
+        ("model.language_model.", {"model.language_model."}, "model.language_model."),
+        ("language_model.model.", {"language_model.model."}, "language_model.model."),
+        ("model.language_model.", {"visual."}, None),
+        ("model.language_model.", {"model.", "language_model."}, None),
+    ],
+    ids=["llava", "qwen2.5-vl", "qwen3-vl", "older adapter", "absent", "ambiguous"],
+)
+def test_module_names_resolve_against_what_the_checkpoint_has(
+    home: str, names: set[str], expected: str | None
+) -> None:
+    found = checkpoint_name(home + Q, names={f"{name}{Q}.weight" for name in names})
+    assert found == (None if expected is None else f"{expected}{Q}.weight")
+
+
+def test_layers_the_checkpoint_lacks_are_listed(base: Path, adapters: list[Path], tmp_path: Path) -> None:
+    tensors = load_file(base / "model.safetensors")
+    del tensors["language_model.model.layers.1.mlp.down_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"no weights for model\.language_model\.layers\.1\.mlp\.down_proj$"):
+        list(merged_tensors(tmp_path, adapters=adapters))
+
+
+def test_variants_with_another_formula_are_refused(adapters: list[Path], tmp_path: Path) -> None:
+    config = json.loads((adapters[0] / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
+    (tmp_path / "adapter_model.safetensors").write_bytes((adapters[0] / "adapter_model.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="use_dora"):
+        lora_deltas(tmp_path)
+
+
+def test_checksum_sees_bits_and_names_but_not_order() -> None:
+    one, two = ("a", torch.tensor([1.0, 2.0])), ("b", torch.tensor([3.0]).bfloat16())
+    assert checksum([one, two]) == checksum([two, one])
+    assert checksum([one]) != checksum([("c", one[1])])
+    assert checksum([one]) != checksum([("a", torch.tensor([1.0, 2.0000002]))])
+    assert checksum([one]) != checksum([("a", one[1].reshape(2, 1))])
+
+
+def test_saved_model_loads_and_answers_as_the_adapted_one(base: Path, adapters: list[Path], tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    save_merged(base, adapters=adapters[:1], output=tmp_path / "model")
+    ids = torch.tensor([[1, 30, 40, 50, 60]])
+    adapted = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), str(adapters[0]))
+    with torch.no_grad():
+        expected = adapted(input_ids=ids).logits
+        plain = adapted.unload()(input_ids=ids).logits
+        saved = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")(input_ids=ids).logits
+    torch.testing.assert_close(saved, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(saved, plain, atol=1e-2)
+    AutoProcessor.from_pretrained(tmp_path / "model")
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {path.name for path in base.iterdir()}
+
+
+def test_saving_keeps_shards_names_and_metadata_and_replaces_an_older_model(
+    base: Path, adapters: list[Path], tmp_path: Path
+) -> None:
+    tensors = load_file(base / "model.safetensors")
+    sharded, output = tmp_path / "sharded", tmp_path / "model"
+    sharded.mkdir()
+    files = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    weight_map = {name: files[index % 2] for index, name in enumerate(sorted(tensors))}
+    for file in files:
+        part = {name: tensors[name] for name, home in weight_map.items() if home == file}
+        save_file(part, sharded / file, metadata={"format": "pt"})
+    (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    output.mkdir()
+    (output / "old").write_text("older model")
+
+    save_merged(sharded, adapters=adapters, output=output)
+
+    assert {path.name for path in output.iterdir()} == {path.name for path in sharded.iterdir()}
+    assert {name: path.name for name, path in tensor_files(output).items()} == weight_map
+    merged = dict(merged_tensors(base, adapters=adapters))
+    for name, path in tensor_files(output).items():
+        assert torch.equal(load_file(path)[name], merged.get(name, tensors[name])), name
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_failed_save_leaves_the_older_model_and_no_litter(base: Path, adapters: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    output.mkdir()
+    (output / "old").write_text("older model")
+    with pytest.raises(ValueError, match="adapter_config"):
+        save_merged(base, adapters=[tmp_path / "none"], output=output)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert [path.name for path in output.iterdir()] == ["old"]
