@@ -5,6 +5,10 @@ BIN     := $(VENV)/bin
 STAMP   := $(VENV)/installed
 ENGINE  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 
+# Some shells forbid Python to keep compiled modules; every one of the run's dozen processes would then compile its
+# imports anew, which costs minutes.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help install demo test test-unit bench lint clean
 
 help:

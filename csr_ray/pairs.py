@@ -24,10 +24,10 @@ def choose_pair(tree: Tree, *, config: Config) -> PreferencePair | str:
         return NO_ANSWER if not scored else ONE_ANSWER
     best_reward, best = max(scored, key=lambda item: item[0])
     worst_reward, worst = min(scored, key=lambda item: item[0])
-    if answer_text(best) == answer_text(worst):
-        return EQUAL
     if best_reward - worst_reward <= config.pairs.min_margin:
         return NO_MARGIN
+    if answer_text(best) == answer_text(worst):
+        return EQUAL
     return PreferencePair(
         id=tree.prompt.id,
         image=tree.prompt.image,

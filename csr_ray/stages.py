@@ -85,7 +85,7 @@ def roll_out(
         return trees
     unit_of = {prompt_id: number for number, unit in missing.items() for prompt_id in unit}
     todo = [by_id[prompt_id] for prompt_id in unit_of]
-    started_s = committed_s = time.perf_counter()
+    committed_s = time.perf_counter()
     generators.figures()
     with view.stage("roll out", total=len(todo), unit="prompts", round_index=index) as stage:
         for result in generators.rollout(todo, round_index=index):
@@ -107,7 +107,6 @@ def roll_out(
             if isinstance(result, Tree):
                 trees.append(result)
             stage.advance(tokens=result.stats.num_tokens if isinstance(result, Tree) else 0)
-        stage.note(seconds=time.perf_counter() - started_s)
     order = {prompt.id: position for position, prompt in enumerate(chosen)}
     return sorted(trees, key=lambda tree: order[tree.prompt.id])
 

@@ -1,0 +1,111 @@
+"""What CSR does to the embedded world: the whole program, once a seed, with the default config.
+
+Prints the table by round as mean and spread over the seeds, the seconds by stage, and the share of a round spent
+outside rollout, optimizer and evaluation. Each seed builds its own world (scenes, texts and both tiny models), so the
+spread includes everything. The held-out images (1,000 a seed) are used for nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+METRICS = ("chair_s", "chair_i", "recall", "repeat", "sentences", "pope_acc", "pope_f1", "chair_s_t1", "recall_t1")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--config", default="configs/tiny-world.yaml")
+    parser.add_argument("--runs", type=Path, default=Path("runs/bench_world"), help="folder of the runs")
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
+    arguments = parser.parse_args()
+    summaries = [
+        run_seed(seed, config=arguments.config, runs=arguments.runs, overrides=arguments.overrides)
+        for seed in arguments.seeds
+    ]
+    rows = rows_of(summaries)
+    print_table(summaries)
+    for row in rows:
+        print(f"{row['name']:<34} {row['value']:.4f} {row['unit']}  (min {row['min']:.4f}, max {row['max']:.4f})")
+    if arguments.json:
+        record = {
+            "name": "world",
+            "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
+            "versions": summaries[0]["versions"],
+            "headline": "chair_s_relative_fall",
+            "seeds": arguments.seeds,
+            "rows": rows,
+            "summaries": summaries,
+        }
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def run_seed(seed: int, *, config: str, runs: Path, overrides: list[str]) -> dict:
+    """One whole run in a process of its own; a finished one only prints its result again."""
+    directory = runs / f"seed_{seed}"
+    started_s = time.perf_counter()
+    command = [sys.executable, "-m", "csr_ray", "run", config, f"run.dir={directory}", f"run.seed={seed}"]
+    subprocess.run([*command, f"world.seed={seed}", *overrides], check=True)
+    print(f"seed {seed}: {time.perf_counter() - started_s:.0f} s wall, the world included if it was not cached")
+    return json.loads((directory / "summary.json").read_text())
+
+
+def rows_of(summaries: list[dict]) -> list[dict]:
+    def row(name: str, values: list[float], unit: str) -> dict:
+        return {"name": name, "value": statistics.mean(values), "unit": unit, "min": min(values), "max": max(values)}
+
+    def fall(summary: dict, metric: str) -> float:
+        base = summary["base"]["eval"][metric]
+        return (base - summary["rounds"][-1]["eval"][metric]) / base
+
+    def change(summary: dict, metric: str) -> float:
+        return summary["rounds"][-1]["eval"][metric] - summary["base"]["eval"][metric]
+
+    def outside(summary: dict) -> float:
+        inside = sum(
+            entry["rollout"]["seconds"] + entry["train"]["optimizer_seconds"] + entry["stages"]["eval"]
+            for entry in summary["rounds"]
+        )
+        return 1 - inside / sum(entry["seconds"] for entry in summary["rounds"])
+
+    return [
+        row("chair_s_relative_fall", [fall(summary, "chair_s") for summary in summaries], "share"),
+        row("chair_s_t1_relative_fall", [fall(summary, "chair_s_t1") for summary in summaries], "share"),
+        row("recall_change", [change(summary, "recall") for summary in summaries], "fraction"),
+        row("pope_acc_change", [change(summary, "pope_acc") for summary in summaries], "fraction"),
+        row("repeat_last", [summary["rounds"][-1]["eval"]["repeat"] for summary in summaries], "fraction"),
+        row("seconds", [summary["seconds"] for summary in summaries], "s"),
+        row("outside_share", [outside(summary) for summary in summaries], "share"),
+    ]
+
+
+def print_table(summaries: list[dict]) -> None:
+    table = Table(title=f"mean (min to max) over {len(summaries)} seeds", title_justify="left")
+    table.add_column("round")
+    for metric in METRICS:
+        table.add_column(metric, justify="right")
+    for index in range(len(summaries[0]["rounds"]) + 1):
+        evals = [summary["base"]["eval"] if index == 0 else summary["rounds"][index - 1]["eval"] for summary in summaries]
+        cells = []
+        for metric in METRICS:
+            scale = 1 if metric == "sentences" else 100
+            values = [scale * entry[metric] for entry in evals]
+            cells.append(f"{statistics.mean(values):.2f}\n({min(values):.1f}-{max(values):.1f})")
+        table.add_row("base" if index == 0 else str(index), *cells)
+    Console(highlight=False, width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Fakes for the ports. They are deterministic, remember what was asked of them, and can be told to fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from csr_ray.config import Config, parse_config
+from csr_ray.search import grow_tree
+from csr_ray.types import (
+    Answer,
+    PreferencePair,
+    Prompt,
+    PublishReceipt,
+    Question,
+    Rejection,
+    Sentence,
+    TrainResult,
+    Tree,
+)
+
+
+def tiny_config(directory: Path | str = "unused", **sections: dict) -> Config:
+    tree: dict = {
+        "run": {"dir": str(directory), "rounds": 2, "unit": 2},
+        "data": {"prompts": "prompts.jsonl"},
+        "policy": {"model": "model"},
+        "scorer": {"model": "clip"},
+    }
+    for name, values in sections.items():
+        tree[name] = {**tree.get(name, {}), **values}
+    return parse_config(tree)
+
+
+def sentence(text: str, *, ids: Sequence[int], logp: float = -0.5, ended: bool = False) -> Sentence:
+    return Sentence(text=text, token_ids=tuple(ids), logps=(logp,) * len(ids), ended=ended)
+
+
+@dataclass
+class ScriptedEngine:
+    """Continuations by prefix, from a table; delays shuffle the order in which answers arrive."""
+
+    table: dict[tuple[int, ...], list[Sentence]]
+    delay_s: Callable[[tuple[int, ...]], float] = lambda prefix: 0.0
+    asked: list[tuple[int, ...]] = field(default_factory=list)
+
+    async def continuations(
+        self, prompt: Prompt, *, prefix_ids: tuple[int, ...], num: int, max_tokens: int, seed: int
+    ) -> list[Sentence]:
+        self.asked.append(prefix_ids)
+        await asyncio.sleep(self.delay_s(prefix_ids))
+        return self.table[prefix_ids][:num]
+
+
+@dataclass
+class TableScorer:
+    """Scores by text; counts the calls."""
+
+    table: dict[str, float]
+    calls: int = 0
+
+    async def score(self, image: str, *, texts: Sequence[str]) -> tuple[list[float], int]:
+        self.calls += 1
+        return [self.table[text] for text in texts], 0
+
+
+class TwoAnswerEngine:
+    """Every prompt has a good and a bad one-sentence answer."""
+
+    async def continuations(self, prompt: Prompt, *, prefix_ids, num, max_tokens, seed) -> list[Sentence]:
+        return [sentence("Good.", ids=(5, 2), ended=True), sentence("Bad.", ids=(6, 2), logp=-1.0, ended=True)]
+
+
+@dataclass
+class FakeGenerators:
+    """Grows real trees on a fake engine; `stop_after` trees it raises, as a killed driver would."""
+
+    config: Config
+    version: int = 0
+    stop_after: int | None = None
+    fail_ids: frozenset[str] = frozenset()
+    grown: list[tuple[int, str]] = field(default_factory=list)
+    published: list[int] = field(default_factory=list)
+    answered: int = 0
+
+    def rollout(self, prompts: Sequence[Prompt], *, round_index: int):
+        for prompt in reversed(prompts):  # not in the order they were asked for
+            if self.stop_after is not None and len(self.grown) >= self.stop_after:
+                raise KeyboardInterrupt
+            self.grown.append((round_index, prompt.id))
+            if prompt.id in self.fail_ids:
+                yield Rejection(id=prompt.id, source=prompt.image, reason="poison")
+                continue
+            yield self._tree(prompt)
+
+    def _tree(self, prompt: Prompt) -> Tree:
+        return asyncio.run(
+            grow_tree(
+                prompt,
+                engine=TwoAnswerEngine(),
+                scorer=TableScorer({"Good.": 60.0, "Bad.": 10.0}),
+                search=self.config.search,
+                reward=self.config.reward,
+                policy_version=self.version,
+                seed=1,
+            )
+        )
+
+    def answer(self, questions: Sequence[Question], *, temperature: float, max_tokens: int, seed: int):
+        for question in questions:
+            self.answered += 1
+            yield Answer(id=question.id, text="Yes", token_ids=(1,), logp=-0.1, policy_version=self.version)
+
+    def publish(self, trained: TrainResult, *, pairs: Sequence[PreferencePair]) -> PublishReceipt:
+        self.version = trained.version
+        self.published.append(trained.version)
+        return PublishReceipt(version=trained.version, num_bytes=10, seconds=0.1, num_generators=1, max_probe_gap=0.0)
+
+    def figures(self) -> dict[str, float]:
+        return {}
+
+
+@dataclass
+class FakeTrainer:
+    trained: list[int] = field(default_factory=list)
+    fail_at: int | None = None
+
+    def train(self, pairs, *, round_index: int, output_dir: Path, on_step) -> TrainResult:
+        if round_index == self.fail_at:
+            raise KeyboardInterrupt
+        output_dir.mkdir(parents=True)
+        (output_dir / "adapter_config.json").write_text(json.dumps({"r": 1}))
+        self.trained.append(round_index)
+        on_step(1, 1, 0.69)
+        return TrainResult(
+            adapter=str(output_dir),
+            version=round_index + 1,
+            num_pairs=len(pairs),
+            num_steps=1,
+            seconds=0.2,
+            optimizer_s=0.1,
+            loss_first=0.69,
+            loss_last=0.5,
+            probe_logps=(-1.0,),
+        )
+
+
+@dataclass
+class FakeMachinery:
+    generators: FakeGenerators
+    trainer: FakeTrainer
+    closed: bool = False
+
+    def close(self) -> None:
+        self.closed = True

@@ -1,0 +1,150 @@
+"""The loop on fakes: what is committed, what is resumed, what is never done twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from fakes import FakeGenerators, FakeMachinery, FakeTrainer, tiny_config
+from rich.console import Console
+
+from csr_ray import loop, stages
+from csr_ray.console import ConsoleView
+from csr_ray.errors import NoDataError
+from csr_ray.evaluation.suite import Suite
+from csr_ray.journal import Journal
+from csr_ray.layout import RunFolder
+from csr_ray.stages import RunState, prompts_of_round
+from csr_ray.types import Prompt, Question
+
+PROMPTS = [Prompt(id=f"p{number}", image=f"{number}.png", text="Describe.") for number in range(5)]
+SUITE = Suite(yes_no=(Question(id="q1", image="1.png", text="Is it?"),), labels={"q1": "yes"})
+
+
+@pytest.fixture(autouse=True)
+def merged_model(monkeypatch) -> None:
+    """The fakes have no weights to merge."""
+    monkeypatch.setattr("csr_ray.weights.save_merged", lambda base, *, adapters, output: output.mkdir(exist_ok=True))
+
+
+class Driver:
+    """One run folder, and a new process each time `run` is called."""
+
+    def __init__(self, directory: Path, **sections: dict) -> None:
+        directory.mkdir(exist_ok=True)
+        self.config = tiny_config(directory, **sections)
+        self.folder = RunFolder(directory)
+        self.starts: list[list[str]] = []
+
+    def run(self, *, stop_after: int | None = None, fail_at: int | None = None, fail_ids=frozenset()):
+        self.generators = FakeGenerators(self.config, stop_after=stop_after, fail_ids=fail_ids)
+        self.trainer = FakeTrainer(fail_at=fail_at)
+        self.machinery = FakeMachinery(self.generators, self.trainer)
+
+        def start(adapters):
+            self.starts.append(list(adapters))
+            self.generators.version = len(adapters)
+            return self.machinery
+
+        state = RunState(
+            config=self.config,
+            folder=self.folder,
+            journal=Journal(self.folder.journal),
+            model=Path("model"),
+            versions={},
+        )
+        view = ConsoleView(num_rounds=2, console=Console(quiet=True))
+        return loop.run(state, prompts=PROMPTS, suite=SUITE, start_machinery=start, view=view)
+
+
+def test_a_run_commits_every_stage_and_sums_up(tmp_path) -> None:
+    driver = Driver(tmp_path)
+    summary = driver.run()
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    one_round = ["rollout"] * 3 + ["pairs", "train", "publish", "eval", "round"]
+    assert kinds == ["eval", *one_round, *one_round, "finished"]
+    assert [entry["policy_version"] for entry in summary["rounds"]] == [1, 2]
+    assert summary["rounds"][0]["pairs"]["made"] == 5
+    assert summary["rounds"][0]["rollout"]["prompts"] == 5
+    assert summary["base"]["eval"]["pope_acc"] == 1.0
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert pq.read_table(tmp_path / "round_000/pairs.parquet").num_rows == 5
+    assert driver.machinery.closed
+
+
+def test_a_finished_run_answers_without_starting_anything(tmp_path) -> None:
+    driver = Driver(tmp_path)
+    first = driver.run()
+    assert driver.run() == first
+    assert driver.starts == [[]]
+    assert driver.generators.grown == []
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 3, 5, 7, 9])
+def test_a_run_killed_while_rolling_out_goes_on_and_repeats_no_committed_unit(tmp_path, stop_after: int) -> None:
+    whole = Driver(tmp_path / "whole").run()
+    driver = Driver(tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(stop_after=stop_after)
+    committed = {
+        (entry["round"], prompt.id)
+        for entry in Journal(driver.folder.journal).all("rollout")
+        for prompt in PROMPTS[2 * entry["unit"] : 2 * entry["unit"] + 2]
+    }
+    resumed = driver.run()
+    assert not committed & set(driver.generators.grown)
+    for ours, theirs in zip(resumed["rounds"], whole["rounds"], strict=True):
+        assert ours["pairs"] == theirs["pairs"]
+        assert ours["rollout"]["tokens"] == theirs["rollout"]["tokens"]
+    assert driver.machinery.closed
+
+
+def test_a_run_killed_while_training_trains_that_round_only(tmp_path) -> None:
+    driver = Driver(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(fail_at=1)
+    driver.run()
+    assert driver.trainer.trained == [1]
+    assert driver.generators.grown == []
+    assert driver.starts[1] == [str(driver.folder.adapter(0))]
+
+
+def test_a_failing_prompt_is_quarantined_and_the_run_goes_on(tmp_path) -> None:
+    driver = Driver(tmp_path)
+    summary = driver.run(fail_ids=frozenset({"p1"}))
+    assert summary["rounds"][0]["rollout"]["failed"] == 1
+    assert summary["rounds"][0]["pairs"]["made"] == 4
+    rows = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert {row["id"] for row in rows} == {"p1"} and "poison" in rows[0]["reason"]
+
+
+def test_a_round_without_a_pair_says_where_the_quarantine_is(tmp_path) -> None:
+    driver = Driver(tmp_path, pairs={"min_margin": 1000.0})
+    with pytest.raises(NoDataError, match="margin_too_small.*quarantine"):
+        driver.run()
+
+
+def test_each_round_takes_the_next_prompts_in_turn() -> None:
+    ids = [[prompt.id for prompt in prompts_of_round(PROMPTS, index=index, per_round=2)] for index in range(3)]
+    assert ids == [["p0", "p1"], ["p2", "p3"], ["p4", "p0"]]
+    assert prompts_of_round(PROMPTS, index=1, per_round=None) == PROMPTS
+
+
+def test_stages_are_idempotent(tmp_path) -> None:
+    driver = Driver(tmp_path)
+    driver.run()
+    state = RunState(
+        config=driver.config,
+        folder=driver.folder,
+        journal=Journal(driver.folder.journal),
+        model=Path("model"),
+        versions={},
+    )
+    before = len(state.journal.entries)
+    view = ConsoleView(num_rounds=2, console=Console(quiet=True))
+    trees = stages.roll_out(state, PROMPTS, generators=driver.generators, index=0, view=view)
+    assert [tree.prompt.id for tree in trees] == [prompt.id for prompt in PROMPTS]
+    assert len(stages.pair(state, trees, index=0, view=view)) == 5
+    assert len(state.journal.entries) == before
