@@ -1,0 +1,180 @@
+"""The whole program on real vLLM, open_clip and DeepSpeed, on a world whose models were trained for seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from fakes import tiny_config
+
+from csr_ray.application import run_config, world_spec
+from csr_ray.config import World, load_config
+from csr_ray.errors import ConfigError
+from csr_ray.journal import Journal
+from csr_ray.layout import RunFolder
+from csr_ray.records import read_pairs
+from csr_ray.world.build import cached_world
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "configs" / "tiny-world.yaml"
+SMALL = (
+    "run.rounds=2",
+    "run.unit=4",
+    "world.quick=true",
+    "world.num_train_images=32",
+    "world.num_heldout_images=48",
+    "data.per_round=12",
+    "eval.limit=16",
+)
+
+
+@pytest.fixture(scope="module")
+def finished(ray_session, tmp_path_factory) -> RunFolder:
+    """A run of two rounds, killed once on the way: SIGKILL of its driver right after the first round's pairs."""
+    directory = tmp_path_factory.mktemp("run") / "run"
+    overrides = [*SMALL, f"run.dir={directory}"]
+    cached_world(world_spec(load_config(CONFIG, overrides=overrides).world), progress=False)
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "csr_ray", "run", str(CONFIG), *overrides],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    folder = RunFolder(directory)
+    deadline_s = time.monotonic() + 400
+    while not (folder.journal.exists() and Journal(folder.journal).find("pairs", round=0)):
+        assert time.monotonic() < deadline_s and killed.poll() is None, "the run to be killed never made pairs"
+        time.sleep(0.2)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    before = Journal(folder.journal).entries
+    assert run_config(str(CONFIG), overrides=overrides, fresh=False, dry_run=False) == 0
+    assert Journal(folder.journal).entries[: len(before)] == before, "committed work was done again"
+    return folder
+
+
+def test_every_round_is_trained_published_and_proved(finished: RunFolder) -> None:
+    summary = json.loads(finished.summary.read_text())
+    assert [entry["policy_version"] for entry in summary["rounds"]] == [1, 2]
+    for entry in summary["rounds"]:
+        # fp32 on both sides: generator and trainer agree after every round (log-probs of whole answers).
+        assert entry["publish"]["max_probe_gap"] < 1e-3
+        # The reference is the rollout's own log-probs, so the first step sees policy == reference: loss ln 2.
+        assert entry["train"]["loss_first"] == pytest.approx(0.693147, abs=1e-3)
+        assert entry["pairs"]["made"] + sum(entry["pairs"]["dropped"].values()) == 12
+        assert 0 <= entry["eval"]["chair_s"] <= 1 and 0 <= entry["eval"]["pope_acc"] <= 1
+        assert entry["train"]["metrics"]["deepspeed_stage"] == 2
+
+
+def test_candidates_hold_every_node_of_the_rounds_own_policy(finished: RunFolder) -> None:
+    for index in range(2):
+        rows = pq.read_table(finished.round(index) / "candidates").to_pylist()
+        assert len({row["id"] for row in rows}) == 12
+        assert {row["policy_version"] for row in rows} == {index}
+        assert all(row["parent"] is None or row["parent"] < row["node"] for row in rows)
+
+
+def test_pairs_are_what_trl_and_datasets_read(finished: RunFolder) -> None:
+    from datasets import load_dataset
+    from transformers import AutoProcessor
+    from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
+
+    path = finished.pairs(0)
+    rows = load_dataset("parquet", data_files=str(path), split="train")
+    assert rows[0]["image"].size == (64, 64)
+    processor = AutoProcessor.from_pretrained(finished.model)
+    batch = DataCollatorForVisionPreference(processor)(
+        [{key: row[key] for key in ("image", "prompt", "chosen", "rejected")} for row in rows.select(range(2))]
+    )
+    assert batch["pixel_values"].shape[0] == 4
+    assert int(batch["completion_mask"].sum()) > 0
+
+
+def test_the_exported_model_gives_the_published_policys_log_probs(finished: RunFolder) -> None:
+    import torch
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    from csr_ray.chat import prompt_text
+    from csr_ray.images import load_image
+
+    processor = AutoProcessor.from_pretrained(finished.model)
+    policy = LlavaForConditionalGeneration.from_pretrained(finished.model, dtype=torch.float32).eval()
+    trained = Journal(finished.journal).find("train", round=1)
+    for pair, expected in zip(read_pairs(finished.pairs(1)), trained["probe_logps"], strict=False):
+        inputs = processor(
+            text=prompt_text(processor, question=pair.prompt), images=load_image(pair.image), return_tensors="pt"
+        )
+        answer = torch.tensor([pair.chosen_ids])
+        ids = torch.cat([inputs["input_ids"], answer], dim=1)
+        with torch.no_grad():
+            logits = policy(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
+        logps = logits[:, :-1].log_softmax(dim=-1).gather(2, ids[:, 1:, None])[0, -answer.shape[1] :, 0]
+        assert float(logps.sum()) == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_finished_run_prints_its_result_without_starting_anything(finished: RunFolder, capsys, monkeypatch) -> None:
+    def refuse(*_, **__):
+        raise AssertionError("a finished run started its machinery")
+
+    monkeypatch.setattr("actors.runtime.Runtime.start", refuse)
+    overrides = [*SMALL, f"run.dir={finished.root}"]
+    assert run_config(str(CONFIG), overrides=overrides, fresh=False, dry_run=False) == 0
+    assert "report.html" in capsys.readouterr().out
+
+
+def test_a_run_folder_of_another_config_is_refused(finished: RunFolder) -> None:
+    overrides = [*SMALL, f"run.dir={finished.root}", "train.beta=0.3"]
+    with pytest.raises(ConfigError, match=r"train\.beta: 0\.1 != 0\.3"):
+        run_config(str(CONFIG), overrides=overrides, fresh=False, dry_run=False)
+
+
+def test_clip_scores_equal_open_clip_one_by_one(ray_session) -> None:
+    import open_clip
+    import torch
+
+    from actors.scorer import ClipModel
+    from csr_ray.images import load_image
+
+    world = cached_world(world_spec(World(quick=True, num_train_images=32, num_heldout_images=48)), progress=False)
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{world / 'clip'}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{world / 'clip'}")
+    model.eval()
+    images = sorted((world / "heldout" / "images").iterdir())[:6]
+    texts = ["There is a red star.", "A blue moon is visible.", "The image shows a green ring."]
+    pairs = [(str(image), text) for image in images for text in texts]
+    ours, cut = ClipModel(str(world / "clip"), dtype="float32", device="cpu").scores(pairs)
+    for (image, text), score in zip(pairs, ours, strict=True):
+        with torch.no_grad():
+            left = model.encode_image(transform(load_image(image))[None], normalize=True)
+            right = model.encode_text(tokenizer([text]), normalize=True)
+        assert score == pytest.approx(100 * float(left @ right.T), abs=1e-3)
+    assert not any(cut)
+
+
+def test_texts_beyond_the_context_are_cut_and_counted(ray_session) -> None:
+    from actors.scorer import ClipModel
+
+    world = cached_world(world_spec(World(quick=True, num_train_images=32, num_heldout_images=48)), progress=False)
+    image = str(next((world / "heldout" / "images").iterdir()))
+    _, cut = ClipModel(str(world / "clip"), dtype="float32", device="cpu").scores(
+        [(image, "There is a red star."), (image, "There is a red star and a blue moon and a green ring and a black heart.")]
+    )
+    assert cut == [False, True]
+
+
+def test_configs_with_a_run_dir_that_is_a_file_are_refused(tmp_path) -> None:
+    from csr_ray.plan import check_paths
+
+    (tmp_path / "model").mkdir()
+    config = tiny_config(tmp_path, policy={"model": str(tmp_path / "model")})
+    with pytest.raises(ConfigError, match="config.json"):
+        check_paths(config)
