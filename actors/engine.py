@@ -57,13 +57,13 @@ class VllmEngine:
         generators = self._config.generators
         on_cpu = current_platform.is_cpu()
         self._processor = await asyncio.to_thread(AutoProcessor.from_pretrained, self._model)
-        # One image a prompt, and only what is decoded is returned: the engine needs no other modality.
+        # One image a prompt: a modality not named here would count as allowed, and be warmed up and kept room for.
         arguments: dict[str, Any] = {
             "model": self._model,
             "dtype": self._config.policy.dtype,
             "max_model_len": self._config.policy.max_model_len,
             "max_num_seqs": generators.max_num_seqs,
-            "limit_mm_per_prompt": {"image": 1},
+            "limit_mm_per_prompt": {"image": 1, "video": 0, "audio": 0},
             "enable_prefix_caching": True,
             "mm_processor_cache_gb": 1,
             "worker_extension_cls": "actors.engine_worker.PolicyLoader",
@@ -125,7 +125,7 @@ class VllmEngine:
         return float(sum(entry[token].logprob for entry, token in zip(tail, answer_ids, strict=True)))
 
     async def load_policy(self, *, adapters: Sequence[str]) -> LoadedPolicy:
-        """Base weights plus all `adapters`, merged inside the engine's workers; every cache of the old policy goes."""
+        """Base weights plus all `adapters`, merged inside the engine's workers; every cache of the old one goes."""
         results = await self._llm.collective_rpc("load_policy", args=(self._model, list(adapters)))
         # Encoder outputs and cached prefixes belong to the old weights; a stale one would be silently wrong.
         await self._llm.reset_prefix_cache()
@@ -181,5 +181,6 @@ class VllmEngine:
             text=self._processor.tokenizer.decode(ids, skip_special_tokens=True).strip(),
             token_ids=ids,
             logps=tuple(entry[token].logprob for entry, token in zip(output.logprobs, ids, strict=True)),
-            ended=output.finish_reason == "stop" and output.stop_reason is None,
+            # A string is one of STOPS. A model with several end tokens ends on one silently, on the others by number.
+            ended=output.finish_reason == "stop" and not isinstance(output.stop_reason, str),
         )

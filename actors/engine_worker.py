@@ -15,15 +15,21 @@ from typing import Any
 class PolicyLoader:
     """Mixed into vLLM's worker (`worker_extension_cls`)."""
 
+    _adapted_blocks: frozenset[str] = frozenset()
+
     def load_policy(self, base: str, adapters: Sequence[str]) -> dict[str, Any]:
-        """Load base + all `adapters` (fp32 sum, one rounding).
+        """Load base + all `adapters` (fp32 sum, one rounding), whatever was loaded before.
 
         Returns plain values only: they cross a process border.
         """
-        from csr_ray.weights import checksum, merged_tensors
+        from csr_ray.weights import block_of, checksum, merged_blocks
 
         started_s = time.perf_counter()
-        tensors = list(merged_tensors(Path(base), adapters=[Path(adapter) for adapter in adapters]))
+        # vLLM fuses q, k, v and their biases (and gate with up) and rebuilds a fused layer from nothing: what it is
+        # not given of one stays uninitialised memory. And what only an earlier policy changed has to go back.
+        paths = [Path(adapter) for adapter in adapters]
+        tensors = list(merged_blocks(Path(base), adapters=paths, also=self._adapted_blocks))
+        self._adapted_blocks = frozenset(block_of(name) for name, _ in tensors)
         self.model_runner.reload_weights(weights_iterator=iter(tensors))  # type: ignore[attr-defined]
         return {
             "checksum": checksum(tensors),

@@ -94,7 +94,7 @@ class GeneratorPool:
             yield from answers
 
     def publish(self, trained: TrainResult, *, pairs: Sequence[PreferencePair]) -> PublishReceipt:
-        """See `csr_ray.ports.Generators`. Raises ActorFailure when a generator does not answer as the trainer does."""
+        """See `csr_ray.ports.Generators`. Raises ActorFailure if a generator does not answer as the trainer does."""
         started_s = time.perf_counter()
         adapters = [*self._adapters, trained.adapter]
         probes = list(pairs[: len(trained.probe_logps)])
@@ -131,7 +131,7 @@ class GeneratorPool:
         allowed = self._config.generators.probe_tolerance * len(probe.chosen_ids)
         if not gap <= allowed:
             raise ActorFailure(
-                f"generator {index} at version {version}: log-prob of a probe answer ({probe.id}) is {gap:.4g} off the "
+                f"generator {index} at version {version}: log-prob of probe answer {probe.id} is {gap:.4g} off the "
                 f"trainer's, allowed {allowed:.4g} (generators.probe_tolerance a token); it serves other weights"
             )
 

@@ -97,7 +97,9 @@ def print_table(summaries: list[dict]) -> None:
     for metric in METRICS:
         table.add_column(metric, justify="right")
     for index in range(len(summaries[0]["rounds"]) + 1):
-        evals = [summary["base"]["eval"] if index == 0 else summary["rounds"][index - 1]["eval"] for summary in summaries]
+        evals = [
+            summary["base"]["eval"] if index == 0 else summary["rounds"][index - 1]["eval"] for summary in summaries
+        ]
         cells = []
         for metric in METRICS:
             scale = 1 if metric == "sentences" else 100

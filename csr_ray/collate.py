@@ -41,18 +41,23 @@ def usable_pairs(
 ) -> UsablePairs:
     """Set aside pairs whose image cannot be read or whose longer answer does not fit `max_length` tokens.
 
-    Prompt and image count towards the length. How many tokens an image takes depends only on its size, so one blank
-    image of each size goes through the processor.
+    So is a pair with the image token in an answer: a model may sample it, but no model trains on more of them than
+    it has image features. Prompt and image count towards the length. How many tokens an image takes depends only on
+    its size, so one blank image of each size goes through the processor.
     """
     positions: list[int] = []
     dropped: Counter[str] = Counter()
     image_tokens: dict[tuple[int, int], int] = {}
     text_tokens: dict[str, int] = {}
+    image_token = getattr(processor, "image_token_id", None)
     for position, pair in enumerate(pairs):
         try:
             image = load_image(pair.image)
         except ValueError:
             dropped["unreadable_image"] += 1
+            continue
+        if image_token in pair.chosen_ids or image_token in pair.rejected_ids:
+            dropped["image_token_in_answer"] += 1
             continue
         if image.size not in image_tokens:
             image_tokens[image.size] = _num_extra_tokens(processor, size=image.size)

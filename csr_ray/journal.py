@@ -84,9 +84,16 @@ def write_atomically(path: Path, *, write: Callable[[Path], object]) -> None:
             write(temporary)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())  # mkstemp's files are their owner's alone
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
 
 
 def write_json(path: Path, *, value: object) -> None:

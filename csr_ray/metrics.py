@@ -1,6 +1,9 @@
-"""summary.json from the journal. A pure function: the same journal always gives the same summary."""
+"""summary.json from the journal. A pure function but for the machine's name."""
 
 from __future__ import annotations
+
+import os
+import platform
 
 from csr_ray.config import Config
 from csr_ray.journal import Journal
@@ -30,6 +33,7 @@ def summary(journal: Journal, *, config: Config, versions: dict[str, str]) -> Js
     return {
         "method": config.method,
         "versions": versions,
+        "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
         "base": {"eval": _eval(base_eval)},
         "rounds": rounds,
         "seconds": base_s + sum(entry["seconds"] for entry in rounds) + sum(_seconds(journal, "start")),

@@ -79,7 +79,10 @@ class Trainer(Protocol):
 class Machinery(Protocol):
     """Everything that has to be started before a round can run, and closed after."""
 
-    generators: Generators
-    trainer: Trainer
+    @property
+    def generators(self) -> Generators: ...
+
+    @property
+    def trainer(self) -> Trainer: ...
 
     def close(self) -> None: ...

@@ -116,13 +116,13 @@ def write_pairs(path: Path, *, pairs: Sequence[PreferencePair]) -> None:
 
 def read_pairs(path: Path) -> list[PreferencePair]:
     """The pairs of a round, with plain texts again."""
-    return [
-        PreferencePair(
-            image=row["image"]["path"],
-            prompt=row["prompt"][0]["content"],
-            chosen=row["chosen"][0]["content"],
-            rejected=row["rejected"][0]["content"],
-            **{name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in _PLAIN_PAIR_FIELDS},
-        )
-        for row in pq.read_table(path).to_pylist()
-    ]
+    return [_pair(row) for row in pq.read_table(path).to_pylist()]
+
+
+def _pair(row: dict[str, Any]) -> PreferencePair:
+    fields: dict[str, Any] = {
+        name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in _PLAIN_PAIR_FIELDS
+    }
+    for name in ("prompt", "chosen", "rejected"):
+        fields[name] = row[name][0]["content"]
+    return PreferencePair(image=row["image"]["path"], **fields)

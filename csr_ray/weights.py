@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -32,6 +33,8 @@ _PEFT_PREFIX = "base_model.model."
 # same layer is `language_model.model.layers.0` in a LLaVA checkpoint, `model.layers.0` in a Qwen2.5-VL one and
 # `model.language_model.layers.0` in memory.
 _DECODER_HOMES = ("language_model.model.", "model.language_model.", "language_model.", "model.", "")
+# `language_model.model.layers.0.self_attn`, and what lies below it.
+_BLOCK = re.compile(r"(.*?\.\d+\.[^.]+)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +125,32 @@ def merged_tensors(base: Path, *, adapters: Sequence[Path]) -> Iterator[tuple[st
     """
     for name, _, tensor in merged_by_module(base, adapters=adapters):
         yield name, tensor
+
+
+def block_of(name: str) -> str:
+    """The block a tensor belongs to: one layer's attention or MLP; outside the layers, its module's parent."""
+    match = _BLOCK.match(name)
+    return match[1] if match else name.rpartition(".")[0].rpartition(".")[0]
+
+
+def merged_blocks(
+    base: Path, *, adapters: Sequence[Path], also: Collection[str] = ()
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """As `merged_tensors`, then all else that the blocks in question hold, unchanged: (checkpoint name, tensor).
+
+    For whoever keeps several tensors as one (q, k, v and their biases; gate and up) and so cannot take one of them
+    alone. The blocks are those that `adapters` change and those named in `also`.
+    """
+    blocks, changed = set(also), set()
+    for name, tensor in merged_tensors(base, adapters=adapters):
+        blocks.add(block_of(name))
+        changed.add(name)
+        yield name, tensor
+    files = tensor_files(base)
+    rest = [name for name in files if name not in changed and block_of(name) in blocks]
+    for name in sorted(rest, key=lambda name: (str(files[name]), name)):
+        with safe_open(files[name], framework="pt") as weights:
+            yield name, weights.get_tensor(name)
 
 
 def merged_by_module(base: Path, *, adapters: Sequence[Path]) -> Iterator[tuple[str, str, torch.Tensor]]:

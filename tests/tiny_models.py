@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 IMAGE_SIDE_PX = 32
 PATCH_PX = 16
 NUM_IMAGE_TOKENS = (IMAGE_SIDE_PX // PATCH_PX) ** 2
+
+_QWEN_PATCH_PX = 14
+_QWEN_MERGE = 2  # patches a side that make one image token
 
 _CORPUS = (
     "USER: \nDescribe the image. ASSISTANT: A red circle is on the left. A blue square is on the right.",
@@ -18,6 +23,12 @@ _TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     "{% endfor %}{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
 )
+_QWEN_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "{{ '<|vision_start|><|image_pad|><|vision_end|>' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 def build_tiny_llava(directory: Path, *, seed: int) -> Path:
@@ -25,60 +36,24 @@ def build_tiny_llava(directory: Path, *, seed: int) -> Path:
 
     Its tokenizer puts a begin-of-sequence token in front, as Llama's does, and its chat template does not.
     """
-    import torch
-    from safetensors.torch import load_file, save_file
     from transformers import (
         CLIPImageProcessor,
-        CLIPVisionConfig,
-        LlamaConfig,
         LlavaConfig,
         LlavaForConditionalGeneration,
         LlavaProcessor,
     )
 
-    tokenizer = _tokenizer()
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=IMAGE_SIDE_PX,
-        patch_size=PATCH_PX,
-        projection_dim=64,
-    )
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=32,  # the smallest that vLLM's CPU attention takes
-        max_position_embeddings=512,
-        initializer_range=0.2,  # wide, so that answers differ and log-probs are far from uniform
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=False,
-    )
+    tokenizer = _llama_tokenizer()
     config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
+        vision_config=_clip_tower(patch_px=PATCH_PX),
+        text_config=_llama(tokenizer),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=NUM_IMAGE_TOKENS,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        LlavaForConditionalGeneration(config).save_pretrained(directory)
-    weights = directory / "model.safetensors"
-    # transformers 5 writes the tower's names without `vision_model`, and reads both; vLLM wants them with it.
-    named = {
-        name.replace("vision_tower.", "vision_tower.vision_model.", 1): tensor
-        for name, tensor in load_file(weights).items()
-    }
-    save_file(named, weights, metadata={"format": "pt"})
+    _save_random(LlavaForConditionalGeneration, config=config, directory=directory, seed=seed)
+    _name_tower_as_vllm_does(directory)
     LlavaProcessor(
         image_processor=CLIPImageProcessor(
             size={"height": IMAGE_SIDE_PX, "width": IMAGE_SIDE_PX},
@@ -93,33 +68,197 @@ def build_tiny_llava(directory: Path, *, seed: int) -> Path:
     return directory
 
 
-def _tokenizer():  # type: ignore[no-untyped-def]
+def build_tiny_llava_next(directory: Path, *, seed: int) -> Path:
+    """Write a two-layer LLaVA-NeXT: an image becomes a thumbnail and as many tiles as its shape asks for."""
+    from transformers import (
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextImageProcessor,
+        LlavaNextProcessor,
+    )
+
+    tokenizer = _llama_tokenizer()
+    side, patch_px = IMAGE_SIDE_PX, PATCH_PX // 2
+    pinpoints = [[side, 2 * side], [2 * side, side], [2 * side, 2 * side], [3 * side, side], [side, 3 * side]]
+    config = LlavaNextConfig(
+        vision_config=_clip_tower(patch_px=patch_px),
+        text_config=_llama(tokenizer),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=(side // patch_px) ** 2,
+        image_grid_pinpoints=pinpoints,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    _save_random(LlavaNextForConditionalGeneration, config=config, directory=directory, seed=seed)
+    _name_tower_as_vllm_does(directory)
+    LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessor(
+            size={"shortest_edge": side},
+            crop_size={"height": side, "width": side},
+            image_grid_pinpoints=pinpoints,
+        ),
+        tokenizer=tokenizer,
+        patch_size=patch_px,
+        vision_feature_select_strategy="default",
+        chat_template=_TEMPLATE,
+        num_additional_image_tokens=1,
+    ).save_pretrained(directory)
+    return directory
+
+
+def build_tiny_qwen_vl(directory: Path, *, seed: int) -> Path:
+    """Write a two-layer Qwen2.5-VL: positions in three axes, windowed tower, biases on q, k and v, two end tokens."""
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    ends = ("<|endoftext|>", "<|im_end|>")
+    vision = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    tokenizer = _tokenizer((*ends, "<|im_start|>", *vision), pad_token=ends[0], eos_token=ends[1])
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (*ends, *vision)}
+    token_px = _QWEN_PATCH_PX * _QWEN_MERGE
+    config = Qwen2_5_VLConfig(
+        vision_config={
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "patch_size": _QWEN_PATCH_PX,
+            "spatial_merge_size": _QWEN_MERGE,
+            "window_size": 2 * token_px,
+            "fullatt_block_indexes": [1],
+        },
+        text_config={
+            **_decoder(tokenizer),
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=False,
+    )
+    end_ids = [ids[ends[1]], ids[ends[0]]]
+    _save_random(Qwen2_5_VLForConditionalGeneration, config=config, directory=directory, seed=seed, end_ids=end_ids)
+    size = {"shortest_edge": token_px**2, "longest_edge": 24 * token_px**2}
+    pixels = {"size": size, "patch_size": _QWEN_PATCH_PX, "merge_size": _QWEN_MERGE}
+    Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**pixels),
+        video_processor=Qwen2VLVideoProcessor(**pixels),
+        tokenizer=tokenizer,
+        chat_template=_QWEN_TEMPLATE,
+    ).save_pretrained(directory)
+    return directory
+
+
+def _clip_tower(*, patch_px: int) -> Any:
+    from transformers import CLIPVisionConfig
+
+    return CLIPVisionConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=IMAGE_SIDE_PX,
+        patch_size=patch_px,
+        projection_dim=64,
+    )
+
+
+def _decoder(tokenizer: Any) -> dict[str, Any]:
+    """The language model's shape, in the words that Llama and Qwen2 share."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,  # wide, so that answers differ and log-probs are far from uniform
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _llama(tokenizer: Any) -> Any:
+    from transformers import LlamaConfig
+
+    head_dim = 32  # the smallest that vLLM's CPU attention takes
+    return LlamaConfig(**_decoder(tokenizer), head_dim=head_dim, tie_word_embeddings=False)
+
+
+def _save_random(
+    model: Any, *, config: Any, directory: Path, seed: int, end_ids: Sequence[int] | None = None
+) -> None:
+    """Random weights; biases too, which would start at zero and so hide whoever forgets them."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made = model(config)
+        for name, parameter in made.named_parameters():
+            if "language_model" in name and name.endswith(".bias"):
+                torch.nn.init.normal_(parameter, std=0.2)
+    if end_ids is not None:
+        made.generation_config.eos_token_id = list(end_ids)
+    made.save_pretrained(directory)
+
+
+def _name_tower_as_vllm_does(directory: Path) -> None:
+    """transformers 5 writes a CLIP tower's names without `vision_model`, and reads both; vLLM wants them with it."""
+    from safetensors.torch import load_file, save_file
+
+    weights = directory / "model.safetensors"
+    named = {
+        name.replace("vision_tower.", "vision_tower.vision_model.", 1): tensor
+        for name, tensor in load_file(weights).items()
+    }
+    save_file(named, weights, metadata={"format": "pt"})
+
+
+def _llama_tokenizer() -> Any:
+    """Puts a begin-of-sequence token in front, which the chat template does not write."""
+    return _tokenizer(
+        ("<pad>", "<s>", "</s>", "<image>"),
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens={"image_token": "<image>"},
+    )
+
+
+def _tokenizer(special: Sequence[str], *, bos_token: str | None = None, **roles: Any) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<s>", "</s>", "<image>"]
     backend.train_from_iterator(
         _CORPUS,
         trainer=trainers.BpeTrainer(
             vocab_size=320,
-            special_tokens=special,
+            special_tokens=list(special),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", backend.token_to_id("<s>"))]
-    )
+    if bos_token is not None:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos_token} $A", special_tokens=[(bos_token, backend.token_to_id(bos_token))]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        extra_special_tokens={"image_token": "<image>"},
+        bos_token=bos_token,
         padding_side="left",
         model_max_length=512,
         clean_up_tokenization_spaces=False,
+        **roles,
     )

@@ -59,7 +59,7 @@ class Suite:
                 on_answer()
             return texts
 
-        metrics: dict[str, float] = {}
+        metrics: dict[str, float] = {"num_images": self.num_items}
         if self.describe:
             greedy = ask(self.describe, temperature=0.0, max_tokens=self.max_tokens)
             metrics |= describe_metrics(greedy, truth=self.truth)

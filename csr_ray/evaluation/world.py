@@ -1,8 +1,8 @@
 """How far a description of an embedded-world image can be trusted, and what it leaves out.
 
-Knows texts and the objects of an image; knows nothing of images, files or models. The formulas are CHAIR's (Rohrbach et
-al. 2018, arXiv 1809.02156) over the world's ten kinds, with recall and repetition beside them: a policy that says less,
-or says the same thing again, must not look better for it.
+Knows texts and the objects of an image; knows nothing of images, files or models. The formulas are CHAIR's (Rohrbach
+et al. 2018, arXiv 1809.02156) over the world's ten kinds, with recall and repetition beside them: a policy that says
+less, or says the same thing again, must not look better for it.
 """
 
 from __future__ import annotations

@@ -112,21 +112,21 @@ def shares_by_bin(values: np.ndarray, *, edges: np.ndarray) -> np.ndarray:
     return counts / max(1, len(finite))
 
 
-def heat_map(x: np.ndarray, *, y: np.ndarray, x_title: str, y_title: str, title: str) -> tuple[Markup, int]:
-    """Density of points [n] on a grid, darker is more (log scale); also the count of the fullest cell."""
+def heat_map(x: np.ndarray, *, y: np.ndarray, width: int, title: str) -> tuple[Markup, int]:
+    """Density of image scores `x` and self scores `y` [n] on a grid (log scale), and the fullest cell's count."""
     x_ticks = nice_ticks(float(np.percentile(x, 0.1)), high=float(np.percentile(x, 99.9)), num=5)
     y_ticks = nice_ticks(float(np.percentile(y, 0.1)), high=float(np.percentile(y, 99.9)), num=5)
     frame = Frame(
-        width=560, height=340, left=54, right=12, top=12, bottom=46,
+        width=width, height=360 if width > 500 else 290, left=54, right=12, top=12, bottom=46,
         x_low=x_ticks[0], x_high=x_ticks[-1], y_low=y_ticks[0], y_high=y_ticks[-1],
     )  # fmt: skip
-    x_edges = np.linspace(frame.x_low, frame.x_high, 49)
+    x_edges = np.linspace(frame.x_low, frame.x_high, 57)
     y_edges = np.linspace(frame.y_low, frame.y_high, 31)
     inside_x, inside_y = np.clip(x, frame.x_low, frame.x_high), np.clip(y, frame.y_low, frame.y_high)
     counts, _, _ = np.histogram2d(inside_x, inside_y, bins=(x_edges, y_edges))
     most = int(counts.max())
-    parts = [_y_axis(frame, ticks=y_ticks, show=_plain), *_x_ticks(frame, title=x_title)]
-    parts.append(_text(14, _centre(frame), y_title, style="axis", anchor="middle", turned=True))
+    parts = [_y_axis(frame, ticks=y_ticks, show=_plain), *_x_ticks(frame, title="image score (CLIP)")]
+    parts.append(_text(14, _centre(frame), "self score (policy)", style="axis", anchor="middle", turned=True))
     cell_w, cell_h = frame.x(x_edges[1]) - frame.x(x_edges[0]), frame.y(y_edges[0]) - frame.y(y_edges[1])
     for column, row in zip(*np.nonzero(counts), strict=True):
         count = int(counts[column, row])

@@ -26,8 +26,9 @@ class Stage:
 
 
 STAGES = (
+    Stage(key="start", label="start-up", role="machinery"),
     Stage(key="rollout", label="rollout", role="generators"),
-    Stage(key="score_wait", label="score wait", role="generators wait for scorers"),
+    Stage(key="pairs", label="pair up", role="loop"),
     Stage(key="train_optimizer", label="optimizer steps", role="trainer"),
     Stage(key="train_setup", label="train set-up", role="trainer"),
     Stage(key="train", label="train", role="trainer"),
@@ -44,7 +45,9 @@ class RoundFigures:
     Attributes:
         index: the round, None for the base model.
         eval: rates as fractions in 0..1 and `sentences` a count, only the keys that hold a number.
-        stages: seconds by `Stage.key`, in the order of `STAGES`; they do not overlap.
+        score_wait_share: share of a tree's time spent waiting for scores, 0..1. Trees wait side by side while others
+            decode, so it is no part of the wall time.
+        stages: wall seconds by `Stage.key`, in the order of `STAGES`; they do not overlap, and zeros are left out.
         seconds: wall time of the round.
     """
 
@@ -59,21 +62,17 @@ class RoundFigures:
     tokens_per_s: float | None = None
     loss_first: float | None = None
     loss_last: float | None = None
+    score_wait_share: float | None = None
     stages: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
 
     @property
     def label(self) -> str:
-        return "base" if self.index is None else str(self.index)
+        return "base" if self.index is None else str(self.index + 1)
 
     @property
     def train_s(self) -> float | None:
         parts = [self.stages[key] for key in ("train", "train_optimizer", "train_setup") if key in self.stages]
-        return sum(parts) if parts else None
-
-    @property
-    def rollout_s(self) -> float | None:
-        parts = [self.stages[key] for key in ("rollout", "score_wait") if key in self.stages]
         return sum(parts) if parts else None
 
 
@@ -106,7 +105,8 @@ def percent(value: float | None) -> str:
 def headline(rows: Sequence[RoundFigures]) -> str:
     """What the run did, in one sentence that its figures support.
 
-    "Fell" and "rose" are said of the figures as printed: a change that one decimal does not show is "stayed".
+    "Fell" and "rose" are said of the figures as printed: a change that one decimal does not show is "stayed", and one
+    that so few answers give by chance (known where eval has `num_images`) is neither.
     """
     base, rounds = rows[0], rows[1:]
     evaluated = [(position, row) for position, row in enumerate(rounds, start=1) if "chair_s" in row.eval]
@@ -121,7 +121,8 @@ def headline(rows: Sequence[RoundFigures]) -> str:
     if before is None:
         after = percent(last.eval["chair_s"])
         return f"{after} of the answers hallucinate after round {last.label}; the base model was not evaluated."
-    clauses = [f"Hallucinating answers {_moved(before, after=last.eval['chair_s'])} {over}"]
+    num_answers = last.eval.get("num_images")
+    clauses = [_moved(before, after=last.eval["chair_s"], over=over, num_answers=num_answers)]
     if "recall" in base.eval and "recall" in last.eval:
         first, final = percent(base.eval["recall"]), percent(last.eval["recall"])
         clauses.append(f"recall stayed at {final}" if first == final else f"recall {first} to {final}")
@@ -142,11 +143,28 @@ def _headline_without_eval(rounds: Sequence[RoundFigures]) -> str:
     return text + "; nothing was evaluated."
 
 
-def _moved(before: float, *, after: float) -> str:
+def before_rounds(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds by stage before round 0: starting the machinery, and evaluating the base model."""
+    total, start_s = number(summary.get("seconds")), number(summary.get("start_seconds"))
+    if total is None or start_s is None:
+        return {}
+    left_s = total - start_s - sum(row.seconds or 0.0 for row in round_figures(summary)[1:])
+    rest = "eval" if section(section(summary, key="base"), key="eval") else "other"
+    return {key: seconds for key, seconds in (("start", start_s), (rest, left_s)) if seconds > 1e-6}
+
+
+def _moved(before: float, *, after: float, over: str, num_answers: float | None) -> str:
     first, last = percent(before), percent(after)
     if first == last:
-        return f"stayed at {last}"
-    return f"{'fell' if after < before else 'rose'} from {first} to {last}"
+        return f"Hallucinating answers stayed at {last} {over}"
+    if num_answers and abs(after - before) <= _noise(before, after, num_answers=num_answers):
+        return f"Hallucinating answers {first} to {last} {over}, within the noise of {num_answers:,.0f} answers"
+    return f"Hallucinating answers {'fell' if after < before else 'rose'} from {first} to {last} {over}"
+
+
+def _noise(*rates: float, num_answers: float) -> float:
+    """Half the 95 % interval of a difference of two rates. Strict: as if no image were shared."""
+    return 1.96 * math.sqrt(sum(rate * (1 - rate) for rate in rates) / num_answers)
 
 
 def _length_clause(base: RoundFigures, *, last: RoundFigures) -> list[str]:
@@ -183,34 +201,29 @@ def _one_round(entry: object, *, position: int) -> RoundFigures:
         tokens_per_s=tokens / rollout_s if tokens is not None and rollout_s else None,
         loss_first=number(train.get("loss_first")),
         loss_last=number(train.get("loss_last")),
+        score_wait_share=number(section(entry, key="score").get("wait_share")),
         stages=_stage_seconds(entry),
         seconds=number(entry.get("seconds")),
     )
 
 
 def _stage_seconds(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds by stage that do not overlap: `score_wait` is taken out of rollout, the optimizer's out of train."""
+    """Seconds by stage that do not overlap: the optimizer's part comes out of train; "other" is the rest."""
     named = _numbers(section(entry, key="stages"))
-    found: dict[str, float] = {}
-    for key in ("rollout", "train", "publish", "eval"):
-        seconds = named.get(key, number(section(entry, key=key).get("seconds")))
+    found = {**named}
+    for key in ("rollout", "train", "publish"):
+        seconds = number(section(entry, key=key).get("seconds"))
         if seconds is not None:
-            found[key] = max(0.0, seconds)
-    _split(found, whole="rollout", part="score_wait", rest="rollout", part_s=named.get("score_wait"))
-    optimizer_s = named.get("train_optimizer", number(section(entry, key="train").get("optimizer_s")))
-    _split(found, whole="train", part="train_optimizer", rest="train_setup", part_s=optimizer_s)
-    known = {stage.key for stage in STAGES}
-    found.update({key: max(0.0, seconds) for key, seconds in named.items() if key not in known})
+            found.setdefault(key, seconds)
+    train = section(entry, key="train")
+    optimizer_s = number(train.get("optimizer_seconds", train.get("optimizer_s")))
+    if optimizer_s is not None and "train" in found:
+        train_s = found.pop("train")
+        found["train_optimizer"] = min(optimizer_s, train_s)
+        found["train_setup"] = train_s - found["train_optimizer"]
     total = number(entry.get("seconds"))
-    if total is not None:
-        found["other"] = max(0.0, total - sum(found.values()))
+    if total is not None and "other" not in found:
+        found["other"] = total - sum(found.values())
     order = {stage.key: position for position, stage in enumerate(STAGES)}
-    return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(STAGES) - 1.5)))
-
-
-def _split(found: dict[str, float], *, whole: str, part: str, rest: str, part_s: float | None) -> None:
-    if part_s is None or whole not in found:
-        return
-    whole_s = found.pop(whole)
-    found[part] = min(max(0.0, part_s), whole_s)
-    found[rest] = whole_s - found[part]
+    ranked = sorted(found.items(), key=lambda item: order.get(item[0], len(STAGES) - 1.5))
+    return {key: seconds for key, seconds in ranked if seconds > 0}

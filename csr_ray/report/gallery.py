@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from csr_ray.images import load_image
 from csr_ray.report.figures import number, section
 from csr_ray.report.read import NodeRows, RoundData, Run
 
@@ -23,6 +24,7 @@ MAX_THUMBNAIL_PX = 160
 PIXELATED_BELOW_PX = 97  # smaller images are shown enlarged, with their pixels kept sharp
 MAX_TEXT_CHARS = 4000
 NUM_COLOURS = 9
+EMBEDDED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,33 +79,33 @@ class Thumbnails:
 
     def _encode(self, content: bytes | None, *, path: str | None) -> dict[str, Any] | None:
         try:
-            content = content or self._load(path)
-            return None if content is None else _thumbnail(content)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            image = self._load(path) if content is None else _decode(content)
+        except ValueError:
             return None  # a picture that cannot be read must not cost the report
+        return None if image is None else _thumbnail(image)
 
-    def _load(self, path: str | None) -> bytes | None:
+    def _load(self, path: str | None) -> Image.Image | None:
         if not path:
             return None
         if "://" in path:
-            import fsspec  # only runs with their images elsewhere need it
-
-            with fsspec.open(path, "rb") as file:
-                return bytes(file.read())
-        for folder in ("", *self._folders):
-            place = Path(folder) / path
-            if place.is_file():
-                return place.read_bytes()
-        return None
+            return load_image(path)
+        places = (folder / path for folder in (Path(), *self._folders))
+        found = next((place for place in places if place.is_file()), None)
+        return None if found is None else load_image(str(found))
 
 
-def _thumbnail(content: bytes) -> dict[str, Any]:
-    with Image.open(io.BytesIO(content)) as image:
-        image.draft("RGB", (2 * MAX_THUMBNAIL_PX, 2 * MAX_THUMBNAIL_PX))
-        small = ImageOps.exif_transpose(image).convert("RGB")
-    original = small.size
+def _decode(content: bytes) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(content), formats=EMBEDDED_FORMATS) as image:
+            return image.convert("RGB")
+    except Exception as error:  # Pillow's decoders let anything escape on damaged bytes
+        raise ValueError(f"image in the file cannot be decoded: {error}") from error
+
+
+def _thumbnail(image: Image.Image) -> dict[str, Any]:
+    tiny = max(image.size) < PIXELATED_BELOW_PX
+    small = image.copy()
     small.thumbnail((MAX_THUMBNAIL_PX, MAX_THUMBNAIL_PX))
-    tiny = max(original) < PIXELATED_BELOW_PX
     buffer = io.BytesIO()
     if tiny:  # lossless, because enlarging shows what JPEG does to hard edges
         small.save(buffer, "PNG", optimize=True)

@@ -17,12 +17,23 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from csr_ray.journal import write_atomically
 from csr_ray.report import charts
-from csr_ray.report.figures import STAGES, RoundFigures, headline, number, percent, round_figures, section
+from csr_ray.report.figures import (
+    STAGES,
+    RoundFigures,
+    before_rounds,
+    headline,
+    number,
+    percent,
+    round_figures,
+    section,
+)
 from csr_ray.report.gallery import NUM_COLOURS, gallery, reward_scale
 from csr_ray.report.read import RoundData, Run, mean_or_none, read_run
 
-WIDE, NARROW = 760, 380
+FULL, WIDE, NARROW = 1080, 760, 380
+HEAT_TITLE = "Image score against self score of all sentences"
 MAX_HISTOGRAMS = 6
 NUM_BINS = 32
 
@@ -42,7 +53,7 @@ class Card:
 
 # (key of eval, name, what it says, is a fraction, +1 if more is better, -1 if less is, 0 if neither)
 CARDS = (
-    ("chair_s", "Hallucinating answers", "CHAIR_s: name an object that is not there", True, -1),
+    ("chair_s", "Hallucinating answers", "CHAIR_s: name what is not there", True, -1),
     ("chair_i", "Hallucinated objects", "CHAIR_i: of all objects named", True, -1),
     ("recall", "Recall", "of the objects in the image, named", True, 1),
     ("repeat", "Repeats", "sentences said before in the answer", True, -1),
@@ -57,17 +68,12 @@ def write_report(run_dir: Path) -> Path:
     The page appears whole or not at all: it is written beside its place and renamed.
 
     Raises:
-        UserError: `run_dir` is missing or holds nothing of a run.
+        UserError: `run_dir` is missing or holds nothing of a run, or the page cannot be written there.
     """
     run_dir = Path(run_dir)
     html = render(read_run(run_dir))
     target = run_dir / "report.html"
-    unfinished = run_dir / f".report.html.{os.getpid()}"
-    try:
-        unfinished.write_text(html, encoding="utf-8")
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_atomically(target, write=lambda unfinished: unfinished.write_text(html, encoding="utf-8"))
     return target
 
 
@@ -81,7 +87,7 @@ def render(run: Run) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(
-        percent=percent, duration=_or_dash(charts.duration), count=_or_dash(lambda n: f"{n:,}"),
+        percent=percent, reason=_reason, duration=_or_dash(charts.duration), count=_or_dash(lambda n: f"{n:,}"),
         one_decimal=_or_dash(lambda value: f"{value:.1f}"), three=_or_dash(lambda value: f"{value:.3f}"),
     )  # fmt: skip
     return environment.get_template("report.html.j2").render(page_values(run))
@@ -92,6 +98,7 @@ def page_values(run: Run) -> dict[str, Any]:
     rows = with_folders(round_figures(run.summary), rounds=run.rounds)
     finished = [row for row in rows[1:] if _is_finished(row, run=run)]
     scale = reward_scale(run.rewards)
+    timed = _timed(rows, summary=run.summary)
     return {
         "headline": headline([rows[0], *finished]),
         "facts": _facts(run, num_finished=len(finished)),
@@ -107,8 +114,8 @@ def page_values(run: Run) -> dict[str, Any]:
         "num_histograms": sum(bool(data.num_pairs) for data in run.rounds),
         "heat": _heat(run),
         "num_scored": len(run.rewards),
-        "bars": _bars(rows),
-        "stages": _legend_stages(rows),
+        "bars": _bars(timed),
+        "stages": _legend_stages(timed),
         "total": charts.duration(total) if (total := number(run.summary.get("seconds"))) is not None else None,
         "gallery": gallery(run, scale=scale),
         "gallery_rounds": [data for data in run.rounds if data.shown],
@@ -149,7 +156,7 @@ def cards(rows: Sequence[RoundFigures]) -> list[Card]:
             continue
         show = percent if is_share else _or_dash(lambda value: f"{value:.1f}")
         delta, verdict = _change(before, after=after, scale=100.0 if is_share else 1.0, better=better)
-        delta += " points" if delta and is_share and verdict != "same" else ""
+        delta += " pts" if delta and is_share and verdict != "same" else ""
         found.append(
             Card(
                 name=name,
@@ -247,8 +254,8 @@ def _shortened(text: str) -> str:
 
 def _quality_lines(rows: Sequence[RoundFigures]) -> list[charts.Line]:
     named = (
-        ("chair_s", "hallucinating answers, greedy", "bad"),
-        ("chair_s_t1", "hallucinating answers, sampled", "bad dashed"),
+        ("chair_s", "hallucinating, greedy", "bad"),
+        ("chair_s_t1", "hallucinating, sampled", "bad dashed"),
         ("recall", "recall, greedy", "good"),
         ("recall_t1", "recall, sampled", "good dashed"),
     )
@@ -271,19 +278,23 @@ def _quality_charts(rows: Sequence[RoundFigures]) -> list[tuple[str, Markup]]:
     ]
 
 
-def _bars(rows: Sequence[RoundFigures]) -> list[tuple[str, Markup]]:
-    timed = [(f"round {row.index}", row.stages) for row in rows[1:] if sum(row.stages.values()) > 0]
+def _timed(rows: Sequence[RoundFigures], *, summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
+    bars = [("before", before_rounds(summary)), *((f"round {row.index}", row.stages) for row in rows[1:])]
+    return [(label, stages) for label, stages in bars if stages]
+
+
+def _bars(timed: Sequence[tuple[str, Mapping[str, float]]]) -> list[tuple[str, Markup]]:
     if not timed:
         return []
     names = {stage.key: stage.label for stage in STAGES}
     return [
-        (size, charts.stacked_bars(timed, names=names, width=width, title="Wall time of a round by stage"))
-        for size, width in (("wide", 1080), ("narrow", NARROW))
+        (size, charts.stacked_bars(timed, names=names, width=width, title="Wall time by stage"))
+        for size, width in (("wide", FULL), ("narrow", NARROW))
     ]
 
 
-def _legend_stages(rows: Sequence[RoundFigures]) -> list[dict[str, str]]:
-    used = {key for row in rows for key, seconds in row.stages.items() if seconds > 0}
+def _legend_stages(timed: Sequence[tuple[str, Mapping[str, float]]]) -> list[dict[str, str]]:
+    used = {key for _, stages in timed for key in stages}
     known = {stage.key for stage in STAGES}
     legend = [{"key": s.key, "label": s.label, "role": s.role} for s in STAGES if s.key in used]
     return legend + [{"key": "other", "label": key, "role": ""} for key in sorted(used - known)]
@@ -292,11 +303,11 @@ def _legend_stages(rows: Sequence[RoundFigures]) -> list[dict[str, str]]:
 def _heat(run: Run) -> dict[str, Any] | None:
     if len(run.rewards) < 2:
         return None
-    chart, most = charts.heat_map(
-        run.image_scores, y=run.self_scores, x_title="image score (CLIP)", y_title="self score (policy)",
-        title="Image score against self score of all sentences",
-    )  # fmt: skip
-    return {"chart": chart, "most": most}
+    drawn = [
+        (size, charts.heat_map(run.image_scores, y=run.self_scores, width=width, title=HEAT_TITLE))
+        for size, width in (("wide", WIDE), ("narrow", NARROW))
+    ]
+    return {"charts": [(size, chart) for size, (chart, _) in drawn], "most": drawn[0][1][1]}
 
 
 def _machine(summary: Mapping[str, Any]) -> dict[str, str]:
@@ -312,6 +323,11 @@ def _machine(summary: Mapping[str, Any]) -> dict[str, str]:
 def _median(values: np.ndarray) -> float | None:
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if len(finite) else None
+
+
+def _reason(name: str) -> str:
+    """`same_text` as people read it; a reason with a config key in it (`pairs.min_margin`) as it is."""
+    return name.replace("_", " ") if name.isidentifier() else name
 
 
 def _or_dash(show: Any) -> Any:

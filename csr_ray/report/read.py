@@ -236,13 +236,25 @@ def _read_text(path: Path) -> str:
 def _read_summary(path: Path, *, notes: list[str]) -> Mapping[str, Any]:
     text = _read_text(path)
     if not text:
-        return {}
+        # summary.json comes with the first finished round; until then the base model's figures are in the journal.
+        return {"base": {"eval": _base_eval(path.with_name("journal.jsonl"))}}
     try:
         summary = json.loads(text)
     except json.JSONDecodeError as error:
         notes.append(f"summary.json could not be read: {_one_line(error)}")
         return {}
     return summary if isinstance(summary, dict) else {}
+
+
+def _base_eval(journal: Path) -> object:
+    for line in _read_text(journal).splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # a line that is being written
+        if isinstance(entry, dict) and entry.get("kind") == "eval" and entry.get("version") == 0:
+            return entry.get("metrics")
+    return None
 
 
 def _parse_config(text: str, *, notes: list[str]) -> Mapping[str, Any]:

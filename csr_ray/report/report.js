@@ -28,7 +28,7 @@
     return made;
   }
 
-  const oneDecimal = (value) => (value === null || value === undefined ? "–" : value.toFixed(1));
+  const oneDecimal = (value) => (value === null || value === undefined ? "–" : value.toFixed(1).replace("-", "−"));
 
   // ---- one pair --------------------------------------------------------------------------------------------------
 
@@ -150,7 +150,7 @@
     const scores = span.scores;
     const rows = [
       ["reward", oneDecimal(scores.reward)], ["image score", oneDecimal(scores.image)], ["self score", oneDecimal(scores.self)],
-      ["log-prob", scores.logp === null ? "–" : scores.logp.toFixed(2) + (scores.tokens ? " / " + scores.tokens + " tokens" : "")],
+      ["log-prob", scores.logp === null ? "–" : scores.logp.toFixed(2).replace("-", "−") + (scores.tokens ? " / " + scores.tokens + " tokens" : "")],
     ];
     const list = element("dl");
     for (const [name, value] of rows) list.append(element("dt", "", name), element("dd", "", value));

@@ -66,7 +66,7 @@ WORK: tuple[Column, ...] = (
     ("reward\nchosen", _number(lambda row: row.chosen_reward, form=".1f")),
     ("reward\nreject.", _number(lambda row: row.rejected_reward, form=".1f")),
     ("pairs", _number(lambda row: row.num_pairs, form=",d")),
-    ("rollout", _seconds(lambda row: row.rollout_s)),
+    ("rollout", _seconds(lambda row: row.stages.get("rollout"))),
     ("train", _seconds(lambda row: row.train_s)),
     ("publish", _seconds(lambda row: row.stages.get("publish"))),
     ("eval", _seconds(lambda row: row.stages.get("eval"))),

@@ -165,9 +165,10 @@ def test_texts_beyond_the_context_are_cut_and_counted(ray_session) -> None:
 
     world = cached_world(world_spec(World(quick=True, num_train_images=32, num_heldout_images=48)), progress=False)
     image = str(next((world / "heldout" / "images").iterdir()))
-    _, cut = ClipModel(str(world / "clip"), dtype="float32", device="cpu").scores(
-        [(image, "There is a red star."), (image, "There is a red star and a blue moon and a green ring and a black heart.")]
-    )
+    short = "There is a red star."
+    long = "There is a red star and a blue moon and a green ring and a black heart."
+    clip = ClipModel(str(world / "clip"), dtype="float32", device="cpu")
+    _, cut = clip.scores([(image, short), (image, long)])
     assert cut == [False, True]
 
 
@@ -176,5 +177,5 @@ def test_configs_with_a_run_dir_that_is_a_file_are_refused(tmp_path) -> None:
 
     (tmp_path / "model").mkdir()
     config = tiny_config(tmp_path, policy={"model": str(tmp_path / "model")})
-    with pytest.raises(ConfigError, match="config.json"):
+    with pytest.raises(ConfigError, match=r"config\.json"):
         check_paths(config)

@@ -122,7 +122,7 @@ def test_a_failing_prompt_is_quarantined_and_the_run_goes_on(tmp_path) -> None:
 
 def test_a_round_without_a_pair_says_where_the_quarantine_is(tmp_path) -> None:
     driver = Driver(tmp_path, pairs={"min_margin": 1000.0})
-    with pytest.raises(NoDataError, match="margin_too_small.*quarantine"):
+    with pytest.raises(NoDataError, match=r"margin_too_small.*quarantine"):
         driver.run()
 
 

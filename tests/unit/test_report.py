@@ -160,7 +160,7 @@ def test_headline_owns_up_to_shorter_answers() -> None:
         ({}, "No round is finished yet."),
         (
             summary_of(EVAL, base=None),
-            "42.0 % of the answers hallucinate after round 0; the base model was not evaluated.",
+            "42.0 % of the answers hallucinate after round 1; the base model was not evaluated.",
         ),
         (summary_of({"chair_s": float("nan")}, base=None), "1 round made 4 preference pairs; nothing was evaluated."),
     ],
@@ -427,7 +427,7 @@ def test_terminal_table_fits_and_is_whole(width: int, num_tables: int) -> None:
     assert "…" not in "".join(lines)
     assert sum(line.startswith("round") for line in lines) == num_tables
     bodies = [line.split() for line in lines if line[:1].isdigit() or line.startswith("base ")]
-    rows = [[cell for body in bodies if body[0] == name for cell in body[1:]] for name in ("base", "0", "1")]
+    rows = [[cell for body in bodies if body[0] == name for cell in body[1:]] for name in ("base", "1", "2")]
     assert rows[0] == ["42.0%", "20.0%", "99.7%", "3.0%", "87.0%", "3.0", *["-"] * 7]
     assert rows[1] == [
         "3.1%",

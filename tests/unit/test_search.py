@@ -130,9 +130,7 @@ class HashScorer:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    width=st.integers(1, 6), worst=st.integers(0, 3), candidates=st.integers(2, 6), depth=st.integers(1, 4)
-)
+@given(width=st.integers(1, 6), worst=st.integers(0, 3), candidates=st.integers(2, 6), depth=st.integers(1, 4))
 def test_every_tree_keeps_the_rules(width: int, worst: int, candidates: int, depth: int) -> None:
     worst = min(worst, width)
     tree = grow(
@@ -144,7 +142,9 @@ def test_every_tree_keeps_the_rules(width: int, worst: int, candidates: int, dep
         assert len(alive) <= width
         assert node.depth <= depth
         assert not (node.final and node.node in children), "a whole answer was continued"
-        siblings = [(other.text, other.token_ids[-1:] == (END,)) for other in tree.nodes if other.parent == node.parent]
+        siblings = [
+            (other.text, other.token_ids[-1:] == (END,)) for other in tree.nodes if other.parent == node.parent
+        ]
         assert len(siblings) == len(set(siblings)), "duplicates were not merged"
         texts = [step.text for step in tree.path(node.node) if step.text]
         assert len(texts) == len(set(texts)), "an answer repeats a sentence"

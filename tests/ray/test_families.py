@@ -1,0 +1,302 @@
+"""Model families end to end: one engine and one round of training each, with transformers and PEFT as the oracle.
+
+Each family makes something else of an image: LLaVA-1.5 one square, LLaVA-NeXT tiles by the image's shape, Qwen2.5-VL
+a grid of the image's own size with positions in three axes. So the images are neither square nor of one size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import random
+import socket
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from math import log
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from PIL import Image
+from tiny_models import build_tiny_llava, build_tiny_llava_next, build_tiny_qwen_vl
+
+from actors.engine import STOPS, VllmEngine
+from csr_ray.collate import PairCollator, usable_pairs
+from csr_ray.config import Config, parse_config
+from csr_ray.images import load_image
+from csr_ray.types import PreferencePair, Prompt, Question, Sentence, TrainResult
+
+FAMILIES: dict[str, Callable[..., Path]] = {
+    "llava": build_tiny_llava,
+    "llava_next": build_tiny_llava_next,
+    "qwen2_5_vl": build_tiny_qwen_vl,
+}
+SIZES_PX = ((150, 62), (70, 170))  # width, height
+TOLERANCE = 1e-3  # nats of a whole answer, fp32
+ALL_TARGETS = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A running engine of one family and what the policy answered: two answers a prompt, each grown in two goes."""
+
+    name: str
+    model: Path
+    config: Config
+    processor: Any
+    engine: VllmEngine
+    loop: asyncio.AbstractEventLoop
+    prompts: tuple[Prompt, ...]
+    grown: tuple[tuple[Sentence, ...], ...]
+    directory: Path
+
+    def run(self, call: Coroutine[Any, Any, Any]) -> Any:
+        return self.loop.run_until_complete(call)
+
+    @property
+    def answers(self) -> list[tuple[int, ...]]:
+        """Token ids; the first of each prompt, then the second of each, as a batch has them."""
+        return [sum((sentence.token_ids for sentence in answer), ()) for answer in self.grown]
+
+    def served_logps(self) -> list[float]:
+        """The engine's log-prob of each whole answer under the weights it has now."""
+        questions = [Question(id=prompt.id, image=prompt.image, text=prompt.text) for prompt in self.prompts] * 2
+        calls = [
+            self.engine.answer_logp(question, answer_ids=answer)
+            for question, answer in zip(questions, self.answers, strict=True)
+        ]
+        return [self.run(call) for call in calls]
+
+    def expected_logps(self, *adapters: Path) -> list[float]:
+        """The same by transformers and PEFT, in the one batch that training would make of them."""
+        import torch
+        from peft import PeftModel
+        from transformers import AutoModelForImageTextToText
+
+        policy = AutoModelForImageTextToText.from_pretrained(self.model, dtype=torch.float32)
+        if adapters:
+            policy = PeftModel.from_pretrained(policy, str(adapters[0]), adapter_name="0")
+            for index, adapter in enumerate(adapters[1:], start=1):
+                policy.load_adapter(str(adapter), adapter_name=str(index))
+            policy.base_model.set_adapter([str(index) for index in range(len(adapters))])
+        collator = PairCollator(processor=self.processor, load_image=load_image)
+        prompts = collator.prompts([(prompt.image, prompt.text) for prompt in self.prompts])
+        batch = collator.batch(prompts, answers=self.answers)
+        is_answer = batch.pop("completion_mask")[:, 1:]
+        with torch.no_grad():
+            logps = policy.eval()(**batch, use_cache=False).logits[:, :-1].log_softmax(-1)
+        picked = logps.gather(-1, batch["input_ids"][:, 1:, None])[..., 0]
+        return (picked * is_answer).sum(dim=1).tolist()
+
+
+def _config(model: Path) -> Config:
+    return parse_config(
+        {
+            "data": {"prompts": "-"},
+            "policy": {"model": str(model), "dtype": "float32", "max_model_len": 512},
+            "scorer": {"model": "-"},
+            "generators": {"kv_cache_gib": 0.1, "max_num_seqs": 8},
+            "train": {
+                "batch_size": len(SIZES_PX),
+                "lora_rank": 4,
+                "learning_rate": 1e-2,
+                "warmup_ratio": 0.0,
+                "dtype": "float32",
+                "threads": 1,
+                "max_length": 512,
+            },
+        }
+    )
+
+
+def _prompts(directory: Path) -> tuple[Prompt, ...]:
+    rng = random.Random(0)
+    prompts = []
+    for index, (width, height) in enumerate(SIZES_PX):
+        path = directory / f"{index}.png"
+        Image.frombytes("RGB", (width, height), rng.randbytes(3 * width * height)).save(path)
+        text = ("Describe the image.", "Is there a green star?")[index]
+        prompts.append(Prompt(id=f"prompt-{index}", image=str(path), text=text))
+    return tuple(prompts)
+
+
+async def _grow(engine: VllmEngine, prompts: Sequence[Prompt]) -> tuple[tuple[Sentence, ...], ...]:
+    pairs = []
+    for seed, prompt in enumerate(prompts):
+        pair = []
+        for first in await engine.continuations(prompt, prefix_ids=(), num=2, max_tokens=6, seed=seed):
+            going_on = [] if first.ended else [first.token_ids]
+            rest = [
+                await engine.continuations(prompt, prefix_ids=prefix, num=1, max_tokens=6, seed=seed)
+                for prefix in going_on
+            ]
+            pair.append((first, *(sentence for sentences in rest for sentence in sentences)))
+        pairs.append(pair)
+    return tuple(answer for column in zip(*pairs, strict=True) for answer in column)
+
+
+@pytest.fixture(scope="module")
+def training_process() -> Iterator[ProcessPoolExecutor]:
+    """One process for all rounds of training: DeepSpeed leaves its mark on a process."""
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        pool.submit(_join_training_group)  # its imports take as long as the engine's
+        yield pool
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def family(
+    request: pytest.FixtureRequest, training_process: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Family]:
+    from transformers import AutoProcessor
+
+    directory = tmp_path_factory.mktemp(request.param)
+    model = FAMILIES[request.param](directory / "model", seed=0)
+    config, prompts = _config(model), _prompts(directory)
+    engine, loop = VllmEngine(config, model=model), asyncio.new_event_loop()
+    environment = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with patch.dict(os.environ, environment):  # and forget what vLLM itself sets there
+        try:
+            loop.run_until_complete(engine.start())
+            yield Family(
+                name=request.param,
+                model=model,
+                config=config,
+                processor=AutoProcessor.from_pretrained(model),
+                engine=engine,
+                loop=loop,
+                prompts=prompts,
+                grown=loop.run_until_complete(_grow(engine, prompts)),
+                directory=directory,
+            )
+        finally:
+            engine.close()
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+
+def _random_adapter(family: Family, *, targets: str, seed: int) -> Path:
+    """A PEFT folder whose update is not zero, on layers of the language model."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    policy = AutoModelForImageTextToText.from_pretrained(family.model, dtype=torch.float32)
+    pattern = rf".*\blanguage_model\..*\.({targets})"
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        lora = LoraConfig(r=4, lora_alpha=8, target_modules=pattern, init_lora_weights=False)
+        path = family.directory / f"adapter-{seed}"
+        get_peft_model(policy, lora).save_pretrained(str(path))
+    return path
+
+
+def test_sampled_log_probs_are_those_of_transformers(family: Family) -> None:
+    sampled = [sum(sum(sentence.logps) for sentence in answer) for answer in family.grown]
+    assert all(len(answer) == 2 for answer in family.grown), "every answer was continued behind a prefix"
+    assert min(len(answer) for answer in family.answers) >= 4
+    assert sampled == pytest.approx(family.expected_logps(), abs=TOLERANCE)
+    assert family.served_logps() == pytest.approx(sampled, abs=TOLERANCE), "in one go as in two"
+
+
+@pytest.mark.parametrize("targets", [("q_proj",), (ALL_TARGETS,), ("q_proj", ALL_TARGETS), ("up_proj",)])
+def test_engine_serves_base_plus_exactly_the_given_adapters(family: Family, targets: tuple[str, ...]) -> None:
+    """Also where they touch one part of what the engine fuses, and after a policy that touched other layers."""
+    adapters = [_random_adapter(family, targets=names, seed=seed) for seed, names in enumerate(targets)]
+    family.run(family.engine.load_policy(adapters=[str(adapter) for adapter in adapters]))
+    expected, served = family.expected_logps(*adapters), family.served_logps()
+    assert served == pytest.approx(expected, abs=TOLERANCE)
+    change = [new - old for new, old in zip(expected, family.expected_logps(), strict=True)]
+    assert max(map(abs, change)) > 0.1
+    family.run(family.engine.load_policy(adapters=[]))
+    assert family.served_logps() == pytest.approx(family.expected_logps(), abs=TOLERANCE)
+
+
+def test_every_end_token_of_the_model_ends_an_answer(family: Family) -> None:
+    from transformers import GenerationConfig
+
+    prompt = family.prompts[0]
+    ends = GenerationConfig.from_pretrained(family.model).eos_token_id
+    for end in ends if isinstance(ends, list) else [ends]:
+        sampling = {"max_tokens": 4, "logprobs": 0, "stop": list(STOPS), "allowed_token_ids": [end]}
+        outputs = family.run(family.engine._generate(prompt.text, image=prompt.image, **sampling))
+        sentence = family.engine._sentence(outputs[0])
+        assert (sentence.token_ids, sentence.text, sentence.ended) == ((end,), "", True)
+
+
+def _pairs(family: Family) -> list[PreferencePair]:
+    logps = [sum(sum(sentence.logps) for sentence in answer) for answer in family.grown]
+    answers, num = family.answers, len(family.prompts)
+    return [
+        PreferencePair(
+            id=prompt.id,
+            image=prompt.image,
+            prompt=prompt.text,
+            chosen="-",
+            rejected="-",
+            chosen_ids=answers[index],
+            rejected_ids=answers[num + index],
+            chosen_logp=logps[index],
+            rejected_logp=logps[num + index],
+            chosen_reward=1.0,
+            rejected_reward=0.0,
+            chosen_nodes=(0, 1),
+            rejected_nodes=(2, 3),
+            policy_version=0,
+            method="csr",
+            seed=0,
+        )
+        for index, prompt in enumerate(family.prompts)
+    ]
+
+
+def _join_training_group() -> None:
+    from actors.train_worker import prepare_process
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    prepare_process(_config(Path("-")).train)
+    import actors.dpo  # noqa: F401 - for its imports
+
+
+def _train(config: Config, *, model: Path, pairs: Sequence[PreferencePair], output_dir: Path) -> TrainResult:
+    from actors.dpo import RoundTrainer
+
+    trainer = RoundTrainer(config, model=model)
+    trainer.rehearse()
+    result = trainer.train(pairs, round_index=0, adapters=(), output_dir=output_dir, on_step=lambda *_: None)
+    trainer.prepare(())  # lets go of the round, so that the next family finds the process free
+    return result
+
+
+def test_round_starts_at_log_two_and_its_adapter_is_served(
+    family: Family, training_process: ProcessPoolExecutor
+) -> None:
+    pairs, output_dir = _pairs(family), family.directory / "trained"
+    result = training_process.submit(
+        _train, family.config, model=family.model, pairs=pairs, output_dir=output_dir
+    ).result(timeout=120)
+    assert (result.num_pairs, result.num_steps) == (len(pairs), 1)
+    assert result.loss_first == pytest.approx(log(2), abs=1e-4)
+    expected = family.expected_logps(output_dir)[: len(pairs)]
+    assert result.probe_logps == pytest.approx(expected, abs=TOLERANCE)
+    assert max(abs(new - pair.chosen_logp) for new, pair in zip(expected, pairs, strict=True)) > 0.01
+    family.run(family.engine.load_policy(adapters=[str(output_dir)]))
+    served = family.served_logps()[: len(pairs)]
+    assert served == pytest.approx(result.probe_logps, abs=TOLERANCE)
+
+
+def test_image_token_in_an_answer_kills_no_engine_and_is_not_trained_on(family: Family) -> None:
+    """The model may sample it; what stands behind it would be counted as one more image."""
+    pair = _pairs(family)[0]
+    odd = replace(pair, rejected_ids=(*pair.rejected_ids, family.processor.image_token_id, *pair.chosen_ids))
+    usable = usable_pairs([odd, pair], processor=family.processor, load_image=load_image, max_length=512)
+    assert (usable.positions, usable.dropped) == ((1,), {"image_token_in_answer": 1})
+    prompt = family.prompts[0]
+    grown = family.engine.continuations(prompt, prefix_ids=odd.rejected_ids, num=2, max_tokens=4, seed=0)
+    assert len(family.run(grown)) == 2
+    family.run(family.engine.check_health())
