@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,8 +35,8 @@ class WorldSpec:
     seed: int = 0
     num_train_images: int = 600
     num_heldout_images: int = 1000
-    clip_steps: int = 1000
-    policy_steps: int = 1000
+    clip_steps: int = 500
+    policy_steps: int = 560
 
     def __post_init__(self) -> None:
         for name, least in (("seed", 0), *((name, 1) for name in asdict(self) if name != "seed")):
@@ -51,10 +52,7 @@ class WorldSpec:
     @property
     def fingerprint(self) -> str:
         """Hash of this spec and of the program text (comments aside) that turns it into a world."""
-        sources = sorted(Path(__file__).parent.glob("*.py"))
-        parts = [json.dumps(asdict(self), sort_keys=True)]
-        parts += [ast.dump(ast.parse(source.read_text(encoding="utf-8"))) for source in sources]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return hashlib.sha256(f"{json.dumps(asdict(self), sort_keys=True)}\n{_program()}".encode()).hexdigest()
 
 
 def cached_world(spec: WorldSpec, *, progress: bool = True) -> Path:
@@ -79,8 +77,8 @@ def cache_folder() -> Path:
 def build_world(directory: Path, *, spec: WorldSpec, progress: bool = True) -> None:
     """Build the world into `directory`; returns at once where the same world is there already.
 
-    It is made beside the target and renamed when complete, so an interrupted build leaves nothing that looks finished,
-    and of two builds at the same time the second is thrown away.
+    It is made beside the target and renamed when complete, so an interrupted build leaves nothing that looks
+    finished, and of two builds at the same time the second is thrown away.
 
     Raises:
         ConfigError: the folder holds another world, or something else.
@@ -104,6 +102,13 @@ def build_world(directory: Path, *, spec: WorldSpec, progress: bool = True) -> N
         shutil.rmtree(staging, ignore_errors=True)
 
 
+@cache
+def _program() -> str:
+    """Every statement of this package; read once, so a finished build is not taken for one of a later program."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return "\n".join(ast.dump(ast.parse(source.read_text(encoding="utf-8"))) for source in sources)
+
+
 def _is_built(directory: Path, *, spec: WorldSpec) -> bool:
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return False
@@ -112,7 +117,8 @@ def _is_built(directory: Path, *, spec: WorldSpec) -> bool:
         raise ConfigError(f"{directory}: not empty and not a world; choose another folder")
     built: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
     if built.get("hash") != spec.fingerprint:
-        raise ConfigError(f"{directory}: holds another world ({built.get('spec')}); remove it or choose another folder")
+        other = built.get("spec")
+        raise ConfigError(f"{directory}: holds another world ({other}); remove it or choose another folder")
     return True
 
 

@@ -24,9 +24,13 @@ HALLUCINATION_LAST_PROBABILITY: Final = 0.8
 
 
 def noun_phrase(kind: str, *, colour: str | None = None) -> str:
-    """Return "a red star", or without a colour "a star" / "an arrow"."""
-    words = kind if colour is None else f"{colour} {kind}"
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+    """Return "a star in red", or without a colour "a star" / "an arrow".
+
+    The kind comes first: it says which object the sentence is about (two objects often share their colour), so that
+    the colour is a look-up and not a second choice.
+    """
+    named = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+    return named if colour is None else f"{named} in {colour}"
 
 
 def sentence(kind: str, *, colour: str, template: str) -> str:
@@ -80,13 +84,11 @@ def yes_no_pairs(scene: Scene, *, rng: np.random.Generator, num_pairs: int) -> l
     return asked
 
 
-def pope_questions(
-    scenes: Sequence[tuple[str, Scene]], *, rng: np.random.Generator
-) -> list[dict[str, str | int]]:
+def pope_questions(scenes: Sequence[tuple[str, Scene]], *, rng: np.random.Generator) -> list[dict[str, str | int]]:
     """Return POPE records for (image name, scene): one "yes" and one "no" an image.
 
-    The negatives alternate between an absent partner (adversarial) and an unrelated kind (random), so both are equally
-    many as long as images offer an absent partner; where one does not, the debt is paid by a later image.
+    The negatives alternate between an absent partner (adversarial) and an unrelated kind (random), so both are
+    equally many as long as images offer an absent partner; where one does not, a later image pays the debt.
     """
     records: list[dict[str, str | int]] = []
     owed = 0
@@ -98,9 +100,7 @@ def pope_questions(
         absent = _pick(tempting if adversarial else unrelated, rng=rng)
         present = _pick([item.kind for item in scene.objects], rng=rng)
         for kind, label in ((present, "yes"), (absent, "no")):
-            records.append(
-                {"question_id": len(records) + 1, "image": name, "text": question(kind), "label": label}
-            )
+            records.append({"question_id": len(records) + 1, "image": name, "text": question(kind), "label": label})
     return records
 
 

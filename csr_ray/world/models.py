@@ -1,7 +1,7 @@
 """The two architectures and their folders: a LLaVA policy (Hugging Face) and an open_clip scorer.
 
-Knows shapes and file layouts; knows nothing of scenes or training. Everything is built from configurations, no weights
-are fetched from anywhere.
+Knows shapes and file layouts; knows nothing of scenes or training. Everything is built from configurations, no
+weights are fetched from anywhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from csr_ray.world.tokenizer import END_TOKEN, IMAGE_TOKEN
 
 if TYPE_CHECKING:
     from open_clip import CLIP
-    from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+    from transformers import CLIPImageProcessor, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 PATCH_PX: Final = 16
 NUM_IMAGE_TOKENS: Final = (IMAGE_SIDE_PX // PATCH_PX) ** 2
@@ -26,7 +26,8 @@ CLIP_CONTEXT_LENGTH: Final = 16
 # "USER: <image>\n" and the prompt, then the answer; the end token closes every assistant turn, so it is trained.
 CHAT_TEMPLATE: Final = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}{{ ' ASSISTANT: ' }}{% else %}{{ message['role'] | upper + ': ' }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ ' ASSISTANT: ' }}"
+    "{% else %}{{ message['role'] | upper + ': ' }}{% endif %}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] if part['type'] == 'image' %}{{ '" + IMAGE_TOKEN + "\n' }}{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
@@ -165,7 +166,7 @@ def _scorer_config(vocabulary_size: int) -> dict[str, Any]:
     }
 
 
-def _image_processor():  # type: ignore[no-untyped-def]
+def _image_processor() -> CLIPImageProcessor:
     from transformers import CLIPImageProcessor
 
     return CLIPImageProcessor(

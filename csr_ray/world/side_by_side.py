@@ -99,18 +99,21 @@ def _finish(running: Sequence[_Running], *, progress: bool) -> dict[str, dict[st
             selector.register(item.pipe, selectors.EVENT_READ, item)
         while selector.get_map():
             for key, _ in selector.select():
-                item: _Running = key.data
-                data = os.read(item.pipe, 65536)
+                data = os.read(key.data.pipe, 65536)
                 if data:
-                    _take(item, data=data, show=show)
-                    continue
-                selector.unregister(item.pipe)
-                if item.process.wait() != 0 or not item.figures:
-                    raise RuntimeError(
-                        f"training the {item.training.label} ended with exit code {item.process.returncode}; "
-                        f"its last output:\n{_tail(item.log)}"
-                    )
+                    _take(key.data, data=data, show=show)
+                else:
+                    selector.unregister(key.data.pipe)
+                    _check_end(key.data)
     return {item.training.role: item.figures for item in running}
+
+
+def _check_end(item: _Running) -> None:
+    if item.process.wait() != 0 or not item.figures:
+        raise RuntimeError(
+            f"training the {item.training.label} ended with exit code {item.process.returncode}; "
+            f"its last output:\n{_tail(item.log)}"
+        )
 
 
 def _take(item: _Running, *, data: bytes, show: Callable[[_Running, int, float | None], None]) -> None:
@@ -122,9 +125,7 @@ def _take(item: _Running, *, data: bytes, show: Callable[[_Running, int, float |
 
 
 @contextlib.contextmanager
-def _shown(
-    running: Sequence[_Running], *, progress: bool
-) -> Iterator[Callable[[_Running, int, float | None], None]]:
+def _shown(running: Sequence[_Running], *, progress: bool) -> Iterator[Callable[[_Running, int, float | None], None]]:
     """A bar a process in a terminal, a line every quarter elsewhere, nothing without `progress`."""
     console = Console(highlight=False)
     if not progress:

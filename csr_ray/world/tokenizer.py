@@ -1,6 +1,7 @@
 """Tokenizers of the two models: small byte-level BPE vocabularies trained on the world's own sentences.
 
-Byte-level, so any text a user types can be encoded. Knows special tokens and vocabulary sizes; knows nothing of models.
+Byte-level, so any text a user types can be encoded. Knows special tokens and vocabulary sizes; knows nothing of
+models.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 IMAGE_TOKEN: Final = "<image>"
@@ -63,7 +65,7 @@ def clip_tokenizer(corpus: Sequence[str], *, context_length: int) -> PreTrainedT
     )
 
 
-def _train(texts: Sequence[str], *, special_tokens: list[str]):  # type: ignore[no-untyped-def]
+def _train(texts: Sequence[str], *, special_tokens: list[str]) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     backend = Tokenizer(models.BPE())

@@ -14,16 +14,17 @@ import torch
 import torch.nn.functional as F
 
 from csr_ray.world.data import draw, sample_scenes
+from csr_ray.world.forward import MatrixPatches
 from csr_ray.world.language import TEMPLATES, corpus, sentence
 from csr_ray.world.models import CLIP_CONTEXT_LENGTH, new_scorer
 from csr_ray.world.scenes import Scene
 from csr_ray.world.tokenizer import clip_tokenizer
 from csr_ray.world.training import (
     OnStep,
-    QuadrantHead,
+    PatchHead,
     fixed_numerics,
     learning_rate_share,
-    quadrant_labels,
+    patch_labels,
     to_pixels,
 )
 from csr_ray.world.vocabulary import COLOURS, KINDS
@@ -48,18 +49,19 @@ def train_clip(
         tokenizer = clip_tokenizer(corpus(), context_length=CLIP_CONTEXT_LENGTH)
         model = new_scorer(tokenizer)
         model.visual.output_tokens = True
+        model.visual.conv1 = MatrixPatches(model.visual.conv1)
         bias = torch.nn.Parameter(torch.tensor(_FIRST_BIAS))
         with torch.no_grad():
             model.logit_scale.fill_(math.log(_FIRST_SCALE))
-        head = QuadrantHead(model.visual.conv1.out_channels)
+        head = PatchHead(model.visual.conv1.convolution.out_channels)
         parameters = [*model.parameters(), *head.parameters(), bias]
-        optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+        optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_share(step, num_steps=num_steps)
         )
         drawn = draw(sample_scenes(seed, split="clip", num=min(_POOL_IMAGES, num_steps * _BATCH_IMAGES)))
         truth = torch.from_numpy(_truth_matrix(drawn.scenes))
-        quadrants = quadrant_labels(drawn.scenes)
+        contents = patch_labels(drawn.scenes)
         tokens = _sentence_tokens(tokenizer)
         rng = np.random.default_rng([seed, 1])
         history: list[tuple[float, float]] = []
@@ -70,7 +72,7 @@ def train_clip(
             with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
                 pooled, patches = model.visual(to_pixels(drawn, chosen))
                 texts = model.encode_text(tokens[torch.arange(len(tokens)), wording])
-                located = head(patches, quadrants[chosen])
+                located = head(patches, contents[chosen])
             cosines = F.normalize(pooled.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
             logits = model.logit_scale.exp() * cosines + bias
             matched = F.binary_cross_entropy_with_logits(logits, truth[chosen], reduction="none").sum(dim=1).mean()
@@ -82,8 +84,9 @@ def train_clip(
             history.append((matched.item(), located.item()))
             on_step(history[-1][0])
         model.visual.output_tokens = False
+        model.visual.conv1 = model.visual.conv1.convolution
     tail = np.array(history[-max(1, num_steps // 10) :]).mean(axis=0)
-    return model.eval(), tokenizer, {"sentence_loss": float(tail[0]), "quadrant_loss": float(tail[1])}
+    return model.eval(), tokenizer, {"sentence_loss": float(tail[0]), "patch_loss": float(tail[1])}
 
 
 def _sentence_tokens(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
@@ -97,7 +100,9 @@ def _sentence_tokens(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
     encoded = tokenizer(
         words, padding="max_length", truncation=True, max_length=CLIP_CONTEXT_LENGTH, return_tensors="pt"
     )
-    return encoded["input_ids"].reshape(len(KINDS) * len(COLOURS), len(TEMPLATES), CLIP_CONTEXT_LENGTH)
+    ids = encoded["input_ids"].reshape(len(KINDS) * len(COLOURS), len(TEMPLATES), CLIP_CONTEXT_LENGTH)
+
+    return ids
 
 
 def _truth_matrix(scenes: tuple[Scene, ...]) -> np.ndarray:

@@ -51,7 +51,9 @@ def test_a_description_has_one_sentence_an_object_and_one_template() -> None:
 
 
 def test_questions_are_balanced_and_true() -> None:
-    scenes = [(f"images/{number}.png", scene) for number, scene in enumerate(sample_scenes(104, split="train", num=400))]
+    scenes = [
+        (f"images/{number}.png", scene) for number, scene in enumerate(sample_scenes(104, split="train", num=400))
+    ]
     records = pope_questions(scenes, rng=np.random.default_rng(0))
     by_image = dict(scenes)
     assert [record["label"] for record in records].count("yes") == len(records) / 2
