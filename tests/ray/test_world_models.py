@@ -115,17 +115,24 @@ def test_training_computes_what_transformers_computes() -> None:
     from csr_ray.world.language import corpus
     from csr_ray.world.models import new_policy
     from csr_ray.world.tokenizer import policy_tokenizer
-    from csr_ray.world.train_policy import RowWriter, answer_losses, patch_features
-    from csr_ray.world.training import to_pixels
+    from csr_ray.world.train_policy import Probes, RowWriter, batch_losses, image_tokens
+    from csr_ray.world.training import patch_labels, to_pixels
 
     torch.manual_seed(0)
     tokenizer = policy_tokenizer(corpus())
     policy = new_policy(tokenizer).eval()
     drawn = draw(sample_scenes(100, split="policy", num=3))
-    rows = RowWriter(tokenizer).rows(drawn.scenes, rng=np.random.default_rng(0))
+    rows = RowWriter(tokenizer, num_questions=2).rows(drawn.scenes, rng=np.random.default_rng(0))
     pixels = to_pixels(drawn, np.arange(3))
-    image = policy.model.multi_modal_projector(patch_features(policy, pixels))
-    ours = answer_losses(policy, rows, image=image, dtype=torch.float32)
+    losses_at_once = batch_losses(
+        policy,
+        rows,
+        probes=Probes(tokenizer, width=policy.config.text_config.hidden_size),
+        image=image_tokens(policy, pixels, dtype=torch.float32),
+        contents=patch_labels(drawn.scenes),
+        dtype=torch.float32,
+    )
+    ours = (losses_at_once.description, losses_at_once.yes_no)
     describing: list[torch.Tensor] = []
     answering: list[torch.Tensor] = []
     starts = [
@@ -143,5 +150,5 @@ def test_training_computes_what_transformers_computes() -> None:
                 logits = policy(input_ids=ids[kept][None], pixel_values=pixels[row : row + 1]).logits[0, :-1]
             losses = torch.nn.functional.cross_entropy(logits, labels[kept][1:], reduction="none")
             (describing if start == prefix else answering).append(losses[labels[kept][1:] != -100])
-    theirs = (torch.cat(describing).mean(), torch.cat(answering).mean())
+    theirs = (torch.cat(describing).mean(), torch.cat(answering).sum() / len(answering))
     assert torch.allclose(torch.stack(ours), torch.stack(theirs), rtol=1e-5)
