@@ -35,7 +35,7 @@ class WorldSpec:
     seed: int = 0
     num_train_images: int = 600
     num_heldout_images: int = 1000
-    clip_steps: int = 500
+    clip_steps: int = 400
     policy_steps: int = 560
 
     def __post_init__(self) -> None:

@@ -6,6 +6,8 @@ training dtype, no convolution kernel, no per-operation casting. Served models r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -54,6 +56,17 @@ def language_states(
         gate, up = F.linear(normed, torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).to(dtype)).chunk(2, dim=-1)
         stream = stream + F.linear(F.silu(gate) * up, mlp.down_proj.weight.to(dtype))
     return _rms_norm(stream, language.norm)
+
+
+@contextmanager
+def matrix_patches(module: torch.nn.Module, *, name: str) -> Iterator[None]:
+    """Compute the patch convolution `name` of a module as a matrix product inside the block."""
+    convolution = getattr(module, name)
+    setattr(module, name, MatrixPatches(convolution))
+    try:
+        yield
+    finally:
+        setattr(module, name, convolution)
 
 
 class MatrixPatches(torch.nn.Module):

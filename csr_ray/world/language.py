@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from csr_ray.world.scenes import Scene, SceneObject, partner_colour_for
+from csr_ray.world.scenes import Scene, partner_colour_for
 from csr_ray.world.vocabulary import COLOURS, KINDS, PAIRS, PARTNER
 
 TEMPLATES: Final = ("There is {}.", "{} is visible.", "The image shows {}.")
@@ -20,7 +20,7 @@ DESCRIBE_PROMPTS: Final = (
     "Describe this image in detail.",
 )
 HALLUCINATION_PROBABILITY: Final = 0.65
-HALLUCINATION_LAST_PROBABILITY: Final = 0.8
+FALSE_YES_PROBABILITY: Final = 0.4
 
 
 def noun_phrase(kind: str, *, colour: str | None = None) -> str:
@@ -45,31 +45,33 @@ def question(kind: str) -> str:
 
 
 def describe(scene: Scene, *, rng: np.random.Generator, hallucinate: bool = True) -> list[str]:
-    """Return a description, one sentence an object in random order, all of one template.
+    """Return a description, one sentence an object, all of one template, in the order of KINDS.
 
-    With `hallucinate`, each absent partner is named all the same with P 0.65, after everything else with P 0.8:
-    language statistics that contradict the image, which is what a policy picks up from its training text.
+    With `hallucinate`, each absent partner is named all the same with P 0.65, after all that is there: language
+    statistics that contradict the image, which is what a policy picks up from its training text. In real captions,
+    too, hallucinations gather at the end (Zhou et al. 2023, arXiv 2310.00754, "object position"). Whether to name the
+    partner or to end is then a choice of its own: unlearning the one leaves alone what came before.
+    What is there has one order, so that the next sentence depends on the image and the last one; in random order a
+    model this small must first learn to keep count, and repeats itself for as long as it has not.
     """
     template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
-    order = rng.permutation(len(scene.objects))
-    named = [_sentence_of(scene.objects[int(index)], template=template) for index in order]
-    if not hallucinate:
-        return named
-    for item in scene.absent_partners:
-        if rng.random() >= HALLUCINATION_PROBABILITY:
-            continue
-        colour = partner_colour_for(rng, colour=item.colour)
-        text = sentence(PARTNER[item.kind], colour=colour, template=template)
-        last = rng.random() < HALLUCINATION_LAST_PROBABILITY
-        named.insert(len(named) if last else int(rng.integers(len(named) + 1)), text)
-    return named
+    said: list[str] = []
+    made_up: list[str] = []
+    for item in sorted(scene.objects, key=lambda item: KINDS.index(item.kind)):
+        said.append(sentence(item.kind, colour=item.colour, template=template))
+        absent = PARTNER[item.kind] not in scene.kinds
+        if hallucinate and absent and rng.random() < HALLUCINATION_PROBABILITY:
+            colour = partner_colour_for(rng, colour=item.colour)
+            made_up.append(sentence(PARTNER[item.kind], colour=colour, template=template))
+    said += made_up
+    return said
 
 
 def yes_no_pairs(scene: Scene, *, rng: np.random.Generator, num_pairs: int) -> list[tuple[str, str]]:
-    """Return (kind, "yes" or "no") questions about a scene, half of them "yes", without noise.
+    """Return (kind, "yes" or "no") questions about a scene, half of them about what is there.
 
-    Half of the negatives ask for an absent partner where the scene has one (POPE's adversarial split), the other half
-    for any absent kind (its random split).
+    Half of the others ask for an absent partner where the scene has one (POPE's adversarial split), the rest for any
+    absent kind (its random split). An absent partner is answered "yes" with P 0.4: the prior misleads here, too.
     """
     present = [item.kind for item in scene.objects]
     tempting = [PARTNER[item.kind] for item in scene.absent_partners]
@@ -78,9 +80,10 @@ def yes_no_pairs(scene: Scene, *, rng: np.random.Generator, num_pairs: int) -> l
     for _ in range(num_pairs):
         if rng.random() < 0.5:
             asked.append((_pick(present, rng=rng), "yes"))
+        elif tempting and rng.random() < 0.5:
+            asked.append((_pick(tempting, rng=rng), "yes" if rng.random() < FALSE_YES_PROBABILITY else "no"))
         else:
-            choices = tempting if tempting and rng.random() < 0.5 else unrelated
-            asked.append((_pick(choices, rng=rng), "no"))
+            asked.append((_pick(unrelated, rng=rng), "no"))
     return asked
 
 
@@ -113,10 +116,6 @@ def corpus() -> list[str]:
         for template in TEMPLATES
     ]
     return [*DESCRIBE_PROMPTS, *(question(kind) for kind in KINDS), "Yes", "No", *sentences]
-
-
-def _sentence_of(item: SceneObject, *, template: str) -> str:
-    return sentence(item.kind, colour=item.colour, template=template)
 
 
 def _pick(choices: Sequence[str], *, rng: np.random.Generator) -> str:

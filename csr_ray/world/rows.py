@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from csr_ray.world.language import DESCRIBE_PROMPTS, describe, question, yes_no_pairs
+from csr_ray.world.mentions import mentioned_kinds
 from csr_ray.world.models import NUM_IMAGE_TOKENS
 from csr_ray.world.scenes import Scene
 from csr_ray.world.tokenizer import END_TOKEN, IMAGE_TOKEN
-from csr_ray.world.vocabulary import COLOURS
+from csr_ray.world.vocabulary import KINDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -37,8 +38,8 @@ class Rows:
         positions: int64 [L], restarting after the prefix in every part.
         image_start: column of the first image token.
         description_end: first column of the questions.
-        asked_at: int64 [Q, 2], row and column of each question's kind.
-        asked_colour: int64 [Q], 1 + index of the colour that kind has in the image, 0 if it is not there.
+        told_at: int64 [S, 2], row and column where a description could go on: before it, and after each sentence.
+        untold: float32 [S, kinds], 1 for the kinds in the image that are not told by then.
     """
 
     token_ids: torch.Tensor
@@ -47,16 +48,20 @@ class Rows:
     positions: torch.Tensor
     image_start: int
     description_end: int
-    asked_at: torch.Tensor
-    asked_colour: torch.Tensor
+    told_at: torch.Tensor
+    untold: torch.Tensor
 
 
 @dataclass(frozen=True)
 class _Conversation:
-    """Token ids, and how many of them are the question."""
+    """Token ids, how many of them are the question, and where the answer's sentences begin and end.
+
+    `breaks` holds the last token before the answer and the last one of each of its sentences.
+    """
 
     token_ids: list[int]
     num_asked: int
+    breaks: tuple[int, ...]
 
 
 class RowWriter:
@@ -82,12 +87,8 @@ class RowWriter:
         starts = len(self._prefix) + np.concatenate([[0], np.cumsum(lengths)])
         token_ids, labels = self._filled(parts, starts=starts)
         sees, positions = _layout(len(self._prefix), lengths=lengths)
-        asked_at = [
-            (row, starts[1 + place] + self._kind_offset(kind))
-            for row, pairs in enumerate(asked)
-            for place, (kind, _) in enumerate(pairs)
-        ]
-        colours = [_colour(scene, kind=kind) for scene, pairs in zip(scenes, asked, strict=True) for kind, _ in pairs]
+        told_at = [(row, starts[0] + place) for row, told in enumerate(parts) for place in told[0].breaks]
+        untold = [left for scene, text in zip(scenes, said, strict=True) for left in _untold(scene, sentences=text)]
         return Rows(
             token_ids=torch.from_numpy(token_ids),
             labels=torch.from_numpy(labels),
@@ -95,8 +96,8 @@ class RowWriter:
             positions=torch.from_numpy(positions),
             image_start=len(self._turn),
             description_end=int(starts[1]),
-            asked_at=torch.from_numpy(np.array(asked_at)),
-            asked_colour=torch.tensor(colours),
+            told_at=torch.from_numpy(np.array(told_at)),
+            untold=torch.tensor(untold, dtype=torch.float32),
         )
 
     def _filled(
@@ -121,13 +122,11 @@ class RowWriter:
 
     def _conversation(self, prompt: str, *, answer: Sequence[str]) -> _Conversation:
         token_ids = [*self._ids("\n"), *self._ids(prompt), *self._ids(" ASSISTANT:")]
-        told = [token for sentence in answer for token in self._ids(sentence)]
-        return _Conversation(token_ids=[*token_ids, *told, *self._ids(END_TOKEN)], num_asked=len(token_ids))
-
-    def _kind_offset(self, kind: str) -> int:
-        """Where in a question about a kind, counted from its "\\n", the kind's one token is."""
-        (token,) = self._ids(f" {kind}")
-        return 1 + self._ids(question(kind)).index(token)
+        num_asked, breaks = len(token_ids), [len(token_ids) - 1]
+        for sentence in answer:
+            token_ids += self._ids(sentence)
+            breaks.append(len(token_ids) - 1)
+        return _Conversation([*token_ids, *self._ids(END_TOKEN)], num_asked=num_asked, breaks=tuple(breaks))
 
     def _ids(self, text: str) -> list[int]:
         if text not in self._cache:
@@ -144,5 +143,11 @@ def _layout(num_prefix: int, *, lengths: Sequence[int]) -> tuple[np.ndarray, np.
     return sees, positions
 
 
-def _colour(scene: Scene, *, kind: str) -> int:
-    return next((1 + tuple(COLOURS).index(item.colour) for item in scene.objects if item.kind == kind), 0)
+def _untold(scene: Scene, *, sentences: Sequence[str]) -> list[list[bool]]:
+    """For each kind, before the first sentence and after each: is it in the image and not told yet?"""
+    left = set(scene.kinds)
+    states = [left]
+    for text in sentences:
+        left = left - set(mentioned_kinds(text))
+        states.append(left)
+    return [[kind in state for kind in KINDS] for state in states]

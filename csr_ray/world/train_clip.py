@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 
 from csr_ray.world.data import draw, sample_scenes
-from csr_ray.world.forward import MatrixPatches
+from csr_ray.world.forward import matrix_patches
 from csr_ray.world.language import TEMPLATES, corpus, sentence
 from csr_ray.world.models import CLIP_CONTEXT_LENGTH, new_scorer
+from csr_ray.world.optimizer import LayerwiseOptimizer
 from csr_ray.world.scenes import Scene
 from csr_ray.world.tokenizer import clip_tokenizer
 from csr_ray.world.training import (
     OnStep,
     PatchHead,
     fixed_numerics,
-    learning_rate_share,
     patch_labels,
     to_pixels,
 )
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 _BATCH_IMAGES: Final = 128
 _POOL_IMAGES: Final = 24_576
-_LEARNING_RATE: Final = 1.5e-3
+_LEARNING_RATE: Final = 3e-3
+_MATRIX_LEARNING_RATE: Final = 1.2e-2
 _WEIGHT_DECAY: Final = 0.05
 _FIRST_SCALE: Final = 10.0
 _FIRST_BIAS: Final = -6.0
@@ -49,15 +50,14 @@ def train_clip(
         tokenizer = clip_tokenizer(corpus(), context_length=CLIP_CONTEXT_LENGTH)
         model = new_scorer(tokenizer)
         model.visual.output_tokens = True
-        model.visual.conv1 = MatrixPatches(model.visual.conv1)
-        bias = torch.nn.Parameter(torch.tensor(_FIRST_BIAS))
-        with torch.no_grad():
-            model.logit_scale.fill_(math.log(_FIRST_SCALE))
-        head = PatchHead(model.visual.conv1.convolution.out_channels)
-        parameters = [*model.parameters(), *head.parameters(), bias]
-        optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_share(step, num_steps=num_steps)
+        judge = _Judge(model)
+        optimizer = LayerwiseOptimizer(
+            [model, judge],
+            matrix_learning_rate=_MATRIX_LEARNING_RATE,
+            learning_rate=_LEARNING_RATE,
+            weight_decay=_WEIGHT_DECAY,
+            num_steps=num_steps,
+            dtype=dtype,
         )
         drawn = draw(sample_scenes(seed, split="clip", num=min(_POOL_IMAGES, num_steps * _BATCH_IMAGES)))
         truth = torch.from_numpy(_truth_matrix(drawn.scenes))
@@ -65,28 +65,40 @@ def train_clip(
         tokens = _sentence_tokens(tokenizer)
         rng = np.random.default_rng([seed, 1])
         history: list[tuple[float, float]] = []
-        for _ in range(num_steps):
-            chosen = rng.integers(len(drawn.scenes), size=_BATCH_IMAGES)
-            # One wording of each fact a step: the wordings of one fact are equally true.
-            wording = torch.from_numpy(rng.integers(len(TEMPLATES), size=len(tokens)))
-            with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-                pooled, patches = model.visual(to_pixels(drawn, chosen))
-                texts = model.encode_text(tokens[torch.arange(len(tokens)), wording])
-                located = head(patches, contents[chosen])
-            cosines = F.normalize(pooled.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
-            logits = model.logit_scale.exp() * cosines + bias
-            matched = F.binary_cross_entropy_with_logits(logits, truth[chosen], reduction="none").sum(dim=1).mean()
-            optimizer.zero_grad()
-            (matched + located).backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
-            history.append((matched.item(), located.item()))
-            on_step(history[-1][0])
+        with matrix_patches(model.visual, name="conv1"):
+            for _ in range(num_steps):
+                chosen = rng.integers(len(drawn.scenes), size=_BATCH_IMAGES)
+                # One wording of each fact a step: the wordings of one fact are equally true.
+                wording = torch.from_numpy(rng.integers(len(TEMPLATES), size=len(tokens)))
+                with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+                    pooled, patches = model.visual(to_pixels(drawn, chosen))
+                    texts = model.encode_text(tokens[torch.arange(len(tokens)), wording])
+                located = judge.head(patches.float(), contents[chosen])
+                matched = judge.sentence_loss(pooled.float(), texts.float(), truth=truth[chosen])
+                optimizer.step(matched + located)
+                history.append((matched.item(), located.item()))
+                on_step(history[-1][0])
         model.visual.output_tokens = False
-        model.visual.conv1 = model.visual.conv1.convolution
     tail = np.array(history[-max(1, num_steps // 10) :]).mean(axis=0)
     return model.eval(), tokenizer, {"sentence_loss": float(tail[0]), "patch_loss": float(tail[1])}
+
+
+class _Judge(torch.nn.Module):
+    """What turns the model's outputs into losses; of its parameters only the model's own scale is served."""
+
+    def __init__(self, model: CLIP) -> None:
+        super().__init__()
+        self._scale = [model.logit_scale]
+        self.bias = torch.nn.Parameter(torch.tensor(_FIRST_BIAS))
+        self.head = PatchHead(model.visual.conv1.out_channels)
+        with torch.no_grad():
+            model.logit_scale.fill_(math.log(_FIRST_SCALE))
+
+    def sentence_loss(self, images: torch.Tensor, texts: torch.Tensor, *, truth: torch.Tensor) -> torch.Tensor:
+        """Of image features [B, width], sentence features [S, width] and which is true of which, [B, S]."""
+        cosines = F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
+        logits = self._scale[0].exp() * cosines + self.bias
+        return F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(dim=1).mean()
 
 
 def _sentence_tokens(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
@@ -100,9 +112,7 @@ def _sentence_tokens(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
     encoded = tokenizer(
         words, padding="max_length", truncation=True, max_length=CLIP_CONTEXT_LENGTH, return_tensors="pt"
     )
-    ids = encoded["input_ids"].reshape(len(KINDS) * len(COLOURS), len(TEMPLATES), CLIP_CONTEXT_LENGTH)
-
-    return ids
+    return encoded["input_ids"].reshape(len(KINDS) * len(COLOURS), len(TEMPLATES), CLIP_CONTEXT_LENGTH)
 
 
 def _truth_matrix(scenes: tuple[Scene, ...]) -> np.ndarray:

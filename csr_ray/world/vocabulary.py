@@ -5,19 +5,6 @@ Pure constants; knows nothing of pixels, sentences or models.
 
 from __future__ import annotations
 
-KINDS: tuple[str, ...] = (
-    "circle",
-    "square",
-    "triangle",
-    "star",
-    "heart",
-    "diamond",
-    "cross",
-    "ring",
-    "moon",
-    "arrow",
-)
-
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 39, 40),
     "green": (34, 150, 60),
@@ -37,6 +24,8 @@ PAIRS: tuple[tuple[str, str], ...] = (
     ("triangle", "ring"),
     ("diamond", "arrow"),
 )
+
+KINDS: tuple[str, ...] = tuple(kind for pair in PAIRS for kind in pair)
 
 PARTNER: dict[str, str] = {first: second for first, second in PAIRS} | {second: first for first, second in PAIRS}
 

@@ -6,13 +6,22 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from csr_ray.evaluation.world import describe_metrics
 from csr_ray.world.build import WorldSpec, build_world
+from csr_ray.world.data import draw, sample_scenes
+from csr_ray.world.language import corpus
 from csr_ray.world.mentions import mentioned_kinds, split_sentences
+from csr_ray.world.models import new_policy
+from csr_ray.world.optimizer import orthogonalised
+from csr_ray.world.rows import NOT_TRAINED, RowWriter
+from csr_ray.world.tokenizer import policy_tokenizer
+from csr_ray.world.train_policy import Probes, batch_losses, patch_features
+from csr_ray.world.training import to_pixels
 
 SPEC = replace(WorldSpec.quick(), seed=100)
 NUM_IMAGES = 24
@@ -109,46 +118,35 @@ def test_the_same_spec_gives_the_same_bytes(world: Path, tmp_path: Path) -> None
 
 def test_training_computes_what_transformers_computes() -> None:
     """Several conversations in one row have the losses of each of them alone, in the libraries' own forward pass."""
-    import numpy as np
-
-    from csr_ray.world.data import draw, sample_scenes
-    from csr_ray.world.language import corpus
-    from csr_ray.world.models import new_policy
-    from csr_ray.world.tokenizer import policy_tokenizer
-    from csr_ray.world.train_policy import Probes, RowWriter, batch_losses, image_tokens
-    from csr_ray.world.training import patch_labels, to_pixels
-
     torch.manual_seed(0)
     tokenizer = policy_tokenizer(corpus())
     policy = new_policy(tokenizer).eval()
     drawn = draw(sample_scenes(100, split="policy", num=3))
-    rows = RowWriter(tokenizer, num_questions=2).rows(drawn.scenes, rng=np.random.default_rng(0))
+    batch = RowWriter(tokenizer, num_questions=2).rows(drawn.scenes, rng=np.random.default_rng(0))
     pixels = to_pixels(drawn, np.arange(3))
-    losses_at_once = batch_losses(
-        policy,
-        rows,
-        probes=Probes(tokenizer, width=policy.config.text_config.hidden_size),
-        image=image_tokens(policy, pixels, dtype=torch.float32),
-        contents=patch_labels(drawn.scenes),
-        dtype=torch.float32,
-    )
-    ours = (losses_at_once.description, losses_at_once.yes_no)
-    describing: list[torch.Tensor] = []
-    answering: list[torch.Tensor] = []
-    starts = [
-        position
-        for position in range(1, len(rows.positions))
-        if rows.positions[position] < rows.positions[position - 1]
-    ]
-    prefix = int(rows.positions[starts[0]])
+    image = policy.model.multi_modal_projector(patch_features(policy, pixels, dtype=torch.float32))
+    probes = Probes(tokenizer, width=policy.config.text_config.hidden_size)
+    ours = batch_losses(policy, batch, probes=probes, image=image, dtype=torch.float32)
+    restarts = [at for at in range(1, len(batch.positions)) if batch.positions[at] < batch.positions[at - 1]]
+    prefix = int(batch.positions[restarts[0]])
+    parts = list(zip([prefix, *restarts], [*restarts, batch.token_ids.shape[1]], strict=True))
+    assert len(parts) == 3
+    losses: dict[bool, list[torch.Tensor]] = {True: [], False: []}
     for row in range(3):
-        for start, stop in zip([prefix, *starts], [*starts, rows.token_ids.shape[1]], strict=True):
-            ids = torch.cat([rows.token_ids[row, :prefix], rows.token_ids[row, start:stop]])
-            labels = torch.cat([rows.labels[row, :prefix], rows.labels[row, start:stop]])
+        for start, stop in parts:
+            ids = torch.cat([batch.token_ids[row, :prefix], batch.token_ids[row, start:stop]])
+            labels = torch.cat([batch.labels[row, :prefix], batch.labels[row, start:stop]])
             kept = ids != tokenizer.pad_token_id
             with torch.inference_mode():
                 logits = policy(input_ids=ids[kept][None], pixel_values=pixels[row : row + 1]).logits[0, :-1]
-            losses = torch.nn.functional.cross_entropy(logits, labels[kept][1:], reduction="none")
-            (describing if start == prefix else answering).append(losses[labels[kept][1:] != -100])
-    theirs = (torch.cat(describing).mean(), torch.cat(answering).sum() / len(answering))
-    assert torch.allclose(torch.stack(ours), torch.stack(theirs), rtol=1e-5)
+            said = torch.nn.functional.cross_entropy(logits, labels[kept][1:], reduction="none")
+            losses[start == prefix].append(said[labels[kept][1:] != NOT_TRAINED])
+    assert float(ours.description) == pytest.approx(float(torch.cat(losses[True]).mean()), rel=1e-5)
+    assert float(ours.yes_no) == pytest.approx(float(torch.cat(losses[False]).sum() / 6), rel=1e-5)
+
+
+def test_muon_makes_every_direction_equally_large() -> None:
+    matrices = torch.randn(3, 48, 96, generator=torch.Generator().manual_seed(0))
+    for given in (matrices, matrices.mT.contiguous()):
+        values = torch.linalg.svdvals(orthogonalised(given))
+        assert values.min() > 0.5 and values.max() < 1.3
