@@ -74,6 +74,9 @@ class VllmEngine:
         }
         if on_cpu:
             arguments["kv_cache_memory_bytes"] = int(generators.kv_cache_gib * 2**30)
+            # Only whole blocks are found again, and a tree's branches share a prefix of some tens of tokens: with the
+            # default of 128 a short prompt is never found. 32 is the smallest that vLLM's CPU attention takes.
+            arguments["block_size"] = 32
             # One process fewer to start and to talk to. vLLM asks for a worker process of its own so that it can set
             # that one's thread count; here the actor's environment has set it already.
             arguments["distributed_executor_backend"] = UniProcExecutor

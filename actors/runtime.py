@@ -1,7 +1,7 @@
 """The composition root: joins the loop with real actors. The only module that starts Ray.
 
-Everything starts at once and in parallel (engine, scorers, trainer group), because each spends its first seconds
-importing; the trainer group is ready long before the first round has pairs.
+Engine and scorers start in parallel, because each spends its first seconds importing. The trainer group starts when
+they are ready, while the base policy is evaluated; it is there long before the first round has pairs.
 """
 
 from __future__ import annotations
@@ -98,8 +98,9 @@ class Runtime:
             )
             runtime = cls(serving=serving, trainer=trainer)
             try:
-                trainer.start()
                 serving.generators.wait_until_ready()
+                # Not before: it is needed a rollout later, and its imports would keep the engine waiting.
+                trainer.start()
             except BaseException:
                 runtime.close()
                 raise
@@ -155,7 +156,8 @@ def _start_scorer(config: Config, *, log: Path) -> Any:
 
 
 def _start_generator(config: Config, *, model: Path, scorers: Sequence[Any], log: Path) -> Any:
-    threads = config.generators.threads or os.cpu_count() or 1
+    # The engine's other half (requests in, answers out) is a process of its own and needs a core as well.
+    threads = config.generators.threads or max(1, (os.cpu_count() or 2) - 1)
     actor = ray.remote(GeneratorActor).options(
         num_cpus=config.generators.cpus,
         num_gpus=config.generators.gpus,

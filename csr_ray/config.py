@@ -157,7 +157,7 @@ class Generators(Section):
     max: int = Field(1, ge=1, description="most generator actors")
     cpus: float = Field(1, ge=0, description="Ray CPUs each")
     gpus: float = Field(0, ge=0, description="Ray GPUs each (tensor parallel over them when above 1)")
-    threads: int | None = Field(None, ge=1, description="OpenMP threads of a CPU engine; null: what the machine has")
+    threads: int | None = Field(None, ge=1, description="OpenMP threads of a CPU engine; null: all cores but one")
     in_flight: int = Field(64, ge=1, description="prompts each works on at once")
     max_num_seqs: int = Field(256, ge=1, description="sequences the engine decodes at once")
     kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of a CPU engine, GiB")
