@@ -1,8 +1,8 @@
 """What CSR does to the embedded world: the whole program, once a seed, with the default config.
 
-Prints the table by round as mean and spread over the seeds, the seconds by stage, and the share of a round spent
-outside rollout, optimizer and evaluation. Each seed builds its own world (scenes, texts and both tiny models), so the
-spread includes everything. The held-out images (1,000 a seed) are used for nothing else.
+Prints the table by round as mean and spread over the seeds, the seconds by stage, the peak memory, and the share of a
+round spent outside rollout, optimizer and evaluation. Each seed builds its own world (scenes, texts and both tiny
+models), so the spread includes everything. The held-out images (1,000 a seed) are used for nothing else.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -53,13 +55,57 @@ def main() -> None:
 
 
 def run_seed(seed: int, *, config: str, runs: Path, overrides: list[str]) -> dict:
-    """One whole run in a process of its own; a finished one only prints its result again."""
+    """One whole run in a process of its own; a finished one only prints its result again.
+
+    Returns summary.json's content with the wall time and the peak memory of this call beside it.
+    """
     directory = runs / f"seed_{seed}"
     started_s = time.perf_counter()
     command = [sys.executable, "-m", "csr_ray", "run", config, f"run.dir={directory}", f"run.seed={seed}"]
-    subprocess.run([*command, f"world.seed={seed}", *overrides], check=True)
-    print(f"seed {seed}: {time.perf_counter() - started_s:.0f} s wall, the world included if it was not cached")
-    return json.loads((directory / "summary.json").read_text())
+    with subprocess.Popen([*command, f"world.seed={seed}", *overrides]) as process:
+        memory = PeakMemory(process.pid)
+        memory.start()
+        process.wait()
+        peak_bytes = memory.stop()
+    if process.returncode != 0:
+        raise SystemExit(f"seed {seed}: the run ended with exit code {process.returncode}")
+    summary = json.loads((directory / "summary.json").read_text())
+    return {**summary, "wall_s": time.perf_counter() - started_s, "peak_bytes": peak_bytes}
+
+
+class PeakMemory(threading.Thread):
+    """The most memory a process and its descendants held together; pages they share count once (PSS)."""
+
+    _EVERY_S = 1.0
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._root = psutil.Process(pid)
+        self._over = threading.Event()
+        self._peak_bytes = 0
+
+    def run(self) -> None:
+        while not self._over.wait(self._EVERY_S):
+            self._peak_bytes = max(self._peak_bytes, self._held_bytes())
+
+    def stop(self) -> int:
+        self._over.set()
+        self.join()
+        return self._peak_bytes
+
+    def _held_bytes(self) -> int:
+        total = 0
+        try:
+            family = [self._root, *self._root.children(recursive=True)]
+        except psutil.Error:
+            return 0
+        for process in family:
+            try:
+                memory = process.memory_full_info()
+            except psutil.Error:  # it ended meanwhile
+                continue
+            total += getattr(memory, "pss", memory.rss)
+        return total
 
 
 def rows_of(summaries: list[dict]) -> list[dict]:
@@ -80,13 +126,19 @@ def rows_of(summaries: list[dict]) -> list[dict]:
         )
         return 1 - inside / sum(entry["seconds"] for entry in summary["rounds"])
 
+    def stage_s(stage: str) -> list[float]:
+        return [statistics.mean(entry["stages"][stage] for entry in summary["rounds"]) for summary in summaries]
+
     return [
         row("chair_s_relative_fall", [fall(summary, "chair_s") for summary in summaries], "share"),
         row("chair_s_t1_relative_fall", [fall(summary, "chair_s_t1") for summary in summaries], "share"),
         row("recall_change", [change(summary, "recall") for summary in summaries], "fraction"),
         row("pope_acc_change", [change(summary, "pope_acc") for summary in summaries], "fraction"),
         row("repeat_last", [summary["rounds"][-1]["eval"]["repeat"] for summary in summaries], "fraction"),
-        row("seconds", [summary["seconds"] for summary in summaries], "s"),
+        row("wall_seconds", [summary["wall_s"] for summary in summaries], "s"),
+        row("start_seconds", [summary["start_seconds"] for summary in summaries], "s"),
+        *(row(f"{stage}_seconds", stage_s(stage), "s a round") for stage in ("rollout", "train", "publish", "eval")),
+        row("peak_memory", [summary["peak_bytes"] / 2**30 for summary in summaries], "GiB"),
         row("outside_share", [outside(summary) for summary in summaries], "share"),
     ]
 

@@ -163,13 +163,14 @@ def pair(state: RunState, trees: Sequence[Tree], *, index: int, view: View) -> l
             f"inputs set aside: {state.folder.quarantine}"
         )
     write_pairs(path, pairs=pairs)
+    by_id = {tree.prompt.id: tree for tree in trees}
     entry = state.journal.commit(
         "pairs",
         round=index,
         made=len(pairs),
         dropped=dropped,
-        chosen_sentences=_mean([_num_sentences(item.chosen_nodes) for item in pairs]),
-        rejected_sentences=_mean([_num_sentences(item.rejected_nodes) for item in pairs]),
+        chosen_sentences=_mean([_num_sentences(by_id[item.id], path=item.chosen_nodes) for item in pairs]),
+        rejected_sentences=_mean([_num_sentences(by_id[item.id], path=item.rejected_nodes) for item in pairs]),
         chosen_reward=_mean([item.chosen_reward for item in pairs]),
         rejected_reward=_mean([item.rejected_reward for item in pairs]),
         seconds=time.perf_counter() - started_s,
@@ -255,8 +256,9 @@ def summarise(state: RunState) -> JsonDict:
     return summary(state.journal, config=state.config, versions=state.versions)
 
 
-def _num_sentences(nodes: Sequence[int]) -> float:
-    return float(len(nodes))
+def _num_sentences(tree: Tree, *, path: Sequence[int]) -> float:
+    """Sentences of one answer; the bare end of an answer is a node, too, but says nothing."""
+    return float(sum(bool(tree.nodes[node].text) for node in path))
 
 
 def _mean(values: Sequence[float]) -> float:

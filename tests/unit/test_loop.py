@@ -17,7 +17,7 @@ from csr_ray.evaluation.suite import Suite
 from csr_ray.journal import Journal
 from csr_ray.layout import RunFolder
 from csr_ray.stages import RunState, prompts_of_round
-from csr_ray.types import Prompt, Question
+from csr_ray.types import Node, Prompt, Question, Tree
 
 PROMPTS = [Prompt(id=f"p{number}", image=f"{number}.png", text="Describe.") for number in range(5)]
 SUITE = Suite(yes_no=(Question(id="q1", image="1.png", text="Is it?"),), labels={"q1": "yes"})
@@ -148,3 +148,34 @@ def test_stages_are_idempotent(tmp_path) -> None:
     assert [tree.prompt.id for tree in trees] == [prompt.id for prompt in PROMPTS]
     assert len(stages.pair(state, trees, index=0, view=view)) == 5
     assert len(state.journal.entries) == before
+
+
+def test_the_bare_end_of_an_answer_does_not_count_as_a_sentence(tmp_path) -> None:
+    def node(number: int, parent: int | None, text: str, ids: tuple[int, ...], reward: float | None) -> Node:
+        return Node(
+            node=number,
+            parent=parent,
+            depth=1 if parent is None else 2,
+            text=text,
+            token_ids=ids,
+            logp=-1.0,
+            self_score=50.0,
+            image_score=reward,
+            reward=reward,
+            final=number != 0,
+            kept=number == 0,
+        )
+
+    nodes = (node(0, None, "A star.", (5,), 80.0), node(1, None, "A moon.", (6, 2), 20.0), node(2, 0, "", (2,), None))
+    tree = Tree(prompt=PROMPTS[0], nodes=nodes, policy_version=0, seed=0)
+    driver = Driver(tmp_path)
+    state = RunState(
+        config=driver.config,
+        folder=driver.folder,
+        journal=Journal(driver.folder.journal),
+        model=Path("model"),
+        versions={},
+    )
+    stages.pair(state, [tree], index=0, view=ConsoleView(num_rounds=1, console=Console(quiet=True)))
+    entry = state.journal.find("pairs", round=0)
+    assert entry["chosen_sentences"] == entry["rejected_sentences"] == 1.0
