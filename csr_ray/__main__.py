@@ -68,8 +68,14 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("eval", help="score a model on a benchmark")
     evaluate.add_argument("--model", required=True, type=Path, help="Hugging Face folder")
-    evaluate.add_argument("--benchmark", required=True, metavar="NAME", help="world or pope")
-    evaluate.add_argument("--data", type=Path, default=None, metavar="DIR", help="the benchmark's files")
+    evaluate.add_argument("--benchmark", required=True, metavar="NAME", help="pope, chair or world")
+    evaluate.add_argument(
+        "--data",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="prompts.jsonl and truth.jsonl (chair), questions.jsonl (pope), or all three (world)",
+    )
     evaluate.add_argument("--limit", type=int, default=None, metavar="N", help="first N images only")
     evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="default float32")
     evaluate.add_argument("--json", required=True, type=Path, metavar="OUT")

@@ -21,6 +21,7 @@ from rich.console import Console
 from csr_ray.config import Config, World, differing_keys, load_config, parse_config, to_plain
 from csr_ray.console import ConsoleView, View
 from csr_ray.errors import EXIT_DONE, ConfigError, NoDataError
+from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
 from csr_ray.journal import Journal, append_rejections, storage_errors, write_atomically, write_json
 from csr_ray.layout import RunFolder
@@ -74,8 +75,8 @@ def evaluate_model(
     model: Path, *, benchmark: str, data: Path | None, limit: int | None, dtype: str, output: Path
 ) -> None:
     """`csr-ray eval`: the same questions and metrics as after a round, on any model folder."""
-    if benchmark not in ("world", "pope"):  # chair needs photos with truth: `score-answers` marks answers to them
-        raise ConfigError(f"--benchmark = {benchmark!r}: allowed: world, pope")
+    if benchmark not in BENCHMARKS:
+        raise ConfigError(f"--benchmark = {benchmark!r}: allowed: {', '.join(BENCHMARKS)}")
     if data is None:
         raise ConfigError(f"--data: name the folder with the files of {benchmark}")
     config = parse_config(

@@ -154,7 +154,7 @@ class Train(Section):
 
 class Generators(Section):
     min: int = Field(1, ge=1, description="generator actors to start")
-    max: int = Field(1, ge=1, description="most generator actors")
+    max: int = Field(1, ge=1, description="most generator actors; `min` are started, the pool does not grow yet")
     cpus: float = Field(1, ge=0, description="Ray CPUs each")
     gpus: float = Field(0, ge=0, description="Ray GPUs each (tensor parallel over them when above 1)")
     threads: int | None = Field(None, ge=1, description="OpenMP threads of a CPU engine; null: all cores but one")
@@ -176,7 +176,7 @@ class Generators(Section):
 
 class Scorers(Section):
     min: int = Field(1, ge=1, description="scorer actors to start")
-    max: int = Field(1, ge=1, description="most scorer actors")
+    max: int = Field(1, ge=1, description="most scorer actors; `min` are started, the pool does not grow yet")
     cpus: float = Field(1, ge=0, description="Ray CPUs each")
     gpus: float = Field(0, ge=0, description="Ray GPUs each")
     threads: int = Field(1, ge=1, description="torch threads of a CPU scorer")
@@ -189,7 +189,7 @@ class Scorers(Section):
 
 
 class Eval(Section):
-    benchmarks: tuple[Literal["world", "pope"], ...] = Field(
+    benchmarks: tuple[Literal["world", "pope", "chair"], ...] = Field(
         (), description="run before round 0 and after each round"
     )
     data: str | None = Field(None, description="folder of the benchmark's files (prompts, truth, questions, images)")
@@ -199,6 +199,8 @@ class Eval(Section):
 
     @model_validator(mode="after")
     def _needs_data(self) -> Eval:
+        if {"world", "chair"} <= set(self.benchmarks):
+            raise ValueError("benchmarks: world contradicts chair: both describe the images of eval.data; name one")
         if self.benchmarks and self.data is None:
             raise ValueError("data = null contradicts benchmarks: name the folder with the benchmark's files")
         return self

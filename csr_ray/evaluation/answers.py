@@ -42,7 +42,9 @@ def score_answers(benchmark: str, *, answers: Path, truth: Path) -> dict[str, An
     by_question = benchmark == "pope"
     answer_keys = ("question_id",) if by_question else ("id", "image_id", "question_id")
     truth_keys = ("question_id",) if by_question else ("id", "image_id")
-    parse_truth: Callable[[dict[str, Any]], Any] = {"pope": _label, "chair": _objects, "world": _records}[benchmark]
+    parse_truth: Callable[[dict[str, Any]], Any] = {"pope": _label, "chair": truth_names, "world": _records}[
+        benchmark
+    ]
     said = _read_by_id(answers, keys=answer_keys, parse=_answer_text, what="answer", skipped=skipped)
     true = _read_by_id(truth, keys=truth_keys, parse=parse_truth, what="truth", skipped=skipped)
     marked = [key for key in true if key in said]
@@ -126,7 +128,8 @@ def _label(record: Mapping[str, Any]) -> str:
     return label
 
 
-def _objects(record: Mapping[str, Any]) -> list[str]:
+def truth_names(record: Mapping[str, Any]) -> list[str]:
+    """The names under `objects`, each a string or a record with the name under `kind`; else a ValueError."""
     objects = record.get("objects")
     if not isinstance(objects, list):
         raise ValueError("no list of objects")

@@ -1,7 +1,8 @@
 """What a policy is asked after each round, and what its answers are worth.
 
 The `world` benchmark describes held-out images (greedy, and once more at temperature 1) and answers yes/no questions;
-`pope` is the questions alone. Files are read once, before anything is started.
+`pope` is the questions alone, `chair` the descriptions alone, of photos whose objects are known. Files are read once,
+before anything is started.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 from csr_ray.config import Eval
 from csr_ray.errors import ConfigError
+from csr_ray.evaluation.answers import truth_names
+from csr_ray.evaluation.chair import chair_metrics
 from csr_ray.evaluation.pope import pope_metrics
 from csr_ray.evaluation.world import describe_metrics
 from csr_ray.ports import Generators
@@ -21,13 +24,22 @@ from csr_ray.types import Question
 
 _YES_NO_TOKENS = 8
 
+Marking = Callable[..., dict[str, float]]
+"""Marks descriptions by id against `truth`, what is in each id's image."""
+
+
+def mark_photos(answers: Mapping[str, str], *, truth: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """CHAIR of descriptions of photos; `truth` has the names of each image's objects."""
+    return chair_metrics(list(answers.values()), truth=[truth[key] for key in answers])
+
 
 @dataclass(frozen=True)
 class Suite:
     """The questions of a run's benchmarks, with what is needed to mark the answers."""
 
     describe: tuple[Question, ...] = ()
-    truth: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
+    truth: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    mark: Marking = describe_metrics
     yes_no: tuple[Question, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     sampled: bool = False
@@ -62,10 +74,10 @@ class Suite:
         metrics: dict[str, float] = {"num_images": self.num_items}
         if self.describe:
             greedy = ask(self.describe, temperature=0.0, max_tokens=self.max_tokens)
-            metrics |= describe_metrics(greedy, truth=self.truth)
+            metrics |= self.mark(greedy, truth=self.truth)
             if self.sampled:
                 sampled = ask(self.describe, temperature=1.0, max_tokens=self.max_tokens)
-                values = describe_metrics(sampled, truth=self.truth)
+                values = self.mark(sampled, truth=self.truth)
                 metrics |= {f"{name}_t1": value for name, value in values.items()}
         if self.yes_no:
             answers = ask(self.yes_no, temperature=0.0, max_tokens=_YES_NO_TOKENS)
@@ -88,29 +100,49 @@ def load_suite(config: Eval) -> Suite:
     if not config.benchmarks:
         return Suite()
     folder = Path(str(config.data))
-    describe: list[Question] = []
-    truth: dict[str, Sequence[Mapping[str, str]]] = {}
-    if "world" in config.benchmarks:
-        rows = _rows(folder / "prompts.jsonl")[: config.limit]
-        describe = [Question(id=row["id"], image=str(folder / row["image"]), text=row["prompt"]) for row in rows]
-        objects = {row["id"]: row["objects"] for row in _rows(folder / "truth.jsonl")}
-        truth = {question.id: objects[question.id] for question in describe}
-    images = {question.image for question in describe}
-    questions = [
-        (str(row["question_id"]), str(folder / row["image"]), row["text"], row["label"])
-        for row in _rows(folder / "questions.jsonl")
-    ]
-    if config.limit is not None:
-        kept = images or set(list(dict.fromkeys(image for _, image, _, _ in questions))[: config.limit])
-        questions = [row for row in questions if row[1] in kept]
+    describe, truth, mark = _descriptions(folder, config=config)
+    questions = _questions(folder, config=config, images={question.image for question in describe})
     return Suite(
         describe=tuple(describe),
         truth=truth,
+        mark=mark,
         yes_no=tuple(Question(id=f"q{key}", image=image, text=text) for key, image, text, _ in questions),
         labels={f"q{key}": label for key, _, _, label in questions},
         sampled=config.sampled and bool(describe),
         max_tokens=config.max_tokens,
     )
+
+
+def _descriptions(folder: Path, *, config: Eval) -> tuple[list[Question], Mapping[str, Sequence[Any]], Marking]:
+    """The images to describe, what is in them, and how descriptions of them are marked."""
+    if not {"world", "chair"} & set(config.benchmarks):
+        return [], {}, describe_metrics
+    rows = _rows(folder / "prompts.jsonl")[: config.limit]
+    truth_rows = {str(row.get("id", row.get("image_id"))): row for row in _rows(folder / "truth.jsonl")}
+    lacking = [row["id"] for row in rows if str(row["id"]) not in truth_rows]
+    if lacking:
+        raise ConfigError(f"eval.data = {str(folder)!r}: truth.jsonl has no line for image {lacking[0]!r}")
+    describe = [Question(id=str(row["id"]), image=str(folder / row["image"]), text=row["prompt"]) for row in rows]
+    if "world" in config.benchmarks:
+        return describe, {question.id: truth_rows[question.id]["objects"] for question in describe}, describe_metrics
+    try:
+        return describe, {question.id: truth_names(truth_rows[question.id]) for question in describe}, mark_photos
+    except ValueError as error:
+        raise ConfigError(f"eval.data = {str(folder)!r}: truth.jsonl: {error}") from error
+
+
+def _questions(folder: Path, *, config: Eval, images: set[str]) -> list[tuple[str, str, str, str]]:
+    """(id, image, question, label); of the images that are described where some are."""
+    if not {"world", "pope"} & set(config.benchmarks):
+        return []
+    questions = [
+        (str(row["question_id"]), str(folder / row["image"]), row["text"], row["label"])
+        for row in _rows(folder / "questions.jsonl")
+    ]
+    if config.limit is None:
+        return questions
+    kept = images or set(list(dict.fromkeys(image for _, image, _, _ in questions))[: config.limit])
+    return [row for row in questions if row[1] in kept]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

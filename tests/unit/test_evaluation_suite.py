@@ -1,0 +1,72 @@
+"""The benchmarks as the loop asks them: which files are read, what is asked, how answers are marked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from csr_ray.config import Eval
+from csr_ray.errors import ConfigError
+from csr_ray.evaluation.suite import load_suite
+from csr_ray.types import Answer, Question
+
+
+class Says:
+    """Generators that say what a table holds."""
+
+    def __init__(self, texts: dict[str, str]) -> None:
+        self.texts = texts
+
+    def answer(
+        self, questions: Sequence[Question], *, temperature: float, max_tokens: int, seed: int
+    ) -> Iterator[Answer]:
+        for question in questions:
+            yield Answer(id=question.id, text=self.texts[question.id], token_ids=(1,), logp=-1.0, policy_version=0)
+
+
+def write(path: Path, *, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    write(
+        tmp_path / "prompts.jsonl",
+        rows=[{"id": key, "image": f"{key}.jpg", "prompt": "Describe the image."} for key in ("a", "b")],
+    )
+    write(
+        tmp_path / "truth.jsonl",
+        rows=[{"image_id": "a", "objects": ["dog", "car"]}, {"id": "b", "objects": [{"kind": "cat"}]}],
+    )
+    return tmp_path
+
+
+def test_chair_describes_photos_and_needs_no_questions(photos: Path) -> None:
+    suite = load_suite(Eval(benchmarks=("chair",), data=str(photos), sampled=False))
+    assert (suite.num_items, suite.num_answers) == (2, 2)
+    metrics = suite.measure(Says({"a": "A dog beside a car.", "b": "A cat and a dog."}), seed=0)  # type: ignore[arg-type]
+    # Of two answers one names a dog that is not there; of four mentions one; all three objects are named.
+    assert metrics == {"num_images": 2, "chair_s": 0.5, "chair_i": 0.25, "recall": 1.0}
+
+
+def test_limit_keeps_the_questions_of_the_images_it_keeps(photos: Path) -> None:
+    write(
+        photos / "questions.jsonl",
+        rows=[
+            {"question_id": number, "image": f"{key}.jpg", "text": "Is there a dog in the image?", "label": label}
+            for number, (key, label) in enumerate([("a", "yes"), ("b", "no")])
+        ],
+    )
+    suite = load_suite(Eval(benchmarks=("chair", "pope"), data=str(photos), limit=1, sampled=False))
+    assert suite.num_answers == 2 and [question.id for question in suite.yes_no] == ["q0"]
+
+
+def test_an_image_without_truth_and_two_ways_to_mark_are_refused(photos: Path) -> None:
+    write(photos / "truth.jsonl", rows=[{"id": "a", "objects": ["dog"]}])
+    with pytest.raises(ConfigError, match="no line for image 'b'"):
+        load_suite(Eval(benchmarks=("chair",), data=str(photos)))
+    with pytest.raises(ValueError, match="world contradicts chair"):
+        Eval(benchmarks=("world", "chair"), data=str(photos))
