@@ -197,7 +197,7 @@ def histograms(rounds: Sequence[RoundData]) -> list[dict[str, Any]]:
                 edges=edges,
                 y_max=y_max,
                 x_title="reward of the answer",
-                title=f"Chosen and rejected rewards of round {data.index}",
+                title=f"Chosen and rejected rewards of round {data.index + 1}",
             ),
         }
         for data in with_pairs
@@ -279,7 +279,7 @@ def _quality_charts(rows: Sequence[RoundFigures]) -> list[tuple[str, Markup]]:
 
 
 def _timed(rows: Sequence[RoundFigures], *, summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, float]]]:
-    bars = [("before", before_rounds(summary)), *((f"round {row.index}", row.stages) for row in rows[1:])]
+    bars = [("before", before_rounds(summary)), *((f"round {row.label}", row.stages) for row in rows[1:])]
     return [(label, stages) for label, stages in bars if stages]
 
 

@@ -67,7 +67,7 @@
     const words = element("div", "words");
     const top = element("header");
     top.append(element("h3", "", pair.prompt), element("span", "margin", "margin " + oneDecimal(pair.margin)));
-    const origin = element("p", "muted small", "round " + pair.round + " · " + pair.id);
+    const origin = element("p", "muted small", "round " + (pair.round + 1) + " · " + pair.id);
     const answers = element("div", "answers");
     answers.append(answer("chosen", pair.chosen), answer("rejected", pair.rejected));
     words.append(top, origin, answers);
