@@ -194,6 +194,9 @@ class Eval(Section):
     )
     data: str | None = Field(None, description="folder of the benchmark's files (prompts, truth, questions, images)")
     limit: int | None = Field(None, ge=1, description="images to evaluate on; null: all")
+    limit_between: int | None = Field(
+        None, ge=1, description="the same after every round but the last; null: as many as before and after the run"
+    )
     sampled: bool = Field(True, description="also describe at temperature 1 (the `_t1` figures)")
     max_tokens: int = Field(256, ge=1, description="token limit of an answer")
 

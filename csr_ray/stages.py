@@ -225,6 +225,9 @@ def evaluate(state: RunState, *, suite: Suite, generators: Generators, version: 
     """Metrics of the policy that the generators serve now; nothing to do without benchmarks."""
     if suite.is_empty or state.journal.find("eval", version=version):
         return
+    limit = state.config.eval.limit_between
+    if limit is not None and 0 < version < state.config.run.rounds:
+        suite = suite.first(limit)
     started_s = time.perf_counter()
     with view.stage("evaluate", total=suite.num_answers, unit="answers", round_index=version - 1) as stage:
         metrics = suite.measure(generators, seed=state.config.run.seed, on_answer=stage.advance)

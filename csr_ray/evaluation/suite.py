@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,15 @@ class Suite:
     def num_answers(self) -> int:
         return len(self.describe) * (2 if self.sampled else 1) + len(self.yes_no)
 
+    def first(self, num_images: int) -> Suite:
+        """The same on the first images only."""
+        images = set(list(dict.fromkeys(item.image for item in (*self.describe, *self.yes_no)))[:num_images])
+        return replace(
+            self,
+            describe=tuple(question for question in self.describe if question.image in images),
+            yes_no=tuple(question for question in self.yes_no if question.image in images),
+        )
+
     def measure(
         self, generators: Generators, *, seed: int, on_answer: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
@@ -100,9 +109,9 @@ def load_suite(config: Eval) -> Suite:
     if not config.benchmarks:
         return Suite()
     folder = Path(str(config.data))
-    describe, truth, mark = _descriptions(folder, config=config)
-    questions = _questions(folder, config=config, images={question.image for question in describe})
-    return Suite(
+    describe, truth, mark = _descriptions(folder, benchmarks=config.benchmarks)
+    questions = _questions(folder, benchmarks=config.benchmarks)
+    suite = Suite(
         describe=tuple(describe),
         truth=truth,
         mark=mark,
@@ -111,19 +120,22 @@ def load_suite(config: Eval) -> Suite:
         sampled=config.sampled and bool(describe),
         max_tokens=config.max_tokens,
     )
+    return suite if config.limit is None else suite.first(config.limit)
 
 
-def _descriptions(folder: Path, *, config: Eval) -> tuple[list[Question], Mapping[str, Sequence[Any]], Marking]:
+def _descriptions(
+    folder: Path, *, benchmarks: Sequence[str]
+) -> tuple[list[Question], Mapping[str, Sequence[Any]], Marking]:
     """The images to describe, what is in them, and how descriptions of them are marked."""
-    if not {"world", "chair"} & set(config.benchmarks):
+    if not {"world", "chair"} & set(benchmarks):
         return [], {}, describe_metrics
-    rows = _rows(folder / "prompts.jsonl")[: config.limit]
+    rows = _rows(folder / "prompts.jsonl")
     truth_rows = {str(row.get("id", row.get("image_id"))): row for row in _rows(folder / "truth.jsonl")}
     lacking = [row["id"] for row in rows if str(row["id"]) not in truth_rows]
     if lacking:
         raise ConfigError(f"eval.data = {str(folder)!r}: truth.jsonl has no line for image {lacking[0]!r}")
     describe = [Question(id=str(row["id"]), image=str(folder / row["image"]), text=row["prompt"]) for row in rows]
-    if "world" in config.benchmarks:
+    if "world" in benchmarks:
         return describe, {question.id: truth_rows[question.id]["objects"] for question in describe}, describe_metrics
     try:
         return describe, {question.id: truth_names(truth_rows[question.id]) for question in describe}, mark_photos
@@ -131,18 +143,14 @@ def _descriptions(folder: Path, *, config: Eval) -> tuple[list[Question], Mappin
         raise ConfigError(f"eval.data = {str(folder)!r}: truth.jsonl: {error}") from error
 
 
-def _questions(folder: Path, *, config: Eval, images: set[str]) -> list[tuple[str, str, str, str]]:
-    """(id, image, question, label); of the images that are described where some are."""
-    if not {"world", "pope"} & set(config.benchmarks):
+def _questions(folder: Path, *, benchmarks: Sequence[str]) -> list[tuple[str, str, str, str]]:
+    """(id, image, question, label)."""
+    if not {"world", "pope"} & set(benchmarks):
         return []
-    questions = [
+    return [
         (str(row["question_id"]), str(folder / row["image"]), row["text"], row["label"])
         for row in _rows(folder / "questions.jsonl")
     ]
-    if config.limit is None:
-        return questions
-    kept = images or set(list(dict.fromkeys(image for _, image, _, _ in questions))[: config.limit])
-    return [row for row in questions if row[1] in kept]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -70,3 +70,9 @@ def test_an_image_without_truth_and_two_ways_to_mark_are_refused(photos: Path) -
         load_suite(Eval(benchmarks=("chair",), data=str(photos)))
     with pytest.raises(ValueError, match="world contradicts chair"):
         Eval(benchmarks=("world", "chair"), data=str(photos))
+
+
+def test_fewer_images_between_the_rounds_keep_their_truth_and_questions(photos: Path) -> None:
+    suite = load_suite(Eval(benchmarks=("chair",), data=str(photos), sampled=False)).first(1)
+    metrics = suite.measure(Says({"a": "A dog beside a cat."}), seed=0)  # type: ignore[arg-type]
+    assert metrics == {"num_images": 1, "chair_s": 1.0, "chair_i": 0.5, "recall": 0.5}

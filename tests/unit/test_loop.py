@@ -32,6 +32,8 @@ def merged_model(monkeypatch) -> None:
 class Driver:
     """One run folder, and a new process each time `run` is called."""
 
+    suite = SUITE
+
     def __init__(self, directory: Path, **sections: dict) -> None:
         directory.mkdir(exist_ok=True)
         self.config = tiny_config(directory, **sections)
@@ -56,7 +58,7 @@ class Driver:
             versions={},
         )
         view = ConsoleView(num_rounds=2, console=Console(quiet=True))
-        return loop.run(state, prompts=PROMPTS, suite=SUITE, start_machinery=start, view=view)
+        return loop.run(state, prompts=PROMPTS, suite=self.suite, start_machinery=start, view=view)
 
 
 def test_a_run_commits_every_stage_and_sums_up(tmp_path) -> None:
@@ -179,3 +181,14 @@ def test_the_bare_end_of_an_answer_does_not_count_as_a_sentence(tmp_path) -> Non
     stages.pair(state, [tree], index=0, view=ConsoleView(num_rounds=1, console=Console(quiet=True)))
     entry = state.journal.find("pairs", round=0)
     assert entry["chosen_sentences"] == entry["rejected_sentences"] == 1.0
+
+
+def test_fewer_images_are_asked_about_between_the_rounds(tmp_path) -> None:
+    driver = Driver(tmp_path, eval={"limit_between": 1})
+    driver.suite = Suite(
+        yes_no=tuple(Question(id=f"q{number}", image=f"{number}.png", text="Is it?") for number in range(3)),
+        labels={f"q{number}": "yes" for number in range(3)},
+    )
+    summary = driver.run()
+    asked = [entry["eval"]["num_images"] for entry in (summary["base"], *summary["rounds"])]
+    assert asked == [3, 1, 3]
