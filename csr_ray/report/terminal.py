@@ -30,6 +30,10 @@ def print_round_table(summary: Mapping[str, Any], *, console: Console | None = N
         console.print(table)
     console.print()
     console.print(headline(rows), highlight=False, markup=False, style="bold")
+    asked = {row.label: f"{row.eval['num_images']:,.0f}" for row in rows if "num_images" in row.eval}
+    if len(set(asked.values())) > 1:
+        counts = ", ".join(f"{label} {count}" for label, count in asked.items())
+        console.print(f"images evaluated: {counts}", highlight=False, markup=False, style="dim")
 
 
 def _table(rows: Sequence[RoundFigures], *, columns: Sequence[Column]) -> Table:

@@ -450,3 +450,11 @@ def test_terminal_table_fits_and_is_whole(width: int, num_tables: int) -> None:
 
 def test_terminal_table_of_an_empty_summary_is_all_dashes() -> None:
     assert any(line.split() == ["base", *["-"] * 13] for line in printed({}, width=100))
+
+
+def test_terminal_says_on_how_many_images_when_rounds_differ() -> None:
+    summary = summary_of({**EVAL, "num_images": 300}, {**EVAL, "num_images": 1000})
+    summary["base"]["eval"]["num_images"] = 1000
+    assert "images evaluated: base 1,000, 1 300, 2 1,000" in printed(summary, width=100)
+    summary["rounds"][0]["eval"]["num_images"] = 1000
+    assert not any("images evaluated" in line for line in printed(summary, width=100))
