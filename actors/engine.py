@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors import hamming
+from actors.expand import Draft, Expansion, Tokens
 from csr_ray.chat import prompt_ids
 from csr_ray.config import Config
 from csr_ray.prompts import load_image
@@ -23,7 +25,6 @@ from csr_ray.types import Prompt, Question, Sentence
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-STOPS = (".", "!", "?")
 _IMAGES_KEPT = 512
 
 
@@ -52,11 +53,20 @@ class VllmEngine:
         from vllm import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
+
+        self._processor = await asyncio.to_thread(AutoProcessor.from_pretrained, self._model)
+        arguments = self._arguments(on_cpu=current_platform.is_cpu())
+        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        tokenizer = self._processor.tokenizer
+        search = self._config.search
+        ends = _end_tokens(self._model, tokenizer=tokenizer)
+        tokens = Tokens.of(tokenizer, search=search, ends=ends, unused=_image_token(self._llm.model_config))
+        self._expansion = Expansion(search, tokens)
+
+    def _arguments(self, *, on_cpu: bool) -> dict[str, Any]:
         from vllm.v1.executor import UniProcExecutor
 
-        generators = self._config.generators
-        on_cpu = current_platform.is_cpu()
-        self._processor = await asyncio.to_thread(AutoProcessor.from_pretrained, self._model)
+        generators, search = self._config.generators, self._config.search
         # One image a prompt: a modality not named here would count as allowed, and be warmed up and kept room for.
         arguments: dict[str, Any] = {
             "model": self._model,
@@ -66,12 +76,15 @@ class VllmEngine:
             "limit_mm_per_prompt": {"image": 1, "video": 0, "audio": 0},
             "enable_prefix_caching": True,
             "mm_processor_cache_gb": 1,
+            "max_logprobs": max(20, search.candidates),
             "worker_extension_cls": "actors.engine_worker.PolicyLoader",
             "seed": self._config.run.seed,
             "disable_log_stats": True,
             "enforce_eager": on_cpu,
             "tensor_parallel_size": max(1, int(generators.gpus)),
         }
+        if search.expand == "diverse_greedy":
+            arguments["logits_processors"] = [hamming.CLASS_NAME]
         if on_cpu:
             arguments["kv_cache_memory_bytes"] = int(generators.kv_cache_gib * 2**30)
             # Only whole blocks are found again, and a tree's branches share a prefix of some tens of tokens: with the
@@ -84,27 +97,27 @@ class VllmEngine:
             arguments["enable_chunked_prefill"] = False
         else:
             arguments["gpu_memory_utilization"] = generators.gpu_memory_utilization
-        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        return arguments
 
     async def continuations(
         self, prompt: Prompt, *, prefix_ids: tuple[int, ...], num: int, max_tokens: int, seed: int
     ) -> list[Sentence]:
         """See `csr_ray.ports.Engine`."""
-        search = self._config.search
-        outputs = await self._generate(
-            prompt.text,
-            image=prompt.image,
-            suffix=prefix_ids,
-            n=num,
+        if prompt.text not in self._ids:
+            self._ids[prompt.text] = prompt_ids(self._processor, question=prompt.text)
+
+        async def decode(suffix: Sequence[int], options: Sequence[dict[str, Any]]) -> list[list[Draft]]:
+            finals = await self._finals(prompt.text, image=prompt.image, suffix=suffix, options=options)
+            return [[self._draft(final, output) for output in _in_order(final)] for final in finals]
+
+        return await self._expansion.children(
+            decode,
+            prompt_ids=self._ids[prompt.text],
+            prefix_ids=prefix_ids,
+            num=num,
             max_tokens=max_tokens,
-            temperature=search.temperature,
-            top_p=search.top_p,
             seed=seed,
-            stop=list(STOPS),
-            include_stop_str_in_output=True,
-            logprobs=0,
         )
-        return [self._sentence(output) for output in outputs]
 
     async def answer(self, question: Question, *, temperature: float, max_tokens: int, seed: int) -> Sentence:
         """One whole answer, greedy at temperature 0."""
@@ -147,27 +160,58 @@ class VllmEngine:
             self._llm = None
 
     async def _generate(self, text: str, *, image: str, **options: Any) -> list[Any]:
-        final = await self._final(text, image=image, **options)
-        return sorted(final.outputs, key=lambda output: output.index)
+        return _in_order(await self._final(text, image=image, **options))
 
     async def _final(self, text: str, *, image: str, suffix: Sequence[int] = (), **options: Any) -> Any:
-        from vllm import SamplingParams
+        (final,) = await self._finals(text, image=image, suffix=suffix, options=[options])
+        return final
+
+    async def _finals(
+        self, text: str, *, image: str, suffix: Sequence[int], options: Sequence[dict[str, Any]]
+    ) -> list[Any]:
+        """One request a set of options, all behind the same prompt, admitted in this order; waits for all of them.
+
+        The prompt is rendered (its image looked up) once for all.
+        """
         from vllm.inputs import TokensPrompt
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         if text not in self._ids:
             self._ids[text] = prompt_ids(self._processor, question=text)
-        request = TokensPrompt(
+        prompt = TokensPrompt(
             prompt_token_ids=[*self._ids[text], *suffix],
             multi_modal_data={"image": await self._image(image)},
             multi_modal_uuids={"image": hashlib.blake2b(image.encode(), digest_size=16).hexdigest()},
         )
-        parameters = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, detokenize="stop" in options, **options)
+        (rendered,) = await self._llm.renderer.render_cmpl_async([parse_model_prompt(self._llm.model_config, prompt)])
+        # A rendered prompt is submitted without a pause on the way, so tasks that start in order submit in order.
+        return list(await asyncio.gather(*(self._run(rendered, one) for one in options)))
+
+    async def _run(self, rendered: Any, options: dict[str, Any]) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        parameters = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False, **options)
         final = None
-        async for output in self._llm.generate(request, parameters, request_id=str(next(self._requests))):
+        async for output in self._llm.generate(rendered, parameters, request_id=str(next(self._requests))):
             final = output
         assert final is not None and final.finished
         return final
+
+    def _draft(self, final: Any, output: Any) -> Draft:
+        ids = tuple(output.token_ids)
+        stop = output.stop_reason if output.finish_reason == "stop" else None
+        # The main end token ends an answer without a reason given, a model's other end tokens by their number.
+        ended = output.finish_reason == "stop" and (stop is None or stop in self._expansion.tokens.ends)
+        top = sorted(output.logprobs[0].items(), key=lambda item: item[1].rank) if output.logprobs else []
+        return Draft(
+            ids=ids,
+            logps=tuple(entry[token].logprob for entry, token in zip(output.logprobs, ids, strict=True)),
+            stop=None if ended else stop,
+            ended=ended,
+            full=len(final.prompt_token_ids) + len(ids) >= self._llm.model_config.max_model_len,
+            top=tuple((token, entry.logprob) for token, entry in top),
+        )
 
     async def _image(self, path: str) -> Image:
         """Decoded once while its prompt is at work; the engine's own cache holds the processed form."""
@@ -184,6 +228,28 @@ class VllmEngine:
             text=self._processor.tokenizer.decode(ids, skip_special_tokens=True).strip(),
             token_ids=ids,
             logps=tuple(entry[token].logprob for entry, token in zip(output.logprobs, ids, strict=True)),
-            # A string is one of STOPS. A model with several end tokens ends on one silently, on the others by number.
-            ended=output.finish_reason == "stop" and not isinstance(output.stop_reason, str),
+            ended=output.finish_reason == "stop",
         )
+
+
+def _in_order(final: Any) -> list[Any]:
+    return sorted(final.outputs, key=lambda output: output.index)
+
+
+def _end_tokens(model: str, *, tokenizer: Any) -> list[int]:
+    """Every token that ends an answer: the tokenizer's, and what the model's generation config adds."""
+    from transformers import GenerationConfig
+
+    try:
+        more = GenerationConfig.from_pretrained(model).eos_token_id
+    except OSError:  # a model folder need not have one
+        more = None
+    ends = [] if more is None else [more] if isinstance(more, int) else list(more)
+    return [*ends, tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else ends
+
+
+def _image_token(model_config: Any) -> int:
+    """The token that stands for an image: no answer holds it."""
+    config = model_config.hf_config
+    token = getattr(config, "image_token_id", None)
+    return int(config.image_token_index if token is None else token)

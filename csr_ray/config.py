@@ -67,20 +67,43 @@ class Scorer(Section):
 
 
 class Search(Section):
-    """How the tree of answers grows. Unset values come from the preset."""
+    """How the tree of answers grows. Unset values come from the preset; docs/search.md says when to use what."""
 
     preset: Literal["default", "paper", "reference"] = Field("default", description="values for keys left unset")
-    expand: Literal["sample"] = Field("sample", description="how a node gets its children")
+    expand: Literal["sample", "first_token", "diverse_greedy"] = Field(
+        "sample",
+        description="how a node gets its children. sample: at a temperature, seeded; as diverse as the policy, the "
+        "one to train with. first_token: the most probable distinct first tokens, then greedy; repeatable, cheap. "
+        "diverse_greedy: coupled greedy decodes that avoid each other's tokens; what the released code does",
+    )
     width: int = Field(3, ge=1, le=64, description="nodes alive at a depth, best and worst together")
     keep_worst: int = Field(1, ge=0, description="of the width, how many are the worst (they feed the rejected side)")
-    candidates: int = Field(5, ge=2, le=64, description="children sampled for each live node")
+    keep_all_up_to: int | None = Field(
+        None, ge=1, description="a depth with at most so many open nodes is not pruned; null: width"
+    )
+    candidates: int = Field(5, ge=2, le=64, description="children of each live node")
     guide: Literal["reward", "self_score"] = Field("reward", description="what pruning sorts by")
     temperature: float = Field(1.0, gt=0, le=5, description="of the sampled sentences")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus of the sampled sentences")
+    diversity_penalty: float = Field(
+        3.0, ge=0, le=1e4, description="diverse_greedy: off a token's log-prob for each earlier child with it there"
+    )
+    sentence_end: Literal["sentence", "period_token"] = Field(
+        "sentence",
+        description="sentence: . ! or ? before space, newline or the end, but not in 3.5, Mr. or e.g.; period_token: "
+        "the token of a period wherever it stands (released code)",
+    )
+    eos: Literal["stop", "continue"] = Field(
+        "stop", description="whether the end-of-answer token ends a sentence, or decoding goes on to its end"
+    )
+    merge_equal: bool = Field(True, description="equal siblings count once")
     refuse_repeats: bool = Field(True, description="drop a child that repeats a sentence of its own answer")
-    max_sentences: int = Field(8, ge=1, le=64, description="depth limit")
+    max_sentences: int = Field(8, ge=1, le=1024, description="depth limit")
     max_sentence_tokens: int = Field(74, ge=1, description="token limit of one sentence (the paper's 74)")
     max_answer_tokens: int = Field(512, ge=1, description="token limit of a whole answer")
+    max_chars: int | None = Field(
+        None, ge=1, description="an answer ends at so many characters, prompt and special tokens included"
+    )
 
     @model_validator(mode="after")
     def _keep_fits_width(self) -> Search:
@@ -93,18 +116,33 @@ class Search(Section):
 
 
 class Reward(Section):
-    """R = weight * R_image + (1 - weight) * R_self, a sentence at a time (CSR section 3.1)."""
+    """R = weight * R_image + (1 - weight) * R_self, a sentence at a time (CSR section 3.1); see docs/reward.md."""
 
     weight: float = Field(0.9, ge=0, le=1, description="lambda: share of the image reward")
-    self_score: Literal["geometric_mean", "product"] = Field(
-        "geometric_mean", description="100 exp(mean log p) (same scale as the image score), or the paper's product"
+    self_score: Literal["geometric_mean", "product", "mean_logp"] = Field(
+        "geometric_mean",
+        description="100 exp(mean log p) (same scale as the image score), the paper's product, or mean log p",
     )
-    aggregate: Literal["mean", "sum"] = Field("mean", description="sentences to answer; the paper's sum is hackable")
+    count_penalty: bool = Field(False, description="whether the diversity penalty lowers the self score")
+    floor_image: bool = Field(True, description="max(100 cos, 0) as image score, not 100 cos")
+    blend: Literal["values", "sibling_ranks"] = Field(
+        "values", description="blend the two scores, or their ranks among siblings (negated: rank 1 of n is -1/n)"
+    )
+    aggregate: Literal["mean", "sum", "mean_with_root"] = Field(
+        "mean", description="sentences to answer; the paper's sum is hackable; mean_with_root: sum / (sentences + 1)"
+    )
+    drop_junk: bool = Field(
+        False,
+        description="leave out sentences of under 4 characters, stuck or in a foreign script, and their answers",
+    )
 
 
 class Pairs(Section):
-    min_margin: float = Field(
-        0.0, ge=0, allow_inf_nan=False, description="drop pairs whose rewards differ by no more than this"
+    min_margin: float | None = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="drop pairs whose rewards differ by no more than this; null: keep even ties",
     )
 
 
@@ -227,22 +265,47 @@ class Config(Section):
     eval: Eval = Eval()
 
 
-# What a preset sets unless the user sets the key too. Sources: spec of the paper (section 3.1, framework figure) and
-# of the released code (sample.py, construct.py); `default` is this project's own measurement, see docs/reward.md.
+# What a preset sets unless the user sets the key too. Sources: the paper (section 3.1, framework figure, appendix)
+# and the released code (sample.py, score.py, construct.py); `default` is this project's own measurement.
+# docs/reward.md has them side by side.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "default": {},
     "paper": {
-        "search": {"width": 5, "keep_worst": 2, "max_sentence_tokens": 74, "refuse_repeats": False},
+        "search": {
+            "expand": "diverse_greedy",
+            "width": 5,
+            "keep_worst": 2,
+            "max_sentence_tokens": 74,
+            "max_answer_tokens": 1024,
+            "refuse_repeats": False,
+        },
         "reward": {"self_score": "product", "aggregate": "sum"},
     },
     "reference": {
         "search": {
+            "expand": "diverse_greedy",
             "width": 3,
             "keep_worst": 2,
+            "keep_all_up_to": 4,
             "guide": "self_score",
-            "max_sentence_tokens": 70,
+            "sentence_end": "period_token",
+            "eos": "continue",
+            "merge_equal": False,
             "refuse_repeats": False,
+            "max_sentences": 1024,
+            "max_sentence_tokens": 70,
+            "max_answer_tokens": 4096,
+            "max_chars": 1024,
         },
+        "reward": {
+            "self_score": "mean_logp",
+            "count_penalty": True,
+            "floor_image": False,
+            "blend": "sibling_ranks",
+            "aggregate": "mean_with_root",
+            "drop_junk": True,
+        },
+        "pairs": {"min_margin": None},
     },
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from csr_ray.config import Config
 from csr_ray.reward import answer_reward
+from csr_ray.sentences import is_junk
 from csr_ray.types import Node, PreferencePair, Tree
 
 NO_ANSWER = "no_whole_answer"
@@ -16,15 +17,18 @@ NO_MARGIN = "margin_too_small"
 
 
 def choose_pair(tree: Tree, *, config: Config) -> PreferencePair | str:
-    """The best against the worst whole answer of the tree, or the reason why there is no pair."""
-    scored = [
-        (reward, path) for path in tree.answers() if (reward := answer_reward(path, config=config.reward)) is not None
-    ]
+    """The best against the worst whole answer of the tree, or the reason why there is no pair.
+
+    Equal rewards go by the tree's order, depth first: chosen is the first of the best, rejected the last.
+    """
+    paths = [path for path in tree.answers() if not (config.reward.drop_junk and _has_junk(path))]
+    paths.sort(key=lambda path: [node.node for node in path])
+    scored = [(reward, path) for path in paths if (reward := answer_reward(path, config=config.reward)) is not None]
     if len(scored) < 2:
         return NO_ANSWER if not scored else ONE_ANSWER
-    best_reward, best = max(scored, key=lambda item: item[0])
-    worst_reward, worst = min(scored, key=lambda item: item[0])
-    if best_reward - worst_reward <= config.pairs.min_margin:
+    scored.sort(key=lambda item: -item[0])
+    (best_reward, best), (worst_reward, worst) = scored[0], scored[-1]
+    if config.pairs.min_margin is not None and best_reward - worst_reward <= config.pairs.min_margin:
         return NO_MARGIN
     if answer_text(best) == answer_text(worst):
         return EQUAL
@@ -51,6 +55,10 @@ def choose_pair(tree: Tree, *, config: Config) -> PreferencePair | str:
 def answer_text(path: tuple[Node, ...]) -> str:
     """The answer as a person reads it."""
     return " ".join(node.text for node in path if node.text)
+
+
+def _has_junk(path: tuple[Node, ...]) -> bool:
+    return any(is_junk(node.text) for node in path)
 
 
 def _ids(path: tuple[Node, ...]) -> tuple[int, ...]:

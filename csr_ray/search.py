@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 
 from csr_ray.config import Reward, Search
 from csr_ray.ports import Engine, Scorer
-from csr_ray.reward import answer_reward, blend, image_score, self_score
+from csr_ray.reward import answer_reward, family_rewards, image_score, self_score
+from csr_ray.sentences import is_junk
 from csr_ray.types import Node, Prompt, RolloutStats, Sentence, Tree
 
 
@@ -45,7 +46,9 @@ class _Cost:
 @dataclass(frozen=True)
 class _Scored:
     sentence: Sentence
+    own: float
     image: float | None
+    reward: float | None
 
 
 @dataclass
@@ -69,12 +72,23 @@ class _Grower:
             seed=derive_seed(self.seed, prefix_ids),
         )
         self.cost.num_tokens += sum(len(sentence.token_ids) for sentence in sentences)
-        distinct = _distinct(sentences)
+        family = _distinct(sentences) if self.search.merge_equal else list(sentences)
         if self.search.refuse_repeats:
-            distinct = [sentence for sentence in distinct if not sentence.text or sentence.text not in live.texts]
-        texts = [sentence.text for sentence in distinct if sentence.text]
+            family = [sentence for sentence in family if not sentence.text or sentence.text not in live.texts]
+        images = await self._image_scores(family)
+        owns = [self._self_score(sentence) for sentence in family]
+        rewards = family_rewards(list(zip(images, owns, strict=True)), config=self.reward)
+        return [_Scored(*row) for row in zip(family, owns, images, rewards, strict=True)]
+
+    async def _image_scores(self, family: Sequence[Sentence]) -> list[float | None]:
+        """One score a sentence; None where there is no text, or only junk that is to be left out."""
+        texts = [
+            sentence.text
+            for sentence in family
+            if sentence.text and not (self.reward.drop_junk and is_junk(sentence.text))
+        ]
         if not texts:
-            return [_Scored(sentence, None) for sentence in distinct]
+            return [None] * len(family)
         started_s = time.perf_counter()
         cosines, num_cut = await self.scorer.score(self.prompt.image, texts=texts)
         self.cost.score_wait_s += time.perf_counter() - started_s
@@ -82,13 +96,23 @@ class _Grower:
         self.cost.num_texts_cut += num_cut
         by_text = dict(zip(texts, cosines, strict=True))
         return [
-            _Scored(sentence, image_score(by_text[sentence.text]) if sentence.text else None) for sentence in distinct
+            image_score(by_text[sentence.text], floor=self.reward.floor_image) if sentence.text in by_text else None
+            for sentence in family
         ]
 
+    def _self_score(self, sentence: Sentence) -> float:
+        penalties = sentence.penalties if self.reward.count_penalty else ()
+        return self_score(sentence.logps, kind=self.reward.self_score, penalties=penalties)
+
     def node(self, child: _Scored, *, live: _Live, position: int) -> Node:
-        sentence, image, depth = child.sentence, child.image, len(live.path) + 1
-        own = self_score(sentence.logps, kind=self.reward.self_score)
+        sentence, depth = child.sentence, len(live.path) + 1
         num_tokens = len(live.answer_ids) + len(sentence.token_ids)
+        limits = (
+            depth >= self.search.max_sentences,
+            num_tokens >= self.search.max_answer_tokens,
+            self.search.max_chars is not None and sentence.num_chars >= self.search.max_chars,
+            sentence.full,
+        )
         return Node(
             node=position,
             parent=live.path[-1].node if live.path else None,
@@ -96,17 +120,17 @@ class _Grower:
             text=sentence.text,
             token_ids=sentence.token_ids,
             logp=sum(sentence.logps),
-            self_score=own,
-            image_score=image,
-            reward=None if image is None else blend(image=image, own=own, config=self.reward),
-            final=sentence.ended or depth >= self.search.max_sentences or num_tokens >= self.search.max_answer_tokens,
+            self_score=child.own,
+            image_score=child.image,
+            reward=child.reward,
+            final=sentence.ended or any(limits),
             kept=False,
         )
 
     def rank(self, path: tuple[Node, ...]) -> float:
         """What pruning sorts by: the cumulative reward, or the cumulative self score (released code)."""
         if self.search.guide == "self_score":
-            return sum(node.self_score for node in path) / len(path)
+            return sum(node.self_score for node in path)
         value = answer_reward(path, config=self.reward)
         return float("-inf") if value is None else value
 
@@ -117,8 +141,8 @@ async def grow_tree(
     """Grow the whole tree of one prompt.
 
     Children that end the answer (or hit a limit) are leaves; of the others at a depth, the `width - keep_worst` best
-    and the `keep_worst` worst are continued. Equal siblings are merged. The result does not depend on the order in
-    which engine and scorer answer.
+    and the `keep_worst` worst are continued. Every variation is a key of `search` or `reward`. The result does not
+    depend on the order in which engine and scorer answer.
     """
     started_s = time.perf_counter()
     grower = _Grower(prompt, engine, scorer, search, reward, seed)
@@ -149,8 +173,12 @@ async def grow_tree(
 
 
 def prune(paths: Sequence[tuple[Node, ...]], *, ranks: Sequence[float], search: Search) -> list[tuple[Node, ...]]:
-    """The paths that stay alive: all if they fit the width, else the best and the worst; ties by node order."""
-    if len(paths) <= search.width:
+    """The paths that stay alive: all if they are few, else the best and the worst; ties by node order.
+
+    Few is `keep_all_up_to`, by default the width. (The released code keeps 1 best and 2 worst of 5 and more, but all
+    of 4.)
+    """
+    if len(paths) <= (search.keep_all_up_to or search.width):
         return list(paths)
     order = sorted(range(len(paths)), key=lambda position: (-ranks[position], position))
     num_best = search.width - search.keep_worst

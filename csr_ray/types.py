@@ -1,7 +1,7 @@
 """The vocabulary: every record that travels between the loop, the actors and the run folder.
 
 All records are frozen; each checks its own invariants. Log-probabilities are natural logs of the policy's raw
-(temperature 1, no penalty) distribution. Rewards are on the 0..100 scale that `csr_ray.reward` defines.
+(temperature 1, no penalty) distribution. More reward is better; `csr_ray.reward` defines the scales.
 """
 
 from __future__ import annotations
@@ -36,16 +36,25 @@ class Sentence:
         text: without special tokens; empty if the model ended its answer at once.
         token_ids: what was sampled, the end-of-answer token included.
         logps: one per token of `token_ids`.
-        ended: the model ended its answer (the last token is its end-of-answer token).
+        ended: the model ended its answer (its end-of-answer token is the last one, or with `search.eos: continue`
+            anywhere among them).
+        penalties: what a diverse expansion took off each token's log-prob when it chose; empty where it took nothing.
+        full: the model's context is full, so nothing can follow.
+        num_chars: characters of prompt, answer so far and this sentence, special tokens and the padding to the
+            longest sibling included; 0 unless `search.max_chars` asks for it.
     """
 
     text: str
     token_ids: tuple[int, ...]
     logps: tuple[float, ...]
     ended: bool
+    penalties: tuple[float, ...] = ()
+    full: bool = False
+    num_chars: int = 0
 
     def __post_init__(self) -> None:
         assert len(self.token_ids) == len(self.logps), (len(self.token_ids), len(self.logps))
+        assert len(self.penalties) in (0, len(self.token_ids)), (len(self.token_ids), len(self.penalties))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +66,9 @@ class Node:
         depth: 1 for the first sentence of an answer.
         text: this sentence alone.
         logp: sum over `token_ids`.
-        self_score: the policy's own score, 0..100 (`csr_ray.reward`).
+        self_score: the policy's own score, on the scale of `reward.self_score`.
         image_score: the scorer's; None where there is no text to score (a bare end of answer).
-        reward: the two blended; None where `image_score` is.
+        reward: the two blended, more is better; None where `image_score` is, and for junk (`reward.drop_junk`).
         final: the path from the root to here is a whole answer.
         kept: survived pruning, so it was (or could have been) continued.
     """

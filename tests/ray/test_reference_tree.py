@@ -1,0 +1,168 @@
+"""`search.preset: reference` grows the released code's trees node for node, on the real engine and real scorer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import tiny_config
+from released_search import Branch, Models, released_tree
+
+from actors.engine import VllmEngine
+from actors.scorer import ClipModel
+from csr_ray.application import world_spec
+from csr_ray.config import Config, World
+from csr_ray.pairs import choose_pair
+from csr_ray.search import grow_tree
+from csr_ray.types import PreferencePair, Prompt, Tree
+from csr_ray.world.build import cached_world
+
+NUM_PROMPTS = 32
+MAX_CHARS = 260  # so that some answers end by length and others by their end token
+MAX_NEW_TOKENS = 24
+# Where a decode's best two candidates are closer than rounding, two right implementations may take different ones.
+ROUNDING = 1e-4
+
+
+class DirectScorer:
+    """The scorer's model without its actor."""
+
+    def __init__(self, world: Path) -> None:
+        self._clip = ClipModel(str(world / "clip"), dtype="float32", device="cpu")
+
+    async def score(self, image: str, *, texts: Sequence[str]) -> tuple[list[float], int]:
+        scores, cut = self._clip.scores([(image, text) for text in texts])
+        return scores, sum(cut)
+
+
+class TightEngine(VllmEngine):
+    """So few tokens and sequences a step that the members of a group are admitted in different steps."""
+
+    def _arguments(self, *, on_cpu: bool) -> dict:
+        arguments = super()._arguments(on_cpu=on_cpu)
+        return {**arguments, "max_num_batched_tokens": self._config.policy.max_model_len, "max_num_seqs": 7}
+
+
+@pytest.fixture(scope="module")
+def world() -> Path:
+    return cached_world(world_spec(World(quick=True, num_train_images=32, num_heldout_images=48)), progress=False)
+
+
+@pytest.fixture(scope="module")
+def prompts(world: Path) -> list[Prompt]:
+    rows = [json.loads(line) for line in (world / "heldout/prompts.jsonl").read_text().splitlines()[:NUM_PROMPTS]]
+    return [Prompt(id=row["id"], image=str(world / "heldout" / row["image"]), text=row["prompt"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def released(world: Path, prompts: list[Prompt]) -> Iterator[dict[str, tuple[Branch, str | None, str | None]]]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    models = Models.load(world)
+    yield {
+        prompt.id: released_tree(
+            models,
+            question=prompt.text,
+            image=Path(prompt.image),
+            max_new_tokens=MAX_NEW_TOKENS,
+            max_chars=MAX_CHARS,
+        )
+        for prompt in prompts
+    }
+    torch.set_num_threads(threads)
+
+
+def reference_config(world: Path, **generators: int) -> Config:
+    return tiny_config(
+        search={"preset": "reference", "max_chars": MAX_CHARS, "max_sentence_tokens": MAX_NEW_TOKENS},
+        policy={"model": str(world / "policy"), "dtype": "float32", "max_model_len": 320},
+        scorer={"model": str(world / "clip")},
+        generators={"kv_cache_gib": 0.25, **generators},
+    )
+
+
+async def grow_all(config: Config, engine: VllmEngine, prompts: Sequence[Prompt], *, in_flight: int) -> list[Tree]:
+    slots = asyncio.Semaphore(in_flight)
+    scorer = DirectScorer(Path(config.scorer.model).parent)
+
+    async def one(prompt: Prompt) -> Tree:
+        async with slots:
+            return await grow_tree(
+                prompt,
+                engine=engine,
+                scorer=scorer,
+                search=config.search,
+                reward=config.reward,
+                policy_version=0,
+                seed=0,
+            )
+
+    return list(await asyncio.gather(*(one(prompt) for prompt in prompts)))
+
+
+def compare(tree: Tree, root: Branch) -> int:
+    """Assert that all nodes are the same; returns how many. Rows are found by their places among their siblings."""
+    places: dict[int | None, tuple[int, ...]] = {None: ()}
+    num_children: dict[int | None, int] = {}
+    expected: dict[tuple[int, ...], Branch] = {}
+
+    def walk(branch: Branch) -> None:
+        for child in branch.children:
+            expected[child.place] = child
+            walk(child)
+
+    walk(root)
+    for node in tree.nodes:
+        position = num_children.get(node.parent, 0)
+        num_children[node.parent] = position + 1
+        place = places[node.node] = (*places[node.parent], position)
+        branch = expected.pop(place)
+        where = f"{tree.prompt.id} at {place}: {branch.text!r} (closest choice {branch.gap:.2e}), ours {node.text!r}"
+        assert list(node.token_ids) == branch.new_ids, where
+        assert node.text == branch.text, where
+        assert node.self_score == pytest.approx(branch.score, abs=1e-4), where
+        assert (node.image_score is None) == (branch.clip is None), where
+        assert branch.clip is None or node.image_score == pytest.approx(branch.clip, abs=1e-4), where
+        assert branch.cost is None or node.reward == pytest.approx(-branch.cost, abs=1e-6), where
+        assert (node.final, node.kept) == (branch.final, branch.kept), where
+    assert not expected, f"{tree.prompt.id}: {len(expected)} nodes were not grown"
+    return len(tree.nodes)
+
+
+def check(config: Config, trees: Sequence[Tree], released: dict[str, tuple[Branch, str | None, str | None]]) -> None:
+    num_nodes = num_pairs = 0
+    for tree in trees:
+        root, chosen, rejected = released[tree.prompt.id]
+        num_nodes += compare(tree, root)
+        pair = choose_pair(tree, config=config)
+        if isinstance(pair, PreferencePair):
+            num_pairs += 1
+            assert (pair.chosen, pair.rejected) == (chosen, rejected), tree.prompt.id
+        else:
+            assert chosen == rejected, (tree.prompt.id, pair)
+    assert len(trees) == NUM_PROMPTS and num_nodes > 5 * NUM_PROMPTS and num_pairs > NUM_PROMPTS // 2
+
+
+@pytest.mark.parametrize("kind", ["roomy", "tight", "in_turn"])
+def test_the_reference_preset_grows_the_released_codes_trees(
+    world: Path, prompts: list[Prompt], released: dict, kind: str
+) -> None:
+    """With 1, 4 and 64 prompts in flight, with members side by side, squeezed into few slots, and one by one."""
+    config = reference_config(world)
+
+    async def run() -> None:
+        engine = (TightEngine if kind == "tight" else VllmEngine)(config, model=world / "policy")
+        await engine.start()
+        try:
+            engine._expansion.together = kind != "in_turn"
+            for in_flight in (64, 4, 1) if kind == "roomy" else (64,):
+                check(config, await grow_all(config, engine, prompts, in_flight=in_flight), released)
+            print(f"{kind}: {engine._expansion.num_broken} groups decoded again")
+        finally:
+            engine.close()
+
+    asyncio.run(run())
