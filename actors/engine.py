@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors import hamming
 from actors.expand import Draft, Expansion, Tokens
+from actors.figures import Figures
 from csr_ray.chat import prompt_ids
 from csr_ray.config import Config
 from csr_ray.prompts import load_image
@@ -55,13 +56,17 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         self._processor = await asyncio.to_thread(AutoProcessor.from_pretrained, self._model)
-        arguments = self._arguments(on_cpu=current_platform.is_cpu())
-        self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        from actors.engine_stats import ENGINE_FIGURES, stat_logger
+
+        self._figures = Figures(*ENGINE_FIGURES, actor="generator")
+        arguments = AsyncEngineArgs(**self._arguments(on_cpu=current_platform.is_cpu()))
+        self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger(self._figures)])
+        self._block_size = self._llm.vllm_config.cache_config.block_size
         tokenizer = self._processor.tokenizer
         search = self._config.search
         ends = _end_tokens(self._model, tokenizer=tokenizer)
         tokens = Tokens.of(tokenizer, search=search, ends=ends, unused=_image_token(self._llm.model_config))
-        self._expansion = Expansion(search, tokens)
+        self._expansion = Expansion(search, tokens, on_broken=lambda: self._figures.add(groups_redone=1))
 
     def _arguments(self, *, on_cpu: bool) -> dict[str, Any]:
         from vllm.v1.executor import UniProcExecutor
@@ -79,7 +84,8 @@ class VllmEngine:
             "max_logprobs": max(20, search.candidates),
             "worker_extension_cls": "actors.engine_worker.PolicyLoader",
             "seed": self._config.run.seed,
-            "disable_log_stats": True,
+            "disable_log_stats": True,  # vLLM's own loggers; ours is given when the engine is made
+            "enable_logging_iteration_details": True,
             "enforce_eager": on_cpu,
             "tensor_parallel_size": max(1, int(generators.gpus)),
         }
@@ -151,6 +157,10 @@ class VllmEngine:
         assert len(checksums) == 1, f"tensor-parallel ranks read different weights: {checksums}"
         return LoadedPolicy(**results[0])
 
+    def figures(self) -> dict[str, float]:
+        """The engine's counters since the last call (`actors.engine_stats`)."""
+        return self._figures.take()
+
     async def check_health(self) -> None:
         await self._llm.check_health()
 
@@ -185,7 +195,19 @@ class VllmEngine:
         )
         (rendered,) = await self._llm.renderer.render_cmpl_async([parse_model_prompt(self._llm.model_config, prompt)])
         # A rendered prompt is submitted without a pause on the way, so tasks that start in order submit in order.
-        return list(await asyncio.gather(*(self._run(rendered, one) for one in options)))
+        finals = list(await asyncio.gather(*(self._run(rendered, one) for one in options)))
+        if suffix:
+            self._count_continuations(finals)
+        return finals
+
+    def _count_continuations(self, finals: Sequence[Any]) -> None:
+        """All whole blocks before a continuation's last token were computed for its parent: they must be found."""
+        misses = sum(
+            (final.num_cached_tokens or 0) < (len(final.prompt_token_ids) - 1) // self._block_size * self._block_size
+            for final in finals
+            if not final.prompt_logprobs
+        )
+        self._figures.add(continuations=len(finals), continuation_misses=misses)
 
     async def _run(self, rendered: Any, options: dict[str, Any]) -> Any:
         from vllm import SamplingParams

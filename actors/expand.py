@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,10 +41,6 @@ class Draft:
     full: bool = False
     penalties: tuple[float, ...] = ()
     top: tuple[tuple[int, float], ...] = ()
-
-    @property
-    def may_go_on(self) -> bool:
-        return self.stop is not None and not self.ended and not self.full
 
 
 class Decode(Protocol):
@@ -97,13 +93,13 @@ class Expansion:
     Attributes:
         together: decode the members of a diverse group side by side. False: one after the other, each told what the
             earlier ones took; slower, and right whatever the engine does. It is what a broken group falls back to.
-        num_broken: groups whose order could not be kept, and which were decoded again.
+        on_broken: called for each group whose order could not be kept, and which is decoded again.
     """
 
     search: Search
     tokens: Tokens
     together: bool = True
-    num_broken: int = 0
+    on_broken: Callable[[], None] = lambda: None
     _names: itertools.count[int] = field(default_factory=itertools.count)
 
     async def children(
@@ -199,7 +195,7 @@ class Expansion:
         ]
         drafts = [draft for (draft,) in await decode(prefix, options)]
         if any(draft.stop == self.tokens.broken for draft in drafts):
-            self.num_broken += 1
+            self.on_broken()
             return None
         return drafts
 
@@ -237,23 +233,19 @@ class Expansion:
         A continuation is drawn as `search.expand` draws (greedily, for the two greedy ways), and alone: a member of a
         diverse group leaves its group at its first stop.
         """
-        while draft.may_go_on and len(draft.ids) < max_tokens:
+        if draft.stop is None:
+            return draft
+        while not (draft.ended or draft.full) and len(draft.ids) < max_tokens:
             text = self.tokens.text(draft.ids)
             judged = ending(text)
             if judged is Ending.WHOLE:
                 break
-            room = max_tokens - len(draft.ids)
-            ahead = 1 if judged is Ending.UNSURE else room
-            more = await self._one_more(decode, [*prefix, *draft.ids], ahead, derive_seed(seed, len(draft.ids)))
+            room = 1 if judged is Ending.UNSURE else max_tokens - len(draft.ids)
+            more = await self._one_more(decode, [*prefix, *draft.ids], room, derive_seed(seed, len(draft.ids)))
             if judged is Ending.UNSURE:
                 behind = self.tokens.text([*draft.ids, *more.ids])[len(text) :]
                 if starts_new(behind):
                     break
-                if more.stop is None and not more.full and room > 1:
-                    draft = _joined(draft, more)
-                    more = await self._one_more(
-                        decode, [*prefix, *draft.ids], room - 1, derive_seed(seed, len(draft.ids))
-                    )
             draft = _joined(draft, more)
         return draft
 

@@ -89,5 +89,9 @@ class GeneratorActor:
         ]
         return self._version, loaded.checksum, time.perf_counter() - started_s, logps
 
+    async def figures(self) -> dict[str, float]:
+        """The engine's counters since the last call."""
+        return self._engine.figures()
+
     async def close(self) -> None:
         self._engine.close()

@@ -120,9 +120,9 @@ class GeneratorPool:
         )
 
     def figures(self) -> dict[str, float]:
-        """Scorer counters since the last call, summed over the pool."""
+        """Counters of generators and scorers since the last call, summed over each kind."""
         total: dict[str, float] = {}
-        for figures in ray.get([scorer.figures.remote() for scorer in self._scorers]):
+        for figures in ray.get([actor.figures.remote() for actor in (*self._generators, *self._scorers)]):
             for name, value in figures.items():
                 total[name] = total.get(name, 0.0) + value
         return total

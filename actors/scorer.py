@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.figures import Figures
 from actors.process import log_to_file
 from csr_ray.config import Config
 from csr_ray.prompts import load_image
@@ -25,10 +26,25 @@ _IMAGES_KEPT = 4096
 _TEXTS_KEPT = 65536
 
 
+# Sums: `score_wait_s` over `score_requests` is the time a request waits for its batch to start, `score_queue` over
+# `batches` how many sentences were waiting when a batch began.
+SCORER_FIGURES = (
+    "score_s",
+    "sentences",
+    "batches",
+    "score_requests",
+    "score_wait_s",
+    "score_queue",
+    "scorer_image_encodes",
+    "scorer_text_encodes",
+)
+
+
 @dataclass
 class _Request:
     image: str
     texts: tuple[str, ...]
+    arrived_s: float = field(default_factory=time.perf_counter)
     done: asyncio.Future[list[float]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -53,6 +69,13 @@ class ClipModel:
         self._context = int(getattr(self._tokenizer, "context_length", 77) or 77)
         self._images: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._texts: OrderedDict[str, tuple[torch.Tensor, bool]] = OrderedDict()
+        self._num_images = self._num_texts = 0
+
+    def take_encodes(self) -> tuple[int, int]:
+        """Images and texts embedded since the last call."""
+        taken = self._num_images, self._num_texts
+        self._num_images = self._num_texts = 0
+        return taken
 
     def scores(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[float], list[bool]]:
         """For each (image path, text): 100 cos, and whether the text was cut at the context length."""
@@ -72,6 +95,7 @@ class ClipModel:
             batch = self._torch.stack([self._transform(load_image(path)) for path in missing]).to(self._device)
             rows = self._unit(self._model.encode_image, batch)
             self._images.update(zip(missing, rows, strict=True))
+            self._num_images += len(missing)
 
     def _embed_texts(self, texts: Sequence[str]) -> None:
         missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
@@ -80,6 +104,7 @@ class ClipModel:
             rows = self._unit(self._model.encode_text, tokens)
             cut = [self._is_cut(text, row) for text, row in zip(missing, tokens, strict=True)]
             self._texts.update(zip(missing, zip(rows, cut, strict=True), strict=True))
+            self._num_texts += len(missing)
 
     def _unit(self, encode: Any, batch: torch.Tensor) -> torch.Tensor:
         device_type = self._device.split(":")[0]
@@ -117,7 +142,7 @@ class ScorerActor:
         self._waiting: asyncio.Queue[_Request] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
         self._cut: dict[int, int] = {}
-        self._figures = _new_figures()
+        self._figures = Figures(*SCORER_FIGURES, actor="scorer")
 
     async def ready(self) -> bool:
         return True
@@ -133,8 +158,7 @@ class ScorerActor:
 
     async def figures(self) -> dict[str, float]:
         """Counters since the last call."""
-        figures, self._figures = self._figures, _new_figures()
-        return figures
+        return self._figures.take()
 
     async def _serve(self) -> None:
         while True:
@@ -142,15 +166,24 @@ class ScorerActor:
             await self._fill(batch)
             started_s = time.perf_counter()
             pairs = [(request.image, text) for request in batch for text in request.texts]
+            num_waiting = self._waiting.qsize()
             try:
                 scores, cut = await asyncio.to_thread(self._clip.scores, pairs)
             except Exception as error:
                 # One bad image must not fail its neighbours: each request is tried alone, and gets its own error.
                 await self._one_by_one(batch, error=error)
                 continue
-            self._figures["score_s"] += time.perf_counter() - started_s
-            self._figures["sentences"] += len(pairs)
-            self._figures["batches"] += 1
+            encodes = self._clip.take_encodes()
+            self._figures.add(
+                score_s=time.perf_counter() - started_s,
+                sentences=len(pairs),
+                batches=1,
+                score_requests=len(batch),
+                score_wait_s=sum(started_s - request.arrived_s for request in batch),
+                score_queue=num_waiting + len(pairs),
+                scorer_image_encodes=encodes[0],
+                scorer_text_encodes=encodes[1],
+            )
             position = 0
             for request in batch:
                 end = position + len(request.texts)
@@ -205,10 +238,6 @@ class ScorerPool:
         scorer = self._scorers[int.from_bytes(digest, "big") % len(self._scorers)]
         scores, num_cut = await scorer.score.remote(image, list(texts))
         return scores, num_cut
-
-
-def _new_figures() -> dict[str, float]:
-    return {"score_s": 0.0, "sentences": 0.0, "batches": 0.0}
 
 
 def _shrink(cache: OrderedDict[str, Any], *, limit: int) -> None:

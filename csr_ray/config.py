@@ -112,6 +112,11 @@ class Search(Section):
                 f"keep_worst = {self.keep_worst} contradicts width = {self.width} (preset {self.preset}): "
                 "keep_worst <= width"
             )
+        if self.keep_all_up_to is not None and self.keep_all_up_to < self.width:
+            raise ValueError(
+                f"keep_all_up_to = {self.keep_all_up_to} contradicts width = {self.width} (preset {self.preset}): "
+                "keep_all_up_to >= width"
+            )
         return self
 
 

@@ -33,7 +33,10 @@ class View(Protocol):
 
 @dataclass
 class Stage:
-    """Progress of one stage. `on_change` is called at every change; the view decides what to show."""
+    """Progress of one stage. `on_change` is called at every change; the view decides what to show.
+
+    `note` is more to show beside the rates, as long as it goes on.
+    """
 
     name: str
     unit: str
@@ -42,6 +45,7 @@ class Stage:
     done: int = 0
     tokens: int = 0
     loss: float | None = None
+    note: str = ""
     started_s: float = field(default_factory=time.perf_counter)
 
     def advance(self, *, tokens: int = 0) -> None:
@@ -63,6 +67,8 @@ class Stage:
             parts.append(f"{self.tokens / self.seconds:,.0f} tokens/s")
         if self.loss is not None:
             parts.append(f"loss {self.loss:.3f}")
+        if self.note:
+            parts.append(self.note)
         return ", ".join(parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 
 from csr_ray.config import Config
 from csr_ray.journal import Journal
@@ -52,6 +53,10 @@ def _round(journal: Journal, *, index: int, wall_s: float) -> JsonDict:
     def total(key: str) -> float:
         return sum(unit[key] for unit in units)
 
+    figures: dict[str, float] = {}
+    for unit in units:
+        for name, value in unit.get("figures", {}).items():
+            figures[name] = figures.get(name, 0.0) + value
     stages = {
         "rollout": total("seconds"),
         "pairs": pairs.get("seconds", 0.0),
@@ -70,6 +75,11 @@ def _round(journal: Journal, *, index: int, wall_s: float) -> JsonDict:
             "nodes": total("nodes"),
             "tokens": total("tokens"),
             "seconds": stages["rollout"],
+            "prompts_per_s": _ratio(total("prompts"), stages["rollout"]),
+            "nodes_per_s": _ratio(total("nodes"), stages["rollout"]),
+            "tokens_per_s": _ratio(total("tokens"), stages["rollout"]),
+            "groups_redone": figures.get("groups_redone"),
+            **engine_ratios(figures),
         },
         "score": {
             "sentences": total("sentences"),
@@ -77,6 +87,10 @@ def _round(journal: Journal, *, index: int, wall_s: float) -> JsonDict:
             "texts_cut": total("texts_cut"),
             "wait_share": _ratio(total("score_wait_s"), total("tree_s")),
             "mean_batch": _ratio(total("scorer_sentences"), total("scorer_batches")),
+            "mean_wait_ms": 1e3 * _ratio(figures.get("score_wait_s", 0.0), figures.get("score_requests", 0.0)),
+            "queue_depth": _ratio(figures.get("score_queue", 0.0), figures.get("batches", 0.0)),
+            "image_encodes": figures.get("scorer_image_encodes"),
+            "text_encodes": figures.get("scorer_text_encodes"),
         },
         "pairs": {
             key: pairs.get(key)
@@ -107,6 +121,40 @@ def _round(journal: Journal, *, index: int, wall_s: float) -> JsonDict:
         "stages": {**stages, "other": seconds - sum(stages.values())},
         "seconds": seconds,
     }
+
+
+def engine_ratios(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """What the generators' counters say, as ratios; None where nothing was counted.
+
+    `occupancy` is running requests over the most there may be, mean over engine steps; the hit rates are shares of
+    tokens (prefix cache) and of images looked up (processor cache); `continuation_misses` counts continuations that
+    had to compute a part of their prefix again.
+    """
+
+    def ratio(part: str, whole: str) -> float | None:
+        return figures.get(part, 0.0) / figures[whole] if figures.get(whole) else None
+
+    return {
+        "occupancy": ratio("engine_running", "engine_slots"),
+        "queue_depth": ratio("engine_waiting", "engine_steps"),
+        "prefix_hit_rate": ratio("prefix_hits", "prefix_queries"),
+        "processor_hit_rate": ratio("processor_hits", "processor_queries"),
+        "image_encodes": figures.get("image_encodes"),
+        "continuations": figures.get("continuations"),
+        "continuation_misses": figures.get("continuation_misses"),
+        "preempted": figures.get("engine_preempted"),
+    }
+
+
+def live_figures(figures: Mapping[str, float], *, seconds: float) -> str:
+    """One line for the progress view: how full the engine was, and what its caches and the scorer did."""
+    ratios = engine_ratios(figures)
+    names = {"occupancy": "engine full", "prefix_hit_rate": "prefix hits"}
+    parts = [f"{name} {100 * value:.0f} %" for key, name in names.items() if (value := ratios[key]) is not None]
+    if figures.get("batches"):
+        busy = figures.get("score_s", 0.0) / max(seconds, 1e-9)
+        parts.append(f"scorer busy {100 * busy:.0f} %, {figures['sentences'] / figures['batches']:.0f} a batch")
+    return ", ".join(parts)
 
 
 def _eval(entry: JsonDict | None) -> JsonDict | None:

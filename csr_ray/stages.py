@@ -18,7 +18,7 @@ from csr_ray.errors import NoDataError
 from csr_ray.evaluation.suite import Suite
 from csr_ray.journal import Journal, append_rejections, write_json
 from csr_ray.layout import RunFolder
-from csr_ray.metrics import summary
+from csr_ray.metrics import live_figures, summary
 from csr_ray.pairs import choose_pair
 from csr_ray.ports import Generators, Trainer
 from csr_ray.records import read_pairs, read_trees, write_pairs, write_trees
@@ -95,18 +95,21 @@ def roll_out(
             done = list(missing[number].values())
             if all(item is not None for item in done):
                 now_s = time.perf_counter()
+                figures = generators.figures()
+                stage.note = live_figures(figures, seconds=now_s - committed_s)
                 _commit_unit(
                     state,
                     [item for item in done if item is not None],
                     index=index,
                     unit=number,
                     seconds=now_s - committed_s,
-                    figures=generators.figures(),
+                    figures=figures,
                 )
                 committed_s = now_s
             if isinstance(result, Tree):
                 trees.append(result)
             stage.advance(tokens=result.stats.num_tokens if isinstance(result, Tree) else 0)
+        stage.note = ""
     order = {prompt.id: position for position, prompt in enumerate(chosen)}
     return sorted(trees, key=lambda tree: order[tree.prompt.id])
 
@@ -140,6 +143,7 @@ def _commit_unit(
         scorer_busy_s=figures.get("score_s", 0.0),
         scorer_batches=figures.get("batches", 0.0),
         scorer_sentences=figures.get("sentences", 0.0),
+        figures=figures,
     )
 
 

@@ -65,6 +65,7 @@ def complaint(tmp_path: Path, *overrides: str, text: str | None = None) -> str:
         ("generators.max=0", ["generators.max = 0", "greater than or equal to 1"]),
         # contradictions name both keys and both values
         ("search.keep_worst=4", ["keep_worst = 4", "width = 3"]),
+        ("search.keep_all_up_to=2", ["keep_all_up_to = 2", "width = 3"]),
         ("train.workers=3", ["batch_size = 8", "workers = 3"]),
         ("train.micro_batch_size=3", ["micro_batch_size = 3", "batch_size = 8"]),
         ("generators.min=2", ["generators", "min = 2", "max = 1"]),
@@ -142,13 +143,24 @@ def test_the_paper_preset_is_the_papers_search_and_reward(tmp_path: Path) -> Non
     config = load(tmp_path, "search.preset=paper")
     assert (config.search.width, config.search.keep_worst, config.search.guide) == (5, 2, "reward")
     assert (config.reward.self_score, config.reward.aggregate, config.reward.weight) == ("product", "sum", 0.9)
+    assert (config.reward.blend, config.reward.floor_image) == ("values", True)
+    assert (config.search.expand, config.search.diversity_penalty) == ("diverse_greedy", 3.0)
 
 
 def test_the_reference_preset_is_the_released_codes_search(tmp_path: Path) -> None:
-    # sample.py keeps 1 best + 2 worst, sorted by its own score, and stops a sentence after 70 tokens.
-    search = load(tmp_path, "search.preset=reference").search
-    assert (search.width, search.keep_worst, search.guide) == (3, 2, "self_score")
-    assert search.max_sentence_tokens == 70
+    # sample.py: five coupled greedy decodes of 70 tokens up to the token ".", through the end-of-answer token; of 5
+    # and more open nodes 1 best + 2 worst by its own score, of 4 all; up to 1024 characters. score.py, construct.py:
+    # ranks among siblings, 0.9 of them by CLIP, summed over sentences + 1; junk is left out, ties are kept.
+    config = load(tmp_path, "search.preset=reference")
+    search, reward = config.search, config.reward
+    assert (search.expand, search.candidates, search.diversity_penalty) == ("diverse_greedy", 5, 3.0)
+    assert (search.width, search.keep_worst, search.keep_all_up_to, search.guide) == (3, 2, 4, "self_score")
+    assert (search.max_sentence_tokens, search.max_chars) == (70, 1024)
+    assert (search.sentence_end, search.eos) == ("period_token", "continue")
+    assert (search.merge_equal, search.refuse_repeats) == (False, False)
+    assert (reward.self_score, reward.count_penalty, reward.floor_image) == ("mean_logp", True, False)
+    assert (reward.blend, reward.weight, reward.aggregate) == ("sibling_ranks", 0.9, "mean_with_root")
+    assert (reward.drop_junk, config.pairs.min_margin) == (True, None)
 
 
 def test_a_key_that_is_given_wins_over_the_preset(tmp_path: Path) -> None:

@@ -64,3 +64,24 @@ def test_the_papers_sum_prefers_the_longer_answer() -> None:
 )
 def test_no_pair_has_a_reason(nodes: tuple[Node, ...], reason: str) -> None:
     assert choose_pair(tree(*nodes), config=tiny_config()) == reason
+
+
+def test_equal_rewards_go_by_the_order_of_the_tree_depth_first() -> None:
+    # Depth first: "A B" stands before "C", though "C" was grown first. Reference: ties make pairs.
+    grown = tree(node(0, "Alpha", 2.0, final=False), node(1, "Gamma", 2.0), node(2, "Beta", 2.0, parent=0))
+    config = tiny_config(pairs={"min_margin": None})
+    pair = choose_pair(grown, config=config)
+    assert (pair.chosen, pair.rejected) == ("Alpha Beta", "Gamma")
+    assert choose_pair(grown, config=tiny_config()) == NO_MARGIN
+
+
+def test_junk_takes_its_answers_along_when_asked_to() -> None:
+    grown = tree(
+        node(0, "Good one.", 9.0),
+        node(1, "No.", 1.0, final=False),
+        node(2, "Behind junk.", 1.0, parent=1),
+        node(3, "Fair one.", 5.0),
+    )
+    pair = choose_pair(grown, config=tiny_config(reward={"drop_junk": True}))
+    assert (pair.chosen, pair.rejected) == ("Good one.", "Fair one.")
+    assert choose_pair(grown, config=tiny_config()).rejected == "No. Behind junk."

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 
 import pytest
 from fakes import ScriptedEngine, TableScorer, sentence, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csr_ray.reward import answer_reward, self_score
+from csr_ray.config import Config
+from csr_ray.pairs import choose_pair
+from csr_ray.reward import answer_reward, family_rewards, self_score
 from csr_ray.search import derive_seed, grow_tree
-from csr_ray.types import Prompt, Tree
+from csr_ray.types import Node, PreferencePair, Prompt, Sentence, Tree
 
 PROMPT = Prompt(id="p", image="i.png", text="Describe.")
 END = 2
@@ -109,42 +112,193 @@ def test_seeds_differ_by_work_and_repeat_for_the_same_work() -> None:
 
 
 class RandomEngine:
-    """Answers made up from the seed: any number of sentences, some of which end the answer."""
+    """Answers made up from the seed: any number of sentences, some of which end the answer, some at random delays."""
+
+    def __init__(self, *, hurry: int = 0) -> None:
+        self.hurry = random.Random(hurry)
 
     async def continuations(self, prompt, *, prefix_ids, num, max_tokens, seed):
-        import random
-
+        for _ in range(self.hurry.randrange(4)):
+            await asyncio.sleep(0)
         rng = random.Random(seed)
         rows = []
         for _ in range(num):
             word = rng.randrange(100, 112)
-            ended = rng.random() < 0.3
+            ended = rng.random() < 0.3 and max_tokens > 1
             text = "" if ended and rng.random() < 0.5 else f"s{word}."
-            rows.append(sentence(text, ids=(word, END) if ended else (word,), logp=-rng.random(), ended=ended))
+            ids = ((word, END) if ended else (word,))[:max_tokens]
+            rows.append(sentence(text, ids=ids, logp=-rng.random(), ended=ended))
         return rows
 
 
 class HashScorer:
+    def __init__(self, *, hurry: int = 0) -> None:
+        self.hurry = random.Random(hurry)
+
     async def score(self, image, *, texts):
+        for _ in range(self.hurry.randrange(4)):
+            await asyncio.sleep(0)
         return [float(sum(map(ord, text)) % 60) for text in texts], 0
 
 
-@settings(max_examples=60, deadline=None)
-@given(width=st.integers(1, 6), worst=st.integers(0, 3), candidates=st.integers(2, 6), depth=st.integers(1, 4))
-def test_every_tree_keeps_the_rules(width: int, worst: int, candidates: int, depth: int) -> None:
-    worst = min(worst, width)
-    tree = grow(
-        RandomEngine(), HashScorer(), width=width, keep_worst=worst, candidates=candidates, max_sentences=depth
+searches = st.fixed_dictionaries(
+    {
+        "width": st.integers(1, 6),
+        "keep_worst": st.integers(0, 1),
+        "candidates": st.integers(2, 6),
+        "max_sentences": st.integers(1, 5),
+        "max_answer_tokens": st.integers(1, 6),
+        "keep_all_up_to": st.sampled_from([None, 6, 9]),
+        "guide": st.sampled_from(["reward", "self_score"]),
+        "merge_equal": st.booleans(),
+        "refuse_repeats": st.booleans(),
+    }
+)
+rewards = st.fixed_dictionaries(
+    {
+        "blend": st.sampled_from(["values", "sibling_ranks"]),
+        "aggregate": st.sampled_from(["mean", "sum", "mean_with_root"]),
+        "self_score": st.sampled_from(["geometric_mean", "product", "mean_logp"]),
+        "weight": st.sampled_from([0.0, 0.5, 0.9]),
+    }
+)
+
+
+def grown(search: dict, reward: dict, *, hurry: int = 0) -> tuple[Tree, Config]:
+    config = tiny_config(search=search, reward=reward)
+    tree = asyncio.run(
+        grow_tree(
+            PROMPT,
+            engine=RandomEngine(hurry=hurry),
+            scorer=HashScorer(hurry=hurry + 1),
+            search=config.search,
+            reward=config.reward,
+            policy_version=3,
+            seed=11,
+        )
     )
+    return tree, config
+
+
+@settings(max_examples=150, deadline=None)
+@given(searches, rewards)
+def test_every_tree_keeps_the_rules(search: dict, reward: dict) -> None:
+    tree, config = grown(search, reward)
+    rules = config.search
     children = {node.parent for node in tree.nodes}
     for node in tree.nodes:
         alive = [other for other in tree.nodes if other.depth == node.depth and other.kept]
-        assert len(alive) <= width
-        assert node.depth <= depth
+        assert len(alive) <= max(rules.width, rules.keep_all_up_to or 0)
+        assert node.depth <= rules.max_sentences
+        assert sum(len(step.token_ids) for step in tree.path(node.node)) <= rules.max_answer_tokens
         assert not (node.final and node.node in children), "a whole answer was continued"
-        siblings = [
-            (other.text, other.token_ids[-1:] == (END,)) for other in tree.nodes if other.parent == node.parent
-        ]
-        assert len(siblings) == len(set(siblings)), "duplicates were not merged"
-        texts = [step.text for step in tree.path(node.node) if step.text]
-        assert len(texts) == len(set(texts)), "an answer repeats a sentence"
+        assert (node.node in children) <= node.kept, "a node that was not kept was continued"
+        assert not (node.final and node.kept)
+        if rules.merge_equal:
+            ends = [
+                (other.text, other.token_ids[-1:] == (END,)) for other in tree.nodes if other.parent == node.parent
+            ]
+            assert len(ends) == len(set(ends)), "duplicates were not merged"
+        if rules.refuse_repeats:
+            texts = [step.text for step in tree.path(node.node) if step.text]
+            assert len(texts) == len(set(texts)), "an answer repeats a sentence"
+    for leaf in (node for node in tree.nodes if node.node not in children):
+        open_end = leaf.kept and not leaf.final
+        assert leaf.final or not leaf.kept or open_end
+        if open_end:  # kept, but every continuation repeated a sentence of its own answer
+            assert rules.refuse_repeats
+
+
+@settings(max_examples=100, deadline=None)
+@given(searches, rewards)
+def test_an_answers_reward_is_made_of_its_sentences_and_chosen_is_never_below_rejected(
+    search: dict, reward: dict
+) -> None:
+    tree, config = grown(search, reward)
+    answers = {}
+    for path in tree.answers():
+        parts = [node.reward for node in path if node.reward is not None]
+        divisor = {"sum": 1, "mean": len(parts), "mean_with_root": len(parts) + 1}[config.reward.aggregate]
+        value = answer_reward(path, config=config.reward)
+        assert value == (pytest.approx(sum(parts) / divisor) if parts else None)
+        if value is not None:
+            answers[tuple(node.node for node in path)] = value
+    pair = choose_pair(tree, config=config)
+    if isinstance(pair, PreferencePair):
+        assert pair.chosen_reward == max(answers.values()) > min(answers.values()) == pair.rejected_reward
+        assert pair.chosen != pair.rejected
+
+
+@settings(max_examples=60, deadline=None)
+@given(searches, rewards, st.integers(1, 1000))
+def test_who_answers_first_does_not_change_the_tree(search: dict, reward: dict, hurry: int) -> None:
+    assert grown(search, reward, hurry=hurry)[0].nodes == grown(search, reward)[0].nodes
+
+
+@settings(max_examples=60, deadline=None)
+@given(searches, rewards)
+def test_pruning_keeps_the_best_and_the_worst(search: dict, reward: dict) -> None:
+    tree, config = grown(search, reward)
+    rules = config.search
+    for depth in {node.depth for node in tree.nodes}:
+        pool = [tree.path(node.node) for node in tree.nodes if node.depth == depth and not node.final]
+
+        def rank(path: tuple[Node, ...]) -> float:
+            if rules.guide == "self_score":
+                return sum(node.self_score for node in path)
+            value = answer_reward(path, config=config.reward)
+            return float("-inf") if value is None else value
+
+        kept = [path for path in pool if path[-1].kept]
+        if len(pool) <= (rules.keep_all_up_to or rules.width):
+            assert kept == pool
+            continue
+        values = sorted((rank(path) for path in pool), reverse=True)
+        num_best = rules.width - rules.keep_worst
+        expected = values[:num_best] + (values[-rules.keep_worst :] if rules.keep_worst else [])
+        assert sorted((rank(path) for path in kept), reverse=True) == expected
+
+
+def test_ranks_among_siblings_are_worked_by_hand() -> None:
+    # Four siblings, one without a score. By image: b, a, c; by self: c, a, b. Costs at lambda 0.9:
+    # a (0.1 * 2 + 0.9 * 2) / 3 = 0.667, b (0.1 * 3 + 0.9 * 1) / 3 = 0.4, c (0.1 * 1 + 0.9 * 3) / 3 = 0.933.
+    config = tiny_config(reward={"blend": "sibling_ranks", "weight": 0.9}).reward
+    family = [(20.0, -1.0), (30.0, -2.0), (None, -0.5), (10.0, -0.1)]
+    a, b, none, c = family_rewards(family, config=config)
+    assert (a, b, none, c) == (pytest.approx(-2 / 3), pytest.approx(-0.4), None, pytest.approx(-2.8 / 3))
+    # A lone sibling has the worst rank of all, as in the release.
+    assert family_rewards([(20.0, -1.0)], config=config) == [-1.0]
+
+
+def test_the_diversity_penalty_counts_only_when_asked_for() -> None:
+    assert self_score([-1.0, -3.0], kind="mean_logp", penalties=[3.0, 0.0]) == pytest.approx(-3.5)
+    penalised = Sentence(text="A.", token_ids=(10, 11), logps=(-1.0, -3.0), ended=True, penalties=(3.0, 0.0))
+    table = {(): [penalised, sentence("B.", ids=(12,), ended=True)]}
+    for counts, expected in ((True, -3.5), (False, -2.0)):
+        config = tiny_config(reward={"self_score": "mean_logp", "count_penalty": counts})
+        tree = asyncio.run(
+            grow_tree(
+                PROMPT,
+                engine=ScriptedEngine(table),
+                scorer=TableScorer({"A.": 1.0, "B.": 2.0}),
+                search=config.search,
+                reward=config.reward,
+                policy_version=0,
+                seed=0,
+            )
+        )
+        assert tree.nodes[0].self_score == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("characters", "final"), [(99, False), (100, True)])
+def test_an_answer_ends_at_its_characters(characters: int, final: bool) -> None:
+    first = Sentence(text="A.", token_ids=(10,), logps=(-1.0,), ended=False, num_chars=characters)
+    engine = ScriptedEngine({(): [first], (10,): [sentence("B.", ids=(11,), ended=True)]})
+    tree = grow(engine, TableScorer({"A.": 1.0, "B.": 1.0}), max_chars=100)
+    assert tree.nodes[0].final is final
+
+
+def test_a_full_context_ends_the_answer() -> None:
+    first = Sentence(text="A.", token_ids=(10,), logps=(-1.0,), ended=False, full=True)
+    tree = grow(ScriptedEngine({(): [first]}), TableScorer({"A.": 1.0}))
+    assert [node.final for node in tree.nodes] == [True]

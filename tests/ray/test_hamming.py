@@ -1,0 +1,159 @@
+"""The coupling of greedy decodes, driven by a made-up engine that admits, delays and preempts as it likes."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+from vllm import SamplingParams
+from vllm.v1.sample.logits_processor import BatchUpdate
+
+from actors.hamming import KEY, HammingGroups
+
+VOCABULARY = 12
+STOP = 0
+BROKEN = 11
+PENALTY = 1.5
+MAX_TOKENS = 14
+MEMBERS = 4
+
+
+def logits_after(ids: list[int]) -> torch.Tensor:
+    """The made-up model: logits depend on everything said so far; nearly flat, so that the penalty decides often."""
+    generator = torch.Generator().manual_seed(hash(tuple(ids)) % 2**31)
+    logits = torch.randn(VOCABULARY, generator=generator)
+    logits[BROKEN] = -9.0
+    return logits
+
+
+def decoded_in_a_loop() -> list[list[int]]:
+    said: list[list[int]] = [[] for _ in range(MEMBERS)]
+    for step in range(MAX_TOKENS):
+        taken: list[int] = []
+        for ids in said:
+            if len(ids) < step or ids[-1:] == [STOP]:
+                continue
+            scores = logits_after(ids)
+            for token in taken:
+                scores[token] -= PENALTY
+            ids.append(int(scores.argmax()))
+            taken.append(ids[-1])
+    return said
+
+
+class MadeUpEngine:
+    """A persistent batch as vLLM keeps it: rows come, go and are moved, and each holds its request's own list."""
+
+    def __init__(self, *, num_groups: int, seed: int) -> None:
+        config = SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=64))
+        self.processor = HammingGroups(config, torch.device("cpu"), False)
+        self.rng = random.Random(seed)
+        self.said = {(group, member): [] for group in range(num_groups) for member in range(MEMBERS)}
+        self.batch: list[tuple[int, int]] = []
+        self.finished: set[tuple[int, int]] = set()
+
+    def step(self, running: list[tuple[int, int]], *, thrown_away: set[tuple[int, int]] = frozenset()) -> None:
+        """One engine step with these rows; the choices of `thrown_away` are not kept (parts of a prefill)."""
+        gone = [row for row in self.batch if row not in running]
+        come = [row for row in running if row not in self.batch]
+        removed = sorted((self.batch.index(row) for row in gone), reverse=True)
+        added, slots = [], list(self.batch)
+        for row in come:
+            index = removed.pop() if removed else len(slots)
+            slots[index : index + 1] = [row]
+            added.append((index, self._parameters(row), None, self.said[row]))
+        moved = []
+        while removed:  # fill the holes from the end, as the engine's condense does
+            hole = removed.pop()
+            while slots and slots[-1] in gone:
+                slots.pop()
+            if hole < len(slots):
+                from vllm.v1.sample.logits_processor import MoveDirectionality
+
+                moved.append((len(slots) - 1, hole, MoveDirectionality.UNIDIRECTIONAL))
+                slots[hole] = slots.pop()
+        still = [row for row in self.batch if row in gone]
+        all_removed = sorted((self.batch.index(row) for row in still if row not in slots), reverse=True)
+        reused = {index for index, *_ in added}
+        update = BatchUpdate(
+            batch_size=len(slots), removed=[i for i in all_removed if i not in reused], added=added, moved=moved
+        )
+        self.batch = slots
+        self.processor.update_state(update if added or moved or update.removed else None)
+        logits = self.processor.apply(torch.stack([logits_after(self.said[row]) for row in self.batch]))
+        for row, token in zip(self.batch, logits.argmax(dim=-1).tolist(), strict=True):
+            if row in thrown_away:
+                continue
+            self.said[row].append(token)
+            if token in (STOP, BROKEN) or len(self.said[row]) == MAX_TOKENS:
+                self.finished.add(row)
+
+    def _parameters(self, row: tuple[int, int]) -> SamplingParams:
+        coupling = {"member": row[1], "penalty": PENALTY, "stops": [STOP], "broken": BROKEN, "group": f"g{row[0]}"}
+        return SamplingParams(temperature=0.0, extra_args={KEY: coupling})
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_members_that_lag_are_preempted_or_end_early_get_the_loops_tokens(seed: int) -> None:
+    engine = MadeUpEngine(num_groups=3, seed=seed)
+    expected = decoded_in_a_loop()
+    for _ in range(1000):
+        if len(engine.finished) == len(engine.said):
+            break
+        running = []
+        for group in range(3):
+            # Earlier members are never behind later ones: whoever runs, all its elders that are as far run too.
+            rows = [(group, member) for member in range(MEMBERS) if (group, member) not in engine.finished]
+            running += rows[: engine.rng.randint(0, len(rows))]
+        engine.rng.shuffle(running)
+        if running:
+            engine.step(running)
+    assert [engine.said[0, member] for member in range(MEMBERS)] == expected
+    assert all(engine.said[group, member] == expected[member] for group in range(3) for member in range(MEMBERS))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_the_engine_does_a_group_is_right_or_broken_off(seed: int) -> None:
+    engine = MadeUpEngine(num_groups=2, seed=seed)
+    expected = decoded_in_a_loop()
+    num_broken = 0
+    for _ in range(2000):
+        if len(engine.finished) == len(engine.said):
+            break
+        rows = [row for row in engine.said if row not in engine.finished]
+        running = engine.rng.sample(rows, engine.rng.randint(1, len(rows)))
+        thrown = {row for row in running if not engine.said[row] and engine.rng.random() < 0.3}
+        engine.step(running, thrown_away=thrown)
+    for group in range(2):
+        said = [engine.said[group, member] for member in range(MEMBERS)]
+        broken = any(BROKEN in ids for ids in said)
+        num_broken += broken
+        assert broken or said == expected
+    if seed == 0:
+        assert num_broken, "this test never saw a group whose order was lost"
+
+
+def test_given_the_earlier_tokens_a_member_needs_nobody() -> None:
+    expected = decoded_in_a_loop()
+    for member in range(MEMBERS):
+        engine = MadeUpEngine(num_groups=1, seed=0)
+        engine._parameters = (
+            lambda row, m=member: SamplingParams(  # type: ignore[method-assign]
+                temperature=0.0,
+                extra_args={
+                    KEY: {"member": m, "penalty": PENALTY, "stops": [STOP], "broken": BROKEN, "earlier": expected[:m]}
+                },
+            )
+        )
+        while (0, 0) not in engine.finished:
+            engine.step([(0, 0)])
+        assert engine.said[0, 0] == expected[member]
+
+
+def test_a_request_without_coupling_is_left_alone() -> None:
+    engine = MadeUpEngine(num_groups=1, seed=0)
+    engine._parameters = lambda row: SamplingParams(temperature=0.0)  # type: ignore[method-assign]
+    engine.step([(0, 0), (0, 1)])
+    assert engine.said[0, 0] == engine.said[0, 1] == [int(logits_after([]).argmax())]

@@ -1,0 +1,170 @@
+"""Where a sentence ends, whatever way its text was cut into tokens, and what counts as junk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from actors.expand import Draft, Expansion, Tokens
+from csr_ray.config import Search
+from csr_ray.sentences import Ending, ending, first_end, is_junk
+
+END = 3
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("A cat. A dog.", "A cat."),
+        ("A cat.\nA dog.", "A cat."),
+        ("A cat.", "A cat."),
+        ("Really?! Yes.", "Really?!"),
+        ("Go! Now.", "Go!"),
+        ("It is 3.5 metres long. Good.", "It is 3.5 metres long."),
+        ("Mr. Fox met Dr. Owl. They ate.", "Mr. Fox met Dr. Owl."),
+        ("Fruit, e.g. an apple, lies here. Yes.", "Fruit, e.g. an apple, lies here."),
+        ("The sign (e.g. red) says \u201cStop.\u201d Cars wait.", "The sign (e.g. red) says \u201cStop.\u201d"),
+        ('It says "Stop." Cars wait.', 'It says "Stop."'),
+        ("1. A cat sits. 2. A dog.", "1. A cat sits."),
+        ("Wait... what? Yes.", "Wait..."),
+        ("There are 3. Two run.", "There are 3."),
+        ("See example.com for more. Bye.", "See example.com for more."),
+        ("The U.S.A. team. Go.", "The U.S.A."),  # initials before a space end a sentence, as the rule says
+    ],
+)
+def test_the_first_sentence(text: str, sentence: str) -> None:
+    end = first_end(text)
+    assert end is not None and text[:end] == sentence
+
+
+@pytest.mark.parametrize("text", ["", "no stop", "3.5", "Mr.", "e.g.", "1.", "version 2.0", "a.b"])
+def test_no_sentence_ends_here(text: str) -> None:
+    assert first_end(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "judged"),
+    [
+        (" A red star.", Ending.WHOLE),
+        (" A red star.\n", Ending.WHOLE),
+        (" There are 3.", Ending.UNSURE),
+        (" The U.", Ending.UNSURE),
+        (" Go!", Ending.UNSURE),
+        (" e.", Ending.UNSURE),
+        (" Mr.", Ending.OPEN),
+        (" e.g.", Ending.OPEN),
+        (" 1.", Ending.OPEN),
+        (" a cat", Ending.OPEN),
+    ],
+)
+def test_what_is_known_at_a_stop(text: str, judged: Ending) -> None:
+    assert ending(text) is judged
+
+
+class Letters:
+    """A tokenizer with a token for each of the first 128 characters."""
+
+    all_special_ids = (0, END)
+    unk_token_id = None
+    pad_token = "\0"
+
+    def __len__(self) -> int:
+        return 128
+
+    def convert_tokens_to_ids(self, token: str) -> int:
+        return ord(token)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        return "".join(chr(i) for i in ids if not (skip_special_tokens and i in self.all_special_ids))
+
+    def batch_decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        return [self.decode(row, skip_special_tokens=False) for row in rows]
+
+
+class Reciter:
+    """A model that says one text and ends, whatever it is asked after."""
+
+    def __init__(self, text: str) -> None:
+        self.ids = (*(ord(letter) for letter in text), END)
+
+    async def decode(self, suffix: Sequence[int], options: Sequence[dict[str, Any]]) -> list[list[Draft]]:
+        assert tuple(suffix) == self.ids[: len(suffix)], "a continuation must go on from what was said"
+        return [[self._draft(len(suffix), one)] * one.get("n", 1) for one in options]
+
+    def _draft(self, start: int, options: dict[str, Any]) -> Draft:
+        ids = self.ids[start : start + options["max_tokens"]]
+        cut = next((i for i, token in enumerate(ids) if token in options["stop_token_ids"] or token == END), None)
+        if cut is None:
+            return Draft(ids=ids, logps=(-1.0,) * len(ids))
+        ids = ids[: cut + 1]
+        ended = ids[-1] == END
+        return Draft(ids=ids, logps=(-1.0,) * len(ids), stop=None if ended else ids[-1], ended=ended)
+
+
+words = st.sampled_from(
+    [
+        "A",
+        "red",
+        "cat",
+        "3",
+        "3.5",
+        "1",
+        "Mr.",
+        "e.g.",
+        "sits",
+        "ran.",
+        "dog.",
+        "Go!",
+        "Why?",
+        "Wait...",
+        "U.S.",
+        '"No."',
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(words, min_size=1, max_size=12), st.integers(1, 60))
+def test_an_expansion_cuts_where_the_whole_text_would_be_cut(spoken: list[str], limit: int) -> None:
+    text = " ".join(spoken)
+    search = Search(candidates=2)
+    tokens = Tokens.of(Letters(), search=search, ends=[END], unused=0)  # type: ignore[arg-type]
+    reciter = Reciter(text)
+    sentence, other = asyncio.run(
+        Expansion(search, tokens).children(
+            reciter.decode, prompt_ids=(), prefix_ids=(), num=2, max_tokens=limit, seed=1
+        )
+    )
+    end = first_end(text)
+    expected = text if end is None else text[:end]
+    assert sentence.text == expected[:limit].strip() == other.text
+    assert sentence.ended == (end is None and len(text) < limit)
+    assert sentence.token_ids == reciter.ids[: len(sentence.token_ids)]
+    assert len(sentence.logps) == len(sentence.token_ids) <= limit
+
+
+@pytest.mark.parametrize(
+    ("text", "junk"),
+    [
+        ("A red star.", False),
+        ("No.", True),
+        ("\u042f \u0437\u0434\u0435\u0441\u044c.", True),
+        ("\u3053\u3093\u306b\u3061\u306f.", True),
+        ("\ud55c\uad6d\uc5b4.", True),
+        ("A cat \U0001f600.", True),
+        ("very very very very very very big.", True),
+        ("very very very very very big.", False),
+        ("aaaaaaaaaaa.", True),
+        ("- - - - - - - - - - - x", True),
+        ("a\nb\nc\nd\ne\nf\ng", True),
+        ("a &nbsp; b &nbsp; c", True),
+        ("\u4e00\u53ea\u732b\u3002", False),  # the released filter lets Chinese through
+    ],
+)
+def test_junk_is_what_the_released_cleaning_drops(text: str, junk: bool) -> None:
+    assert is_junk(text) is junk
