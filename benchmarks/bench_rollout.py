@@ -1,0 +1,487 @@
+"""How fast are the rollouts, and where does the time go?
+
+Rows (each a ratio of two sides that took turns, A B A B, in this one run; medians):
+
+    vs_transformers_tree   nodes/s of `search.preset: reference`, over the plain transformers tree search of the tests
+                           (one prompt at a time, key-value cache, all cores): the same trees
+    engine_efficiency      tokens/s of the whole default search with CLIP scoring, over tokens/s of the same engine
+                           that is handed the search's own requests again, in order, and has nothing else to do
+    vs_ray_data_llm        tokens/s of n plain sampled answers, over ray.data.llm's vLLM processor with the same
+                           engine settings (without either side's start)
+    scorer_wait_share      share of the trees' time that they waited for scores, in the default search
+    scorer_speedup_<n>     sentences/s in batches of n, over open_clip one by one
+    growth_prompts_<n>, growth_in_flight_<n>, driver_memory_growth   (--growth) time a prompt and the driver's memory
+
+Both sides have the same cores and the same model, the embedded world's. Without --world it is built first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+
+import ray
+
+from actors.engine import VllmEngine
+from actors.generator import GeneratorActor
+from actors.pool import GeneratorPool
+from actors.scorer import ClipModel, ScorerActor
+from csr_ray.config import Config, parse_config
+from csr_ray.types import Prompt, Tree
+
+PLAIN_ANSWERS = 5
+PLAIN_TOKENS = 32
+CORES = os.cpu_count() or 1
+
+
+class RecordingEngine(VllmEngine):
+    """Remembers every request, so that the very same ones can be sent again without the search."""
+
+    def __init__(self, config: Config, *, model: Path | str) -> None:
+        super().__init__(config, model=model)
+        self.recorded: dict[str, list[tuple[str, tuple[int, ...], list[dict[str, Any]]]]] | None = None
+
+    async def _finals(
+        self, text: str, *, image: str, suffix: Sequence[int], options: Sequence[dict[str, Any]]
+    ) -> list[Any]:
+        if self.recorded is not None:
+            self.recorded.setdefault(image, []).append((text, tuple(suffix), list(options)))
+        return await super()._finals(text, image=image, suffix=suffix, options=options)
+
+
+class BenchGenerator(GeneratorActor):
+    """The generator actor, with the engine's own work alone beside it."""
+
+    def __init__(self, config: Config, *, model: str, scorers: Sequence[Any]) -> None:
+        super().__init__(config, model=model, scorers=scorers)
+        self._engine: RecordingEngine = RecordingEngine(config, model=model)
+
+    async def record(self, on: bool) -> None:
+        """Start to remember requests afresh, or stop."""
+        if on:
+            self._engine.recorded = {}
+            return
+        self._requests, self._engine.recorded = self._engine.recorded or {}, None
+
+    async def forget(self) -> None:
+        """Empty the prefix cache: every measurement starts with the same."""
+        await self._engine._llm.reset_prefix_cache()
+
+    async def replay(self, in_flight: int) -> None:
+        """The recorded requests: an image's depth by depth, those of a depth at once, `in_flight` images at once."""
+        slots = asyncio.Semaphore(in_flight)
+
+        async def one(image: str) -> None:
+            async with slots:
+                by_depth: dict[int, list[tuple[str, tuple[int, ...], list[dict[str, Any]]]]] = {}
+                for request in self._requests[image]:
+                    by_depth.setdefault(len(request[1]) and self._depth(image, request[1]), []).append(request)
+                for depth in sorted(by_depth):
+                    await asyncio.gather(
+                        *(
+                            self._engine._finals(text, image=image, suffix=suffix, options=options)
+                            for text, suffix, options in by_depth[depth]
+                        )
+                    )
+
+        await asyncio.gather(*(one(image) for image in self._requests))
+
+    def _depth(self, image: str, suffix: tuple[int, ...]) -> int:
+        """How many other requests' prefixes this one goes on from."""
+        prefixes = {other for _, other, _ in self._requests[image] if len(other) < len(suffix)}
+        return sum(suffix[: len(other)] == other for other in prefixes)
+
+    async def plain(self, prompts: Sequence[Prompt], seed: int) -> int:
+        """Plain sampling of several answers a prompt; the number of tokens."""
+        options = {
+            "n": PLAIN_ANSWERS,
+            "max_tokens": PLAIN_TOKENS,
+            "temperature": 1.0,
+            "ignore_eos": True,
+            "seed": seed,
+        }
+        finals = await asyncio.gather(
+            *(
+                self._engine._finals(prompt.text, image=prompt.image, suffix=(), options=[options])
+                for prompt in prompts
+            )
+        )
+        return sum(len(output.token_ids) for (final,) in finals for output in final.outputs)
+
+
+class Side:
+    """One generator and one scorer, as a run has them."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        environment = {
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(CORES),
+            "TOKENIZERS_PARALLELISM": "false",
+            "VLLM_NO_USAGE_STATS": "1",
+            "PYTHONPATH": os.environ["PYTHONPATH"],
+        }
+        scorer = ray.remote(ScorerActor).options(num_cpus=0, max_concurrency=1000).remote(config)
+        self.generator = (
+            ray.remote(BenchGenerator)
+            .options(num_cpus=0, max_concurrency=10_000, runtime_env={"env_vars": environment})
+            .remote(config, model=config.policy.model, scorers=[scorer])
+        )
+        self.pool = GeneratorPool(
+            config, generators=[self.generator], scorers=[scorer], adapters=(), logs=Path("unused")
+        )
+        self.pool.wait_until_ready()
+        self._round = 0
+
+    def grow(self, prompts: Sequence[Prompt]) -> tuple[float, list[Tree]]:
+        """Seconds and trees; a fresh seed each time, and an empty prefix cache."""
+        ray.get(self.generator.forget.remote())
+        self._round += 1
+        started_s = time.perf_counter()
+        results = list(self.pool.rollout(prompts, round_index=self._round))
+        seconds = time.perf_counter() - started_s
+        trees = [result for result in results if isinstance(result, Tree)]
+        assert len(trees) == len(prompts), results
+        return seconds, trees
+
+    def close(self) -> None:
+        ray.kill(self.generator)
+
+
+def bench_config(world: Path, *, in_flight: int, preset: str, max_chars: int | None) -> Config:
+    limits: dict[str, Any] = {"max_sentences": 5, "max_sentence_tokens": 24, "max_answer_tokens": 96}
+    if preset == "reference":
+        limits = {"max_sentence_tokens": 24, "max_chars": max_chars}
+    return parse_config(
+        {
+            "data": {"prompts": "unused"},
+            "policy": {"model": str(world / "policy"), "dtype": "float32", "max_model_len": 320},
+            "scorer": {"model": str(world / "clip")},
+            "search": {"preset": preset, **limits},
+            "generators": {"in_flight": in_flight, "kv_cache_gib": 0.5},
+        }
+    )
+
+
+def against_transformers(
+    world: Path, prompts: Sequence[Prompt], *, num_slow: int, repeats: int, in_flight: int
+) -> dict:
+    import torch
+    from released_search import Branch, Models, released_tree
+
+    def count(branch: Branch) -> int:
+        return len(branch.children) + sum(count(child) for child in branch.children)
+
+    torch.set_num_threads(CORES)
+    config = bench_config(world, in_flight=in_flight, preset="reference", max_chars=200)
+    models, side = Models.load(world), Side(config)
+    side.grow(prompts[:8])
+    ours, theirs = [], []
+    for repeat in range(repeats):
+        seconds, trees = side.grow(prompts)
+        ours.append(sum(len(tree.nodes) for tree in trees) / seconds)
+        chosen = [prompts[(repeat * num_slow + i) % len(prompts)] for i in range(num_slow)]
+        started_s = time.perf_counter()
+        num_nodes = sum(
+            count(
+                released_tree(
+                    models,
+                    question=prompt.text,
+                    image=Path(prompt.image),
+                    max_new_tokens=config.search.max_sentence_tokens,
+                    max_chars=200,
+                )[0]
+            )
+            for prompt in chosen
+        )
+        theirs.append(num_nodes / (time.perf_counter() - started_s))
+    side.close()
+    return ratio("vs_transformers_tree", ours, theirs, unit="x (nodes/s)")
+
+
+def against_bare_engine(side: Side, prompts: Sequence[Prompt], *, repeats: int) -> list[dict]:
+    side.grow(prompts[:8])
+    ours, bare, shares, nodes = [], [], [], []
+    figures: dict[str, float] = {}
+    for _ in range(repeats):
+        ray.get(side.generator.record.remote(True))
+        side.pool.figures()
+        seconds, trees = side.grow(prompts)
+        figures = side.pool.figures()
+        ours.append(figures["engine_tokens"] / seconds)
+        nodes.append(sum(len(tree.nodes) for tree in trees) / seconds)
+        shares.append(sum(tree.stats.score_wait_s for tree in trees) / sum(tree.stats.seconds for tree in trees))
+        ray.get(side.generator.record.remote(False))
+        ray.get(side.generator.forget.remote())
+        started_s = time.perf_counter()
+        ray.get(side.generator.replay.remote(side.config.generators.in_flight))
+        seconds = time.perf_counter() - started_s
+        bare.append(side.pool.figures()["engine_tokens"] / seconds)
+    print("last search:", {name: round(value, 3) for name, value in figures.items() if value})
+    return [
+        ratio("engine_efficiency", ours, bare, unit="share (tokens/s)"),
+        plain_row("scorer_wait_share", shares, unit="share"),
+        plain_row("search_tokens_per_s", ours, unit="tokens/s"),
+        plain_row("search_nodes_per_s", nodes, unit="nodes/s"),
+        plain_row("bare_engine_tokens_per_s", bare, unit="tokens/s"),
+        plain_row("prefix_hit_rate", [figures["prefix_hits"] / max(1.0, figures["prefix_queries"])], unit="share"),
+        plain_row("occupancy", [figures["engine_running"] / figures["engine_slots"]], unit="share"),
+        plain_row("scorer_busy_share", [figures["score_s"] / (figures["engine_tokens"] / ours[-1])], unit="share"),
+    ]
+
+
+def against_ray_data(side: Side, prompts: Sequence[Prompt], *, repeats: int) -> dict:
+    """Their processor starts its engine anew for each data set, so its rate is taken from its rows' own times."""
+    import ray.data
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    engine = side.config.generators
+    processor = build_processor(
+        vLLMEngineProcessorConfig(
+            model_source=side.config.policy.model,
+            engine_kwargs={
+                "dtype": "float32",
+                "max_model_len": side.config.policy.max_model_len,
+                "max_num_seqs": engine.max_num_seqs,
+                "kv_cache_memory_bytes": int(engine.kv_cache_gib * 2**30),
+                "limit_mm_per_prompt": {"image": 1},
+                "enable_prefix_caching": True,
+                "enable_chunked_prefill": False,
+                "block_size": 32,
+                "enforce_eager": True,
+            },
+            runtime_env={"env_vars": {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(CORES)}},
+            concurrency=1,
+            batch_size=64,
+            chat_template_stage=False,
+            tokenize_stage=False,
+            detokenize_stage=False,
+            resources_per_bundle={"CPU": 1},
+        ),
+        preprocess=to_request,
+        postprocess=lambda row: {"finished_s": time.time(), "num_tokens": len(row["generated_tokens"])},
+    )
+    rows = [
+        {"image": prompt.image, "text": prompt_text_of(side.config, prompt), "seed": number}
+        for prompt in prompts
+        for number in range(PLAIN_ANSWERS)
+    ]
+    ours, theirs = [], []
+    for repeat in range(repeats):
+        ray.get(side.generator.forget.remote())
+        started_s = time.perf_counter()
+        num_tokens = ray.get(side.generator.plain.remote(list(prompts), repeat))
+        ours.append(num_tokens / (time.perf_counter() - started_s))
+        done = sorted(processor(ray.data.from_items(rows)).take_all(), key=lambda row: row["finished_s"])
+        first = next(i for i, row in enumerate(done) if row["finished_s"] > done[0]["finished_s"] + 1e-3)
+        theirs.append(
+            sum(row["num_tokens"] for row in done[first:]) / (done[-1]["finished_s"] - done[first - 1]["finished_s"])
+        )
+    return ratio("vs_ray_data_llm", ours, theirs, unit="x (tokens/s)")
+
+
+def to_request(row: dict[str, Any]) -> dict[str, Any]:
+    from csr_ray.images import load_image
+
+    return {
+        "prompt": row["text"],
+        "multimodal_data": {"image": load_image(row["image"])},
+        "sampling_params": {
+            "max_tokens": PLAIN_TOKENS,
+            "temperature": 1.0,
+            "ignore_eos": True,
+            "seed": row["seed"],
+            "detokenize": False,
+        },
+    }
+
+
+def prompt_text_of(config: Config, prompt: Prompt) -> str:
+    from transformers import AutoProcessor
+
+    from csr_ray.chat import prompt_text
+
+    if not hasattr(prompt_text_of, "processor"):
+        prompt_text_of.processor = AutoProcessor.from_pretrained(config.policy.model)  # type: ignore[attr-defined]
+    return prompt_text(prompt_text_of.processor, question=prompt.text)  # type: ignore[attr-defined]
+
+
+def scorer_speed(world: Path, prompts: Sequence[Prompt], *, repeats: int) -> list[dict]:
+    """Sentences/s by batch size against open_clip one by one; every text is new, one image for four sentences."""
+    import open_clip
+    import torch
+
+    from csr_ray.images import load_image
+
+    torch.set_num_threads(1)
+    name = f"local-dir:{world / 'clip'}"
+    plain, _, transform = open_clip.create_model_and_transforms(name)
+    plain.eval()
+    tokenizer = open_clip.get_tokenizer(name)
+    numbers = iter(range(10**9))
+
+    def sentences(count: int) -> list[tuple[str, str]]:
+        return [
+            (prompts[(i // 4) % len(prompts)].image, f"There is star number {next(numbers)} here.")
+            for i in range(count)
+        ]
+
+    def one_by_one(pairs: Sequence[tuple[str, str]]) -> None:
+        with torch.no_grad():
+            for image, text in pairs:
+                left = plain.encode_image(transform(load_image(image))[None], normalize=True)
+                float(left @ plain.encode_text(tokenizer([text]), normalize=True).T)
+
+    rows = []
+    for size in (1, 5, 16, 64):
+        ours, theirs = [], []
+        for _ in range(repeats):
+            clip = ClipModel(str(world / "clip"), dtype="float32", device="cpu")
+            clip.scores(sentences(2))
+            pairs = sentences(192)
+            ours.append(rate(192, lambda p=pairs, c=clip, n=size: [c.scores(p[i : i + n]) for i in range(0, 192, n)]))
+            pairs = sentences(48)
+            theirs.append(rate(48, lambda p=pairs: one_by_one(p)))
+        rows.append(ratio(f"scorer_speedup_{size}", ours, theirs, unit="x (sentences/s)"))
+    return rows
+
+
+def growth(side: Side, prompts: Sequence[Prompt], *, config: Callable[[int], Config]) -> list[dict]:
+    """Seconds a prompt as prompts and prompts in flight grow, and what the driver's memory does meanwhile."""
+    rows, memory = [], []
+    for count in (64, 256, 1024):
+        many = [
+            Prompt(id=f"{i}", image=prompts[i % len(prompts)].image, text=prompts[i % len(prompts)].text)
+            for i in range(count)
+        ]
+        rows.append(plain_row(f"growth_prompts_{count}", [1e3 * side.grow(many)[0] / count], unit="ms a prompt"))
+        memory.append(driver_memory_mib())
+    side.close()
+    for in_flight in (16, 64, 512):
+        other = Side(config(in_flight))
+        other.grow(prompts[:8])
+        many = [prompts[i % len(prompts)] for i in range(256)]
+        many = [Prompt(id=f"{i}", image=prompt.image, text=prompt.text) for i, prompt in enumerate(many)]
+        rows.append(plain_row(f"growth_in_flight_{in_flight}", [1e3 * other.grow(many)[0] / 256], unit="ms a prompt"))
+        other.close()
+    rows.append(plain_row("driver_memory_growth", [memory[-1] - memory[0]], unit="MiB from 64 to 1024 prompts"))
+    return rows
+
+
+def driver_memory_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def rate(count: int, work: Callable[[], object]) -> float:
+    started_s = time.perf_counter()
+    work()
+    return count / (time.perf_counter() - started_s)
+
+
+def ratio(name: str, ours: Sequence[float], theirs: Sequence[float], *, unit: str) -> dict:
+    ratios = [left / right for left, right in zip(ours, theirs, strict=True)]
+    return {
+        "name": name,
+        "value": statistics.median(ratios),
+        "unit": unit,
+        "min": min(ratios),
+        "max": max(ratios),
+        "ours": list(ours),
+        "theirs": list(theirs),
+    }
+
+
+def plain_row(name: str, values: Sequence[float], *, unit: str) -> dict:
+    return {"name": name, "value": statistics.median(values), "unit": unit, "min": min(values), "max": max(values)}
+
+
+def read_world(world: Path, *, num: int) -> list[Prompt]:
+    rows = [json.loads(line) for line in (world / "heldout/prompts.jsonl").read_text().splitlines()]
+    prompts = [Prompt(id=row["id"], image=str(world / "heldout" / row["image"]), text=row["prompt"]) for row in rows]
+    return prompts[:num]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", type=Path, default=None, help="folder of `csr-ray world build`")
+    parser.add_argument("--prompts", type=int, default=128)
+    parser.add_argument("--slow-prompts", type=int, default=4, help="prompts a turn of the plain transformers search")
+    parser.add_argument("--in-flight", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--growth", action="store_true", help="also the growth rows (minutes)")
+    parser.add_argument("--only", nargs="+", choices=["transformers", "engine", "ray_data", "scorer"], default=None)
+    parser.add_argument("--json", type=Path, default=None)
+    given = parser.parse_args()
+    world = (given.world or default_world()).absolute()
+    prompts = read_world(world, num=given.prompts)
+    wanted = given.only or ["transformers", "engine", "ray_data", "scorer"]
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, configure_logging=False)
+
+    def default(in_flight: int) -> Config:
+        return bench_config(world, in_flight=in_flight, preset="default", max_chars=None)
+
+    rows: list[dict] = []
+    if "scorer" in wanted:
+        rows += scorer_speed(world, prompts, repeats=given.repeats)
+    if "transformers" in wanted:
+        rows.append(
+            against_transformers(
+                world, prompts, num_slow=given.slow_prompts, repeats=given.repeats, in_flight=given.in_flight
+            )
+        )
+    if {"engine", "ray_data"} & set(wanted):
+        side = Side(default(given.in_flight))
+        if "engine" in wanted:
+            rows += against_bare_engine(side, prompts, repeats=given.repeats)
+        if "ray_data" in wanted:
+            rows.append(against_ray_data(side, prompts, repeats=given.repeats))
+        if given.growth:
+            rows += growth(side, prompts, config=default)
+    ray.shutdown()
+    for row in rows:
+        print(f"{row['name']:<28} {row['value']:>10.3f} {row['unit']}  ({row['min']:.3f} to {row['max']:.3f})")
+    if given.json:
+        record = {
+            "name": "rollout",
+            "machine": {"cpus": CORES, "platform": platform.platform(), "python": platform.python_version()},
+            "versions": {name: version(name) for name in ("torch", "vllm", "vllm-cpu", "ray", "transformers")},
+            "headline": "vs_transformers_tree",
+            "prompts": len(prompts),
+            "in_flight": given.in_flight,
+            "rows": rows,
+        }
+        given.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def default_world() -> Path:
+    from csr_ray.application import world_spec
+    from csr_ray.config import World
+    from csr_ray.world.build import cached_world
+
+    return cached_world(world_spec(World(enabled=True)))
+
+
+if __name__ == "__main__":
+    main()
