@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,6 +56,10 @@ class VllmEngine:
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        if self._config.search.expand == "diverse_greedy":
+            # vLLM's second model runner (its choice on GPUs) has another interface for logits processors and refuses
+            # this one. Read when the engine's processes start.
+            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         self._processor = await asyncio.to_thread(AutoProcessor.from_pretrained, self._model)
         from actors.engine_stats import ENGINE_FIGURES, stat_logger
 

@@ -73,6 +73,13 @@ def test_every_round_is_trained_published_and_proved(finished: RunFolder) -> Non
         assert entry["pairs"]["made"] + sum(entry["pairs"]["dropped"].values()) == 12
         assert 0 <= entry["eval"]["chair_s"] <= 1 and 0 <= entry["eval"]["pope_acc"] <= 1
         assert entry["train"]["metrics"]["deepspeed_stage"] == 2
+        # Twelve images a round: each through the policy's tower once and through the scorer's at most once, and every
+        # continuation found all that its parent had computed.
+        rollout, score = entry["rollout"], entry["score"]
+        assert rollout["image_encodes"] == 12 and rollout["continuation_misses"] == 0
+        assert rollout["continuations"] > 0 and rollout["prefix_hit_rate"] > 0.3
+        assert 0 < rollout["occupancy"] <= 1
+        assert 0 < score["image_encodes"] <= 12 and score["mean_wait_ms"] > 0
 
 
 def test_candidates_hold_every_node_of_the_rounds_own_policy(finished: RunFolder) -> None:

@@ -1,0 +1,130 @@
+"""The three ways of `search.expand` on the real engine: what they promise, and what they cost the caches."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fakes import tiny_config
+
+from actors.engine import VllmEngine
+from actors.expand import Tokens
+from csr_ray.application import world_spec
+from csr_ray.config import Config, Search, World
+from csr_ray.search import grow_tree
+from csr_ray.sentences import first_end
+from csr_ray.types import Prompt, Tree
+from csr_ray.world.build import cached_world
+
+NUM_PROMPTS = 8
+LIMITS = {"max_sentences": 4, "max_sentence_tokens": 24, "max_answer_tokens": 72}
+
+
+class LengthScorer:
+    async def score(self, image: str, *, texts: list[str]) -> tuple[list[float], int]:
+        return [float(len(text) % 17) for text in texts], 0
+
+
+def config_of(world: Path, **search: object) -> Config:
+    return tiny_config(
+        search={**LIMITS, **search},
+        policy={"model": str(world / "policy"), "dtype": "float32", "max_model_len": 256},
+        scorer={"model": str(world / "clip")},
+        generators={"kv_cache_gib": 0.25},
+    )
+
+
+async def grow(engine: VllmEngine, prompts: list[Prompt], *, config: Config, seed: int) -> list[Tree]:
+    search, tokenizer = config.search, engine._processor.tokenizer
+    tokens = Tokens.of(
+        tokenizer,
+        search=search,
+        ends=list(engine._expansion.tokens.ends),
+        unused=engine._expansion.tokens.broken,
+    )
+    engine._expansion = replace(engine._expansion, search=search, tokens=tokens)
+    return list(
+        await asyncio.gather(
+            *(
+                grow_tree(
+                    prompt,
+                    engine=engine,
+                    scorer=LengthScorer(),
+                    search=search,
+                    reward=config.reward,
+                    policy_version=0,
+                    seed=seed,
+                )
+                for prompt in prompts
+            )
+        )
+    )
+
+
+def shapes(trees: list[Tree]) -> list[list[tuple]]:
+    """Everything but the scores, whose last digits depend on who shares a batch."""
+    return [[(node.parent, node.token_ids, node.final, node.kept) for node in tree.nodes] for tree in trees]
+
+
+def families(trees: list[Tree]) -> list[list[tuple[int, ...]]]:
+    found: dict[tuple[str, int | None], list[tuple[int, ...]]] = {}
+    for tree in trees:
+        for node in tree.nodes:
+            found.setdefault((tree.prompt.id, node.parent), []).append(node.token_ids)
+    return list(found.values())
+
+
+def check_sentences(trees: list[Tree], search: Search) -> None:
+    """Every sentence ends where the rule says, or at a limit or the answer's end."""
+    for tree in trees:
+        for node in tree.nodes:
+            limit = len(node.token_ids) == search.max_sentence_tokens or node.final
+            assert limit or first_end(node.text) == len(node.text), node.text
+
+
+def test_every_expansion_keeps_its_promises_and_spares_the_caches() -> None:
+    spec = world_spec(World(quick=True, num_train_images=32, num_heldout_images=48))
+    world = cached_world(spec, progress=False)
+    rows = [json.loads(line) for line in (world / "heldout/prompts.jsonl").read_text().splitlines()[:NUM_PROMPTS]]
+    prompts = [Prompt(id=row["id"], image=str(world / "heldout" / row["image"]), text=row["prompt"]) for row in rows]
+    configs = {expand: config_of(world, expand=expand) for expand in ("diverse_greedy", "sample", "first_token")}
+
+    async def run() -> None:
+        engine = VllmEngine(configs["diverse_greedy"], model=world / "policy")
+        await engine.start()
+        try:
+            for expand, config in configs.items():
+                engine.figures()
+                trees = await grow(engine, prompts, config=config, seed=3)
+                figures = engine.figures()
+                check_sentences(trees, config.search)
+                assert figures["continuations"] > 0 and figures["continuation_misses"] == 0, (expand, figures)
+                # The first of the three sees each image for the first time; nobody ever encodes one again.
+                assert figures["image_encodes"] == (NUM_PROMPTS if expand == "diverse_greedy" else 0), (
+                    expand,
+                    figures,
+                )
+                assert figures["prefix_hits"] > 0.5 * figures["prefix_queries"], (expand, figures)
+                assert 0 < figures["engine_running"] <= figures["engine_slots"]
+                again = await grow(engine, prompts[::-1], config=config, seed=3)
+                assert shapes(again[::-1]) == shapes(trees), expand
+                if expand == "first_token":
+                    # Distinct first tokens, most probable first.
+                    for family in families(trees):
+                        assert len({ids[0] for ids in family}) == len(family)
+                if expand == "sample":
+                    other = await grow(engine, prompts, config=config, seed=4)
+                    assert shapes(other) != shapes(trees)
+            with pytest.raises(ValueError, match=r"context|length|max_model_len"):
+                await grow(engine, [replace(prompts[0], text="star " * 400)], config=configs["sample"], seed=0)
+            # And the engine is none the worse for it; a tree that fills the context ends there.
+            config = config_of(world, sentence_end="period_token", max_sentence_tokens=250, max_answer_tokens=4096)
+            (tree,) = await grow(engine, [replace(prompts[0], text="star " * 100)], config=config, seed=0)
+            assert tree.answers()
+        finally:
+            engine.close()
+
+    asyncio.run(run())
