@@ -118,7 +118,7 @@ def test_every_expansion_keeps_its_promises_and_spares_the_caches() -> None:
                 if expand == "sample":
                     other = await grow(engine, prompts, config=config, seed=4)
                     assert shapes(other) != shapes(trees)
-            with pytest.raises(ValueError, match=r"context|length|max_model_len"):
+            with pytest.raises(Exception, match="maximum context length"):
                 await grow(engine, [replace(prompts[0], text="star " * 400)], config=configs["sample"], seed=0)
             # And the engine is none the worse for it; a tree that fills the context ends there.
             config = config_of(world, sentence_end="period_token", max_sentence_tokens=250, max_answer_tokens=4096)
