@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import psutil
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -144,21 +145,21 @@ def rows_of(summaries: list[dict]) -> list[dict]:
 
 
 def print_table(summaries: list[dict]) -> None:
-    table = Table(title=f"mean (min to max) over {len(summaries)} seeds", title_justify="left")
-    table.add_column("round")
+    """A row a metric, a column a round: mean over the seeds, lowest and highest; shares in percent."""
+    num_rounds = len(summaries[0]["rounds"])
+    title = f"mean (lowest–highest) over {len(summaries)} seeds"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
+    table.add_column("metric")
+    for name in ("base", *(f"round {index + 1}" for index in range(num_rounds))):
+        table.add_column(f" {name}", justify="right", no_wrap=True)
     for metric in METRICS:
-        table.add_column(metric, justify="right")
-    for index in range(len(summaries[0]["rounds"]) + 1):
-        evals = [
-            summary["base"]["eval"] if index == 0 else summary["rounds"][index - 1]["eval"] for summary in summaries
-        ]
         cells = []
-        for metric in METRICS:
-            scale = 1 if metric == "sentences" else 100
-            values = [scale * entry[metric] for entry in evals]
-            cells.append(f"{statistics.mean(values):.2f}\n({min(values):.1f}-{max(values):.1f})")
-        table.add_row("base" if index == 0 else str(index), *cells)
-    Console(highlight=False, width=120).print(table)
+        for position in range(num_rounds + 1):
+            entries = [(summary["base"], *summary["rounds"])[position]["eval"] for summary in summaries]
+            values = [(1 if metric == "sentences" else 100) * entry[metric] for entry in entries]
+            cells.append(f"{statistics.mean(values):.1f} ({min(values):.1f}–{max(values):.1f})")
+        table.add_row(metric, *cells)
+    Console(highlight=False).print(table)
 
 
 if __name__ == "__main__":
