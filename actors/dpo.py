@@ -21,7 +21,6 @@ import deepspeed
 import torch
 import transformers
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from datasets import Dataset
 from deepspeed.accelerator import set_accelerator
 from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from deepspeed.runtime.engine import DeepSpeedEngine
@@ -29,13 +28,13 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
 from torch import distributed
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, TrainerCallback
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from transformers.trainer_callback import PrinterCallback
-from trl import DPOConfig, DPOTrainer
 
 from actors.dpo_settings import training_arguments
-from csr_ray.collate import LoadImage, PairCollator, UsablePairs, pair_rows, usable_pairs
+from actors.pair_trainer import PairTrainer, StepClock
+from actors.shared_step import can_use_flex, family_positions, set_flex
+from csr_ray.collate import LoadImage, PairCollator, SharedPrefixCollator, UsablePairs, usable_pairs
 from csr_ray.config import Config
 from csr_ray.errors import ConfigError
 from csr_ray.images import load_image
@@ -46,7 +45,8 @@ from csr_ray.weights import merged_by_module, publish_modes, replace_directory
 _log = logging.getLogger(__name__)
 
 _MAX_PROBES = 8
-_REFERENCE_KEYS = ("ref_chosen_logps", "ref_rejected_logps")
+# Most nats a token by which the shared-prefix form may differ from TRL's on the rehearsal pairs, on average.
+_SAME_FORM = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 class PlainCpuAccelerator(CPU_Accelerator):
@@ -73,46 +73,76 @@ class RoundTrainer:
         self._policy: PreTrainedModel | None = None
         self._policy_adapters: tuple[str, ...] = ()
         self._finished: PairTrainer | None = None
+        self._shares_prefix = config.train.step == "shared_prefix"  # settled by `rehearse`, so is the next
+        self._uses_flex = False
         # What the imports left behind lives for ever; without this each of the few collections a round asks for
         # walks through millions of objects for half a second.
         gc.collect()
         gc.freeze()
 
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether a pair is one sequence; settled by `rehearse`."""
+        return self._shares_prefix
+
     def rehearse(self) -> None:
-        """Train one made-up pair on a blank image and forget it.
+        """Train two made-up pairs and forget them; settle whether this model can share the prefix of a pair.
 
         So the first round finds everything lazily loaded already there, and a configuration that cannot train fails
         before the first rollout, not after it.
 
         Raises:
-            ConfigError: `train.lora_targets` names layers the model does not have.
+            ConfigError: `train.lora_targets` names layers the model does not have, or `train.step` asks for a form
+                that gives other log-probs on this model.
         """
-        end = self._processor.tokenizer.eos_token_id
-        pair = PreferencePair(
-            id="rehearsal",
-            image="",
-            prompt="",
-            chosen="",
-            rejected="",
-            chosen_ids=(end,),
-            rejected_ids=(end, end),
-            chosen_logp=-1.0,
-            rejected_logp=-2.0,
-            chosen_reward=1.0,
-            rejected_reward=0.0,
-            chosen_nodes=(),
-            rejected_nodes=(),
-            policy_version=0,
-            method="rehearsal",
-            seed=0,
-        )
+        pairs = rehearsal_pairs(self._processor)
         self.prepare(())
-        trainer = self._new_trainer([pair], round_index=0, read_image=lambda _: Image.new("RGB", (64, 64)))
+        self._shares_prefix = self._uses_flex = False
+        trainer = self._new_trainer(pairs, round_index=0, read_image=rehearsal_image)
         trainer.train()
-        trainer.chosen_logps([pair])
+        trainer.chosen_logps(pairs)
         with tempfile.TemporaryDirectory() as directory:
             save_adapter(trainer.model, output_dir=Path(directory) / "adapter")
+        if self._config.train.step != "concatenated":
+            self._settle_form(trainer, pairs=pairs)
         self._policy, self._finished = None, trainer
+
+    def _settle_form(self, trainer: PairTrainer, *, pairs: Sequence[PreferencePair]) -> None:
+        train = self._config.train
+        separate = trainer.answer_logps(pairs, collator=self._collator(rehearsal_image, is_shared=False))
+        assert self._policy is not None
+        has_flex = can_use_flex(self._policy)
+        for use_flex in (True, False) if has_flex else (False,):
+            if has_flex:
+                set_flex(self._policy, is_on=use_flex)
+            trainer.use_flex = use_flex
+            gap, reason = self._form_gap(trainer, pairs=pairs, separate=separate)
+            _log.info("train: one sequence a pair, flex attention %s: %s", use_flex, reason)
+            if gap <= _SAME_FORM[train.dtype]:
+                self._shares_prefix, self._uses_flex = True, use_flex
+                return
+        family = type(trainer.accelerator.unwrap_model(trainer.model).get_base_model()).__name__
+        if train.step == "shared_prefix":
+            raise ConfigError(
+                f"train.step = 'shared_prefix': {family} does not give the same log-probs in that form ({reason}); "
+                f"set train.step to auto or concatenated"
+            )
+        _log.warning("train: %s: one sequence a pair: %s; falling back to TRL's concatenated form", family, reason)
+
+    def _form_gap(
+        self, trainer: PairTrainer, *, pairs: Sequence[PreferencePair], separate: Sequence[torch.Tensor]
+    ) -> tuple[float, str]:
+        """Mean gap a token between both forms, the worst of all processes, and the gap or the error in words."""
+        try:
+            together = trainer.answer_logps(pairs, collator=self._collator(rehearsal_image, is_shared=True))
+            gap = float((torch.cat(together) - torch.cat(list(separate))).abs().mean())
+            reason = f"its log-probs differ by {gap:.3g} nats a token"
+        except (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError) as error:
+            # Whatever a family's own forward makes of a row it was not written for.
+            gap, reason = math.inf, f"{type(error).__name__}: {error}"
+        worst = torch.tensor(gap if math.isfinite(gap) else math.inf, device=trainer.args.device)
+        distributed.all_reduce(worst, op=distributed.ReduceOp.MAX)
+        return float(worst), reason
 
     def prepare(self, adapters: Sequence[str]) -> None:
         """Let go of the last round and load the policy that base and `adapters` make, so that `train` finds it ready.
@@ -154,7 +184,7 @@ class RoundTrainer:
         if not usable.positions:
             raise ValueError(f"round {round_index}: none of {len(pairs)} pairs can be trained on: {usable.dropped}")
         trainer = self._new_trainer([pairs[position] for position in usable.positions], round_index=round_index)
-        clock = _StepClock(on_step=on_step)
+        clock = StepClock(on_step=on_step)
         trainer.add_callback(clock)
         trainer.train()
         engine = trainer.model_wrapped
@@ -166,6 +196,8 @@ class RoundTrainer:
         save_adapter(trainer.model, output_dir=output_dir)
         metrics = {**clock.last_logs, "deepspeed_stage": float(engine.zero_optimization_stage())}
         metrics |= {f"dropped/{reason}": float(count) for reason, count in usable.dropped.items()}
+        metrics["shared_prefix"] = float(self._shares_prefix)
+        metrics |= reference_metrics(trainer.reference_gaps)
         self._policy, self._finished = None, trainer
         return TrainResult(
             adapter=str(output_dir),
@@ -196,12 +228,15 @@ class RoundTrainer:
         train = self._config.train
         assert self._policy is not None
         num_steps = train.epochs * math.ceil(len(pairs) / train.batch_size)
+        if self._uses_flex:
+            set_flex(self._policy, is_on=True)
         return PairTrainer(
             self._policy,
             args=training_arguments(train, seed=self._config.run.seed, round_index=round_index, num_steps=num_steps),
+            train=train,
             pairs=pairs,
-            reference=train.reference,
-            collator=PairCollator(processor=self._processor, load_image=read_image),
+            collator=self._collator(read_image, is_shared=self._shares_prefix),
+            use_flex=self._uses_flex,
             lora=LoraConfig(
                 r=train.lora_rank,
                 lora_alpha=train.lora_alpha,
@@ -211,88 +246,57 @@ class RoundTrainer:
             ),
         )
 
-
-class PairTrainer(DPOTrainer):
-    """TRL's DPO trainer on batches of `PairCollator`."""
-
-    def __init__(
-        self,
-        policy: PreTrainedModel,
-        *,
-        args: DPOConfig,
-        pairs: Sequence[PreferencePair],
-        reference: str,
-        collator: PairCollator,
-        lora: LoraConfig,
-    ) -> None:
-        super().__init__(
-            policy,
-            args=args,
-            data_collator=collator,
-            train_dataset=Dataset.from_list(pair_rows(pairs)),
-            processing_class=collator.processor,
-            peft_config=lora,
+    def _collator(self, read_image: LoadImage, *, is_shared: bool) -> PairCollator:
+        if not is_shared:
+            return PairCollator(processor=self._processor, load_image=read_image)
+        assert self._policy is not None
+        return SharedPrefixCollator(
+            processor=self._processor,
+            load_image=read_image,
+            positions=family_positions(self._policy),
+            budget=self._config.train.pack_tokens,
         )
-        # The flag's documented route, `precompute_ref_log_probs`, is refused for vision data; the batch carries the
-        # engine's own log-probs instead.
-        self.precompute_ref_logps = reference == "rollout"
-        self._pair_ids = [pair.id for pair in pairs]
-        self._collator = collator
-        self.remove_callback(PrinterCallback)
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        # The base class casts every float of the batch to the training dtype; in bfloat16 a reference of -80 nats
-        # would be off by up to a quarter nat.
-        kept = {key: inputs.pop(key).to(self.args.device) for key in _REFERENCE_KEYS}
-        return {**super()._prepare_inputs(inputs), **kept}
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        pair_index = inputs.pop("pair_index")
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if not torch.isfinite(loss):
-            ids = ", ".join(self._pair_ids[index] for index in pair_index.tolist())
-            raise FloatingPointError(
-                f"step {self.state.global_step + 1}: the loss is {loss.item()}; pairs of the batch: {ids}. "
-                f"Lower train.learning_rate, or look at these pairs' log-probs"
-            )
-        return loss
-
-    @torch.no_grad()
-    def chosen_logps(self, pairs: Sequence[PreferencePair]) -> tuple[float, ...]:
-        """Summed log-probs of the chosen answers under the policy as it is now, adapter on. All processes call it."""
-        prompts = self._collator.prompts([(pair.image, pair.prompt) for pair in pairs])
-        batch = self._collator.batch(prompts, answers=[pair.chosen_ids for pair in pairs])
-        inputs = super()._prepare_inputs(batch)
-        labels = inputs["input_ids"].masked_fill(inputs.pop("completion_mask") == 0, -100)
-        engine = self.model_wrapped
-        engine.eval()
-        logps = engine(**inputs, labels=labels, fused_lm_head=True, use_cache=False).log_probs
-        engine.train()
-        return tuple(logps.float().sum(dim=1).tolist())
 
 
-class _StepClock(TrainerCallback):
-    """Hands every step on, and times the loop from its first batch to its last update."""
+def rehearsal_pairs(processor: Any) -> list[PreferencePair]:
+    """Two pairs of unlike lengths made of ordinary words, for `RoundTrainer.rehearse`."""
+    tokenizer = processor.tokenizer
+    words = tokenizer("The image shows a small red house near two tall trees.", add_special_tokens=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    answers = (((*words, end), (*words[:3], end)), ((words[0], end), (*words[2:], *words[:2], end)))
+    return [
+        PreferencePair(
+            id=f"rehearsal-{index}",
+            image="",
+            prompt=("Describe the image.", "What is there?")[index],
+            chosen="",
+            rejected="",
+            chosen_ids=tuple(chosen),
+            rejected_ids=tuple(rejected),
+            chosen_logp=-1.0,
+            rejected_logp=-2.0,
+            chosen_reward=1.0,
+            rejected_reward=0.0,
+            chosen_nodes=(),
+            rejected_nodes=(),
+            policy_version=0,
+            method="rehearsal",
+            seed=0,
+        )
+        for index, (chosen, rejected) in enumerate(answers)
+    ]
 
-    def __init__(self, *, on_step: OnStep) -> None:
-        self.losses: list[float] = []
-        self.last_logs: dict[str, float] = {}
-        self.seconds = 0.0
-        self._on_step = on_step
-        self._started = 0.0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._started = time.monotonic()
+def rehearsal_image(_: str) -> Image.Image:
+    """A gradient, so that no two patches are alike."""
+    return Image.linear_gradient("L").resize((96, 64)).convert("RGB")
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if logs is None or "loss" not in logs:
-            return  # the summary after the last step
-        self.seconds = time.monotonic() - self._started
-        self.losses.append(float(logs["loss"]))
-        self.last_logs = {key: float(value) for key, value in logs.items()}
-        self._on_step(state.global_step, state.max_steps, self.losses[-1])
+
+def reference_metrics(gaps: Sequence[float]) -> dict[str, float]:
+    """Mean and largest gap a token between engine and trainer, empty where none was measured."""
+    if not gaps:
+        return {}
+    return {"reference_gap/mean": sum(gaps) / len(gaps), "reference_gap/max": max(gaps)}
 
 
 def load_policy(model: Path, *, adapters: Sequence[Path], dtype: torch.dtype) -> PreTrainedModel:

@@ -12,6 +12,8 @@ from trl import DPOConfig
 
 from csr_ray.config import Train
 
+# By TRL's names. What TRL lacks starts from its sigmoid and is put in its place by `actors.pair_trainer`.
+_LOSSES = {"sigmoid_average": "sigmoid_norm", "ipo": "ipo", "sft": "sft"}
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -23,6 +25,7 @@ def training_arguments(train: Train, *, seed: int, round_index: int, num_steps: 
     return DPOConfig(
         output_dir=tempfile.gettempdir(),  # nothing is written there: no checkpoints, no logs
         beta=train.beta,
+        loss_type=[_LOSSES.get(train.objective, "sigmoid")],
         learning_rate=train.learning_rate,
         lr_scheduler_type=_SCHEDULES[train.schedule],
         warmup_steps=int(train.warmup_ratio * num_steps),  # down: the first warm-up step has learning rate 0

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from csr_ray.chat import needs_special_tokens, prompt_ids, prompt_text
+from csr_ray.shared_prefix import PairTokens, lay_out, pack
 from csr_ray.types import PreferencePair
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
 LoadImage = Callable[[str], "Image"]
+Positions = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+"""From a processor's output for P prompts to position ids [axes, P, T], by the model's own position scheme."""
 
 # What a processor returns one value a token; everything else it returns belongs to the images.
 _TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -41,9 +44,9 @@ def usable_pairs(
 ) -> UsablePairs:
     """Set aside pairs whose image cannot be read or whose longer answer does not fit `max_length` tokens.
 
-    So is a pair with the image token in an answer: a model may sample it, but no model trains on more of them than
-    it has image features. Prompt and image count towards the length. How many tokens an image takes depends only on
-    its size, so one blank image of each size goes through the processor.
+    So is a pair with an empty answer, and one with the image token in an answer: a model may sample it, but no model
+    trains on more of them than it has image features. Prompt and image count towards the length. How many tokens an
+    image takes depends only on its size, so one blank image of each size goes through the processor.
     """
     positions: list[int] = []
     dropped: Counter[str] = Counter()
@@ -55,6 +58,9 @@ def usable_pairs(
             image = load_image(pair.image)
         except ValueError:
             dropped["unreadable_image"] += 1
+            continue
+        if not pair.chosen_ids or not pair.rejected_ids:
+            dropped["empty_answer"] += 1
             continue
         if image_token in pair.chosen_ids or image_token in pair.rejected_ids:
             dropped["image_token_in_answer"] += 1
@@ -161,6 +167,96 @@ class PairCollator:
     def _pad_token_id(self) -> int:
         tokenizer = self.processor.tokenizer
         return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedPrefixCollator(PairCollator):
+    """Rows of `pair_rows` to one batch in which every prompt and image stands once (`csr_ray.shared_prefix`).
+
+    Returns a dict with
+        input_ids, attention_mask, completion_mask: [2P, 1 + A], the prompt's last token and the answer, as TRL's loss
+            wants them; the pairs may stand in another order than the rows;
+        ref_chosen_logps, ref_rejected_logps, pair_index: [P] as in `PairCollator`;
+        shared: what the model gets, a dict of input_ids, positions, pair, branch, sources (see `SharedPrefixLayout`),
+            kinds (a dict) and images (a dict of what the processor made of them, each image once).
+
+    Attributes:
+        positions: None where positions simply count the tokens.
+        budget: tokens a row may hold, see `csr_ray.shared_prefix.pack`.
+    """
+
+    positions: Positions | None = None
+    budget: int | None = None
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        prompts = self.prompts([(row["image"], row["prompt"]) for row in rows])
+        pairs = self._pair_tokens(prompts, rows=rows)
+        images = {key: value for key, value in prompts.items() if key not in _TOKEN_KEYS}
+        counts = _rows_per_image(images, num_images=len(rows))
+        packed = pack([pair.num_tokens for pair in pairs], budget=self.budget, keep_order=counts is None)
+        order = [item for row in packed for item in row]
+        if counts is not None and order != sorted(order):
+            images = {key: _reordered(value, counts=counts[key], order=order) for key, value in images.items()}
+        layout = lay_out([[pairs[item] for item in row] for row in packed], pad_token_id=self._pad_token_id())
+        last = torch.stack([pairs[item].prefix[-1] for item in order]).repeat(2)
+        is_answer = layout.is_answer.long()
+        ones, zeros = torch.ones_like(last), torch.zeros_like(last)
+        answers = layout.answers.masked_fill(~layout.is_answer, self._pad_token_id())
+        return {
+            "input_ids": torch.cat([last[:, None], answers], dim=1),
+            "attention_mask": torch.cat([ones[:, None], is_answer], dim=1),
+            "completion_mask": torch.cat([zeros[:, None], is_answer], dim=1),
+            "ref_chosen_logps": torch.tensor([rows[item]["chosen_logp"] for item in order], dtype=torch.float32),
+            "ref_rejected_logps": torch.tensor([rows[item]["rejected_logp"] for item in order], dtype=torch.float32),
+            "pair_index": torch.tensor([rows[item]["index"] for item in order]),
+            "shared": {
+                "input_ids": layout.input_ids,
+                "positions": layout.positions,
+                "pair": layout.pair,
+                "branch": layout.branch,
+                "sources": layout.sources,
+                "kinds": dict(layout.kinds),
+                "images": images,
+            },
+        }
+
+    def _pair_tokens(
+        self, prompts: Mapping[str, torch.Tensor], *, rows: Sequence[Mapping[str, Any]]
+    ) -> list[PairTokens]:
+        positions = self.positions(prompts) if self.positions is not None else None
+        kinds = [key for key in prompts if key in _TOKEN_KEYS and key not in ("input_ids", "attention_mask")]
+        pairs = []
+        for index, row in enumerate(rows):
+            kept = prompts["attention_mask"][index].bool()
+            prefix = prompts["input_ids"][index][kept]
+            pairs.append(
+                PairTokens(
+                    prefix=prefix,
+                    positions=torch.arange(len(prefix))[None] if positions is None else positions[:, index, kept],
+                    kinds={key: prompts[key][index][kept] for key in kinds},
+                    chosen=row["chosen"],
+                    rejected=row["rejected"],
+                )
+            )
+        return pairs
+
+
+def _rows_per_image(images: Mapping[str, torch.Tensor], *, num_images: int) -> dict[str, list[int]] | None:
+    """How many rows of each tensor are an image's; None where that cannot be told."""
+    counts = {}
+    for key, value in images.items():
+        if len(value) == num_images:
+            counts[key] = [1] * num_images
+        elif key == "pixel_values" and "image_grid_thw" in images:
+            counts[key] = images["image_grid_thw"].prod(dim=1).tolist()
+        else:
+            return None
+    return counts
+
+
+def _reordered(value: torch.Tensor, *, counts: Sequence[int], order: Sequence[int]) -> torch.Tensor:
+    parts = value.split(list(counts))
+    return torch.cat([parts[item] for item in order])
 
 
 def _answer_part(key: str, *, answer: Sequence[int]) -> torch.Tensor:

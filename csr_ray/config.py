@@ -152,7 +152,15 @@ class Pairs(Section):
 
 
 class Train(Section):
+    objective: Literal["sigmoid", "sigmoid_average", "ipo", "dpo_positive", "sft"] = Field(
+        "sigmoid", description="DPO; on log-probs a token; IPO; DPO-Positive; the chosen answer alone"
+    )
     beta: float = Field(0.1, gt=0, le=10, description="DPO temperature")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of pairs taken to be the wrong way round")
+    positive_penalty: float = Field(
+        50.0, ge=0, description="dpo_positive: price of a nat by which a chosen answer falls below the reference"
+    )
+    nll_weight: float = Field(0.0, ge=0, description="adds this times -log p(chosen), summed; STIC: 1/1024")
     learning_rate: float = Field(5e-4, gt=0, le=1, description="peak, of the LoRA matrices")
     schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="after warm-up")
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of the steps that warm up")
@@ -169,8 +177,19 @@ class Train(Section):
         description="linear layers of the LANGUAGE model that get a LoRA",
     )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the frozen weights while training")
-    reference: Literal["rollout", "recompute"] = Field(
-        "rollout", description="where the reference log-probs come from: the engine's own, or a second forward"
+    step: Literal["auto", "shared_prefix", "concatenated"] = Field(
+        "auto", description="prompt and image once a pair, or TRL's two rows a pair; auto: the first, if it is exact"
+    )
+    pack_tokens: int | None = Field(
+        None, ge=64, description="shared_prefix: pairs share rows of so many tokens; null: a padded row each"
+    )
+    reference: Literal["rollout", "recompute", "check"] = Field(
+        "rollout",
+        description="reference log-probs: the engine's own, a second forward, or the first held to it",
+    )
+    reference_sample: int = Field(16, ge=1, description="check: pairs a worker recomputes a round, at least")
+    reference_tolerance: float = Field(
+        0.05, gt=0, description="check: most nats a token by which the engine's log-prob may differ (bf16)"
     )
     max_length: int = Field(4096, ge=32, description="tokens of prompt, image and answer; longer pairs are dropped")
     gradient_checkpointing: bool = Field(False, description="trade time for memory")
@@ -191,6 +210,18 @@ class Train(Section):
             raise ValueError(
                 f"micro_batch_size = {self.micro_batch_size} contradicts batch_size = {self.batch_size}: it must "
                 f"divide the {per_worker} pairs of a worker"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Train:
+        if self.label_smoothing and self.objective != "sigmoid":
+            raise ValueError(
+                f"label_smoothing = {self.label_smoothing} contradicts objective = {self.objective}: only sigmoid has"
+            )
+        if self.pack_tokens is not None and self.step == "concatenated":
+            raise ValueError(
+                f"pack_tokens = {self.pack_tokens} contradicts step = concatenated: rows are packed by shared_prefix"
             )
         return self
 

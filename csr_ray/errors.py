@@ -33,6 +33,10 @@ class StorageError(UserError):
     """The run folder cannot take a write (disk full, no permission)."""
 
 
+class ReferenceGapError(UserError):
+    """The engine's log-probs are not the trainer's reference; the message names the pair, the gap and the key."""
+
+
 class ActorFailure(RuntimeError):
     """An actor died or answered wrongly. The message names the actor and, if known, its log file."""
 

@@ -1,7 +1,8 @@
-"""Preference objectives as pure functions of summed log-probabilities.
+"""Objectives as pure functions of summed log-probabilities, one function an equation.
 
-Legend: P pairs. Log-probabilities are natural logs summed over the tokens of one answer. Knows nothing of models,
-batches or trainers; the training itself runs TRL's loss, which is tested against these.
+Legend: P answers or pairs. Log-probabilities are natural logs summed over the tokens of one answer, `*_tokens` count
+them. Every function returns [P], one loss each, to be averaged over a batch. Knows nothing of models, batches or
+trainers. Where TRL has an objective the training runs TRL's, which is tested against the one here.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ def dpo_loss(
     ref_rejected_logp: torch.Tensor,
     *,
     beta: float,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """Sigmoid DPO loss of each pair: -log sigmoid(beta * (log-ratio of chosen - log-ratio of rejected)).
+    """Sigmoid DPO: -log sigmoid(beta * (log-ratio of chosen - log-ratio of rejected)).
 
-    Equation 7 of Rafailov et al., "Direct Preference Optimization" (arXiv 2305.18290), without the expectation.
+    Equation 7 of Rafailov et al., "Direct Preference Optimization" (arXiv 2305.18290), without the expectation. With
+    `label_smoothing` e, that share of the preferences is taken to be the wrong way round: (1 - e) times the loss plus
+    e times the loss with the answers exchanged (Mitchell, "A note on DPO with noisy preferences", equation 3).
 
     Args:
         policy_chosen_logp: [P], under the policy being trained; likewise the other three.
@@ -29,6 +33,113 @@ def dpo_loss(
     Returns:
         [P]; log 2 wherever policy and reference agree.
     """
-    chosen_logratio = policy_chosen_logp - ref_chosen_logp
-    rejected_logratio = policy_rejected_logp - ref_rejected_logp
-    return -logsigmoid(beta * (chosen_logratio - rejected_logratio))
+    margin = beta * _margin(policy_chosen_logp, policy_rejected_logp, ref_chosen_logp, ref_rejected_logp)
+    return -(1 - label_smoothing) * logsigmoid(margin) - label_smoothing * logsigmoid(-margin)
+
+
+def length_averaged_dpo_loss(
+    policy_chosen_logp: torch.Tensor,
+    policy_rejected_logp: torch.Tensor,
+    ref_chosen_logp: torch.Tensor,
+    ref_rejected_logp: torch.Tensor,
+    *,
+    chosen_tokens: torch.Tensor,
+    rejected_tokens: torch.Tensor,
+    beta: float,
+) -> torch.Tensor:
+    """Sigmoid DPO on log-ratios a token, so that a long answer weighs no more than a short one.
+
+    `average_log_prob=True` of mllm-dpo (arXiv 2402.10884); TRL's `sigmoid_norm`.
+    """
+    chosen = (policy_chosen_logp - ref_chosen_logp) / chosen_tokens
+    rejected = (policy_rejected_logp - ref_rejected_logp) / rejected_tokens
+    return -logsigmoid(beta * (chosen - rejected))
+
+
+def ipo_loss(
+    policy_chosen_logp: torch.Tensor,
+    policy_rejected_logp: torch.Tensor,
+    ref_chosen_logp: torch.Tensor,
+    ref_rejected_logp: torch.Tensor,
+    *,
+    chosen_tokens: torch.Tensor,
+    rejected_tokens: torch.Tensor,
+    beta: float,
+) -> torch.Tensor:
+    """Identity preference optimisation: (log-ratio margin - 1 / (2 beta))^2, on log-ratios a token.
+
+    Equation 17 of Azar et al., "A General Theoretical Paradigm to Understand Learning from Human Preferences"
+    (arXiv 2310.12036), beta for its tau; averaged over tokens as its authors confirmed to TRL.
+    """
+    chosen = (policy_chosen_logp - ref_chosen_logp) / chosen_tokens
+    rejected = (policy_rejected_logp - ref_rejected_logp) / rejected_tokens
+    return (chosen - rejected - 1 / (2 * beta)) ** 2
+
+
+def dpo_positive_loss(
+    policy_chosen_logp: torch.Tensor,
+    policy_rejected_logp: torch.Tensor,
+    ref_chosen_logp: torch.Tensor,
+    ref_rejected_logp: torch.Tensor,
+    *,
+    beta: float,
+    penalty: float,
+) -> torch.Tensor:
+    """DPO-Positive: DPO whose margin pays for every nat by which the chosen answer falls below the reference.
+
+    -log sigmoid(beta * (margin - penalty * max(0, ref chosen - policy chosen))), equation 3 of Pal et al., "Smaug:
+    Fixing Failure Modes of Preference Optimisation with DPO-Positive" (arXiv 2402.13228), penalty for its lambda.
+    Plain DPO may lower both answers as long as the rejected one falls faster.
+    """
+    margin = _margin(policy_chosen_logp, policy_rejected_logp, ref_chosen_logp, ref_rejected_logp)
+    fallen = torch.relu(ref_chosen_logp - policy_chosen_logp)
+    return -logsigmoid(beta * (margin - penalty * fallen))
+
+
+def two_rejected_dpo_loss(
+    policy_chosen_logp: torch.Tensor,
+    policy_rejected_logp: torch.Tensor,
+    policy_second_logp: torch.Tensor,
+    ref_chosen_logp: torch.Tensor,
+    ref_rejected_logp: torch.Tensor,
+    ref_second_logp: torch.Tensor,
+    *,
+    beta: float,
+    second_weight: float,
+) -> torch.Tensor:
+    """DPO of the chosen answer against each of two rejected ones: (1 - w) times the first loss, w times the second.
+
+    POVID's second stage (arXiv 2402.11411, as its released dpo_trainer_inherent.py has it): the second rejected
+    answer is what the model says under a noisy image, w = 0.5.
+    """
+    first = dpo_loss(policy_chosen_logp, policy_rejected_logp, ref_chosen_logp, ref_rejected_logp, beta=beta)
+    second = dpo_loss(policy_chosen_logp, policy_second_logp, ref_chosen_logp, ref_second_logp, beta=beta)
+    return (1 - second_weight) * first + second_weight * second
+
+
+def nll_loss(logp: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of an answer, summed over its tokens.
+
+    STIC adds alpha times this of the chosen answer to DPO (arXiv 2405.19716, stage 1); its released code has alpha =
+    1/1024 on the sum.
+    """
+    return -logp
+
+
+def sft_loss(logp: torch.Tensor, *, num_tokens: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of an answer, scaled so that the mean over the batch is the mean over all its tokens."""
+    return -logp * len(logp) / num_tokens.sum()
+
+
+def weighted_sft_loss(logp: torch.Tensor, *, num_tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy a token of each answer, times its weight: ILLUME's answers and rationales (arXiv 2208.08241)."""
+    return -weights * logp / num_tokens
+
+
+def _margin(
+    policy_chosen_logp: torch.Tensor,
+    policy_rejected_logp: torch.Tensor,
+    ref_chosen_logp: torch.Tensor,
+    ref_rejected_logp: torch.Tensor,
+) -> torch.Tensor:
+    return (policy_chosen_logp - ref_chosen_logp) - (policy_rejected_logp - ref_rejected_logp)

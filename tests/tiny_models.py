@@ -116,10 +116,7 @@ def build_tiny_qwen_vl(directory: Path, *, seed: int) -> Path:
         Qwen2VLVideoProcessor,
     )
 
-    ends = ("<|endoftext|>", "<|im_end|>")
-    vision = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-    tokenizer = _tokenizer((*ends, "<|im_start|>", *vision), pad_token=ends[0], eos_token=ends[1])
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (*ends, *vision)}
+    tokenizer, ids, ends = _qwen_tokenizer()
     token_px = _QWEN_PATCH_PX * _QWEN_MERGE
     config = Qwen2_5_VLConfig(
         vision_config={
@@ -154,6 +151,111 @@ def build_tiny_qwen_vl(directory: Path, *, seed: int) -> Path:
         chat_template=_QWEN_TEMPLATE,
     ).save_pretrained(directory)
     return directory
+
+
+def build_tiny_qwen3_vl(directory: Path, *, seed: int) -> Path:
+    """Write a two-layer Qwen3-VL: image features also enter behind the first layers, positions interleaved."""
+    from transformers import (
+        Qwen2VLImageProcessor,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    tokenizer, ids, ends = _qwen_tokenizer()
+    patch_px = 16
+    token_px = patch_px * _QWEN_MERGE
+    config = Qwen3VLConfig(
+        vision_config={
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 2,
+            "out_hidden_size": 64,
+            "patch_size": patch_px,
+            "spatial_merge_size": _QWEN_MERGE,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        },
+        text_config={
+            **_decoder(tokenizer),
+            "head_dim": 32,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10_000.0,
+                "mrope_section": [4, 6, 6],
+                "mrope_interleaved": True,
+            },
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=False,
+    )
+    end_ids = [ids[end] for end in reversed(ends)]
+    _save_random(Qwen3VLForConditionalGeneration, config=config, directory=directory, seed=seed, end_ids=end_ids)
+    size = {"shortest_edge": token_px**2, "longest_edge": 24 * token_px**2}
+    pixels = {"size": size, "patch_size": patch_px, "merge_size": _QWEN_MERGE}
+    Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(**pixels),
+        video_processor=Qwen3VLVideoProcessor(**pixels),
+        tokenizer=tokenizer,
+        chat_template=_QWEN_TEMPLATE,
+    ).save_pretrained(directory)
+    return directory
+
+
+def build_tiny_gemma3(directory: Path, *, seed: int) -> Path:
+    """Write a two-layer Gemma 3: the tokens of an image see each other in both directions."""
+    from transformers import (
+        Gemma3Config,
+        Gemma3ForConditionalGeneration,
+        Gemma3ImageProcessor,
+        Gemma3Processor,
+    )
+
+    names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    tokenizer = _tokenizer(
+        ("<pad>", "<eos>", "<bos>", *names.values()),
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        extra_special_tokens=names,
+    )
+    config = Gemma3Config(
+        vision_config={
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": IMAGE_SIDE_PX,
+            "patch_size": PATCH_PX // 2,
+        },
+        text_config={**_decoder(tokenizer), "head_dim": 32, "sliding_window": 512, "query_pre_attn_scalar": 32},
+        mm_tokens_per_image=NUM_IMAGE_TOKENS,
+        boi_token_index=tokenizer.convert_tokens_to_ids(names["boi_token"]),
+        eoi_token_index=tokenizer.convert_tokens_to_ids(names["eoi_token"]),
+        image_token_index=tokenizer.convert_tokens_to_ids(names["image_token"]),
+        tie_word_embeddings=False,
+    )
+    _save_random(Gemma3ForConditionalGeneration, config=config, directory=directory, seed=seed)
+    Gemma3Processor(
+        image_processor=Gemma3ImageProcessor(size={"height": IMAGE_SIDE_PX, "width": IMAGE_SIDE_PX}),
+        tokenizer=tokenizer,
+        chat_template=_TEMPLATE.replace("<image>", names["boi_token"]),
+        image_seq_length=NUM_IMAGE_TOKENS,
+    ).save_pretrained(directory)
+    return directory
+
+
+def _qwen_tokenizer() -> tuple[Any, dict[str, int], tuple[str, str]]:
+    """The tokenizer, the ids of its special tokens, and the two that end an answer."""
+    ends = ("<|endoftext|>", "<|im_end|>")
+    vision = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    tokenizer = _tokenizer((*ends, "<|im_start|>", *vision), pad_token=ends[0], eos_token=ends[1])
+    return tokenizer, {token: tokenizer.convert_tokens_to_ids(token) for token in (*ends, *vision)}, ends
 
 
 def _clip_tower(*, patch_px: int) -> Any:
@@ -197,14 +299,14 @@ def _llama(tokenizer: Any) -> Any:
 def _save_random(
     model: Any, *, config: Any, directory: Path, seed: int, end_ids: Sequence[int] | None = None
 ) -> None:
-    """Random weights; biases too, which would start at zero and so hide whoever forgets them."""
+    """Random weights; also where they would start at zero (biases, a projector), and so hide whoever forgets them."""
     import torch
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         made = model(config)
         for name, parameter in made.named_parameters():
-            if "language_model" in name and name.endswith(".bias"):
+            if ("language_model" in name and name.endswith(".bias")) or name.endswith("projection_weight"):
                 torch.nn.init.normal_(parameter, std=0.2)
     if end_ids is not None:
         made.generation_config.eos_token_id = list(end_ids)

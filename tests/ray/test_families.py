@@ -7,10 +7,8 @@ a grid of the image's own size with positions in three axes. So the images are n
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import random
-import socket
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -138,14 +136,6 @@ async def _grow(engine: VllmEngine, prompts: Sequence[Prompt]) -> tuple[tuple[Se
     return tuple(answer for column in zip(*pairs, strict=True) for answer in column)
 
 
-@pytest.fixture(scope="module")
-def training_process() -> Iterator[ProcessPoolExecutor]:
-    """One process for all rounds of training: DeepSpeed leaves its mark on a process."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pool.submit(_join_training_group)  # its imports take as long as the engine's
-        yield pool
-
-
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def family(
     request: pytest.FixtureRequest, training_process: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory
@@ -250,17 +240,6 @@ def _pairs(family: Family) -> list[PreferencePair]:
         )
         for index, prompt in enumerate(family.prompts)
     ]
-
-
-def _join_training_group() -> None:
-    from actors.train_worker import prepare_process
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    prepare_process(_config(Path("-")).train)
-    import actors.dpo  # noqa: F401 - for its imports
 
 
 def _train(config: Config, *, model: Path, pairs: Sequence[PreferencePair], output_dir: Path) -> TrainResult:

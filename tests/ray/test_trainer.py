@@ -141,9 +141,9 @@ def groups(
     ray_session: None, tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Group]]:
     configs = {
-        "one": _config(),
+        "one": _config(step="concatenated"),  # TRL's own form, which the other groups are held to
         "two": _config(workers=2, micro_batch_size=1),
-        "sharded": _config(workers=2, deepspeed_stage=3),
+        "sharded": _config(workers=2, deepspeed_stage=3, step="shared_prefix", pack_tokens=256, reference="check"),
         "mistaken": _config(lora_targets=("q_proj", "query")),
     }
     made = {}
@@ -204,6 +204,7 @@ def test_two_workers_with_accumulation_train_as_one(
 ) -> None:
     result = groups["two"].round(pairs)
     assert result.metrics["deepspeed_stage"] == 2
+    assert (result.metrics["shared_prefix"], one.results[0].metrics["shared_prefix"]) == (1, 0)
     assert groups["two"].losses[0] == pytest.approx(one.losses[0], rel=1e-4)
     assert result.probe_logps == pytest.approx(one.results[0].probe_logps, abs=1e-2)
 
@@ -213,6 +214,8 @@ def test_parameter_sharding_trains_as_one_worker_in_every_round(
 ) -> None:
     result = groups["sharded"].round(pairs)
     assert result.metrics["deepspeed_stage"] == 3
+    assert result.metrics["shared_prefix"] == 1
+    assert 0 < result.metrics["reference_gap/mean"] <= result.metrics["reference_gap/max"] < 1e-4
     assert groups["sharded"].losses[0] == pytest.approx(one.losses[0], rel=1e-4)
     assert result.probe_logps == pytest.approx(one.results[0].probe_logps, abs=1e-2)
     assert {name: tensor.shape for name, tensor in _adapter(result).items()} == {

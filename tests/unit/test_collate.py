@@ -8,7 +8,7 @@ from PIL import Image
 from tiny_models import NUM_IMAGE_TOKENS, build_tiny_llava
 
 from csr_ray.chat import needs_special_tokens, prompt_ids, prompt_text
-from csr_ray.collate import PairCollator, pair_rows, usable_pairs
+from csr_ray.collate import PairCollator, SharedPrefixCollator, pair_rows, usable_pairs
 from csr_ray.types import PreferencePair
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
@@ -197,3 +197,35 @@ def test_flat_patches_and_token_kinds_follow_the_rows(processor: Any) -> None:
     assert batch["image_grid_thw"].tolist() == [[1, 2, 2]] * 4
     image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
     assert torch.equal(batch["mm_token_type_ids"], (batch["input_ids"] == image_id).long())
+
+
+def test_shared_prefix_batch_holds_every_prompt_and_image_once(processor: Any) -> None:
+    batch = SharedPrefixCollator(processor=processor, load_image=_load)(pair_rows(PAIRS))
+    shared = batch["shared"]
+    assert len(shared["input_ids"]) == len(shared["images"]["pixel_values"]) == 2
+    image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
+    assert (shared["input_ids"] == image_id).sum(dim=1).tolist() == [NUM_IMAGE_TOKENS] * 2
+    answers = [PAIRS[0].chosen_ids, PAIRS[1].chosen_ids, PAIRS[0].rejected_ids, PAIRS[1].rejected_ids]
+    assert _rows_of(batch, mask="completion_mask", want=1) == [list(answer) for answer in answers]
+    assert batch["ref_chosen_logps"].tolist() == [-1.5, -1.5]
+
+
+@pytest.mark.parametrize("patches", [False, True])
+def test_images_follow_their_pairs_into_packed_rows(processor: Any, patches: bool) -> None:
+    long = (*range(20, 60), 2)
+    pairs = (
+        _pair("a", chosen=(10, 2), rejected=(11, 2)),
+        _pair("b", image="blue", chosen=long, rejected=(30, 2)),
+        _pair("c", chosen=(12, 2), rejected=(13, 2)),
+    )
+    kind = _PatchProcessor(processor) if patches else processor
+    plain = SharedPrefixCollator(processor=kind, load_image=_load)(pair_rows(pairs))
+    num_tokens = (plain["shared"]["pair"] >= 0).sum(dim=1).tolist()
+    budget = num_tokens[0] + num_tokens[2]
+    batch = SharedPrefixCollator(processor=kind, load_image=_load, budget=budget)(pair_rows(pairs))
+    assert batch["pair_index"].tolist() == [0, 2, 1], "the long one does not fit between them"
+    assert len(batch["shared"]["input_ids"]) == 2
+    pixels, expected = (item["shared"]["images"]["pixel_values"] for item in (batch, plain))
+    per_image = len(expected) // 3
+    parts = expected.split(per_image)
+    assert torch.equal(pixels, torch.cat([parts[0], parts[2], parts[1]]))

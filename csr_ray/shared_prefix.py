@@ -1,0 +1,168 @@
+"""One sequence a pair: [image + prompt | chosen | rejected], the prompt computed once for both answers.
+
+Positions restart where the rejected answer begins, and a mask lets each answer see the prompt and itself only, so
+the log-probs are those of two separate sequences (prefix sharing, arXiv 2410.20305). The last token of an answer
+predicts nothing and is left out. Several pairs may share a row instead of being padded. Knows token ids, positions
+and masks; knows nothing of trainers, losses or model families.
+
+Legend: P pairs, R rows, L tokens of a row, A tokens of the longest answer, N answer tokens of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+PREFIX, CHOSEN, REJECTED = 0, 1, 2
+PADDING = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTokens:
+    """One pair, ready to be laid out.
+
+    Attributes:
+        prefix: [T] ids of the prompt, image tokens expanded.
+        positions: [axes, T] position ids of the prefix as the model's own position scheme has them.
+        kinds: other values a token that the processor made of the prefix, [T] each; 0 on answers.
+        chosen: ids of the answer, end token included; so is `rejected`.
+    """
+
+    prefix: torch.Tensor
+    positions: torch.Tensor
+    kinds: Mapping[str, torch.Tensor]
+    chosen: Sequence[int]
+    rejected: Sequence[int]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prefix) + len(self.chosen) - 1 + len(self.rejected) - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedPrefixLayout:
+    """A batch of pairs in rows.
+
+    Attributes:
+        input_ids: [R, L].
+        positions: [axes, R, L].
+        pair: [R, L] which pair a token belongs to, `PADDING` behind the last.
+        branch: [R, L] `PREFIX`, `CHOSEN` or `REJECTED`.
+        kinds: [R, L] each.
+        sources: [N] the flat position (row * L + column) that predicts each answer token: all chosen answers in pair
+            order, then all rejected ones. Where an answer begins this is the prompt's last token, for both.
+        is_answer: [2P, A] where those N values belong, one row an answer.
+        answers: [2P, A] ids, 0 where there is no token.
+    """
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    pair: torch.Tensor
+    branch: torch.Tensor
+    kinds: Mapping[str, torch.Tensor]
+    sources: torch.Tensor
+    is_answer: torch.Tensor
+    answers: torch.Tensor
+
+
+def pack(lengths: Sequence[int], *, budget: int | None, keep_order: bool = False) -> list[list[int]]:
+    """Which items share a row of at most `budget` tokens: first fit, longest first. None: a row each.
+
+    An item longer than the budget gets a row of its own. With `keep_order` the rows, read one after the other, hold
+    the items as they stand (next fit: a little looser); else rows and their items are in order of their first item.
+    """
+    if budget is None:
+        return [[item] for item in range(len(lengths))]
+    rows: list[list[int]] = []
+    free: list[int] = []
+    for item in range(len(lengths)) if keep_order else sorted(range(len(lengths)), key=lambda item: -lengths[item]):
+        candidates = range(max(0, len(rows) - 1), len(rows)) if keep_order else range(len(rows))
+        row = next((row for row in candidates if free[row] >= lengths[item]), None)
+        if row is None:
+            row = len(rows)
+            rows.append([])
+            free.append(budget)
+        rows[row].append(item)
+        free[row] -= lengths[item]
+    return sorted((sorted(row) for row in rows), key=lambda row: row[0])
+
+
+def lay_out(rows: Sequence[Sequence[PairTokens]], *, pad_token_id: int) -> SharedPrefixLayout:
+    """Put pairs into rows; the pairs are numbered as they stand, row after row."""
+    length = max(sum(pair.num_tokens for pair in row) for row in rows)
+    pairs = [pair for row in rows for pair in row]
+    axes = pairs[0].positions.shape[0]
+    input_ids = torch.full((len(rows), length), pad_token_id, dtype=torch.long)
+    positions = torch.zeros((axes, len(rows), length), dtype=torch.long)
+    owner = torch.full((len(rows), length), PADDING, dtype=torch.long)
+    branch = torch.full((len(rows), length), PREFIX, dtype=torch.long)
+    kinds = {key: torch.zeros((len(rows), length), dtype=kind.dtype) for key, kind in pairs[0].kinds.items()}
+    sources: dict[int, list[torch.Tensor]] = {CHOSEN: [], REJECTED: []}
+    number = 0
+    for row, members in enumerate(rows):
+        start = 0
+        for pair in members:
+            prefix_end = start + len(pair.prefix)
+            input_ids[row, start:prefix_end] = pair.prefix
+            positions[:, row, start:prefix_end] = pair.positions
+            for key, kind in pair.kinds.items():
+                kinds[key][row, start:prefix_end] = kind
+            first_position = int(pair.positions.max()) + 1
+            at = prefix_end
+            for which, answer in ((CHOSEN, pair.chosen), (REJECTED, pair.rejected)):
+                end = at + len(answer) - 1
+                input_ids[row, at:end] = torch.tensor(list(answer[:-1]), dtype=torch.long)
+                positions[:, row, at:end] = torch.arange(first_position, first_position + end - at)
+                branch[row, at:end] = which
+                predictors = torch.cat([torch.tensor([prefix_end - 1]), torch.arange(at, end)])
+                sources[which].append(row * length + predictors)
+                at = end
+            owner[row, start:at] = number
+            number += 1
+            start = at
+    answers = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    return SharedPrefixLayout(
+        input_ids=input_ids,
+        positions=positions,
+        pair=owner,
+        branch=branch,
+        kinds=kinds,
+        sources=torch.cat(sources[CHOSEN] + sources[REJECTED]),
+        is_answer=_padded([torch.ones(len(answer), dtype=torch.bool) for answer in answers]),
+        answers=_padded([torch.tensor(list(answer), dtype=torch.long) for answer in answers]),
+    )
+
+
+def visibility(pair: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+    """[R, 1, L, L] bool: which key (last axis) a query may see. `pair` and `branch` are [R, L].
+
+    A token sees earlier tokens of its own pair that are of the prefix or of its own answer. Padding sees padding, so
+    no row of the mask is empty (a softmax over nothing is not a number).
+    """
+    order = torch.arange(pair.shape[1], device=pair.device)
+    is_earlier = order[:, None] >= order[None, :]
+    same_pair = pair[:, :, None] == pair[:, None, :]
+    same_answer = (branch[:, None, :] == PREFIX) | (branch[:, :, None] == branch[:, None, :])
+    return (is_earlier & same_pair & same_answer)[:, None]
+
+
+def spread(values: torch.Tensor, *, is_answer: torch.Tensor) -> torch.Tensor:
+    """[N] values of `SharedPrefixLayout.sources` as [2P, A], 0 where there is no token. Keeps the gradient."""
+    return values.new_zeros(is_answer.shape).masked_scatter(is_answer, values)
+
+
+def flops_ratio(*, num_prefix: int, num_chosen: int, num_rejected: int, reference_forward: bool) -> float:
+    """How many times the token-forwards of this layout the concatenated form takes, for one pair.
+
+    Backward counts as two forwards. Concatenated: two sequences of prefix + answer, and a reference forward of both
+    if `reference_forward`; here: prefix and both answers once. Counts what is linear in tokens, not attention.
+    """
+    separate = 2 * num_prefix + num_chosen + num_rejected
+    together = num_prefix + num_chosen - 1 + num_rejected - 1
+    return separate * (4 if reference_forward else 3) / (together * 3)
+
+
+def _padded(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=0)

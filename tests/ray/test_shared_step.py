@@ -1,0 +1,392 @@
+"""The shared-prefix step against TRL's unmodified DPOTrainer: losses, log-probs and every LoRA gradient, in fp32.
+
+TRL gets the same token ids in its own concatenated batch and computes its own reference by disabling the adapter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tiny_models import (
+    build_tiny_gemma3,
+    build_tiny_llava,
+    build_tiny_llava_next,
+    build_tiny_qwen3_vl,
+    build_tiny_qwen_vl,
+)
+
+from csr_ray import objectives
+from csr_ray.collate import PairCollator, SharedPrefixCollator, pair_rows
+from csr_ray.config import Train
+from csr_ray.errors import ConfigError, ReferenceGapError
+from csr_ray.images import load_image
+from csr_ray.types import PreferencePair
+
+FAMILIES: dict[str, Callable[..., Path]] = {
+    "llava": build_tiny_llava,
+    "llava_next": build_tiny_llava_next,
+    "qwen2_5_vl": build_tiny_qwen_vl,
+    "qwen3_vl": build_tiny_qwen3_vl,
+}
+# width, height; LLaVA-NeXT and Qwen-VL make another number of tokens of each
+SIZES_PX = ((150, 62), (70, 170), (64, 64), (90, 40))
+BETA = 0.2
+RELATIVE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    model: Path
+    processor: Any
+    pairs: tuple[PreferencePair, ...]
+
+
+def _pairs(directory: Path) -> tuple[PreferencePair, ...]:
+    rng = random.Random(0)
+    pairs = []
+    for index, (width, height) in enumerate(SIZES_PX):
+        path = directory / f"{index}.png"
+        Image.frombytes("RGB", (width, height), rng.randbytes(3 * width * height)).save(path)
+        chosen, rejected = (
+            tuple(rng.randrange(20, 300) for _ in range(rng.choice((1, 4, 9, 23)) + add)) for add in (0, 1)
+        )
+        pairs.append(
+            PreferencePair(
+                id=f"pair-{index}",
+                image=str(path),
+                prompt=("Describe the image.", "Is there a green star? Say where, if so.")[index % 2],
+                chosen="-",
+                rejected="-",
+                chosen_ids=chosen,
+                rejected_ids=rejected,
+                chosen_logp=-40.0 - index,
+                rejected_logp=-42.0 + index,
+                chosen_reward=1.0,
+                rejected_reward=0.0,
+                chosen_nodes=(0,),
+                rejected_nodes=(1,),
+                policy_version=0,
+                method="csr",
+                seed=0,
+            )
+        )
+    return tuple(pairs)
+
+
+def _family(name: str, *, directory: Path) -> Family:
+    from transformers import AutoProcessor
+
+    build = {**FAMILIES, "gemma3": build_tiny_gemma3}[name]
+    model = build(directory / "model", seed=0)
+    return Family(model=model, processor=AutoProcessor.from_pretrained(model), pairs=_pairs(directory))
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return _family(request.param, directory=tmp_path_factory.mktemp(request.param))
+
+
+def _policy(family: Family) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(family.model, dtype=torch.float32)
+
+
+def _lora() -> Any:
+    """Not at zero, so that both matrices of every layer have a gradient and the reference is another policy."""
+    from peft import LoraConfig
+
+    targets = r".*\blanguage_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    return LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
+
+
+def _arguments(directory: Path, **settings: Any) -> Any:
+    from trl import DPOConfig
+
+    return DPOConfig(
+        output_dir=str(directory),
+        beta=BETA,
+        per_device_train_batch_size=8,
+        max_length=None,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        remove_unused_columns=False,
+        report_to=[],
+        **settings,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed:
+    loss: float
+    gradients: dict[str, torch.Tensor]
+    metrics: dict[str, float]
+
+
+def _computed(trainer: Any, batch: dict[str, Any]) -> Computed:
+    trainer.model.train()
+    trainer.model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    metrics = {key: value[-1] for key, value in trainer._metrics["train"].items()}
+    return Computed(loss=loss.item(), gradients=gradients, metrics=metrics)
+
+
+def _by_trl(family: Family, *, directory: Path, pairs: Sequence[PreferencePair] = (), **settings: Any) -> Computed:
+    from datasets import Dataset
+    from trl import DPOTrainer
+
+    rows = pair_rows(pairs or family.pairs)
+    collator = PairCollator(processor=family.processor, load_image=load_image)
+    torch.manual_seed(1)
+    trainer = DPOTrainer(
+        _policy(family),
+        args=_arguments(directory, **settings),
+        data_collator=collator,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=family.processor,
+        peft_config=_lora(),
+    )
+    batch = collator(rows)
+    for ours in ("pair_index", "ref_chosen_logps", "ref_rejected_logps"):
+        del batch[ours]
+    return _computed(trainer, batch)
+
+
+def _trainer(family: Family, *, directory: Path, train: Train, budget: int | None = None, **settings: Any) -> Any:
+    from actors.pair_trainer import PairTrainer
+    from actors.shared_step import family_positions
+
+    policy = _policy(family)
+    torch.manual_seed(1)
+    return PairTrainer(
+        policy,
+        args=_arguments(directory, **settings),
+        train=train,
+        pairs=family.pairs,
+        collator=SharedPrefixCollator(
+            processor=family.processor, load_image=load_image, positions=family_positions(policy), budget=budget
+        ),
+        lora=_lora(),
+    )
+
+
+def _assert_same(ours: Computed, theirs: Computed) -> None:
+    assert ours.loss == pytest.approx(theirs.loss, rel=RELATIVE)
+    assert ours.gradients.keys() == theirs.gradients.keys() and ours.gradients
+    for name, expected in theirs.gradients.items():
+        scale = expected.abs().max()
+        assert scale > 0, name
+        assert (ours.gradients[name] - expected).abs().max() <= RELATIVE * scale, name
+
+
+RECOMPUTE = Train(beta=BETA, reference="recompute", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def theirs(family: Family, tmp_path_factory: pytest.TempPathFactory) -> Computed:
+    return _by_trl(family, directory=tmp_path_factory.mktemp("trl"))
+
+
+@pytest.mark.parametrize("budget", [None, 100, 4096])
+def test_loss_and_every_gradient_are_trls(
+    family: Family, theirs: Computed, tmp_path: Path, budget: int | None
+) -> None:
+    trainer = _trainer(family, directory=tmp_path, train=RECOMPUTE, budget=budget)
+    batch = trainer.data_collator(pair_rows(family.pairs))
+    num_rows = len(batch["shared"]["input_ids"])
+    assert num_rows == {None: 4, 4096: 1}.get(budget, num_rows)
+    ours = _computed(trainer, batch)
+    _assert_same(ours, theirs)
+    assert ours.loss != pytest.approx(0.6931, abs=1e-3), "policy and reference differ"
+    for key in theirs.metrics.keys() - {"num_tokens"}:  # the prompt counts once here
+        assert ours.metrics[key] == pytest.approx(theirs.metrics[key], rel=RELATIVE, abs=1e-4), (
+            key
+        )  # differences of sums
+
+
+@pytest.mark.parametrize("budget", [None, 100])
+def test_log_prob_of_every_token_is_that_of_two_separate_rows(
+    family: Family, tmp_path: Path, budget: int | None
+) -> None:
+    trainer = _trainer(family, directory=tmp_path, train=RECOMPUTE, budget=budget)
+    separate = PairCollator(processor=family.processor, load_image=load_image)
+    trainer.model_wrapped = trainer.model
+    together = trainer.answer_logps(family.pairs, collator=trainer.data_collator)
+    apart = trainer.answer_logps(family.pairs, collator=separate)
+    answers = [pair.chosen_ids for pair in family.pairs] + [pair.rejected_ids for pair in family.pairs]
+    assert [len(row) for row in together] == [len(answer) for answer in answers]
+    for ours, theirs in zip(together, apart, strict=True):
+        assert torch.allclose(ours, theirs, rtol=RELATIVE, atol=1e-5)
+
+
+def test_two_half_batches_average_to_one(family: Family, theirs: Computed, tmp_path: Path) -> None:
+    """What data parallelism does with two workers."""
+    trainer = _trainer(family, directory=tmp_path, train=RECOMPUTE, budget=4096)
+    rows = pair_rows(family.pairs)
+    first, second = (_computed(trainer, trainer.data_collator(half)) for half in (rows[:2], rows[2:]))
+    mean = Computed(
+        loss=(first.loss + second.loss) / 2,
+        gradients={name: (first.gradients[name] + second.gradients[name]) / 2 for name in first.gradients},
+        metrics={},
+    )
+    _assert_same(mean, theirs)
+
+
+def test_gradient_checkpointing_changes_nothing(family: Family, theirs: Computed, tmp_path: Path) -> None:
+    trainer = _trainer(family, directory=tmp_path, train=RECOMPUTE, budget=100)
+    trainer.model.gradient_checkpointing_enable()
+    trainer.model.enable_input_require_grads()
+    assert trainer.model.get_base_model().is_gradient_checkpointing
+    _assert_same(_computed(trainer, trainer.data_collator(pair_rows(family.pairs))), theirs)
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return _family("llava", directory=tmp_path_factory.mktemp("llava_alone"))
+
+
+@pytest.mark.parametrize(
+    "objective, by_trl", [("sigmoid_average", "sigmoid_norm"), ("ipo", "ipo"), ("sft", "sft"), ("sigmoid", "sigmoid")]
+)
+def test_objectives_that_trl_has_are_trls_and_ours(
+    llava: Family, tmp_path: Path, objective: str, by_trl: str
+) -> None:
+    theirs = _by_trl(llava, directory=tmp_path, loss_type=[by_trl])
+    trainer = _trainer(llava, directory=tmp_path, train=RECOMPUTE, budget=100, loss_type=[by_trl])
+    batch = trainer.data_collator(pair_rows(llava.pairs))
+    _assert_same(_computed(trainer, batch), theirs)
+    logps, tokens = _sums(trainer, llava)
+    chosen_tokens, rejected_tokens = tokens
+    loss = {
+        "sigmoid": lambda: objectives.dpo_loss(*logps, beta=BETA),
+        "sigmoid_average": lambda: objectives.length_averaged_dpo_loss(
+            *logps, chosen_tokens=chosen_tokens, rejected_tokens=rejected_tokens, beta=BETA
+        ),
+        "ipo": lambda: objectives.ipo_loss(
+            *logps, chosen_tokens=chosen_tokens, rejected_tokens=rejected_tokens, beta=BETA
+        ),
+        "sft": lambda: objectives.sft_loss(logps[0], num_tokens=chosen_tokens),
+    }[objective]()
+    assert loss.mean().item() == pytest.approx(theirs.loss, rel=RELATIVE)
+
+
+def _sums(trainer: Any, family: Family) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """(policy chosen, policy rejected, reference chosen, reference rejected), (chosen tokens, rejected tokens)."""
+    trainer.model_wrapped = trainer.model
+    separate = PairCollator(processor=family.processor, load_image=load_image)
+    halves = []
+    for is_reference in (False, True):
+        if is_reference:
+            with trainer.model.disable_adapter():
+                rows = trainer.answer_logps(family.pairs, collator=separate)
+        else:
+            rows = trainer.answer_logps(family.pairs, collator=separate)
+        halves += list(torch.stack([row.sum() for row in rows]).chunk(2))
+    num_tokens = torch.tensor([len(row) for row in rows])
+    return halves, list(num_tokens.chunk(2))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"objective": "dpo_positive", "positive_penalty": 5.0}, {"label_smoothing": 0.1}, {"nll_weight": 1 / 1024}],
+)
+def test_objectives_that_trl_lacks_are_the_pure_functions(
+    llava: Family, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    train = Train(beta=BETA, reference="recompute", dtype="float32", **settings)
+    if "objective" in settings:  # with these weights it is the rejected answers that partly fell below the reference
+        exchanged = [
+            dataclasses.replace(pair, chosen_ids=pair.rejected_ids, rejected_ids=pair.chosen_ids)
+            for pair in llava.pairs
+        ]
+        llava = dataclasses.replace(llava, pairs=tuple(exchanged))
+    trainer = _trainer(llava, directory=tmp_path, train=train, budget=100)
+    computed = _computed(trainer, trainer.data_collator(pair_rows(llava.pairs)))
+    logps, _ = _sums(trainer, llava)
+    if "objective" in settings:
+        expected = objectives.dpo_positive_loss(*logps, beta=BETA, penalty=5.0).mean()
+    elif "nll_weight" in settings:
+        expected = (objectives.dpo_loss(*logps, beta=BETA) + objectives.nll_loss(logps[0]) / 1024).mean()
+    else:
+        expected = objectives.dpo_loss(*logps, beta=BETA, label_smoothing=0.1).mean()
+    assert computed.loss == pytest.approx(expected.item(), rel=RELATIVE)
+    assert computed.loss != pytest.approx(objectives.dpo_loss(*logps, beta=BETA).mean().item(), rel=1e-3)
+
+
+def test_rollout_reference_is_the_records(llava: Family, tmp_path: Path) -> None:
+    trainer = _trainer(llava, directory=tmp_path, train=Train(beta=BETA, dtype="float32"), budget=100)
+    computed = _computed(trainer, trainer.data_collator(pair_rows(llava.pairs)))
+    (chosen, rejected, _, _), _ = _sums(trainer, llava)
+    given = [torch.tensor([getattr(pair, key) for pair in llava.pairs]) for key in ("chosen_logp", "rejected_logp")]
+    expected = objectives.dpo_loss(chosen, rejected, *given, beta=BETA).mean().item()
+    assert computed.loss == pytest.approx(expected, rel=RELATIVE)
+
+
+def test_check_measures_the_gap_and_names_the_pair_beyond_it(llava: Family, tmp_path: Path) -> None:
+    train = Train(beta=BETA, dtype="float32", reference="check", reference_tolerance=1e-3)
+    trainer = _trainer(llava, directory=tmp_path, train=train, budget=100)
+    (_, _, chosen, rejected), _ = _sums(trainer, llava)
+    true = [
+        dataclasses.replace(pair, chosen_logp=float(chosen[index]), rejected_logp=float(rejected[index]) + 1e-4)
+        for index, pair in enumerate(llava.pairs)
+    ]
+    computed = _computed(trainer, trainer.data_collator(pair_rows(true)))
+    assert len(trainer.reference_gaps) == 2 * len(true)
+    assert 0 < max(trainer.reference_gaps) < 1e-3
+    assert torch.isfinite(torch.tensor(computed.loss))
+    off = [*true[:2], dataclasses.replace(true[2], rejected_logp=true[2].rejected_logp - 3.0), true[3]]
+    with pytest.raises(ReferenceGapError, match=r"pair-2 of policy version 0.*train\.reference_tolerance = 0\.001"):
+        _computed(trainer, trainer.data_collator(pair_rows(off)))
+
+
+def test_loss_that_is_no_number_names_the_pairs(llava: Family, tmp_path: Path) -> None:
+    trainer = _trainer(llava, directory=tmp_path, train=Train(beta=BETA, dtype="float32"), budget=100)
+    broken = [dataclasses.replace(llava.pairs[1], chosen_logp=float("nan"))]
+    rows = [{**row, "index": 1} for row in pair_rows(broken)]
+    with pytest.raises(FloatingPointError, match=r"the loss is nan; pairs of the batch: pair-1\."):
+        _computed(trainer, trainer.data_collator(rows))
+
+
+def _rehearsed(model: Path, step: str) -> bool:
+    from actors.dpo import RoundTrainer
+    from csr_ray.config import parse_config
+
+    train = {"step": step, "batch_size": 2, "lora_rank": 4, "dtype": "float32", "threads": 1, "pack_tokens": 4096}
+    config = parse_config(
+        {"data": {"prompts": "-"}, "policy": {"model": str(model)}, "scorer": {"model": "-"}, "train": train}
+    )
+    trainer = RoundTrainer(config, model=model)
+    try:
+        trainer.rehearse()
+    finally:
+        trainer.prepare(())  # lets go of the process's DeepSpeed, so that the next family finds it free
+    return trainer.shares_prefix
+
+
+def test_each_family_is_probed_and_one_that_cannot_share_falls_back(
+    training_process: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    """Gemma 3 lets image tokens see each other in both directions, which this mask would take away."""
+
+    def rehearsed(name: str, *, step: str) -> bool:
+        model = tmp_path / name
+        if not model.exists():
+            {**FAMILIES, "gemma3": build_tiny_gemma3}[name](model, seed=0)
+        return training_process.submit(_rehearsed, model, step).result(timeout=120)
+
+    assert [rehearsed(name, step="auto") for name in FAMILIES] == [True] * len(FAMILIES)
+    assert rehearsed("gemma3", step="auto") is False
+    with pytest.raises(ConfigError, match=r"train\.step = 'shared_prefix': Gemma3.* set train\.step to auto"):
+        rehearsed("gemma3", step="shared_prefix")
