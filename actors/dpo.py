@@ -98,7 +98,7 @@ class RoundTrainer:
         pairs = rehearsal_pairs(self._processor)
         self.prepare(())
         self._shares_prefix = self._uses_flex = False
-        trainer = self._new_trainer(pairs, round_index=0, read_image=rehearsal_image)
+        trainer = self._new_trainer(pairs, round_index=0, read_image=rehearsal_image, is_rehearsal=True)
         trainer.train()
         trainer.chosen_logps(pairs)
         with tempfile.TemporaryDirectory() as directory:
@@ -223,7 +223,12 @@ class RoundTrainer:
         return decided[0]
 
     def _new_trainer(
-        self, pairs: Sequence[PreferencePair], *, round_index: int, read_image: LoadImage = load_image
+        self,
+        pairs: Sequence[PreferencePair],
+        *,
+        round_index: int,
+        read_image: LoadImage = load_image,
+        is_rehearsal: bool = False,
     ) -> PairTrainer:
         train = self._config.train
         assert self._policy is not None
@@ -233,7 +238,8 @@ class RoundTrainer:
         return PairTrainer(
             self._policy,
             args=training_arguments(train, seed=self._config.run.seed, round_index=round_index, num_steps=num_steps),
-            train=train,
+            # Made-up pairs have no log-probs that a check could pass.
+            train=train.model_copy(update={"reference": "recompute"}) if is_rehearsal else train,
             pairs=pairs,
             collator=self._collator(read_image, is_shared=self._shares_prefix),
             use_flex=self._uses_flex,

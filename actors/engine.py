@@ -32,10 +32,20 @@ _IMAGES_KEPT = 512
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedPolicy:
-    """What an engine worker says after new weights: their checksum, how many tensors, and the seconds it took."""
+    """What an engine worker says after new weights.
+
+    Attributes:
+        checksum: of the tensors that were loaded, under checkpoint names.
+        num_unseen: tensors whose layer could not be looked at afterwards (split over several workers).
+        max_tensor_gap: largest relative gap between a layer and its tensor (`actors.engine_proof`).
+        wrong_tensors: names of those beyond rounding, worst first.
+    """
 
     checksum: str
     num_tensors: int
+    num_unseen: int
+    max_tensor_gap: float
+    wrong_tensors: tuple[str, ...]
     seconds: float
 
 
@@ -151,6 +161,29 @@ class VllmEngine:
         tail = final.prompt_logprobs[-len(answer_ids) :]
         return float(sum(entry[token].logprob for entry, token in zip(tail, answer_ids, strict=True)))
 
+    async def cached_gap(self, question: Question, *, answer_ids: Sequence[int]) -> float:
+        """How far the log-prob of the answer's last token depends on whether cached prefixes may be used.
+
+        Teacher forcing computes every prefix anew and so would miss a cache that still holds the old policy's.
+        """
+        *prefix, last = answer_ids
+        final = await self._final(
+            question.text, image=question.image, suffix=answer_ids, max_tokens=1, temperature=0.0, prompt_logprobs=0
+        )
+        fresh = final.prompt_logprobs[-1][last].logprob
+        # Logprobs are those of the raw distribution, so forcing the token does not change its own.
+        outputs = await self._generate(
+            question.text,
+            image=question.image,
+            suffix=prefix,
+            n=1,
+            max_tokens=1,
+            temperature=0.0,
+            logprobs=0,
+            allowed_token_ids=[last],
+        )
+        return abs(float(fresh) - float(outputs[0].logprobs[0][last].logprob))
+
     async def load_policy(self, *, adapters: Sequence[str]) -> LoadedPolicy:
         """Base weights plus all `adapters`, merged inside the engine's workers; every cache of the old one goes."""
         results = await self._llm.collective_rpc("load_policy", args=(self._model, list(adapters)))
@@ -160,7 +193,8 @@ class VllmEngine:
         await self._llm.reset_encoder_cache()
         checksums = {result["checksum"] for result in results}
         assert len(checksums) == 1, f"tensor-parallel ranks read different weights: {checksums}"
-        return LoadedPolicy(**results[0])
+        wrong = tuple(name for result in results for name in result["wrong_tensors"])
+        return LoadedPolicy(**{**results[0], "wrong_tensors": wrong})
 
     def figures(self) -> dict[str, float]:
         """The engine's counters since the last call (`actors.engine_stats`)."""

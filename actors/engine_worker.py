@@ -22,6 +22,7 @@ class PolicyLoader:
 
         Returns plain values only: they cross a process border.
         """
+        from actors.engine_proof import tensor_gaps, tolerance
         from csr_ray.weights import block_of, checksum, merged_blocks
 
         started_s = time.perf_counter()
@@ -31,8 +32,14 @@ class PolicyLoader:
         tensors = list(merged_blocks(Path(base), adapters=paths, also=self._adapted_blocks))
         self._adapted_blocks = frozenset(block_of(name) for name, _ in tensors)
         self.model_runner.reload_weights(weights_iterator=iter(tensors))  # type: ignore[attr-defined]
+        model = self.model_runner.get_model()  # type: ignore[attr-defined]
+        gaps, num_unseen = tensor_gaps(model, dict(tensors))
+        wrong = sorted((name for name, gap in gaps.items() if not gap <= tolerance(model)), key=lambda n: -gaps[n])
         return {
             "checksum": checksum(tensors),
             "num_tensors": len(tensors),
+            "num_unseen": num_unseen,
+            "max_tensor_gap": max(gaps.values(), default=0.0),
+            "wrong_tensors": wrong,
             "seconds": time.perf_counter() - started_s,
         }

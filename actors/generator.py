@@ -7,20 +7,45 @@ that leaves here is stamped with the policy version that made it.
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from actors.engine import VllmEngine
 from actors.process import log_to_file
+from actors.registry import Receiver
 from actors.scorer import ScorerPool
 from csr_ray.config import Config
+from csr_ray.errors import StalePolicyError
 from csr_ray.search import derive_seed, grow_tree
 from csr_ray.types import Answer, PreferencePair, Prompt, Question, Tree
 
 
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A generator's proof of what it serves.
+
+    Attributes:
+        checksum: of the tensors it loaded.
+        wrong_tensors: those whose layer answers otherwise, worst first.
+        probe_logps: log-probs of the probes' chosen answers.
+        cache_gaps: one a probe, see `VllmEngine.cached_gap`.
+    """
+
+    version: int
+    checksum: str
+    wrong_tensors: tuple[str, ...]
+    probe_logps: tuple[float, ...]
+    cache_gaps: tuple[float, ...]
+    num_bytes: int
+    seconds: float
+
+
 class GeneratorActor:
-    """One engine. `start` must have returned before anything else is called."""
+    """One engine. Serves nothing until `start` has brought it to the current policy version."""
 
     def __init__(self, config: Config, *, model: str, scorers: Sequence[Any], log: str | None = None) -> None:
         if log:
@@ -28,19 +53,23 @@ class GeneratorActor:
         self._config = config
         self._engine = VllmEngine(config, model=model)
         self._scorers = ScorerPool(scorers)
-        self._version = 0
+        self._version: int | None = None
+        self._receiver: Receiver | None = None
+        self._directory = tempfile.TemporaryDirectory(prefix="csr-ray-adapters-")
 
-    async def start(self, adapters: Sequence[str]) -> int:
-        """Bring the engine up with the base and `adapters` merged; returns the policy version it serves."""
+    async def start(self, registry: Any) -> int:
+        """Bring the engine up with the registry's current policy; returns the version it serves."""
+        self._receiver = Receiver(registry, folder=Path(self._directory.name))
         await self._engine.start()
-        if adapters:
-            await self._engine.load_policy(adapters=adapters)
-        self._version = len(adapters)
-        return self._version
+        version = await self._receiver.pull()
+        if version:
+            await self._engine.load_policy(adapters=self._receiver.adapters)
+        self._version = version
+        return version
 
     async def grow(self, prompt: Prompt, round_index: int) -> Tree:
         """The sentence tree of one prompt."""
-        version = self._version
+        version = self._current_version()
         config = self._config
         tree = await grow_tree(
             prompt,
@@ -58,7 +87,7 @@ class GeneratorActor:
         self, questions: Sequence[Question], temperature: float, max_tokens: int, seed: int
     ) -> list[Answer]:
         """One answer a question, without search."""
-        version = self._version
+        version = self._current_version()
 
         async def one(question: Question) -> Answer:
             sentence = await self._engine.answer(
@@ -74,20 +103,39 @@ class GeneratorActor:
 
         return list(await asyncio.gather(*(one(question) for question in questions)))
 
-    async def publish(
-        self, adapters: Sequence[str], probes: Sequence[PreferencePair]
-    ) -> tuple[int, str, float, list[float]]:
-        """Serve base + `adapters`: the version, the checksum, the seconds, and the probes' chosen log-probs."""
+    async def publish(self, probes: Sequence[PreferencePair]) -> Served:
+        """Pull and serve the registry's current policy, and say what can be checked about it.
+
+        Raises:
+            TransferError: a package did not arrive as it was sent; the old policy is still loaded but not served.
+        """
+        assert self._receiver is not None, "not started"
         started_s = time.perf_counter()
-        loaded = await self._engine.load_policy(adapters=adapters)
-        self._version = len(adapters)
-        logps = [
-            await self._engine.answer_logp(
-                Question(id=pair.id, image=pair.image, text=pair.prompt), answer_ids=pair.chosen_ids
-            )
-            for pair in probes
-        ]
-        return self._version, loaded.checksum, time.perf_counter() - started_s, logps
+        self._version = None  # a failure below leaves weights that nobody has vouched for
+        sent = self._receiver.num_bytes
+        version = await self._receiver.pull()
+        loaded = await self._engine.load_policy(adapters=self._receiver.adapters)
+        self._version = version
+        questions = [Question(id=pair.id, image=pair.image, text=pair.prompt) for pair in probes]
+        answers = [pair.chosen_ids for pair in probes]
+        engine = self._engine
+        asked = list(zip(questions, answers, strict=True))
+        logps = await asyncio.gather(*(engine.answer_logp(question, answer_ids=answer) for question, answer in asked))
+        gaps = await asyncio.gather(*(engine.cached_gap(question, answer_ids=answer) for question, answer in asked))
+        return Served(
+            version=version,
+            checksum=loaded.checksum,
+            wrong_tensors=loaded.wrong_tensors,
+            probe_logps=tuple(logps),
+            cache_gaps=tuple(gaps),
+            num_bytes=self._receiver.num_bytes - sent,
+            seconds=time.perf_counter() - started_s,
+        )
+
+    def _current_version(self) -> int:
+        if self._version is None:
+            raise StalePolicyError("this generator does not hold the current policy: not started, or failed")
+        return self._version
 
     async def figures(self) -> dict[str, float]:
         """The engine's counters since the last call."""
@@ -95,3 +143,4 @@ class GeneratorActor:
 
     async def close(self) -> None:
         self._engine.close()
+        self._directory.cleanup()

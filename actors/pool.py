@@ -7,6 +7,7 @@ does not know: what a tree is for, and where results are kept.
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,10 +16,15 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from actors.generator import Served
 from actors.process import tail
+from actors.publish import Proof, faults
+from actors.registry import Registry
 from csr_ray.config import Config
 from csr_ray.errors import ActorFailure, StalePolicyError
 from csr_ray.types import Answer, PreferencePair, Prompt, PublishReceipt, Question, Rejection, TrainResult, Tree
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -28,7 +34,12 @@ _FAILURES_BEFORE_GIVING_UP = 16
 
 
 class GeneratorPool:
-    """Generators and scorers that are already starting; `wait_until_ready` blocks until they serve."""
+    """Generators and scorers that are already starting; `wait_until_ready` blocks until they serve.
+
+    Args:
+        adapters: of the rounds already done, oldest first.
+        start_generator: starts the actor of a given number; None: a generator that fails is not replaced.
+    """
 
     def __init__(
         self,
@@ -38,17 +49,27 @@ class GeneratorPool:
         scorers: Sequence[Any],
         adapters: Sequence[str],
         logs: Path,
+        start_generator: Callable[[int], Any] | None = None,
     ) -> None:
         self._config = config
         self._generators = list(generators)
         self._scorers = list(scorers)
-        self._adapters = list(adapters)
+        self._version = len(adapters)
         self._logs = logs
-        self._started = [generator.start.remote(list(adapters)) for generator in self._generators]
+        self._start_generator = start_generator
+        self._replacements: list[Any] = []
+        self._registry = Registry(adapters, chunk_bytes=int(config.generators.chunk_mib * 2**20))
+        self._started = [generator.start.remote(self._registry.actor) for generator in self._generators]
 
     @property
     def version(self) -> int:
-        return len(self._adapters)
+        return self._version
+
+    def close(self) -> None:
+        """End what this pool itself started."""
+        for actor in self._replacements:
+            ray.kill(actor)
+        self._registry.close()
 
     def wait_until_ready(self) -> None:
         """Raises ActorFailure with the end of the actor's log if one cannot start."""
@@ -94,30 +115,62 @@ class GeneratorPool:
             yield from answers
 
     def publish(self, trained: TrainResult, *, pairs: Sequence[PreferencePair]) -> PublishReceipt:
-        """See `csr_ray.ports.Generators`. Raises ActorFailure if a generator does not answer as the trainer does."""
+        """See `csr_ray.ports.Generators`.
+
+        A generator that dies, or whose answer is not the trainer's, is taken out and replaced by a new one.
+
+        Raises:
+            ActorFailure: none passed, or a replacement failed too; says which tensor or probe differs.
+        """
         started_s = time.perf_counter()
-        adapters = [*self._adapters, trained.adapter]
+        self._registry.add(trained.adapter)
         probes = list(pairs[: len(trained.probe_logps)])
-        calls = [generator.publish.remote(adapters, probes) for generator in self._generators]
-        answers = [self._get(call, index=index) for index, call in enumerate(calls)]
-        checksums = {checksum for _, checksum, _, _ in answers}
-        if len(checksums) > 1:
-            raise ActorFailure(f"generators hold different weights after version {trained.version}: {checksums}")
-        gap = 0.0
-        for index, (version, _, _, logps) in enumerate(answers):
-            if version != trained.version:
-                raise StalePolicyError(f"generator {index} serves version {version}, expected {trained.version}")
-            for probe, ours, theirs in zip(probes, logps, trained.probe_logps, strict=True):
-                gap = max(gap, abs(ours - theirs))
-                self._check_gap(abs(ours - theirs), probe=probe, index=index, version=version)
-        self._adapters = adapters
+        proof = Proof(trained=trained, probes=probes, tolerance=self._config.generators.probe_tolerance)
+        served, failed = self._served(range(len(self._generators)), proof=proof)
+        if len(failed) == len(self._generators):
+            raise ActorFailure(f"no generator can be brought to version {trained.version}: {_listed(failed)}")
+        if failed:
+            _log.error("hand-over of version %d: replacing %s", trained.version, _listed(failed))
+            self._replace(list(failed))
+            again, failed = self._served(list(failed), proof=proof)
+            served |= again
+        if failed:
+            raise ActorFailure(f"replaced at version {trained.version}, and failed again: {_listed(failed)}")
+        self._version = trained.version
         return PublishReceipt(
             version=trained.version,
-            num_bytes=_size_bytes(Path(trained.adapter)) * len(self._generators),
+            num_bytes=sum(answer.num_bytes for answer in served.values()),
             seconds=time.perf_counter() - started_s,
             num_generators=len(self._generators),
-            max_probe_gap=gap,
+            max_probe_gap=max(proof.gap(answer) for answer in served.values()),
         )
+
+    def _served(self, indices: Sequence[int], *, proof: Proof) -> tuple[dict[int, Served], dict[int, str]]:
+        """What these generators serve now, and what is wrong with some of them."""
+        calls = {index: self._generators[index].publish.remote(list(proof.probes)) for index in indices}
+        served: dict[int, Served] = {}
+        failed: dict[int, str] = {}
+        for index, call in calls.items():
+            try:
+                served[index] = self._get(call, index=index)
+            except RayTaskError as error:
+                failed[index] = _reason(error)
+            except ActorFailure as error:
+                failed[index] = str(error)
+        failed |= faults(served, proof=proof)
+        return {index: answer for index, answer in served.items() if index not in failed}, failed
+
+    def _replace(self, indices: Sequence[int]) -> None:
+        if self._start_generator is None:
+            raise ActorFailure(f"generators {list(indices)} failed and cannot be replaced here")
+        started = []
+        for index in indices:
+            ray.kill(self._generators[index])
+            self._generators[index] = self._start_generator(index)
+            self._replacements.append(self._generators[index])
+            started.append(self._generators[index].start.remote(self._registry.actor))
+        for index, call in zip(indices, started, strict=True):
+            self._get(call, index=index)
 
     def figures(self) -> dict[str, float]:
         """Counters of generators and scorers since the last call, summed over each kind."""
@@ -126,14 +179,6 @@ class GeneratorPool:
             for name, value in figures.items():
                 total[name] = total.get(name, 0.0) + value
         return total
-
-    def _check_gap(self, gap: float, *, probe: PreferencePair, index: int, version: int) -> None:
-        allowed = self._config.generators.probe_tolerance * len(probe.chosen_ids)
-        if not gap <= allowed:
-            raise ActorFailure(
-                f"generator {index} at version {version}: log-prob of probe answer {probe.id} is {gap:.4g} off the "
-                f"trainer's, allowed {allowed:.4g} (generators.probe_tolerance a token); it serves other weights"
-            )
 
     def _map(self, items: Sequence[T], *, submit: Callable[[Any, T], Any], in_flight: int) -> Iterator[tuple[T, Any]]:
         """`submit` every item to whichever generator has a free slot; results (or task errors) as they come."""
@@ -185,5 +230,5 @@ def _reason(error: RayTaskError) -> str:
     return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
 
 
-def _size_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+def _listed(failed: dict[int, str]) -> str:
+    return "; ".join(f"generator {index}: {fault}" for index, fault in sorted(failed.items()))

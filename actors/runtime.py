@@ -41,6 +41,7 @@ class Serving:
 
     def close(self) -> None:
         """End what was started here, and Ray only if this process started it."""
+        self.generators.close()
         for actor in self._actors:
             ray.kill(actor)
         if self._owns_ray:
@@ -64,11 +65,18 @@ class Serving:
         scorers: Sequence[Any],
         owns_ray: bool,
     ) -> Serving:
-        generators = [
-            _start_generator(config, model=model, scorers=scorers, log=logs / f"generator_{index}.log")
-            for index in range(config.generators.min)
-        ]
-        pool = GeneratorPool(config, generators=generators, scorers=scorers, adapters=adapters, logs=logs)
+        def start_generator(index: int) -> Any:
+            return _start_generator(config, model=model, scorers=scorers, log=logs / f"generator_{index}.log")
+
+        generators = [start_generator(index) for index in range(config.generators.min)]
+        pool = GeneratorPool(
+            config,
+            generators=generators,
+            scorers=scorers,
+            adapters=adapters,
+            logs=logs,
+            start_generator=start_generator,
+        )
         return cls(generators=pool, actors=[*generators, *scorers], owns_ray=owns_ray)
 
 

@@ -239,6 +239,7 @@ class Generators(Section):
     probe_tolerance: float = Field(
         0.05, gt=0, description="after a hand-over: most a token's log-prob may differ from the trainer's (bf16)"
     )
+    chunk_mib: float = Field(16.0, gt=0, description="an adapter travels in chunks of so many MiB")
     hang_s: float = Field(600.0, gt=0, allow_inf_nan=False, description="a generator silent for so long is dead")
 
     @model_validator(mode="after")

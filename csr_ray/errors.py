@@ -41,5 +41,9 @@ class ActorFailure(RuntimeError):
     """An actor died or answered wrongly. The message names the actor and, if known, its log file."""
 
 
+class TransferError(RuntimeError):
+    """An adapter did not arrive as it was sent; the message names the version and the chunk."""
+
+
 class StalePolicyError(RuntimeError):
     """A generator answered with another policy version than the round's; its answers must not be used."""

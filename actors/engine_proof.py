@@ -1,0 +1,88 @@
+"""Whether a vLLM worker's layers answer as the tensors they were given, layer by layer.
+
+Kernels keep weights in layouts of their own (vLLM's CPU linears drop the plain weight once it is packed), so a digest
+of what lies in memory proves nothing there. Asked instead: does the layer map fixed random vectors to where the
+tensor maps them? Where the plain weight is still there it is compared itself. Runs inside the worker process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+# Relative, where only the layer's answer can be looked at: rounding of the products.
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+_NUM_PROBES = 4
+
+
+def tensor_gaps(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, float], int]:
+    """Relative gap of every decoder weight among `tensors` (checkpoint names), and how many could not be looked at.
+
+    A layer that is split over several workers, or that is not found under a known name, counts as not looked at.
+    """
+    layers = {
+        _tail(name): module
+        for name, module in model.named_modules()
+        if "language_model" in name and hasattr(module, "quant_method")
+    }
+    weights = {name: tensor for name, tensor in tensors.items() if name.endswith(".weight") and tensor.ndim == 2}
+    gaps: dict[str, float] = {}
+    num_unseen = 0
+    for name, tensor in weights.items():
+        found = _find(name, layers=layers, weights=weights)
+        if found is None:
+            num_unseen += 1
+            continue
+        layer, start = found
+        gaps[name] = _gap(layer, tensor=tensor, rows=slice(start, start + len(tensor)))
+    return gaps, num_unseen
+
+
+def tolerance(model: torch.nn.Module) -> float:
+    """The largest gap that rounding explains, in this model's dtype."""
+    return TOLERANCES.get(next(model.parameters()).dtype, 1e-2)
+
+
+def _find(name: str, *, layers: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> tuple[Any, int] | None:
+    """The layer that holds the tensor, and the first of its rows there."""
+    tail = _tail(name.removesuffix(".weight"))
+    leaf = tail.rpartition(".")[2]
+    fused = next((fused for fused, members in _FUSED.items() if leaf in members), None)
+    block = tail.removesuffix(leaf)
+    members: tuple[str, ...] = (leaf,)
+    if tail in layers:
+        layer = layers[tail]
+    elif fused is not None and f"{block}{fused}" in layers:
+        layer, members = layers[f"{block}{fused}"], _FUSED[fused]
+    else:
+        return None
+    home = name.removesuffix(f"{leaf}.weight")
+    rows = [len(weights[f"{home}{member}.weight"]) for member in members if f"{home}{member}.weight" in weights]
+    is_whole = len(rows) == len(members) and sum(rows) == getattr(layer, "output_size", sum(rows))
+    if not is_whole or getattr(layer, "tp_size", 1) != 1:
+        return None
+    return layer, sum(rows[: members.index(leaf)])
+
+
+def _gap(layer: Any, *, tensor: torch.Tensor, rows: slice) -> float:
+    weight = getattr(layer, "weight", None)
+    if weight is not None and weight.ndim == 2 and weight.shape[1] == tensor.shape[1]:
+        held = weight[rows].float().cpu()
+        expected = tensor.to(weight.dtype).float().cpu()
+    else:
+        dtype = weight.dtype if weight is not None else tensor.dtype
+        device = weight.device if weight is not None else tensor.device
+        random = torch.Generator().manual_seed(tensor.shape[1])
+        probes = torch.randn(_NUM_PROBES, tensor.shape[1], generator=random).to(dtype)
+        expected = (probes.double() @ tensor.to(dtype).double().T).float()
+        held = layer.quant_method.apply(layer, probes.to(device), bias=None)[:, rows].float().cpu()
+    return float((held - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+def _tail(name: str) -> str:
+    """`0.self_attn.q_proj` of whatever stands before the decoder's layers."""
+    return name.rpartition("layers.")[2]

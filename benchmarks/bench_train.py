@@ -1,0 +1,296 @@
+"""How much faster than TRL's own DPO trainer is the shared-prefix step, and how near is that to the arithmetic?
+
+The same random LLaVA, the same pairs (576 image tokens, as LLaVA-1.5 has), the same cores, LoRA, float32. Theirs:
+`trl.DPOTrainer` with its own collator and its own reference forward. Ours: one sequence a pair, with the engine's
+log-probs as reference (`csr_ray` as it runs; both without DeepSpeed). Each phase is a process of its own, in turn
+A B A B; figures are medians over all steps but each phase's first. Peak memory is the process's largest resident size
+above that of the loaded model. `flop_ratio` counts the matrix products of one step of each, `token_ratio` is the
+arithmetic of 4 rows' forwards and 2 rows' backwards against one sequence's (`csr_ray.shared_prefix.flops_ratio`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from random_llava import Shape, build, pairs_of, picture
+
+NUM_PROMPT_TOKENS = 30
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=4, help="pairs a step")
+    parser.add_argument("--steps", type=int, default=3, help="steps a phase; the first is not counted")
+    parser.add_argument("--phases", type=int, default=2, help="phases of each kind")
+    parser.add_argument("--answer-tokens", type=int, nargs=2, default=[80, 160], metavar=("MIN", "MAX"))
+    parser.add_argument("--pack-tokens", type=int, default=None, help="ours: tokens a row; default: a row a pair")
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--rank", type=int, default=16, help="of the LoRA")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--phase", choices=("trl", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.phase:
+        print(json.dumps(run_phase(arguments)))
+        return
+    shape = _shape(arguments)
+    with tempfile.TemporaryDirectory() as directory:
+        model = build(Path(directory) / "model", shape=shape)
+        phases: dict[str, list[dict[str, Any]]] = {"trl": [], "ours": []}
+        for _ in range(arguments.phases):
+            for kind in phases:
+                phases[kind].append(_in_process(kind, model=model))
+                print(f"{kind:<5} {json.dumps(phases[kind][-1]['step_s'])} s a step", flush=True)
+    rows = rows_of(phases, num_pairs=arguments.pairs)
+    for row in rows:
+        print(f"{row['name']:<26} {row['value']:>10.4g} {row['unit']}")
+    if arguments.json:
+        record = {
+            "name": "train",
+            "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
+            "versions": phases["ours"][0]["versions"],
+            "headline": "vs_trl_pairs_per_s",
+            "settings": {key: value for key, value in vars(arguments).items() if key not in ("json", "model")},
+            "rows": rows,
+        }
+        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def rows_of(phases: dict[str, list[dict[str, Any]]], *, num_pairs: int) -> list[dict[str, Any]]:
+    step_s = {kind: statistics.median(s for phase in runs for s in phase["step_s"]) for kind, runs in phases.items()}
+    peak = {kind: statistics.median(phase["peak_bytes"] for phase in runs) for kind, runs in phases.items()}
+    flops = {kind: runs[0]["flops"] for kind, runs in phases.items()}
+    rate = step_s["trl"] / step_s["ours"]
+    flop_ratio = flops["trl"] / flops["ours"]
+    logp_gap = abs(phases["trl"][0]["chosen_logp"] / phases["ours"][0]["chosen_logp"] - 1)
+
+    def row(name: str, value: float, unit: str) -> dict[str, Any]:
+        return {"name": name, "value": value, "unit": unit}
+
+    return [
+        row("vs_trl_pairs_per_s", rate, "x"),
+        row("vs_trl_peak_memory", peak["ours"] / peak["trl"], "of TRL's"),
+        row("flop_ratio", flop_ratio, "x fewer"),
+        row("token_ratio", phases["ours"][0]["token_ratio"], "x fewer token-forwards"),
+        row("share_of_flop_ratio", rate / flop_ratio, "share"),
+        row("trl_pairs_per_s", num_pairs / step_s["trl"], "pairs/s"),
+        row("ours_pairs_per_s", num_pairs / step_s["ours"], "pairs/s"),
+        row("trl_peak", peak["trl"] / 2**20, "MiB"),
+        row("ours_peak", peak["ours"] / 2**20, "MiB"),
+        row("ours_gflops_per_s", flops["ours"] / step_s["ours"] / 1e9, "GFLOP/s"),
+        row("trl_gflops_per_s", flops["trl"] / step_s["trl"] / 1e9, "GFLOP/s"),
+        row("chosen_logp_gap", logp_gap, "relative, first step"),
+    ]
+
+
+def run_phase(arguments: argparse.Namespace) -> dict[str, Any]:
+    """One phase in this process: a warm trainer, then timed steps."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    torch.set_num_threads(arguments.threads)
+    trainer, batch, token_ratio = (_trl if arguments.phase == "trl" else _ours)(arguments)
+    optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-5)
+    trainer.model.train()
+    baseline = _rss_bytes()
+    step_s, flops = [], 0
+    for step in range(arguments.steps):
+        # The whole of a step: collating (processor included), forward, backward, update.
+        counter = FlopCounterMode(display=False) if step == 0 else None
+        started_s = time.perf_counter()
+        if counter:
+            with counter:
+                _step(trainer, batch=batch, optimizer=optimizer)
+            flops = counter.get_total_flops()
+        else:
+            _step(trainer, batch=batch, optimizer=optimizer)
+            step_s.append(time.perf_counter() - started_s)
+    return {
+        "step_s": step_s,
+        "chosen_logp": trainer._metrics["train"]["logps/chosen"][0],
+        "flops": flops,
+        "peak_bytes": _peak_bytes() - baseline,
+        "token_ratio": token_ratio,
+        "versions": _versions(),
+    }
+
+
+def _step(trainer: Any, *, batch: Any, optimizer: Any) -> None:
+    loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch()))
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _trl(arguments: argparse.Namespace) -> tuple[Any, Any, float]:
+    from datasets import Dataset
+    from trl import DPOTrainer
+
+    texts = _texts(arguments)
+    rows = [{"prompt": pair.prompt, "chosen": f" {pair.chosen}", "rejected": f" {pair.rejected}"} for pair in texts]
+    side_px = _shape(arguments).image_px
+    processor, policy = _load(arguments.model)
+    trainer = DPOTrainer(
+        policy,
+        args=_settings(arguments),
+        train_dataset=Dataset.from_list([{**row, "image": "0"} for row in rows]),
+        processing_class=processor,
+        peft_config=_lora(arguments),
+    )
+
+    def batch() -> Any:
+        return trainer.data_collator(
+            [{**row, "image": picture(index, side_px=side_px)} for index, row in enumerate(rows)]
+        )
+
+    return trainer, batch, 0.0
+
+
+def _ours(arguments: argparse.Namespace) -> tuple[Any, Any, float]:
+    from actors.pair_trainer import PairTrainer
+    from actors.shared_step import family_positions
+    from csr_ray.collate import SharedPrefixCollator, pair_rows
+    from csr_ray.config import Train
+    from csr_ray.shared_prefix import flops_ratio
+    from csr_ray.types import PreferencePair
+
+    texts = _texts(arguments)
+    processor, policy = _load(arguments.model)
+    shape = _shape(arguments)
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    pairs = [
+        PreferencePair(
+            id=str(index),
+            image=str(index),
+            prompt=pair.question,
+            chosen=pair.chosen,
+            rejected=pair.rejected,
+            chosen_ids=ids(pair.chosen),
+            rejected_ids=ids(pair.rejected),
+            chosen_logp=0.0,
+            rejected_logp=0.0,
+            chosen_reward=1.0,
+            rejected_reward=0.0,
+            chosen_nodes=(0,),
+            rejected_nodes=(1,),
+            policy_version=0,
+            method="bench",
+            seed=0,
+        )
+        for index, pair in enumerate(texts)
+    ]
+    trainer = PairTrainer(
+        policy,
+        args=_settings(arguments),
+        train=Train(beta=0.1, dtype="float32"),
+        pairs=pairs,
+        collator=SharedPrefixCollator(
+            processor=processor,
+            load_image=lambda name: picture(int(name), side_px=shape.image_px),
+            positions=family_positions(policy),
+            budget=arguments.pack_tokens,
+        ),
+        lora=_lora(arguments),
+    )
+    lengths = [(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
+    ratio = flops_ratio(
+        num_prefix=shape.num_image_tokens + NUM_PROMPT_TOKENS,
+        num_chosen=round(statistics.mean(chosen for chosen, _ in lengths)),
+        num_rejected=round(statistics.mean(rejected for _, rejected in lengths)),
+        reference_forward=True,
+    )
+    return trainer, lambda: trainer.data_collator(pair_rows(pairs)), ratio
+
+
+def _settings(arguments: argparse.Namespace) -> Any:
+    from trl import DPOConfig
+
+    return DPOConfig(
+        output_dir=tempfile.gettempdir(),
+        beta=0.1,
+        per_device_train_batch_size=arguments.pairs,
+        max_length=None,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        remove_unused_columns=False,
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+def _lora(arguments: argparse.Namespace) -> Any:
+    from peft import LoraConfig
+
+    names = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+    targets = rf".*\blanguage_model\..*\.({names})"
+    return LoraConfig(r=arguments.rank, lora_alpha=2 * arguments.rank, target_modules=targets, task_type="CAUSAL_LM")
+
+
+def _load(model: Path) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    policy = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
+    return AutoProcessor.from_pretrained(model), policy
+
+
+def _texts(arguments: argparse.Namespace) -> Any:
+    return pairs_of(
+        arguments.pairs,
+        vocab=_shape(arguments).vocab,
+        num_prompt_tokens=NUM_PROMPT_TOKENS,
+        answer_tokens=tuple(arguments.answer_tokens),
+    )
+
+
+def _shape(arguments: argparse.Namespace) -> Shape:
+    return Shape(
+        hidden=arguments.hidden,
+        layers=arguments.layers,
+        heads=arguments.hidden // 64,
+        intermediate=arguments.hidden * 8 // 3 // 64 * 64,
+    )
+
+
+def _in_process(kind: str, *, model: Path) -> dict[str, Any]:
+    command = [sys.executable, __file__, *sys.argv[1:], "--phase", kind, "--model", str(model)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"phase {kind} failed:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _rss_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _peak_bytes() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _versions() -> dict[str, str]:
+    import importlib.metadata
+
+    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft")}
+
+
+if __name__ == "__main__":
+    main()

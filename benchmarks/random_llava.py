@@ -1,0 +1,144 @@
+"""A LLaVA of any size with random weights, and preference pairs for it; for the benchmarks.
+
+Its tokenizer has one token a word (`w0`, `w1`, ...), so a text has exactly as many tokens as words.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+_TEMPLATE = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image> ' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endfor %}"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Sizes of the model; `image_px` / `patch_px` squared are the tokens of an image."""
+
+    hidden: int = 768
+    layers: int = 12
+    heads: int = 12
+    intermediate: int = 2048
+    vocab: int = 2048
+    tower_hidden: int = 192
+    tower_layers: int = 4
+    image_px: int = 336
+    patch_px: int = 14
+
+    @property
+    def num_image_tokens(self) -> int:
+        return (self.image_px // self.patch_px) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPair:
+    """One pair as text; `prompt` holds the image's token and the start token."""
+
+    question: str
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+def build(directory: Path, *, shape: Shape, seed: int = 0) -> Path:
+    """Write model and processor in Hugging Face's layout."""
+    import torch
+    from transformers import (
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+    )
+
+    tokenizer = _tokenizer(shape.vocab)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=shape.tower_hidden,
+            intermediate_size=4 * shape.tower_hidden,
+            num_hidden_layers=shape.tower_layers,
+            num_attention_heads=max(1, shape.tower_hidden // 64),
+            image_size=shape.image_px,
+            patch_size=shape.patch_px,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=shape.vocab,
+            hidden_size=shape.hidden,
+            intermediate_size=shape.intermediate,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.heads,
+            max_position_embeddings=4096,
+            tie_word_embeddings=False,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=shape.num_image_tokens,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    torch.manual_seed(seed)
+    LlavaForConditionalGeneration(config).save_pretrained(directory)
+    side = {"height": shape.image_px, "width": shape.image_px}
+    LlavaProcessor(
+        image_processor=CLIPImageProcessor(size=side, crop_size=side),
+        tokenizer=tokenizer,
+        patch_size=shape.patch_px,
+        vision_feature_select_strategy="default",
+        chat_template=_TEMPLATE,
+        num_additional_image_tokens=1,
+    ).save_pretrained(directory)
+    return directory
+
+
+def pairs_of(
+    num_pairs: int, *, vocab: int, num_prompt_tokens: int, answer_tokens: tuple[int, int], seed: int = 0
+) -> list[TextPair]:
+    """Pairs whose answers have between `answer_tokens` tokens, the end token included."""
+    rng = random.Random(seed)
+
+    def words(number: int) -> str:
+        return " ".join(f"w{rng.randrange(vocab - 8)}" for _ in range(number))
+
+    pairs = []
+    for _ in range(num_pairs):
+        question = words(num_prompt_tokens - 2)
+        chosen, rejected = (words(rng.randint(*answer_tokens) - 1) + " </s>" for _ in range(2))
+        pairs.append(TextPair(question=question, prompt=f"<s> <image> {question}", chosen=chosen, rejected=rejected))
+    return pairs
+
+
+def picture(index: int, *, side_px: int) -> Image.Image:
+    """Noise, another one an index."""
+    return Image.frombytes("RGB", (side_px, side_px), random.Random(index).randbytes(3 * side_px * side_px))
+
+
+def _tokenizer(vocab: int) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ("<pad>", "<s>", "</s>", "<image>", "<unk>")
+    ids = {token: index for index, token in enumerate((*special, *(f"w{i}" for i in range(vocab - len(special)))))}
+    backend = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", ids["<s>"])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_special_tokens={"image_token": "<image>"},
+        padding_side="left",
+        model_max_length=8192,
+    )

@@ -1,0 +1,50 @@
+"""A stand-in for the generator actor; importable by name in Ray's workers."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from actors.generator import Served
+from actors.registry import Receiver
+from csr_ray.types import PreferencePair
+
+LOGPS = (-10.0, -20.0)
+
+
+class FakeGenerator:
+    """Pulls like the real one, and proves what `fault` lets it."""
+
+    def __init__(self, directory: str, fault: str | None) -> None:
+        self._directory, self._fault = directory, fault
+
+    async def start(self, registry: Any) -> int:
+        self._receiver = Receiver(registry, folder=Path(self._directory) / str(os.getpid()))
+        return await self._receiver.pull()
+
+    async def publish(self, probes: list[PreferencePair]) -> Served:
+        before = self._receiver.num_bytes
+        version = await self._receiver.pull()
+        if self._fault == "dies":
+            os._exit(1)
+        if self._fault == "out of memory":
+            raise MemoryError("cannot allocate 4 GiB")
+        tensors = load_file(Path(self._receiver.adapters[-1]) / "adapter_model.safetensors")
+        off = {"other weights": 3.0, "no number": math.nan}.get(self._fault or "", 0.0)
+        return Served(
+            version=version - 1 if self._fault == "old version" else version,
+            checksum="0" if self._fault == "other tensors" else str(float(tensors["x"].sum())),
+            wrong_tensors=("layers.1.q_proj.weight",) if self._fault == "one layer" else (),
+            probe_logps=tuple(logp + off for logp in LOGPS),
+            cache_gaps=(0.0, 0.5 if self._fault == "stale cache" else 0.0),
+            num_bytes=self._receiver.num_bytes - before,
+            seconds=0.0,
+        )
+
+    def held(self) -> list[float]:
+        files = [Path(adapter) / "adapter_model.safetensors" for adapter in self._receiver.adapters]
+        return [float(load_file(file)["x"].sum()) for file in files]

@@ -1,0 +1,168 @@
+"""The pool's hand-over on real Ray with real bytes; generators stand in that say what a fault would make them say.
+
+What real engines answer is held by test_families.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from fake_generator import LOGPS, FakeGenerator
+from safetensors.torch import save_file
+
+from actors.generator import Served
+from actors.pool import GeneratorPool
+from actors.publish import Proof, faults
+from csr_ray.config import Config, parse_config
+from csr_ray.errors import ActorFailure
+from csr_ray.types import PreferencePair, TrainResult
+
+
+def _config() -> Config:
+    return parse_config(
+        {
+            "data": {"prompts": "-"},
+            "policy": {"model": "-"},
+            "scorer": {"model": "-"},
+            "generators": {"probe_tolerance": 0.01, "chunk_mib": 0.001},
+        }
+    )
+
+
+def _adapter(directory: Path, *, value: float) -> str:
+    folder = directory / f"adapter_{value}"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    save_file({"x": torch.full((1000,), value)}, folder / "adapter_model.safetensors")
+    return str(folder)
+
+
+def _pairs() -> list[PreferencePair]:
+    return [
+        PreferencePair(
+            id=f"pair-{index}",
+            image="-",
+            prompt="-",
+            chosen="-",
+            rejected="-",
+            chosen_ids=(1, 2, 3),
+            rejected_ids=(4,),
+            chosen_logp=0.0,
+            rejected_logp=0.0,
+            chosen_reward=1.0,
+            rejected_reward=0.0,
+            chosen_nodes=(0,),
+            rejected_nodes=(1,),
+            policy_version=0,
+            method="csr",
+            seed=0,
+        )
+        for index in range(2)
+    ]
+
+
+def _trained(adapter: str, *, version: int) -> TrainResult:
+    return TrainResult(
+        adapter=adapter,
+        version=version,
+        num_pairs=2,
+        num_steps=1,
+        seconds=0.0,
+        optimizer_s=0.0,
+        loss_first=0.7,
+        loss_last=0.7,
+        probe_logps=LOGPS,
+    )
+
+
+Start = Callable[..., GeneratorPool]
+
+
+@pytest.fixture
+def start(ray_session: None, tmp_path: Path) -> Iterator[Start]:
+    """Starts a pool whose first generators have the given faults; replacements have `replacement`'s."""
+    pools, actors = [], []
+
+    def make(*given: str | None, replacement: str | None = None, adapters: tuple[str, ...] = ()) -> GeneratorPool:
+        def generator(fault: str | None) -> Any:
+            actors.append(ray.remote(FakeGenerator).options(num_cpus=0).remote(str(tmp_path / "received"), fault))
+            return actors[-1]
+
+        pool = GeneratorPool(
+            _config(),
+            generators=[generator(fault) for fault in given],
+            scorers=[],
+            adapters=adapters,
+            logs=tmp_path,
+            start_generator=lambda index: generator(replacement),
+        )
+        pool.wait_until_ready()
+        pools.append(pool)
+        return pool
+
+    yield make
+    for pool in pools:
+        pool.close()
+    for actor in actors:
+        ray.kill(actor)
+
+
+def test_every_generator_pulls_what_it_lacks_and_the_bytes_are_counted(start: Start, tmp_path: Path) -> None:
+    old, new = (_adapter(tmp_path, value=value) for value in (1.0, 2.0))
+    pool = start(None, None, adapters=(old,))
+    assert pool.version == 1
+    receipt = pool.publish(_trained(new, version=2), pairs=_pairs())
+    size = sum(path.stat().st_size for path in Path(new).iterdir())
+    assert (receipt.version, receipt.num_generators, receipt.num_bytes) == (2, 2, 2 * size)
+    assert pool.version == 2
+    assert [ray.get(actor.held.remote()) for actor in pool._generators] == [[1000.0, 2000.0]] * 2
+
+
+def test_faulty_generators_are_replaced_by_ones_that_hold_every_version(start: Start, tmp_path: Path) -> None:
+    faults = ["dies", "out of memory", "other weights", "no number", "old version", "one layer", "stale cache"]
+    old, new = (_adapter(tmp_path, value=value) for value in (1.0, 2.0))
+    pool = start(None, *faults, adapters=(old,))
+    before = list(pool._generators)
+    pool.publish(_trained(new, version=2), pairs=_pairs())
+    assert pool.version == 2
+    kept = [actor is other for actor, other in zip(pool._generators, before, strict=True)]
+    assert dict(zip([None, *faults], kept, strict=True)) == {None: True, **dict.fromkeys(faults, False)}
+    assert ray.get([actor.held.remote() for actor in pool._generators]) == [[1000.0, 2000.0]] * len(before)
+
+
+def test_if_all_fail_the_run_stops_and_says_which_tensor_differs(start: Start, tmp_path: Path) -> None:
+    pool = start("one layer", "other weights")
+    with pytest.raises(
+        ActorFailure, match=r"version 1: generator 0: .*layers\.1\.q_proj\.weight; generator 1: .*pair-0"
+    ):
+        pool.publish(_trained(_adapter(tmp_path, value=1.0), version=1), pairs=_pairs())
+    assert pool.version == 0
+
+
+def test_a_replacement_that_fails_too_stops_the_run(start: Start, tmp_path: Path) -> None:
+    pool = start(None, "stale cache", replacement="stale cache")
+    with pytest.raises(ActorFailure, match=r"failed again: generator 1: .*cached"):
+        pool.publish(_trained(_adapter(tmp_path, value=1.0), version=1), pairs=_pairs())
+
+
+def test_one_that_loaded_other_tensors_than_the_rest_is_found() -> None:
+    def served(checksum: str) -> Served:
+        return Served(
+            version=1,
+            checksum=checksum,
+            wrong_tensors=(),
+            probe_logps=LOGPS,
+            cache_gaps=(0.0, 0.0),
+            num_bytes=0,
+            seconds=0.0,
+        )
+
+    proof = Proof(trained=_trained("-", version=1), probes=_pairs(), tolerance=0.01)
+    assert faults({0: served("a"), 1: served("a")}, proof=proof) == {}
+    found = faults({0: served("a"), 1: served("b"), 2: served("a")}, proof=proof)
+    assert list(found) == [1] and "other tensors" in found[1]
