@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from torch import distributed
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.trainer_utils import get_last_checkpoint
 
 from actors.dpo_settings import training_arguments
 from actors.pair_trainer import PairTrainer, StepClock
@@ -183,10 +184,16 @@ class RoundTrainer:
         usable = self._usable(pairs)
         if not usable.positions:
             raise ValueError(f"round {round_index}: none of {len(pairs)} pairs can be trained on: {usable.dropped}")
-        trainer = self._new_trainer([pairs[position] for position in usable.positions], round_index=round_index)
+        checkpoints = output_dir.parent / "checkpoints" if self._config.train.checkpoint_steps else None
+        trainer = self._new_trainer(
+            [pairs[position] for position in usable.positions], round_index=round_index, checkpoints=checkpoints
+        )
         clock = StepClock(on_step=on_step)
         trainer.add_callback(clock)
-        trainer.train()
+        resumed = get_last_checkpoint(str(checkpoints)) if checkpoints and checkpoints.is_dir() else None
+        if resumed:
+            _log.info("round %d: going on from %s", round_index, resumed)
+        trainer.train(resume_from_checkpoint=resumed)
         engine = trainer.model_wrapped
         # accelerate falls back to plain data parallelism when one of its many conditions is not met.
         assert isinstance(engine, DeepSpeedEngine), type(engine)
@@ -194,6 +201,8 @@ class RoundTrainer:
         leading = [i for i, position in enumerate(usable.positions[:_MAX_PROBES]) if position == i]
         probe_logps = trainer.chosen_logps([pairs[i] for i in leading]) if leading else ()
         save_adapter(trainer.model, output_dir=output_dir)
+        if checkpoints and distributed.get_rank() == 0:
+            shutil.rmtree(checkpoints, ignore_errors=True)
         metrics = {**clock.last_logs, "deepspeed_stage": float(engine.zero_optimization_stage())}
         metrics |= {f"dropped/{reason}": float(count) for reason, count in usable.dropped.items()}
         metrics["shared_prefix"] = float(self._shares_prefix)
@@ -229,6 +238,7 @@ class RoundTrainer:
         round_index: int,
         read_image: LoadImage = load_image,
         is_rehearsal: bool = False,
+        checkpoints: Path | None = None,
     ) -> PairTrainer:
         train = self._config.train
         assert self._policy is not None
@@ -237,7 +247,13 @@ class RoundTrainer:
             set_flex(self._policy, is_on=True)
         return PairTrainer(
             self._policy,
-            args=training_arguments(train, seed=self._config.run.seed, round_index=round_index, num_steps=num_steps),
+            args=training_arguments(
+                train,
+                seed=self._config.run.seed,
+                round_index=round_index,
+                num_steps=num_steps,
+                checkpoints=checkpoints,
+            ),
             # Made-up pairs have no log-probs that a check could pass.
             train=train.model_copy(update={"reference": "recompute"}) if is_rehearsal else train,
             pairs=pairs,

@@ -6,6 +6,7 @@ Imports the training stack, so only train workers import it. Knows settings; sta
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from trl import DPOConfig
@@ -17,13 +18,16 @@ _LOSSES = {"sigmoid_average": "sigmoid_norm", "ipo": "ipo", "sft": "sft"}
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
-def training_arguments(train: Train, *, seed: int, round_index: int, num_steps: int) -> DPOConfig:
-    """TRL's and DeepSpeed's settings for one round."""
+def training_arguments(
+    train: Train, *, seed: int, round_index: int, num_steps: int, checkpoints: Path | None = None
+) -> DPOConfig:
+    """TRL's and DeepSpeed's settings for one round; `checkpoints` is where optimizer state goes, if anywhere."""
+    saving = {"save_strategy": "steps", "save_steps": train.checkpoint_steps, "save_total_limit": 1}
     per_worker = train.batch_size // train.workers
     micro = train.micro_batch_size or per_worker
     use_gpu = train.gpus_per_worker > 0
     return DPOConfig(
-        output_dir=tempfile.gettempdir(),  # nothing is written there: no checkpoints, no logs
+        output_dir=str(checkpoints or tempfile.gettempdir()),  # without checkpoints nothing is written there
         beta=train.beta,
         loss_type=[_LOSSES.get(train.objective, "sigmoid")],
         learning_rate=train.learning_rate,
@@ -40,7 +44,7 @@ def training_arguments(train: Train, *, seed: int, round_index: int, num_steps: 
         optim="adamw_torch",  # DeepSpeed's own CPU Adam would have to be compiled first
         seed=(seed * 1_000_003 + round_index) % 2**31,
         remove_unused_columns=False,
-        save_strategy="no",
+        **(saving if checkpoints else {"save_strategy": "no"}),
         logging_steps=1,
         report_to=[],
         disable_tqdm=True,
@@ -62,6 +66,9 @@ def deepspeed_settings(train: Train, *, micro_batch_size: int, use_gpu: bool) ->
             "stage": train.deepspeed_stage,
             # Elements, allocated in full at start; a LoRA's gradients are small.
             "reduce_bucket_size": 50_000_000 if use_gpu else 4_000_000,
+            **({"offload_optimizer": {"device": "cpu"}} if train.offload_optimizer else {}),
         },
+        # DeepSpeed's own CPU Adam would have to be compiled; torch's does as well for a LoRA.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
     }

@@ -68,6 +68,9 @@ class PairTrainer(DPOTrainer):
         keep_only_sources(policy)
         self.remove_callback(PrinterCallback)
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: TRL writes one into every checkpoint, which here nobody publishes."""
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         # The base class casts every float of the batch to the training dtype; in bfloat16 a reference of -80 nats
         # would be off by up to a quarter nat.
@@ -196,6 +199,7 @@ class StepClock(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._started = time.monotonic()
+        self.losses = [float(entry["loss"]) for entry in state.log_history if "loss" in entry]  # before a restart
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs is None or "loss" not in logs:

@@ -189,7 +189,7 @@ class TrainerGroup:
                 run_config=RunConfig(
                     name=f"train-{int(time.time())}",
                     storage_path=str(self._storage.absolute()),
-                    failure_config=FailureConfig(max_failures=0),
+                    failure_config=FailureConfig(max_failures=self._config.train.restarts),
                 ),
             ).fit()
         except BaseException as error:  # whatever ends this thread has to reach the one that waits in `train`

@@ -194,6 +194,11 @@ class Train(Section):
     max_length: int = Field(4096, ge=32, description="tokens of prompt, image and answer; longer pairs are dropped")
     gradient_checkpointing: bool = Field(False, description="trade time for memory")
     deepspeed_stage: Literal[0, 1, 2, 3] = Field(2, description="ZeRO stage; 0: DeepSpeed without partitioning")
+    offload_optimizer: bool = Field(False, description="keep optimizer state in host memory (ZeRO 1 to 3)")
+    checkpoint_steps: int | None = Field(
+        None, ge=1, description="save optimizer state every so many steps; a restarted group goes on from there"
+    )
+    restarts: int = Field(0, ge=0, description="times a run's train group is started again after a worker died")
     workers: int = Field(1, ge=1, le=1024, description="Ray Train workers")
     cpus_per_worker: float = Field(1, ge=0, description="Ray CPUs a worker")
     gpus_per_worker: float = Field(0, ge=0, description="Ray GPUs a worker")
@@ -218,6 +223,10 @@ class Train(Section):
         if self.label_smoothing and self.objective != "sigmoid":
             raise ValueError(
                 f"label_smoothing = {self.label_smoothing} contradicts objective = {self.objective}: only sigmoid has"
+            )
+        if self.offload_optimizer and self.deepspeed_stage == 0:
+            raise ValueError(
+                "offload_optimizer = true contradicts deepspeed_stage = 0: offloading needs stage 1 to 3"
             )
         if self.pack_tokens is not None and self.step == "concatenated":
             raise ValueError(

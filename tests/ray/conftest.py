@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -12,6 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 from tiny_models import build_tiny_llava
+from training_process import start_training_process
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,18 +38,5 @@ def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def training_process() -> Iterator[ProcessPoolExecutor]:
     """One process for all rounds of training: DeepSpeed leaves its mark on a process."""
-    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pool.submit(_join_training_group)  # its imports take as long as the engine's
+    with start_training_process() as pool:
         yield pool
-
-
-def _join_training_group() -> None:
-    from actors.train_worker import prepare_process
-    from csr_ray.config import Train
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    prepare_process(Train(threads=1))
-    import actors.dpo  # noqa: F401 - for its imports

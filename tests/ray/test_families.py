@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from math import log
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import AsyncMock, patch
 
 import pytest
 from PIL import Image
@@ -195,13 +195,29 @@ def test_sampled_log_probs_are_those_of_transformers(family: Family) -> None:
 def test_engine_serves_base_plus_exactly_the_given_adapters(family: Family, targets: tuple[str, ...]) -> None:
     """Also where they touch one part of what the engine fuses, and after a policy that touched other layers."""
     adapters = [_random_adapter(family, targets=names, seed=seed) for seed, names in enumerate(targets)]
-    family.run(family.engine.load_policy(adapters=[str(adapter) for adapter in adapters]))
+    loaded = family.run(family.engine.load_policy(adapters=[str(adapter) for adapter in adapters]))
+    assert (loaded.wrong_tensors, loaded.num_unseen) == ((), 0)
+    assert loaded.max_tensor_gap < 1e-5, "every layer answers as its tensor"
     expected, served = family.expected_logps(*adapters), family.served_logps()
     assert served == pytest.approx(expected, abs=TOLERANCE)
     change = [new - old for new, old in zip(expected, family.expected_logps(), strict=True)]
     assert max(map(abs, change)) > 0.1
     family.run(family.engine.load_policy(adapters=[]))
     assert family.served_logps() == pytest.approx(family.expected_logps(), abs=TOLERANCE)
+
+
+def test_a_prefix_cache_of_the_old_policy_is_noticed(family: Family) -> None:
+    prompt, num_tokens = family.prompts[0], 200  # several blocks of the cache
+    question = Question(id=prompt.id, image=prompt.image, text=prompt.text)
+    answer = (sum(family.answers, ()) * num_tokens)[:num_tokens]
+    gap = lambda: family.run(family.engine.cached_gap(question, answer_ids=answer))  # noqa: E731
+    assert max(gap(), gap()) < TOLERANCE
+    adapter = _random_adapter(family, targets=ALL_TARGETS, seed=7)
+    with patch.object(family.engine._llm, "reset_prefix_cache", AsyncMock()):
+        family.run(family.engine.load_policy(adapters=[str(adapter)]))
+    assert gap() > 10 * TOLERANCE
+    family.run(family.engine.load_policy(adapters=[]))
+    assert gap() < TOLERANCE
 
 
 def test_every_end_token_of_the_model_ends_an_answer(family: Family) -> None:

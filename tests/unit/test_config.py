@@ -186,3 +186,25 @@ def test_a_config_cannot_be_changed_after_it_was_read() -> None:
     config = parse_config(LEAST)
     with pytest.raises(ValueError, match="frozen"):
         config.run.rounds = 5
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_config_loads(path: Path) -> None:
+    load_config(path)
+
+
+@pytest.mark.parametrize(
+    "train, message",
+    [
+        ({"objective": "ipo", "label_smoothing": 0.1}, "label_smoothing = 0.1 contradicts objective = ipo"),
+        ({"step": "concatenated", "pack_tokens": 512}, "pack_tokens = 512 contradicts step = concatenated"),
+        (
+            {"deepspeed_stage": 0, "offload_optimizer": True},
+            "offload_optimizer = true contradicts deepspeed_stage = 0",
+        ),
+        ({"reference": "guess"}, "reference"),
+    ],
+)
+def test_training_keys_that_contradict_each_other_are_named(train: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config({**LEAST, "train": train})
