@@ -189,7 +189,7 @@ def _transfer_against_copy(adapter: str, *, directory: Path) -> float:
 def _pool(dtype: str, *, model: Path, num_generators: int, directory: Path) -> Any:
     from actors.pool import GeneratorPool
     from actors.runtime import _start_generator
-    from csr_ray.config import parse_config
+    from csr_ray.config_file import parse_config
 
     config = parse_config(
         {

@@ -41,7 +41,8 @@ from actors.engine import VllmEngine
 from actors.generator import GeneratorActor
 from actors.pool import GeneratorPool
 from actors.scorer import ClipModel, ScorerActor
-from csr_ray.config import Config, parse_config
+from csr_ray.config import Config
+from csr_ray.config_file import parse_config
 from csr_ray.types import Prompt, Tree
 
 PLAIN_ANSWERS = 5

@@ -107,7 +107,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _config(_: argparse.Namespace) -> int:
-    from csr_ray.config import print_keys
+    from csr_ray.config_file import print_keys
 
     print_keys()
     return EXIT_DONE

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
-from csr_ray.config import Config, World, differing_keys, load_config, parse_config, to_plain
+from csr_ray.config import Config, World
+from csr_ray.config_file import differing_keys, load_config, parse_config, to_plain
 from csr_ray.console import ConsoleView, View
 from csr_ray.errors import EXIT_DONE, ConfigError, NoDataError
 from csr_ray.evaluation.answers import BENCHMARKS

@@ -13,7 +13,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from csr_ray.config import Config, parse_config, to_plain
+from csr_ray.config import Config
+from csr_ray.config_file import parse_config, to_plain
 from csr_ray.errors import ConfigError
 
 _WORLD = "${world}"

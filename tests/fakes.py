@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from csr_ray.config import Config, parse_config
+from csr_ray.config import Config
+from csr_ray.config_file import parse_config
 from csr_ray.search import grow_tree
 from csr_ray.types import (
     Answer,

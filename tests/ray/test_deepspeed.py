@@ -62,7 +62,7 @@ def _train(
     model: Path, pairs: list[PreferencePair], output_dir: Path, settings: dict[str, Any], dies_at: int | None = None
 ) -> TrainResult:
     from actors.dpo import RoundTrainer
-    from csr_ray.config import parse_config
+    from csr_ray.config_file import parse_config
 
     train = {"batch_size": 2, "lora_rank": 4, "dtype": "float32", "threads": 1, "learning_rate": 1e-2, **settings}
     config = parse_config(

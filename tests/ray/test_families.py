@@ -23,7 +23,8 @@ from tiny_models import build_tiny_llava, build_tiny_llava_next, build_tiny_qwen
 
 from actors.engine import STOPS, VllmEngine
 from csr_ray.collate import PairCollator, usable_pairs
-from csr_ray.config import Config, parse_config
+from csr_ray.config import Config
+from csr_ray.config_file import parse_config
 from csr_ray.images import load_image
 from csr_ray.types import PreferencePair, Prompt, Question, Sentence, TrainResult
 

@@ -15,7 +15,8 @@ import pytest
 from fakes import tiny_config
 
 from csr_ray.application import run_config, world_spec
-from csr_ray.config import World, load_config
+from csr_ray.config import World
+from csr_ray.config_file import load_config
 from csr_ray.errors import ConfigError
 from csr_ray.journal import Journal
 from csr_ray.layout import RunFolder

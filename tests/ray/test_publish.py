@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from actors.generator import Served
 from actors.pool import GeneratorPool
 from actors.publish import Proof, faults
-from csr_ray.config import Config, parse_config
+from csr_ray.config import Config
+from csr_ray.config_file import parse_config
 from csr_ray.errors import ActorFailure
 from csr_ray.types import PreferencePair, TrainResult
 

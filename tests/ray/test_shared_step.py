@@ -361,7 +361,7 @@ def test_loss_that_is_no_number_names_the_pairs(llava: Family, tmp_path: Path) -
 
 def _rehearsed(model: Path, step: str) -> bool:
     from actors.dpo import RoundTrainer
-    from csr_ray.config import parse_config
+    from csr_ray.config_file import parse_config
 
     train = {"step": step, "batch_size": 2, "lora_rank": 4, "dtype": "float32", "threads": 1, "pack_tokens": 4096}
     config = parse_config(

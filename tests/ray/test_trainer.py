@@ -23,7 +23,8 @@ from safetensors.torch import load_file
 
 from actors.trainer import TrainerGroup
 from csr_ray.collate import PairCollator
-from csr_ray.config import Config, parse_config
+from csr_ray.config import Config
+from csr_ray.config_file import parse_config
 from csr_ray.errors import ActorFailure, ConfigError
 from csr_ray.images import load_image
 from csr_ray.objectives import dpo_loss
