@@ -148,6 +148,7 @@ class Side:
         )
         self.pool.wait_until_ready()
         self._round = 0
+        print(f"an engine for {config.search.preset} is up", flush=True)
 
     def grow(self, prompts: Sequence[Prompt]) -> tuple[float, list[Tree]]:
         """Seconds and trees; a fresh seed each time, and an empty prefix cache."""
@@ -337,10 +338,7 @@ def scorer_speed(world: Path, prompts: Sequence[Prompt], *, repeats: int) -> lis
     numbers = iter(range(10**9))
 
     def sentences(count: int) -> list[tuple[str, str]]:
-        return [
-            (prompts[(i // 4) % len(prompts)].image, f"There is star number {next(numbers)} here.")
-            for i in range(count)
-        ]
+        return [(prompts[(i // 4) % len(prompts)].image, f"A star {next(numbers)}.") for i in range(count)]
 
     def one_by_one(pairs: Sequence[tuple[str, str]]) -> None:
         with torch.no_grad():
