@@ -205,7 +205,11 @@ def _pool(dtype: str, *, model: Path, num_generators: int, directory: Path) -> A
         for index in range(num_generators)
     ]
     pool = GeneratorPool(config, generators=generators, scorers=[], adapters=(), logs=logs)
-    pool.wait_until_ready()
+    try:
+        pool.wait_until_ready()
+    except Exception:
+        print((logs / "generator_0.log").read_text()[-3000:])  # the folder goes with this process
+        raise
     return pool
 
 

@@ -89,6 +89,7 @@ def build(directory: Path, *, shape: Shape, seed: int = 0) -> Path:
     )
     torch.manual_seed(seed)
     LlavaForConditionalGeneration(config).save_pretrained(directory)
+    _name_tower_as_vllm_does(directory)
     side = {"height": shape.image_px, "width": shape.image_px}
     LlavaProcessor(
         image_processor=CLIPImageProcessor(size=side, crop_size=side),
@@ -121,6 +122,18 @@ def pairs_of(
 def picture(index: int, *, side_px: int) -> Image.Image:
     """Noise, another one an index."""
     return Image.frombytes("RGB", (side_px, side_px), random.Random(index).randbytes(3 * side_px * side_px))
+
+
+def _name_tower_as_vllm_does(directory: Path) -> None:
+    """transformers 5 writes a CLIP tower's names without `vision_model`, and reads both; vLLM wants them with it."""
+    from safetensors.torch import load_file, save_file
+
+    for shard in directory.glob("*.safetensors"):
+        named = {
+            name.replace("vision_tower.", "vision_tower.vision_model.", 1): tensor
+            for name, tensor in load_file(shard).items()
+        }
+        save_file(named, shard, metadata={"format": "pt"})
 
 
 def _tokenizer(vocab: int) -> Any:
