@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 from tiny_models import build_tiny_llava, build_tiny_llava_next, build_tiny_qwen_vl
 
-from actors.engine import STOPS, VllmEngine
+from actors.engine import VllmEngine
 from csr_ray.collate import PairCollator, usable_pairs
 from csr_ray.config import Config
 from csr_ray.config_file import parse_config
@@ -227,10 +227,11 @@ def test_every_end_token_of_the_model_ends_an_answer(family: Family) -> None:
     prompt = family.prompts[0]
     ends = GenerationConfig.from_pretrained(family.model).eos_token_id
     for end in ends if isinstance(ends, list) else [ends]:
-        sampling = {"max_tokens": 4, "logprobs": 0, "stop": list(STOPS), "allowed_token_ids": [end]}
-        outputs = family.run(family.engine._generate(prompt.text, image=prompt.image, **sampling))
-        sentence = family.engine._sentence(outputs[0])
-        assert (sentence.token_ids, sentence.text, sentence.ended) == ((end,), "", True)
+        stops = sorted(family.engine._expansion.tokens.stops)
+        sampling = {"max_tokens": 4, "logprobs": 0, "stop_token_ids": stops, "allowed_token_ids": [end]}
+        final = family.run(family.engine._final(prompt.text, image=prompt.image, **sampling))
+        draft = family.engine._draft(final, final.outputs[0])
+        assert (draft.ids, draft.ended, draft.stop) == ((end,), True, None)
 
 
 def _pairs(family: Family) -> list[PreferencePair]:
