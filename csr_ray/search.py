@@ -75,18 +75,17 @@ class _Grower:
         family = _distinct(sentences) if self.search.merge_equal else list(sentences)
         if self.search.refuse_repeats:
             family = [sentence for sentence in family if not sentence.text or sentence.text not in live.texts]
-        images = await self._image_scores(family)
+        images = await self._image_scores(family, path=live.path)
         owns = [self._self_score(sentence) for sentence in family]
         rewards = family_rewards(list(zip(images, owns, strict=True)), config=self.reward)
         return [_Scored(*row) for row in zip(family, owns, images, rewards, strict=True)]
 
-    async def _image_scores(self, family: Sequence[Sentence]) -> list[float | None]:
-        """One score a sentence; None where there is no text, or only junk that is to be left out."""
-        texts = [
-            sentence.text
-            for sentence in family
-            if sentence.text and not (self.reward.drop_junk and is_junk(sentence.text))
-        ]
+    async def _image_scores(self, family: Sequence[Sentence], *, path: Sequence[Node]) -> list[float | None]:
+        """One score a sentence; None where there is no text, or junk (here or before it) that is to be left out."""
+        drop_junk = self.reward.drop_junk
+        if drop_junk and any(is_junk(node.text) for node in path):
+            return [None] * len(family)
+        texts = [sentence.text for sentence in family if sentence.text and not (drop_junk and is_junk(sentence.text))]
         if not texts:
             return [None] * len(family)
         started_s = time.perf_counter()
