@@ -38,10 +38,11 @@ from actors.shared_step import can_use_flex, family_positions, set_flex
 from csr_ray.collate import LoadImage, PairCollator, SharedPrefixCollator, UsablePairs, usable_pairs
 from csr_ray.config import Config
 from csr_ray.errors import ConfigError
+from csr_ray.folders import publish_modes, replace_directory
 from csr_ray.images import load_image
 from csr_ray.ports import OnStep
 from csr_ray.types import PreferencePair, TrainResult
-from csr_ray.weights import merged_by_module, publish_modes, replace_directory
+from csr_ray.weights import merged_by_module
 
 _log = logging.getLogger(__name__)
 

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors import hamming
-from actors.expand import Draft, Expansion, Tokens
+from actors.expand import COUPLING_CLASS, Draft, Expansion, Tokens
 from actors.figures import Figures
 from csr_ray.chat import prompt_ids
 from csr_ray.config import Config
@@ -105,7 +104,7 @@ class VllmEngine:
             "tensor_parallel_size": max(1, int(generators.gpus)),
         }
         if search.expand == "diverse_greedy":
-            arguments["logits_processors"] = [hamming.CLASS_NAME]
+            arguments["logits_processors"] = [COUPLING_CLASS]
         if on_cpu:
             arguments["kv_cache_memory_bytes"] = int(generators.kv_cache_gib * 2**30)
             # Only whole blocks are found again, and a tree's branches share a prefix of some tens of tokens: with the

@@ -11,9 +11,8 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from actors.hamming import KEY
 from csr_ray.config import Search
 from csr_ray.search import derive_seed
 from csr_ray.sentences import Ending, ending, may_end_sentence, starts_new
@@ -21,6 +20,11 @@ from csr_ray.types import Sentence
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+COUPLING: Final = "hamming"
+"""The key of a request's `extra_args` under which it is told of its group."""
+COUPLING_CLASS: Final = "actors.hamming:HammingGroups"
+"""The logits processor that reads it, by name: its module imports vLLM, which only engine processes should."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +193,7 @@ class Expansion:
             {
                 **self._greedy(max_tokens=max_tokens),
                 "stop_token_ids": stops,
-                "extra_args": {KEY: {**self._coupling(member), "group": group}},
+                "extra_args": {COUPLING: {**self._coupling(member), "group": group}},
             }
             for member in range(num)
         ]
@@ -203,7 +207,7 @@ class Expansion:
         drafts: list[Draft] = []
         for member in range(num):
             coupling = {**self._coupling(member), "earlier": [list(draft.ids) for draft in drafts]}
-            options = {**self._greedy(max_tokens=max_tokens), "extra_args": {KEY: coupling}}
+            options = {**self._greedy(max_tokens=max_tokens), "extra_args": {COUPLING: coupling}}
             ((draft,),) = await decode(prefix, [options])
             drafts.append(draft)
         return drafts

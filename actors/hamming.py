@@ -23,14 +23,14 @@ from vllm.v1.sample.logits_processor import LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.sample.sampler import Sampler
 
+from actors.expand import COUPLING
+
 if TYPE_CHECKING:
     import torch
     from vllm import SamplingParams
     from vllm.config import VllmConfig
     from vllm.v1.sample.logits_processor import BatchUpdate
 
-KEY: Final = "hamming"
-CLASS_NAME: Final = "actors.hamming:HammingGroups"
 # Records of finished groups are kept a while for members that lag. Should one be forgotten too early, its group is
 # broken off and decoded again, so this is a matter of speed only.
 _GROUPS_KEPT_PER_SEQUENCE: Final = 4
@@ -85,9 +85,9 @@ class HammingGroups(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        given = (sampling_params.extra_args or {}).get(KEY)
+        given = (sampling_params.extra_args or {}).get(COUPLING)
         if given is not None and not {"member", "penalty", "stops", "broken"} <= set(given):
-            raise ValueError(f"extra_args[{KEY!r}] = {given!r}: member, penalty, stops and broken are needed")
+            raise ValueError(f"extra_args[{COUPLING!r}] = {given!r}: member, penalty, stops and broken are needed")
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._rows: dict[int, _Row] = {}
@@ -140,7 +140,7 @@ class HammingGroups(LogitsProcessor):
                 logits[index, row.broken] = 0.0
 
     def _new_row(self, params: SamplingParams, prompt_ids: list[int] | None, output_ids: list[int]) -> _Row | None:
-        given: dict[str, Any] | None = (params.extra_args or {}).get(KEY)
+        given: dict[str, Any] | None = (params.extra_args or {}).get(COUPLING)
         if given is None:
             return None
         group, member = None, int(given["member"])

@@ -19,7 +19,6 @@ from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from actors.train_worker import Done, Event, Failed, Order, Ready, Step, train_loop
 from csr_ray.config import Config
@@ -169,6 +168,9 @@ class TrainerGroup:
         self._thread = None
 
     def _fit(self) -> None:
+        # Here and not above: it imports torch, which the driver would wait seconds for before it starts anything.
+        from ray.train.torch import TorchConfig, TorchTrainer
+
         train = self._config.train
         use_gpu = train.gpus_per_worker > 0
         resources = {"CPU": train.cpus_per_worker, **({"GPU": train.gpus_per_worker} if use_gpu else {})}

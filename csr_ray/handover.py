@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csr_ray.errors import TransferError
-from csr_ray.weights import publish_modes, replace_directory
+from csr_ray.folders import publish_modes, replace_directory
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 

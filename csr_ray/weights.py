@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 import shutil
 import tempfile
@@ -22,6 +21,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+
+from csr_ray.folders import publish_modes, replace_directory
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -218,24 +219,6 @@ def save_merged(base: Path, *, adapters: Sequence[Path], output: Path) -> None:
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-
-
-def replace_directory(staging: Path, *, target: Path) -> None:
-    """Move a finished folder to `target`; an older one there disappears. Both lie on one filesystem."""
-    if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-        os.rename(target, old / target.name)
-        os.rename(staging, target)
-        shutil.rmtree(old)
-    else:
-        os.rename(staging, target)
-
-
-def publish_modes(folder: Path) -> None:
-    """Let others read a staging folder: `mkdtemp` and safetensors make what they write private to this user."""
-    folder.chmod(0o755)
-    for path in folder.iterdir():
-        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _write_shard(shard: Path, *, merged: dict[str, torch.Tensor], output: Path) -> None:

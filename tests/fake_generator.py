@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 
 from actors.generator import Served
 from actors.registry import Receiver

@@ -10,7 +10,8 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate
 
-from actors.hamming import KEY, HammingGroups
+from actors.expand import COUPLING
+from actors.hamming import HammingGroups
 
 VOCABULARY = 12
 STOP = 0
@@ -92,7 +93,7 @@ class MadeUpEngine:
 
     def _parameters(self, row: tuple[int, int]) -> SamplingParams:
         coupling = {"member": row[1], "penalty": PENALTY, "stops": [STOP], "broken": BROKEN, "group": f"g{row[0]}"}
-        return SamplingParams(temperature=0.0, extra_args={KEY: coupling})
+        return SamplingParams(temperature=0.0, extra_args={COUPLING: coupling})
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -143,7 +144,13 @@ def test_given_the_earlier_tokens_a_member_needs_nobody() -> None:
             lambda row, m=member: SamplingParams(  # type: ignore[method-assign]
                 temperature=0.0,
                 extra_args={
-                    KEY: {"member": m, "penalty": PENALTY, "stops": [STOP], "broken": BROKEN, "earlier": expected[:m]}
+                    COUPLING: {
+                        "member": m,
+                        "penalty": PENALTY,
+                        "stops": [STOP],
+                        "broken": BROKEN,
+                        "earlier": expected[:m],
+                    }
                 },
             )
         )
