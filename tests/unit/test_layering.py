@@ -97,7 +97,7 @@ def test_importing_it_in_a_fresh_interpreter_loads_nothing_heavy(module: str) ->
 
 
 def test_the_driver_imports_ray_and_nothing_else_that_is_heavy() -> None:
-    """What joins loop and actors runs before anything is started: an engine's imports there are seconds of waiting."""
+    """What joins loop and actors runs before anything is started; imports there are seconds of waiting."""
     heavy = tuple(name for name in HEAVY if name != "ray")
     code = f"import sys, actors.runtime; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
