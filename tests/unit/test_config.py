@@ -190,8 +190,10 @@ def test_a_config_cannot_be_changed_after_it_was_read() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")), ids=lambda p: p.name)
-def test_every_shipped_config_loads(path: Path) -> None:
-    load_config(path)
+def test_every_shipped_config_loads_and_survives_the_run_folder(path: Path) -> None:
+    config = load_config(path)
+    assert config.run.dir != Config.model_fields["run"].default.dir, "a shipped config has a run folder of its own"
+    assert parse_config(to_plain(config)) == config
 
 
 @pytest.mark.parametrize(
