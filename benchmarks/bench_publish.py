@@ -20,7 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from random_llava import Shape, build, pairs_of, picture
+from random_llava import Shape, TextPair, as_preferences, build, pairs_of, picture
+
+from csr_ray.types import PreferencePair
 
 NUM_PROBES = 4
 TARGETS = r".*\blanguage_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -265,37 +267,11 @@ def _trainer_logps(
     return tuple((picked * is_answer).sum(dim=1).tolist())
 
 
-def _probes(model: Path, *, texts: Sequence[Any], images: Sequence[Path]) -> list[Any]:
+def _probes(model: Path, *, texts: Sequence[TextPair], images: Sequence[Path]) -> list[PreferencePair]:
     from transformers import AutoTokenizer
 
-    from csr_ray.types import PreferencePair
-
     tokenizer = AutoTokenizer.from_pretrained(model)
-
-    def ids(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    return [
-        PreferencePair(
-            id=str(index),
-            image=str(image),
-            prompt=text.question,
-            chosen=text.chosen,
-            rejected=text.rejected,
-            chosen_ids=ids(text.chosen),
-            rejected_ids=ids(text.rejected),
-            chosen_logp=0.0,
-            rejected_logp=0.0,
-            chosen_reward=1.0,
-            rejected_reward=0.0,
-            chosen_nodes=(0,),
-            rejected_nodes=(1,),
-            policy_version=0,
-            method="bench",
-            seed=0,
-        )
-        for index, (text, image) in enumerate(zip(texts, images, strict=True))
-    ]
+    return as_preferences(texts, images=[str(image) for image in images], tokenizer=tokenizer)
 
 
 def _row(name: str, value: float, unit: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from random_llava import Shape, build, pairs_of, picture
+from random_llava import Shape, as_preferences, build, pairs_of, picture
 
 NUM_PROMPT_TOKENS = 30
 
@@ -164,36 +164,13 @@ def _ours(arguments: argparse.Namespace) -> tuple[Any, Any, float]:
     from csr_ray.collate import SharedPrefixCollator, pair_rows
     from csr_ray.config import Train
     from csr_ray.shared_prefix import flops_ratio
-    from csr_ray.types import PreferencePair
 
     texts = _texts(arguments)
     processor, policy = _load(arguments.model)
     shape = _shape(arguments)
 
-    def ids(text: str) -> tuple[int, ...]:
-        return tuple(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    pairs = [
-        PreferencePair(
-            id=str(index),
-            image=str(index),
-            prompt=pair.question,
-            chosen=pair.chosen,
-            rejected=pair.rejected,
-            chosen_ids=ids(pair.chosen),
-            rejected_ids=ids(pair.rejected),
-            chosen_logp=0.0,
-            rejected_logp=0.0,
-            chosen_reward=1.0,
-            rejected_reward=0.0,
-            chosen_nodes=(0,),
-            rejected_nodes=(1,),
-            policy_version=0,
-            method="bench",
-            seed=0,
-        )
-        for index, pair in enumerate(texts)
-    ]
+    images = [str(index) for index in range(len(texts))]
+    pairs = as_preferences(texts, images=images, tokenizer=processor.tokenizer)
     trainer = PairTrainer(
         policy,
         args=_settings(arguments),

@@ -6,11 +6,14 @@ Its tokenizer has one token a word (`w0`, `w1`, ...), so a text has exactly as m
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from csr_ray.types import PreferencePair
 
 _TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}"
@@ -117,6 +120,35 @@ def pairs_of(
         chosen, rejected = (words(rng.randint(*answer_tokens) - 1) + " </s>" for _ in range(2))
         pairs.append(TextPair(question=question, prompt=f"<s> <image> {question}", chosen=chosen, rejected=rejected))
     return pairs
+
+
+def as_preferences(texts: Sequence[TextPair], *, images: Sequence[str], tokenizer: Any) -> list[PreferencePair]:
+    """The pairs as a rollout hands them over, without log-probs."""
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return [
+        PreferencePair(
+            id=str(index),
+            image=image,
+            prompt=text.question,
+            chosen=text.chosen,
+            rejected=text.rejected,
+            chosen_ids=ids(text.chosen),
+            rejected_ids=ids(text.rejected),
+            chosen_logp=0.0,
+            rejected_logp=0.0,
+            chosen_reward=1.0,
+            rejected_reward=0.0,
+            chosen_nodes=(0,),
+            rejected_nodes=(1,),
+            policy_version=0,
+            method="bench",
+            seed=0,
+        )
+        for index, (text, image) in enumerate(zip(texts, images, strict=True))
+    ]
 
 
 def picture(index: int, *, side_px: int) -> Image.Image:
