@@ -15,7 +15,6 @@ import pytest
 from fakes import tiny_config
 
 from csr_ray.application import run_config, world_spec
-from csr_ray.config import World
 from csr_ray.config_file import load_config
 from csr_ray.errors import ConfigError
 from csr_ray.journal import Journal
@@ -143,41 +142,6 @@ def test_a_run_folder_of_another_config_is_refused(finished: RunFolder) -> None:
     overrides = [*SMALL, f"run.dir={finished.root}", "train.beta=0.3"]
     with pytest.raises(ConfigError, match=r"train\.beta: 0\.1 != 0\.3"):
         run_config(str(CONFIG), overrides=overrides, fresh=False, dry_run=False)
-
-
-def test_clip_scores_equal_open_clip_one_by_one(ray_session) -> None:
-    import open_clip
-    import torch
-
-    from actors.scorer import ClipModel
-    from csr_ray.images import load_image
-
-    world = cached_world(world_spec(World(quick=True, num_train_images=32, num_heldout_images=48)), progress=False)
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{world / 'clip'}")
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{world / 'clip'}")
-    model.eval()
-    images = sorted((world / "heldout" / "images").iterdir())[:6]
-    texts = ["There is a red star.", "A blue moon is visible.", "The image shows a green ring."]
-    pairs = [(str(image), text) for image in images for text in texts]
-    ours, cut = ClipModel(str(world / "clip"), dtype="float32", device="cpu").scores(pairs)
-    for (image, text), score in zip(pairs, ours, strict=True):
-        with torch.no_grad():
-            left = model.encode_image(transform(load_image(image))[None], normalize=True)
-            right = model.encode_text(tokenizer([text]), normalize=True)
-        assert score == pytest.approx(100 * float(left @ right.T), abs=1e-3)
-    assert not any(cut)
-
-
-def test_texts_beyond_the_context_are_cut_and_counted(ray_session) -> None:
-    from actors.scorer import ClipModel
-
-    world = cached_world(world_spec(World(quick=True, num_train_images=32, num_heldout_images=48)), progress=False)
-    image = str(next((world / "heldout" / "images").iterdir()))
-    short = "There is a red star."
-    long = "There is a red star and a blue moon and a green ring and a black heart."
-    clip = ClipModel(str(world / "clip"), dtype="float32", device="cpu")
-    _, cut = clip.scores([(image, short), (image, long)])
-    assert cut == [False, True]
 
 
 def test_configs_with_a_run_dir_that_is_a_file_are_refused(tmp_path) -> None:

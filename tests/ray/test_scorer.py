@@ -1,0 +1,110 @@
+"""The scorer on a real open_clip model: whatever is batched together, a score is open_clip's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ray
+from fakes import tiny_config
+
+from csr_ray.application import world_spec
+from csr_ray.config import World
+from csr_ray.world.build import cached_world
+
+TEXTS = tuple(
+    f"{start} a {colour} {kind}."
+    for start in ("There is", "I see")
+    for colour in ("red", "blue")
+    for kind in ("star", "moon", "ring")
+)
+# A score is 100 cos: 1e-5 of the cosine would be 1e-3. What is left is the towers' own rounding in float32.
+EQUAL = {"abs": 1e-5, "rel": 1e-6}
+
+Scores = dict[tuple[str, str], float]
+
+
+@pytest.fixture(scope="module")
+def world() -> Path:
+    return cached_world(world_spec(World(quick=True, num_train_images=32, num_heldout_images=48)), progress=False)
+
+
+@pytest.fixture(scope="module")
+def one_by_one(world: Path) -> Scores:
+    """100 cos of every image with every text by open_clip itself, one call an image and one a text."""
+    import open_clip
+    import torch
+
+    from csr_ray.images import load_image
+
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{world / 'clip'}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{world / 'clip'}")
+    model.eval()
+    scores = {}
+    with torch.no_grad():
+        for image in sorted((world / "heldout" / "images").iterdir())[:8]:
+            left = model.encode_image(transform(load_image(str(image)))[None], normalize=True)
+            for text in TEXTS:
+                right = model.encode_text(tokenizer([text]), normalize=True)
+                scores[str(image), text] = 100 * float(left.double() @ right.double().T)
+    return scores
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 16, 96])
+def test_scores_equal_open_clip_one_by_one_whatever_the_batch(world: Path, one_by_one: Scores, size: int) -> None:
+    from actors.scorer import ClipModel
+
+    clip = ClipModel(str(world / "clip"), dtype="float32", device="cpu")
+    pairs = sorted(one_by_one, key=lambda pair: (pair[1], pair[0]))  # neighbours share a text, not an image
+    for start in range(0, len(pairs), size):
+        batch = pairs[start : start + size]
+        scores, cut = clip.scores(batch)
+        assert scores == pytest.approx([one_by_one[pair] for pair in batch], **EQUAL)
+        assert not any(cut)
+
+
+def test_many_callers_share_batches_and_each_gets_its_own_scores(
+    ray_session: None, world: Path, one_by_one: Scores, tmp_path: Path
+) -> None:
+    from actors.scorer import ScorerActor
+
+    config = tiny_config(tmp_path, scorer={"model": str(world / "clip"), "max_batch": 7, "max_wait_ms": 20})
+    actor = ray.remote(ScorerActor).options(num_cpus=0, max_concurrency=1000).remote(config)
+    images = sorted({image for image, _ in one_by_one})
+    asked = [(image, TEXTS[start : start + 3]) for start in range(0, len(TEXTS), 3) for image in images]
+    answers = ray.get([actor.score.remote(image, list(texts)) for image, texts in asked])
+    for (image, texts), (scores, num_cut) in zip(asked, answers, strict=True):
+        assert scores == pytest.approx([one_by_one[image, text] for text in texts], **EQUAL)
+        assert num_cut == 0
+    figures = ray.get(actor.figures.remote())
+    ray.kill(actor)
+    assert figures["sentences"] == len(one_by_one)
+    assert figures["scorer_image_encodes"] == len(images)
+    assert figures["scorer_text_encodes"] == len(TEXTS)
+    assert figures["batches"] < figures["score_requests"] == len(asked)
+
+
+def test_texts_beyond_the_context_are_cut_and_counted(world: Path) -> None:
+    from actors.scorer import ClipModel
+
+    image = str(next((world / "heldout" / "images").iterdir()))
+    short = "There is a red star."
+    long = "There is a red star and a blue moon and a green ring and a black heart."
+    clip = ClipModel(str(world / "clip"), dtype="float32", device="cpu")
+    _, cut = clip.scores([(image, short), (image, long)])
+    assert cut == [False, True]
+
+
+def test_one_bad_image_fails_alone(ray_session: None, world: Path, one_by_one: Scores, tmp_path: Path) -> None:
+    from actors.scorer import ScorerActor
+
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"not an image")
+    config = tiny_config(tmp_path, scorer={"model": str(world / "clip"), "max_wait_ms": 20})
+    actor = ray.remote(ScorerActor).options(num_cpus=0, max_concurrency=1000).remote(config)
+    (image, text), score = next(iter(one_by_one.items()))
+    good, broken = actor.score.remote(image, [text]), actor.score.remote(str(bad), [text])
+    assert ray.get(good)[0] == pytest.approx([score], **EQUAL)
+    with pytest.raises(ValueError, match=r"bad\.png"):
+        ray.get(broken)
+    ray.kill(actor)
