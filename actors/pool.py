@@ -6,12 +6,11 @@ does not know: what a tree is for, and where results are kept.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
@@ -20,13 +19,12 @@ from actors.generator import Served
 from actors.process import tail
 from actors.publish import Proof, faults
 from actors.registry import Registry
+from actors.waiting import T, Waiting
 from csr_ray.config import Config
 from csr_ray.errors import ActorFailure, StalePolicyError
 from csr_ray.types import Answer, PreferencePair, Prompt, PublishReceipt, Question, Rejection, TrainResult, Tree
 
 _log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _QUESTIONS_A_CALL = 32
 # So many prompts failing before a single one succeeds is not bad data but a broken engine.
@@ -81,7 +79,7 @@ class GeneratorPool:
         """See `csr_ray.ports.Generators`."""
         num_done = 0
         for prompt, result in self._map(
-            prompts,
+            Waiting(prompts, image_of=lambda prompt: prompt.image),
             submit=lambda generator, prompt: generator.grow.remote(prompt, round_index),
             in_flight=self._config.generators.in_flight,
         ):
@@ -101,12 +99,10 @@ class GeneratorPool:
         self, questions: Sequence[Question], *, temperature: float, max_tokens: int, seed: int
     ) -> Iterator[Answer]:
         """See `csr_ray.ports.Generators`."""
-        chunks = [
-            questions[start : start + _QUESTIONS_A_CALL] for start in range(0, len(questions), _QUESTIONS_A_CALL)
-        ]
+        chunks = _by_image(questions)
         calls = max(2, self._config.generators.max_num_seqs // _QUESTIONS_A_CALL)
         for _, answers in self._map(
-            chunks,
+            Waiting(chunks, image_of=lambda chunk: chunk[0].image),
             submit=lambda generator, chunk: generator.answer.remote(list(chunk), temperature, max_tokens, seed),
             in_flight=calls,
         ):
@@ -180,20 +176,21 @@ class GeneratorPool:
                 total[name] = total.get(name, 0.0) + value
         return total
 
-    def _map(self, items: Sequence[T], *, submit: Callable[[Any, T], Any], in_flight: int) -> Iterator[tuple[T, Any]]:
+    def _map(
+        self, waiting: Waiting[T], *, submit: Callable[[Any, T], Any], in_flight: int
+    ) -> Iterator[tuple[T, Any]]:
         """`submit` every item to whichever generator has a free slot; results (or task errors) as they come."""
         self._failures = 0
-        slots = itertools.chain.from_iterable(itertools.repeat(range(len(self._generators)), in_flight))
-        free = list(slots)[::-1]
-        waiting = iter(items)
+        free = [*range(len(self._generators))] * in_flight
         running: dict[Any, tuple[T, int]] = {}
         while True:
-            while free:
-                item = next(waiting, None)
+            slots, free = free, []
+            for index in slots:
+                item = waiting.next_for(index)
                 if item is None:
-                    break
-                index = free.pop()
-                running[submit(self._generators[index], item)] = (item, index)
+                    free.append(index)
+                else:
+                    running[submit(self._generators[index], item)] = (item, index)
             if not running:
                 return
             ready, _ = ray.wait(list(running), num_returns=len(running), timeout=0.02, fetch_local=True)
@@ -223,6 +220,20 @@ class GeneratorPool:
 
     def _log(self, index: int) -> Path:
         return self._logs / f"generator_{index}.log"
+
+
+def _by_image(questions: Sequence[Question]) -> list[list[Question]]:
+    """Calls of about `_QUESTIONS_A_CALL` questions; those about one image are never split."""
+    groups: dict[str, list[Question]] = {}
+    for question in questions:
+        groups.setdefault(question.image, []).append(question)
+    chunks: list[list[Question]] = []
+    for group in groups.values():
+        if chunks and len(chunks[-1]) + len(group) <= _QUESTIONS_A_CALL:
+            chunks[-1].extend(group)
+        else:
+            chunks.append(group)
+    return chunks
 
 
 def _reason(error: RayTaskError) -> str:
