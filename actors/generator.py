@@ -17,7 +17,7 @@ from typing import Any
 from actors.engine import VllmEngine
 from actors.process import log_to_file
 from actors.registry import Receiver
-from actors.scorer import ScorerPool
+from actors.scorer_pool import ScorerPool
 from csr_ray.config import Config
 from csr_ray.errors import StalePolicyError
 from csr_ray.search import derive_seed, grow_tree

@@ -37,10 +37,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPAT
 
 import ray
 
+from actors.clip import ClipModel
 from actors.engine import VllmEngine
 from actors.generator import GeneratorActor
 from actors.pool import GeneratorPool
-from actors.scorer import ClipModel, ScorerActor
+from actors.scorer import ScorerActor
 from csr_ray.config import Config
 from csr_ray.config_file import parse_config
 from csr_ray.types import Prompt, Tree
@@ -48,6 +49,7 @@ from csr_ray.types import Prompt, Tree
 PLAIN_ANSWERS = 5
 PLAIN_TOKENS = 32
 CORES = os.cpu_count() or 1
+ENGINE_THREADS = max(1, CORES - 1)  # as a run has it: the engine's front end needs a core as well
 
 
 class RecordingEngine(VllmEngine):
@@ -132,7 +134,7 @@ class Side:
         self.config = config
         environment = {
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(CORES),
+            "OMP_NUM_THREADS": str(ENGINE_THREADS),
             "TOKENIZERS_PARALLELISM": "false",
             "VLLM_NO_USAGE_STATS": "1",
             "PYTHONPATH": os.environ["PYTHONPATH"],

@@ -1,0 +1,75 @@
+"""How sentences travel to the scorers: what is ready together goes together, an image always to the same scorer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from actors.scorer_pool import ScorerPool
+
+
+class Actor:
+    """Answers like a scorer actor; an image called `bad` is an error, `dead` ends the actor."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[tuple[str, tuple[str, ...]]]] = []
+        self.score = self
+
+    async def remote(self, asked: list[tuple[str, tuple[str, ...]]]) -> list[Any]:
+        self.calls.append(asked)
+        await asyncio.sleep(0)
+        if any(image == "dead" for image, _ in asked):
+            raise ConnectionError("the actor is gone")
+        return [
+            ValueError("no such image") if image == "bad" else ([float(len(text)) for text in texts], 0)
+            for image, texts in asked
+        ]
+
+
+def test_what_is_ready_together_is_one_call_and_everybody_gets_its_own() -> None:
+    actor = Actor()
+
+    async def run() -> list[Any]:
+        pool = ScorerPool([actor])
+        return await asyncio.gather(*(pool.score("a", texts=["x" * length, "y"]) for length in range(1, 9)))
+
+    assert asyncio.run(run()) == [([float(length), 1.0], 0) for length in range(1, 9)]
+    assert len(actor.calls) == 1
+
+
+def test_an_image_always_goes_to_the_same_scorer() -> None:
+    actors = [Actor() for _ in range(4)]
+
+    async def run() -> None:
+        pool = ScorerPool(actors)
+        for _ in range(3):
+            await asyncio.gather(*(pool.score(f"image-{number}", texts=["x"]) for number in range(40)))
+
+    asyncio.run(run())
+    homes = [{image for call in actor.calls for image, _ in call} for actor in actors]
+    assert all(homes) and sum(len(home) for home in homes) == 40
+
+
+def test_one_bad_image_fails_alone_and_a_dead_scorer_fails_all_who_wait() -> None:
+    async def run(*images: str) -> list[Any]:
+        pool = ScorerPool([Actor()])
+        return await asyncio.gather(*(pool.score(image, texts=["x"]) for image in images), return_exceptions=True)
+
+    good, bad = asyncio.run(run("good", "bad"))
+    assert good == ([1.0], 0) and isinstance(bad, ValueError)
+    assert [type(answer) for answer in asyncio.run(run("good", "dead"))] == [ConnectionError] * 2
+
+
+def test_a_caller_that_gave_up_does_not_disturb_the_others() -> None:
+    async def run() -> Any:
+        pool = ScorerPool([Actor()])
+        first, second = (asyncio.ensure_future(pool.score("a", texts=["x"])) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        return await second
+
+    assert asyncio.run(run()) == ([1.0], 0)
