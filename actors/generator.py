@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.engine import VllmEngine
+from actors.figures import Figures
 from actors.process import log_to_file
 from actors.registry import Receiver
 from actors.scorer_pool import ScorerPool
@@ -22,6 +23,8 @@ from csr_ray.config import Config
 from csr_ray.errors import StalePolicyError
 from csr_ray.search import derive_seed, grow_tree
 from csr_ray.types import Answer, PreferencePair, Prompt, Question, Tree
+
+GENERATOR_FIGURES = ("trees", "nodes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,7 @@ class GeneratorActor:
         self._version: int | None = None
         self._receiver: Receiver | None = None
         self._directory = tempfile.TemporaryDirectory(prefix="csr-ray-adapters-")
+        self._figures = Figures(*GENERATOR_FIGURES, actor="generator")
 
     async def start(self, registry: Any) -> int:
         """Bring the engine up with the registry's current policy; returns the version it serves."""
@@ -81,6 +85,7 @@ class GeneratorActor:
             seed=derive_seed(config.run.seed, round_index, prompt.id),
         )
         assert self._version == version, "weights changed while a tree was growing"
+        self._figures.add(trees=1, nodes=len(tree.nodes))
         return tree
 
     async def answer(
@@ -138,8 +143,8 @@ class GeneratorActor:
         return self._version
 
     async def figures(self) -> dict[str, float]:
-        """The engine's counters since the last call."""
-        return self._engine.figures()
+        """The counters of this actor and its engine since the last call."""
+        return self._figures.take() | self._engine.figures()
 
     async def close(self) -> None:
         self._engine.close()

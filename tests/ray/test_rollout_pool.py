@@ -1,0 +1,117 @@
+"""Rollouts through the real pool: bad inputs fail alone and by name, images stay put, counters reach Prometheus."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from fakes import tiny_config
+
+from actors.generator import GeneratorActor
+from actors.pool import GeneratorPool
+from actors.scorer import ScorerActor
+from csr_ray.application import world_spec
+from csr_ray.config import World
+from csr_ray.types import Prompt, Rejection, Tree
+from csr_ray.world.build import cached_world
+
+NUM_IMAGES = 6
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[Prompt]:
+    """Two a image, so that an image has somewhere to stray to."""
+    world = cached_world(world_spec(World(quick=True, num_train_images=32, num_heldout_images=48)), progress=False)
+    rows = [json.loads(line) for line in (world / "heldout/prompts.jsonl").read_text().splitlines()[:NUM_IMAGES]]
+    return [
+        Prompt(id=f"{row['id']}-{text}", image=str(world / "heldout" / row["image"]), text=text)
+        for row in rows
+        for text in (row["prompt"], "What do you see?")
+    ]
+
+
+@pytest.fixture(scope="module")
+def pool(
+    ray_session: None, prompts: list[Prompt], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[GeneratorPool]:
+    world = Path(prompts[0].image).parents[2]
+    config = tiny_config(
+        search={"max_sentences": 3, "max_sentence_tokens": 16, "max_answer_tokens": 48},
+        policy={"model": str(world / "policy"), "dtype": "float32", "max_model_len": 192},
+        scorer={"model": str(world / "clip")},
+        generators={"kv_cache_gib": 0.1, "in_flight": 4},
+    )
+    environment = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    scorer: Any = ray.remote(ScorerActor).options(num_cpus=0, max_concurrency=1000).remote(config)
+    generator: Any = (
+        ray.remote(GeneratorActor)
+        .options(num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": environment})
+        .remote(config, model=config.policy.model, scorers=[scorer])
+    )
+    pool = GeneratorPool(
+        config, generators=[generator], scorers=[scorer], adapters=(), logs=tmp_path_factory.mktemp("logs")
+    )
+    pool.wait_until_ready()
+    yield pool
+    pool.close()
+    for actor in (generator, scorer):
+        ray.kill(actor)
+
+
+def shapes(results: list[Tree | Rejection]) -> dict[str, list[tuple[int | None, tuple[int, ...], bool]]]:
+    trees = [result for result in results if isinstance(result, Tree)]
+    return {tree.prompt.id: [(node.parent, node.token_ids, node.kept) for node in tree.nodes] for tree in trees}
+
+
+def test_bad_inputs_are_named_and_cost_nobody_else_a_node(
+    pool: GeneratorPool, prompts: list[Prompt], tmp_path: Path
+) -> None:
+    pool.figures()
+    alone = shapes(list(pool.rollout(prompts, round_index=0)))
+    assert len(alone) == len(prompts)
+    figures = pool.figures()
+    assert figures["trees"] == len(prompts)
+    assert figures["nodes"] == sum(len(nodes) for nodes in alone.values())
+    assert figures["image_encodes"] == figures["scorer_image_encodes"] == NUM_IMAGES
+    assert figures["continuation_misses"] == 0 < figures["continuations"]
+
+    (tmp_path / "corrupt.png").write_bytes(Path(prompts[0].image).read_bytes()[:200])
+    bad = {
+        "vanished": Prompt(id="vanished", image=str(tmp_path / "vanished.png"), text="What do you see?"),
+        "corrupt": Prompt(id="corrupt", image=str(tmp_path / "corrupt.png"), text="What do you see?"),
+        "long": Prompt(id="long", image=prompts[0].image, text="star " * 400),
+    }
+    mixed = [bad["vanished"], *prompts[:3], bad["long"], *prompts[3:], bad["corrupt"]]
+    results = list(pool.rollout(mixed, round_index=0))
+    assert shapes(results) == alone
+    rejected = {result.id: result.reason for result in results if isinstance(result, Rejection)}
+    assert rejected.keys() == bad.keys()
+    assert "vanished.png" in rejected["vanished"] and "corrupt.png" in rejected["corrupt"]
+    assert "maximum context length" in rejected["long"]
+
+
+def test_counters_are_seen_where_prometheus_looks(pool: GeneratorPool) -> None:
+    """After the rollouts above. Ray's agents report every ten seconds."""
+    (node,) = ray.nodes()
+    wanted = ("trees", "nodes", "engine_tokens", "engine_running", "sentences", "score_wait_s")
+    deadline_s, seen = time.monotonic() + 60, ""
+    while time.monotonic() < deadline_s:
+        with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10) as page:
+            seen = page.read().decode()
+        values = {name: _value(seen, f"csr_ray_{name}") for name in wanted}
+        if all(values.values()):
+            return
+        time.sleep(1)
+    pytest.fail(f"not exported within a minute: {[name for name, value in values.items() if not value]}")
+
+
+def _value(page: str, name: str) -> float:
+    """The sum of a metric's samples on a page in Prometheus' text form; 0 if there are none."""
+    lines = [line for line in page.splitlines() if not line.startswith("#") and f"{name}_total{{" in line]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
