@@ -3,12 +3,15 @@
 Rows (each a ratio of two sides that took turns, A B A B, in this one run; medians):
 
     vs_transformers_tree   nodes/s of `search.preset: reference`, over the plain transformers tree search of the tests
-                           (one prompt at a time, key-value cache, all cores): the same trees
+                           (one prompt at a time, key-value cache, all cores): the same trees. Ours is the whole
+                           service: as many engines as there are cores (four at most), and a scorer
     engine_efficiency      tokens/s of the whole default search with CLIP scoring, over tokens/s of the same engine
                            that is handed the search's own requests again, in order, and has nothing else to do
     vs_ray_data_llm        tokens/s of n plain sampled answers, over ray.data.llm's vLLM processor with the same
                            engine settings (without either side's start)
     scorer_wait_share      share of the trees' time that they waited for scores, in the default search
+    <side>_<part>_busy     CPU seconds a second of the engine, its front end (the actor's process, where the search
+                           runs too) and the scorer, while searching and while the bare engine works: where time goes
     scorer_speedup_<n>     sentences/s in batches of n, over open_clip one by one
     growth_prompts_<n>, growth_in_flight_<n>, driver_memory_growth   (--growth) time a prompt and the driver's memory
 
@@ -18,7 +21,6 @@ Both sides have the same cores and the same model, the embedded world's. Without
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import platform
@@ -33,153 +35,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
 
 import ray
+from rollout_engines import CORES, ENGINE_THREADS, PLAIN_ANSWERS, PLAIN_TOKENS, Side, bench_config
 
 from actors.clip import ClipModel
-from actors.engine import VllmEngine
-from actors.generator import GeneratorActor
-from actors.pool import GeneratorPool
-from actors.scorer import ScorerActor
 from csr_ray.config import Config
-from csr_ray.config_file import parse_config
-from csr_ray.types import Prompt, Tree
-
-PLAIN_ANSWERS = 5
-PLAIN_TOKENS = 32
-CORES = os.cpu_count() or 1
-ENGINE_THREADS = max(1, CORES - 1)  # as a run has it: the engine's front end needs a core as well
-
-
-class RecordingEngine(VllmEngine):
-    """Remembers every request, so that the very same ones can be sent again without the search."""
-
-    def __init__(self, config: Config, *, model: Path | str) -> None:
-        super().__init__(config, model=model)
-        self.recorded: dict[str, list[tuple[str, tuple[int, ...], list[dict[str, Any]]]]] | None = None
-
-    async def _finals(
-        self, text: str, *, image: str, suffix: Sequence[int], options: Sequence[dict[str, Any]]
-    ) -> list[Any]:
-        if self.recorded is not None:
-            self.recorded.setdefault(image, []).append((text, tuple(suffix), list(options)))
-        return await super()._finals(text, image=image, suffix=suffix, options=options)
-
-
-class BenchGenerator(GeneratorActor):
-    """The generator actor, with the engine's own work alone beside it."""
-
-    def __init__(self, config: Config, *, model: str, scorers: Sequence[Any]) -> None:
-        super().__init__(config, model=model, scorers=scorers)
-        self._engine: RecordingEngine = RecordingEngine(config, model=model)
-
-    async def record(self, on: bool) -> None:
-        """Start to remember requests afresh, or stop."""
-        if on:
-            self._engine.recorded = {}
-            return
-        self._requests, self._engine.recorded = self._engine.recorded or {}, None
-
-    async def forget(self) -> None:
-        """Empty the prefix cache: every measurement starts with the same."""
-        await self._engine._llm.reset_prefix_cache()
-
-    async def replay(self, in_flight: int) -> None:
-        """The recorded requests: an image's depth by depth, those of a depth at once, `in_flight` images at once."""
-        slots = asyncio.Semaphore(in_flight)
-
-        async def one(image: str) -> None:
-            async with slots:
-                by_depth: dict[int, list[tuple[str, tuple[int, ...], list[dict[str, Any]]]]] = {}
-                for request in self._requests[image]:
-                    by_depth.setdefault(len(request[1]) and self._depth(image, request[1]), []).append(request)
-                for depth in sorted(by_depth):
-                    await asyncio.gather(
-                        *(
-                            self._engine._finals(text, image=image, suffix=suffix, options=options)
-                            for text, suffix, options in by_depth[depth]
-                        )
-                    )
-
-        await asyncio.gather(*(one(image) for image in self._requests))
-
-    def _depth(self, image: str, suffix: tuple[int, ...]) -> int:
-        """How many other requests' prefixes this one goes on from."""
-        prefixes = {other for _, other, _ in self._requests[image] if len(other) < len(suffix)}
-        return sum(suffix[: len(other)] == other for other in prefixes)
-
-    async def plain(self, prompts: Sequence[Prompt], seed: int) -> int:
-        """Plain sampling of several answers a prompt; the number of tokens."""
-        options = {
-            "n": PLAIN_ANSWERS,
-            "max_tokens": PLAIN_TOKENS,
-            "temperature": 1.0,
-            "ignore_eos": True,
-            "seed": seed,
-        }
-        finals = await asyncio.gather(
-            *(
-                self._engine._finals(prompt.text, image=prompt.image, suffix=(), options=[options])
-                for prompt in prompts
-            )
-        )
-        return sum(len(output.token_ids) for (final,) in finals for output in final.outputs)
-
-
-class Side:
-    """One generator and one scorer, as a run has them."""
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        environment = {
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(ENGINE_THREADS),
-            "TOKENIZERS_PARALLELISM": "false",
-            "VLLM_NO_USAGE_STATS": "1",
-            "PYTHONPATH": os.environ["PYTHONPATH"],
-        }
-        scorer = ray.remote(ScorerActor).options(num_cpus=0, max_concurrency=1000).remote(config)
-        self.generator = (
-            ray.remote(BenchGenerator)
-            .options(num_cpus=0, max_concurrency=10_000, runtime_env={"env_vars": environment})
-            .remote(config, model=config.policy.model, scorers=[scorer])
-        )
-        self.pool = GeneratorPool(
-            config, generators=[self.generator], scorers=[scorer], adapters=(), logs=Path("unused")
-        )
-        self.pool.wait_until_ready()
-        self._round = 0
-        print(f"an engine for {config.search.preset} is up", flush=True)
-
-    def grow(self, prompts: Sequence[Prompt]) -> tuple[float, list[Tree]]:
-        """Seconds and trees; a fresh seed each time, and an empty prefix cache."""
-        ray.get(self.generator.forget.remote())
-        self._round += 1
-        started_s = time.perf_counter()
-        results = list(self.pool.rollout(prompts, round_index=self._round))
-        seconds = time.perf_counter() - started_s
-        trees = [result for result in results if isinstance(result, Tree)]
-        assert len(trees) == len(prompts), results
-        return seconds, trees
-
-    def close(self) -> None:
-        ray.kill(self.generator)
-
-
-def bench_config(world: Path, *, in_flight: int, preset: str, max_chars: int | None) -> Config:
-    limits: dict[str, Any] = {"max_sentences": 5, "max_sentence_tokens": 24, "max_answer_tokens": 96}
-    if preset == "reference":
-        limits = {"max_sentence_tokens": 24, "max_chars": max_chars}
-    return parse_config(
-        {
-            "data": {"prompts": "unused"},
-            "policy": {"model": str(world / "policy"), "dtype": "float32", "max_model_len": 320},
-            "scorer": {"model": str(world / "clip")},
-            "search": {"preset": preset, **limits},
-            "generators": {"in_flight": in_flight, "kv_cache_gib": 0.5},
-        }
-    )
+from csr_ray.types import Prompt
 
 
 def against_transformers(
@@ -193,7 +56,8 @@ def against_transformers(
 
     torch.set_num_threads(CORES)
     config = bench_config(world, in_flight=in_flight, preset="reference", max_chars=200)
-    models, side = Models.load(world), Side(config)
+    # On a CPU two engines of one thread do more than one of two: a tiny model's engine is a single busy thread.
+    models, side = Models.load(world), Side(config, num_generators=min(CORES, 4))
     side.grow(prompts[:8])
     ours, theirs = [], []
     for repeat in range(repeats):
@@ -214,6 +78,7 @@ def against_transformers(
             for prompt in chosen
         )
         theirs.append(num_nodes / (time.perf_counter() - started_s))
+        say("transformers", turn=repeat, repeats=repeats, ours=ours, theirs=theirs, unit="nodes/s")
     side.close()
     return ratio("vs_transformers_tree", ours, theirs, unit="x (nodes/s)")
 
@@ -221,22 +86,29 @@ def against_transformers(
 def against_bare_engine(side: Side, prompts: Sequence[Prompt], *, repeats: int) -> list[dict]:
     side.grow(prompts[:8])
     ours, bare, shares, nodes = [], [], [], []
+    busy: dict[str, list[float]] = {}
     figures: dict[str, float] = {}
-    for _ in range(repeats):
+    for turn in range(repeats):
         ray.get(side.generator.record.remote(True))
         side.pool.figures()
+        before_s = side.cpu_s()
         seconds, trees = side.grow(prompts)
+        for name, after_s in side.cpu_s().items():
+            busy.setdefault(f"search_{name}_busy", []).append((after_s - before_s[name]) / seconds)
         figures = side.pool.figures()
         ours.append(figures["engine_tokens"] / seconds)
         nodes.append(sum(len(tree.nodes) for tree in trees) / seconds)
         shares.append(sum(tree.stats.score_wait_s for tree in trees) / sum(tree.stats.seconds for tree in trees))
         ray.get(side.generator.record.remote(False))
         ray.get(side.generator.forget.remote())
+        before_s = side.cpu_s()
         started_s = time.perf_counter()
         ray.get(side.generator.replay.remote(side.config.generators.in_flight))
         seconds = time.perf_counter() - started_s
+        for name, after_s in side.cpu_s().items():
+            busy.setdefault(f"bare_{name}_busy", []).append((after_s - before_s[name]) / seconds)
         bare.append(side.pool.figures()["engine_tokens"] / seconds)
-    print("last search:", {name: round(value, 3) for name, value in figures.items() if value})
+        say("engine", turn=turn, repeats=repeats, ours=ours, theirs=bare, unit="tokens/s")
     return [
         ratio("engine_efficiency", ours, bare, unit="share (tokens/s)"),
         plain_row("scorer_wait_share", shares, unit="share"),
@@ -245,12 +117,14 @@ def against_bare_engine(side: Side, prompts: Sequence[Prompt], *, repeats: int) 
         plain_row("bare_engine_tokens_per_s", bare, unit="tokens/s"),
         plain_row("prefix_hit_rate", [figures["prefix_hits"] / max(1.0, figures["prefix_queries"])], unit="share"),
         plain_row("occupancy", [figures["engine_running"] / figures["engine_slots"]], unit="share"),
-        plain_row("scorer_busy_share", [figures["score_s"] / (figures["engine_tokens"] / ours[-1])], unit="share"),
+        *(plain_row(name, values, unit="CPU-s a second") for name, values in busy.items()),
     ]
 
 
 def against_ray_data(side: Side, prompts: Sequence[Prompt], *, repeats: int) -> dict:
-    """Their processor starts its engine anew for each data set, so its rate is taken from its rows' own times."""
+    """Their processor starts its engine anew for each data set, so its time is its engine's own, from the first
+    request that arrived there to the last token. Ours is that of the whole call.
+    """
     import ray.data
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
@@ -268,17 +142,23 @@ def against_ray_data(side: Side, prompts: Sequence[Prompt], *, repeats: int) -> 
                 "enable_chunked_prefill": False,
                 "block_size": 32,
                 "enforce_eager": True,
+                "disable_log_stats": False,  # for the rows' own times
             },
-            runtime_env={"env_vars": {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(CORES)}},
+            runtime_env={"env_vars": {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(ENGINE_THREADS)}},
+            log_engine_metrics=False,  # through Ray Serve, which is not installed
             concurrency=1,
             batch_size=64,
             chat_template_stage=False,
             tokenize_stage=False,
             detokenize_stage=False,
-            resources_per_bundle={"CPU": 1},
+            placement_group_config={"bundle_per_worker": {"CPU": 1}},
         ),
         preprocess=to_request,
-        postprocess=lambda row: {"finished_s": time.time(), "num_tokens": len(row["generated_tokens"])},
+        postprocess=lambda row: {
+            "num_tokens": len(row["generated_tokens"]),
+            "queued_s": row["metrics"]["queued_ts"],
+            "last_token_s": row["metrics"]["last_token_ts"],
+        },
     )
     rows = [
         {"image": prompt.image, "text": prompt_text_of(side.config, prompt), "seed": number}
@@ -291,11 +171,10 @@ def against_ray_data(side: Side, prompts: Sequence[Prompt], *, repeats: int) -> 
         started_s = time.perf_counter()
         num_tokens = ray.get(side.generator.plain.remote(list(prompts), repeat))
         ours.append(num_tokens / (time.perf_counter() - started_s))
-        done = sorted(processor(ray.data.from_items(rows)).take_all(), key=lambda row: row["finished_s"])
-        first = next(i for i, row in enumerate(done) if row["finished_s"] > done[0]["finished_s"] + 1e-3)
-        theirs.append(
-            sum(row["num_tokens"] for row in done[first:]) / (done[-1]["finished_s"] - done[first - 1]["finished_s"])
-        )
+        done = processor(ray.data.from_items(rows)).take_all()
+        seconds = max(row["last_token_s"] for row in done) - min(row["queued_s"] for row in done)
+        theirs.append(sum(row["num_tokens"] for row in done) / seconds)
+        say("ray_data", turn=repeat, repeats=repeats, ours=ours, theirs=theirs, unit="tokens/s")
     return ratio("vs_ray_data_llm", ours, theirs, unit="x (tokens/s)")
 
 
@@ -386,6 +265,15 @@ def growth(side: Side, prompts: Sequence[Prompt], *, config: Callable[[int], Con
 
 def driver_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def say(what: str, *, turn: int, repeats: int, ours: Sequence[float], theirs: Sequence[float], unit: str) -> None:
+    """One line a turn, so that the minutes have something to show."""
+    print(
+        f"{what:<14} turn {turn + 1} of {repeats}: ours {ours[-1]:.4g}, theirs {theirs[-1]:.4g} {unit}, "
+        f"ratio {ours[-1] / theirs[-1]:.3f}",
+        flush=True,
+    )
 
 
 def rate(count: int, work: Callable[[], object]) -> float:

@@ -1,0 +1,176 @@
+"""The generators that bench_rollout measures: a run's own, which can also repeat its requests without a search."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+from actors.engine import VllmEngine
+from actors.generator import GeneratorActor
+from actors.pool import GeneratorPool
+from actors.scorer import ScorerActor
+from csr_ray.config import Config
+from csr_ray.config_file import parse_config
+from csr_ray.types import Prompt, Tree
+
+PLAIN_ANSWERS = 5
+PLAIN_TOKENS = 32
+CORES = os.cpu_count() or 1
+ENGINE_THREADS = max(1, CORES - 1)  # as a run has it: the engine's front end needs a core as well
+
+
+class RecordingEngine(VllmEngine):
+    """Remembers every request, so that the very same ones can be sent again without the search."""
+
+    def __init__(self, config: Config, *, model: Path | str) -> None:
+        super().__init__(config, model=model)
+        self.recorded: dict[str, list[tuple[str, tuple[int, ...], list[dict[str, Any]]]]] | None = None
+
+    async def _finals(
+        self, text: str, *, image: str, suffix: Sequence[int], options: Sequence[dict[str, Any]]
+    ) -> list[Any]:
+        if self.recorded is not None:
+            self.recorded.setdefault(image, []).append((text, tuple(suffix), list(options)))
+        return await super()._finals(text, image=image, suffix=suffix, options=options)
+
+
+class BenchGenerator(GeneratorActor):
+    """The generator actor, with the engine's own work alone beside it."""
+
+    def __init__(self, config: Config, *, model: str, scorers: Sequence[Any]) -> None:
+        super().__init__(config, model=model, scorers=scorers)
+        self._engine: RecordingEngine = RecordingEngine(config, model=model)
+
+    async def record(self, on: bool) -> None:
+        """Start to remember requests afresh, or stop."""
+        if on:
+            self._engine.recorded = {}
+            return
+        self._requests, self._engine.recorded = self._engine.recorded or {}, None
+
+    async def processes(self) -> tuple[int, list[int]]:
+        """This process's number, and those of the engine's own."""
+        own = psutil.Process()
+        return own.pid, [child.pid for child in own.children(recursive=True) if "EngineCore" in child.name()]
+
+    async def forget(self) -> None:
+        """Empty the prefix cache: every measurement starts with the same."""
+        await self._engine._llm.reset_prefix_cache()
+
+    async def replay(self, in_flight: int) -> None:
+        """The recorded requests: an image's depth by depth, those of a depth at once, `in_flight` images at once."""
+        slots = asyncio.Semaphore(in_flight)
+
+        async def one(image: str) -> None:
+            async with slots:
+                by_depth: dict[int, list[tuple[str, tuple[int, ...], list[dict[str, Any]]]]] = {}
+                for request in self._requests[image]:
+                    by_depth.setdefault(len(request[1]) and self._depth(image, request[1]), []).append(request)
+                for depth in sorted(by_depth):
+                    await asyncio.gather(
+                        *(
+                            self._engine._finals(text, image=image, suffix=suffix, options=options)
+                            for text, suffix, options in by_depth[depth]
+                        )
+                    )
+
+        await asyncio.gather(*(one(image) for image in self._requests))
+
+    def _depth(self, image: str, suffix: tuple[int, ...]) -> int:
+        """How many other requests' prefixes this one goes on from."""
+        prefixes = {other for _, other, _ in self._requests[image] if len(other) < len(suffix)}
+        return sum(suffix[: len(other)] == other for other in prefixes)
+
+    async def plain(self, prompts: Sequence[Prompt], seed: int) -> int:
+        """Plain sampling of several answers a prompt; the number of tokens."""
+        options = {
+            "n": PLAIN_ANSWERS,
+            "max_tokens": PLAIN_TOKENS,
+            "temperature": 1.0,
+            "ignore_eos": True,
+            "seed": seed,
+        }
+        finals = await asyncio.gather(
+            *(
+                self._engine._finals(prompt.text, image=prompt.image, suffix=(), options=[options])
+                for prompt in prompts
+            )
+        )
+        return sum(len(output.token_ids) for (final,) in finals for output in final.outputs)
+
+
+class Side:
+    """Generators and one scorer, as a run has them. The first generator is the one that records and repeats."""
+
+    def __init__(self, config: Config, *, num_generators: int = 1) -> None:
+        self.config = config
+        environment = {
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(ENGINE_THREADS),
+            "TOKENIZERS_PARALLELISM": "false",
+            "VLLM_NO_USAGE_STATS": "1",
+            "PYTHONPATH": os.environ["PYTHONPATH"],
+        }
+        scorer = ray.remote(ScorerActor).options(num_cpus=0, max_concurrency=1000).remote(config)
+        self.generators = [
+            ray.remote(BenchGenerator)
+            .options(num_cpus=0, max_concurrency=10_000, runtime_env={"env_vars": environment})
+            .remote(config, model=config.policy.model, scorers=[scorer])
+            for _ in range(num_generators)
+        ]
+        self.generator = self.generators[0]
+        self.pool = GeneratorPool(
+            config, generators=self.generators, scorers=[scorer], adapters=(), logs=Path("unused")
+        )
+        self.pool.wait_until_ready()
+        self._round = 0
+        processes = ray.get([generator.processes.remote() for generator in self.generators])
+        self._pids = {
+            "engine": [pid for _, engines in processes for pid in engines],
+            "front_end": [pid for pid, _ in processes],
+            "scorer": [ray.get(scorer.__ray_call__.remote(lambda _: os.getpid()))],
+        }
+        print(f"{num_generators} engine(s) for {config.search.preset} up", flush=True)
+
+    def grow(self, prompts: Sequence[Prompt]) -> tuple[float, list[Tree]]:
+        """Seconds and trees; a fresh seed each time, and an empty prefix cache."""
+        ray.get([generator.forget.remote() for generator in self.generators])
+        self._round += 1
+        started_s = time.perf_counter()
+        results = list(self.pool.rollout(prompts, round_index=self._round))
+        seconds = time.perf_counter() - started_s
+        trees = [result for result in results if isinstance(result, Tree)]
+        assert len(trees) == len(prompts), results
+        return seconds, trees
+
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds that each component has used so far."""
+        return {
+            name: sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids) for name, pids in self._pids.items()
+        }
+
+    def close(self) -> None:
+        for generator in self.generators:
+            ray.kill(generator)
+
+
+def bench_config(world: Path, *, in_flight: int, preset: str, max_chars: int | None) -> Config:
+    limits: dict[str, Any] = {"max_sentences": 5, "max_sentence_tokens": 24, "max_answer_tokens": 96}
+    if preset == "reference":
+        limits = {"max_sentence_tokens": 24, "max_chars": max_chars}
+    return parse_config(
+        {
+            "data": {"prompts": "unused"},
+            "policy": {"model": str(world / "policy"), "dtype": "float32", "max_model_len": 320},
+            "scorer": {"model": str(world / "clip")},
+            "search": {"preset": preset, **limits},
+            "generators": {"in_flight": in_flight, "kv_cache_gib": 0.5},
+        }
+    )
