@@ -74,11 +74,17 @@ class Done:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """A worker ends with an error. `user_error` is it where the user can mend it, else None."""
+    """A worker ends with an error.
+
+    Attributes:
+        user_error: the error, where the user can mend it.
+        may_pass: the cause may be another worker's death: what torch's collectives raise in those that are left.
+    """
 
     rank: int
     summary: str
     details: str
+    may_pass: bool
     user_error: UserError | None = field(default=None)
 
 
@@ -129,6 +135,7 @@ def train_loop(setup: Mapping[str, Any]) -> None:
             rank=rank,
             summary=f"{type(error).__name__}: {error}",
             details=traceback.format_exc(),
+            may_pass=isinstance(error, RuntimeError),
             user_error=error if isinstance(error, UserError) else None,
         )
         try:

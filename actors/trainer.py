@@ -105,6 +105,7 @@ class TrainerGroup:
         self._thread: threading.Thread | None = None
         self._fit_error: BaseException | None = None
         self._failure: Failed | None = None
+        self._passing_failure: Failed | None = None  # final only if the group does not start again
         self._num_orders = 0
         self._num_events_read = 0
         self.worker_pids: dict[int, int] = {}  # by rank; filled as workers become ready
@@ -210,6 +211,7 @@ class TrainerGroup:
         for event in events:
             if isinstance(event, Ready):
                 self.worker_pids[event.rank] = event.pid
+                self._passing_failure = None
                 _log.info(
                     "train worker %d (pid %d on %s) ready after %.1f s",
                     event.rank,
@@ -219,9 +221,16 @@ class TrainerGroup:
                 )
             elif isinstance(event, Failed) and self._failure is None:
                 _log.error("train worker %d:\n%s", event.rank, event.details)
-                self._failure = event
+                if event.may_pass and self._config.train.restarts:
+                    self._passing_failure = event
+                else:
+                    self._failure = event
         if is_over and not events and self._failure is None:
-            raise ActorFailure(f"train group: ended: {self._fit_error or 'without an error'}") from self._fit_error
+            self._failure = self._passing_failure
+            if self._failure is None:
+                raise ActorFailure(
+                    f"train group: ended: {self._fit_error or 'without an error'}"
+                ) from self._fit_error
         return events
 
     def _raise_failure(self) -> None:

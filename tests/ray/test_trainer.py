@@ -143,7 +143,7 @@ def groups(
 ) -> Iterator[dict[str, Group]]:
     configs = {
         "one": _config(step="concatenated"),  # TRL's own form, which the other groups are held to
-        "two": _config(workers=2, micro_batch_size=1),
+        "two": _config(workers=2, micro_batch_size=1, checkpoint_steps=1, restarts=1),
         "sharded": _config(
             workers=2,
             deepspeed_stage=3,
@@ -215,6 +215,10 @@ def test_two_workers_with_accumulation_train_as_one(
     assert (result.metrics["shared_prefix"], one.results[0].metrics["shared_prefix"]) == (1, 0)
     assert groups["two"].losses[0] == pytest.approx(one.losses[0], rel=1e-4)
     assert result.probe_logps == pytest.approx(one.results[0].probe_logps, abs=1e-2)
+    expected, trained = _adapter(one.results[0]), _adapter(result)
+    assert trained.keys() == expected.keys()
+    for name, tensor in trained.items():
+        assert torch.allclose(tensor, expected[name], rtol=0.0, atol=1e-4), f"{name}: of two steps of 1e-2 at most"
 
 
 def test_parameter_sharding_trains_as_one_worker_in_every_round(
@@ -258,6 +262,29 @@ def test_fewer_pairs_than_a_batch_and_unusable_ones_train_on_what_is_left(
     assert len(result.probe_logps) == 1, "probes go by the loop's order and end before the first pair left out"
 
 
+def test_one_pair_is_a_round_also_for_two_workers(
+    groups: dict[str, Group], pairs: list[PreferencePair], tiny_llava: Path, tmp_path: Path
+) -> None:
+    two = groups["two"]
+    save_merged(tiny_llava, adapters=[Path(two.results[0].adapter)], output=tmp_path / "policy")
+    policy, reference = (
+        torch.tensor(_logps(tmp_path / "policy", pairs[:1])),
+        torch.tensor(_logps(tiny_llava, pairs[:1])),
+    )
+    expected = dpo_loss(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], beta=BETA).mean().item()
+    result = two.round(pairs[:1])
+    assert (result.num_pairs, result.num_steps, len(result.probe_logps)) == (1, 1, 1)
+    assert result.loss_first == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_round_whose_pairs_are_all_unusable_stops_and_counts_why(
+    groups: dict[str, Group], pairs: list[PreferencePair], tmp_path: Path
+) -> None:
+    gone = dataclasses.replace(pairs[0], image=str(tmp_path / "none.png"))
+    with pytest.raises(ActorFailure, match=r"none of 1 pairs can be trained on: \{'unreadable_image': 1\}"):
+        groups["sharded"].round([gone])
+
+
 def test_no_pairs_is_an_error(one: Group, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no pairs"):
         one.trainer.train([], round_index=9, output_dir=tmp_path, on_step=lambda *_: None)
@@ -278,6 +305,37 @@ def test_loss_that_is_no_number_names_step_and_pairs_at_once(one: Group, pairs: 
     assert time.monotonic() - started < 10
     with pytest.raises(ActorFailure, match="broken"):
         one.trainer.check()
+
+
+def test_a_killed_worker_comes_back_and_the_round_goes_on_from_its_checkpoint(
+    groups: dict[str, Group], pairs: list[PreferencePair], tmp_path: Path
+) -> None:
+    trainer, first = groups["two"].trainer, groups["two"].trainer.worker_pids.copy()
+    four_steps = [*pairs, *(dataclasses.replace(pair, id=f"{pair.id}-again") for pair in pairs)]
+    base = trainer._adapters
+
+    def train(name: str, *, kill_at: int | None) -> tuple[TrainResult, list[int]]:
+        steps: list[int] = []
+
+        def note(step: int, num_steps: int, loss: float) -> None:
+            steps.append(step)
+            if len(steps) == kill_at:
+                os.kill(first[1], signal.SIGKILL)  # while the step's checkpoint is being written
+
+        trainer._adapters = base  # both are the same round of the same run
+        result = trainer.train(four_steps, round_index=1, output_dir=tmp_path / name / "adapter", on_step=note)
+        return result, steps
+
+    undisturbed, steps = train("undisturbed", kill_at=None)
+    assert steps == [1, 2, 3, 4]
+    disturbed, steps = train("disturbed", kill_at=2)
+    assert steps in ([1, 2, 2, 3, 4], [1, 2, 3, 4]), "the second checkpoint was whole, or the first was used"
+    assert not set(trainer.worker_pids.values()) & set(first.values()), "no worker is an old one"
+    assert disturbed.loss_first == pytest.approx(undisturbed.loss_first, abs=1e-6)
+    expected = _adapter(undisturbed)
+    for name, tensor in _adapter(disturbed).items():
+        assert torch.allclose(tensor, expected[name], rtol=0.0, atol=1e-5), name
+    assert disturbed.probe_logps == pytest.approx(undisturbed.probe_logps, abs=1e-4)
 
 
 def test_killed_worker_surfaces_within_seconds(groups: dict[str, Group], pairs: list[PreferencePair]) -> None:
