@@ -30,9 +30,8 @@ from safetensors.torch import save_file
 from torch import distributed
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-from transformers.trainer_utils import get_last_checkpoint
 
-from actors.dpo_settings import training_arguments
+from actors.dpo_settings import last_checkpoint, training_arguments
 from actors.pair_trainer import PairTrainer, StepClock
 from actors.shared_step import can_use_flex, family_positions, set_flex
 from csr_ray.collate import LoadImage, PairCollator, SharedPrefixCollator, UsablePairs, usable_pairs
@@ -191,10 +190,10 @@ class RoundTrainer:
         )
         clock = StepClock(on_step=on_step)
         trainer.add_callback(clock)
-        resumed = get_last_checkpoint(str(checkpoints)) if checkpoints and checkpoints.is_dir() else None
+        resumed = last_checkpoint(checkpoints) if checkpoints else None
         if resumed:
             _log.info("round %d: going on from %s", round_index, resumed)
-        trainer.train(resume_from_checkpoint=resumed)
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         engine = trainer.model_wrapped
         # accelerate falls back to plain data parallelism when one of its many conditions is not met.
         assert isinstance(engine, DeepSpeedEngine), type(engine)

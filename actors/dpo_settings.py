@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import DPOConfig
 
 from csr_ray.config import Train
@@ -52,6 +54,12 @@ def training_arguments(
         accelerator_config={"use_configured_state": True},
         deepspeed=deepspeed_settings(train, micro_batch_size=micro, use_gpu=use_gpu),
     )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest that was written to its end: transformers writes the trainer's own state last."""
+    whole = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def deepspeed_settings(train: Train, *, micro_batch_size: int, use_gpu: bool) -> dict[str, Any]:

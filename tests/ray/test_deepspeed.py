@@ -129,6 +129,7 @@ def test_a_round_goes_on_from_its_checkpoint_in_another_process(
     saved = [path.name for path in (tmp_path / "checkpoints").iterdir()]
     assert saved == ["checkpoint-2"], "the process died in its third step's report, before that was saved"
     assert not output_dir.exists()
+    (tmp_path / "checkpoints" / "checkpoint-3").mkdir()  # as a death while it is written would leave it
     with start_training_process() as pool:
         result = pool.submit(_train, model, pairs, output_dir, settings).result(timeout=300)
     assert (result.num_steps, result.loss_first) == (NUM_STEPS, pytest.approx(plain.loss_first, rel=1e-4))
