@@ -1,9 +1,14 @@
 """How long after training does the first token of the new policy come, and how far is the engine from the trainer?
 
-Real generators on a random LLaVA: for every adapter size and number of receivers, the seconds from a finished adapter
-folder until all receivers hold and have proved the new policy, and until the first token after that; the bytes that
-travelled; and what packing, sending and checking a byte costs against copying it in memory. Then, in float32 and
-bfloat16, the gap between the log-probs the engine returned while sampling and those of the trainer's forward.
+Real generators on a random LLaVA. For every adapter size and number of receivers: the seconds from a finished
+adapter folder until every receiver holds and has proved the new policy, and until the first token after that; the
+bytes that travelled. Each hand-over is a new version of the same run, as after another round, so generators merge
+all adapters so far. Then what packing, sending and checking a byte costs against copying it in memory. Then, in
+float32 and bfloat16, the gap between the log-probs the engine returned while sampling and those of transformers'
+forward in that dtype.
+
+The rows `trained_to_first_token_s` and `bytes` are those of the largest adapter and the fewest receivers. Engines
+share this machine's cores, so more receivers take longer here than on machines of their own.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,19 +31,32 @@ from random_llava import Shape, TextPair, as_preferences, build, pairs_of, pictu
 from csr_ray.types import PreferencePair
 
 NUM_PROBES = 4
+CHUNK_BYTES = 16 * 2**20
 TARGETS = r".*\blanguage_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+EXAMPLES = """
+examples:
+  python benchmarks/bench_publish.py --json publish.json
+  python benchmarks/bench_publish.py --receivers 1 --ranks 8 --repeats 1    the shortest: two engine starts
+  python benchmarks/bench_publish.py --hidden 1024 --layers 16 --ranks 128  nearer to a real adapter's size
+"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--receivers", type=int, nargs="+", default=[1, 2, 4])
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--receivers", type=int, nargs="+", default=[1, 2, 4], help="generators to hand over to; 1 2 4 unless given"
+    )
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64], help="of the LoRA; sets the adapter's size")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3, help="hand-overs a case; its rows are medians")
+    parser.add_argument("--hidden", type=int, default=256, help="width of the language model, a multiple of 64")
+    parser.add_argument("--layers", type=int, default=4, help="of the language model")
     parser.add_argument("--answers", type=int, default=32, help="sampled to compare log-probs")
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--transfer-mib", type=int, default=32, help="package that transfer is timed with")
+    parser.add_argument("--json", type=Path, default=None, help="also write everything to this file")
     arguments = parser.parse_args()
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # peft imports DeepSpeed, which looks for a GPU and says so
     shape = Shape(
         hidden=arguments.hidden,
         layers=arguments.layers,
@@ -48,14 +67,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         rows = measure(arguments, shape=shape, directory=Path(directory))
     for row in rows:
-        print(f"{row['name']:<44} {row['value']:>12.4g} {row['unit']}")
+        print(f"{row['name']:<48} {row['value']:>12.4g} {row['unit']}")
     if arguments.json:
+        settings = {key: value for key, value in vars(arguments).items() if key != "json"}
         record = {
             "name": "publish",
             "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
             "versions": _versions(),
             "headline": "trained_to_first_token_s",
-            "settings": {key: value for key, value in vars(arguments).items() if key != "json"},
+            "settings": settings,
             "rows": rows,
         }
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
@@ -63,9 +83,11 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace, *, shape: Shape, directory: Path) -> list[dict[str, Any]]:
     import ray
+    import transformers
 
     from actors.runtime import connect
 
+    transformers.utils.logging.disable_progress_bar()
     model = build(directory / "model", shape=shape)
     texts = pairs_of(NUM_PROBES, vocab=shape.vocab, num_prompt_tokens=20, answer_tokens=(20, 40))
     images = []
@@ -75,92 +97,127 @@ def measure(arguments: argparse.Namespace, *, shape: Shape, directory: Path) -> 
     probes = _probes(model, texts=texts, images=images)
     connect(num_cpus_needed=max(arguments.receivers) + 1)
     try:
-        rows = _hand_overs(arguments, model=model, probes=probes, directory=directory)
-        for dtype in ("float32", "bfloat16"):
-            rows += _gaps(dtype, model=model, probes=probes, num_answers=arguments.answers, directory=directory)
+        rows, gaps = _hand_overs(arguments, model=model, probes=probes, directory=directory)
+        rows += _transfer_against_copy(arguments.transfer_mib * 2**20, directory=directory)
+        pool = _pool("bfloat16", model=model, num_generators=1, directory=directory)
+        try:
+            gaps += _gaps(pool, "bfloat16", model=model, adapters=(), probes=probes, arguments=arguments)
+        finally:
+            _close(pool)
     finally:
         ray.shutdown()
-    return rows
+    return [*rows, *gaps]
 
 
 def _hand_overs(
-    arguments: argparse.Namespace, *, model: Path, probes: Sequence[Any], directory: Path
-) -> list[dict[str, Any]]:
-    from csr_ray.types import Question, TrainResult
-
+    arguments: argparse.Namespace, *, model: Path, probes: Sequence[PreferencePair], directory: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of every case, and those of the log-prob gap under the last policy handed over."""
     pool = _pool("float32", model=model, num_generators=max(arguments.receivers), directory=directory)
     everyone = list(pool._generators)
-    question = Question(id="q", image=probes[0].image, text=probes[0].prompt)
-    rows: list[dict[str, Any]] = []
     adapters: list[str] = []
+    cases: dict[tuple[int, int], list[dict[str, Any]]] = {}
+
+    def hand_over(rank: int) -> dict[str, Any]:
+        adapters.append(_adapter(model, rank=rank, folder=directory / f"adapter_{len(adapters)}"))
+        return _hand_over(pool, model=model, adapters=adapters, probes=probes, directory=directory)
+
     try:
-        for rank in arguments.ranks:
-            # Most receivers first: a smaller number then leaves none behind that would have to catch up.
-            for num_receivers in sorted(arguments.receivers, reverse=True):
-                pool._generators = everyone[:num_receivers]
-                publish_s, first_token_s, gaps, num_bytes = [], [], [], 0
-                for _ in range(arguments.repeats):
-                    adapter = _adapter(model, rank=rank, folder=directory / f"adapter_{len(adapters)}")
-                    adapters.append(adapter)
-                    logps = _trainer_logps(model, adapters=adapters, probes=probes, directory=directory)
-                    trained = TrainResult(
-                        adapter=adapter,
-                        version=len(adapters),
-                        num_pairs=1,
-                        num_steps=1,
-                        seconds=0.0,
-                        optimizer_s=0.0,
-                        loss_first=0.0,
-                        loss_last=0.0,
-                        probe_logps=logps,
-                    )
-                    started_s = time.perf_counter()
-                    receipt = pool.publish(trained, pairs=probes)
-                    publish_s.append(time.perf_counter() - started_s)
-                    list(pool.answer([question], temperature=0.0, max_tokens=1, seed=0))
-                    first_token_s.append(time.perf_counter() - started_s)
-                    num_bytes = receipt.num_bytes
-                    gaps.append(receipt.max_probe_gap)
-                name = f"[rank {rank}, {num_receivers} receivers]"
-                rows += [
-                    _row(f"trained_to_first_token_s {name}", statistics.median(first_token_s), "s"),
-                    _row(f"publish_s {name}", statistics.median(publish_s), "s"),
-                    _row(f"bytes {name}", num_bytes, "bytes"),
-                    _row(f"probe_gap {name}", max(gaps), "nats an answer, fp32"),
-                ]
-        copy_ratio = _transfer_against_copy(adapters[-1], directory=directory)
+        hand_over(min(arguments.ranks))  # each engine's first image pays for its processor's start
+        _say("every engine has had its first hand-over, which is not counted")
+        # Most receivers first: those left out later are behind, and would have to catch up.
+        for num_receivers in sorted(set(arguments.receivers), reverse=True):
+            pool._generators = everyone[:num_receivers]
+            for rank in sorted(set(arguments.ranks)):
+                done = [hand_over(rank) for _ in range(arguments.repeats)]
+                cases[rank, num_receivers] = done
+                first_tokens = ", ".join(f"{one['first_token_s']:.2f}" for one in done)
+                _say(f"rank {rank}, receivers {num_receivers}: first token after {first_tokens} s")
+        gaps = _gaps(pool, "float32", model=model, adapters=adapters, probes=probes, arguments=arguments)
     finally:
         pool._generators = everyone
         _close(pool)
-    first = next(row for row in rows if row["name"].startswith("trained_to_first_token_s"))
-    size = next(row for row in rows if row["name"].startswith("bytes"))
-    headline = [_row("trained_to_first_token_s", first["value"], "s"), _row("bytes", size["value"], "bytes")]
-    return [*headline, *rows, _row("transfer_vs_copy", copy_ratio, "x a memory copy, a byte")]
+    rows = []
+    for (rank, num_receivers), done in sorted(cases.items()):
+        rows += _case_rows(done, name=f"[rank {rank}, receivers {num_receivers}]")
+    headline = cases[max(arguments.ranks), min(arguments.receivers)]
+    return [*_case_rows(headline, name="")[:2], *rows], gaps
+
+
+def _case_rows(done: Sequence[dict[str, Any]], *, name: str) -> list[dict[str, Any]]:
+    def row(key: str, value: float, unit: str) -> dict[str, Any]:
+        return _row(f"{key} {name}".strip(), value, unit)
+
+    return [
+        row("trained_to_first_token_s", statistics.median(one["first_token_s"] for one in done), "s"),
+        row("bytes", done[0]["num_bytes"], "bytes, all receivers"),
+        row("publish_s", statistics.median(one["publish_s"] for one in done), "s until all have proved it"),
+        row("probe_gap", max(one["gap"] for one in done), "nats an answer, fp32, max"),
+    ]
+
+
+def _hand_over(
+    pool: Any, *, model: Path, adapters: Sequence[str], probes: Sequence[PreferencePair], directory: Path
+) -> dict[str, Any]:
+    """Hand the last of `adapters` over, as a round's end does, and ask for one token."""
+    from csr_ray.types import Question, TrainResult
+
+    trained = TrainResult(
+        adapter=adapters[-1],
+        version=len(adapters),
+        num_pairs=1,
+        num_steps=1,
+        seconds=0.0,
+        optimizer_s=0.0,
+        loss_first=0.0,
+        loss_last=0.0,
+        probe_logps=_trainer_logps(model, adapters=adapters, probes=probes, directory=directory),
+    )
+    question = Question(id="q", image=probes[0].image, text=probes[0].prompt)
+    started_s = time.perf_counter()
+    receipt = pool.publish(trained, pairs=probes)
+    publish_s = time.perf_counter() - started_s
+    (answer,) = pool.answer([question], temperature=0.0, max_tokens=1, seed=0)
+    first_token_s = time.perf_counter() - started_s
+    assert answer.policy_version == trained.version, answer
+    return {
+        "publish_s": publish_s,
+        "first_token_s": first_token_s,
+        "num_bytes": receipt.num_bytes,
+        "gap": receipt.max_probe_gap,
+    }
 
 
 def _gaps(
-    dtype: str, *, model: Path, probes: Sequence[Any], num_answers: int, directory: Path
+    pool: Any,
+    dtype: str,
+    *,
+    model: Path,
+    adapters: Sequence[str],
+    probes: Sequence[PreferencePair],
+    arguments: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """The engine's own log-probs of what it sampled against a forward of transformers in the same dtype."""
     from dataclasses import replace
 
+    from transformers import AutoProcessor
+
     from csr_ray.types import Question
 
-    pool = _pool(dtype, model=model, num_generators=1, directory=directory)
+    image_token = AutoProcessor.from_pretrained(model).image_token_id
     questions = [
         Question(id=str(index), image=probes[index % NUM_PROBES].image, text=probes[index % NUM_PROBES].prompt)
-        for index in range(num_answers)
+        for index in range(arguments.answers)
     ]
-    try:
-        answers = list(pool.answer(questions, temperature=1.0, max_tokens=32, seed=0))
-    finally:
-        _close(pool)
+    answers = list(pool.answer(questions, temperature=1.0, max_tokens=32, seed=0))
     sampled = [
         replace(probes[int(answer.id) % NUM_PROBES], chosen_ids=answer.token_ids, chosen_logp=answer.logp)
         for answer in answers
+        if image_token not in answer.token_ids  # a random model samples it; training leaves such answers out, too
     ]
-    ours = _trainer_logps(model, adapters=(), probes=sampled, directory=directory, dtype=dtype)
+    ours = _trainer_logps(model, adapters=adapters, probes=sampled, directory=model.parent, dtype=dtype)
     gaps = [abs(logp - pair.chosen_logp) / len(pair.chosen_ids) for logp, pair in zip(ours, sampled, strict=True)]
+    _say(f"{dtype}: compared the log-probs of {len(gaps)} sampled answers")
     unit = "nats a token, over answers"
     return [
         _row(f"rollout_gap_mean [{dtype}]", statistics.mean(gaps), unit),
@@ -168,24 +225,36 @@ def _gaps(
     ]
 
 
-def _transfer_against_copy(adapter: str, *, directory: Path) -> float:
-    """Seconds a byte to pack, send and check an adapter, over those to copy as many bytes in memory."""
+def _transfer_against_copy(num_bytes: int, *, directory: Path) -> list[dict[str, Any]]:
+    """Packing, sending, checking and writing a package of this size, and copying as many bytes in memory."""
     from actors.registry import Receiver, Registry
+    from csr_ray.handover import FILES
 
-    ratios = []
-    for attempt in range(5):
-        registry = Registry([], chunk_bytes=16 * 2**20)
-        receiver = Receiver(registry.actor, folder=directory / f"received_{attempt}")
+    package = directory / "package"
+    package.mkdir()
+    (package / FILES[0]).write_text("{}")
+    (package / FILES[1]).write_bytes(os.urandom(num_bytes))
+    registry = Registry([], chunk_bytes=CHUNK_BYTES)
+    receiver = Receiver(registry.actor, folder=directory / "received")
+    transfers_s, copies_s = [], []
+    for _ in range(4):
         started_s = time.perf_counter()
-        manifest = registry.add(adapter)
+        registry.add(str(package))
         asyncio.run(receiver.pull())
-        transfer_s = time.perf_counter() - started_s
-        source = bytearray(manifest.num_bytes)
+        transfers_s.append(time.perf_counter() - started_s)
+        source = bytearray(num_bytes)
         started_s = time.perf_counter()
         bytes(source)
-        ratios.append(transfer_s / (time.perf_counter() - started_s))
-        registry.close()
-    return statistics.median(ratios)
+        copies_s.append(time.perf_counter() - started_s)
+    registry.close()
+    # The first waits for the registry's process.
+    transfer_s, copy_s = statistics.median(transfers_s[1:]), statistics.median(copies_s[1:])
+    _say(f"sent {num_bytes / 2**20:.0f} MiB in {transfer_s:.2f} s")
+    return [
+        _row("transfer_mib_per_s", num_bytes / 2**20 / transfer_s, "MiB/s, packed, sent, checked, written"),
+        _row("copy_mib_per_s", num_bytes / 2**20 / copy_s, "MiB/s, in memory"),
+        _row("transfer_vs_copy", transfer_s / copy_s, "x a memory copy, a byte"),
+    ]
 
 
 def _pool(dtype: str, *, model: Path, num_generators: int, directory: Path) -> Any:
@@ -201,6 +270,7 @@ def _pool(dtype: str, *, model: Path, num_generators: int, directory: Path) -> A
             "generators": {"threads": 1, "kv_cache_gib": 0.2, "max_num_seqs": 32, "probe_tolerance": 0.01},
         }
     )
+    _say(f"{dtype}: starting engines, {num_generators} of them")
     logs = directory / f"logs_{dtype}"
     generators = [
         _start_generator(config, model=model, scorers=[], log=logs / f"generator_{index}.log")
@@ -210,8 +280,9 @@ def _pool(dtype: str, *, model: Path, num_generators: int, directory: Path) -> A
     try:
         pool.wait_until_ready()
     except Exception:
-        print((logs / "generator_0.log").read_text()[-3000:])  # the folder goes with this process
+        print((logs / "generator_0.log").read_text()[-3000:], file=sys.stderr)  # the folder goes with this process
         raise
+    _say("they serve")
     return pool
 
 
@@ -241,7 +312,7 @@ def _adapter(model: Path, *, rank: int, folder: Path) -> str:
 
 
 def _trainer_logps(
-    model: Path, *, adapters: Sequence[str], probes: Sequence[Any], directory: Path, dtype: str = "float32"
+    model: Path, *, adapters: Sequence[str], probes: Sequence[PreferencePair], directory: Path, dtype: str = "float32"
 ) -> tuple[float, ...]:
     """Summed log-probs of the chosen answers under base plus `adapters`, by transformers."""
     import torch
@@ -272,6 +343,10 @@ def _probes(model: Path, *, texts: Sequence[TextPair], images: Sequence[Path]) -
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     return as_preferences(texts, images=[str(image) for image in images], tokenizer=tokenizer)
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
 
 
 def _row(name: str, value: float, unit: str) -> dict[str, Any]:
