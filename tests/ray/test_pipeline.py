@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -27,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "tiny-world.yaml"
 SMALL = (
-    "run.rounds=2",
+    "run.rounds=3",
     "run.unit=4",
     "world.quick=true",
     "world.num_train_images=32",
@@ -39,7 +41,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def finished(ray_session, tmp_path_factory) -> RunFolder:
-    """A run of two rounds, killed once on the way: SIGKILL of its driver right after the first round's pairs."""
+    """A run of three rounds, killed once on the way: SIGKILL of its driver right after the first round's pairs."""
     directory = tmp_path_factory.mktemp("run") / "run"
     overrides = [*SMALL, f"run.dir={directory}"]
     cached_world(world_spec(load_config(CONFIG, overrides=overrides).world), progress=False)
@@ -64,7 +66,7 @@ def finished(ray_session, tmp_path_factory) -> RunFolder:
 
 def test_every_round_is_trained_published_and_proved(finished: RunFolder) -> None:
     summary = json.loads(finished.summary.read_text())
-    assert [entry["policy_version"] for entry in summary["rounds"]] == [1, 2]
+    assert [entry["policy_version"] for entry in summary["rounds"]] == [1, 2, 3]
     for entry in summary["rounds"]:
         # fp32 on both sides: generator and trainer agree after every round (log-probs of whole answers).
         assert entry["publish"]["max_probe_gap"] < 1e-3
@@ -83,7 +85,7 @@ def test_every_round_is_trained_published_and_proved(finished: RunFolder) -> Non
 
 
 def test_candidates_hold_every_node_of_the_rounds_own_policy(finished: RunFolder) -> None:
-    for index in range(2):
+    for index in range(3):
         rows = pq.read_table(finished.round(index) / "candidates").to_pylist()
         assert len({row["id"] for row in rows}) == 12
         assert {row["policy_version"] for row in rows} == {index}
@@ -106,26 +108,76 @@ def test_pairs_are_what_trl_and_datasets_read(finished: RunFolder) -> None:
     assert int(batch["completion_mask"].sum()) > 0
 
 
-def test_the_exported_model_gives_the_published_policys_log_probs(finished: RunFolder) -> None:
+def test_the_exported_model_gives_the_trainers_last_log_probs_in_plain_transformers_and_plain_vllm(
+    finished: RunFolder, tmp_path: Path
+) -> None:
     import torch
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-    from csr_ray.chat import prompt_text
+    from csr_ray.chat import prompt_ids, prompt_text
     from csr_ray.images import load_image
 
+    trained = Journal(finished.journal).find("train", round=2)["probe_logps"]
+    pairs = read_pairs(finished.pairs(2))[: len(trained)]
+    assert trained and len(pairs) == len(trained)
     processor = AutoProcessor.from_pretrained(finished.model)
-    policy = LlavaForConditionalGeneration.from_pretrained(finished.model, dtype=torch.float32).eval()
-    trained = Journal(finished.journal).find("train", round=1)
-    for pair, expected in zip(read_pairs(finished.pairs(1)), trained["probe_logps"], strict=False):
-        inputs = processor(
-            text=prompt_text(processor, question=pair.prompt), images=load_image(pair.image), return_tensors="pt"
-        )
-        answer = torch.tensor([pair.chosen_ids])
-        ids = torch.cat([inputs["input_ids"], answer], dim=1)
-        with torch.no_grad():
-            logits = policy(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
-        logps = logits[:, :-1].log_softmax(dim=-1).gather(2, ids[:, 1:, None])[0, -answer.shape[1] :, 0]
-        assert float(logps.sum()) == pytest.approx(expected, abs=1e-3)
+    rows = [
+        {
+            "image": pair.image,
+            "prompt_ids": prompt_ids(processor, question=pair.prompt),
+            "answer_ids": list(pair.chosen_ids),
+        }
+        for pair in pairs
+    ]
+    asked = tmp_path / "asked.json"
+    asked.write_text(json.dumps({"model": str(finished.model), "rows": rows}))
+    with _plain_vllm(asked) as by_vllm:
+        policy = LlavaForConditionalGeneration.from_pretrained(finished.model, dtype=torch.float32).eval()
+        by_transformers = []
+        for pair in pairs:
+            inputs = processor(
+                text=prompt_text(processor, question=pair.prompt), images=load_image(pair.image), return_tensors="pt"
+            )
+            answer = torch.tensor([pair.chosen_ids])
+            ids = torch.cat([inputs["input_ids"], answer], dim=1)
+            with torch.no_grad():
+                logits = policy(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
+            picked = logits[:, :-1].log_softmax(dim=-1).gather(2, ids[:, 1:, None])
+            by_transformers.append(picked[0, -answer.shape[1] :, 0].tolist())
+        served = by_vllm()
+    for ours, theirs, expected in zip(by_transformers, served, trained, strict=True):
+        assert theirs == pytest.approx(ours, abs=1e-4), "every token, nats"
+        assert [sum(ours), sum(theirs)] == pytest.approx([expected] * 2, abs=1e-3)
+
+
+@contextmanager
+def _plain_vllm(asked: Path) -> Iterator[Callable[[], list[list[float]]]]:
+    """vLLM in a process that has none of this project's code, started at once; the call waits for its log-probs."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    settings = {
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "plain_vllm.py"), str(asked)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**environment, **settings},
+    )
+
+    def answer() -> list[list[float]]:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0
+        return json.loads(output.strip().splitlines()[-1])
+
+    try:
+        yield answer
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_finished_run_prints_its_result_without_starting_anything(finished: RunFolder, capsys, monkeypatch) -> None:
