@@ -6,6 +6,10 @@ log-probs as reference (`csr_ray` as it runs; both without DeepSpeed). Each phas
 A B A B; figures are medians over all steps but each phase's first. Peak memory is the process's largest resident size
 above that of the loaded model. `flop_ratio` counts the matrix products of one step of each, `token_ratio` is the
 arithmetic of 4 rows' forwards and 2 rows' backwards against one sequence's (`csr_ray.shared_prefix.flops_ratio`).
+
+Then the start-up, through the train group of a run (Ray Train, DeepSpeed, one worker) on the same model and pairs:
+seconds from the start of the driver's process until the first round's first step is done, and, in the second round,
+from the order to train until its first step is done. Both contain that step.
 """
 
 from __future__ import annotations
@@ -19,31 +23,43 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from random_llava import Shape, as_preferences, build, pairs_of, picture
 
 NUM_PROMPT_TOKENS = 30
+EXAMPLES = """
+examples:
+  python benchmarks/bench_train.py --json train.json
+  python benchmarks/bench_train.py --pack-tokens 2048              pairs of unlike lengths in common rows
+  python benchmarks/bench_train.py --hidden 128 --layers 2 --pairs 2 --steps 2 --phases 1    does it run at all
+"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pairs", type=int, default=4, help="pairs a step")
     parser.add_argument("--steps", type=int, default=3, help="steps a phase; the first is not counted")
     parser.add_argument("--phases", type=int, default=2, help="phases of each kind")
     parser.add_argument("--answer-tokens", type=int, nargs=2, default=[80, 160], metavar=("MIN", "MAX"))
     parser.add_argument("--pack-tokens", type=int, default=None, help="ours: tokens a row; default: a row a pair")
-    parser.add_argument("--hidden", type=int, default=768)
-    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--hidden", type=int, default=768, help="width of the language model, a multiple of 64")
+    parser.add_argument("--layers", type=int, default=12, help="of the language model")
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--json", type=Path, default=None)
-    parser.add_argument("--phase", choices=("trl", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, in every process")
+    parser.add_argument("--no-start-up", action="store_true", help="leave out what goes through Ray Train")
+    parser.add_argument("--json", type=Path, default=None, help="also write everything to this file")
+    parser.add_argument("--phase", choices=("trl", "ours", "start_up"), help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--started-s", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.phase:
-        print(json.dumps(run_phase(arguments)))
+        run = start_up if arguments.phase == "start_up" else run_phase
+        print(json.dumps(run(arguments)))
         return
     shape = _shape(arguments)
     with tempfile.TemporaryDirectory() as directory:
@@ -53,22 +69,29 @@ def main() -> None:
             for kind in phases:
                 phases[kind].append(_in_process(kind, model=model))
                 print(f"{kind:<5} {json.dumps(phases[kind][-1]['step_s'])} s a step", flush=True)
-    rows = rows_of(phases, num_pairs=arguments.pairs)
+        first_step_s = [] if arguments.no_start_up else _in_process("start_up", model=model)["first_step_s"]
+    rows = rows_of(phases, num_pairs=arguments.pairs, first_step_s=first_step_s)
     for row in rows:
-        print(f"{row['name']:<26} {row['value']:>10.4g} {row['unit']}")
+        print(f"{row['name']:<33} {row['value']:>10.4g} {row['unit']}")
     if arguments.json:
         record = {
             "name": "train",
             "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
             "versions": phases["ours"][0]["versions"],
             "headline": "vs_trl_pairs_per_s",
-            "settings": {key: value for key, value in vars(arguments).items() if key not in ("json", "model")},
+            "settings": {
+                key: value
+                for key, value in vars(arguments).items()
+                if key not in ("json", "model", "phase", "started_s")
+            },
             "rows": rows,
         }
         arguments.json.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def rows_of(phases: dict[str, list[dict[str, Any]]], *, num_pairs: int) -> list[dict[str, Any]]:
+def rows_of(
+    phases: dict[str, list[dict[str, Any]]], *, num_pairs: int, first_step_s: Sequence[float]
+) -> list[dict[str, Any]]:
     step_s = {kind: statistics.median(s for phase in runs for s in phase["step_s"]) for kind, runs in phases.items()}
     peak = {kind: statistics.median(phase["peak_bytes"] for phase in runs) for kind, runs in phases.items()}
     flops = {kind: runs[0]["flops"] for kind, runs in phases.items()}
@@ -92,7 +115,72 @@ def rows_of(phases: dict[str, list[dict[str, Any]]], *, num_pairs: int) -> list[
         row("ours_gflops_per_s", flops["ours"] / step_s["ours"] / 1e9, "GFLOP/s"),
         row("trl_gflops_per_s", flops["trl"] / step_s["trl"] / 1e9, "GFLOP/s"),
         row("chosen_logp_gap", logp_gap, "relative, first step"),
+        *(
+            row(f"start_to_first_step_s [round {index}]", seconds, "s, the step included")
+            for index, seconds in enumerate(first_step_s, start=1)
+        ),
     ]
+
+
+def start_up(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Two rounds of one step each by a run's train group, from this process's start."""
+    import ray
+
+    from actors.runtime import connect
+    from actors.trainer import TrainerGroup
+
+    config = _config(arguments)
+    folder = arguments.model.parent
+    images = []
+    for index in range(arguments.pairs):
+        images.append(str(folder / f"{index}.png"))
+        picture(index, side_px=_shape(arguments).image_px).save(images[-1])
+    connect(num_cpus_needed=3)
+    group = TrainerGroup(config, model=arguments.model, adapters=(), storage=folder / "storage")
+    group.start()
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    pairs = as_preferences(_texts(arguments), images=images, tokenizer=tokenizer)
+    first_step_s: list[float] = []
+    started_s = arguments.started_s
+    try:
+        for index in range(2):
+            if index:
+                started_s = time.time()
+            steps: list[float] = []
+            group.train(
+                pairs,
+                round_index=index,
+                output_dir=folder / f"round_{index}" / "adapter",
+                on_step=lambda *_, done=steps: done.append(time.time()),
+            )
+            first_step_s.append(steps[0] - started_s)
+    finally:
+        group.close()
+        ray.shutdown()
+    return {"first_step_s": first_step_s}
+
+
+def _config(arguments: argparse.Namespace) -> Any:
+    from csr_ray.config_file import parse_config
+
+    train = {
+        "batch_size": arguments.pairs,
+        "dtype": "float32",
+        "lora_rank": arguments.rank,
+        "lora_alpha": 2 * arguments.rank,
+        "pack_tokens": arguments.pack_tokens,
+        "threads": arguments.threads,
+    }
+    return parse_config(
+        {
+            "data": {"prompts": "-"},
+            "policy": {"model": str(arguments.model)},
+            "scorer": {"model": "-"},
+            "train": train,
+        }
+    )
 
 
 def run_phase(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -246,7 +334,8 @@ def _shape(arguments: argparse.Namespace) -> Shape:
 
 
 def _in_process(kind: str, *, model: Path) -> dict[str, Any]:
-    command = [sys.executable, __file__, *sys.argv[1:], "--phase", kind, "--model", str(model)]
+    hidden = ["--phase", kind, "--model", str(model), "--started-s", str(time.time())]
+    command = [sys.executable, __file__, *sys.argv[1:], *hidden]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"phase {kind} failed:\n{done.stderr[-4000:]}")
