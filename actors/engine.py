@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from actors.expand import COUPLING_CLASS, Draft, Expansion, Tokens
 from actors.figures import Figures
+from actors.hot_adapter import HotAdapter, refusal
 from csr_ray.chat import prompt_ids
 from csr_ray.config import Config
 from csr_ray.prompts import load_image
@@ -58,6 +59,7 @@ class VllmEngine:
         self._images: OrderedDict[str, Image] = OrderedDict()
         self._requests = itertools.count()
         self._llm: Any = None
+        self._hot = HotAdapter(config) if config.generators.publish == "adapter" else None
 
     async def start(self) -> None:
         from transformers import AutoProcessor
@@ -74,7 +76,12 @@ class VllmEngine:
 
         self._figures = Figures(*ENGINE_FIGURES, actor="generator")
         arguments = AsyncEngineArgs(**self._arguments(on_cpu=current_platform.is_cpu()))
-        self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger(self._figures)])
+        try:
+            self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger(self._figures)])
+        except Exception as error:
+            if self._hot is not None and (reason := refusal(arguments.create_model_config())):
+                raise reason from error
+            raise
         self._block_size = self._llm.vllm_config.cache_config.block_size
         tokenizer = self._processor.tokenizer
         search = self._config.search
@@ -117,7 +124,7 @@ class VllmEngine:
             arguments["enable_chunked_prefill"] = False
         else:
             arguments["gpu_memory_utilization"] = generators.gpu_memory_utilization
-        return arguments
+        return arguments if self._hot is None else {**arguments, **self._hot.engine_arguments()}
 
     async def continuations(
         self, prompt: Prompt, *, prefix_ids: tuple[int, ...], num: int, max_tokens: int, seed: int
@@ -184,12 +191,18 @@ class VllmEngine:
         return abs(float(fresh) - float(outputs[0].logprobs[0][last].logprob))
 
     async def load_policy(self, *, adapters: Sequence[str]) -> LoadedPolicy:
-        """Base weights plus all `adapters`, merged inside the engine's workers; every cache of the old one goes."""
-        results = await self._llm.collective_rpc("load_policy", args=(self._model, list(adapters)))
-        # Encoder outputs and cached prefixes belong to the old weights; a stale one would be silently wrong.
-        await self._llm.reset_prefix_cache()
-        await self._llm.reset_mm_cache()
-        await self._llm.reset_encoder_cache()
+        """Base weights plus all `adapters`; nothing cached of the old policy is used again.
+
+        Merged inside the engine's workers, or beside the base (`generators.publish`).
+        """
+        if self._hot is not None:
+            results = await self._hot.switch(self._llm, adapters=adapters)
+        else:
+            results = await self._llm.collective_rpc("load_policy", args=(self._model, list(adapters)))
+            # Encoder outputs and cached prefixes belong to the old weights; a stale one would be silently wrong.
+            await self._llm.reset_prefix_cache()
+            await self._llm.reset_mm_cache()
+            await self._llm.reset_encoder_cache()
         checksums = {result["checksum"] for result in results}
         assert len(checksums) == 1, f"tensor-parallel ranks read different weights: {checksums}"
         wrong = tuple(name for result in results for name in result["wrong_tensors"])
@@ -206,6 +219,8 @@ class VllmEngine:
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
+        if self._hot is not None:
+            self._hot.close()
 
     async def _generate(self, text: str, *, image: str, **options: Any) -> list[Any]:
         return _in_order(await self._final(text, image=image, **options))
@@ -252,8 +267,9 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         parameters = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False, **options)
-        final = None
-        async for output in self._llm.generate(rendered, parameters, request_id=str(next(self._requests))):
+        lora = self._hot.request if self._hot else None
+        request, final = str(next(self._requests)), None
+        async for output in self._llm.generate(rendered, parameters, request_id=request, lora_request=lora):
             final = output
         assert final is not None and final.finished
         return final

@@ -7,6 +7,7 @@ tensor maps them? Where the plain weight is still there it is compared itself. R
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +41,56 @@ def tensor_gaps(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> 
         layer, start = found
         gaps[name] = _gap(layer, tensor=tensor, rows=slice(start, start + len(tensor)))
     return gaps, num_unseen
+
+
+def adapter_gaps(
+    model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, adapter_id: int
+) -> tuple[dict[str, float], int]:
+    """Relative gap between a LoRA's tensors (PEFT names) and those vLLM holds of it; how many could not be looked at.
+
+    Nothing is computed with them on the way, so the gap of a right one is 0. A module that no layer took up, and a
+    layer that holds what the LoRA does not have (under vLLM's name), have an infinite gap.
+    """
+    layers = {
+        _tail(name): module
+        for name, module in model.named_modules()
+        if "language_model" in name and hasattr(module, "lora_a_stacked")
+    }
+    slots = model.lora_manager.lora_index_to_id  # type: ignore[union-attr]
+    slot = slots.index(adapter_id) if adapter_id in slots else None
+    gaps: dict[str, float] = {}
+    num_unseen = 0
+    taken = set()
+    for name, tensor in tensors.items():
+        module, _, side = name.removesuffix(".weight").rpartition(".")
+        tail = _tail(module)
+        leaf = tail.rpartition(".")[2]
+        fused = next((fused for fused, members in _FUSED.items() if leaf in members), "")
+        home = tail if tail in layers else tail.removesuffix(leaf) + fused
+        if home not in layers or slot is None:
+            gaps[name] = math.inf
+        elif getattr(layers[home], "tp_size", 1) != 1:
+            num_unseen += 1
+        else:
+            part = 0 if home == tail else _FUSED[fused].index(leaf)
+            stacks = layers[home].lora_a_stacked if side == "lora_A" else layers[home].lora_b_stacked
+            gaps[name] = _held_gap(stacks[part][slot, 0], tensor=tensor)
+            taken.add((home, part))
+    for home, layer in layers.items() if slot is not None else ():
+        others = [stack[slot] for part, stack in enumerate(layer.lora_b_stacked) if (home, part) not in taken]
+        if getattr(layer, "tp_size", 1) == 1 and any(stack.any() for stack in others):
+            gaps[home] = math.inf
+    return gaps, num_unseen
+
+
+def _held_gap(held: torch.Tensor, *, tensor: torch.Tensor) -> float:
+    """Of a tensor in the corner of zeros that vLLM has room for."""
+    if held.shape[0] < tensor.shape[0] or held.shape[1] < tensor.shape[1]:
+        return math.inf
+    expected = torch.zeros(held.shape, dtype=held.dtype)
+    expected[: tensor.shape[0], : tensor.shape[1]] = tensor.to(held.dtype)
+    gap = (held.cpu().float() - expected.float()).norm() / expected.float().norm().clamp_min(1e-30)
+    return float(gap) if gap.isfinite() else math.inf
 
 
 def tolerance(model: torch.nn.Module) -> float:

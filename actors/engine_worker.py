@@ -1,7 +1,8 @@
 """What runs inside a vLLM worker process: merging adapters into the served weights. Loaded by name, no patching.
 
 The worker reads the adapters itself and hands vLLM's own loader merged tensors under checkpoint names, so any
-tensor-parallel or fused layout is served and decoding pays nothing for the adapter.
+tensor-parallel or fused layout is served and decoding pays nothing for the adapter. With `generators.publish:
+adapter` vLLM loads the adapter (`actors.hot_adapter`), and the worker says what it holds.
 """
 
 from __future__ import annotations
@@ -41,5 +42,29 @@ class PolicyLoader:
             "num_unseen": num_unseen,
             "max_tensor_gap": max(gaps.values(), default=0.0),
             "wrong_tensors": wrong,
+            "seconds": time.perf_counter() - started_s,
+        }
+
+    def prove_adapter(self, adapters: Sequence[str], adapter_id: int) -> dict[str, Any]:
+        """Hold vLLM's LoRA of number `adapter_id` (0: none) to the sum of `adapters`, read here anew.
+
+        Returns plain values only: they cross a process border.
+        """
+        from actors.engine_proof import adapter_gaps
+        from csr_ray.weights import checksum, combined_tensors
+
+        started_s = time.perf_counter()
+        tensors = combined_tensors([Path(adapter) for adapter in adapters]) if adapters else {}
+        gaps: dict[str, float] = {}
+        num_unseen = 0
+        if adapters:
+            model = self.model_runner.get_model()  # type: ignore[attr-defined]
+            gaps, num_unseen = adapter_gaps(model, tensors, adapter_id=adapter_id)
+        return {
+            "checksum": checksum(tensors.items()),
+            "num_tensors": len(tensors),
+            "num_unseen": num_unseen,
+            "max_tensor_gap": max(gaps.values(), default=0.0),
+            "wrong_tensors": sorted((name for name, gap in gaps.items() if gap != 0.0), key=lambda n: -gaps[n]),
             "seconds": time.perf_counter() - started_s,
         }

@@ -21,7 +21,7 @@ from actors.publish import Proof, faults
 from actors.registry import Registry
 from actors.waiting import T, Waiting
 from csr_ray.config import Config
-from csr_ray.errors import ActorFailure, StalePolicyError
+from csr_ray.errors import ActorFailure, StalePolicyError, UserError
 from csr_ray.types import Answer, PreferencePair, Prompt, PublishReceipt, Question, Rejection, TrainResult, Tree
 
 _log = logging.getLogger(__name__)
@@ -70,9 +70,14 @@ class GeneratorPool:
         self._registry.close()
 
     def wait_until_ready(self) -> None:
-        """Raises ActorFailure with the end of the actor's log if one cannot start."""
+        """Raises ActorFailure with the end of the actor's log if one cannot start, UserError if it says why."""
         for index, started in enumerate(self._started):
-            version = self._get(started, index=index)
+            try:
+                version = self._get(started, index=index)
+            except RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise error.cause from None
+                raise
             assert version == self.version, (version, self.version)
 
     def rollout(self, prompts: Sequence[Prompt], *, round_index: int) -> Iterator[Tree | Rejection]:

@@ -10,6 +10,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+# Ranks that vLLM makes room for (its `MaxLoRARanks`).
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -237,6 +240,11 @@ class Generators(Section):
     max_num_seqs: int = Field(256, ge=1, description="sequences the engine decodes at once")
     kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of a CPU engine, GiB")
     gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU the engine takes")
+    publish: Literal["merge", "adapter"] = Field(
+        "merge",
+        description="merge: all rounds' LoRAs go into the served weights, decoding pays nothing; adapter: the base "
+        "stays as it is and their sum is one LoRA that vLLM swaps while running, at a cost for every token",
+    )
     probe_tolerance: float = Field(
         0.05, gt=0, description="after a hand-over: most a token's log-prob may differ from the trainer's (bf16)"
     )
@@ -301,3 +309,26 @@ class Config(Section):
     generators: Generators = Generators()
     scorers: Scorers = Scorers()
     eval: Eval = Eval()
+
+    @property
+    def served_rank(self) -> int:
+        """The rank that an engine with `generators.publish: adapter` makes room for: all rounds' side by side.
+
+        Raises:
+            ValueError: there is no rank that large.
+        """
+        needed = self.train.lora_rank * self.run.rounds
+        fitting = [rank for rank in LORA_RANKS if rank >= needed]
+        if not fitting:
+            raise ValueError(
+                f"generators.publish = adapter contradicts train.lora_rank = {self.train.lora_rank} and run.rounds = "
+                f"{self.run.rounds}: the rounds' adapters together have rank {needed}, and the engine serves at most "
+                f"{LORA_RANKS[-1]}; set generators.publish=merge"
+            )
+        return fitting[0]
+
+    @model_validator(mode="after")
+    def _adapters_fit(self) -> Config:
+        if self.generators.publish == "adapter":
+            _ = self.served_rank
+        return self

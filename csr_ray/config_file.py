@@ -193,7 +193,10 @@ def _one_line(error: ValidationError) -> str:
     elif first["type"] == "missing":
         line = f"{key}: missing; give it in the config or as {key}=..."
     elif first["type"] == "value_error":
-        line = f"{key}: {str(first['msg']).removeprefix('Value error, ')}"
+        message = str(first["msg"]).removeprefix("Value error, ")
+        line = (
+            f"{key}: {message}" if key else message
+        )  # no key: sections contradict each other, the message names them
     elif first["type"] == "tuple_type":
         line = f"{key} = {value!r}: expected a list, for example [{value}]"
     else:

@@ -2,8 +2,9 @@
 
 Every merged tensor is base + sum_i (alpha_i / r_i) B_i A_i, formed in float32 from the ORIGINAL base and rounded
 once, so that whoever merges (trainer, generators, the exported model) gets the same bits. Tensors go by the base
-checkpoint's own names, whatever the training library calls its modules. Knows safetensors and PEFT's file layout;
-knows nothing of PEFT, engines or actors.
+checkpoint's own names, whatever the training library calls its modules. The same sum as one adapter, for who keeps
+the base as it is: `combined_tensors`. Knows safetensors and PEFT's file layout; knows nothing of PEFT, engines or
+actors.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,6 +115,66 @@ def lora_deltas(adapter: Path) -> dict[str, LoraDelta]:
     if 2 * len(deltas) != len(tensors):
         raise ValueError(f"adapter {adapter}: holds tensors that are not LoRA pairs: {sorted(tensors)[:3]} ...")
     return deltas
+
+
+def combined_tensors(adapters: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """One adapter that is the sum of `adapters`: its tensors in float32, under PEFT's names.
+
+    Every module gets A = [A_1; A_2; ...] and B = [s_1 B_1, s_2 B_2, ...] with s = alpha / r, so B A is the sum and
+    nothing is left to scale. The rank is the sum of the ranks; an adapter that leaves a module alone has zeros there.
+
+    Raises:
+        ValueError: an adapter cannot be read (`lora_deltas`), two give one module different shapes, or all are empty.
+    """
+    rounds = [lora_deltas(adapter) for adapter in adapters]
+    ranks = [max((len(delta.down) for delta in deltas.values()), default=0) for deltas in rounds]
+    shapes: dict[str, tuple[int, int]] = {}  # out, in
+    for adapter, deltas in zip(adapters, rounds, strict=True):
+        for module, delta in deltas.items():
+            shape = (len(delta.up), delta.down.shape[1])
+            if shapes.setdefault(module, shape) != shape:
+                raise ValueError(
+                    f"adapter {adapter}: {module} is {list(shape)}, before it was {list(shapes[module])}"
+                )
+    if not shapes:
+        raise ValueError(f"adapters {', '.join(map(str, adapters)) or 'none'}: no layer is changed")
+    tensors: dict[str, torch.Tensor] = {}
+    for module, (rows, columns) in shapes.items():
+        down, up = torch.zeros(sum(ranks), columns), torch.zeros(rows, sum(ranks))
+        start = 0
+        for rank, deltas in zip(ranks, rounds, strict=True):
+            if module in deltas:
+                down[start : start + rank] = deltas[module].down.float()
+                up[:, start : start + rank] = deltas[module].up.float() * deltas[module].scale
+            start += rank
+        tensors[f"{_PEFT_PREFIX}{module}.lora_A.weight"] = down
+        tensors[f"{_PEFT_PREFIX}{module}.lora_B.weight"] = up
+    return tensors
+
+
+def save_combined(tensors: Mapping[str, torch.Tensor], *, output: Path) -> None:
+    """Write `combined_tensors` as a PEFT folder. Appears at `output` all at once; a folder there is replaced."""
+    modules = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
+    rank = len(tensors[f"{modules[0]}.lora_A.weight"])
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": rank,  # the scales are in B already
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        "target_modules": [module.removeprefix(_PEFT_PREFIX) for module in modules],
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        (staging / _ADAPTER_CONFIG).write_text(json.dumps(config))
+        save_file(dict(tensors), staging / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        publish_modes(staging)
+        replace_directory(staging, target=output)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
 
 
 def merged_tensors(base: Path, *, adapters: Sequence[Path]) -> Iterator[tuple[str, torch.Tensor]]:

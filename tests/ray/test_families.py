@@ -11,10 +11,11 @@ import os
 import random
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import log
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import AsyncMock, patch
 
 import pytest
@@ -91,13 +92,13 @@ class Family:
         return (picked * is_answer).sum(dim=1).tolist()
 
 
-def _config(model: Path) -> Config:
+def _config(model: Path, *, publish: str) -> Config:
     return parse_config(
         {
             "data": {"prompts": "-"},
             "policy": {"model": str(model), "dtype": "float32", "max_model_len": 512},
             "scorer": {"model": "-"},
-            "generators": {"kv_cache_gib": 0.1, "max_num_seqs": 8},
+            "generators": {"kv_cache_gib": 0.1, "max_num_seqs": 8, "publish": publish},
             "train": {
                 "batch_size": len(SIZES_PX),
                 "lora_rank": 4,
@@ -137,22 +138,20 @@ async def _grow(engine: VllmEngine, prompts: Sequence[Prompt]) -> tuple[tuple[Se
     return tuple(answer for column in zip(*pairs, strict=True) for answer in column)
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
-def family(
-    request: pytest.FixtureRequest, training_process: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Family]:
+@contextmanager
+def serving(name: str, *, directory: Path, publish: Literal["merge", "adapter"] = "merge") -> Iterator[Family]:
+    """A family's engine, started and asked for the answers."""
     from transformers import AutoProcessor
 
-    directory = tmp_path_factory.mktemp(request.param)
-    model = FAMILIES[request.param](directory / "model", seed=0)
-    config, prompts = _config(model), _prompts(directory)
+    model = FAMILIES[name](directory / "model", seed=0)
+    config, prompts = _config(model, publish=publish), _prompts(directory)
     engine, loop = VllmEngine(config, model=model), asyncio.new_event_loop()
     environment = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
     with patch.dict(os.environ, environment):  # and forget what vLLM itself sets there
         try:
             loop.run_until_complete(engine.start())
             yield Family(
-                name=request.param,
+                name=name,
                 model=model,
                 config=config,
                 processor=AutoProcessor.from_pretrained(model),
@@ -168,7 +167,15 @@ def family(
             loop.close()
 
 
-def _random_adapter(family: Family, *, targets: str, seed: int) -> Path:
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def family(
+    request: pytest.FixtureRequest, training_process: ProcessPoolExecutor, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Family]:
+    with serving(request.param, directory=tmp_path_factory.mktemp(request.param)) as family:
+        yield family
+
+
+def random_adapter(family: Family, *, targets: str, seed: int) -> Path:
     """A PEFT folder whose update is not zero, on layers of the language model."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -195,7 +202,7 @@ def test_sampled_log_probs_are_those_of_transformers(family: Family) -> None:
 @pytest.mark.parametrize("targets", [("q_proj",), (ALL_TARGETS,), ("q_proj", ALL_TARGETS), ("up_proj",)])
 def test_engine_serves_base_plus_exactly_the_given_adapters(family: Family, targets: tuple[str, ...]) -> None:
     """Also where they touch one part of what the engine fuses, and after a policy that touched other layers."""
-    adapters = [_random_adapter(family, targets=names, seed=seed) for seed, names in enumerate(targets)]
+    adapters = [random_adapter(family, targets=names, seed=seed) for seed, names in enumerate(targets)]
     loaded = family.run(family.engine.load_policy(adapters=[str(adapter) for adapter in adapters]))
     assert (loaded.wrong_tensors, loaded.num_unseen) == ((), 0)
     assert loaded.max_tensor_gap < 1e-5, "every layer answers as its tensor"
@@ -213,7 +220,7 @@ def test_a_prefix_cache_of_the_old_policy_is_noticed(family: Family) -> None:
     answer = (sum(family.answers, ()) * num_tokens)[:num_tokens]
     gap = lambda: family.run(family.engine.cached_gap(question, answer_ids=answer))  # noqa: E731
     assert max(gap(), gap()) < TOLERANCE
-    adapter = _random_adapter(family, targets=ALL_TARGETS, seed=7)
+    adapter = random_adapter(family, targets=ALL_TARGETS, seed=7)
     with patch.object(family.engine._llm, "reset_prefix_cache", AsyncMock()):
         family.run(family.engine.load_policy(adapters=[str(adapter)]))
     assert gap() > 10 * TOLERANCE
@@ -234,7 +241,7 @@ def test_every_end_token_of_the_model_ends_an_answer(family: Family) -> None:
         assert (draft.ids, draft.ended, draft.stop) == ((end,), True, None)
 
 
-def _pairs(family: Family) -> list[PreferencePair]:
+def make_pairs(family: Family) -> list[PreferencePair]:
     logps = [sum(sum(sentence.logps) for sentence in answer) for answer in family.grown]
     answers, num = family.answers, len(family.prompts)
     return [
@@ -273,7 +280,7 @@ def _train(config: Config, *, model: Path, pairs: Sequence[PreferencePair], outp
 def test_round_starts_at_log_two_and_its_adapter_is_served(
     family: Family, training_process: ProcessPoolExecutor
 ) -> None:
-    pairs, output_dir = _pairs(family), family.directory / "trained"
+    pairs, output_dir = make_pairs(family), family.directory / "trained"
     result = training_process.submit(
         _train, family.config, model=family.model, pairs=pairs, output_dir=output_dir
     ).result(timeout=120)
@@ -289,7 +296,7 @@ def test_round_starts_at_log_two_and_its_adapter_is_served(
 
 def test_image_token_in_an_answer_kills_no_engine_and_is_not_trained_on(family: Family) -> None:
     """The model may sample it; what stands behind it would be counted as one more image."""
-    pair = _pairs(family)[0]
+    pair = make_pairs(family)[0]
     odd = replace(pair, rejected_ids=(*pair.rejected_ids, family.processor.image_token_id, *pair.chosen_ids))
     usable = usable_pairs([odd, pair], processor=family.processor, load_image=load_image, max_length=512)
     assert (usable.positions, usable.dropped) == ((1,), {"image_token_in_answer": 1})

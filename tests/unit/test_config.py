@@ -72,6 +72,7 @@ def complaint(tmp_path: Path, *overrides: str, text: str | None = None) -> str:
         ("generators.min=2", ["generators", "min = 2", "max = 1"]),
         ("scorers.min=2", ["scorers", "min = 2", "max = 1"]),
         ("eval.benchmarks=[world]", ["data = null", "benchmarks"]),
+        ("generators.publish=hot", ["generators.publish = 'hot'", "'merge' or 'adapter'"]),
         # overrides that are none
         ("run.rounds", ["'run.rounds'", "key.sub=value"]),
         ("=5", ["'=5'", "key.sub=value"]),
@@ -84,6 +85,22 @@ def test_what_is_wrong_is_one_line_with_key_value_and_what_is_allowed(
 ) -> None:
     line = complaint(tmp_path, override)
     assert [part for part in says if part not in line] == [], line
+
+
+def test_rounds_that_no_hot_adapter_can_hold_are_refused_with_a_remedy(tmp_path: Path) -> None:
+    overrides = ("generators.publish=adapter", "train.lora_rank=128", "run.rounds=5")
+    line = complaint(tmp_path, *overrides)
+    assert line.startswith("generators.publish = adapter contradicts train.lora_rank = 128 and run.rounds = 5")
+    assert "rank 640" in line and "at most 512" in line and "generators.publish=merge" in line
+    assert load(tmp_path, *overrides[1:]).generators.publish == "merge"
+
+
+@pytest.mark.parametrize(
+    ("rank", "rounds", "served"), [(1, 1, 1), (4, 3, 16), (16, 3, 64), (128, 4, 512), (100, 3, 320)]
+)
+def test_rank_served_holds_all_rounds(tmp_path: Path, rank: int, rounds: int, served: int) -> None:
+    config = load(tmp_path, "generators.publish=adapter", f"train.lora_rank={rank}", f"run.rounds={rounds}")
+    assert config.served_rank == served
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from actors.engine_proof import TOLERANCES, tensor_gaps
+from actors.engine_proof import TOLERANCES, adapter_gaps, tensor_gaps
 
 HIDDEN = 16
 ROWS = {"q_proj": 16, "k_proj": 8, "v_proj": 8, "o_proj": 16}
@@ -87,3 +88,84 @@ def test_what_cannot_be_looked_at_is_counted() -> None:
     tensors["language_model.model.layers.7.self_attn.o_proj.weight"] = tensors[f"{HOME.format(layer=0)}o_proj.weight"]
     gaps, num_unseen = tensor_gaps(model, tensors)
     assert (len(gaps), num_unseen) == (7, 2)
+
+
+RANK, ROOM, SLOT, ADAPTER = 3, 8, 1, 7
+PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "o_proj": ("o_proj",)}
+
+
+def _lora(seed: int) -> dict[str, torch.Tensor]:
+    """Of all layers but the first one's output, under PEFT's names."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(2):
+        for name, rows in ROWS.items():
+            home = f"base_model.model.model.language_model.layers.{layer}.self_attn.{name}"
+            if (layer, name) != (0, "o_proj"):
+                tensors[f"{home}.lora_A.weight"] = torch.randn(RANK, HIDDEN, generator=generator)
+                tensors[f"{home}.lora_B.weight"] = torch.randn(rows, RANK, generator=generator)
+    return tensors
+
+
+def _model_with_lora(tensors: dict[str, torch.Tensor], *, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """Layers as vLLM wraps them, the tensors in one of two slots and others in the other."""
+    model = _model(_tensors(0), is_packed=True)
+    for layer, block in enumerate(model.language_model.model.layers):
+        for home, members in PARTS.items():
+            module, stacks = getattr(block.self_attn, home), []
+            for member in members:
+                down, up = (
+                    torch.zeros(2, 1, ROOM, HIDDEN, dtype=dtype),
+                    torch.zeros(2, 1, ROWS[member], ROOM, dtype=dtype),
+                )
+                key = f"base_model.model.model.language_model.layers.{layer}.self_attn.{member}"
+                down[1 - SLOT], up[1 - SLOT] = 1.0, 1.0
+                if f"{key}.lora_A.weight" in tensors:
+                    down[SLOT, 0, :RANK] = tensors[f"{key}.lora_A.weight"]
+                    up[SLOT, 0, :, :RANK] = tensors[f"{key}.lora_B.weight"]
+                stacks.append((down, up))
+            module.lora_a_stacked, module.lora_b_stacked = (tuple(side) for side in zip(*stacks, strict=True))
+    model.lora_manager = SimpleNamespace(lora_index_to_id=[3, ADAPTER])  # type: ignore[assignment]
+    return model
+
+
+def _wrong_lora(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> list[str]:
+    gaps, num_unseen = adapter_gaps(model, tensors, adapter_id=ADAPTER)
+    assert num_unseen == 0
+    return sorted(name.removeprefix("base_model.model.model.language_model.") for name, gap in gaps.items() if gap)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lora_that_arrived_whole_passes(dtype: torch.dtype) -> None:
+    tensors = _lora(0)
+    assert _wrong_lora(_model_with_lora(tensors, dtype=dtype), tensors) == []
+
+
+def test_exchanged_zeroed_and_surplus_lora_tensors_are_named() -> None:
+    tensors, home = _lora(0), "base_model.model.model.language_model.layers.1.self_attn."
+    k, v, up = f"{home}k_proj.lora_A.weight", f"{home}v_proj.lora_A.weight", f"{home}o_proj.lora_B.weight"
+    exchanged = {**tensors, k: tensors[v], v: tensors[k]}
+    tail = "layers.1.self_attn."
+    assert _wrong_lora(_model_with_lora(exchanged), tensors) == [
+        f"{tail}k_proj.lora_A.weight",
+        f"{tail}v_proj.lora_A.weight",
+    ]
+    zeroed = {**tensors, up: torch.zeros_like(tensors[up])}
+    assert _wrong_lora(_model_with_lora(zeroed), tensors) == [f"{tail}o_proj.lora_B.weight"]
+    less = {name: tensor for name, tensor in tensors.items() if "o_proj" not in name}
+    assert _wrong_lora(_model_with_lora(tensors), less) == ["1.self_attn.o_proj"]
+
+
+def test_lora_that_no_layer_took_up_is_wrong_and_one_split_over_workers_is_counted() -> None:
+    tensors = _lora(0)
+    model = _model_with_lora(tensors)
+    assert len(_wrong_lora(model, tensors)) == 0
+    model.lora_manager.lora_index_to_id = [3, None]  # type: ignore[union-attr]
+    assert len(_wrong_lora(model, tensors)) == len(tensors)
+    model = _model_with_lora(tensors)
+    del model.language_model.model.layers[1].self_attn.o_proj.lora_a_stacked
+    assert _wrong_lora(model, tensors) == [f"layers.1.self_attn.o_proj.lora_{side}.weight" for side in "AB"]
+    model = _model_with_lora(tensors)
+    model.language_model.model.layers[1].self_attn.qkv_proj.tp_size = 2
+    gaps, num_unseen = adapter_gaps(model, tensors, adapter_id=ADAPTER)
+    assert (set(gaps.values()), num_unseen) == ({0.0}, 6)

@@ -8,7 +8,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import build_tiny_llava
 
-from csr_ray.weights import checkpoint_name, checksum, lora_deltas, merged_tensors, save_merged, tensor_files
+from csr_ray.weights import (
+    checkpoint_name,
+    checksum,
+    combined_tensors,
+    lora_deltas,
+    merged_tensors,
+    save_combined,
+    save_merged,
+    tensor_files,
+)
 
 TARGETS = r".*\blanguage_model\..*\.(q_proj|down_proj)"
 
@@ -69,6 +78,60 @@ def test_sum_is_formed_in_float32_and_rounded_once(base: Path, adapters: list[Pa
     stepwise = ((half[name].float() + first[module].dense()).bfloat16().float() + second[module].dense()).bfloat16()
     assert not torch.equal(expected, stepwise), "the case cannot tell one rounding from two"
     assert torch.equal(dict(merged_tensors(tmp_path, adapters=adapters))[name], expected)
+
+
+def _without(adapter: Path, *, leaf: str, folder: Path) -> Path:
+    """A copy of an adapter that leaves the layers of that name alone."""
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    folder.mkdir()
+    kept = {name: tensor for name, tensor in tensors.items() if f".{leaf}." not in name}
+    assert 0 < len(kept) < len(tensors)
+    save_file(kept, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
+    return folder
+
+
+def test_combined_adapter_is_the_sum_also_where_adapters_change_different_layers(
+    base: Path, adapters: list[Path], tmp_path: Path
+) -> None:
+    rounds = [
+        adapters[0],
+        _without(adapters[1], leaf="q_proj", folder=tmp_path / "down"),
+        _without(adapters[1], leaf="down_proj", folder=tmp_path / "q"),
+    ]
+    save_combined(combined_tensors(rounds), output=tmp_path / "version_003")
+    assert {delta.scale for delta in lora_deltas(tmp_path / "version_003").values()} == {1.0}
+    assert {len(delta.down) for delta in lora_deltas(tmp_path / "version_003").values()} == {12}
+    combined = dict(merged_tensors(base, adapters=[tmp_path / "version_003"]))
+    expected = dict(merged_tensors(base, adapters=rounds))
+    assert combined.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(combined[name], tensor, rtol=1e-6, atol=1e-6)
+    one_short = dict(merged_tensors(base, adapters=rounds[:2]))
+    assert max(float((expected[name] - one_short[name]).abs().max()) for name in expected) > 1e-2
+
+
+def test_combined_adapter_is_one_that_peft_loads(base: Path, adapters: list[Path], tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    save_combined(combined_tensors(adapters), output=tmp_path / "version_002")
+    model = AutoModelForImageTextToText.from_pretrained(base)
+    merged = PeftModel.from_pretrained(model, str(tmp_path / "version_002")).merge_and_unload().state_dict()
+    for name, tensor in merged_tensors(base, adapters=adapters):
+        inside = name.replace("language_model.model.", "model.language_model.")
+        torch.testing.assert_close(merged[inside], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_adapters_that_cannot_be_summed_are_refused(adapters: list[Path], tmp_path: Path) -> None:
+    tensors = load_file(adapters[0] / "adapter_model.safetensors")
+    name = next(name for name in tensors if name.endswith("q_proj.lora_B.weight"))
+    (tmp_path / "adapter_config.json").write_text((adapters[0] / "adapter_config.json").read_text())
+    save_file({**tensors, name: tensors[name][1:].clone()}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"q_proj is \[\d+, \d+\], before it was \[\d+, \d+\]"):
+        combined_tensors([adapters[0], tmp_path])
+    with pytest.raises(ValueError, match="no layer is changed"):
+        combined_tensors([])
 
 
 def test_without_adapters_nothing_is_touched(base: Path) -> None:

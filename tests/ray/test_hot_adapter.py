@@ -1,0 +1,238 @@
+"""`generators.publish: adapter` on real engines: base plus one LoRA that is the sum of all rounds'.
+
+Oracle as in test_families: transformers with PEFT's adapters side by side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import AsyncMock, patch
+
+import pytest
+import torch
+from test_families import ALL_TARGETS, Family, make_pairs, random_adapter, serving
+
+from actors.generator import GeneratorActor
+from actors.publish import Proof
+from actors.registry import Package
+from csr_ray.config import LORA_RANKS
+from csr_ray.handover import pack_adapter
+from csr_ray.types import Prompt, Question, TrainResult
+from csr_ray.weights import save_combined
+
+TOLERANCE = 1e-4  # nats a token, fp32
+
+
+@pytest.fixture(scope="module", params=["llava", "qwen2_5_vl"])
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
+    with serving(request.param, directory=tmp_path_factory.mktemp(request.param), publish="adapter") as family:
+        yield family
+
+
+@pytest.fixture(scope="module")
+def adapters(family: Family) -> list[Path]:
+    """Two rounds' adapters that do not change the same layers."""
+    return [
+        random_adapter(family, targets=targets, seed=seed) for seed, targets in enumerate(("q_proj", ALL_TARGETS))
+    ]
+
+
+class _Registry:
+    """The registry actor's answers without Ray."""
+
+    def __init__(self, adapters: list[Path]) -> None:
+        self._packages = []
+        for version, adapter in enumerate(adapters, start=1):
+            manifest, chunks = pack_adapter(adapter, version=version, chunk_bytes=5000)
+            self._packages.append((manifest, chunks))
+        self.current = len(adapters)
+
+    @property
+    def packages(self) -> Any:
+        return self
+
+    async def remote(self, *, after: int) -> list[Package]:
+        async def arrive(chunk: bytes) -> bytes:
+            return chunk
+
+        return [
+            Package(manifest=manifest, chunks=tuple(arrive(chunk) for chunk in chunks))
+            for manifest, chunks in self._packages[after : self.current]
+        ]
+
+
+def _serve(family: Family, *adapters: Path) -> Any:
+    return family.run(family.engine.load_policy(adapters=[str(adapter) for adapter in adapters]))
+
+
+def _assert_serves(family: Family, *adapters: Path) -> None:
+    gaps = [
+        abs(served - expected) / len(answer)
+        for served, expected, answer in zip(
+            family.served_logps(), family.expected_logps(*adapters), family.answers, strict=True
+        )
+    ]
+    assert max(gaps) < TOLERANCE
+
+
+def _loaded_ids(family: Family) -> set[int]:
+    ids: set[int] = family.run(family.engine._llm.list_loras())
+    return ids
+
+
+def _proof(family: Family, *adapters: Path) -> Proof:
+    probes = make_pairs(family)
+    trained = TrainResult(
+        adapter="-",
+        version=len(adapters),
+        num_pairs=1,
+        num_steps=1,
+        seconds=0.0,
+        optimizer_s=0.0,
+        loss_first=0.0,
+        loss_last=0.0,
+        probe_logps=tuple(family.expected_logps(*adapters)[: len(probes)]),
+    )
+    return Proof(trained=trained, probes=probes, tolerance=TOLERANCE)
+
+
+def test_ranks_are_those_of_the_engine() -> None:
+    from typing import get_args
+
+    from vllm.config.lora import MaxLoRARanks
+
+    assert get_args(MaxLoRARanks) == LORA_RANKS
+
+
+def test_engine_serves_base_plus_the_sum_of_all_rounds(family: Family, adapters: list[Path]) -> None:
+    """Version by version, as a run goes, and back to the base."""
+    for version in (0, 1, 2, 0):
+        loaded = _serve(family, *adapters[:version])
+        assert (loaded.wrong_tensors, loaded.num_unseen, loaded.max_tensor_gap) == ((), 0, 0.0)
+        _assert_serves(family, *adapters[:version])
+
+
+def test_what_is_sampled_has_the_log_probs_of_the_served_version(family: Family, adapters: list[Path]) -> None:
+    _serve(family, *adapters)
+    prompt = family.prompts[0]
+    first = family.run(family.engine.continuations(prompt, prefix_ids=(), num=1, max_tokens=6, seed=3))[0]
+    rest = family.run(family.engine.continuations(prompt, prefix_ids=first.token_ids, num=1, max_tokens=6, seed=3))[0]
+    question = Question(id=prompt.id, image=prompt.image, text=prompt.text)
+    whole = family.run(family.engine.answer(question, temperature=0.0, max_tokens=6, seed=0))
+    for ids, logps in (
+        (first.token_ids + rest.token_ids, first.logps + rest.logps),
+        (whole.token_ids, whole.logps),
+    ):
+        grown = replace(family, prompts=(prompt,), grown=((replace(whole, token_ids=ids),),) * 2)
+        assert sum(logps) == pytest.approx(grown.expected_logps(*adapters)[0], abs=TOLERANCE * len(ids))
+
+
+def test_old_version_is_gone_after_the_switch(family: Family, adapters: list[Path]) -> None:
+    _serve(family, adapters[0])
+    hot = family.engine._hot
+    assert hot is not None
+    old = hot.request
+    _serve(family, *adapters)
+    assert _loaded_ids(family) == {hot.request.lora_int_id} != {old.lora_int_id}
+    assert [path.name for path in Path(hot._folder.name).iterdir()] == [hot.request.lora_name]
+    assert hot.request.lora_name.startswith("version_002")
+    _serve(family)
+    assert (_loaded_ids(family), hot.request, list(Path(hot._folder.name).iterdir())) == (set(), None, [])
+
+
+def _cached_tokens(family: Family, prompt: Prompt, *, answer: tuple[int, ...]) -> int:
+    final = family.run(family.engine._final(prompt.text, image=prompt.image, suffix=answer, max_tokens=1, logprobs=0))
+    return int(final.num_cached_tokens)
+
+
+def test_a_continuation_does_not_meet_the_cache_of_another_version(family: Family, adapters: list[Path]) -> None:
+    prompt, num_tokens = family.prompts[0], 200  # several blocks of the cache
+    answer = (sum(family.answers, ()) * num_tokens)[:num_tokens]
+    question = Question(id=prompt.id, image=prompt.image, text=prompt.text)
+    for version in (1, 2, 0):
+        _serve(family, *adapters[:version])
+        assert _cached_tokens(family, prompt, answer=answer) == (0 if version else pytest.approx(0))
+        assert _cached_tokens(family, prompt, answer=answer) > num_tokens / 2, "its own it meets"
+        assert family.run(family.engine.cached_gap(question, answer_ids=answer)) < TOLERANCE
+
+
+@pytest.mark.parametrize("fault", ["exchanged", "zero", "missing"])
+def test_a_fault_between_the_adapters_and_the_engine_is_noticed(
+    family: Family, adapters: list[Path], fault: str
+) -> None:
+    """By the tensors, which are named, and without those by the probes."""
+
+    def faulty(tensors: Mapping[str, torch.Tensor], *, output: Path) -> None:
+        names = sorted(name for name in tensors if ".layers.1." in name and ("k_proj" in name or "v_proj" in name))
+        k_down, k_up, v_down, v_up = names
+        planted.extend(names if fault != "zero" else [v_up])
+        changed = {
+            "exchanged": {k_down: v_down, k_up: v_up, v_down: k_down, v_up: k_up},
+            "zero": {v_up: None},
+            "missing": {},
+        }[fault]
+        kept = {name: tensor for name, tensor in tensors.items() if fault != "missing" or name not in names}
+        for name, other in changed.items():
+            kept[name] = torch.zeros_like(tensors[name]) if other is None else tensors[other].clone()
+        save_combined(kept, output=output)
+
+    planted: list[str] = []
+    _serve(family)
+    with patch("actors.hot_adapter.save_combined", faulty):
+        generator = _generator(family)
+        served = family.run(_start_and_publish(generator, _Registry(adapters), probes=make_pairs(family)))
+    proof = _proof(family, *adapters)
+    assert sorted(served.wrong_tensors) == planted
+    assert "differ from what was sent" in (proof.fault(served) or "")
+    assert "serves other weights" in (proof.fault(replace(served, wrong_tensors=())) or "")
+    _serve(family)
+
+
+def _generator(family: Family) -> GeneratorActor:
+    """One around the engine that already runs."""
+    generator = GeneratorActor(family.config, model=str(family.model), scorers=[])
+    generator._engine.close()
+    generator._engine = family.engine
+    return generator
+
+
+async def _start_and_publish(generator: GeneratorActor, registry: _Registry, *, probes: Any) -> Any:
+    """Started one version late, then brought to the current one."""
+    current, registry.current = registry.current, registry.current - 1
+    with patch.object(generator._engine, "start", AsyncMock()):
+        assert await generator.start(registry) == current - 1
+    registry.current = current
+    return await generator.publish(probes)
+
+
+def test_generator_that_starts_late_serves_all_versions_and_proves_the_next(
+    family: Family, adapters: list[Path]
+) -> None:
+    third = random_adapter(family, targets="down_proj", seed=5)
+    everything, probes = [*adapters, third], make_pairs(family)
+    _serve(family)
+    generator = _generator(family)
+    served = family.run(_start_and_publish(generator, _Registry(everything), probes=probes))
+    proof = _proof(family, *everything)
+    assert (served.version, proof.fault(served)) == (3, None)
+    assert proof.gap(served) < TOLERANCE * max(len(pair.chosen_ids) for pair in probes)
+    _assert_serves(family, *everything)
+    questions = [Question(id=prompt.id, image=prompt.image, text=prompt.text) for prompt in family.prompts]
+    answers = asyncio.wait_for(generator.answer(questions, 0.0, 8, 0), timeout=60)
+    assert [answer.policy_version for answer in family.run(answers)] == [3, 3]
+    _serve(family)
+
+
+def test_more_rank_than_the_engine_has_room_for_is_refused_before_anything_changes(
+    family: Family, adapters: list[Path]
+) -> None:
+    _serve(family, *adapters)
+    assert family.config.served_rank == 16  # three rounds of rank 4
+    with pytest.raises(ValueError, match=r"rank 20.*room for 16.*train\.lora_rank = 4.*generators\.publish=merge"):
+        _serve(family, *adapters, *adapters, adapters[0])
+    _assert_serves(family, *adapters)
+    _serve(family)
