@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock, patch
 
@@ -17,6 +18,7 @@ import torch
 from test_families import ALL_TARGETS, Family, make_pairs, random_adapter, serving
 
 from actors.generator import GeneratorActor
+from actors.hot_adapter import refusal
 from actors.publish import Proof
 from actors.registry import Package
 from csr_ray.config import LORA_RANKS
@@ -109,6 +111,18 @@ def test_ranks_are_those_of_the_engine() -> None:
     from vllm.config.lora import MaxLoRARanks
 
     assert get_args(MaxLoRARanks) == LORA_RANKS
+
+
+def test_a_family_for_which_vllm_has_no_lora_is_refused_by_the_key() -> None:
+    def reason(architecture: str) -> str:
+        config = SimpleNamespace(model="owner/name", architectures=[architecture])
+        config.model_impl, config.convert_type = "auto", "none"
+        return str(refusal(config))
+
+    assert reason("LlavaForConditionalGeneration") == "None"
+    without = reason("LlavaOnevisionForConditionalGeneration")
+    assert without.startswith("generators.publish = 'adapter': vLLM has no LoRA for LlavaOnevision")
+    assert "policy.model = 'owner/name'" in without and "set generators.publish=merge" in without
 
 
 def test_engine_serves_base_plus_the_sum_of_all_rounds(family: Family, adapters: list[Path]) -> None:
