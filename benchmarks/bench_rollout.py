@@ -38,7 +38,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
 
 import ray
-from rollout_engines import CORES, ENGINE_THREADS, PLAIN_ANSWERS, PLAIN_TOKENS, Side, bench_config
+from rollout_engines import CORES, PLAIN_ANSWERS, PLAIN_TOKENS, Side, bench_config
 
 from actors.clip import ClipModel
 from csr_ray.config import Config
@@ -144,7 +144,7 @@ def against_ray_data(side: Side, prompts: Sequence[Prompt], *, repeats: int) -> 
                 "enforce_eager": True,
                 "disable_log_stats": False,  # for the rows' own times
             },
-            runtime_env={"env_vars": {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(ENGINE_THREADS)}},
+            runtime_env={"env_vars": {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(engine.threads)}},
             log_engine_metrics=False,  # through Ray Serve, which is not installed
             concurrency=1,
             batch_size=64,
@@ -311,6 +311,12 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=128)
     parser.add_argument("--slow-prompts", type=int, default=4, help="prompts a turn of the plain transformers search")
     parser.add_argument("--in-flight", type=int, default=64)
+    parser.add_argument(
+        "--engine-threads",
+        type=int,
+        default=None,
+        help="OpenMP threads of an engine; default: a run's, all cores but one",
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--growth", action="store_true", help="also the growth rows (minutes)")
     parser.add_argument("--only", nargs="+", choices=["transformers", "engine", "ray_data", "scorer"], default=None)
@@ -322,7 +328,9 @@ def main() -> None:
     ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, configure_logging=False)
 
     def default(in_flight: int) -> Config:
-        return bench_config(world, in_flight=in_flight, preset="default", max_chars=None)
+        return bench_config(
+            world, in_flight=in_flight, preset="default", max_chars=None, threads=given.engine_threads
+        )
 
     rows: list[dict] = []
     if "scorer" in wanted:

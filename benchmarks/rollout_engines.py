@@ -23,7 +23,6 @@ from csr_ray.types import Prompt, Tree
 PLAIN_ANSWERS = 5
 PLAIN_TOKENS = 32
 CORES = os.cpu_count() or 1
-ENGINE_THREADS = max(1, CORES - 1)  # as a run has it: the engine's front end needs a core as well
 
 
 class RecordingEngine(VllmEngine):
@@ -113,7 +112,7 @@ class Side:
         self.config = config
         environment = {
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(ENGINE_THREADS),
+            "OMP_NUM_THREADS": str(config.generators.threads),
             "TOKENIZERS_PARALLELISM": "false",
             "VLLM_NO_USAGE_STATS": "1",
             "PYTHONPATH": os.environ["PYTHONPATH"],
@@ -161,7 +160,9 @@ class Side:
             ray.kill(generator)
 
 
-def bench_config(world: Path, *, in_flight: int, preset: str, max_chars: int | None) -> Config:
+def bench_config(
+    world: Path, *, in_flight: int, preset: str, max_chars: int | None, threads: int | None = None
+) -> Config:
     limits: dict[str, Any] = {"max_sentences": 5, "max_sentence_tokens": 24, "max_answer_tokens": 96}
     if preset == "reference":
         limits = {"max_sentence_tokens": 24, "max_chars": max_chars}
@@ -171,6 +172,11 @@ def bench_config(world: Path, *, in_flight: int, preset: str, max_chars: int | N
             "policy": {"model": str(world / "policy"), "dtype": "float32", "max_model_len": 320},
             "scorer": {"model": str(world / "clip")},
             "search": {"preset": preset, **limits},
-            "generators": {"in_flight": in_flight, "kv_cache_gib": 0.5},
+            "generators": {
+                "in_flight": in_flight,
+                "kv_cache_gib": 0.5,
+                # Unless told, as a run has it: the engine's front end needs a core as well.
+                "threads": threads or max(1, CORES - 1),
+            },
         }
     )
