@@ -33,8 +33,10 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from actors.dpo_settings import last_checkpoint, training_arguments
 from actors.pair_trainer import PairTrainer, StepClock
+from actors.round_pairs import StreamedPairs, WholeRound
 from actors.shared_step import can_use_flex, family_positions, set_flex
-from csr_ray.collate import LoadImage, PairCollator, SharedPrefixCollator, UsablePairs, usable_pairs
+from actors.stream import PairSource
+from csr_ray.collate import LoadImage, PairCollator, PairJudge, SharedPrefixCollator
 from csr_ray.config import Config
 from csr_ray.errors import ConfigError
 from csr_ray.folders import publish_modes, replace_directory
@@ -171,8 +173,9 @@ class RoundTrainer:
         adapters: Sequence[str],
         output_dir: Path,
         on_step: OnStep,
+        source: PairSource | None = None,
     ) -> TrainResult:
-        """One round. Every process returns the result; rank 0 has written the adapter.
+        """One round of `pairs`, or of a stream. Every process returns the result; rank 0 has written the adapter.
 
         Raises:
             ValueError: no pair can be trained on.
@@ -181,55 +184,55 @@ class RoundTrainer:
         started = time.monotonic()
         if self._policy is None or tuple(adapters) != self._policy_adapters:
             self.prepare(adapters)
-        usable = self._usable(pairs)
-        if not usable.positions:
-            raise ValueError(f"round {round_index}: none of {len(pairs)} pairs can be trained on: {usable.dropped}")
+        stock = self._stock(pairs, source=source)
+        if not stock.has(0):
+            raise ValueError(f"round {round_index}: no pair can be trained on; dropped: {dict(stock.dropped)}")
         checkpoints = output_dir.parent / "checkpoints" if self._config.train.checkpoint_steps else None
         trainer = self._new_trainer(
-            [pairs[position] for position in usable.positions], round_index=round_index, checkpoints=checkpoints
+            stock.usable,
+            round_index=round_index,
+            checkpoints=checkpoints,
+            stream=stock if isinstance(stock, StreamedPairs) else None,
         )
         clock = StepClock(on_step=on_step)
         trainer.add_callback(clock)
         resumed = last_checkpoint(checkpoints) if checkpoints else None
         if resumed:
             _log.info("round %d: going on from %s", round_index, resumed)
+        waited_before_s = stock.waited_s
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         engine = trainer.model_wrapped
         # accelerate falls back to plain data parallelism when one of its many conditions is not met.
         assert isinstance(engine, DeepSpeedEngine), type(engine)
         # The probe proves the hand-over for the pairs the LOOP knows, so it ends where one of them was left out.
-        leading = [i for i, position in enumerate(usable.positions[:_MAX_PROBES]) if position == i]
-        probe_logps = trainer.chosen_logps([pairs[i] for i in leading]) if leading else ()
+        leading = stock.leading(_MAX_PROBES)
+        probe_logps = trainer.chosen_logps(leading) if leading else ()
         save_adapter(trainer.model, output_dir=output_dir)
         if checkpoints and distributed.get_rank() == 0:
             shutil.rmtree(checkpoints, ignore_errors=True)
         metrics = {**clock.last_logs, "deepspeed_stage": float(engine.zero_optimization_stage())}
-        metrics |= {f"dropped/{reason}": float(count) for reason, count in usable.dropped.items()}
+        metrics |= {f"dropped/{reason}": float(count) for reason, count in stock.dropped.items()}
         metrics["shared_prefix"] = float(self._shares_prefix)
         metrics |= reference_metrics(trainer.reference_gaps)
         self._policy, self._finished = None, trainer
         return TrainResult(
             adapter=str(output_dir),
             version=len(adapters) + 1,
-            num_pairs=len(usable.positions),
+            num_pairs=len(stock.usable),
             num_steps=len(clock.losses),
             seconds=time.monotonic() - started,
-            optimizer_s=clock.seconds,
+            optimizer_s=clock.seconds - (stock.waited_s - waited_before_s),
             loss_first=clock.losses[0],
             loss_last=clock.losses[-1],
             probe_logps=probe_logps,
             metrics=metrics,
         )
 
-    def _usable(self, pairs: Sequence[PreferencePair]) -> UsablePairs:
-        # Rank 0 decides for all: two processes that disagreed on one flaky file would train on different steps.
-        decided: list[UsablePairs | None] = [None]
-        if distributed.get_rank() == 0:
-            max_length = self._config.train.max_length
-            decided[0] = usable_pairs(pairs, processor=self._processor, load_image=load_image, max_length=max_length)
-        distributed.broadcast_object_list(decided, src=0)
-        assert decided[0] is not None
-        return decided[0]
+    def _stock(self, pairs: Sequence[PreferencePair], *, source: PairSource | None) -> WholeRound | StreamedPairs:
+        train = self._config.train
+        judge = PairJudge(processor=self._processor, load_image=load_image, max_length=train.max_length)
+        mine = judge if distributed.get_rank() == 0 else None
+        return WholeRound(pairs, judge=mine) if source is None else StreamedPairs(source, judge=mine)
 
     def _new_trainer(
         self,
@@ -239,10 +242,11 @@ class RoundTrainer:
         read_image: LoadImage = load_image,
         is_rehearsal: bool = False,
         checkpoints: Path | None = None,
+        stream: StreamedPairs | None = None,
     ) -> PairTrainer:
         train = self._config.train
         assert self._policy is not None
-        num_steps = train.epochs * math.ceil(len(pairs) / train.batch_size)
+        num_steps = train.epochs * math.ceil(len(pairs if stream is None else stream) / train.batch_size)
         if self._uses_flex:
             set_flex(self._policy, is_on=True)
         return PairTrainer(
@@ -257,6 +261,7 @@ class RoundTrainer:
             # Made-up pairs have no log-probs that a check could pass.
             train=train.model_copy(update={"reference": "recompute"}) if is_rehearsal else train,
             pairs=pairs,
+            stream=stream,
             collator=self._collator(read_image, is_shared=self._shares_prefix),
             use_flex=self._uses_flex,
             lora=LoraConfig(

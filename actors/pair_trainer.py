@@ -8,6 +8,7 @@ TRL lacks (`csr_ray.objectives`). Imports the whole training stack. Knows one pr
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
+from actors.round_pairs import ArrivalSampler, StreamedPairs
 from actors.shared_step import Recording, SharedPrefixForward, keep_only_sources
 from csr_ray.collate import PairCollator, pair_rows
 from csr_ray.config import Train
@@ -36,6 +38,7 @@ class PairTrainer(DPOTrainer):
     Args:
         train: objective, reference and their settings.
         use_flex: the policy's language model runs FlexAttention, `actors.shared_step.set_flex`.
+        stream: where `pairs` come from if more are to come; `pairs` is then its list, with one pair at least.
     """
 
     def __init__(
@@ -48,21 +51,26 @@ class PairTrainer(DPOTrainer):
         collator: PairCollator,
         lora: LoraConfig,
         use_flex: bool = False,
+        stream: StreamedPairs | None = None,
     ) -> None:
         super().__init__(
             policy,
             args=args,
             data_collator=collator,
-            train_dataset=Dataset.from_list(pair_rows(pairs)),
+            train_dataset=Dataset.from_list(pair_rows(pairs if stream is None else pairs[:1])),
             processing_class=collator.processor,
             peft_config=lora,
         )
+        if stream is not None:
+            # TRL accepts only `datasets.Dataset`, of which it looks at the first row's keys.
+            self.train_dataset = stream
         # The flag's documented route, `precompute_ref_log_probs`, is refused for vision data; the batch carries the
         # reference instead: the engine's own log-probs, or those of a second forward of ours.
         self.precompute_ref_logps = True
         self.reference_gaps: list[float] = []
         self._train = train
-        self._pairs = list(pairs)
+        self._pairs = pairs
+        self._stream = stream
         self._collator = collator
         self.use_flex = use_flex
         keep_only_sources(policy)
@@ -70,6 +78,19 @@ class PairTrainer(DPOTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: TRL writes one into every checkpoint, which here nobody publishes."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self._stream is None:
+            return super()._get_train_sampler(train_dataset)
+        return ArrivalSampler(self._stream, seed=self.args.seed)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list, Any]:
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._stream is not None and 0 < len(batches) < num_batches:
+            # The base class knows a step's last micro-batch by the length of the data set, which a stream may not
+            # reach; those that are there stand in for the missing ones, so the step is of their mean.
+            batches = [dict(batch) for batch in itertools.islice(itertools.cycle(batches), num_batches)]
+        return batches, num_items
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         # The base class casts every float of the batch to the training dtype; in bfloat16 a reference of -80 nats

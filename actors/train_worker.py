@@ -13,11 +13,12 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.stream import UsableSoFar
 from csr_ray.config import Config, Train
 from csr_ray.errors import UserError
 from csr_ray.types import PreferencePair, TrainResult
@@ -30,10 +31,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """One round of training. Carries everything, so a restarted worker can take it up.
+    """One round of training. Carries everything, or says that it streams, so a restarted worker can take it up.
 
     Attributes:
         number: position in the run of this group, from 0.
+        num_pairs_at_most: of a stream, whose pairs are not in `pairs` but come through the mailbox; else None.
         adapters: what makes the policy of the round, on top of the base model; oldest first.
     """
 
@@ -42,6 +44,7 @@ class Order:
     pairs: tuple[PreferencePair, ...]
     adapters: tuple[str, ...]
     output_dir: str
+    num_pairs_at_most: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +122,31 @@ class Mailbox:
             raise Stopped
 
 
+@dataclass(frozen=True, kw_only=True)
+class MailboxSource:
+    """`actors.stream.PairSource` of the order in work. Every call raises Stopped once the group is being closed."""
+
+    mailbox: Mailbox
+    num_pairs_at_most: int
+
+    def arrived(self, *, start: int) -> tuple[PreferencePair, ...]:
+        return self._ask("arrived", start=start)
+
+    def judge(self, verdicts: Sequence[str | None], *, start: int) -> None:
+        self._ask("judge", verdicts, start=start)
+
+    def usable(self, *, start: int, wait: bool) -> UsableSoFar:
+        return self._ask("usable", start=start, wait=wait)
+
+    def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        import ray
+
+        answer = ray.get(getattr(self.mailbox.actor, method).remote(*args, **kwargs))
+        if answer is None:
+            raise Stopped
+        return answer
+
+
 def train_loop(setup: Mapping[str, Any]) -> None:
     """What Ray Train runs in every worker process. `setup`: config, model, adapters (of the first order), mailbox."""
     from ray import train
@@ -169,13 +197,17 @@ def _train(trainer: RoundTrainer, *, order: Order, mailbox: Mailbox, rank: int) 
         if rank == 0:
             mailbox.post(Step(number=order.number, step=step, num_steps=num_steps, loss=loss))
 
-    _log.info("rank %d: round %d, %d pairs", rank, order.round_index, len(order.pairs))
+    source = None
+    if order.num_pairs_at_most is not None:
+        source = MailboxSource(mailbox=mailbox, num_pairs_at_most=order.num_pairs_at_most)
+    _log.info("rank %d: round %d, %d pairs%s", rank, order.round_index, len(order.pairs), ", a stream" * bool(source))
     return trainer.train(
         order.pairs,
         round_index=order.round_index,
         adapters=order.adapters,
         output_dir=Path(order.output_dir),
         on_step=on_step,
+        source=source,
     )
 
 

@@ -14,15 +14,17 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
+from actors.stream import OpenStream, UsableSoFar
 from actors.train_worker import Done, Event, Failed, Order, Ready, Step, train_loop
 from csr_ray.config import Config
-from csr_ray.errors import ActorFailure, ConfigError
+from csr_ray.errors import ActorFailure, ConfigError, StalePolicyError
 from csr_ray.ports import OnStep
 from csr_ray.types import PreferencePair, TrainResult
 
@@ -33,17 +35,21 @@ _CLOSE_S = 30.0
 
 
 class MailboxActor:
-    """Orders in, events out. Holds the order in work, so that a worker restarted by Ray Train gets it again."""
+    """Orders in, events out. Holds the order in work, so that a worker restarted by Ray Train gets it again.
+
+    With it the pairs of its stream, if it is one. Workers' calls for these are answered with None once closed.
+    """
 
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
         self._order: Order | None = None
+        self._stream = OpenStream()
         self._events: list[Event] = []
         self._closed = False
 
     async def place(self, order: Order) -> None:
         async with self._changed:
-            self._order = order
+            self._order, self._stream = order, OpenStream()
             self._changed.notify_all()
 
     async def next_order(self, *, after: int) -> Order | None:
@@ -51,6 +57,38 @@ class MailboxActor:
         async with self._changed:
             await self._changed.wait_for(lambda: self._closed or self._is_later(after))
             return None if self._closed else self._order
+
+    async def offer(self, pairs: Sequence[PreferencePair]) -> None:
+        async with self._changed:
+            self._stream.offer(pairs)
+            self._changed.notify_all()
+
+    async def end(self, ids: Sequence[str]) -> None:
+        """The stream has all its pairs; `ids` are theirs in prompt order."""
+        async with self._changed:
+            self._stream.end(ids)
+            self._changed.notify_all()
+
+    async def arrived(self, *, start: int) -> tuple[PreferencePair, ...] | None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or self._stream.arrived(start=start) is not None)
+            return None if self._closed else self._stream.arrived(start=start)
+
+    async def judge(self, verdicts: Sequence[str | None], *, start: int) -> bool | None:
+        async with self._changed:
+            self._stream.judge(verdicts, start=start)
+            self._changed.notify_all()
+            return None if self._closed else True
+
+    async def usable(self, *, start: int, wait: bool) -> UsableSoFar | None:
+        def is_news() -> bool:
+            found = self._stream.usable(start=start)
+            return bool(found.pairs) or found.end is not None
+
+        async with self._changed:
+            if wait:
+                await self._changed.wait_for(lambda: self._closed or is_news())
+            return None if self._closed else self._stream.usable(start=start)
 
     async def post(self, event: Event) -> bool:
         """Add an event; False once closed."""
@@ -77,6 +115,14 @@ class MailboxActor:
 
     def _is_later(self, after: int) -> bool:
         return self._order is not None and self._order.number > after
+
+
+@dataclass(kw_only=True)
+class _Open:
+    """The stream that the driver has opened: its order, and the steps reported before it was ended."""
+
+    order: Order
+    steps: list[Step] = field(default_factory=list)
 
 
 class TrainerGroup:
@@ -108,6 +154,7 @@ class TrainerGroup:
         self._passing_failure: Failed | None = None  # final only if the group does not start again
         self._num_orders = 0
         self._num_events_read = 0
+        self._open: _Open | None = None
         self.worker_pids: dict[int, int] = {}  # by rank; filled as workers become ready
 
     def start(self) -> None:
@@ -116,6 +163,29 @@ class TrainerGroup:
         self._mailbox = ray.remote(MailboxActor).options(num_cpus=0, max_concurrency=1000).remote()
         self._thread = threading.Thread(target=self._fit, name="train-group", daemon=True)
         self._thread.start()
+
+    def begin(self, *, round_index: int, output_dir: Path, num_pairs_at_most: int) -> None:
+        """See `csr_ray.ports.Trainer`. Raises what `train` raises, if the group has failed meanwhile."""
+        assert self._open is None, "a stream is open"
+        order = self._place((), round_index=round_index, output_dir=output_dir, num_pairs_at_most=num_pairs_at_most)
+        self._open = _Open(order=order)
+
+    def offer(self, pairs: Sequence[PreferencePair]) -> None:
+        """See `csr_ray.ports.Trainer`.
+
+        Raises:
+            StalePolicyError: a pair is of another policy than the one that is trained.
+            ActorFailure, UserError: as in `train`.
+        """
+        assert self._open is not None, "no stream is open"
+        for pair in pairs:
+            if pair.policy_version != len(self._adapters):
+                raise StalePolicyError(
+                    f"pair {pair.id} is of policy version {pair.policy_version}; the version in training, "
+                    f"{len(self._adapters)}, learns from its own rollouts only"
+                )
+        ray.get(self._mailbox.offer.remote(tuple(pairs)))
+        self.check()
 
     def train(
         self, pairs: Sequence[PreferencePair], *, round_index: int, output_dir: Path, on_step: OnStep
@@ -130,28 +200,62 @@ class TrainerGroup:
         assert self._thread is not None, "not started"
         if not pairs:
             raise ValueError(f"round {round_index}: no pairs to train on")
+        if self._open is None:
+            order = self._place(tuple(pairs), round_index=round_index, output_dir=output_dir)
+            result = self._wait_for(order, on_step=on_step)
+        else:
+            result = self._end_stream(pairs, round_index=round_index, on_step=on_step)
+        self._adapters = (*self._adapters, result.adapter)
+        return result
+
+    def _place(
+        self,
+        pairs: tuple[PreferencePair, ...],
+        *,
+        round_index: int,
+        output_dir: Path,
+        num_pairs_at_most: int | None = None,
+    ) -> Order:
         order = Order(
             number=self._num_orders,
             round_index=round_index,
-            pairs=tuple(pairs),
+            pairs=pairs,
             adapters=self._adapters,
             output_dir=str(output_dir.absolute()),
+            num_pairs_at_most=num_pairs_at_most,
         )
         self._num_orders += 1
         self.check()
         ray.get(self._mailbox.place.remote(order))
+        return order
+
+    def _end_stream(self, pairs: Sequence[PreferencePair], *, round_index: int, on_step: OnStep) -> TrainResult:
+        assert self._open is not None and self._open.order.round_index == round_index, (self._open, round_index)
+        started = time.monotonic()
+        self.check()
+        ray.get(self._mailbox.end.remote(tuple(pair.id for pair in pairs)))
+        order, early = self._open.order, self._open.steps
+        self._open = None
+        for step in early:
+            on_step(step.step, step.num_steps, step.loss)
+        result = self._wait_for(order, on_step=on_step)
+        metrics = {**result.metrics, "streamed/steps_before_last_pair": float(len(early))}
+        return replace(result, seconds=time.monotonic() - started, metrics=metrics)
+
+    def _wait_for(self, order: Order, *, on_step: OnStep) -> TrainResult:
         while True:
             for event in self._read_events(timeout_s=_POLL_S):
                 if isinstance(event, Step) and event.number == order.number:
                     on_step(event.step, event.num_steps, event.loss)
                 elif isinstance(event, Done) and event.number == order.number:
-                    self._adapters = (*self._adapters, event.result.adapter)
                     return event.result
             self._raise_failure()
 
     def check(self) -> None:
         """Raise what `train` would raise if the group has failed meanwhile; returns at once."""
-        self._read_events(timeout_s=0.0)
+        events = self._read_events(timeout_s=0.0)
+        if self._open is not None:
+            self._open.steps += [event for event in events if isinstance(event, Step)]
         self._raise_failure()
 
     def close(self) -> None:

@@ -8,9 +8,8 @@ Legend: P pairs, T longest [prompt | answer] of the batch. Rows 0..P-1 hold the 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,69 +30,58 @@ Positions = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 _TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
-@dataclass(frozen=True, kw_only=True)
-class UsablePairs:
-    """Pairs that can be trained on, as positions in the given sequence, and why the others cannot."""
+class PairJudge:
+    """Says of a pair why it cannot be trained on: its image cannot be read, its longer answer does not fit.
 
-    positions: tuple[int, ...]
-    dropped: Mapping[str, int] = field(default_factory=dict)
-
-
-def usable_pairs(
-    pairs: Sequence[PreferencePair], *, processor: ProcessorMixin, load_image: LoadImage, max_length: int
-) -> UsablePairs:
-    """Set aside pairs whose image cannot be read or whose longer answer does not fit `max_length` tokens.
-
-    So is a pair with an empty answer, and one with the image token in an answer: a model may sample it, but no model
-    trains on more of them than it has image features. Prompt and image count towards the length. How many tokens an
-    image takes depends only on its size, so one blank image of each size goes through the processor.
+    Or an answer is empty, or has the image token in it: a model may sample it, but no model trains on more of them
+    than it has image features. Prompt and image count towards `max_length` tokens. How many an image takes depends
+    only on its size, so one blank image of each size goes through the processor.
     """
-    positions: list[int] = []
-    dropped: Counter[str] = Counter()
-    image_tokens: dict[tuple[int, int], int] = {}
-    text_tokens: dict[str, int] = {}
-    image_token = getattr(processor, "image_token_id", None)
-    for position, pair in enumerate(pairs):
+
+    def __init__(self, *, processor: ProcessorMixin, load_image: LoadImage, max_length: int) -> None:
+        self._processor = processor
+        self._load_image = load_image
+        self._max_length = max_length
+        self._image_token = getattr(processor, "image_token_id", None)
+        self._image_tokens: dict[tuple[int, int], int] = {}
+        self._text_tokens: dict[str, int] = {}
+
+    def __call__(self, pair: PreferencePair) -> str | None:
+        """The reason, by which drops are counted; None if the pair is usable."""
         try:
-            image = load_image(pair.image)
+            image = self._load_image(pair.image)
         except ValueError:
-            dropped["unreadable_image"] += 1
-            continue
+            return "unreadable_image"
         if not pair.chosen_ids or not pair.rejected_ids:
-            dropped["empty_answer"] += 1
-            continue
-        if image_token in pair.chosen_ids or image_token in pair.rejected_ids:
-            dropped["image_token_in_answer"] += 1
-            continue
-        if image.size not in image_tokens:
-            image_tokens[image.size] = _num_extra_tokens(processor, size=image.size)
-        if pair.prompt not in text_tokens:
-            text_tokens[pair.prompt] = len(prompt_ids(processor, question=pair.prompt))
-        prompt_length = text_tokens[pair.prompt] + image_tokens[image.size]
-        if prompt_length + max(len(pair.chosen_ids), len(pair.rejected_ids)) > max_length:
-            dropped["too_long"] += 1
-            continue
-        positions.append(position)
-    return UsablePairs(positions=tuple(positions), dropped=dict(dropped))
+            return "empty_answer"
+        if self._image_token in pair.chosen_ids or self._image_token in pair.rejected_ids:
+            return "image_token_in_answer"
+        if image.size not in self._image_tokens:
+            self._image_tokens[image.size] = _num_extra_tokens(self._processor, size=image.size)
+        if pair.prompt not in self._text_tokens:
+            self._text_tokens[pair.prompt] = len(prompt_ids(self._processor, question=pair.prompt))
+        prompt_length = self._text_tokens[pair.prompt] + self._image_tokens[image.size]
+        if prompt_length + max(len(pair.chosen_ids), len(pair.rejected_ids)) > self._max_length:
+            return "too_long"
+        return None
 
 
 def pair_rows(pairs: Sequence[PreferencePair]) -> list[dict[str, Any]]:
-    """The pairs as rows of a `datasets.Dataset`, which `PairCollator` takes back in batches.
+    """The pairs as rows of a `datasets.Dataset`, which `PairCollator` takes back in batches."""
+    return [pair_row(pair, index=index) for index, pair in enumerate(pairs)]
 
-    The keys `image`, `prompt`, `chosen`, `rejected` are those by which TRL knows a vision preference data set.
-    """
-    return [
-        {
-            "index": index,
-            "image": pair.image,
-            "prompt": pair.prompt,
-            "chosen": list(pair.chosen_ids),
-            "rejected": list(pair.rejected_ids),
-            "chosen_logp": pair.chosen_logp,
-            "rejected_logp": pair.rejected_logp,
-        }
-        for index, pair in enumerate(pairs)
-    ]
+
+def pair_row(pair: PreferencePair, *, index: int) -> dict[str, Any]:
+    """One row. The keys `image`, `prompt`, `chosen`, `rejected` are those by which TRL knows vision preferences."""
+    return {
+        "index": index,
+        "image": pair.image,
+        "prompt": pair.prompt,
+        "chosen": list(pair.chosen_ids),
+        "rejected": list(pair.rejected_ids),
+        "chosen_logp": pair.chosen_logp,
+        "rejected_logp": pair.rejected_logp,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,6 +147,12 @@ class Pairs(Section):
 
 
 class Train(Section):
+    streaming: bool = Field(
+        False,
+        description="false: train when the round's last tree is finished, in an order that repeats; true: train a "
+        "pair as soon as its tree is finished, while others grow, in an order that may differ from run to run; pays "
+        "where generators and trainer have hardware of their own",
+    )
     objective: Literal["sigmoid", "sigmoid_average", "ipo", "dpo_positive", "sft"] = Field(
         "sigmoid", description="DPO; on log-probs a token; IPO; DPO-Positive; the chosen answer alone"
     )
@@ -222,6 +228,11 @@ class Train(Section):
         if self.offload_optimizer and self.deepspeed_stage == 0:
             raise ValueError(
                 "offload_optimizer = true contradicts deepspeed_stage = 0: offloading needs stage 1 to 3"
+            )
+        if self.streaming and self.checkpoint_steps is not None:
+            raise ValueError(
+                f"checkpoint_steps = {self.checkpoint_steps} contradicts streaming = true: a checkpoint counts "
+                "pairs, and a stream that starts again may begin with others"
             )
         if self.pack_tokens is not None and self.step == "concatenated":
             raise ValueError(

@@ -46,4 +46,4 @@ class TransferError(RuntimeError):
 
 
 class StalePolicyError(RuntimeError):
-    """A generator answered with another policy version than the round's; its answers must not be used."""
+    """An answer or a pair is of another policy version than the round's; it must not be used."""

@@ -3,7 +3,7 @@
 stage     consumes             produces                               waits for
 roll out  prompts              trees, every sentence scored           a free slot of a generator
 pair      finished trees       pairs, or a counted reason why not     the round's last tree
-train     pairs                an adapter: policy version r + 1       the trainer group
+train     pairs                an adapter: policy version r + 1       the trainer group; streaming: each pair alone
 publish   the adapter          a receipt with a probe from each       every generator
 evaluate  held-out questions   metrics of version r + 1               publish
 
@@ -42,7 +42,10 @@ def run(
         stages.evaluate(state, suite=suite, generators=machinery.generators, version=0, view=view)
         for index in range(state.config.run.rounds):
             with state.round_clock(index):
-                trees = stages.roll_out(state, prompts, generators=machinery.generators, index=index, view=view)
+                offer = stages.stream(state, prompts, trainer=machinery.trainer, index=index)
+                trees = stages.roll_out(
+                    state, prompts, generators=machinery.generators, index=index, on_trees=offer, view=view
+                )
                 pairs = stages.pair(state, trees, index=index, view=view)
                 trained = stages.train(state, pairs, trainer=machinery.trainer, index=index, view=view)
                 stages.publish(state, trained, pairs=pairs, generators=machinery.generators, view=view)

@@ -67,12 +67,27 @@ class Generators(Protocol):
 
 
 class Trainer(Protocol):
-    """The group that trains the policy."""
+    """The group that trains the policy: a round at once by `train`, or streamed by `begin`, `offer`s and `train`."""
+
+    def begin(self, *, round_index: int, output_dir: Path, num_pairs_at_most: int) -> None:
+        """Open the stream of a round: training starts with the first pairs offered. Returns at once."""
+        ...
+
+    def offer(self, pairs: Sequence[PreferencePair]) -> None:
+        """More pairs of the open stream, in any order; each is offered once. Returns at once.
+
+        Raises:
+            StalePolicyError: a pair is of another policy version than the round's.
+        """
+        ...
 
     def train(
         self, pairs: Sequence[PreferencePair], *, round_index: int, output_dir: Path, on_step: OnStep
     ) -> TrainResult:
-        """Train a fresh LoRA on the policy of version `round_index`; the adapter is saved to `output_dir`."""
+        """Train a fresh LoRA on the policy of version `round_index`; the adapter is saved to `output_dir`.
+
+        `pairs` are all of the round, in prompt order. If its stream is open they have all been offered; this ends it.
+        """
         ...
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from csr_ray.pairs import choose_pair
 from csr_ray.ports import Generators, Trainer
 from csr_ray.records import read_pairs, read_trees, write_pairs, write_trees
 from csr_ray.types import JsonDict, PreferencePair, Prompt, Rejection, TrainResult, Tree
+
+OnTrees = Callable[[Sequence[Tree]], None]
 
 
 @dataclass
@@ -67,10 +69,46 @@ def prompts_of_round(prompts: Sequence[Prompt], *, index: int, per_round: int | 
     return [prompts[(start + offset) % len(prompts)] for offset in range(per_round)]
 
 
+def stream(state: RunState, prompts: Sequence[Prompt], *, trainer: Trainer, index: int) -> OnTrees:
+    """Where the round's trees go as they finish: with `train.streaming` their pairs go into training, else nowhere.
+
+    A round whose pairs are all decided has nothing left to wait for, so `train` gets them at once.
+    """
+    if not state.config.train.streaming or state.journal.find("pairs", round=index):
+        return ignore
+    num_prompts = len(prompts_of_round(prompts, index=index, per_round=state.config.data.per_round))
+    is_open = False
+
+    def offer(trees: Sequence[Tree]) -> None:
+        nonlocal is_open
+        outcomes = [choose_pair(tree, config=state.config) for tree in trees]
+        pairs = [outcome for outcome in outcomes if isinstance(outcome, PreferencePair)]
+        if pairs and not is_open:
+            is_open = True
+            trainer.begin(round_index=index, output_dir=state.folder.adapter(index), num_pairs_at_most=num_prompts)
+        if pairs:
+            trainer.offer(pairs)
+
+    return offer
+
+
+def ignore(trees: Sequence[Tree]) -> None:
+    """Trees are not waited for before the round's last."""
+
+
 def roll_out(
-    state: RunState, prompts: Sequence[Prompt], *, generators: Generators, index: int, view: View
+    state: RunState,
+    prompts: Sequence[Prompt],
+    *,
+    generators: Generators,
+    index: int,
+    view: View,
+    on_trees: OnTrees = ignore,
 ) -> list[Tree]:
-    """The trees of the round, committed unit by unit; only missing units are computed."""
+    """The trees of the round, committed unit by unit; only missing units are computed.
+
+    `on_trees` gets every tree once: those read back first, then each as it is finished.
+    """
     chosen = prompts_of_round(prompts, index=index, per_round=state.config.data.per_round)
     units = [chosen[start : start + state.config.run.unit] for start in range(0, len(chosen), state.config.run.unit)]
     by_id = {prompt.id: prompt for prompt in chosen}
@@ -81,6 +119,7 @@ def roll_out(
             trees += read_trees(state.folder.candidates(index, unit=number), prompts=by_id)
         else:
             missing[number] = {prompt.id: None for prompt in unit}
+    on_trees(trees)
     if not missing:
         return trees
     unit_of = {prompt_id: number for number, unit in missing.items() for prompt_id in unit}
@@ -108,6 +147,7 @@ def roll_out(
                 committed_s = now_s
             if isinstance(result, Tree):
                 trees.append(result)
+                on_trees([result])
             stage.advance(tokens=result.stats.num_tokens if isinstance(result, Tree) else 0)
         stage.note = ""
     order = {prompt.id: position for position, prompt in enumerate(chosen)}

@@ -192,6 +192,8 @@ class TrainResult:
     Attributes:
         adapter: folder with adapter_config.json and adapter_model.safetensors.
         version: the policy version that base + all adapters up to this one make.
+        seconds: from the order to the adapter; of a streamed round, from its last pair.
+        optimizer_s: from the first step's start to the last step's end, without waits for pairs.
         probe_logps: log-probs under the NEW policy of the first `len(probe_logps)` pairs' chosen answers; the
             hand-over check compares them with the generators'.
     """

@@ -126,12 +126,30 @@ class FakeGenerators:
 
 @dataclass
 class FakeTrainer:
+    """`offered` has the ids of every call, by round."""
+
     trained: list[int] = field(default_factory=list)
     fail_at: int | None = None
+    offered: dict[int, list[list[str]]] = field(default_factory=dict)
+    num_pairs_at_most: int | None = None
+    _open: int | None = None
+
+    def begin(self, *, round_index: int, output_dir: Path, num_pairs_at_most: int) -> None:
+        assert self._open is None
+        self._open, self.num_pairs_at_most = round_index, num_pairs_at_most
+        self.offered[round_index] = []
+
+    def offer(self, pairs) -> None:
+        assert self._open is not None
+        self.offered[self._open].append([pair.id for pair in pairs])
 
     def train(self, pairs, *, round_index: int, output_dir: Path, on_step) -> TrainResult:
         if round_index == self.fail_at:
             raise KeyboardInterrupt
+        if self._open is not None:
+            ids = [pair_id for offered in self.offered[self._open] for pair_id in offered]
+            assert (self._open, sorted(ids)) == (round_index, sorted(pair.id for pair in pairs))
+            self._open = None
         output_dir.mkdir(parents=True)
         (output_dir / "adapter_config.json").write_text(json.dumps({"r": 1}))
         self.trained.append(round_index)

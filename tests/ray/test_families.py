@@ -23,7 +23,7 @@ from PIL import Image
 from tiny_models import build_tiny_llava, build_tiny_llava_next, build_tiny_qwen_vl
 
 from actors.engine import VllmEngine
-from csr_ray.collate import PairCollator, usable_pairs
+from csr_ray.collate import PairCollator, PairJudge
 from csr_ray.config import Config
 from csr_ray.config_file import parse_config
 from csr_ray.images import load_image
@@ -298,8 +298,8 @@ def test_image_token_in_an_answer_kills_no_engine_and_is_not_trained_on(family: 
     """The model may sample it; what stands behind it would be counted as one more image."""
     pair = make_pairs(family)[0]
     odd = replace(pair, rejected_ids=(*pair.rejected_ids, family.processor.image_token_id, *pair.chosen_ids))
-    usable = usable_pairs([odd, pair], processor=family.processor, load_image=load_image, max_length=512)
-    assert (usable.positions, usable.dropped) == ((1,), {"image_token_in_answer": 1})
+    judge = PairJudge(processor=family.processor, load_image=load_image, max_length=512)
+    assert (judge(odd), judge(pair)) == ("image_token_in_answer", None)
     prompt = family.prompts[0]
     grown = family.engine.continuations(prompt, prefix_ids=odd.rejected_ids, num=2, max_tokens=4, seed=0)
     assert len(family.run(grown)) == 2

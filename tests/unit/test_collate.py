@@ -8,7 +8,7 @@ from PIL import Image
 from tiny_models import NUM_IMAGE_TOKENS, build_tiny_llava
 
 from csr_ray.chat import needs_special_tokens, prompt_ids, prompt_text
-from csr_ray.collate import PairCollator, SharedPrefixCollator, pair_rows, usable_pairs
+from csr_ray.collate import PairCollator, PairJudge, SharedPrefixCollator, pair_rows
 from csr_ray.types import PreferencePair
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
@@ -163,10 +163,9 @@ def test_unusable_pairs_are_counted_by_reason_and_length_counts_image_and_prompt
         _pair("b", chosen=(30, 2), rejected=(40, 41, 2)),
         _pair("b", image="gone", chosen=(1,), rejected=(2,)),
     )
-    usable = usable_pairs(pairs, processor=processor, load_image=_load, max_length=length)
-    assert usable.positions == (0,)
-    assert usable.dropped == {"too_long": 1, "unreadable_image": 1}
-    assert usable_pairs(pairs, processor=processor, load_image=_load, max_length=length - 1).positions == ()
+    judge = PairJudge(processor=processor, load_image=_load, max_length=length)
+    assert [judge(pair) for pair in pairs] == [None, "too_long", "unreadable_image"]
+    assert PairJudge(processor=processor, load_image=_load, max_length=length - 1)(fits) == "too_long"
 
 
 class _PatchProcessor:

@@ -113,6 +113,63 @@ def test_a_run_killed_while_training_trains_that_round_only(tmp_path) -> None:
     assert driver.starts[1] == [str(driver.folder.adapter(0))]
 
 
+def test_each_tree_goes_into_training_when_it_is_finished(tmp_path) -> None:
+    driver = Driver(tmp_path, train={"streaming": True})
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(stop_after=2)
+    assert driver.trainer.offered == {0: [["p4"], ["p3"]]}, (
+        "in the order of finishing, before p3's unit was committed"
+    )
+    driver.run()
+    assert driver.trainer.offered == {
+        0: [["p4"], ["p3"], ["p2"], ["p1"], ["p0"]],
+        1: [[f"p{n}"] for n in (4, 3, 2, 1, 0)],
+    }
+    assert driver.trainer.num_pairs_at_most == 5
+    assert driver.trainer.trained == [0, 1]
+
+
+def test_a_resumed_round_streams_its_committed_trees_first(tmp_path) -> None:
+    driver = Driver(tmp_path, train={"streaming": True})
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(stop_after=4)
+    driver.run()
+    assert driver.trainer.offered[0] == [["p2", "p3", "p4"], ["p1"], ["p0"]]
+
+
+def test_a_round_whose_pairs_are_committed_is_trained_without_a_stream(tmp_path) -> None:
+    driver = Driver(tmp_path, train={"streaming": True})
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(fail_at=1)
+    assert set(driver.trainer.offered) == {0, 1}
+    driver.run()
+    assert (driver.trainer.offered, driver.trainer.trained) == ({}, [1])
+
+
+def test_without_streaming_nothing_is_offered(tmp_path) -> None:
+    driver = Driver(tmp_path)
+    driver.run()
+    assert (driver.trainer.offered, driver.trainer.trained) == ({}, [0, 1])
+
+
+def test_streaming_commits_the_same_pairs(tmp_path) -> None:
+    rows = []
+    for name, streaming in (("off", False), ("on", True)):
+        driver = Driver(tmp_path / name, train={"streaming": streaming})
+        driver.run(fail_ids=frozenset({"p1"}))
+        rows.append([pq.read_table(driver.folder.pairs(index)).to_pylist() for index in range(2)])
+    assert rows[0] == rows[1]
+    assert [row["id"] for row in rows[1][0]] == ["p0", "p2", "p3", "p4"]
+    assert driver.trainer.offered[0] == [["p4"], ["p3"], ["p2"], ["p0"]]
+
+
+def test_a_streamed_round_without_a_pair_opens_no_stream(tmp_path) -> None:
+    driver = Driver(tmp_path, train={"streaming": True}, pairs={"min_margin": 1000.0})
+    with pytest.raises(NoDataError, match=r"margin_too_small.*quarantine"):
+        driver.run()
+    assert driver.trainer.offered == {} and driver.machinery.closed
+
+
 def test_a_failing_prompt_is_quarantined_and_the_run_goes_on(tmp_path) -> None:
     driver = Driver(tmp_path)
     summary = driver.run(fail_ids=frozenset({"p1"}))
