@@ -187,6 +187,11 @@ class TrainerGroup:
         ray.get(self._mailbox.offer.remote(tuple(pairs)))
         self.check()
 
+    @property
+    def num_early_steps(self) -> int:
+        """Steps of the open stream that `check` or `offer` has heard of."""
+        return len(self._open.steps) if self._open else 0
+
     def train(
         self, pairs: Sequence[PreferencePair], *, round_index: int, output_dir: Path, on_step: OnStep
     ) -> TrainResult:

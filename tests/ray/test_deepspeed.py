@@ -1,11 +1,13 @@
-"""DeepSpeed's stages, offloading and checkpoints: the adapter must not depend on them."""
+"""DeepSpeed's stages, offloading, checkpoints, and streams shorter than planned: what the optimizer makes of them."""
 
 from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 from tiny_models import build_tiny_llava
 from training_process import start_training_process
 
+from actors.stream import OpenStream, UsableSoFar
 from csr_ray.types import PreferencePair, TrainResult
 
 NUM_STEPS = 4
@@ -58,8 +61,35 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[PreferencePair]:
     return made
 
 
+@dataclass
+class FinishedStream:
+    """`actors.stream.PairSource` of a stream whose pairs are all there."""
+
+    pairs: list[PreferencePair]
+    num_pairs_at_most: int
+
+    def __post_init__(self) -> None:
+        self._stream = OpenStream()
+        self._stream.offer(self.pairs)
+        self._stream.end([pair.id for pair in self.pairs])
+
+    def arrived(self, *, start: int) -> tuple[PreferencePair, ...]:
+        return self._stream.arrived(start=start) or ()
+
+    def judge(self, verdicts: Sequence[str | None], *, start: int) -> None:
+        self._stream.judge(verdicts, start=start)
+
+    def usable(self, *, start: int, wait: bool) -> UsableSoFar:
+        return self._stream.usable(start=start)
+
+
 def _train(
-    model: Path, pairs: list[PreferencePair], output_dir: Path, settings: dict[str, Any], dies_at: int | None = None
+    model: Path,
+    pairs: list[PreferencePair],
+    output_dir: Path,
+    settings: dict[str, Any],
+    dies_at: int | None = None,
+    num_planned: int | None = None,
 ) -> TrainResult:
     from actors.dpo import RoundTrainer
     from csr_ray.config_file import parse_config
@@ -75,7 +105,15 @@ def _train(
 
     trainer = RoundTrainer(config, model=model)
     trainer.rehearse()
-    result = trainer.train(pairs, round_index=0, adapters=(), output_dir=output_dir, on_step=on_step)
+    source = FinishedStream(pairs, num_planned) if num_planned else None
+    given = () if source else pairs
+    try:
+        result = trainer.train(
+            given, round_index=0, adapters=(), output_dir=output_dir, on_step=on_step, source=source
+        )
+    except ValueError:
+        trainer.prepare(())
+        raise
     trainer.prepare(())  # lets go of the round, so that the next one finds the process free
     return result
 
@@ -135,3 +173,26 @@ def test_a_round_goes_on_from_its_checkpoint_in_another_process(
     assert (result.num_steps, result.loss_first) == (NUM_STEPS, pytest.approx(plain.loss_first, rel=1e-4))
     _assert_same(result, plain)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_stream_shorter_than_planned_makes_whole_steps_in_every_epoch(
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[PreferencePair], tmp_path: Path
+) -> None:
+    """Five pairs of a planned eight: steps of 4 and of the 1 that is left, whose micro-batch stands for both."""
+    settings = {"epochs": 2, "batch_size": 4, "micro_batch_size": 2, "schedule": "constant"}
+    long = replace(pairs[7], rejected_ids=(5,) * 5000)
+    job = training_process.submit(_train, model, [*pairs[:3], long, *pairs[3:5]], tmp_path / "a", settings, None, 8)
+    result = job.result(timeout=300)
+    assert (result.num_pairs, result.num_steps) == (5, 4)
+    assert result.metrics["dropped/too_long"] == 1
+    assert len(result.probe_logps) == 3
+    assert result.loss_last < result.loss_first
+
+
+def test_a_stream_without_a_usable_pair_is_an_error(
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[PreferencePair], tmp_path: Path
+) -> None:
+    long = replace(pairs[7], rejected_ids=(5,) * 5000)
+    job = training_process.submit(_train, model, [long], tmp_path / "a", {}, None, 8)
+    with pytest.raises(ValueError, match=r"no pair can be trained on; dropped: \{'too_long': 1\}"):
+        job.result(timeout=300)

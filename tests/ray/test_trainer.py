@@ -5,6 +5,7 @@ Starting a group costs tens of seconds, so the groups start together and each se
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -25,7 +26,7 @@ from actors.trainer import TrainerGroup
 from csr_ray.collate import PairCollator
 from csr_ray.config import Config
 from csr_ray.config_file import parse_config
-from csr_ray.errors import ActorFailure, ConfigError
+from csr_ray.errors import ActorFailure, ConfigError, StalePolicyError
 from csr_ray.images import load_image
 from csr_ray.objectives import dpo_loss
 from csr_ray.types import PreferencePair, TrainResult
@@ -129,12 +130,24 @@ class Group:
             losses.append(loss)
             on_step()
 
-        index = len(self.results)
-        output = self.directory / f"round_{index:03d}" / "adapter"
-        result = self.trainer.train(pairs, round_index=index, output_dir=output, on_step=note)
+        result = self.trainer.train(pairs, on_step=note, **self._place())
         self.results.append(result)
         self.losses.append(losses)
         return result
+
+    def begin(self, *, num_pairs_at_most: int) -> None:
+        self.trainer.begin(num_pairs_at_most=num_pairs_at_most, **self._place())
+
+    def _place(self) -> dict[str, Any]:
+        index = len(self.results)
+        return {"round_index": index, "output_dir": self.directory / f"round_{index:03d}" / "adapter"}
+
+    @contextlib.contextmanager
+    def from_base(self) -> Iterator[None]:
+        """Let rounds start from the base policy, whose rollouts the pairs are."""
+        adapters, self.trainer._adapters = self.trainer._adapters, ()
+        yield
+        self.trainer._adapters = adapters
 
 
 @pytest.fixture(scope="module")
@@ -277,12 +290,72 @@ def test_one_pair_is_a_round_also_for_two_workers(
     assert result.loss_first == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_round_whose_pairs_are_all_unusable_stops_and_counts_why(
-    groups: dict[str, Group], pairs: list[PreferencePair], tmp_path: Path
+def test_a_streamed_batch_gives_the_adapter_of_a_round_at_once(one: Group, pairs: list[PreferencePair]) -> None:
+    with one.from_base():
+        at_once = one.round(pairs[:BATCH])
+    with one.from_base():
+        one.begin(num_pairs_at_most=BATCH)
+        for index in (2, 0, 3, 1):
+            one.trainer.offer([pairs[index]])
+        streamed = one.round(pairs[:BATCH])
+    assert (streamed.num_pairs, streamed.num_steps) == (at_once.num_pairs, at_once.num_steps) == (BATCH, 1)
+    assert streamed.loss_last == pytest.approx(at_once.loss_last, abs=1e-5)
+    assert streamed.probe_logps == pytest.approx(at_once.probe_logps, abs=1e-3), "in prompt order"
+    for name, tensor in _adapter(at_once).items():
+        assert torch.allclose(_adapter(streamed)[name], tensor, rtol=1e-4, atol=1e-5), name
+
+
+def test_a_stream_is_trained_while_more_pairs_may_come(one: Group, pairs: list[PreferencePair]) -> None:
+    with one.from_base():
+        one.begin(num_pairs_at_most=len(pairs) + 4)
+        one.trainer.offer(pairs)
+        deadline_s = time.monotonic() + 60
+        while not one.trainer.num_early_steps:
+            assert time.monotonic() < deadline_s, "no step before the stream has ended"
+            one.trainer.check()
+        result = one.round(pairs)
+    assert (result.num_pairs, result.num_steps, len(one.losses[-1])) == (8, 2, 2), "the view sees early steps, too"
+    assert result.metrics["streamed/steps_before_last_pair"] == 1
+    assert result.seconds < 60
+
+
+def test_pairs_of_another_policy_are_not_streamed(one: Group, pairs: list[PreferencePair]) -> None:
+    with one.from_base():
+        one.begin(num_pairs_at_most=BATCH)
+        one.trainer.offer(pairs[:1])
+        with pytest.raises(StalePolicyError, match="pair-1 is of policy version 3"):
+            one.trainer.offer([dataclasses.replace(pairs[1], policy_version=3)])
+        assert one.round(pairs[:1]).num_pairs == 1
+
+
+def test_two_workers_stream_with_a_dropped_pair_and_an_incomplete_last_step(
+    groups: dict[str, Group], pairs: list[PreferencePair]
 ) -> None:
-    gone = dataclasses.replace(pairs[0], image=str(tmp_path / "none.png"))
-    with pytest.raises(ActorFailure, match=r"none of 1 pairs can be trained on: \{'unreadable_image': 1\}"):
-        groups["sharded"].round([gone])
+    two = groups["two"]
+    long = dataclasses.replace(pairs[1], id="long", rejected_ids=(5,) * 80)
+    with two.from_base():
+        two.begin(num_pairs_at_most=8)
+        for pair in (*pairs[4:6], long, *pairs[2:4], pairs[0]):
+            two.trainer.offer([pair])
+        result = two.round([pairs[0], long, *pairs[2:6]])
+    assert (result.num_pairs, result.num_steps) == (5, 2)
+    assert result.metrics["dropped/too_long"] == 1
+    assert len(result.probe_logps) == 1, "the round's second pair was dropped"
+    assert result.loss_last != pytest.approx(result.loss_first, abs=1e-4), "the second step saw the first's update"
+
+
+def test_closing_ends_workers_that_wait_for_a_streams_pairs(
+    groups: dict[str, Group], pairs: list[PreferencePair]
+) -> None:
+    sharded = groups["sharded"]
+    with sharded.from_base():
+        sharded.begin(num_pairs_at_most=BATCH)
+        sharded.trainer.offer([dataclasses.replace(pairs[2], rejected_ids=(5,) * 80)])
+        with pytest.raises(ValueError, match="no pairs to train on"):
+            sharded.round([])
+        started = time.monotonic()
+        sharded.trainer.close()
+    assert time.monotonic() - started < 20
 
 
 def test_no_pairs_is_an_error(one: Group, tmp_path: Path) -> None:
