@@ -99,6 +99,7 @@ class StreamedPairs(Dataset[dict[str, Any]]):
                 self.waited_s += time.monotonic() - started
             self.usable += news.pairs
             self._end = news.end
+            assert len(self.usable) <= self.num_at_most, "steps were planned for fewer pairs"
         return index < len(self.usable)
 
     def leading(self, num: int) -> list[PreferencePair]:

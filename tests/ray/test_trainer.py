@@ -121,6 +121,7 @@ class Group:
     directory: Path
     results: list[TrainResult] = field(default_factory=list)
     losses: list[list[float]] = field(default_factory=list)
+    _is_from_base: bool = False
 
     def round(self, pairs: Sequence[PreferencePair], *, on_step: Callable[[], None] = lambda: None) -> TrainResult:
         losses: list[float] = []
@@ -140,14 +141,15 @@ class Group:
 
     def _place(self) -> dict[str, Any]:
         index = len(self.results)
-        return {"round_index": index, "output_dir": self.directory / f"round_{index:03d}" / "adapter"}
+        output_dir = self.directory / f"round_{index:03d}" / "adapter"
+        return {"round_index": 0 if self._is_from_base else index, "output_dir": output_dir}
 
     @contextlib.contextmanager
     def from_base(self) -> Iterator[None]:
-        """Let rounds start from the base policy, whose rollouts the pairs are."""
-        adapters, self.trainer._adapters = self.trainer._adapters, ()
+        """Let a round be the first again: from the base policy, whose rollouts the pairs are, by the same seed."""
+        adapters, self.trainer._adapters, self._is_from_base = self.trainer._adapters, (), True
         yield
-        self.trainer._adapters = adapters
+        self.trainer._adapters, self._is_from_base = adapters, False
 
 
 @pytest.fixture(scope="module")
