@@ -17,7 +17,6 @@ from typing import Any
 
 from csr_ray.config import Config
 from csr_ray.errors import ConfigError
-from csr_ray.weights import checksum, combined_tensors, save_combined
 
 
 class HotAdapter:
@@ -70,6 +69,9 @@ class HotAdapter:
 
     def _write(self, adapters: Sequence[str]) -> Any:
         from vllm.lora.request import LoRARequest
+
+        # Here, because it imports torch, and the driver imports this module.
+        from csr_ray.weights import checksum, combined_tensors, save_combined
 
         tensors = combined_tensors([Path(adapter) for adapter in adapters])
         rank = next(len(tensor) for name, tensor in tensors.items() if name.endswith(".lora_A.weight"))

@@ -189,10 +189,15 @@ def test_a_stream_shorter_than_planned_makes_whole_steps_in_every_epoch(
     assert result.loss_last < result.loss_first
 
 
-def test_a_stream_without_a_usable_pair_is_an_error(
-    training_process: ProcessPoolExecutor, model: Path, pairs: list[PreferencePair], tmp_path: Path
+@pytest.mark.parametrize("num_planned", [None, 8], ids=["whole", "streamed"])
+def test_a_round_without_a_usable_pair_is_an_error(
+    training_process: ProcessPoolExecutor,
+    model: Path,
+    pairs: list[PreferencePair],
+    tmp_path: Path,
+    num_planned: int | None,
 ) -> None:
     long = replace(pairs[7], rejected_ids=(5,) * 5000)
-    job = training_process.submit(_train, model, [long], tmp_path / "a", {}, None, 8)
+    job = training_process.submit(_train, model, [long], tmp_path / "a", {}, None, num_planned)
     with pytest.raises(ValueError, match=r"no pair can be trained on; dropped: \{'too_long': 1\}"):
         job.result(timeout=300)
