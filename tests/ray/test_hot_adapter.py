@@ -206,7 +206,7 @@ def test_a_fault_between_the_adapters_and_the_engine_is_noticed(
 
     planted: list[str] = []
     _serve(family)
-    with patch("actors.hot_adapter.save_combined", faulty):
+    with patch("csr_ray.weights.save_combined", faulty):
         generator = _generator(family)
         served = family.run(_start_and_publish(generator, _Registry(adapters), probes=make_pairs(family)))
     proof = _proof(family, *adapters)

@@ -1,0 +1,168 @@
+"""What does it change to train a round's pairs while its rollouts still run?
+
+One round of CSR on the embedded world, from the base policy, again and again: off, on, off, on. Every turn has its
+own sampling seed, so the spread within a side is the noise against which the gap between the sides has to be seen.
+The loss is the mean over the second half of a round's steps, each step on pairs that it has not seen.
+
+    streaming_wall_ratio     seconds of rollout and training, on over off
+    streaming_loss_gap       mean loss of the second half, on minus off, in spreads (standard deviation of a side)
+    early_steps_share        share of the optimizer steps that were done before the last tree was finished
+
+On one machine's shared cores both sides have the same work to do and no idle hardware to put it on; streaming pays
+where generators and trainer have hardware of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+
+from actors.runtime import Runtime
+from csr_ray import stages
+from csr_ray.application import world_spec
+from csr_ray.config import Config
+from csr_ray.config_file import load_config
+from csr_ray.console import ConsoleView
+from csr_ray.journal import Journal
+from csr_ray.layout import RunFolder
+from csr_ray.prompts import read_prompts
+from csr_ray.world.build import cached_world
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world", type=Path, default=None, help="folder of `csr-ray world build`; default: seed 0's")
+    parser.add_argument("--prompts", type=int, default=160)
+    parser.add_argument("--repeats", type=int, default=4, help="turns of each side")
+    parser.add_argument("--json", type=Path, default=None)
+    given = parser.parse_args()
+    config = ROOT / "configs/tiny-world.yaml"
+    world = given.world or cached_world(world_spec(load_config(config, overrides=()).world))
+    with tempfile.TemporaryDirectory() as directory:
+        turns = measure(given, world=world.absolute(), directory=Path(directory))
+    rows = rows_of(turns)
+    for row in rows:
+        print(f"{row['name']:<24} {row['value']:>9.4f} {row['unit']}")
+    if given.json:
+        record = {
+            "name": "streaming",
+            "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
+            "versions": {name: metadata.version(name) for name in ("torch", "ray", "trl", "deepspeed")},
+            "headline": "streaming_wall_ratio",
+            "rows": rows,
+            "turns": turns,
+        }
+        given.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def measure(given: argparse.Namespace, *, world: Path, directory: Path) -> list[dict[str, Any]]:
+    configs = {side: config_of(world, directory / side, is_on=side == "on") for side in ("off", "on")}
+    prompts, _ = read_prompts(configs["off"].data.prompts, images=None, limit=given.prompts)
+    view = ConsoleView(num_rounds=1)
+    runtime = Runtime.start(configs["off"], model=world / "policy", adapters=[], logs=directory / "logs", view=view)
+    turns = []
+    try:
+        for number in range(2 * given.repeats):
+            side = ("off", "on")[number % 2]
+            state = stages.RunState(
+                config=configs[side],
+                folder=RunFolder(directory / side),
+                journal=Journal(RunFolder(directory / side).journal),
+                model=world / "policy",
+                versions={},
+            )
+            losses: list[float] = []
+            runtime.trainer._adapters = ()  # every turn starts from the base policy, which the generators still serve
+            started_s = time.perf_counter()
+            offer = stages.stream(state, prompts, trainer=runtime.trainer, index=number)
+            trees = stages.roll_out(
+                state, prompts, generators=runtime.generators, index=number, view=view, on_trees=offer
+            )
+            grown_s = time.perf_counter()
+            pairs = stages.pair(state, trees, index=number, view=view)
+            trained = runtime.trainer.train(
+                pairs,
+                round_index=number,
+                output_dir=state.folder.adapter(number),
+                on_step=lambda step, num_steps, loss, losses=losses: losses.append(loss),
+            )
+            turns.append(
+                {
+                    "side": side,
+                    "rollout_s": grown_s - started_s,
+                    "train_s": time.perf_counter() - grown_s,
+                    "loss": statistics.mean(losses[len(losses) // 2 :]),
+                    "steps": len(losses),
+                    "early_steps": trained.metrics.get("streamed/steps_before_last_pair", 0.0),
+                }
+            )
+            print(f"{side}: " + ", ".join(f"{name} {value:.4g}" for name, value in list(turns[-1].items())[1:]))
+    finally:
+        runtime.close()
+    return turns
+
+
+def config_of(world: Path, folder: Path, *, is_on: bool) -> Config:
+    folder.mkdir(parents=True)
+    return load_config(
+        ROOT / "configs/tiny-world.yaml",
+        overrides=[
+            f"run.dir={folder}",
+            "run.rounds=1",
+            "world.enabled=false",
+            f"data.prompts={world / 'train/prompts.jsonl'}",
+            "data.per_round=null",
+            f"policy.model={world / 'policy'}",
+            f"scorer.model={world / 'clip'}",
+            "eval.benchmarks=[]",
+            "eval.data=null",
+            f"train.streaming={str(is_on).lower()}",
+        ],
+    )
+
+
+def rows_of(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    sides = {side: [turn for turn in turns if turn["side"] == side] for side in ("off", "on")}
+    ratios = [
+        (on["rollout_s"] + on["train_s"]) / (off["rollout_s"] + off["train_s"])
+        for off, on in zip(sides["off"], sides["on"], strict=True)
+    ]
+    losses = {side: [turn["loss"] for turn in those] for side, those in sides.items()}
+    means = {side: statistics.mean(those) for side, those in losses.items()}
+    spread = statistics.mean(statistics.stdev(those) for those in losses.values()) if len(ratios) > 1 else 0.0
+    rows = [
+        {"name": "streaming_wall_ratio", "value": statistics.median(ratios), "unit": "x", "ratios": ratios},
+        {
+            "name": "streaming_loss_gap",
+            "value": (means["on"] - means["off"]) / spread if spread else 0.0,
+            "unit": f"spreads of {spread:.4f}",
+        },
+        {
+            "name": "early_steps_share",
+            "value": statistics.mean(turn["early_steps"] / turn["steps"] for turn in sides["on"]),
+            "unit": "share",
+        },
+    ]
+    for side in ("off", "on"):
+        rows.append({"name": f"loss_{side}", "value": means[side], "unit": "nats", "values": losses[side]})
+        for part in ("rollout_s", "train_s"):
+            values = [turn[part] for turn in sides[side]]
+            rows.append({"name": f"{part}_{side}", "value": statistics.median(values), "unit": "s", "values": values})
+    return rows
+
+
+if __name__ == "__main__":
+    main()
