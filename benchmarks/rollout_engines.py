@@ -118,6 +118,7 @@ class Side:
             "PYTHONPATH": os.environ["PYTHONPATH"],
         }
         scorer = ray.remote(ScorerActor).options(num_cpus=0, max_concurrency=1000).remote(config)
+        self._scorer = scorer
         self.generators = [
             ray.remote(BenchGenerator)
             .options(num_cpus=0, max_concurrency=10_000, runtime_env={"env_vars": environment})
@@ -156,8 +157,8 @@ class Side:
         }
 
     def close(self) -> None:
-        for generator in self.generators:
-            ray.kill(generator)
+        for actor in (*self.generators, self._scorer):
+            ray.kill(actor)
 
 
 def bench_config(
