@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from csr_ray.config import Config
 from csr_ray.config_file import parse_config
@@ -38,6 +39,24 @@ def tiny_config(directory: Path | str = "unused", **sections: dict) -> Config:
 
 def sentence(text: str, *, ids: Sequence[int], logp: float = -0.5, ended: bool = False) -> Sentence:
     return Sentence(text=text, token_ids=tuple(ids), logps=(logp,) * len(ids), ended=ended)
+
+
+def preference_pair(**fields: Any) -> PreferencePair:
+    """A pair of which only what a test is about has to be said."""
+    usual = {
+        "image": "-",
+        "prompt": "-",
+        "chosen": "-",
+        "rejected": "-",
+        "chosen_reward": 1.0,
+        "rejected_reward": 0.0,
+        "chosen_nodes": (0,),
+        "rejected_nodes": (1,),
+        "policy_version": 0,
+        "method": "csr",
+        "seed": 0,
+    }
+    return PreferencePair(**{**usual, **fields})
 
 
 @dataclass

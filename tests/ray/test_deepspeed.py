@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import preference_pair
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import build_tiny_llava
@@ -39,23 +40,14 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[PreferencePair]:
         Image.frombytes("RGB", (48, 48), rng.randbytes(3 * 48 * 48)).save(path)
         chosen, rejected = (tuple(rng.randrange(20, 300) for _ in range(rng.randrange(2, 9))) for _ in range(2))
         made.append(
-            PreferencePair(
+            preference_pair(
                 id=f"pair-{index}",
                 image=str(path),
                 prompt="Describe the image.",
-                chosen="-",
-                rejected="-",
                 chosen_ids=chosen,
                 rejected_ids=rejected,
                 chosen_logp=-30.0,
                 rejected_logp=-30.0,
-                chosen_reward=1.0,
-                rejected_reward=0.0,
-                chosen_nodes=(0,),
-                rejected_nodes=(1,),
-                policy_version=0,
-                method="csr",
-                seed=0,
             )
         )
     return made

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from unittest.mock import AsyncMock, patch
 
 import pytest
+from fakes import preference_pair
 from PIL import Image
 from tiny_models import build_tiny_llava, build_tiny_llava_next, build_tiny_qwen_vl
 
@@ -245,23 +246,16 @@ def make_pairs(family: Family) -> list[PreferencePair]:
     logps = [sum(sum(sentence.logps) for sentence in answer) for answer in family.grown]
     answers, num = family.answers, len(family.prompts)
     return [
-        PreferencePair(
+        preference_pair(
             id=prompt.id,
             image=prompt.image,
             prompt=prompt.text,
-            chosen="-",
-            rejected="-",
             chosen_ids=answers[index],
             rejected_ids=answers[num + index],
             chosen_logp=logps[index],
             rejected_logp=logps[num + index],
-            chosen_reward=1.0,
-            rejected_reward=0.0,
             chosen_nodes=(0, 1),
             rejected_nodes=(2, 3),
-            policy_version=0,
-            method="csr",
-            seed=0,
         )
         for index, prompt in enumerate(family.prompts)
     ]

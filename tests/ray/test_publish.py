@@ -13,6 +13,7 @@ import pytest
 import ray
 import torch
 from fake_generator import LOGPS, FakeGenerator
+from fakes import preference_pair
 from safetensors.torch import save_file
 
 from actors.generator import Served
@@ -45,23 +46,14 @@ def _adapter(directory: Path, *, value: float) -> str:
 
 def _pairs() -> list[PreferencePair]:
     return [
-        PreferencePair(
+        preference_pair(
             id=f"pair-{index}",
             image="-",
             prompt="-",
-            chosen="-",
-            rejected="-",
             chosen_ids=(1, 2, 3),
             rejected_ids=(4,),
             chosen_logp=0.0,
             rejected_logp=0.0,
-            chosen_reward=1.0,
-            rejected_reward=0.0,
-            chosen_nodes=(0,),
-            rejected_nodes=(1,),
-            policy_version=0,
-            method="csr",
-            seed=0,
         )
         for index in range(2)
     ]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import preference_pair
 from PIL import Image
 from tiny_models import (
     build_tiny_gemma3,
@@ -60,23 +61,14 @@ def _pairs(directory: Path) -> tuple[PreferencePair, ...]:
             tuple(rng.randrange(20, 300) for _ in range(rng.choice((1, 4, 9, 23)) + add)) for add in (0, 1)
         )
         pairs.append(
-            PreferencePair(
+            preference_pair(
                 id=f"pair-{index}",
                 image=str(path),
                 prompt=("Describe the image.", "Is there a green star? Say where, if so.")[index % 2],
-                chosen="-",
-                rejected="-",
                 chosen_ids=chosen,
                 rejected_ids=rejected,
                 chosen_logp=-40.0 - index,
                 rejected_logp=-42.0 + index,
-                chosen_reward=1.0,
-                rejected_reward=0.0,
-                chosen_nodes=(0,),
-                rejected_nodes=(1,),
-                policy_version=0,
-                method="csr",
-                seed=0,
             )
         )
     return tuple(pairs)

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import preference_pair
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -91,23 +92,14 @@ def pairs(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pr
         Image.new("RGB", (48, 48), tuple(rng.randrange(256) for _ in range(3))).save(path)
         chosen, rejected = ((*tuple(rng.randrange(4, 300) for _ in range(rng.randrange(3, 12))), 2) for _ in range(2))
         made.append(
-            PreferencePair(
+            preference_pair(
                 id=f"pair-{index}",
                 image=str(path),
                 prompt="Describe the image.",
-                chosen="-",
-                rejected="-",
                 chosen_ids=chosen,
                 rejected_ids=rejected,
                 chosen_logp=0.0,
                 rejected_logp=0.0,
-                chosen_reward=1.0,
-                rejected_reward=0.0,
-                chosen_nodes=(0,),
-                rejected_nodes=(1,),
-                policy_version=0,
-                method="csr",
-                seed=0,
             )
         )
     return _with_reference(made, _logps(tiny_llava, made))

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import preference_pair
 from PIL import Image
 from tiny_models import NUM_IMAGE_TOKENS, build_tiny_llava
 
@@ -21,23 +22,14 @@ def _load(name: str) -> Image.Image:
 
 
 def _pair(id: str, *, image: str = "red", chosen: tuple[int, ...], rejected: tuple[int, ...]) -> PreferencePair:
-    return PreferencePair(
+    return preference_pair(
         id=id,
         image=image,
         prompt=f"What is in image {id}?",
-        chosen="-",
-        rejected="-",
         chosen_ids=chosen,
         rejected_ids=rejected,
         chosen_logp=-1.5,
         rejected_logp=-2.25,
-        chosen_reward=1.0,
-        rejected_reward=0.0,
-        chosen_nodes=(0,),
-        rejected_nodes=(1,),
-        policy_version=0,
-        method="csr",
-        seed=0,
     )
 
 

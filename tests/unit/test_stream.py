@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 import pytest
+from fakes import preference_pair
 
 from actors.round_pairs import ArrivalSampler, StreamedPairs
 from actors.stream import OpenStream, StreamEnd, UsableSoFar
@@ -14,23 +15,14 @@ from csr_ray.types import PreferencePair
 
 
 def _pair(id: str) -> PreferencePair:
-    return PreferencePair(
+    return preference_pair(
         id=id,
         image="-",
         prompt="Describe.",
-        chosen="-",
-        rejected="-",
         chosen_ids=(5, 2),
         rejected_ids=(6, 2),
         chosen_logp=-1.0,
         rejected_logp=-2.0,
-        chosen_reward=1.0,
-        rejected_reward=0.0,
-        chosen_nodes=(0,),
-        rejected_nodes=(1,),
-        policy_version=0,
-        method="csr",
-        seed=0,
     )
 
 
