@@ -10,6 +10,7 @@ Rows (each a ratio of two sides that took turns, A B A B, in this one run; media
     vs_ray_data_llm        tokens/s of n plain sampled answers, over ray.data.llm's vLLM processor with the same
                            engine settings (without either side's start)
     scorer_wait_share      share of the trees' time that they waited for scores, in the default search
+    recomputed_share       of the tokens that went through the model, those of prompts and prefixes: not new ones
     <side>_<part>_busy     CPU seconds a second of the engine, its front end (the actor's process, where the search
                            runs too) and the scorer, while searching and while the bare engine works: where time goes
     scorer_speedup_<n>     sentences/s in batches of n, over open_clip one by one
@@ -109,6 +110,7 @@ def against_bare_engine(side: Side, prompts: Sequence[Prompt], *, repeats: int) 
             busy.setdefault(f"bare_{name}_busy", []).append((after_s - before_s[name]) / seconds)
         bare.append(side.pool.figures()["engine_tokens"] / seconds)
         say("engine", turn=turn, repeats=repeats, ours=ours, theirs=bare, unit="tokens/s")
+    recomputed = figures["prefix_queries"] - figures["prefix_hits"]
     return [
         ratio("engine_efficiency", ours, bare, unit="share (tokens/s)"),
         plain_row("scorer_wait_share", shares, unit="share"),
@@ -116,6 +118,7 @@ def against_bare_engine(side: Side, prompts: Sequence[Prompt], *, repeats: int) 
         plain_row("search_nodes_per_s", nodes, unit="nodes/s"),
         plain_row("bare_engine_tokens_per_s", bare, unit="tokens/s"),
         plain_row("prefix_hit_rate", [figures["prefix_hits"] / max(1.0, figures["prefix_queries"])], unit="share"),
+        plain_row("recomputed_share", [recomputed / (recomputed + figures["engine_tokens"])], unit="share of tokens"),
         plain_row("occupancy", [figures["engine_running"] / figures["engine_slots"]], unit="share"),
         *(plain_row(name, values, unit="CPU-s a second") for name, values in busy.items()),
     ]
