@@ -59,6 +59,20 @@ def preference_pair(**fields: Any) -> PreferencePair:
     return PreferencePair(**{**usual, **fields})
 
 
+def train_result(**fields: Any) -> TrainResult:
+    """What a trainer says after a round of one step, unless said otherwise."""
+    usual = {
+        "num_pairs": 1,
+        "num_steps": 1,
+        "seconds": 0.2,
+        "optimizer_s": 0.1,
+        "loss_first": 0.69,
+        "loss_last": 0.5,
+        "probe_logps": (-1.0,),
+    }
+    return TrainResult(**{**usual, **fields})
+
+
 @dataclass
 class ScriptedEngine:
     """Continuations by prefix, from a table; delays shuffle the order in which answers arrive."""
@@ -173,17 +187,7 @@ class FakeTrainer:
         (output_dir / "adapter_config.json").write_text(json.dumps({"r": 1}))
         self.trained.append(round_index)
         on_step(1, 1, 0.69)
-        return TrainResult(
-            adapter=str(output_dir),
-            version=round_index + 1,
-            num_pairs=len(pairs),
-            num_steps=1,
-            seconds=0.2,
-            optimizer_s=0.1,
-            loss_first=0.69,
-            loss_last=0.5,
-            probe_logps=(-1.0,),
-        )
+        return train_result(adapter=str(output_dir), version=round_index + 1, num_pairs=len(pairs))
 
 
 @dataclass

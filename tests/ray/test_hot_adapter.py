@@ -15,6 +15,7 @@ from unittest.mock import AsyncMock, patch
 
 import pytest
 import torch
+from fakes import train_result
 from test_families import ALL_TARGETS, Family, make_pairs, random_adapter, serving
 
 from actors.generator import GeneratorActor
@@ -23,7 +24,7 @@ from actors.publish import Proof
 from actors.registry import Package
 from csr_ray.config import LORA_RANKS
 from csr_ray.handover import pack_adapter
-from csr_ray.types import Prompt, Question, TrainResult
+from csr_ray.types import Prompt, Question
 from csr_ray.weights import save_combined
 
 TOLERANCE = 1e-4  # nats a token, fp32
@@ -91,17 +92,8 @@ def _loaded_ids(family: Family) -> set[int]:
 
 def _proof(family: Family, *adapters: Path) -> Proof:
     probes = make_pairs(family)
-    trained = TrainResult(
-        adapter="-",
-        version=len(adapters),
-        num_pairs=1,
-        num_steps=1,
-        seconds=0.0,
-        optimizer_s=0.0,
-        loss_first=0.0,
-        loss_last=0.0,
-        probe_logps=tuple(family.expected_logps(*adapters)[: len(probes)]),
-    )
+    logps = tuple(family.expected_logps(*adapters)[: len(probes)])
+    trained = train_result(adapter="-", version=len(adapters), probe_logps=logps)
     return Proof(trained=trained, probes=probes, tolerance=TOLERANCE)
 
 

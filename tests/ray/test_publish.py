@@ -13,7 +13,7 @@ import pytest
 import ray
 import torch
 from fake_generator import LOGPS, FakeGenerator
-from fakes import preference_pair
+from fakes import preference_pair, train_result
 from safetensors.torch import save_file
 
 from actors.generator import Served
@@ -60,17 +60,7 @@ def _pairs() -> list[PreferencePair]:
 
 
 def _trained(adapter: str, *, version: int) -> TrainResult:
-    return TrainResult(
-        adapter=adapter,
-        version=version,
-        num_pairs=2,
-        num_steps=1,
-        seconds=0.0,
-        optimizer_s=0.0,
-        loss_first=0.7,
-        loss_last=0.7,
-        probe_logps=LOGPS,
-    )
+    return train_result(adapter=adapter, version=version, num_pairs=2, probe_logps=LOGPS)
 
 
 Start = Callable[..., GeneratorPool]

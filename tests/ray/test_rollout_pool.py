@@ -100,15 +100,14 @@ def test_counters_are_seen_where_prometheus_looks(pool: GeneratorPool) -> None:
     """After the rollouts above. Ray's agents report every ten seconds."""
     (node,) = ray.nodes()
     wanted = ("trees", "nodes", "engine_tokens", "engine_running", "sentences", "score_wait_s")
-    deadline_s, seen = time.monotonic() + 60, ""
-    while time.monotonic() < deadline_s:
+    deadline_s, values = time.monotonic() + 60, dict.fromkeys(wanted, 0.0)
+    while not all(values.values()) and time.monotonic() < deadline_s:
         with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10) as page:
             seen = page.read().decode()
         values = {name: _value(seen, f"csr_ray_{name}") for name in wanted}
-        if all(values.values()):
-            return
         time.sleep(1)
-    pytest.fail(f"not exported within a minute: {[name for name, value in values.items() if not value]}")
+    assert all(values.values()), values
+    assert values["nodes"] > values["trees"] >= 2 * NUM_IMAGES and values["engine_tokens"] > values["nodes"]
 
 
 def _value(page: str, name: str) -> float:
