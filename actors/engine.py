@@ -102,7 +102,7 @@ class VllmEngine:
             "limit_mm_per_prompt": {"image": 1, "video": 0, "audio": 0},
             "enable_prefix_caching": True,
             "mm_processor_cache_gb": 1,
-            "max_logprobs": max(20, search.candidates),
+            "max_logprobs": max(20, search.candidates + 1),
             "worker_extension_cls": "actors.engine_worker.PolicyLoader",
             "seed": self._config.run.seed,
             "disable_log_stats": True,  # vLLM's own loggers; ours is given when the engine is made
@@ -279,14 +279,14 @@ class VllmEngine:
         stop = output.stop_reason if output.finish_reason == "stop" else None
         # The main end token ends an answer without a reason given, a model's other end tokens by their number.
         ended = output.finish_reason == "stop" and (stop is None or stop in self._expansion.tokens.ends)
-        top = sorted(output.logprobs[0].items(), key=lambda item: item[1].rank) if output.logprobs else []
         return Draft(
             ids=ids,
             logps=tuple(entry[token].logprob for entry, token in zip(output.logprobs, ids, strict=True)),
             stop=None if ended else stop,
             ended=ended,
             full=len(final.prompt_token_ids) + len(ids) >= self._llm.model_config.max_model_len,
-            top=tuple((token, entry.logprob) for token, entry in top),
+            first=_most_probable(output.logprobs[0]),
+            last=_most_probable(output.logprobs[-1]),
         )
 
     async def _image(self, path: str) -> Image:
@@ -306,6 +306,12 @@ class VllmEngine:
             logps=tuple(entry[token].logprob for entry, token in zip(output.logprobs, ids, strict=True)),
             ended=output.finish_reason == "stop",
         )
+
+
+def _most_probable(entries: dict[int, Any]) -> tuple[tuple[int, float], ...]:
+    """Tokens and log-probs of one position, best first."""
+    ranked = sorted(entries.items(), key=lambda item: item[1].rank)
+    return tuple((token, entry.logprob) for token, entry in ranked)
 
 
 def _in_order(final: Any) -> list[Any]:

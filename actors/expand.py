@@ -35,7 +35,8 @@ class Draft:
         stop: the token of `stop_token_ids` that ended it, if one did.
         ended: it ended at an end-of-answer token.
         full: the model's context is full.
-        top: the most probable tokens at the first position with their log-probs, best first (where asked for).
+        first, last: the most probable tokens at the first and at the last position with their log-probs, best first
+            (where asked for).
     """
 
     ids: tuple[int, ...]
@@ -44,7 +45,8 @@ class Draft:
     ended: bool = False
     full: bool = False
     penalties: tuple[float, ...] = ()
-    top: tuple[tuple[int, float], ...] = ()
+    first: tuple[tuple[int, float], ...] = ()
+    last: tuple[tuple[int, float], ...] = ()
 
 
 class Decode(Protocol):
@@ -96,7 +98,7 @@ class Expansion:
 
     Attributes:
         together: decode the members of a diverse group side by side. False: one after the other, each told what the
-            earlier ones took; slower, and right whatever the engine does. It is what a broken group falls back to.
+            earlier ones are charged for; slower, and right whatever the engine does. A broken group falls back to it.
         on_broken: called for each group whose order could not be kept, and which is decoded again.
     """
 
@@ -130,6 +132,8 @@ class Expansion:
                     for position, draft in enumerate(drafts)
                 )
             )
+        if self.search.expand == "diverse_greedy":
+            drafts = _best_first(drafts)
         longest = max(len(draft.ids) for draft in drafts)
         return [
             Sentence(
@@ -158,7 +162,7 @@ class Expansion:
         ((first,),) = await decode(prefix, [{**self._greedy(max_tokens=1), "logprobs": num}])
         return list(
             await asyncio.gather(
-                *(self._greedy_behind(decode, prefix, token, logp, max_tokens) for token, logp in first.top)
+                *(self._greedy_behind(decode, prefix, token, logp, max_tokens) for token, logp in first.first)
             )
         )
 
@@ -178,10 +182,12 @@ class Expansion:
         drafts = await self._group_together(decode, prefix, num, max_tokens) if self.together else None
         if drafts is None:
             drafts = await self._group_in_turn(decode, prefix, num, max_tokens)
-        return [
-            replace(draft, penalties=self._penalties(draft.ids, earlier=[one.ids for one in drafts[:member]]))
-            for member, draft in enumerate(drafts)
-        ]
+        charged: list[list[int]] = []
+        for member, draft in enumerate(drafts):
+            penalties = self._penalties(draft.ids, charged=charged)
+            charged.append(self._charged(draft, charged=charged))
+            drafts[member] = replace(draft, penalties=penalties)
+        return drafts
 
     async def _group_together(
         self, decode: Decode, prefix: Sequence[int], num: int, max_tokens: int
@@ -191,7 +197,7 @@ class Expansion:
         stops = [*self.tokens.stops, self.tokens.broken]
         options = [
             {
-                **self._greedy(max_tokens=max_tokens),
+                **self._member(num, max_tokens=max_tokens),
                 "stop_token_ids": stops,
                 "extra_args": {COUPLING: {**self._coupling(member), "group": group}},
             }
@@ -205,29 +211,58 @@ class Expansion:
 
     async def _group_in_turn(self, decode: Decode, prefix: Sequence[int], num: int, max_tokens: int) -> list[Draft]:
         drafts: list[Draft] = []
+        charged: list[list[int]] = []
         for member in range(num):
-            coupling = {**self._coupling(member), "earlier": [list(draft.ids) for draft in drafts]}
-            options = {**self._greedy(max_tokens=max_tokens), "extra_args": {COUPLING: coupling}}
+            coupling = {**self._coupling(member), "earlier": list(charged)}
+            options = {**self._member(num, max_tokens=max_tokens), "extra_args": {COUPLING: coupling}}
             ((draft,),) = await decode(prefix, [options])
             drafts.append(draft)
+            charged.append(self._charged(draft, charged=charged))
         return drafts
+
+    def _member(self, num: int, *, max_tokens: int) -> dict[str, Any]:
+        """A greedy request from which the runner-up at its end can be read.
+
+        Of the `num + 1` most probable tokens one is the pick and at most `num - 1` are charged to earlier members, so
+        one at least has no penalty; whatever beats it after penalties was more probable and is among them too.
+        """
+        return {**self._greedy(max_tokens=max_tokens), "logprobs": num + 1, "flat_logprobs": True}
 
     def _coupling(self, member: int) -> dict[str, Any]:
         """What the logits processor has to know of one member."""
-        ends = self.tokens.ends if self.search.eos == "stop" else frozenset()
         return {
             "member": member,
             "penalty": self.search.diversity_penalty,
-            "stops": sorted(self.tokens.stops | ends),
+            "stops": sorted(self._member_stops),
             "broken": self.tokens.broken,
         }
 
-    def _penalties(self, ids: Sequence[int], *, earlier: Sequence[Sequence[int]]) -> tuple[float, ...]:
-        return tuple(
-            self.search.diversity_penalty
-            * sum(position < len(other) and other[position] == token for other in earlier)
-            for position, token in enumerate(ids)
-        )
+    @property
+    def _member_stops(self) -> frozenset[int]:
+        return self.tokens.stops | (self.tokens.ends if self.search.eos == "stop" else frozenset())
+
+    def _penalty(self, token: int, position: int, charged: Sequence[Sequence[int]]) -> float:
+        """What a token costs at a position behind members that are charged for these tokens."""
+        num = sum(position < len(other) and other[position] == token for other in charged)
+        return self.search.diversity_penalty * num
+
+    def _penalties(self, ids: Sequence[int], *, charged: Sequence[Sequence[int]]) -> tuple[float, ...]:
+        return tuple(self._penalty(token, position, charged) for position, token in enumerate(ids))
+
+    def _charged(self, draft: Draft, *, charged: Sequence[Sequence[int]]) -> list[int]:
+        """What the members behind this one pay for: its tokens, but its second choice where it ended.
+
+        The logits processor knows it too, and has no way to say so (`actors.hamming`).
+        """
+        *before, end = draft.ids
+        if end not in self._member_stops:
+            return [*before, end]
+        position = len(before)
+        others = [
+            (logp - self._penalty(token, position, charged), token) for token, logp in draft.last if token != end
+        ]
+        runner_up = max(others, key=lambda other: other[0])[1]
+        return [*before, runner_up]
 
     async def _to_sentence_end(
         self, decode: Decode, prefix: Sequence[int], draft: Draft, max_tokens: int, seed: int
@@ -280,6 +315,18 @@ class Expansion:
             "ignore_eos": self.search.eos == "continue",
             "logprobs": 0,
         }
+
+
+def _best_first(drafts: Sequence[Draft]) -> list[Draft]:
+    """Members of a diverse group in the order in which transformers' beam search returns them.
+
+    That is by penalised mean log-prob, and of equals the later member first.
+    """
+
+    def score(draft: Draft) -> float:
+        return (sum(draft.logps) - sum(draft.penalties)) / len(draft.ids)
+
+    return sorted(reversed(drafts), key=score, reverse=True)
 
 
 def _joined(draft: Draft, more: Draft) -> Draft:

@@ -1,8 +1,10 @@
 """Coupled greedy decoding in one engine batch: diverse (group) beam search with groups of one, a logits processor.
 
-At each position member m of a group takes the token with the highest log-prob less `penalty` for every earlier member
-that has the same token at the same position; a member that has ended takes part no more (Vijayakumar et al. 2016,
-with the Hamming term; CSR's released search is five such members). vLLM loads this class by its name
+At each position member m of a group takes the token with the highest log-prob less `penalty` for every earlier
+member that is charged for the same token at the same position (Vijayakumar et al. 2016, with the Hamming term; CSR's
+released search is five such members). A member is charged for the token that it took, but where it ends for its
+second choice: transformers' group beam search stores the finished sentence and goes on with the runner-up, and that
+is what the later groups pay for. A member that has ended takes part no more. vLLM loads this class by its name
 (`logits_processors`); it runs in the worker, on CPU and GPU.
 
 Members are separate requests, so one may be admitted later than another, be preempted, or end early. A later member
@@ -38,9 +40,13 @@ _GROUPS_KEPT_PER_SEQUENCE: Final = 4
 
 @dataclass
 class _Track:
-    """What one member has chosen so far. `output_ids` is the engine's own list, which it keeps filling."""
+    """What one member has chosen so far. `output_ids` is the engine's own list, which it keeps filling.
+
+    `charged` is what later members pay for: the chosen tokens, and the runner-up at the member's end.
+    """
 
     chosen: list[int] = field(default_factory=list)
+    charged: list[int] = field(default_factory=list)
     output_ids: Sequence[int] = ()
     end: int | None = None
     _num_agreed: int = 0
@@ -131,9 +137,16 @@ class HammingGroups(LogitsProcessor):
             logits.index_put_((where[0], where[1]), -amount, accumulate=True)
         grouped = [index for index, row in rows.items() if row.group is not None and not row.group.is_broken]
         if grouped:
-            picks = Sampler.greedy_sample(logits[torch.tensor(grouped, device=logits.device)]).tolist()
-            for index, pick in zip(grouped, picks, strict=True):
-                _choose(rows[index], token=pick)
+            scores = logits[torch.tensor(grouped, device=logits.device)]  # a copy
+            picks = Sampler.greedy_sample(scores)
+            ending = [place for place, pick in enumerate(picks.tolist()) if pick in rows[grouped[place]].stops]
+            charged = picks.clone()
+            if ending:
+                where = torch.tensor(ending, device=logits.device)
+                scores[where, picks[where]] = float("-inf")
+                charged[where] = Sampler.greedy_sample(scores[where])
+            for index, pick, charge in zip(grouped, picks.tolist(), charged.tolist(), strict=True):
+                _choose(rows[index], token=pick, charge=charge)
         for index, row in rows.items():
             if row.group is not None and row.group.is_broken:
                 logits[index] = float("-inf")
@@ -163,7 +176,7 @@ class HammingGroups(LogitsProcessor):
 
 
 def _taken(row: _Row) -> list[int] | None:
-    """The tokens of the earlier members at this row's position; None if one of them is not there yet."""
+    """What the earlier members are charged for at this row's position; None if one of them is not there yet."""
     position = row.position
     if row.group is None:
         return [ids[position] for ids in row.earlier if position < len(ids)]
@@ -176,11 +189,11 @@ def _taken(row: _Row) -> list[int] | None:
             continue
         if len(track.chosen) <= position:
             return None
-        taken.append(track.chosen[position])
+        taken.append(track.charged[position])
     return taken
 
 
-def _choose(row: _Row, *, token: int) -> None:
+def _choose(row: _Row, *, token: int, charge: int) -> None:
     """Record the choice at this row's position. A part of a prefill may choose what is then thrown away."""
     assert row.group is not None
     track = row.group.tracks[row.member]
@@ -188,9 +201,10 @@ def _choose(row: _Row, *, token: int) -> None:
     if position > len(track.chosen):
         row.group.is_broken = True  # tokens of this member were made while nobody looked
         return
-    if track.chosen[position:] not in ([], [token]) and any(
+    if track.charged[position:] not in ([], [charge]) and any(
         len(other.chosen) > position for member, other in row.group.tracks.items() if member > row.member
     ):
-        row.group.is_broken = True  # somebody has used the choice that is now another
+        row.group.is_broken = True  # somebody has paid for what is now another token
     track.chosen[position:] = [token]
+    track.charged[position:] = [charge]
     track.end = position if token in row.stops else None

@@ -131,9 +131,10 @@ class Reward(Section):
     aggregate: Literal["mean", "sum", "mean_with_root"] = Field(
         "mean", description="sentences to answer; the paper's sum is hackable; mean_with_root: sum / (sentences + 1)"
     )
-    drop_junk: bool = Field(
-        False,
-        description="leave out sentences of under 4 characters, stuck or in a foreign script, and their answers",
+    cleaning: Literal["none", "released"] = Field(
+        "none",
+        description="released: score what the released code's cleaning leaves of a sentence (no hyphens, emoji or "
+        "curly quotes), and leave out what it drops (under 4 characters, stuck, in some scripts) with all behind it",
     )
 
 

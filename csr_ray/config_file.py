@@ -56,7 +56,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "floor_image": False,
             "blend": "sibling_ranks",
             "aggregate": "mean_with_root",
-            "drop_junk": True,
+            "cleaning": "released",
         },
         "pairs": {"min_margin": None},
     },

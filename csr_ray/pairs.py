@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from csr_ray.config import Config
 from csr_ray.reward import answer_reward
-from csr_ray.sentences import is_junk
 from csr_ray.types import Node, PreferencePair, Tree
 
 NO_ANSWER = "no_whole_answer"
@@ -21,7 +20,7 @@ def choose_pair(tree: Tree, *, config: Config) -> PreferencePair | str:
 
     Equal rewards go by the tree's order, depth first: chosen is the first of the best, rejected the last.
     """
-    paths = [path for path in tree.answers() if not (config.reward.drop_junk and _has_junk(path))]
+    paths = [path for path in tree.answers() if config.reward.cleaning == "none" or _is_clean(path)]
     paths.sort(key=lambda path: [node.node for node in path])
     scored = [(reward, path) for path in paths if (reward := answer_reward(path, config=config.reward)) is not None]
     if len(scored) < 2:
@@ -57,8 +56,9 @@ def answer_text(path: tuple[Node, ...]) -> str:
     return " ".join(node.text for node in path if node.text)
 
 
-def _has_junk(path: tuple[Node, ...]) -> bool:
-    return any(is_junk(node.text) for node in path)
+def _is_clean(path: tuple[Node, ...]) -> bool:
+    """Whether the cleaning dropped none of the answer's sentences; a dropped one has no reward."""
+    return all(node.reward is not None for node in path)
 
 
 def _ids(path: tuple[Node, ...]) -> tuple[int, ...]:

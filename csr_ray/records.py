@@ -20,6 +20,7 @@ _NODES = pa.schema(
         ("parent", pa.int32()),
         ("depth", pa.int32()),
         ("text", pa.string()),
+        ("scored_text", pa.string()),
         ("token_ids", pa.list_(pa.int32())),
         ("logp", pa.float64()),
         ("self_score", pa.float64()),

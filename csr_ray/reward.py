@@ -69,7 +69,9 @@ def answer_reward(path: Iterable[Node], *, config: Reward) -> float | None:
     rewards = [node.reward for node in path if node.reward is not None]
     if not rewards:
         return None
-    total = sum(rewards)
+    total = 0.0
+    for reward in rewards:  # not sum(), which from Python 3.12 on rounds otherwise: equal costs must stay equal
+        total += reward
     if config.aggregate == "sum":
         return total
     return total / (len(rewards) + (config.aggregate == "mean_with_root"))

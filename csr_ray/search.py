@@ -13,10 +13,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from csr_ray.cleaning import scored_text
 from csr_ray.config import Reward, Search
 from csr_ray.ports import Engine, Scorer
 from csr_ray.reward import answer_reward, family_rewards, image_score, self_score
-from csr_ray.sentences import is_junk
 from csr_ray.types import Node, Prompt, RolloutStats, Sentence, Tree
 
 
@@ -47,6 +47,7 @@ class _Cost:
 class _Scored:
     sentence: Sentence
     own: float
+    text: str | None
     image: float | None
     reward: float | None
 
@@ -75,29 +76,32 @@ class _Grower:
         family = _distinct(sentences) if self.search.merge_equal else list(sentences)
         if self.search.refuse_repeats:
             family = [sentence for sentence in family if not sentence.text or sentence.text not in live.texts]
-        images = await self._image_scores(family, path=live.path)
+        texts = self._scored_texts(family, path=live.path)
+        images = await self._image_scores(texts)
         owns = [self._self_score(sentence) for sentence in family]
         rewards = family_rewards(list(zip(images, owns, strict=True)), config=self.reward)
-        return [_Scored(*row) for row in zip(family, owns, images, rewards, strict=True)]
+        return [_Scored(*row) for row in zip(family, owns, texts, images, rewards, strict=True)]
 
-    async def _image_scores(self, family: Sequence[Sentence], *, path: Sequence[Node]) -> list[float | None]:
-        """One score a sentence; None where there is no text, or junk (here or before it) that is to be left out."""
-        drop_junk = self.reward.drop_junk
-        if drop_junk and any(is_junk(node.text) for node in path):
+    def _scored_texts(self, family: Sequence[Sentence], *, path: Sequence[Node]) -> list[str | None]:
+        """What the scorer sees of each sentence; None where there is no text, or the cleaning dropped it."""
+        if self.reward.cleaning == "none":
+            return [sentence.text or None for sentence in family]
+        if any(node.reward is None for node in path):
             return [None] * len(family)
-        texts = [sentence.text for sentence in family if sentence.text and not (drop_junk and is_junk(sentence.text))]
-        if not texts:
-            return [None] * len(family)
+        return [scored_text(sentence.text) for sentence in family]
+
+    async def _image_scores(self, texts: Sequence[str | None]) -> list[float | None]:
+        """One score a text, None for None."""
+        asked = [text for text in texts if text is not None]
+        if not asked:
+            return [None] * len(texts)
         started_s = time.perf_counter()
-        cosines, num_cut = await self.scorer.score(self.prompt.image, texts=texts)
+        cosines, num_cut = await self.scorer.score(self.prompt.image, texts=asked)
         self.cost.score_wait_s += time.perf_counter() - started_s
-        self.cost.num_sentences_scored += len(texts)
+        self.cost.num_sentences_scored += len(asked)
         self.cost.num_texts_cut += num_cut
-        by_text = dict(zip(texts, cosines, strict=True))
-        return [
-            image_score(by_text[sentence.text], floor=self.reward.floor_image) if sentence.text in by_text else None
-            for sentence in family
-        ]
+        scores = iter(image_score(cosine, floor=self.reward.floor_image) for cosine in cosines)
+        return [None if text is None else next(scores) for text in texts]
 
     def _self_score(self, sentence: Sentence) -> float:
         penalties = sentence.penalties if self.reward.count_penalty else ()
@@ -117,6 +121,7 @@ class _Grower:
             parent=live.path[-1].node if live.path else None,
             depth=depth,
             text=sentence.text,
+            scored_text=child.text,
             token_ids=sentence.token_ids,
             logp=sum(sentence.logps),
             self_score=child.own,
@@ -172,17 +177,16 @@ async def grow_tree(
 
 
 def prune(paths: Sequence[tuple[Node, ...]], *, ranks: Sequence[float], search: Search) -> list[tuple[Node, ...]]:
-    """The paths that stay alive: all if they are few, else the best and the worst; ties by node order.
+    """The paths that stay alive, best first: all if they are few, else the best and the worst; ties by their order.
 
     Few is `keep_all_up_to`, by default the width. (The released code keeps 1 best and 2 worst of 5 and more, but all
     of 4.)
     """
-    if len(paths) <= (search.keep_all_up_to or search.width):
-        return list(paths)
-    order = sorted(range(len(paths)), key=lambda position: (-ranks[position], position))
+    order = [paths[position] for position in sorted(range(len(paths)), key=lambda position: -ranks[position])]
+    if len(order) <= (search.keep_all_up_to or search.width):
+        return order
     num_best = search.width - search.keep_worst
-    chosen = order[:num_best] + (order[-search.keep_worst :] if search.keep_worst else [])
-    return [paths[position] for position in sorted(chosen)]
+    return order[:num_best] + (order[-search.keep_worst :] if search.keep_worst else [])
 
 
 def derive_seed(*parts: int | str | tuple[int, ...]) -> int:

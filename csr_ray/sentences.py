@@ -1,4 +1,4 @@
-"""Where a sentence ends, and which sentences are junk. Strings in, answers out; knows nothing of tokens or models.
+"""Where a sentence ends. Strings in, answers out; knows nothing of tokens or models.
 
 A sentence ends at . ! or ? (with closing quotes and brackets behind it) before white space or the end of the text. A
 period inside a number or an address has something else behind it; one that ends an abbreviation does not count, nor
@@ -70,26 +70,6 @@ def may_end_sentence(token: str) -> bool:
 def starts_new(behind: str) -> bool:
     """Whether what was decoded behind a stop shows that the sentence was whole: nothing, or white space."""
     return not behind or behind[0].isspace()
-
-
-def is_junk(text: str) -> bool:
-    """The released code's cleaning (utils.py, clean_tree; score.py): too short, stuck, or in a foreign script.
-
-    Under 4 characters; Hangul, kana or Cyrillic; emoji; two "&nbsp;"; a word 6 times in a row; a character 11 times
-    in a row, spaces between allowed; more than 5 newlines. The release also lists a few literal strings; they are not
-    here.
-    """
-    return len(text.strip()) < 4 or text.count("&nbsp;") >= 2 or text.count("\n") > 5 or bool(_JUNK.search(text))
-
-
-_JUNK: Final = re.compile(
-    "[\u3130-\u318f\uac00-\ud7af]"  # Hangul
-    "|[\u3040-\u30ff]"  # kana
-    "|[\u0400-\u04ff]"  # Cyrillic
-    "|[\U0001f300-\U0001faff\u2600-\u27bf]"  # emoji
-    r"|\b(\w+)(?:\W+\1\b){5}"
-    r"|(\S)(?:\s*\2){10}"
-)
 
 
 def _is_no_end(text: str) -> bool:

@@ -65,10 +65,12 @@ class Node:
         node: position in the tree's node list; `parent` is another such position, None below the root.
         depth: 1 for the first sentence of an answer.
         text: this sentence alone.
+        scored_text: what the scorer saw of it: `text`, or what `reward.cleaning` left of that; None: it saw nothing.
         logp: sum over `token_ids`.
         self_score: the policy's own score, on the scale of `reward.self_score`.
-        image_score: the scorer's; None where there is no text to score (a bare end of answer).
-        reward: the two blended, more is better; None where `image_score` is, and for junk (`reward.drop_junk`).
+        image_score: the scorer's; None where there is no text to score: a bare end of answer, or a sentence that
+            `reward.cleaning` dropped, and all behind it.
+        reward: the two blended, more is better; None where `image_score` is.
         final: the path from the root to here is a whole answer.
         kept: survived pruning, so it was (or could have been) continued.
     """
@@ -77,6 +79,7 @@ class Node:
     parent: int | None
     depth: int
     text: str
+    scored_text: str | None
     token_ids: tuple[int, ...]
     logp: float
     self_score: float

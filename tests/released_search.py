@@ -1,7 +1,8 @@
-"""The search, scores and choice of CSR's released code, written plainly from its description, to test against.
+"""The search, scores and choice of CSR's released code, written plainly, to test against.
 
-One prompt at a time, transformers in float32, open_clip one sentence at a time, a Python loop for everything: slow
-and easy to read. Nothing here is used by the program, and nothing here uses its search, reward or pairs.
+`tests/ray/test_released_trees.py` holds this loop itself to trees that the released code grew. One prompt at a time,
+transformers in float32, open_clip one sentence at a time, a Python loop for everything: slow and easy to read. The
+program uses nothing of this, and this uses nothing of its search, reward or pairs.
 """
 
 from __future__ import annotations
@@ -103,10 +104,11 @@ def released_tree(
 def coupled_greedy(
     models: Models, inputs: Any, *, prefix: list[int], period: int, limit: int
 ) -> list[tuple[list[int], float, float]]:
-    """Five greedy decodes; each pays 3 at a step for every earlier one with the same token there.
+    """Five greedy decodes; each pays 3 at a step for every earlier one that is charged for the same token there.
 
-    Returns for each its tokens, its mean penalised log-prob, and the smallest distance between its best and second
-    best candidate (where that is as small as rounding, the two implementations may part).
+    Charged is the token taken, but at a decode's end its second choice. Returns for each its tokens, its mean
+    penalised log-prob, and the smallest distance between its best and second best candidate (where that is as small
+    as rounding, the two implementations may part); best first, of equals the later one.
     """
     ids = torch.cat([inputs["input_ids"], torch.tensor([prefix], dtype=torch.long)], dim=1)
     out = models.policy(input_ids=ids, pixel_values=inputs["pixel_values"], use_cache=True)
@@ -129,14 +131,15 @@ def coupled_greedy(
             gaps[member] = min(gaps[member], float(best.values[0] - best.values[1]))
             totals[member] += float(best.values[0])
             tokens[member].append(token)
-            taken.append(token)
             done[member] = token == period
+            taken.append(int(best.indices[1]) if done[member] else token)
         if all(done) or step == limit - 1:
             break
         last = torch.tensor([[sequence[-1]] for sequence in tokens])
         out = models.policy(input_ids=last, past_key_values=cache, use_cache=True)
         logits = out.logits[:, -1]
-    return [(ids, total / len(ids), gap) for ids, total, gap in zip(tokens, totals, gaps, strict=True)]
+    found = [(ids, total / len(ids), gap) for ids, total, gap in zip(tokens, totals, gaps, strict=True)]
+    return sorted(found[::-1], key=lambda one: one[1], reverse=True)
 
 
 @torch.no_grad()

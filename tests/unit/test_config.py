@@ -178,7 +178,7 @@ def test_the_reference_preset_is_the_released_codes_search(tmp_path: Path) -> No
     assert (search.merge_equal, search.refuse_repeats) == (False, False)
     assert (reward.self_score, reward.count_penalty, reward.floor_image) == ("mean_logp", True, False)
     assert (reward.blend, reward.weight, reward.aggregate) == ("sibling_ranks", 0.9, "mean_with_root")
-    assert (reward.drop_junk, config.pairs.min_margin) == (True, None)
+    assert (reward.cleaning, config.pairs.min_margin) == ("released", None)
 
 
 def test_a_key_that_is_given_wins_over_the_preset(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
-"""POPE's parsing rule and metrics, against counts by hand."""
+"""POPE's parsing rule and metrics, against what POPE's own evaluate.py made of 600 answers, and counts by hand."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +33,17 @@ from csr_ray.evaluation.pope import parse_yes_no, pope_metrics
 )
 def test_an_answer_is_no_only_by_popes_own_rule(text: str, is_yes: bool) -> None:
     assert parse_yes_no(text) is is_yes
+
+
+def test_every_answer_and_metric_is_the_official_scripts() -> None:
+    """The answers are ours; `yes` and `metrics` are what evaluate.py of RUCAIBox/POPE at 3df3ba1 made of them."""
+    official = json.loads((Path(__file__).parents[1] / "data" / "official_pope.json").read_text())
+    rows = official["answers"]
+    wrong = [row for row in rows if parse_yes_no(row["text"]) is not row["yes"]]
+    assert not wrong, wrong[:5]
+    assert 100 < sum(row["yes"] for row in rows) < 500
+    metrics = pope_metrics([row["text"] for row in rows], labels=[row["label"] for row in rows])
+    assert metrics == pytest.approx(official["metrics"], abs=1e-12)
 
 
 def test_metrics_equal_a_count_by_hand() -> None:

@@ -216,6 +216,7 @@ def test_the_bare_end_of_an_answer_does_not_count_as_a_sentence(tmp_path) -> Non
             parent=parent,
             depth=1 if parent is None else 2,
             text=text,
+            scored_text=text,
             token_ids=ids,
             logp=-1.0,
             self_score=50.0,

@@ -15,6 +15,7 @@ def node(position: int, text: str, reward: float | None, *, parent: int | None =
         parent=parent,
         depth=1 if parent is None else 2,
         text=text,
+        scored_text=text,
         token_ids=(100 + position,),
         logp=-float(position),
         self_score=1.0,
@@ -75,13 +76,13 @@ def test_equal_rewards_go_by_the_order_of_the_tree_depth_first() -> None:
     assert choose_pair(grown, config=tiny_config()) == NO_MARGIN
 
 
-def test_junk_takes_its_answers_along_when_asked_to() -> None:
+def test_a_dropped_sentence_takes_its_answers_along_when_cleaning() -> None:
     grown = tree(
         node(0, "Good one.", 9.0),
-        node(1, "No.", 1.0, final=False),
-        node(2, "Behind junk.", 1.0, parent=1),
+        node(1, "Not so good.", 1.0, final=False),
+        node(2, "No.", None, parent=1),
         node(3, "Fair one.", 5.0),
     )
-    pair = choose_pair(grown, config=tiny_config(reward={"drop_junk": True}))
+    pair = choose_pair(grown, config=tiny_config(reward={"cleaning": "released"}))
     assert (pair.chosen, pair.rejected) == ("Good one.", "Fair one.")
-    assert choose_pair(grown, config=tiny_config()).rejected == "No. Behind junk."
+    assert choose_pair(grown, config=tiny_config()).rejected == "Not so good. No."

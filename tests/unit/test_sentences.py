@@ -1,4 +1,4 @@
-"""Where a sentence ends, whatever way its text was cut into tokens, and what counts as junk."""
+"""Where a sentence ends, whatever way its text was cut into tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from actors.expand import Draft, Expansion, Tokens
 from csr_ray.config import Search
-from csr_ray.sentences import Ending, ending, first_end, is_junk
+from csr_ray.sentences import Ending, ending, first_end
 
 END = 3
 
@@ -146,25 +146,3 @@ def test_an_expansion_cuts_where_the_whole_text_would_be_cut(spoken: list[str], 
     assert sentence.ended == (end is None and len(text) < limit)
     assert sentence.token_ids == reciter.ids[: len(sentence.token_ids)]
     assert len(sentence.logps) == len(sentence.token_ids) <= limit
-
-
-@pytest.mark.parametrize(
-    ("text", "junk"),
-    [
-        ("A red star.", False),
-        ("No.", True),
-        ("\u042f \u0437\u0434\u0435\u0441\u044c.", True),
-        ("\u3053\u3093\u306b\u3061\u306f.", True),
-        ("\ud55c\uad6d\uc5b4.", True),
-        ("A cat \U0001f600.", True),
-        ("very very very very very very big.", True),
-        ("very very very very very big.", False),
-        ("aaaaaaaaaaa.", True),
-        ("- - - - - - - - - - - x", True),
-        ("a\nb\nc\nd\ne\nf\ng", True),
-        ("a &nbsp; b &nbsp; c", True),
-        ("\u4e00\u53ea\u732b\u3002", False),  # the released filter lets Chinese through
-    ],
-)
-def test_junk_is_what_the_released_cleaning_drops(text: str, junk: bool) -> None:
-    assert is_junk(text) is junk
