@@ -14,12 +14,12 @@ from typing import Any
 
 import ray
 
-from actors.generator import GeneratorActor
-from actors.pool import GeneratorPool
-from actors.scorer import ScorerActor
-from actors.trainer import TrainerGroup
-from csr_ray.config import Config
-from csr_ray.console import View
+from actors.generate.generator import GeneratorActor
+from actors.pool.generators import GeneratorPool
+from actors.score.scorer import ScorerActor
+from actors.train.group import TrainerGroup
+from csr_ray.config.schema import Config
+from csr_ray.stages.view import View
 
 
 class Serving:

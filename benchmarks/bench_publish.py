@@ -28,7 +28,7 @@ from typing import Any
 
 from random_llava import Shape, TextPair, as_preferences, build, pairs_of, picture
 
-from csr_ray.types import PreferencePair
+from csr_ray.records import PreferencePair
 
 NUM_PROBES = 4
 CHUNK_BYTES = 16 * 2**20
@@ -160,7 +160,7 @@ def _hand_over(
     pool: Any, *, model: Path, adapters: Sequence[str], probes: Sequence[PreferencePair], directory: Path
 ) -> dict[str, Any]:
     """Hand the last of `adapters` over, as a round's end does, and ask for one token."""
-    from csr_ray.types import Question, TrainResult
+    from csr_ray.records import Question, TrainResult
 
     trained = TrainResult(
         adapter=adapters[-1],
@@ -202,7 +202,7 @@ def _gaps(
 
     from transformers import AutoProcessor
 
-    from csr_ray.types import Question
+    from csr_ray.records import Question
 
     image_token = AutoProcessor.from_pretrained(model).image_token_id
     questions = [
@@ -227,8 +227,8 @@ def _gaps(
 
 def _transfer_against_copy(num_bytes: int, *, directory: Path) -> list[dict[str, Any]]:
     """Packing, sending, checking and writing a package of this size, and copying as many bytes in memory."""
-    from actors.registry import Receiver, Registry
-    from csr_ray.handover import FILES
+    from actors.handover.registry import Receiver, Registry
+    from csr_ray.policy.package import FILES
 
     package = directory / "package"
     package.mkdir()
@@ -258,9 +258,9 @@ def _transfer_against_copy(num_bytes: int, *, directory: Path) -> list[dict[str,
 
 
 def _pool(dtype: str, *, model: Path, num_generators: int, directory: Path) -> Any:
-    from actors.pool import GeneratorPool
+    from actors.pool.generators import GeneratorPool
     from actors.runtime import _start_generator
-    from csr_ray.config_file import parse_config
+    from csr_ray.config.load import parse_config
 
     config = parse_config(
         {
@@ -318,9 +318,9 @@ def _trainer_logps(
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from csr_ray.collate import PairCollator
-    from csr_ray.images import load_image
-    from csr_ray.weights import save_merged
+    from csr_ray.data.images import load_image
+    from csr_ray.policy.weights import save_merged
+    from csr_ray.training.collate import PairCollator
 
     folder = model
     if adapters:

@@ -41,9 +41,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"),
 import ray
 from rollout_engines import CORES, PLAIN_ANSWERS, PLAIN_TOKENS, Side, bench_config
 
-from actors.clip import ClipModel
-from csr_ray.config import Config
-from csr_ray.types import Prompt
+from actors.score.clip import ClipModel
+from csr_ray.config.schema import Config
+from csr_ray.records import Prompt
 
 
 def against_transformers(
@@ -182,7 +182,7 @@ def against_ray_data(side: Side, prompts: Sequence[Prompt], *, repeats: int) -> 
 
 
 def to_request(row: dict[str, Any]) -> dict[str, Any]:
-    from csr_ray.images import load_image
+    from csr_ray.data.images import load_image
 
     return {
         "prompt": row["text"],
@@ -200,7 +200,7 @@ def to_request(row: dict[str, Any]) -> dict[str, Any]:
 def prompt_text_of(config: Config, prompt: Prompt) -> str:
     from transformers import AutoProcessor
 
-    from csr_ray.chat import prompt_text
+    from csr_ray.data.chat import prompt_text
 
     if not hasattr(prompt_text_of, "processor"):
         prompt_text_of.processor = AutoProcessor.from_pretrained(config.policy.model)  # type: ignore[attr-defined]
@@ -212,7 +212,7 @@ def scorer_speed(world: Path, prompts: Sequence[Prompt], *, repeats: int) -> lis
     import open_clip
     import torch
 
-    from csr_ray.images import load_image
+    from csr_ray.data.images import load_image
 
     torch.set_num_threads(1)
     name = f"local-dir:{world / 'clip'}"
@@ -376,8 +376,8 @@ def version(name: str) -> str | None:
 
 
 def default_world() -> Path:
-    from csr_ray.application import world_spec
-    from csr_ray.config import World
+    from csr_ray.app.run import world_spec
+    from csr_ray.config.schema import World
     from csr_ray.world.build import cached_world
 
     return cached_world(world_spec(World(enabled=True)))

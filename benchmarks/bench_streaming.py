@@ -31,14 +31,14 @@ sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
 from actors.runtime import Runtime
-from csr_ray import stages
-from csr_ray.application import world_spec
-from csr_ray.config import Config
-from csr_ray.config_file import load_config
-from csr_ray.console import ConsoleView
-from csr_ray.journal import Journal
-from csr_ray.layout import RunFolder
-from csr_ray.prompts import read_prompts
+from csr_ray.app.console import ConsoleView
+from csr_ray.app.run import world_spec
+from csr_ray.config.load import load_config
+from csr_ray.config.schema import Config
+from csr_ray.data.prompts import read_prompts
+from csr_ray.stages import stages
+from csr_ray.store.journal import Journal
+from csr_ray.store.run_folder import RunFolder
 from csr_ray.world.build import cached_world
 
 

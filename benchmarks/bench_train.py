@@ -2,10 +2,11 @@
 
 The same random LLaVA, the same pairs (576 image tokens, as LLaVA-1.5 has), the same cores, LoRA, float32. Theirs:
 `trl.DPOTrainer` with its own collator and its own reference forward. Ours: one sequence a pair, with the engine's
-log-probs as reference (`csr_ray` as it runs; both without DeepSpeed). Each phase is a process of its own, in turn
-A B A B; figures are medians over all steps but each phase's first. Peak memory is the process's largest resident size
+log-probs as reference (`csr_ray` as it runs; both without DeepSpeed). Each phase is a process of its own, in turn A B
+A B; figures are medians over all steps but each phase's first. Peak memory is the process's largest resident size
 above that of the loaded model. `flop_ratio` counts the matrix products of one step of each, `token_ratio` is the
-arithmetic of 4 rows' forwards and 2 rows' backwards against one sequence's (`csr_ray.shared_prefix.flops_ratio`).
+arithmetic of 4 rows' forwards and 2 rows' backwards against one sequence's
+(`csr_ray.training.shared_prefix.flops_ratio`).
 
 Then the start-up, through the train group of a run (Ray Train, DeepSpeed, one worker) on the same model and pairs:
 seconds from the start of the driver's process until the first round's first step is done, and, in the second round,
@@ -127,7 +128,7 @@ def start_up(arguments: argparse.Namespace) -> dict[str, Any]:
     import ray
 
     from actors.runtime import connect
-    from actors.trainer import TrainerGroup
+    from actors.train.group import TrainerGroup
 
     config = _config(arguments)
     folder = arguments.model.parent
@@ -163,7 +164,7 @@ def start_up(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _config(arguments: argparse.Namespace) -> Any:
-    from csr_ray.config_file import parse_config
+    from csr_ray.config.load import parse_config
 
     train = {
         "batch_size": arguments.pairs,
@@ -247,11 +248,11 @@ def _trl(arguments: argparse.Namespace) -> tuple[Any, Any, float]:
 
 
 def _ours(arguments: argparse.Namespace) -> tuple[Any, Any, float]:
-    from actors.pair_trainer import PairTrainer
-    from actors.shared_step import family_positions
-    from csr_ray.collate import SharedPrefixCollator, pair_rows
-    from csr_ray.config import Train
-    from csr_ray.shared_prefix import flops_ratio
+    from actors.train.pair_trainer import PairTrainer
+    from actors.train.shared_step import family_positions
+    from csr_ray.config.schema import Train
+    from csr_ray.training.collate import SharedPrefixCollator, pair_rows
+    from csr_ray.training.shared_prefix import flops_ratio
 
     texts = _texts(arguments)
     processor, policy = _load(arguments.model)

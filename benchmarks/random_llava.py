@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from csr_ray.types import PreferencePair
+from csr_ray.records import PreferencePair
 
 _TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}"

@@ -12,13 +12,13 @@ from typing import Any
 import psutil
 import ray
 
-from actors.engine import VllmEngine
-from actors.generator import GeneratorActor
-from actors.pool import GeneratorPool
-from actors.scorer import ScorerActor
-from csr_ray.config import Config
-from csr_ray.config_file import parse_config
-from csr_ray.types import Prompt, Tree
+from actors.generate.engine import VllmEngine
+from actors.generate.generator import GeneratorActor
+from actors.pool.generators import GeneratorPool
+from actors.score.scorer import ScorerActor
+from csr_ray.config.load import parse_config
+from csr_ray.config.schema import Config
+from csr_ray.records import Prompt, Tree
 
 PLAIN_ANSWERS = 5
 PLAIN_TOKENS = 32

@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from csr_ray.application import run_config
+    from csr_ray.app.run import run_config
 
     return run_config(
         arguments.config, overrides=arguments.overrides, fresh=arguments.fresh, dry_run=arguments.dry_run
@@ -107,15 +107,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _config(_: argparse.Namespace) -> int:
-    from csr_ray.config_file import print_keys
+    from csr_ray.config.load import print_keys
 
     print_keys()
     return EXIT_DONE
 
 
 def _world_build(arguments: argparse.Namespace) -> int:
-    from csr_ray.application import world_spec
-    from csr_ray.config import World
+    from csr_ray.app.run import world_spec
+    from csr_ray.config.schema import World
     from csr_ray.world.build import build_world
 
     if arguments.images is not None and arguments.images < 8:
@@ -128,7 +128,7 @@ def _world_build(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from csr_ray.application import evaluate_model
+    from csr_ray.app.run import evaluate_model
 
     evaluate_model(
         arguments.model,
@@ -143,7 +143,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 def _score_answers(arguments: argparse.Namespace) -> int:
     from csr_ray.evaluation.answers import score_answers
-    from csr_ray.journal import write_json
+    from csr_ray.store.journal import write_json
 
     result = score_answers(arguments.benchmark, answers=arguments.answers, truth=arguments.truth)
     write_json(arguments.json, value=result)
@@ -160,7 +160,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from csr_ray.doctor import diagnose, print_report
+    from csr_ray.app.doctor import diagnose, print_report
 
     checks, can_run = diagnose(deep=arguments.deep)
     print_report(checks)

@@ -7,20 +7,20 @@ train     pairs                an adapter: policy version r + 1       the traine
 publish   the adapter          a receipt with a probe from each       every generator
 evaluate  held-out questions   metrics of version r + 1               publish
 
-Each stage is in `csr_ray.stages`: it returns what the journal already holds, or does the work, commits it and then
-returns it. So this loop is also how a killed run goes on.
+Each stage is in `csr_ray.stages.stages`: it returns what the journal already holds, or does the work, commits it and
+then returns it. So this loop is also how a killed run goes on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from csr_ray import stages
-from csr_ray.console import View
 from csr_ray.evaluation.suite import Suite
 from csr_ray.ports import Machinery
-from csr_ray.stages import RunState
-from csr_ray.types import JsonDict, Prompt
+from csr_ray.records import JsonDict, Prompt
+from csr_ray.stages import stages
+from csr_ray.stages.stages import RunState
+from csr_ray.stages.view import View
 
 
 def run(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from csr_ray.types import (
+from csr_ray.records import (
     Answer,
     PreferencePair,
     Prompt,

@@ -9,9 +9,9 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from actors.generator import Served
-from actors.registry import Receiver
-from csr_ray.types import PreferencePair
+from actors.handover.proofs import Served
+from actors.handover.registry import Receiver
+from csr_ray.records import PreferencePair
 
 LOGPS = (-10.0, -20.0)
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from csr_ray.config import Config
-from csr_ray.config_file import parse_config
-from csr_ray.search import grow_tree
-from csr_ray.types import (
+from csr_ray.config.load import parse_config
+from csr_ray.config.schema import Config
+from csr_ray.records import (
     Answer,
     PreferencePair,
     Prompt,
@@ -23,6 +22,7 @@ from csr_ray.types import (
     TrainResult,
     Tree,
 )
+from csr_ray.rollout.search import grow_tree
 
 
 def tiny_config(directory: Path | str = "unused", **sections: dict) -> Config:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from actors.trainer import TrainerGroup
-from csr_ray.types import PreferencePair, TrainResult
+from actors.train.group import TrainerGroup
+from csr_ray.records import PreferencePair, TrainResult
 
 
 @dataclass

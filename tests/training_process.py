@@ -16,12 +16,12 @@ def start_training_process() -> ProcessPoolExecutor:
 
 
 def _join_training_group() -> None:
-    from actors.train_worker import prepare_process
-    from csr_ray.config import Train
+    from actors.train.worker import prepare_process
+    from csr_ray.config.schema import Train
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     prepare_process(Train(threads=1))
-    import actors.dpo  # noqa: F401 - for its imports
+    import actors.train.round  # noqa: F401 - for its imports

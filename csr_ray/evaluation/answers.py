@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from csr_ray.data.prompts import decode_text, is_unicode, read_json_rows
 from csr_ray.errors import ConfigError, NoDataError
 from csr_ray.evaluation.chair import chair_metrics, is_object_name
 from csr_ray.evaluation.pope import LABELS, pope_metrics
 from csr_ray.evaluation.world import describe_metrics
-from csr_ray.prompts import decode_text, is_unicode, read_json_rows
 
 BENCHMARKS = ("chair", "pope", "world")
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from csr_ray.config import Eval
+from csr_ray.config.schema import Eval
 from csr_ray.errors import ConfigError
 from csr_ray.evaluation.answers import truth_names
 from csr_ray.evaluation.chair import chair_metrics
 from csr_ray.evaluation.pope import pope_metrics
 from csr_ray.evaluation.world import describe_metrics
 from csr_ray.ports import Generators
-from csr_ray.types import Question
+from csr_ray.records import Question
 
 _YES_NO_TOKENS = 8
 

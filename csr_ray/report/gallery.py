@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from csr_ray.images import load_image
+from csr_ray.data.images import load_image
 from csr_ray.report.figures import number, section
 from csr_ray.report.read import NodeRows, RoundData, Run
 

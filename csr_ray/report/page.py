@@ -17,7 +17,6 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from csr_ray.journal import write_atomically
 from csr_ray.report import charts
 from csr_ray.report.figures import (
     STAGES,
@@ -31,6 +30,7 @@ from csr_ray.report.figures import (
 )
 from csr_ray.report.gallery import NUM_COLOURS, gallery, reward_scale
 from csr_ray.report.read import RoundData, Run, mean_or_none, read_run
+from csr_ray.store.journal import write_atomically
 
 FULL, WIDE, NARROW = 1080, 760, 380
 HEAT_TITLE = "Image score against self score of all sentences"

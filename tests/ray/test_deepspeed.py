@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from tiny_models import build_tiny_llava
 from training_process import start_training_process
 
-from actors.stream import OpenStream, UsableSoFar
-from csr_ray.types import PreferencePair, TrainResult
+from actors.train.stream import OpenStream, UsableSoFar
+from csr_ray.records import PreferencePair, TrainResult
 
 NUM_STEPS = 4
 STAGES = [(0, False), (1, False), (1, True), (2, True), (3, False), (3, True)]
@@ -55,7 +55,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[PreferencePair]:
 
 @dataclass
 class FinishedStream:
-    """`actors.stream.PairSource` of a stream whose pairs are all there."""
+    """`actors.train.stream.PairSource` of a stream whose pairs are all there."""
 
     pairs: list[PreferencePair]
     num_pairs_at_most: int
@@ -83,8 +83,8 @@ def _train(
     dies_at: int | None = None,
     num_planned: int | None = None,
 ) -> TrainResult:
-    from actors.dpo import RoundTrainer
-    from csr_ray.config_file import parse_config
+    from actors.train.round import RoundTrainer
+    from csr_ray.config.load import parse_config
 
     train = {"batch_size": 2, "lora_rank": 4, "dtype": "float32", "threads": 1, "learning_rate": 1e-2, **settings}
     config = parse_config(

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from fakes import tiny_config
 
-from actors.engine import VllmEngine
-from actors.expand import Tokens
-from csr_ray.application import world_spec
-from csr_ray.config import Config, Search, World
-from csr_ray.search import grow_tree
-from csr_ray.sentences import first_end
-from csr_ray.types import Prompt, Tree
+from actors.generate.engine import VllmEngine
+from actors.generate.expand import Tokens
+from csr_ray.app.run import world_spec
+from csr_ray.config.schema import Config, Search, World
+from csr_ray.records import Prompt, Tree
+from csr_ray.rollout.search import grow_tree
+from csr_ray.rollout.sentences import first_end
 from csr_ray.world.build import cached_world
 
 NUM_PROMPTS = 8

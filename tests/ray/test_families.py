@@ -23,12 +23,12 @@ from fakes import preference_pair
 from PIL import Image
 from tiny_models import build_tiny_llava, build_tiny_llava_next, build_tiny_qwen_vl
 
-from actors.engine import VllmEngine
-from csr_ray.collate import PairCollator, PairJudge
-from csr_ray.config import Config
-from csr_ray.config_file import parse_config
-from csr_ray.images import load_image
-from csr_ray.types import PreferencePair, Prompt, Question, Sentence, TrainResult
+from actors.generate.engine import VllmEngine
+from csr_ray.config.load import parse_config
+from csr_ray.config.schema import Config
+from csr_ray.data.images import load_image
+from csr_ray.records import PreferencePair, Prompt, Question, Sentence, TrainResult
+from csr_ray.training.collate import PairCollator, PairJudge
 
 FAMILIES: dict[str, Callable[..., Path]] = {
     "llava": build_tiny_llava,
@@ -262,7 +262,7 @@ def make_pairs(family: Family) -> list[PreferencePair]:
 
 
 def _train(config: Config, *, model: Path, pairs: Sequence[PreferencePair], output_dir: Path) -> TrainResult:
-    from actors.dpo import RoundTrainer
+    from actors.train.round import RoundTrainer
 
     trainer = RoundTrainer(config, model=model)
     trainer.rehearse()

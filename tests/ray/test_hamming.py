@@ -10,8 +10,8 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate
 
-from actors.expand import COUPLING
-from actors.hamming import HammingGroups
+from actors.generate.expand import COUPLING
+from actors.generate.hamming import HammingGroups
 
 VOCABULARY = 12
 STOP = 0

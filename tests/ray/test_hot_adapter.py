@@ -18,14 +18,14 @@ import torch
 from fakes import train_result
 from test_families import ALL_TARGETS, Family, make_pairs, random_adapter, serving
 
-from actors.generator import GeneratorActor
-from actors.hot_adapter import refusal
-from actors.publish import Proof
-from actors.registry import Package
-from csr_ray.config import LORA_RANKS
-from csr_ray.handover import pack_adapter
-from csr_ray.types import Prompt, Question
-from csr_ray.weights import save_combined
+from actors.generate.generator import GeneratorActor
+from actors.handover.hot_adapter import refusal
+from actors.handover.proofs import Proof
+from actors.handover.registry import Package
+from csr_ray.config.schema import LORA_RANKS
+from csr_ray.policy.package import pack_adapter
+from csr_ray.policy.weights import save_combined
+from csr_ray.records import Prompt, Question
 
 TOLERANCE = 1e-4  # nats a token, fp32
 
@@ -198,7 +198,7 @@ def test_a_fault_between_the_adapters_and_the_engine_is_noticed(
 
     planted: list[str] = []
     _serve(family)
-    with patch("csr_ray.weights.save_combined", faulty):
+    with patch("csr_ray.policy.weights.save_combined", faulty):
         generator = _generator(family)
         served = family.run(_start_and_publish(generator, _Registry(adapters), probes=make_pairs(family)))
     proof = _proof(family, *adapters)

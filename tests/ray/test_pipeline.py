@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from fakes import tiny_config
 
-from csr_ray.application import run_config, world_spec
-from csr_ray.config_file import load_config
+from csr_ray.app.run import run_config, world_spec
+from csr_ray.config.load import load_config
 from csr_ray.errors import ConfigError
-from csr_ray.journal import Journal
-from csr_ray.layout import RunFolder
-from csr_ray.records import read_pairs
+from csr_ray.store.journal import Journal
+from csr_ray.store.run_folder import RunFolder
+from csr_ray.store.tables import read_pairs
 from csr_ray.world.build import cached_world
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -114,8 +114,8 @@ def test_the_exported_model_gives_the_trainers_last_log_probs_in_plain_transform
     import torch
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-    from csr_ray.chat import prompt_ids, prompt_text
-    from csr_ray.images import load_image
+    from csr_ray.data.chat import prompt_ids, prompt_text
+    from csr_ray.data.images import load_image
 
     trained = Journal(finished.journal).find("train", round=2)["probe_logps"]
     pairs = read_pairs(finished.pairs(2))[: len(trained)]
@@ -197,7 +197,7 @@ def test_a_run_folder_of_another_config_is_refused(finished: RunFolder) -> None:
 
 
 def test_configs_with_a_run_dir_that_is_a_file_are_refused(tmp_path) -> None:
-    from csr_ray.plan import check_paths
+    from csr_ray.app.plan import check_paths
 
     (tmp_path / "model").mkdir()
     config = tiny_config(tmp_path, policy={"model": str(tmp_path / "model")})

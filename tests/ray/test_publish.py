@@ -16,13 +16,12 @@ from fake_generator import LOGPS, FakeGenerator
 from fakes import preference_pair, train_result
 from safetensors.torch import save_file
 
-from actors.generator import Served
-from actors.pool import GeneratorPool
-from actors.publish import Proof, faults
-from csr_ray.config import Config
-from csr_ray.config_file import parse_config
+from actors.handover.proofs import Proof, Served, faults
+from actors.pool.generators import GeneratorPool
+from csr_ray.config.load import parse_config
+from csr_ray.config.schema import Config
 from csr_ray.errors import ActorFailure
-from csr_ray.types import PreferencePair, TrainResult
+from csr_ray.records import PreferencePair, TrainResult
 
 
 def _config() -> Config:

@@ -16,13 +16,13 @@ import torch
 from fakes import tiny_config
 from released_search import Branch, Models, released_tree
 
-from actors.engine import VllmEngine
-from actors.scorer import ClipModel
-from csr_ray.application import world_spec
-from csr_ray.config import Config, World
-from csr_ray.pairs import choose_pair
-from csr_ray.search import grow_tree
-from csr_ray.types import PreferencePair, Prompt, Tree
+from actors.generate.engine import VllmEngine
+from actors.score.scorer import ClipModel
+from csr_ray.app.run import world_spec
+from csr_ray.config.schema import Config, World
+from csr_ray.methods.csr import choose_pair
+from csr_ray.records import PreferencePair, Prompt, Tree
+from csr_ray.rollout.search import grow_tree
 from csr_ray.world.build import cached_world
 
 NUM_PROMPTS = 16

@@ -19,11 +19,11 @@ import torch
 from released_search import Branch, Models, released_tree
 from test_reference_tree import TightEngine, grow_all, reference_config
 
-from actors.engine import VllmEngine
-from actors.expand import Expansion
-from csr_ray.config import Config
-from csr_ray.pairs import choose_pair
-from csr_ray.types import Node, PreferencePair, Prompt, Tree
+from actors.generate.engine import VllmEngine
+from actors.generate.expand import Expansion
+from csr_ray.config.schema import Config
+from csr_ray.methods.csr import choose_pair
+from csr_ray.records import Node, PreferencePair, Prompt, Tree
 
 DATA = Path(__file__).parents[1] / "data" / "reference_trees"
 TOLERANCE = 1e-4

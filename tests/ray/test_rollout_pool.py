@@ -13,12 +13,12 @@ import pytest
 import ray
 from fakes import tiny_config
 
-from actors.generator import GeneratorActor
-from actors.pool import GeneratorPool
-from actors.scorer import ScorerActor
-from csr_ray.application import world_spec
-from csr_ray.config import World
-from csr_ray.types import Prompt, Rejection, Tree
+from actors.generate.generator import GeneratorActor
+from actors.pool.generators import GeneratorPool
+from actors.score.scorer import ScorerActor
+from csr_ray.app.run import world_spec
+from csr_ray.config.schema import World
+from csr_ray.records import Prompt, Rejection, Tree
 from csr_ray.world.build import cached_world
 
 NUM_IMAGES = 6

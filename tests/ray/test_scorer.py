@@ -8,8 +8,8 @@ import pytest
 import ray
 from fakes import tiny_config
 
-from csr_ray.application import world_spec
-from csr_ray.config import World
+from csr_ray.app.run import world_spec
+from csr_ray.config.schema import World
 from csr_ray.world.build import cached_world
 
 TEXTS = tuple(
@@ -35,7 +35,7 @@ def one_by_one(world: Path) -> Scores:
     import open_clip
     import torch
 
-    from csr_ray.images import load_image
+    from csr_ray.data.images import load_image
 
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{world / 'clip'}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{world / 'clip'}")
@@ -52,7 +52,7 @@ def one_by_one(world: Path) -> Scores:
 
 @pytest.mark.parametrize("size", [1, 2, 5, 16, 96])
 def test_scores_equal_open_clip_one_by_one_whatever_the_batch(world: Path, one_by_one: Scores, size: int) -> None:
-    from actors.clip import ClipModel
+    from actors.score.clip import ClipModel
 
     clip = ClipModel(str(world / "clip"), dtype="float32", device="cpu")
     pairs = sorted(one_by_one, key=lambda pair: (pair[1], pair[0]))  # neighbours share a text, not an image
@@ -66,7 +66,7 @@ def test_scores_equal_open_clip_one_by_one_whatever_the_batch(world: Path, one_b
 def test_many_callers_share_batches_and_each_gets_its_own_scores(
     ray_session: None, world: Path, one_by_one: Scores, tmp_path: Path
 ) -> None:
-    from actors.scorer import ScorerActor
+    from actors.score.scorer import ScorerActor
 
     config = tiny_config(tmp_path, scorer={"model": str(world / "clip"), "max_batch": 7, "max_wait_ms": 20})
     actor = ray.remote(ScorerActor).options(num_cpus=0, max_concurrency=1000).remote(config)
@@ -86,7 +86,7 @@ def test_many_callers_share_batches_and_each_gets_its_own_scores(
 
 
 def test_texts_beyond_the_context_are_cut_and_counted(world: Path) -> None:
-    from actors.clip import ClipModel
+    from actors.score.clip import ClipModel
 
     image = str(next((world / "heldout" / "images").iterdir()))
     short = "There is a red star."
@@ -97,7 +97,7 @@ def test_texts_beyond_the_context_are_cut_and_counted(world: Path) -> None:
 
 
 def test_one_bad_image_fails_alone(ray_session: None, world: Path, one_by_one: Scores, tmp_path: Path) -> None:
-    from actors.scorer import ScorerActor
+    from actors.score.scorer import ScorerActor
 
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"not an image")

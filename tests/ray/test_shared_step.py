@@ -25,12 +25,12 @@ from tiny_models import (
     build_tiny_qwen_vl,
 )
 
-from csr_ray import objectives
-from csr_ray.collate import PairCollator, SharedPrefixCollator, pair_rows
-from csr_ray.config import Train
+from csr_ray.config.schema import Train
+from csr_ray.data.images import load_image
 from csr_ray.errors import ConfigError, ReferenceGapError
-from csr_ray.images import load_image
-from csr_ray.types import PreferencePair
+from csr_ray.records import PreferencePair
+from csr_ray.training import objectives
+from csr_ray.training.collate import PairCollator, SharedPrefixCollator, pair_rows
 
 FAMILIES: dict[str, Callable[..., Path]] = {
     "llava": build_tiny_llava,
@@ -157,8 +157,8 @@ def _by_trl(family: Family, *, directory: Path, pairs: Sequence[PreferencePair] 
 
 
 def _trainer(family: Family, *, directory: Path, train: Train, budget: int | None = None, **settings: Any) -> Any:
-    from actors.pair_trainer import PairTrainer
-    from actors.shared_step import family_positions
+    from actors.train.pair_trainer import PairTrainer
+    from actors.train.shared_step import family_positions
 
     policy = _policy(family)
     torch.manual_seed(1)
@@ -352,8 +352,8 @@ def test_loss_that_is_no_number_names_the_pairs(llava: Family, tmp_path: Path) -
 
 
 def _rehearsed(model: Path, step: str) -> bool:
-    from actors.dpo import RoundTrainer
-    from csr_ray.config_file import parse_config
+    from actors.train.round import RoundTrainer
+    from csr_ray.config.load import parse_config
 
     train = {"step": step, "batch_size": 2, "lora_rank": 4, "dtype": "float32", "threads": 1, "pack_tokens": 4096}
     config = parse_config(

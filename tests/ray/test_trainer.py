@@ -22,15 +22,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from train_group import Group
 
-from actors.trainer import TrainerGroup
-from csr_ray.collate import PairCollator
-from csr_ray.config import Config
-from csr_ray.config_file import parse_config
+from actors.train.group import TrainerGroup
+from csr_ray.config.load import parse_config
+from csr_ray.config.schema import Config
+from csr_ray.data.images import load_image
 from csr_ray.errors import ActorFailure, ConfigError, StalePolicyError
-from csr_ray.images import load_image
-from csr_ray.objectives import dpo_loss
-from csr_ray.types import PreferencePair, TrainResult
-from csr_ray.weights import save_merged
+from csr_ray.policy.weights import save_merged
+from csr_ray.records import PreferencePair, TrainResult
+from csr_ray.training.collate import PairCollator
+from csr_ray.training.objectives import dpo_loss
 
 BETA = 0.2
 BATCH = 4

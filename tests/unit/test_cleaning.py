@@ -15,9 +15,9 @@ from fakes import ScriptedEngine, TableScorer, sentence, tiny_config
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csr_ray.cleaning import scored_text
-from csr_ray.search import grow_tree
-from csr_ray.types import Prompt
+from csr_ray.records import Prompt
+from csr_ray.rollout.cleaning import scored_text
+from csr_ray.rollout.search import grow_tree
 
 TABLE = [
     json.loads(line)

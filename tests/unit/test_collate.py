@@ -8,9 +8,9 @@ from fakes import preference_pair
 from PIL import Image
 from tiny_models import NUM_IMAGE_TOKENS, build_tiny_llava
 
-from csr_ray.chat import needs_special_tokens, prompt_ids, prompt_text
-from csr_ray.collate import PairCollator, PairJudge, SharedPrefixCollator, pair_rows
-from csr_ray.types import PreferencePair
+from csr_ray.data.chat import needs_special_tokens, prompt_ids, prompt_text
+from csr_ray.records import PreferencePair
+from csr_ray.training.collate import PairCollator, PairJudge, SharedPrefixCollator, pair_rows
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from csr_ray.config import Config
-from csr_ray.config_file import differing_keys, load_config, parse_config, to_plain
+from csr_ray.config.load import differing_keys, load_config, parse_config, to_plain
+from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
 
 LEAST: dict[str, Any] = {

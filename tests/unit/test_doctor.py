@@ -10,8 +10,8 @@ import pytest
 from packaging.requirements import Requirement
 from rich.console import Console
 
-from csr_ray import doctor
-from csr_ray.doctor import Check, Requirements
+from csr_ray.app import doctor
+from csr_ray.app.doctor import Check, Requirements
 
 
 def needs(*lines: str, python: str = ">=3.10") -> Requirements:

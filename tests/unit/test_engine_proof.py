@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from actors.engine_proof import TOLERANCES, adapter_gaps, tensor_gaps
+from actors.handover.layer_proof import TOLERANCES, adapter_gaps, tensor_gaps
 
 HIDDEN = 16
 ROWS = {"q_proj": 16, "k_proj": 8, "v_proj": 8, "o_proj": 16}

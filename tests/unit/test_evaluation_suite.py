@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from csr_ray.config import Eval
+from csr_ray.config.schema import Eval
 from csr_ray.errors import ConfigError
 from csr_ray.evaluation.suite import load_suite
-from csr_ray.types import Answer, Question
+from csr_ray.records import Answer, Question
 
 
 class Says:

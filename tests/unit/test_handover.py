@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from csr_ray.errors import TransferError
-from csr_ray.handover import FILES, pack_adapter, unpack_adapter
+from csr_ray.policy.package import FILES, pack_adapter, unpack_adapter
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csr_ray.images import check_image, load_image
+from csr_ray.data.images import check_image, load_image
 
 WHITE, RED, BLACK = (255, 255, 255), (255, 0, 0), (0, 0, 0)
 

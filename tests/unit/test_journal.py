@@ -8,8 +8,8 @@ import json
 import pytest
 
 from csr_ray.errors import StorageError
-from csr_ray.journal import Journal, append_rejections, write_atomically, write_json
-from csr_ray.types import Rejection
+from csr_ray.records import Rejection
+from csr_ray.store.journal import Journal, append_rejections, write_atomically, write_json
 
 
 def test_committed_lines_are_found_again(tmp_path) -> None:

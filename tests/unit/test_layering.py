@@ -13,19 +13,41 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = sorted((ROOT / "csr_ray").rglob("*.py"))
 MACHINERY = sorted((ROOT / "actors").rglob("*.py"))
-COMPOSITION_ROOT = "csr_ray/application.py"
+COMPOSITION_ROOT = "csr_ray/app/run.py"
 MACHINERY_LIBRARIES = {"ray", "vllm", "deepspeed", "trl"}
 HEAVY = ("torch", "ray", "vllm", "transformers", "deepspeed", "trl")
 LIGHT_MODULES = (
-    "csr_ray.config",
+    "csr_ray.config.schema",
     "csr_ray.loop",
-    "csr_ray.prompts",
-    "csr_ray.doctor",
-    "csr_ray.plan",
+    "csr_ray.data.prompts",
+    "csr_ray.app.doctor",
+    "csr_ray.app.plan",
     "csr_ray.evaluation.answers",
     "csr_ray.__main__",
 )
 LOOP_LINES = 120
+# The rooms, from the ground up: a room imports lower levels only, never one beside it.
+LEVELS = (
+    ("records", "errors"),
+    ("config", "ports", "store"),
+    ("data", "policy", "rollout", "world"),
+    ("training", "evaluation"),
+    ("methods",),
+    ("stages",),
+    ("loop", "report"),
+    ("app",),
+    ("__main__",),
+)
+# Rooms of the machinery meet in the composition root; what they take from each other otherwise is listed here.
+ROOMS_OF_ACTORS = {
+    "process": set(),
+    "handover": set(),
+    "score": {"process"},
+    "generate": {"handover", "process", "score"},
+    "pool": {"generate", "handover", "process"},
+    "train": set(),
+    "runtime": {"generate", "pool", "score", "train"},
+}
 
 
 def name_of(path: Path) -> str:
@@ -34,7 +56,7 @@ def name_of(path: Path) -> str:
 
 def test_both_packages_are_looked_at() -> None:
     assert len(PRODUCT) > 5
-    assert {name_of(path) for path in PRODUCT} >= {"csr_ray/types.py", "csr_ray/evaluation/pope.py"}
+    assert {name_of(path) for path in PRODUCT} >= {"csr_ray/records.py", "csr_ray/evaluation/pope.py"}
     assert MACHINERY
 
 
@@ -55,6 +77,38 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             yield from visit(child, at_import=inside)
 
     yield from visit(ast.parse(path.read_text(encoding="utf-8")), at_import=True)
+
+
+def rooms_used(path: Path) -> tuple[str, set[str]]:
+    """The room of a file, and the other rooms of its package that it imports from, wherever in the file."""
+    package, room = path.relative_to(ROOT).with_suffix("").parts[:2]
+    modules = [
+        str(node.module).split(".")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+    ]
+    return room, {parts[1] for parts in modules if parts[0] == package and len(parts) > 1} - {room}
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=name_of)
+def test_imports_between_rooms_go_downhill(path: Path) -> None:
+    level_of = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+    room, used = rooms_used(path)
+    if room == "__init__":
+        assert not used
+        return
+    assert all(level_of[other] < level_of[room] for other in used), (room, used)
+
+
+@pytest.mark.parametrize("path", MACHINERY, ids=name_of)
+def test_rooms_of_the_machinery_take_from_each_other_what_is_listed(path: Path) -> None:
+    room, used = rooms_used(path)
+    assert used <= ROOMS_OF_ACTORS.get(room, set()), (room, used)
+
+
+def test_the_machinery_has_no_circle() -> None:
+    order = list(ROOMS_OF_ACTORS)
+    assert all(order.index(other) < order.index(room) for room, used in ROOMS_OF_ACTORS.items() for other in used)
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=name_of)

@@ -10,14 +10,15 @@ import pytest
 from fakes import FakeGenerators, FakeMachinery, FakeTrainer, tiny_config
 from rich.console import Console
 
-from csr_ray import loop, stages
-from csr_ray.console import ConsoleView
+from csr_ray import loop
+from csr_ray.app.console import ConsoleView
 from csr_ray.errors import NoDataError
 from csr_ray.evaluation.suite import Suite
-from csr_ray.journal import Journal
-from csr_ray.layout import RunFolder
-from csr_ray.stages import RunState, prompts_of_round
-from csr_ray.types import Node, Prompt, Question, Tree
+from csr_ray.records import Node, Prompt, Question, Tree
+from csr_ray.stages import stages
+from csr_ray.stages.stages import RunState, prompts_of_round
+from csr_ray.store.journal import Journal
+from csr_ray.store.run_folder import RunFolder
 
 PROMPTS = [Prompt(id=f"p{number}", image=f"{number}.png", text="Describe.") for number in range(5)]
 SUITE = Suite(yes_no=(Question(id="q1", image="1.png", text="Is it?"),), labels={"q1": "yes"})
@@ -26,7 +27,9 @@ SUITE = Suite(yes_no=(Question(id="q1", image="1.png", text="Is it?"),), labels=
 @pytest.fixture(autouse=True)
 def merged_model(monkeypatch) -> None:
     """The fakes have no weights to merge."""
-    monkeypatch.setattr("csr_ray.weights.save_merged", lambda base, *, adapters, output: output.mkdir(exist_ok=True))
+    monkeypatch.setattr(
+        "csr_ray.policy.weights.save_merged", lambda base, *, adapters, output: output.mkdir(exist_ok=True)
+    )
 
 
 class Driver:

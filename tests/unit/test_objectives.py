@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from csr_ray.objectives import (
+from csr_ray.training.objectives import (
     dpo_loss,
     dpo_positive_loss,
     ipo_loss,

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 from fakes import tiny_config
 
-from csr_ray.pairs import NO_ANSWER, NO_MARGIN, ONE_ANSWER, choose_pair
-from csr_ray.search import grow_tree
-from csr_ray.types import PreferencePair, Prompt, Sentence
+from csr_ray.methods.csr import NO_ANSWER, NO_MARGIN, ONE_ANSWER, choose_pair
+from csr_ray.records import PreferencePair, Prompt, Sentence
+from csr_ray.rollout.search import grow_tree
 
 PROMPT = Prompt(id="p", image="i.png", text="Describe.")
 END = 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from fakes import tiny_config
 
-from csr_ray.pairs import EQUAL, NO_ANSWER, NO_MARGIN, ONE_ANSWER, choose_pair
-from csr_ray.types import Node, Prompt, Tree
+from csr_ray.methods.csr import EQUAL, NO_ANSWER, NO_MARGIN, ONE_ANSWER, choose_pair
+from csr_ray.records import Node, Prompt, Tree
 
 
 def node(position: int, text: str, reward: float | None, *, parent: int | None = None, final: bool = True) -> Node:

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from csr_ray.data.images import load_image
+from csr_ray.data.prompts import read_prompts
 from csr_ray.errors import ConfigError
-from csr_ray.images import load_image
-from csr_ray.prompts import read_prompts
 
 RED = (255, 0, 0)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from actors.scorer_pool import ScorerPool
+from actors.score.client import ScorerPool
 
 
 class Actor:

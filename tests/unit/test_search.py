@@ -11,11 +11,11 @@ from fakes import ScriptedEngine, TableScorer, sentence, tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csr_ray.config import Config
-from csr_ray.pairs import choose_pair
-from csr_ray.reward import answer_reward, family_rewards, self_score
-from csr_ray.search import derive_seed, grow_tree
-from csr_ray.types import Node, PreferencePair, Prompt, Sentence, Tree
+from csr_ray.config.schema import Config
+from csr_ray.methods.csr import choose_pair
+from csr_ray.records import Node, PreferencePair, Prompt, Sentence, Tree
+from csr_ray.rollout.reward import answer_reward, family_rewards, self_score
+from csr_ray.rollout.search import derive_seed, grow_tree
 
 PROMPT = Prompt(id="p", image="i.png", text="Describe.")
 END = 2

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.expand import Draft, Expansion, Tokens
-from csr_ray.config import Search
-from csr_ray.sentences import Ending, ending, first_end
+from actors.generate.expand import Draft, Expansion, Tokens
+from csr_ray.config.schema import Search
+from csr_ray.rollout.sentences import Ending, ending, first_end
 
 END = 3
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from csr_ray.shared_prefix import PADDING, PairTokens, flops_ratio, lay_out, pack, spread, visibility
+from csr_ray.training.shared_prefix import PADDING, PairTokens, flops_ratio, lay_out, pack, spread, visibility
 
 
 def _pair(num_prefix: int, *, chosen: tuple[int, ...], rejected: tuple[int, ...], first: int = 100) -> PairTokens:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import pytest
 from fakes import preference_pair
 
-from actors.round_pairs import ArrivalSampler, StreamedPairs
-from actors.stream import OpenStream, StreamEnd, UsableSoFar
-from csr_ray.types import PreferencePair
+from actors.train.round_pairs import ArrivalSampler, StreamedPairs
+from actors.train.stream import OpenStream, StreamEnd, UsableSoFar
+from csr_ray.records import PreferencePair
 
 
 def _pair(id: str) -> PreferencePair:

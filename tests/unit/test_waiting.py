@@ -7,7 +7,7 @@ from collections import defaultdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.waiting import Waiting
+from actors.pool.waiting import Waiting
 
 
 def waiting(*items: str) -> Waiting[str]:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import build_tiny_llava
 
-from csr_ray.weights import (
+from csr_ray.policy.weights import (
     checkpoint_name,
     checksum,
     combined_tensors,

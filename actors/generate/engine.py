@@ -1,0 +1,337 @@
+"""One vLLM engine as the search and the evaluation see it. Knows token ids, images and versions; knows no trees.
+
+The prompt goes in as raw ids with one image placeholder plus the answer so far: nothing is decoded and re-tokenised.
+The image is named by a uuid of its path, so the engine finds its features again instead of encoding it anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.generate.expand import COUPLING_CLASS, Draft, Expansion, Tokens
+from actors.handover.hot_adapter import HotAdapter, refusal
+from actors.process.counters import Figures
+from csr_ray.config.schema import Config
+from csr_ray.data.chat import prompt_ids
+from csr_ray.data.prompts import load_image
+from csr_ray.records import Prompt, Question, Sentence
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_IMAGES_KEPT = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedPolicy:
+    """What an engine worker says after new weights.
+
+    Attributes:
+        checksum: of the tensors that were loaded, under checkpoint names.
+        num_unseen: tensors whose layer could not be looked at afterwards (split over several workers).
+        max_tensor_gap: largest relative gap between a layer and its tensor (`actors.handover.layer_proof`).
+        wrong_tensors: names of those beyond rounding, worst first.
+    """
+
+    checksum: str
+    num_tensors: int
+    num_unseen: int
+    max_tensor_gap: float
+    wrong_tensors: tuple[str, ...]
+    seconds: float
+
+
+class VllmEngine:
+    """`AsyncLLM` with images by path. Create it, then `await start()`."""
+
+    def __init__(self, config: Config, *, model: Path | str) -> None:
+        self._config = config
+        self._model = str(model)
+        self._ids: dict[str, list[int]] = {}
+        self._images: OrderedDict[str, Image] = OrderedDict()
+        self._requests = itertools.count()
+        self._llm: Any = None
+        self._hot = HotAdapter(config) if config.generators.publish == "adapter" else None
+
+    async def start(self) -> None:
+        from transformers import AutoProcessor
+        from vllm import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        if self._config.search.expand == "diverse_greedy":
+            # vLLM's second model runner (its choice on GPUs) has another interface for logits processors and refuses
+            # this one. Read when the engine's processes start.
+            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+        self._processor = await asyncio.to_thread(AutoProcessor.from_pretrained, self._model)
+        from actors.generate.engine_stats import ENGINE_FIGURES, stat_logger
+
+        self._figures = Figures(*ENGINE_FIGURES, actor="generator")
+        arguments = AsyncEngineArgs(**self._arguments(on_cpu=current_platform.is_cpu()))
+        try:
+            self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger(self._figures)])
+        except Exception as error:
+            if self._hot is not None and (reason := refusal(arguments.create_model_config())):
+                raise reason from error
+            raise
+        self._block_size = self._llm.vllm_config.cache_config.block_size
+        tokenizer = self._processor.tokenizer
+        search = self._config.search
+        ends = _end_tokens(self._model, tokenizer=tokenizer)
+        tokens = Tokens.of(tokenizer, search=search, ends=ends, unused=_image_token(self._llm.model_config))
+        self._expansion = Expansion(search, tokens, on_broken=lambda: self._figures.add(groups_redone=1))
+
+    def _arguments(self, *, on_cpu: bool) -> dict[str, Any]:
+        from vllm.v1.executor import UniProcExecutor
+
+        generators, search = self._config.generators, self._config.search
+        # One image a prompt: a modality not named here would count as allowed, and be warmed up and kept room for.
+        arguments: dict[str, Any] = {
+            "model": self._model,
+            "dtype": self._config.policy.dtype,
+            "max_model_len": self._config.policy.max_model_len,
+            "max_num_seqs": generators.max_num_seqs,
+            "limit_mm_per_prompt": {"image": 1, "video": 0, "audio": 0},
+            "enable_prefix_caching": True,
+            "mm_processor_cache_gb": 1,
+            "max_logprobs": max(20, search.candidates + 1),
+            "worker_extension_cls": "actors.handover.loader.PolicyLoader",
+            "seed": self._config.run.seed,
+            "disable_log_stats": True,  # vLLM's own loggers; ours is given when the engine is made
+            "enable_logging_iteration_details": True,
+            "enforce_eager": on_cpu,
+            "tensor_parallel_size": max(1, int(generators.gpus)),
+        }
+        if search.expand == "diverse_greedy":
+            arguments["logits_processors"] = [COUPLING_CLASS]
+        if on_cpu:
+            arguments["kv_cache_memory_bytes"] = int(generators.kv_cache_gib * 2**30)
+            # Only whole blocks are found again, and a tree's branches share a prefix of some tens of tokens: with the
+            # default of 128 a short prompt is never found. 32 is the smallest that vLLM's CPU attention takes.
+            arguments["block_size"] = 32
+            # One process fewer to start and to talk to. vLLM asks for a worker process of its own so that it can set
+            # that one's thread count; here the actor's environment has set it already.
+            arguments["distributed_executor_backend"] = UniProcExecutor
+            # A seeded request whose prefill is split dies on CPU in vLLM 0.32 ("CPU Generator does not use offset").
+            arguments["enable_chunked_prefill"] = False
+        else:
+            arguments["gpu_memory_utilization"] = generators.gpu_memory_utilization
+        return arguments if self._hot is None else {**arguments, **self._hot.engine_arguments()}
+
+    async def continuations(
+        self, prompt: Prompt, *, prefix_ids: tuple[int, ...], num: int, max_tokens: int, seed: int
+    ) -> list[Sentence]:
+        """See `csr_ray.ports.Engine`."""
+        if prompt.text not in self._ids:
+            self._ids[prompt.text] = prompt_ids(self._processor, question=prompt.text)
+
+        async def decode(suffix: Sequence[int], options: Sequence[dict[str, Any]]) -> list[list[Draft]]:
+            finals = await self._finals(prompt.text, image=prompt.image, suffix=suffix, options=options)
+            return [[self._draft(final, output) for output in _in_order(final)] for final in finals]
+
+        return await self._expansion.children(
+            decode,
+            prompt_ids=self._ids[prompt.text],
+            prefix_ids=prefix_ids,
+            num=num,
+            max_tokens=max_tokens,
+            seed=seed,
+        )
+
+    async def answer(self, question: Question, *, temperature: float, max_tokens: int, seed: int) -> Sentence:
+        """One whole answer, greedy at temperature 0."""
+        outputs = await self._generate(
+            question.text,
+            image=question.image,
+            n=1,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed if temperature else None,
+            logprobs=0,
+        )
+        return self._sentence(outputs[0])
+
+    async def answer_logp(self, question: Question, *, answer_ids: Sequence[int]) -> float:
+        """Log-prob of a given answer under the loaded policy (teacher-forced), summed over its tokens."""
+        final = await self._final(
+            question.text, image=question.image, suffix=answer_ids, max_tokens=1, temperature=0.0, prompt_logprobs=0
+        )
+        tail = final.prompt_logprobs[-len(answer_ids) :]
+        return float(sum(entry[token].logprob for entry, token in zip(tail, answer_ids, strict=True)))
+
+    async def cached_gap(self, question: Question, *, answer_ids: Sequence[int]) -> float:
+        """How far the log-prob of the answer's last token depends on whether cached prefixes may be used.
+
+        Teacher forcing computes every prefix anew and so would miss a cache that still holds the old policy's.
+        """
+        *prefix, last = answer_ids
+        final = await self._final(
+            question.text, image=question.image, suffix=answer_ids, max_tokens=1, temperature=0.0, prompt_logprobs=0
+        )
+        fresh = final.prompt_logprobs[-1][last].logprob
+        # Logprobs are those of the raw distribution, so forcing the token does not change its own.
+        outputs = await self._generate(
+            question.text,
+            image=question.image,
+            suffix=prefix,
+            n=1,
+            max_tokens=1,
+            temperature=0.0,
+            logprobs=0,
+            allowed_token_ids=[last],
+        )
+        return abs(float(fresh) - float(outputs[0].logprobs[0][last].logprob))
+
+    async def load_policy(self, *, adapters: Sequence[str]) -> LoadedPolicy:
+        """Base weights plus all `adapters`; nothing cached of the old policy is used again.
+
+        Merged inside the engine's workers, or beside the base (`generators.publish`).
+        """
+        if self._hot is not None:
+            results = await self._hot.switch(self._llm, adapters=adapters)
+        else:
+            results = await self._llm.collective_rpc("load_policy", args=(self._model, list(adapters)))
+            # Encoder outputs and cached prefixes belong to the old weights; a stale one would be silently wrong.
+            await self._llm.reset_prefix_cache()
+            await self._llm.reset_mm_cache()
+            await self._llm.reset_encoder_cache()
+        checksums = {result["checksum"] for result in results}
+        assert len(checksums) == 1, f"tensor-parallel ranks read different weights: {checksums}"
+        wrong = tuple(name for result in results for name in result["wrong_tensors"])
+        return LoadedPolicy(**{**results[0], "wrong_tensors": wrong})
+
+    def figures(self) -> dict[str, float]:
+        """The engine's counters since the last call (`actors.generate.engine_stats`)."""
+        return self._figures.take()
+
+    async def check_health(self) -> None:
+        await self._llm.check_health()
+
+    def close(self) -> None:
+        if self._llm is not None:
+            self._llm.shutdown()
+            self._llm = None
+        if self._hot is not None:
+            self._hot.close()
+
+    async def _generate(self, text: str, *, image: str, **options: Any) -> list[Any]:
+        return _in_order(await self._final(text, image=image, **options))
+
+    async def _final(self, text: str, *, image: str, suffix: Sequence[int] = (), **options: Any) -> Any:
+        (final,) = await self._finals(text, image=image, suffix=suffix, options=[options])
+        return final
+
+    async def _finals(
+        self, text: str, *, image: str, suffix: Sequence[int], options: Sequence[dict[str, Any]]
+    ) -> list[Any]:
+        """One request a set of options, all behind the same prompt, admitted in this order; waits for all of them.
+
+        The prompt is rendered (its image looked up) once for all.
+        """
+        from vllm.inputs import TokensPrompt
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        if text not in self._ids:
+            self._ids[text] = prompt_ids(self._processor, question=text)
+        prompt = TokensPrompt(
+            prompt_token_ids=[*self._ids[text], *suffix],
+            multi_modal_data={"image": await self._image(image)},
+            multi_modal_uuids={"image": hashlib.blake2b(image.encode(), digest_size=16).hexdigest()},
+        )
+        (rendered,) = await self._llm.renderer.render_cmpl_async([parse_model_prompt(self._llm.model_config, prompt)])
+        # A rendered prompt is submitted without a pause on the way, so tasks that start in order submit in order.
+        finals = list(await asyncio.gather(*(self._run(rendered, one) for one in options)))
+        if suffix:
+            self._count_continuations(finals)
+        return finals
+
+    def _count_continuations(self, finals: Sequence[Any]) -> None:
+        """All whole blocks before a continuation's last token were computed for its parent: they must be found."""
+        misses = sum(
+            (final.num_cached_tokens or 0) < (len(final.prompt_token_ids) - 1) // self._block_size * self._block_size
+            for final in finals
+            if not final.prompt_logprobs
+        )
+        self._figures.add(continuations=len(finals), continuation_misses=misses)
+
+    async def _run(self, rendered: Any, options: dict[str, Any]) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        parameters = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False, **options)
+        lora = self._hot.request if self._hot else None
+        request, final = str(next(self._requests)), None
+        async for output in self._llm.generate(rendered, parameters, request_id=request, lora_request=lora):
+            final = output
+        assert final is not None and final.finished
+        return final
+
+    def _draft(self, final: Any, output: Any) -> Draft:
+        ids = tuple(output.token_ids)
+        stop = output.stop_reason if output.finish_reason == "stop" else None
+        # The main end token ends an answer without a reason given, a model's other end tokens by their number.
+        ended = output.finish_reason == "stop" and (stop is None or stop in self._expansion.tokens.ends)
+        return Draft(
+            ids=ids,
+            logps=tuple(entry[token].logprob for entry, token in zip(output.logprobs, ids, strict=True)),
+            stop=None if ended else stop,
+            ended=ended,
+            full=len(final.prompt_token_ids) + len(ids) >= self._llm.model_config.max_model_len,
+            first=_most_probable(output.logprobs[0]),
+            last=_most_probable(output.logprobs[-1]),
+        )
+
+    async def _image(self, path: str) -> Image:
+        """Decoded once while its prompt is at work; the engine's own cache holds the processed form."""
+        if path not in self._images:
+            self._images[path] = await asyncio.to_thread(load_image, path)
+            if len(self._images) > _IMAGES_KEPT:
+                self._images.popitem(last=False)
+        self._images.move_to_end(path)
+        return self._images[path]
+
+    def _sentence(self, output: Any) -> Sentence:
+        ids = tuple(output.token_ids)
+        return Sentence(
+            text=self._processor.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            token_ids=ids,
+            logps=tuple(entry[token].logprob for entry, token in zip(output.logprobs, ids, strict=True)),
+            ended=output.finish_reason == "stop",
+        )
+
+
+def _most_probable(entries: dict[int, Any]) -> tuple[tuple[int, float], ...]:
+    """Tokens and log-probs of one position, best first."""
+    ranked = sorted(entries.items(), key=lambda item: item[1].rank)
+    return tuple((token, entry.logprob) for token, entry in ranked)
+
+
+def _in_order(final: Any) -> list[Any]:
+    return sorted(final.outputs, key=lambda output: output.index)
+
+
+def _end_tokens(model: str, *, tokenizer: Any) -> list[int]:
+    """Every token that ends an answer: the tokenizer's, and what the model's generation config adds."""
+    from transformers import GenerationConfig
+
+    try:
+        more = GenerationConfig.from_pretrained(model).eos_token_id
+    except OSError:  # a model folder need not have one
+        more = None
+    ends = [] if more is None else [more] if isinstance(more, int) else list(more)
+    return [*ends, tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else ends
+
+
+def _image_token(model_config: Any) -> int:
+    """The token that stands for an image: no answer holds it."""
+    config = model_config.hf_config
+    token = getattr(config, "image_token_id", None)
+    return int(config.image_token_index if token is None else token)

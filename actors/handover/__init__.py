@@ -1,0 +1,1 @@
+"""How new weights reach every generator, and how each proves that it serves them."""

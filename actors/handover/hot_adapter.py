@@ -1,0 +1,101 @@
+"""`generators.publish: adapter`: the base stays loaded, and every policy is one LoRA that vLLM swaps while running.
+
+The LoRA is the sum of all rounds' (`csr_ray.policy.weights.combined_tensors`), in a folder of its own for each
+version. vLLM keys cached prefixes by a LoRA's name, so the name says the tensors too and never stands for others;
+image features do not depend on the LoRA and stay cached. Knows vLLM's LoRA interface; knows no prompts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from csr_ray.config.schema import Config
+from csr_ray.errors import ConfigError
+
+
+class HotAdapter:
+    """The LoRA that one engine serves.
+
+    Attributes:
+        request: what every request of the engine carries; None: the base alone.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._folder = tempfile.TemporaryDirectory(prefix="csr-ray-served-")
+        self._ids = itertools.count(1)
+        self.request: Any = None
+
+    def engine_arguments(self) -> dict[str, Any]:
+        """What vLLM has to know when it starts."""
+        return {
+            "enable_lora": True,
+            "max_loras": 1,
+            "max_cpu_loras": 2,  # the new one is read while the old one is still there
+            "max_lora_rank": self._config.served_rank,
+            # What is not named gets no LoRA: without this the output head, too, would pay for one at every token.
+            "lora_target_modules": list(self._config.train.lora_targets),
+        }
+
+    async def switch(self, llm: Any, *, adapters: Sequence[str]) -> list[dict[str, Any]]:
+        """Serve base plus the sum of `adapters` from the next request on; says what each worker holds then.
+
+        No request may be under way. What was served before is gone afterwards.
+
+        Raises:
+            ValueError: the adapters cannot be combined, or need a larger rank than the engine makes room for.
+        """
+        old = self.request
+        new = await asyncio.to_thread(self._write, adapters) if adapters else None
+        if new != old:
+            if new is not None:
+                await llm.add_lora(new)
+            self.request = new
+            if old is not None:
+                await llm.remove_lora(old.lora_int_id)
+                shutil.rmtree(old.lora_path)
+        number = 0 if self.request is None else self.request.lora_int_id
+        results: list[dict[str, Any]] = await llm.collective_rpc("prove_adapter", args=(list(adapters), number))
+        return results
+
+    def close(self) -> None:
+        self._folder.cleanup()
+
+    def _write(self, adapters: Sequence[str]) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        # Here, because it imports torch, and the driver imports this module.
+        from csr_ray.policy.weights import checksum, combined_tensors, save_combined
+
+        tensors = combined_tensors([Path(adapter) for adapter in adapters])
+        rank = next(len(tensor) for name, tensor in tensors.items() if name.endswith(".lora_A.weight"))
+        room = self._config.served_rank
+        if rank > room:
+            raise ValueError(
+                f"{len(adapters)} adapters together have rank {rank}; the engine makes room for {room} "
+                f"(train.lora_rank = {self._config.train.lora_rank} times run.rounds = {self._config.run.rounds}); "
+                "set generators.publish=merge"
+            )
+        name = f"version_{len(adapters):03d}-{checksum(tensors.items())[:12]}"
+        folder = Path(self._folder.name) / name
+        save_combined(tensors, output=folder)
+        return LoRARequest(lora_name=name, lora_int_id=next(self._ids), lora_path=str(folder))
+
+
+def refusal(model_config: Any) -> ConfigError | None:
+    """Why an engine with LoRA cannot start on this model, if that is vLLM's lack of it."""
+    from vllm.model_executor.models import ModelRegistry, supports_lora
+
+    model, architecture = ModelRegistry.resolve_model_cls(model_config.architectures, model_config)
+    if supports_lora(model):
+        return None
+    return ConfigError(
+        f"generators.publish = 'adapter': vLLM has no LoRA for {architecture} "
+        f"(policy.model = {model_config.model!r}); set generators.publish=merge"
+    )

@@ -1,0 +1,70 @@
+"""What runs inside a vLLM worker process: merging adapters into the served weights. Loaded by name, no patching.
+
+The worker reads the adapters itself and hands vLLM's own loader merged tensors under checkpoint names, so any
+tensor-parallel or fused layout is served and decoding pays nothing for the adapter. With `generators.publish:
+adapter` vLLM loads the adapter (`actors.handover.hot_adapter`), and the worker says what it holds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class PolicyLoader:
+    """Mixed into vLLM's worker (`worker_extension_cls`)."""
+
+    _adapted_blocks: frozenset[str] = frozenset()
+
+    def load_policy(self, base: str, adapters: Sequence[str]) -> dict[str, Any]:
+        """Load base + all `adapters` (fp32 sum, one rounding), whatever was loaded before.
+
+        Returns plain values only: they cross a process border.
+        """
+        from actors.handover.layer_proof import tensor_gaps, tolerance
+        from csr_ray.policy.weights import block_of, checksum, merged_blocks
+
+        started_s = time.perf_counter()
+        # vLLM fuses q, k, v and their biases (and gate with up) and rebuilds a fused layer from nothing: what it is
+        # not given of one stays uninitialised memory. And what only an earlier policy changed has to go back.
+        paths = [Path(adapter) for adapter in adapters]
+        tensors = list(merged_blocks(Path(base), adapters=paths, also=self._adapted_blocks))
+        self._adapted_blocks = frozenset(block_of(name) for name, _ in tensors)
+        self.model_runner.reload_weights(weights_iterator=iter(tensors))  # type: ignore[attr-defined]
+        model = self.model_runner.get_model()  # type: ignore[attr-defined]
+        gaps, num_unseen = tensor_gaps(model, dict(tensors))
+        wrong = sorted((name for name, gap in gaps.items() if not gap <= tolerance(model)), key=lambda n: -gaps[n])
+        return {
+            "checksum": checksum(tensors),
+            "num_tensors": len(tensors),
+            "num_unseen": num_unseen,
+            "max_tensor_gap": max(gaps.values(), default=0.0),
+            "wrong_tensors": wrong,
+            "seconds": time.perf_counter() - started_s,
+        }
+
+    def prove_adapter(self, adapters: Sequence[str], adapter_id: int) -> dict[str, Any]:
+        """Hold vLLM's LoRA of number `adapter_id` (0: none) to the sum of `adapters`, read here anew.
+
+        Returns plain values only: they cross a process border.
+        """
+        from actors.handover.layer_proof import adapter_gaps
+        from csr_ray.policy.weights import checksum, combined_tensors
+
+        started_s = time.perf_counter()
+        tensors = combined_tensors([Path(adapter) for adapter in adapters]) if adapters else {}
+        gaps: dict[str, float] = {}
+        num_unseen = 0
+        if adapters:
+            model = self.model_runner.get_model()  # type: ignore[attr-defined]
+            gaps, num_unseen = adapter_gaps(model, tensors, adapter_id=adapter_id)
+        return {
+            "checksum": checksum(tensors.items()),
+            "num_tensors": len(tensors),
+            "num_unseen": num_unseen,
+            "max_tensor_gap": max(gaps.values(), default=0.0),
+            "wrong_tensors": sorted((name for name, gap in gaps.items() if gap != 0.0), key=lambda n: -gaps[n]),
+            "seconds": time.perf_counter() - started_s,
+        }

@@ -1,0 +1,90 @@
+"""The proof at every hand-over: what each generator says it serves against what the trainer trained.
+
+Consumes: answers of generators (or their deaths). Produces: a verdict a generator. Pure but for its types; who is
+asked, and what happens to one that failed, is `actors.pool.generators`'s.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from csr_ray.records import PreferencePair, TrainResult
+
+_MAX_NAMES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A generator's proof of what it serves.
+
+    Attributes:
+        checksum: of the tensors it loaded.
+        wrong_tensors: those whose layer answers otherwise, worst first.
+        probe_logps: log-probs of the probes' chosen answers.
+        cache_gaps: one a probe, see `VllmEngine.cached_gap`.
+    """
+
+    version: int
+    checksum: str
+    wrong_tensors: tuple[str, ...]
+    probe_logps: tuple[float, ...]
+    cache_gaps: tuple[float, ...]
+    num_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What a generator has to agree with.
+
+    Attributes:
+        tolerance: nats a token, `generators.probe_tolerance`.
+    """
+
+    trained: TrainResult
+    probes: Sequence[PreferencePair]
+    tolerance: float
+
+    def gap(self, served: Served) -> float:
+        """Largest gap of a probe answer's log-prob between generator and trainer, absolute."""
+        gaps = [abs(ours - theirs) for ours, theirs in zip(served.probe_logps, self.trained.probe_logps, strict=True)]
+        return max(gaps, default=0.0)
+
+    def fault(self, served: Served) -> str | None:
+        """What is wrong with a generator's answer, or None."""
+        if served.version != self.trained.version:
+            return f"it serves version {served.version}, expected {self.trained.version}"
+        if served.wrong_tensors:
+            names = ", ".join(served.wrong_tensors[:_MAX_NAMES])
+            more = len(served.wrong_tensors) - _MAX_NAMES
+            return f"its weights differ from what was sent: {names}" + (f" and {more} more" if more > 0 else "")
+        answers = zip(self.probes, served.probe_logps, self.trained.probe_logps, served.cache_gaps, strict=True)
+        for probe, ours, theirs, cache_gap in answers:
+            allowed = self.tolerance * len(probe.chosen_ids)
+            if not abs(ours - theirs) <= allowed:
+                return (
+                    f"the log-prob of probe answer {probe.id} is {abs(ours - theirs):.4g} off the trainer's, allowed "
+                    f"{allowed:.4g} (generators.probe_tolerance a token); it serves other weights"
+                )
+            if not cache_gap <= max(self.tolerance, 1e-3):
+                return (
+                    f"the last token of probe answer {probe.id} has a log-prob {cache_gap:.4g} off when cached "
+                    f"prefixes are used; a cache still holds another policy's"
+                )
+        return None
+
+
+def faults(served: Mapping[int, Served], *, proof: Proof) -> dict[int, str]:
+    """By generator, what is wrong; one whose checksum is not the majority's is wrong, too."""
+    found = {index: fault for index, answer in served.items() if (fault := proof.fault(answer))}
+    passed = {index: answer.checksum for index, answer in served.items() if index not in found}
+    if passed:
+        common = Counter(passed.values()).most_common(1)[0][0]
+        found |= {
+            index: f"it loaded other tensors than the rest (checksum {checksum[:12]}, not {common[:12]})"
+            for index, checksum in passed.items()
+            if checksum != common
+        }
+    return found

@@ -1,0 +1,1 @@
+"""Which actor gets which work, and what happens to those that fail."""

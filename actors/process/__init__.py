@@ -1,0 +1,1 @@
+"""What every actor process has: a log file and counters."""

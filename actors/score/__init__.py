@@ -1,0 +1,1 @@
+"""The scorer actor: open_clip, batches of sentences, and how sentences get there."""

@@ -1,0 +1,53 @@
+"""The generators' side of the scorers: an image always goes to the same one, and calls that coincide travel together.
+
+An engine step ends many sentences at once, of many trees. Each is scored alone as far as its tree can tell, but one
+actor call carries all that are ready: the hop costs more than the scores.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from actors.score.scorer import Scores
+
+
+class ScorerPool:
+    """`csr_ray.ports.Scorer` on scorer actors. Belongs to one event loop."""
+
+    def __init__(self, scorers: Sequence[Any]) -> None:
+        self._scorers = list(scorers)
+        self._waiting: dict[int, list[tuple[str, tuple[str, ...], asyncio.Future[Scores]]]] = {}
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def score(self, image: str, *, texts: Sequence[str]) -> Scores:
+        """See `csr_ray.ports.Scorer`."""
+        digest = hashlib.blake2b(image.encode(), digest_size=8).digest()
+        index = int.from_bytes(digest, "big") % len(self._scorers)
+        done: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
+        if index not in self._waiting:
+            self._waiting[index] = []
+            # The loop's next turn: whatever else this turn makes ready still gets on.
+            asyncio.get_running_loop().call_soon(self._send, index)
+        self._waiting[index].append((image, tuple(texts), done))
+        return await done
+
+    def _send(self, index: int) -> None:
+        call = asyncio.get_running_loop().create_task(self._call(index, self._waiting.pop(index)))
+        self._calls.add(call)  # the loop itself holds tasks weakly
+        call.add_done_callback(self._calls.discard)
+
+    async def _call(self, index: int, asked: Sequence[tuple[str, tuple[str, ...], asyncio.Future[Scores]]]) -> None:
+        try:
+            answers = await self._scorers[index].score.remote([(image, texts) for image, texts, _ in asked])
+        except Exception as error:  # the scorer died: everybody who waits for it has to know
+            answers = [error] * len(asked)
+        for (_, _, done), answer in zip(asked, answers, strict=True):
+            if done.done():
+                continue
+            if isinstance(answer, Exception):
+                done.set_exception(answer)
+            else:
+                done.set_result(answer)

@@ -1,0 +1,144 @@
+"""The scorer actor: open_clip, batching whatever arrives while the last batch was computed.
+
+An image is embedded once (it always comes to the same scorer), a text once while it stays in the cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from actors.process.counters import Figures
+from actors.process.logs import log_to_file
+from actors.score.clip import ClipModel
+from csr_ray.config.schema import Config
+
+Scores = tuple[list[float], int]  # 100 cos of each text, and how many texts were cut
+
+# Sums: `score_wait_s` over `score_requests` is the time a request waits for its batch to start, `score_queue` over
+# `batches` how many sentences were waiting when a batch began.
+SCORER_FIGURES = (
+    "score_s",
+    "sentences",
+    "batches",
+    "score_requests",
+    "score_wait_s",
+    "score_queue",
+    "scorer_image_encodes",
+    "scorer_text_encodes",
+)
+
+
+@dataclass
+class _Request:
+    image: str
+    texts: tuple[str, ...]
+    arrived_s: float = field(default_factory=time.perf_counter)
+    done: asyncio.Future[Scores] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class ScorerActor:
+    """Answers `score` calls from many generators; one forward at a time, in a thread, as large as what waits."""
+
+    def __init__(self, config: Config, *, log: str | None = None) -> None:
+        if log:
+            log_to_file(log)
+        import torch
+
+        device = "cuda" if config.scorers.gpus and torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            torch.set_num_threads(config.scorers.threads)
+        self._clip = ClipModel(config.scorer.model, dtype=config.scorer.dtype, device=device)
+        self._max_batch = config.scorer.max_batch
+        self._max_wait_s = config.scorer.max_wait_ms / 1e3
+        self._waiting: asyncio.Queue[_Request] = asyncio.Queue()
+        self._worker: asyncio.Task[None] | None = None
+        self._figures = Figures(*SCORER_FIGURES, actor="scorer")
+
+    async def ready(self) -> bool:
+        return True
+
+    async def score(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[Scores | Exception]:
+        """For each (image, texts): 100 cos of the image with each text and how many were cut, or what went wrong."""
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.get_running_loop().create_task(self._serve())
+        requests = [_Request(image, tuple(texts)) for image, texts in asked]
+        for request in requests:
+            self._waiting.put_nowait(request)
+        answers = await asyncio.gather(*(request.done for request in requests), return_exceptions=True)
+        return [_plain(answer) for answer in answers]
+
+    async def figures(self) -> dict[str, float]:
+        """Counters since the last call."""
+        return self._figures.take()
+
+    async def _serve(self) -> None:
+        while True:
+            batch = [await self._waiting.get()]
+            await self._fill(batch)
+            started_s = time.perf_counter()
+            pairs = [(request.image, text) for request in batch for text in request.texts]
+            num_waiting = self._waiting.qsize()
+            try:
+                scores, cut = await asyncio.to_thread(self._clip.scores, pairs)
+            except Exception as error:
+                # One bad image must not fail its neighbours: each request is tried alone, and gets its own error.
+                await self._one_by_one(batch, error=error)
+                continue
+            encodes = self._clip.take_encodes()
+            self._figures.add(
+                score_s=time.perf_counter() - started_s,
+                sentences=len(pairs),
+                batches=1,
+                score_requests=len(batch),
+                score_wait_s=sum(started_s - request.arrived_s for request in batch),
+                score_queue=num_waiting + len(pairs),
+                scorer_image_encodes=encodes[0],
+                scorer_text_encodes=encodes[1],
+            )
+            position = 0
+            for request in batch:
+                end = position + len(request.texts)
+                self._finish(request, scores=scores[position:end], num_cut=sum(cut[position:end]))
+                position = end
+
+    async def _fill(self, batch: list[_Request]) -> None:
+        """Take what is there; if the batch is still small, wait for more, `max_wait_ms` at most."""
+        deadline_s = time.perf_counter() + self._max_wait_s
+        while sum(len(request.texts) for request in batch) < self._max_batch:
+            try:
+                batch.append(self._waiting.get_nowait())
+            except asyncio.QueueEmpty:
+                left_s = deadline_s - time.perf_counter()
+                if left_s <= 0:
+                    return
+                try:
+                    batch.append(await asyncio.wait_for(self._waiting.get(), left_s))
+                except asyncio.TimeoutError:
+                    return
+
+    async def _one_by_one(self, batch: list[_Request], *, error: Exception) -> None:
+        for request in batch:
+            if len(batch) > 1:
+                try:
+                    scores, cut = await asyncio.to_thread(
+                        self._clip.scores, [(request.image, text) for text in request.texts]
+                    )
+                    self._finish(request, scores=scores, num_cut=sum(cut))
+                    continue
+                except Exception as own_error:
+                    error = own_error
+            if not request.done.done():
+                request.done.set_exception(error)
+
+    def _finish(self, request: _Request, *, scores: list[float], num_cut: int) -> None:
+        if not request.done.done():
+            request.done.set_result((scores, num_cut))
+
+
+def _plain(answer: Scores | BaseException) -> Scores | Exception:
+    if isinstance(answer, BaseException) and not isinstance(answer, Exception):
+        raise answer  # cancelled: the actor is going
+    return answer

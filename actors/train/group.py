@@ -1,0 +1,350 @@
+"""The train group as the loop sees it: one Ray Train run for the whole program, fed round by round.
+
+A fresh `TorchTrainer.fit()` costs tens of seconds of process start and imports for what may be seconds of training,
+so there is one, in a background thread. Orders and answers travel through a small mailbox actor, not through
+`ray.train.report`, whose controller polls every two seconds. Knows Ray and the mailbox; what a worker does with an
+order stands in `actors.train.worker`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+
+from actors.train.stream import OpenStream, UsableSoFar
+from actors.train.worker import Done, Event, Failed, Order, Ready, Step, train_loop
+from csr_ray.config.schema import Config
+from csr_ray.errors import ActorFailure, ConfigError, StalePolicyError
+from csr_ray.ports import OnStep
+from csr_ray.records import PreferencePair, TrainResult
+
+_log = logging.getLogger(__name__)
+
+_POLL_S = 1.0
+_CLOSE_S = 30.0
+
+
+class MailboxActor:
+    """Orders in, events out. Holds the order in work, so that a worker restarted by Ray Train gets it again.
+
+    With it the pairs of its stream, if it is one. Workers' calls for these are answered with None once closed.
+    """
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Condition()
+        self._order: Order | None = None
+        self._stream = OpenStream()
+        self._events: list[Event] = []
+        self._closed = False
+
+    async def place(self, order: Order) -> None:
+        async with self._changed:
+            self._order, self._stream = order, OpenStream()
+            self._changed.notify_all()
+
+    async def next_order(self, *, after: int) -> Order | None:
+        """Wait for an order later than number `after`; None once closed."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or self._is_later(after))
+            return None if self._closed else self._order
+
+    async def offer(self, pairs: Sequence[PreferencePair]) -> None:
+        async with self._changed:
+            self._stream.offer(pairs)
+            self._changed.notify_all()
+
+    async def end(self, ids: Sequence[str]) -> None:
+        """The stream has all its pairs; `ids` are theirs in prompt order."""
+        async with self._changed:
+            self._stream.end(ids)
+            self._changed.notify_all()
+
+    async def arrived(self, *, start: int) -> tuple[PreferencePair, ...] | None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or self._stream.arrived(start=start) is not None)
+            return None if self._closed else self._stream.arrived(start=start)
+
+    async def judge(self, verdicts: Sequence[str | None], *, start: int) -> bool | None:
+        async with self._changed:
+            self._stream.judge(verdicts, start=start)
+            self._changed.notify_all()
+            return None if self._closed else True
+
+    async def usable(self, *, start: int, wait: bool) -> UsableSoFar | None:
+        def is_news() -> bool:
+            found = self._stream.usable(start=start)
+            return bool(found.pairs) or found.end is not None
+
+        async with self._changed:
+            if wait:
+                await self._changed.wait_for(lambda: self._closed or is_news())
+            return None if self._closed else self._stream.usable(start=start)
+
+    async def post(self, event: Event) -> bool:
+        """Add an event; False once closed."""
+        async with self._changed:
+            if isinstance(event, Done):
+                self._order = None
+            self._events.append(event)
+            self._changed.notify_all()
+            return not self._closed
+
+    async def events(self, *, start: int, timeout_s: float) -> list[Event]:
+        """The events from position `start` on; waits up to `timeout_s` for the first of them."""
+        async with self._changed:
+            if timeout_s > 0:
+                arrived = self._changed.wait_for(lambda: len(self._events) > start)
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(arrived, timeout_s)
+            return self._events[start:]
+
+    async def close(self) -> None:
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _is_later(self, after: int) -> bool:
+        return self._order is not None and self._order.number > after
+
+
+@dataclass(kw_only=True)
+class _Open:
+    """The stream that the driver has opened: its order, and the steps reported before it was ended."""
+
+    order: Order
+    steps: list[Step] = field(default_factory=list)
+
+
+class TrainerGroup:
+    """`csr_ray.ports.Trainer` on Ray Train with DeepSpeed.
+
+    Args:
+        model: folder of the base model, readable by every worker.
+        adapters: those of the rounds already done, oldest first (a resumed run).
+        storage: folder for Ray Train's own records.
+
+    Raises:
+        ConfigError: bfloat16 is asked for without GPUs.
+    """
+
+    def __init__(self, config: Config, *, model: Path, adapters: Sequence[Path], storage: Path) -> None:
+        if config.train.dtype == "bfloat16" and config.train.gpus_per_worker == 0:
+            raise ConfigError(
+                "train.dtype = 'bfloat16' contradicts train.gpus_per_worker = 0: transformers trains bfloat16 on "
+                "GPUs only; set train.dtype=float32"
+            )
+        self._config = config
+        self._model = model
+        self._adapters = tuple(str(adapter) for adapter in adapters)
+        self._storage = storage
+        self._mailbox: Any = None
+        self._thread: threading.Thread | None = None
+        self._fit_error: BaseException | None = None
+        self._failure: Failed | None = None
+        self._passing_failure: Failed | None = None  # final only if the group does not start again
+        self._num_orders = 0
+        self._num_events_read = 0
+        self._open: _Open | None = None
+        self.worker_pids: dict[int, int] = {}  # by rank; filled as workers become ready
+
+    def start(self) -> None:
+        """Begin to start the workers and return at once; they load the model meanwhile. Needs an initialised Ray."""
+        assert self._thread is None, "started twice"
+        self._mailbox = ray.remote(MailboxActor).options(num_cpus=0, max_concurrency=1000).remote()
+        self._thread = threading.Thread(target=self._fit, name="train-group", daemon=True)
+        self._thread.start()
+
+    def begin(self, *, round_index: int, output_dir: Path, num_pairs_at_most: int) -> None:
+        """See `csr_ray.ports.Trainer`. Raises what `train` raises, if the group has failed meanwhile."""
+        assert self._open is None, "a stream is open"
+        order = self._place((), round_index=round_index, output_dir=output_dir, num_pairs_at_most=num_pairs_at_most)
+        self._open = _Open(order=order)
+
+    def offer(self, pairs: Sequence[PreferencePair]) -> None:
+        """See `csr_ray.ports.Trainer`.
+
+        Raises:
+            StalePolicyError: a pair is of another policy than the one that is trained.
+            ActorFailure, UserError: as in `train`.
+        """
+        assert self._open is not None, "no stream is open"
+        for pair in pairs:
+            if pair.policy_version != len(self._adapters):
+                raise StalePolicyError(
+                    f"pair {pair.id} is of policy version {pair.policy_version}; the version in training, "
+                    f"{len(self._adapters)}, learns from its own rollouts only"
+                )
+        ray.get(self._mailbox.offer.remote(tuple(pairs)))
+        self.check()
+
+    @property
+    def num_early_steps(self) -> int:
+        """Steps of the open stream that `check` or `offer` has heard of."""
+        return len(self._open.steps) if self._open else 0
+
+    def train(
+        self, pairs: Sequence[PreferencePair], *, round_index: int, output_dir: Path, on_step: OnStep
+    ) -> TrainResult:
+        """See `csr_ray.ports.Trainer`. Blocks until the adapter lies in `output_dir`.
+
+        Raises:
+            ActorFailure: a worker or the group died; says of what.
+            UserError: a worker found that the user has to change something.
+            ValueError: there are no pairs.
+        """
+        assert self._thread is not None, "not started"
+        if not pairs:
+            raise ValueError(f"round {round_index}: no pairs to train on")
+        if self._open is None:
+            order = self._place(tuple(pairs), round_index=round_index, output_dir=output_dir)
+            result = self._wait_for(order, on_step=on_step)
+        else:
+            result = self._end_stream(pairs, round_index=round_index, on_step=on_step)
+        self._adapters = (*self._adapters, result.adapter)
+        return result
+
+    def _place(
+        self,
+        pairs: tuple[PreferencePair, ...],
+        *,
+        round_index: int,
+        output_dir: Path,
+        num_pairs_at_most: int | None = None,
+    ) -> Order:
+        order = Order(
+            number=self._num_orders,
+            round_index=round_index,
+            pairs=pairs,
+            adapters=self._adapters,
+            output_dir=str(output_dir.absolute()),
+            num_pairs_at_most=num_pairs_at_most,
+        )
+        self._num_orders += 1
+        self.check()
+        ray.get(self._mailbox.place.remote(order))
+        return order
+
+    def _end_stream(self, pairs: Sequence[PreferencePair], *, round_index: int, on_step: OnStep) -> TrainResult:
+        assert self._open is not None and self._open.order.round_index == round_index, (self._open, round_index)
+        started = time.monotonic()
+        self.check()
+        ray.get(self._mailbox.end.remote(tuple(pair.id for pair in pairs)))
+        order, early = self._open.order, self._open.steps
+        self._open = None
+        for step in early:
+            on_step(step.step, step.num_steps, step.loss)
+        result = self._wait_for(order, on_step=on_step)
+        metrics = {**result.metrics, "streamed/steps_before_last_pair": float(len(early))}
+        return replace(result, seconds=time.monotonic() - started, metrics=metrics)
+
+    def _wait_for(self, order: Order, *, on_step: OnStep) -> TrainResult:
+        while True:
+            for event in self._read_events(timeout_s=_POLL_S):
+                if isinstance(event, Step) and event.number == order.number:
+                    on_step(event.step, event.num_steps, event.loss)
+                elif isinstance(event, Done) and event.number == order.number:
+                    return event.result
+            self._raise_failure()
+
+    def check(self) -> None:
+        """Raise what `train` would raise if the group has failed meanwhile; returns at once."""
+        events = self._read_events(timeout_s=0.0)
+        if self._open is not None:
+            self._open.steps += [event for event in events if isinstance(event, Step)]
+        self._raise_failure()
+
+    def close(self) -> None:
+        """End the workers; the step in work is the last. Safe to call twice."""
+        if self._thread is None:
+            return
+        try:
+            ray.get(self._mailbox.close.remote(), timeout=_POLL_S)
+        except ray.exceptions.RayError as error:
+            _log.warning("train group: mailbox gone at close: %s", error)
+        self._thread.join(timeout=_CLOSE_S)
+        if self._thread.is_alive():
+            _log.warning("train group: workers did not end within %.0f s; they end with the Ray job", _CLOSE_S)
+        ray.kill(self._mailbox)
+        self._thread = None
+
+    def _fit(self) -> None:
+        # Here and not above: it imports torch, which the driver would wait seconds for before it starts anything.
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        train = self._config.train
+        use_gpu = train.gpus_per_worker > 0
+        resources = {"CPU": train.cpus_per_worker, **({"GPU": train.gpus_per_worker} if use_gpu else {})}
+        setup = {
+            "config": self._config,
+            "model": str(self._model.absolute()),
+            "adapters": self._adapters,
+            "mailbox": self._mailbox,
+        }
+        try:
+            TorchTrainer(
+                train_loop,
+                train_loop_config=setup,
+                torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+                scaling_config=ScalingConfig(
+                    num_workers=train.workers, use_gpu=use_gpu, resources_per_worker=resources
+                ),
+                run_config=RunConfig(
+                    name=f"train-{int(time.time())}",
+                    storage_path=str(self._storage.absolute()),
+                    failure_config=FailureConfig(max_failures=self._config.train.restarts),
+                ),
+            ).fit()
+        except BaseException as error:  # whatever ends this thread has to reach the one that waits in `train`
+            self._fit_error = error
+
+    def _read_events(self, *, timeout_s: float) -> list[Event]:
+        is_over = self._thread is None or not self._thread.is_alive()
+        try:
+            reading = self._mailbox.events.remote(
+                start=self._num_events_read, timeout_s=0.0 if is_over else timeout_s
+            )
+            events: list[Event] = ray.get(reading)
+        except ray.exceptions.RayActorError as error:
+            raise ActorFailure(f"train group: its mailbox actor died: {error}") from error
+        self._num_events_read += len(events)
+        for event in events:
+            if isinstance(event, Ready):
+                self.worker_pids[event.rank] = event.pid
+                self._passing_failure = None
+                _log.info(
+                    "train worker %d (pid %d on %s) ready after %.1f s",
+                    event.rank,
+                    event.pid,
+                    event.host,
+                    event.seconds,
+                )
+            elif isinstance(event, Failed) and self._failure is None:
+                _log.error("train worker %d:\n%s", event.rank, event.details)
+                if event.may_pass and self._config.train.restarts:
+                    self._passing_failure = event
+                else:
+                    self._failure = event
+        if is_over and not events and self._failure is None:
+            self._failure = self._passing_failure
+            if self._failure is None:
+                raise ActorFailure(
+                    f"train group: ended: {self._fit_error or 'without an error'}"
+                ) from self._fit_error
+        return events
+
+    def _raise_failure(self) -> None:
+        if self._failure is None:
+            return
+        if self._failure.user_error is not None:
+            raise self._failure.user_error
+        raise ActorFailure(f"train worker {self._failure.rank}: {self._failure.summary}")

@@ -1,0 +1,236 @@
+"""TRL's DPO trainer on our pairs: their token ids, their reference log-probs, one sequence a pair.
+
+TRL keeps the optimizer loop, the losses it has, logging and DeepSpeed; what is added stands in four places: the batch
+(`csr_ray.training.collate`), the forward (`actors.train.shared_step`), the reference (the engine's own log-probs) and
+the objectives TRL lacks (`csr_ray.training.objectives`). Imports the whole training stack. Knows one process of the
+group; knows no rounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PreTrainedModel, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from trl import DPOConfig, DPOTrainer
+
+from actors.train.round_pairs import ArrivalSampler, StreamedPairs
+from actors.train.shared_step import Recording, SharedPrefixForward, keep_only_sources
+from csr_ray.config.schema import Train
+from csr_ray.errors import ReferenceGapError
+from csr_ray.ports import OnStep
+from csr_ray.records import PreferencePair
+from csr_ray.training.collate import PairCollator, pair_rows
+from csr_ray.training.objectives import dpo_loss, dpo_positive_loss, nll_loss
+
+_REFERENCE_KEYS = ("ref_chosen_logps", "ref_rejected_logps")
+
+
+class PairTrainer(DPOTrainer):
+    """TRL's DPO trainer on batches of `collator`; a `SharedPrefixCollator` makes it the shared-prefix step.
+
+    Args:
+        train: objective, reference and their settings.
+        use_flex: the policy's language model runs FlexAttention, `actors.train.shared_step.set_flex`.
+        stream: where `pairs` come from if more are to come; `pairs` is then its list, with one pair at least.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        *,
+        args: DPOConfig,
+        train: Train,
+        pairs: Sequence[PreferencePair],
+        collator: PairCollator,
+        lora: LoraConfig,
+        use_flex: bool = False,
+        stream: StreamedPairs | None = None,
+    ) -> None:
+        super().__init__(
+            policy,
+            args=args,
+            data_collator=collator,
+            train_dataset=Dataset.from_list(pair_rows(pairs if stream is None else pairs[:1])),
+            processing_class=collator.processor,
+            peft_config=lora,
+        )
+        if stream is not None:
+            # TRL accepts only `datasets.Dataset`, of which it looks at the first row's keys.
+            self.train_dataset = stream
+        # The flag's documented route, `precompute_ref_log_probs`, is refused for vision data; the batch carries the
+        # reference instead: the engine's own log-probs, or those of a second forward of ours.
+        self.precompute_ref_logps = True
+        self.reference_gaps: list[float] = []
+        self._train = train
+        self._pairs = pairs
+        self._stream = stream
+        self._collator = collator
+        self.use_flex = use_flex
+        keep_only_sources(policy)
+        self.remove_callback(PrinterCallback)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: TRL writes one into every checkpoint, which here nobody publishes."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self._stream is None:
+            return super()._get_train_sampler(train_dataset)
+        return ArrivalSampler(self._stream, seed=self.args.seed)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list, Any]:
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self._stream is not None and 0 < len(batches) < num_batches:
+            # The base class knows a step's last micro-batch by the length of the data set, which a stream may not
+            # reach; those that are there stand in for the missing ones, so the step is of their mean.
+            batches = [dict(batch) for batch in itertools.islice(itertools.cycle(batches), num_batches)]
+        return batches, num_items
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        # The base class casts every float of the batch to the training dtype; in bfloat16 a reference of -80 nats
+        # would be off by up to a quarter nat.
+        kept = {key: inputs.pop(key).to(self.args.device) for key in _REFERENCE_KEYS if key in inputs}
+        return {**super()._prepare_inputs(inputs), **kept}
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        pair_index = inputs.pop("pair_index").tolist()
+        forward, inputs = self._forward(model, inputs=inputs)
+        self._set_reference(forward, inputs=inputs, pair_index=pair_index)
+        loss = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
+        loss = self._objective(loss, log_probs=forward.log_probs, inputs=inputs)
+        if not torch.isfinite(loss):
+            ids = ", ".join(self._pairs[index].id for index in pair_index)
+            raise FloatingPointError(
+                f"step {self.state.global_step + 1}: the loss is {loss.item()}; pairs of the batch: {ids}. "
+                f"Lower train.learning_rate, or look at these pairs' log-probs"
+            )
+        return loss
+
+    def _forward(self, model: Any, *, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """What TRL's loss takes for its model, and the batch without what is only ours."""
+        shared = inputs.get("shared")
+        rest = {key: value for key, value in inputs.items() if key != "shared"}
+        if shared is None:
+            return Recording(model), rest
+        return SharedPrefixForward(model, shared=shared, use_flex=self.use_flex), rest
+
+    def _set_reference(self, forward: Any, *, inputs: dict[str, Any], pair_index: Sequence[int]) -> None:
+        """Put the recomputed reference into the batch, or compare it with the one there."""
+        reference = self._train.reference
+        is_sampled = reference == "check" and len(self.reference_gaps) < 2 * self._train.reference_sample
+        if reference != "recompute" and not is_sampled:
+            return
+        with self._reference_policy(), torch.no_grad():
+            chosen, rejected = self._sums(forward, inputs=inputs).chunk(2)
+        if reference == "recompute":
+            inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = chosen, rejected
+            return
+        num_tokens = inputs["completion_mask"].sum(dim=1)
+        given = torch.cat([inputs[key] for key in _REFERENCE_KEYS])
+        gaps = ((torch.cat([chosen, rejected]) - given).abs() / num_tokens).tolist()
+        self.reference_gaps += gaps
+        worst = max(range(len(gaps)), key=lambda row: gaps[row])
+        if not gaps[worst] <= self._train.reference_tolerance:
+            pair = self._pairs[pair_index[worst % len(pair_index)]]
+            mean = sum(self.reference_gaps) / len(self.reference_gaps)
+            raise ReferenceGapError(
+                f"train.reference = 'check': pair {pair.id} of policy version {pair.policy_version}: the log-prob "
+                f"that the engine gave and the trainer's differ by {gaps[worst]:.4g} nats a token (mean over "
+                f"{len(self.reference_gaps)} answers {mean:.4g}), train.reference_tolerance = "
+                f"{self._train.reference_tolerance:g}. The generators served another policy or another dtype; "
+                f"train.reference=recompute trains without the engine's numbers"
+            )
+
+    @contextlib.contextmanager
+    def _reference_policy(self) -> Iterator[None]:
+        with self.accelerator.unwrap_model(self.model).disable_adapter():
+            yield
+
+    def _sums(self, forward: Any, *, inputs: dict[str, Any]) -> torch.Tensor:
+        return self._token_logps(forward, inputs=inputs).float().sum(dim=1)
+
+    @staticmethod
+    def _token_logps(forward: Any, *, inputs: dict[str, Any]) -> torch.Tensor:
+        kept = {key: value for key, value in inputs.items() if key not in ("completion_mask", *_REFERENCE_KEYS)}
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        return forward(**kept, labels=labels, fused_lm_head=True, use_cache=False).log_probs
+
+    def _objective(self, loss: torch.Tensor, *, log_probs: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        """TRL's loss, or ours where TRL has none, plus the likelihood of the chosen answer if asked for."""
+        train = self._train
+        if not _is_ours(train) and not train.nll_weight:
+            return loss
+        chosen, rejected = log_probs.float().sum(dim=1).chunk(2)
+        logps = (chosen, rejected, inputs["ref_chosen_logps"], inputs["ref_rejected_logps"])
+        if train.objective == "dpo_positive":
+            loss = dpo_positive_loss(*logps, beta=train.beta, penalty=train.positive_penalty).mean()
+        elif _is_ours(train):
+            loss = dpo_loss(*logps, beta=train.beta, label_smoothing=train.label_smoothing).mean()
+        return loss + train.nll_weight * nll_loss(chosen).mean()
+
+    @torch.no_grad()
+    def chosen_logps(self, pairs: Sequence[PreferencePair]) -> tuple[float, ...]:
+        """Summed log-probs of the chosen answers under the policy as it is now, adapter on. All processes call it."""
+        prompts = self._collator.prompts([(pair.image, pair.prompt) for pair in pairs])
+        batch = self._collator.batch(prompts, answers=[pair.chosen_ids for pair in pairs])
+        with self._evaluating() as engine:
+            return tuple(self._sums(engine, inputs=self._prepare_inputs(batch)).tolist())
+
+    @torch.no_grad()
+    def answer_logps(self, pairs: Sequence[PreferencePair], *, collator: PairCollator) -> list[torch.Tensor]:
+        """Log-prob of every token of each answer, chosen ones first, by the form that `collator` lays out.
+
+        The answers stand in the order of the pairs, whatever order the batch has. All processes call it.
+        """
+        batch = self._prepare_inputs(collator(pair_rows(pairs)))
+        order = batch.pop("pair_index").tolist()
+        with self._evaluating() as engine:
+            forward, inputs = self._forward(engine, inputs=batch)
+            logps = self._token_logps(forward, inputs=inputs)
+        is_answer = inputs["completion_mask"][:, 1:].bool()
+        rows = [row[mask].float().cpu() for row, mask in zip(logps, is_answer, strict=True)]
+        halves = rows[: len(pairs)], rows[len(pairs) :]
+        return [half[order.index(index)] for half in halves for index in range(len(pairs))]
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[Callable[..., Any]]:
+        engine = self.model_wrapped
+        engine.eval()
+        yield engine
+        engine.train()
+
+
+class StepClock(TrainerCallback):
+    """Hands every step on, and times the loop from its first batch to its last update."""
+
+    def __init__(self, *, on_step: OnStep) -> None:
+        self.losses: list[float] = []
+        self.last_logs: dict[str, float] = {}
+        self.seconds = 0.0
+        self._on_step = on_step
+        self._started = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._started = time.monotonic()
+        self.losses = [float(entry["loss"]) for entry in state.log_history if "loss" in entry]  # before a restart
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs is None or "loss" not in logs:
+            return  # the summary after the last step
+        self.seconds = time.monotonic() - self._started
+        self.losses.append(float(logs["loss"]))
+        self.last_logs = {key: float(value) for key, value in logs.items()}
+        self._on_step(state.global_step, state.max_steps, self.losses[-1])
+
+
+def _is_ours(train: Train) -> bool:
+    return train.objective == "dpo_positive" or bool(train.label_smoothing)

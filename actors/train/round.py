@@ -1,0 +1,397 @@
+"""A round of DPO: TRL's trainer on our pairs, DeepSpeed under it, a PEFT adapter out of it.
+
+Imports the whole training stack, so only train workers import it, after `actors.train.worker.prepare_process`. Knows
+one process of the group and its collectives; knows nothing of Ray, mailboxes or the loop.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import transformers
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from deepspeed.accelerator import set_accelerator
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+from deepspeed.runtime.engine import DeepSpeedEngine
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from PIL import Image
+from safetensors.torch import save_file
+from torch import distributed
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from actors.train.pair_trainer import PairTrainer, StepClock
+from actors.train.round_pairs import StreamedPairs, WholeRound
+from actors.train.settings import last_checkpoint, training_arguments
+from actors.train.shared_step import can_use_flex, family_positions, set_flex
+from actors.train.stream import PairSource
+from csr_ray.config.schema import Config
+from csr_ray.data.images import load_image
+from csr_ray.errors import ConfigError
+from csr_ray.policy.weights import merged_by_module
+from csr_ray.ports import OnStep
+from csr_ray.records import PreferencePair, TrainResult
+from csr_ray.store.folders import publish_modes, replace_directory
+from csr_ray.training.collate import LoadImage, PairCollator, PairJudge, SharedPrefixCollator
+
+_log = logging.getLogger(__name__)
+
+_MAX_PROBES = 8
+# Most nats a token by which the shared-prefix form may differ from TRL's on the rehearsal pairs, on average.
+_SAME_FORM = {"float32": 1e-3, "bfloat16": 0.1}
+
+
+class PlainCpuAccelerator(CPU_Accelerator):
+    """DeepSpeed's CPU, minus the shared-memory all-reduce that it would compile for a minute at first use.
+
+    That kernel serves inference; training over gloo never calls it.
+    """
+
+    def create_op_builder(self, op_name: str) -> Any:
+        return None if op_name == "ShareMemCommBuilder" else super().create_op_builder(op_name)
+
+
+class RoundTrainer:
+    """What one process of the group keeps from round to round: the processor and the policy to start from.
+
+    All processes of the group make the same calls in the same order.
+    """
+
+    def __init__(self, config: Config, *, model: Path) -> None:
+        self._config = config
+        self._model = model
+        _join_group(use_gpu=config.train.gpus_per_worker > 0)
+        self._processor = AutoProcessor.from_pretrained(model)
+        self._policy: PreTrainedModel | None = None
+        self._policy_adapters: tuple[str, ...] = ()
+        self._finished: PairTrainer | None = None
+        self._shares_prefix = config.train.step == "shared_prefix"  # settled by `rehearse`, so is the next
+        self._uses_flex = False
+        # What the imports left behind lives for ever; without this each of the few collections a round asks for
+        # walks through millions of objects for half a second.
+        gc.collect()
+        gc.freeze()
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether a pair is one sequence; settled by `rehearse`."""
+        return self._shares_prefix
+
+    def rehearse(self) -> None:
+        """Train two made-up pairs and forget them; settle whether this model can share the prefix of a pair.
+
+        So the first round finds everything lazily loaded already there, and a configuration that cannot train fails
+        before the first rollout, not after it.
+
+        Raises:
+            ConfigError: `train.lora_targets` names layers the model does not have, or `train.step` asks for a form
+                that gives other log-probs on this model.
+        """
+        pairs = rehearsal_pairs(self._processor)
+        self.prepare(())
+        self._shares_prefix = self._uses_flex = False
+        trainer = self._new_trainer(pairs, round_index=0, read_image=rehearsal_image, is_rehearsal=True)
+        trainer.train()
+        trainer.chosen_logps(pairs)
+        with tempfile.TemporaryDirectory() as directory:
+            save_adapter(trainer.model, output_dir=Path(directory) / "adapter")
+        if self._config.train.step != "concatenated":
+            self._settle_form(trainer, pairs=pairs)
+        self._policy, self._finished = None, trainer
+
+    def _settle_form(self, trainer: PairTrainer, *, pairs: Sequence[PreferencePair]) -> None:
+        train = self._config.train
+        separate = trainer.answer_logps(pairs, collator=self._collator(rehearsal_image, is_shared=False))
+        assert self._policy is not None
+        has_flex = can_use_flex(self._policy)
+        for use_flex in (True, False) if has_flex else (False,):
+            if has_flex:
+                set_flex(self._policy, is_on=use_flex)
+            trainer.use_flex = use_flex
+            gap, reason = self._form_gap(trainer, pairs=pairs, separate=separate)
+            _log.info("train: one sequence a pair, flex attention %s: %s", use_flex, reason)
+            if gap <= _SAME_FORM[train.dtype]:
+                self._shares_prefix, self._uses_flex = True, use_flex
+                return
+        family = type(trainer.accelerator.unwrap_model(trainer.model).get_base_model()).__name__
+        if train.step == "shared_prefix":
+            raise ConfigError(
+                f"train.step = 'shared_prefix': {family} does not give the same log-probs in that form ({reason}); "
+                f"set train.step to auto or concatenated"
+            )
+        _log.warning("train: %s: one sequence a pair: %s; falling back to TRL's concatenated form", family, reason)
+
+    def _form_gap(
+        self, trainer: PairTrainer, *, pairs: Sequence[PreferencePair], separate: Sequence[torch.Tensor]
+    ) -> tuple[float, str]:
+        """Mean gap a token between both forms, the worst of all processes, and the gap or the error in words."""
+        try:
+            together = trainer.answer_logps(pairs, collator=self._collator(rehearsal_image, is_shared=True))
+            gap = float((torch.cat(together) - torch.cat(list(separate))).abs().mean())
+            reason = f"its log-probs differ by {gap:.3g} nats a token"
+        except (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError) as error:
+            # Whatever a family's own forward makes of a row it was not written for.
+            gap, reason = math.inf, f"{type(error).__name__}: {error}"
+        worst = torch.tensor(gap if math.isfinite(gap) else math.inf, device=trainer.args.device)
+        distributed.all_reduce(worst, op=distributed.ReduceOp.MAX)
+        return float(worst), reason
+
+    def prepare(self, adapters: Sequence[str]) -> None:
+        """Let go of the last round and load the policy that base and `adapters` make, so that `train` finds it ready.
+
+        Raises:
+            ConfigError: `train.lora_targets` names layers the model does not have.
+        """
+        self._policy, self._policy_adapters = None, tuple(adapters)
+        if self._finished is not None:
+            _release(self._finished)
+            self._finished = None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        dtype = getattr(torch, self._config.train.dtype)
+        policy = load_policy(self._model, adapters=[Path(adapter) for adapter in adapters], dtype=dtype)
+        lora_pattern(policy, targets=self._config.train.lora_targets)
+        self._policy = policy
+
+    def train(
+        self,
+        pairs: Sequence[PreferencePair],
+        *,
+        round_index: int,
+        adapters: Sequence[str],
+        output_dir: Path,
+        on_step: OnStep,
+        source: PairSource | None = None,
+    ) -> TrainResult:
+        """One round of `pairs`, or of a stream. Every process returns the result; rank 0 has written the adapter.
+
+        Raises:
+            ValueError: no pair can be trained on.
+            FloatingPointError: the loss is not a number; names the step and the pairs.
+        """
+        started = time.monotonic()
+        if self._policy is None or tuple(adapters) != self._policy_adapters:
+            self.prepare(adapters)
+        stock = self._stock(pairs, source=source)
+        if not stock.has(0):
+            raise ValueError(f"round {round_index}: no pair can be trained on; dropped: {dict(stock.dropped)}")
+        checkpoints = output_dir.parent / "checkpoints" if self._config.train.checkpoint_steps else None
+        trainer = self._new_trainer(
+            stock.usable,
+            round_index=round_index,
+            checkpoints=checkpoints,
+            stream=stock if isinstance(stock, StreamedPairs) else None,
+        )
+        clock = StepClock(on_step=on_step)
+        trainer.add_callback(clock)
+        resumed = last_checkpoint(checkpoints) if checkpoints else None
+        if resumed:
+            _log.info("round %d: going on from %s", round_index, resumed)
+        waited_before_s = stock.waited_s
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        engine = trainer.model_wrapped
+        # accelerate falls back to plain data parallelism when one of its many conditions is not met.
+        assert isinstance(engine, DeepSpeedEngine), type(engine)
+        # The probe proves the hand-over for the pairs the LOOP knows, so it ends where one of them was left out.
+        leading = stock.leading(_MAX_PROBES)
+        probe_logps = trainer.chosen_logps(leading) if leading else ()
+        save_adapter(trainer.model, output_dir=output_dir)
+        if checkpoints and distributed.get_rank() == 0:
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        metrics = {**clock.last_logs, "deepspeed_stage": float(engine.zero_optimization_stage())}
+        metrics |= {f"dropped/{reason}": float(count) for reason, count in stock.dropped.items()}
+        metrics["shared_prefix"] = float(self._shares_prefix)
+        metrics |= reference_metrics(trainer.reference_gaps)
+        self._policy, self._finished = None, trainer
+        return TrainResult(
+            adapter=str(output_dir),
+            version=len(adapters) + 1,
+            num_pairs=len(stock.usable),
+            num_steps=len(clock.losses),
+            seconds=time.monotonic() - started,
+            optimizer_s=clock.seconds - (stock.waited_s - waited_before_s),
+            loss_first=clock.losses[0],
+            loss_last=clock.losses[-1],
+            probe_logps=probe_logps,
+            metrics=metrics,
+        )
+
+    def _stock(self, pairs: Sequence[PreferencePair], *, source: PairSource | None) -> WholeRound | StreamedPairs:
+        train = self._config.train
+        judge = PairJudge(processor=self._processor, load_image=load_image, max_length=train.max_length)
+        mine = judge if distributed.get_rank() == 0 else None
+        return WholeRound(pairs, judge=mine) if source is None else StreamedPairs(source, judge=mine)
+
+    def _new_trainer(
+        self,
+        pairs: Sequence[PreferencePair],
+        *,
+        round_index: int,
+        read_image: LoadImage = load_image,
+        is_rehearsal: bool = False,
+        checkpoints: Path | None = None,
+        stream: StreamedPairs | None = None,
+    ) -> PairTrainer:
+        train = self._config.train
+        assert self._policy is not None
+        num_steps = train.epochs * math.ceil(len(pairs if stream is None else stream) / train.batch_size)
+        if self._uses_flex:
+            set_flex(self._policy, is_on=True)
+        return PairTrainer(
+            self._policy,
+            args=training_arguments(
+                train,
+                seed=self._config.run.seed,
+                round_index=round_index,
+                num_steps=num_steps,
+                checkpoints=checkpoints,
+            ),
+            # Made-up pairs have no log-probs that a check could pass.
+            train=train.model_copy(update={"reference": "recompute"}) if is_rehearsal else train,
+            pairs=pairs,
+            stream=stream,
+            collator=self._collator(read_image, is_shared=self._shares_prefix),
+            use_flex=self._uses_flex,
+            lora=LoraConfig(
+                r=train.lora_rank,
+                lora_alpha=train.lora_alpha,
+                lora_dropout=0.0,
+                target_modules=lora_pattern(self._policy, targets=train.lora_targets),
+                task_type="CAUSAL_LM",
+            ),
+        )
+
+    def _collator(self, read_image: LoadImage, *, is_shared: bool) -> PairCollator:
+        if not is_shared:
+            return PairCollator(processor=self._processor, load_image=read_image)
+        assert self._policy is not None
+        return SharedPrefixCollator(
+            processor=self._processor,
+            load_image=read_image,
+            positions=family_positions(self._policy),
+            budget=self._config.train.pack_tokens,
+        )
+
+
+def rehearsal_pairs(processor: Any) -> list[PreferencePair]:
+    """Two pairs of unlike lengths made of ordinary words, for `RoundTrainer.rehearse`."""
+    tokenizer = processor.tokenizer
+    words = tokenizer("The image shows a small red house near two tall trees.", add_special_tokens=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    answers = (((*words, end), (*words[:3], end)), ((words[0], end), (*words[2:], *words[:2], end)))
+    return [
+        PreferencePair(
+            id=f"rehearsal-{index}",
+            image="",
+            prompt=("Describe the image.", "What is there?")[index],
+            chosen="",
+            rejected="",
+            chosen_ids=tuple(chosen),
+            rejected_ids=tuple(rejected),
+            chosen_logp=-1.0,
+            rejected_logp=-2.0,
+            chosen_reward=1.0,
+            rejected_reward=0.0,
+            chosen_nodes=(),
+            rejected_nodes=(),
+            policy_version=0,
+            method="rehearsal",
+            seed=0,
+        )
+        for index, (chosen, rejected) in enumerate(answers)
+    ]
+
+
+def rehearsal_image(_: str) -> Image.Image:
+    """A gradient, so that no two patches are alike."""
+    return Image.linear_gradient("L").resize((96, 64)).convert("RGB")
+
+
+def reference_metrics(gaps: Sequence[float]) -> dict[str, float]:
+    """Mean and largest gap a token between engine and trainer, empty where none was measured."""
+    if not gaps:
+        return {}
+    return {"reference_gap/mean": sum(gaps) / len(gaps), "reference_gap/max": max(gaps)}
+
+
+def load_policy(model: Path, *, adapters: Sequence[Path], dtype: torch.dtype) -> PreTrainedModel:
+    """Base plus adapters, rounded once to the checkpoint's dtype as the generators have it, then cast to `dtype`."""
+    policy = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
+    with torch.no_grad():
+        for _, module, tensor in merged_by_module(model, adapters=adapters):
+            policy.get_parameter(f"{module}.weight").copy_(tensor)
+    return policy
+
+
+def lora_pattern(policy: torch.nn.Module, *, targets: Sequence[str]) -> str:
+    """A regular expression that matches the target layers of the language model only, never the vision tower's.
+
+    Raises:
+        ConfigError: a target matches nothing there; lists the linear layers there are.
+    """
+    linear = [
+        name
+        for name, module in policy.named_modules()
+        if isinstance(module, torch.nn.Linear) and "language_model" in name.split(".")
+    ]
+    known = sorted({name.rpartition(".")[2] for name in linear})
+    missing = [target for target in targets if target not in known]
+    if missing or not targets:
+        raise ConfigError(
+            f"train.lora_targets = {list(targets)!r}: no linear layer of the language model is called "
+            f"{', '.join(missing) or 'nothing'}; there are {', '.join(known) or 'none at all'}"
+        )
+    return rf".*\blanguage_model\..*\.({'|'.join(re.escape(target) for target in targets)})"
+
+
+def save_adapter(model: PeftModel, *, output_dir: Path) -> None:
+    """Write the adapter in PEFT's layout; the folder appears whole or not at all. All processes call it."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    is_sharded = any(hasattr(parameter, "ds_id") for parameter in trained.values())
+    with deepspeed.zero.GatheredParameters(list(trained.values()), enabled=is_sharded):
+        state = {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
+    if distributed.get_rank() == 0:
+        tensors = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+        config = model.peft_config["default"]
+        config.inference_mode = True
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
+        try:
+            save_file(tensors, staging / "adapter_model.safetensors", metadata={"format": "pt"})
+            config.save_pretrained(str(staging))
+            publish_modes(staging)
+            replace_directory(staging, target=output_dir)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+    distributed.barrier()  # nobody reports an adapter that is not there yet
+
+
+def _join_group(*, use_gpu: bool) -> None:
+    transformers.logging.set_verbosity_warning()
+    if use_gpu:
+        PartialState()
+    else:
+        set_accelerator(PlainCpuAccelerator())
+        # Without the name of a backend accelerate takes several CPU processes for one.
+        PartialState(backend="gloo")
+
+
+def _release(trainer: PairTrainer) -> None:
+    """Clear what accelerate, transformers and DeepSpeed keep in module globals; else the next round cannot start."""
+    trainer.accelerator.free_memory()  # destroys the DeepSpeed engine, too
+    unset_hf_deepspeed_config()
+    AcceleratorState._reset_state()  # transformers' own way to a second Accelerator; the process group stays
+    GradientState._reset_state()

@@ -1,0 +1,128 @@
+"""The shared-prefix layout (`csr_ray.training.shared_prefix`) run through a transformers model under TRL's own loss.
+
+TRL's loss asks its model for the log-probs of [prompt | answer] rows; `SharedPrefixForward` stands in for that model,
+computes all rows from one sequence a pair and answers in TRL's shape. So every loss and metric of TRL stays TRL's.
+Attention is SDPA with an explicit mask on a CPU, FlexAttention with a block mask on a GPU. Knows transformers and
+TRL's fused head; knows nothing of optimizers, rounds or references.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from csr_ray.training.collate import Positions
+from csr_ray.training.shared_prefix import PREFIX, spread, visibility
+
+_FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+
+
+class SharedPrefixForward:
+    """Called as TRL calls its model: with `labels` [2P, 1 + A] and `fused_lm_head=True`. For one batch.
+
+    Args:
+        model: the engine, or whatever else runs the policy; its backbone went through `keep_only_sources`.
+        shared: `SharedPrefixCollator`'s `shared`, on the model's device.
+    """
+
+    def __init__(self, model: Callable[..., Any], *, shared: Mapping[str, Any], use_flex: bool) -> None:
+        self._model = model
+        positions = shared["positions"]
+        mask = block_mask if use_flex else visibility
+        self._inputs = {
+            "input_ids": shared["input_ids"],
+            "position_ids": positions[0] if len(positions) == 1 else positions,
+            "attention_mask": mask(shared["pair"], shared["branch"]),
+            "answer_sources": shared["sources"],
+            **shared["kinds"],
+            **shared["images"],
+        }
+        self.log_probs: torch.Tensor | None = None
+        """[2P, A], chosen answers first, of the last call; 0 behind an answer's end."""
+
+    def __call__(self, *, labels: torch.Tensor, **_: Any) -> Any:
+        is_answer = labels[:, 1:] != -100
+        targets = labels[:, 1:][is_answer][None]
+        # The backbone hands the head answer tokens only, so no logits are made of image and prompt, and those of the
+        # answers tile by tile.
+        output = self._model(**self._inputs, shift_labels=targets, fused_lm_head=True, use_cache=False)
+        for field in _FIELDS:
+            value = getattr(output, field)
+            if value is not None:
+                setattr(output, field, spread(value[0], is_answer=is_answer))
+        self.log_probs = output.log_probs
+        return output
+
+
+class Recording:
+    """TRL's model as it is, remembering the log-probs [2P, T - 1] it gave. For one batch."""
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        self._model = model
+        self.log_probs: torch.Tensor | None = None
+
+    def __call__(self, **inputs: Any) -> Any:
+        output = self._model(**inputs)
+        self.log_probs = output.log_probs
+        return output
+
+
+def keep_only_sources(policy: PreTrainedModel) -> None:
+    """Let the policy's backbone, given `answer_sources` [N], return the hidden states of these flat positions alone.
+
+    Without that argument it is unchanged. The hidden states come as [1, N, d].
+    """
+    sources: list[torch.Tensor | None] = [None]
+
+    def before(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        sources[0] = kwargs.pop("answer_sources", None)
+        return args, kwargs
+
+    def after(_: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        if sources[0] is not None:
+            output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[sources[0]][None]
+        return output
+
+    backbone = policy.base_model
+    assert backbone is not policy, type(policy)
+    backbone.register_forward_pre_hook(before, with_kwargs=True)
+    backbone.register_forward_hook(after, with_kwargs=True)
+
+
+def family_positions(policy: PreTrainedModel) -> Positions | None:
+    """The model's own position ids of a prompt where it has more than a count of tokens (Qwen-VL's three axes)."""
+    rope_index = getattr(policy.base_model, "get_rope_index", None)
+    if rope_index is None:
+        return None
+    known = set(inspect.signature(rope_index).parameters)
+
+    def positions(prompts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return rope_index(**{key: value for key, value in prompts.items() if key in known})[0]
+
+    return positions
+
+
+def can_use_flex(policy: PreTrainedModel) -> bool:
+    """Whether FlexAttention can train this model here: it has no backward on a CPU."""
+    return torch.cuda.is_available() and bool(getattr(policy, "_supports_flex_attn", False))
+
+
+def set_flex(policy: PreTrainedModel, *, is_on: bool) -> None:
+    """Let the language model run FlexAttention, or SDPA again. The vision tower stays: it never sees the mask."""
+    policy.set_attn_implementation({"text_config": "flex_attention" if is_on else "sdpa"})
+
+
+def block_mask(pair: torch.Tensor, branch: torch.Tensor) -> Any:
+    """`visibility` of the shared prefix as FlexAttention's block mask: whole blocks of hidden keys are skipped."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def may_see(row: Any, head: Any, query: Any, key: Any) -> Any:
+        same_answer = (branch[row, key] == PREFIX) | (branch[row, key] == branch[row, query])
+        return (query >= key) & (pair[row, query] == pair[row, key]) & same_answer
+
+    num_rows, length = pair.shape
+    return create_block_mask(may_see, B=num_rows, H=None, Q_LEN=length, KV_LEN=length, device=pair.device)

@@ -1,0 +1,226 @@
+"""One worker of the train group: takes orders (a round's pairs each) until there are no more.
+
+Consumes: orders from the group's mailbox actor. Produces: steps, and one answer a round, back through it. Imports and
+the base model are loaded before the first order is asked for, and each following policy is merged while the loop is
+busy elsewhere, so an order finds a worker that is ready to step. What a step is stands in `actors.train.round`,
+imported here only after the process environment is set. Knows no Ray placement and no loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.train.stream import UsableSoFar
+from csr_ray.config.schema import Config, Train
+from csr_ray.errors import UserError
+from csr_ray.records import PreferencePair, TrainResult
+
+if TYPE_CHECKING:
+    from actors.train.round import RoundTrainer
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """One round of training. Carries everything, or says that it streams, so a restarted worker can take it up.
+
+    Attributes:
+        number: position in the run of this group, from 0.
+        num_pairs_at_most: of a stream, whose pairs are not in `pairs` but come through the mailbox; else None.
+        adapters: what makes the policy of the round, on top of the base model; oldest first.
+    """
+
+    number: int
+    round_index: int
+    pairs: tuple[PreferencePair, ...]
+    adapters: tuple[str, ...]
+    output_dir: str
+    num_pairs_at_most: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A worker can take its first order; `seconds` is what its imports, model load and rehearsal took."""
+
+    rank: int
+    host: str
+    pid: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """An optimizer step of order `number` is done."""
+
+    number: int
+    step: int
+    num_steps: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """The answer to order `number`."""
+
+    number: int
+    result: TrainResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A worker ends with an error.
+
+    Attributes:
+        user_error: the error, where the user can mend it.
+        may_pass: the cause may be another worker's death: what torch's collectives raise in those that are left.
+    """
+
+    rank: int
+    summary: str
+    details: str
+    may_pass: bool
+    user_error: UserError | None = field(default=None)
+
+
+Event = Ready | Step | Done | Failed
+
+
+class Stopped(Exception):
+    """The group is being closed; leave without a word."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mailbox:
+    """The worker's side of the group's mailbox actor."""
+
+    actor: Any
+
+    def next_order(self, *, after: int) -> Order | None:
+        """Wait for the order that follows number `after`; None when there will be none."""
+        import ray
+
+        return ray.get(self.actor.next_order.remote(after=after))
+
+    def post(self, event: Event) -> None:
+        """Hand an event to the driver.
+
+        Raises:
+            Stopped: nobody will read it, the group is being closed.
+        """
+        import ray
+
+        if not ray.get(self.actor.post.remote(event)):
+            raise Stopped
+
+
+@dataclass(frozen=True, kw_only=True)
+class MailboxSource:
+    """The `PairSource` of the order in work. Every call raises Stopped once the group is being closed."""
+
+    mailbox: Mailbox
+    num_pairs_at_most: int
+
+    def arrived(self, *, start: int) -> tuple[PreferencePair, ...]:
+        return self._ask("arrived", start=start)
+
+    def judge(self, verdicts: Sequence[str | None], *, start: int) -> None:
+        self._ask("judge", verdicts, start=start)
+
+    def usable(self, *, start: int, wait: bool) -> UsableSoFar:
+        return self._ask("usable", start=start, wait=wait)
+
+    def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        import ray
+
+        answer = ray.get(getattr(self.mailbox.actor, method).remote(*args, **kwargs))
+        if answer is None:
+            raise Stopped
+        return answer
+
+
+def train_loop(setup: Mapping[str, Any]) -> None:
+    """What Ray Train runs in every worker process. `setup`: config, model, adapters (of the first order), mailbox."""
+    from ray import train
+
+    rank = train.get_context().get_world_rank()
+    mailbox = Mailbox(actor=setup["mailbox"])
+    try:
+        _serve(setup["config"], model=Path(setup["model"]), adapters=setup["adapters"], mailbox=mailbox, rank=rank)
+    except Stopped:
+        return
+    except Exception as error:
+        # Ray Train reports a failure seconds later and wrapped in its own; the driver should read this one now.
+        failed = Failed(
+            rank=rank,
+            summary=f"{type(error).__name__}: {error}",
+            details=traceback.format_exc(),
+            may_pass=isinstance(error, RuntimeError),
+            user_error=error if isinstance(error, UserError) else None,
+        )
+        try:
+            mailbox.post(failed)
+        except Stopped:
+            return
+        raise
+
+
+def _serve(config: Config, *, model: Path, adapters: tuple[str, ...], mailbox: Mailbox, rank: int) -> None:
+    started = time.monotonic()
+    prepare_process(config.train)
+    from actors.train.round import RoundTrainer
+
+    trainer = RoundTrainer(config, model=model)
+    trainer.rehearse()
+    trainer.prepare(adapters)
+    seconds = time.monotonic() - started
+    mailbox.post(Ready(rank=rank, host=socket.gethostname(), pid=os.getpid(), seconds=seconds))
+    number = -1
+    while (order := mailbox.next_order(after=number)) is not None:
+        number = order.number
+        result = _train(trainer, order=order, mailbox=mailbox, rank=rank)
+        if rank == 0:
+            mailbox.post(Done(number=number, result=result))
+        trainer.prepare((*order.adapters, result.adapter))
+
+
+def _train(trainer: RoundTrainer, *, order: Order, mailbox: Mailbox, rank: int) -> TrainResult:
+    def on_step(step: int, num_steps: int, loss: float) -> None:
+        if rank == 0:
+            mailbox.post(Step(number=order.number, step=step, num_steps=num_steps, loss=loss))
+
+    source = None
+    if order.num_pairs_at_most is not None:
+        source = MailboxSource(mailbox=mailbox, num_pairs_at_most=order.num_pairs_at_most)
+    _log.info("rank %d: round %d, %d pairs%s", rank, order.round_index, len(order.pairs), ", a stream" * bool(source))
+    return trainer.train(
+        order.pairs,
+        round_index=order.round_index,
+        adapters=order.adapters,
+        output_dir=Path(order.output_dir),
+        on_step=on_step,
+        source=source,
+    )
+
+
+def prepare_process(config: Train) -> None:
+    """Set what torch, accelerate and DeepSpeed read from the environment; has to precede their import."""
+    # accelerate leaves DeepSpeed out, without a word, unless this stands before its first state object.
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if config.gpus_per_worker == 0:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        import torch
+
+        # Ray has set OMP_NUM_THREADS to the worker's CPU share, at least 1; this overrides it.
+        torch.set_num_threads(config.threads or os.cpu_count() or 1)

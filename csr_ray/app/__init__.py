@@ -1,0 +1,1 @@
+"""From a command to a finished run: the commands, the plan, the doctor and the console."""

@@ -1,0 +1,105 @@
+"""What a person sees while a run goes on: a live line a stage, and a line that stays when it is done.
+
+In a terminal the current stage has a bar with rate and time left; elsewhere (a log file, a job) the same facts
+come as plain lines, at most one every `PLAIN_EVERY_S` seconds. The chatter of the machinery is not here: each actor
+writes to its own file under the run folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from csr_ray.stages.view import Progress
+
+PLAIN_EVERY_S = 15.0
+
+
+class ConsoleView:
+    """The view on a terminal or in a log."""
+
+    def __init__(self, *, num_rounds: int, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self._num_rounds = num_rounds
+        self._live = self._console.is_terminal
+
+    def say(self, line: str) -> None:
+        self._console.print(f"  {line}", soft_wrap=True)
+
+    def metrics(self, *, version: int, metrics: dict[str, float]) -> None:
+        shown = {
+            "hallucinating answers": metrics.get("chair_s"),
+            "recall": metrics.get("recall"),
+            "yes/no accuracy": metrics.get("pope_acc"),
+        }
+        text = ", ".join(f"{name} {100 * value:.1f} %" for name, value in shown.items() if value is not None)
+        self.say(f"[bold]policy version {version}[/bold]: {text}")
+
+    @contextlib.contextmanager
+    def stage(self, name: str, *, total: int | None, unit: str, round_index: int | None) -> Iterator[Progress]:
+        label = (
+            name if round_index is None or round_index < 0 else f"round {round_index + 1}/{self._num_rounds} {name}"
+        )
+        if self._live:
+            with self._live_stage(label, total=total, unit=unit) as stage:
+                yield stage
+        else:
+            with self._plain_stage(label, total=total, unit=unit) as stage:
+                yield stage
+        figures = stage.figures()
+        done = f"{stage.done} {stage.unit} in " if stage.done > 1 else ""
+        self._console.print(
+            f"[green]✓[/green] {label:<24} {done}{stage.seconds:.1f} s" + (f"  ({figures})" if figures else ""),
+            soft_wrap=True,
+        )
+
+    @contextlib.contextmanager
+    def _live_stage(self, label: str, *, total: int | None, unit: str) -> Iterator[Progress]:
+        progress = Bar(
+            SpinnerColumn(),
+            TextColumn("{task.description:<24}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:.0f}/{task.fields[shown_total]} " + unit),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[figures]}", style="dim"),
+            console=self._console,
+            transient=True,
+            refresh_per_second=5,
+        )
+        with progress:
+            task: TaskID = progress.add_task(
+                label, total=total, figures="", shown_total="?" if total is None else str(total)
+            )
+
+            def show(stage: Progress) -> None:
+                progress.update(
+                    task,
+                    completed=stage.done,
+                    total=stage.total,
+                    figures=stage.figures(),
+                    shown_total="?" if stage.total is None else str(stage.total),
+                )
+
+            yield Progress(name=label, unit=unit, total=total, on_change=show)
+
+    @contextlib.contextmanager
+    def _plain_stage(self, label: str, *, total: int | None, unit: str) -> Iterator[Progress]:
+        last_s = time.perf_counter()
+
+        def show(stage: Progress) -> None:
+            nonlocal last_s
+            now_s = time.perf_counter()
+            if now_s - last_s >= PLAIN_EVERY_S:
+                last_s = now_s
+                self._console.print(
+                    f"  {label}: {stage.done}/{stage.total if stage.total is not None else '?'} {unit}, "
+                    f"{stage.figures()}",
+                    soft_wrap=True,
+                )
+
+        yield Progress(name=label, unit=unit, total=total, on_change=show)

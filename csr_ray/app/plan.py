@@ -1,0 +1,161 @@
+"""What a config resolves to before anything is started: paths checked, actors counted, tokens estimated.
+
+Touches files, starts nothing, imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from csr_ray.config.load import parse_config, to_plain
+from csr_ray.config.schema import Config
+from csr_ray.errors import ConfigError
+
+_WORLD = "${world}"
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "image_processor_config.json")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+# Sentences of an answer to a "describe" prompt, for the estimate only.
+_EXPECTED_SENTENCES = 6
+_EXPECTED_SENTENCE_TOKENS = 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The resolved run, for a person to read before it starts."""
+
+    config: Config
+    num_prompts_a_round: int | None
+    nodes_a_prompt: int
+    tokens_a_round: int | None
+
+
+def resolve_world(config: Config, *, folder: Path) -> Config:
+    """The config with `${world}` replaced by the folder the embedded world is in."""
+    text = json.dumps(to_plain(config)).replace(_WORLD, str(folder))
+    return parse_config(json.loads(text))
+
+
+def uses_world(config: Config) -> bool:
+    """Whether any value needs the embedded world.
+
+    Raises:
+        ConfigError: a value says `${world}` but `world.enabled` is false.
+    """
+    mentioned = _WORLD in json.dumps(to_plain(config))
+    if mentioned and not config.world.enabled:
+        raise ConfigError("world.enabled = false contradicts a value with ${world}: set world.enabled=true")
+    return config.world.enabled
+
+
+def check_paths(config: Config) -> None:
+    """Raises ConfigError for the first path that cannot be used: key, value, what is missing."""
+    check_policy(config.policy.model)
+    _check_scorer(config.scorer.model)
+    if "://" not in config.data.prompts and not Path(config.data.prompts).expanduser().is_file():
+        raise ConfigError(f"data.prompts = {config.data.prompts!r}: no such file")
+    images = config.data.images
+    if images is not None and "://" not in images and not Path(images).expanduser().is_dir():
+        raise ConfigError(f"data.images = {images!r}: no such folder")
+    if config.eval.benchmarks and not Path(str(config.eval.data)).is_dir():
+        raise ConfigError(f"eval.data = {config.eval.data!r}: no such folder")
+    if "://" in config.run.dir:
+        raise ConfigError(f"run.dir = {config.run.dir!r}: only a local or mounted folder can hold a run")
+    if Path(config.run.dir).exists() and not Path(config.run.dir).is_dir():
+        raise ConfigError(f"run.dir = {config.run.dir!r}: it is a file; name a folder")
+
+
+def make_plan(config: Config, *, num_prompts: int | None) -> Plan:
+    """Counts and estimates. `num_prompts` is what the prompt file holds, None if it was not read."""
+    search = config.search
+    depth = min(search.max_sentences, _EXPECTED_SENTENCES)
+    nodes = search.candidates * (1 + search.width * (depth - 1))
+    per_round = config.data.per_round or num_prompts
+    if num_prompts is not None and per_round is not None:
+        per_round = min(per_round, num_prompts)
+    tokens_a_sentence = min(search.max_sentence_tokens, _EXPECTED_SENTENCE_TOKENS)
+    return Plan(
+        config=config,
+        num_prompts_a_round=per_round,
+        nodes_a_prompt=nodes,
+        tokens_a_round=None if per_round is None else per_round * nodes * tokens_a_sentence,
+    )
+
+
+def print_plan(plan: Plan, *, console: Console | None = None) -> None:
+    """The plan as a table: who runs, on what, and how much work to expect."""
+    console = console or Console(highlight=False)
+    config = plan.config
+    table = Table(title=f"{config.method}: {config.run.rounds} rounds into {config.run.dir}", title_justify="left")
+    for name in ("role", "actors", "CPUs each", "GPUs each", "what it runs"):
+        table.add_column(name)
+    rows = (
+        ("generator", _span(config.generators.min, config.generators.max), config.generators.cpus,
+         config.generators.gpus, f"vLLM, {config.policy.model}, {config.policy.dtype}"),
+        ("scorer", _span(config.scorers.min, config.scorers.max), config.scorers.cpus, config.scorers.gpus,
+         f"open_clip, {config.scorer.model}, {config.scorer.dtype}"),
+        ("train worker", str(config.train.workers), config.train.cpus_per_worker, config.train.gpus_per_worker,
+         f"DPO, LoRA r{config.train.lora_rank}, DeepSpeed ZeRO-{config.train.deepspeed_stage}, {config.train.dtype}"),
+    )  # fmt: skip
+    for role, actors, cpus, gpus, what in rows:
+        table.add_row(role, actors, f"{cpus:g}", f"{gpus:g}", what)
+    console.print(table)
+    prompts = "?" if plan.num_prompts_a_round is None else f"{plan.num_prompts_a_round:,}"
+    tokens = "?" if plan.tokens_a_round is None else f"about {_rounded(plan.tokens_a_round):,}"
+    steps = "?"
+    if plan.num_prompts_a_round is not None:
+        steps = f"{config.train.epochs * math.ceil(plan.num_prompts_a_round / config.train.batch_size):,}"
+    console.print(
+        f"a round: {prompts} prompts, up to {plan.nodes_a_prompt} sentences each, {tokens} tokens to generate "
+        f"(at {_EXPECTED_SENTENCES} sentences an answer), at most {steps} optimizer steps of "
+        f"{config.train.batch_size} pairs"
+    )
+    console.print(f"evaluation: {', '.join(config.eval.benchmarks) or 'none'}")
+
+
+def check_policy(model: str) -> None:
+    """Raises ConfigError if `policy.model` is neither a Hugging Face model folder nor a hub id."""
+    folder = Path(model).expanduser()
+    if not folder.exists():
+        looks_like_hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
+        if looks_like_hub_id:
+            return
+        raise ConfigError(f"policy.model = {model!r}: no such folder (and not a hub id of the form owner/name)")
+    missing = _missing_model_files(folder) if folder.is_dir() else ["it is a file, not a folder"]
+    if missing:
+        raise ConfigError(f"policy.model = {model!r}: not a Hugging Face model folder; missing: {', '.join(missing)}")
+
+
+def _missing_model_files(folder: Path) -> list[str]:
+    missing = [] if (folder / "config.json").is_file() else ["config.json"]
+    if not any(folder.glob("*.safetensors")):
+        missing.append("*.safetensors (weights)")
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        missing.append("tokenizer.json")
+    if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
+        missing.append("preprocessor_config.json (the image processor)")
+    return missing
+
+
+def _check_scorer(model: str) -> None:
+    folder = Path(model).expanduser()
+    if not folder.exists():
+        if model.startswith((".", "/", "~")):
+            raise ConfigError(f"scorer.model = {model!r}: no such folder")
+        return
+    if not (folder / "open_clip_config.json").is_file():
+        raise ConfigError(f"scorer.model = {model!r}: not an open_clip folder; missing: open_clip_config.json")
+
+
+def _span(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _rounded(value: int) -> int:
+    digits = max(len(str(value)) - 2, 0)
+    return round(value, -digits)

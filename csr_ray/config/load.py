@@ -1,0 +1,225 @@
+"""Reads a config: YAML, presets, `key.sub=value` overrides; and says in one line what is wrong with it.
+
+`ConfigError` names the key, the value and what is allowed. Imports no heavy library and touches no file but the YAML
+itself; paths are checked by `csr_ray.app.plan`. What keys there are is `csr_ray.config.schema`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from csr_ray.config.schema import Config, Section
+from csr_ray.errors import ConfigError
+
+# What a preset sets unless the user sets the key too. Sources: the paper (section 3.1, framework figure, appendix)
+# and the released code (sample.py, score.py, construct.py); `default` is this project's own measurement.
+# docs/reward.md has them side by side.
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "default": {},
+    "paper": {
+        "search": {
+            "expand": "diverse_greedy",
+            "width": 5,
+            "keep_worst": 2,
+            "max_sentence_tokens": 74,
+            "max_answer_tokens": 1024,
+            "refuse_repeats": False,
+        },
+        "reward": {"self_score": "product", "aggregate": "sum"},
+    },
+    "reference": {
+        "search": {
+            "expand": "diverse_greedy",
+            "width": 3,
+            "keep_worst": 2,
+            "keep_all_up_to": 4,
+            "guide": "self_score",
+            "sentence_end": "period_token",
+            "eos": "continue",
+            "merge_equal": False,
+            "refuse_repeats": False,
+            "max_sentences": 1024,
+            "max_sentence_tokens": 70,
+            "max_answer_tokens": 4096,
+            "max_chars": 1024,
+        },
+        "reward": {
+            "self_score": "mean_logp",
+            "count_penalty": True,
+            "floor_image": False,
+            "blend": "sibling_ranks",
+            "aggregate": "mean_with_root",
+            "cleaning": "released",
+        },
+        "pairs": {"min_margin": None},
+    },
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that also reads 5e-4 as a number (YAML 1.1 wants 5.0e-4) and keeps off/on/yes/no as booleans."""
+
+
+def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping whose keys are unique: the second of two equal keys would silently win."""
+    keys = [key.value for key, _ in node.value]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is given twice", node.start_mark)
+    loader.flatten_mapping(node)
+    return {
+        loader.construct_object(key, deep=True): loader.construct_object(value, deep=True)
+        for key, value in node.value
+    }
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def load_config(path: Path | str, *, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML config, apply `key.sub=value` overrides, fill the preset's values, validate.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or a key or value is wrong; one line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"config {path}: no such file")
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader subclass: plain values only
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config {path}: expected sections (run, data, policy, ...), found {type(tree).__name__}")
+    for override in overrides:
+        _apply_override(tree, override=override)
+    return parse_config(tree)
+
+
+def parse_config(tree: dict[str, Any]) -> Config:
+    """Validate a tree of plain values. Raises ConfigError with one line."""
+    tree = _with_preset(tree)
+    try:
+        return Config.model_validate(_lists_to_tuples(tree))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+
+
+def to_plain(config: Config) -> dict[str, Any]:
+    """The config as plain values, for YAML and for comparing two runs."""
+    return config.model_dump(mode="json")
+
+
+def differing_keys(left: dict[str, Any], right: dict[str, Any], *, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two plain configs, as `key: left != right`."""
+    rows: list[str] = []
+    for key in sorted(set(left) | set(right)):
+        a, b, name = left.get(key), right.get(key), f"{prefix}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            rows += differing_keys(a, b, prefix=f"{name}.")
+        elif a != b:
+            rows.append(f"{name}: {a!r} != {b!r}")
+    return rows
+
+
+def _apply_override(tree: dict[str, Any], *, override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: expected key.sub=value")
+    parts = key.split(".")
+    place = tree
+    for part in parts[:-1]:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"override {override!r}: {part} is a value, not a section")
+    try:
+        place[parts[-1]] = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: value is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _with_preset(tree: dict[str, Any]) -> dict[str, Any]:
+    search = tree.get("search") or {}
+    name = search.get("preset", "default") if isinstance(search, dict) else None
+    preset = PRESETS.get(name, {}) if isinstance(name, str) else {}
+    merged = dict(tree)
+    for section, values in preset.items():
+        given = merged.get(section) or {}
+        if isinstance(given, dict):
+            merged[section] = {**values, **given}
+    sections = {key for key, field in Config.model_fields.items() if _is_section(field.annotation)}
+    return {key: ({} if value is None and key in sections else value) for key, value in merged.items()}
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists_to_tuples(item) for key, item in value.items()}
+    return tuple(_lists_to_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def _section_fields(location: Sequence[int | str]) -> list[str]:
+    model: Any = Config
+    for part in location:
+        model = model.model_fields[str(part)].annotation
+    return sorted(model.model_fields)
+
+
+def _one_line(error: ValidationError) -> str:
+    errors = error.errors()
+    first = errors[0]
+    key = ".".join(str(part) for part in first["loc"])
+    value = first["input"]
+    if first["type"] == "extra_forbidden":
+        allowed = _section_fields(first["loc"][:-1])
+        close = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        line = f"{key} = {value!r}: unknown key; {hint}allowed here: {', '.join(allowed)}"
+    elif first["type"] == "missing":
+        line = f"{key}: missing; give it in the config or as {key}=..."
+    elif first["type"] == "value_error":
+        message = str(first["msg"]).removeprefix("Value error, ")
+        line = (
+            f"{key}: {message}" if key else message
+        )  # no key: sections contradict each other, the message names them
+    elif first["type"] == "tuple_type":
+        line = f"{key} = {value!r}: expected a list, for example [{value}]"
+    else:
+        line = f"{key} = {value!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return line + more
+
+
+def print_keys() -> None:
+    """Every key with its type, default and meaning, section by section."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for name, field in Config.model_fields.items():
+        section: Any = field.annotation
+        if not _is_section(section):
+            console.print(f"[bold]{name}[/bold] = {field.default!r}  {field.description}", markup=True)
+            continue
+        table = Table(title=name, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
+        for key, entry in section.model_fields.items():
+            default = "required" if entry.is_required() else yaml.safe_dump(entry.default).split("\n")[0]
+            shown = list(entry.default) if isinstance(entry.default, tuple) else default
+            table.add_row(Text(f"{name}.{key}"), Text(str(shown)), Text(entry.description or ""))
+        console.print(table)

@@ -1,0 +1,1 @@
+"""What a run is fed with: prompt files, images and chat templates."""

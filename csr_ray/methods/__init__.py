@@ -1,0 +1,1 @@
+"""The alignment methods, one short file each."""

@@ -1,0 +1,1 @@
+"""The policy's weights on disk: merged, summed, packed for travel."""

@@ -1,0 +1,289 @@
+"""Policy weights on disk: a base checkpoint plus LoRA adapters, merged without drift.
+
+Every merged tensor is base + sum_i (alpha_i / r_i) B_i A_i, formed in float32 from the ORIGINAL base and rounded
+once, so that whoever merges (trainer, generators, the exported model) gets the same bits. Tensors go by the base
+checkpoint's own names, whatever the training library calls its modules. The same sum as one adapter, for who keeps
+the base as it is: `combined_tensors`. Knows safetensors and PEFT's file layout; knows nothing of PEFT, engines or
+actors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import shutil
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from csr_ray.store.folders import publish_modes, replace_directory
+
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PEFT_PREFIX = "base_model.model."
+
+# Where released checkpoints and transformers' module trees keep the decoder layers of a vision-language model. The
+# same layer is `language_model.model.layers.0` in a LLaVA checkpoint, `model.layers.0` in a Qwen2.5-VL one and
+# `model.language_model.layers.0` in memory.
+_DECODER_HOMES = ("language_model.model.", "model.language_model.", "language_model.", "model.", "")
+# `language_model.model.layers.0.self_attn`, and what lies below it.
+_BLOCK = re.compile(r"(.*?\.\d+\.[^.]+)\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraDelta:
+    """One layer's low-rank update, `scale * up @ down`.
+
+    Attributes:
+        down: [r, in], PEFT's lora_A.
+        up: [out, r], PEFT's lora_B.
+        scale: alpha / r.
+    """
+
+    down: torch.Tensor
+    up: torch.Tensor
+    scale: float
+
+    def dense(self) -> torch.Tensor:
+        """[out, in] in float32."""
+        return (self.up.float() @ self.down.float()) * self.scale
+
+
+def tensor_files(base: Path) -> dict[str, Path]:
+    """Which safetensors file of a Hugging Face folder holds each tensor.
+
+    Raises:
+        ValueError: the folder has no safetensors weights.
+    """
+    if (base / _INDEX).is_file():
+        weight_map = json.loads((base / _INDEX).read_text())["weight_map"]
+        return {name: base / file for name, file in weight_map.items()}
+    if (base / _SINGLE).is_file():
+        with safe_open(base / _SINGLE, framework="pt") as weights:
+            return dict.fromkeys(weights.keys(), base / _SINGLE)
+    raise ValueError(f"model folder {base}: neither {_INDEX} nor {_SINGLE}; save the model as safetensors")
+
+
+def checkpoint_name(module: str, *, names: Collection[str]) -> str | None:
+    """The checkpoint's name for the weight of an in-memory module, or None if the checkpoint has no such layer.
+
+    Example:
+        `model.language_model.layers.0.mlp.up_proj` -> `language_model.model.layers.0.mlp.up_proj.weight`.
+    """
+    if f"{module}.weight" in names:
+        return f"{module}.weight"
+    home = next((home for home in _DECODER_HOMES if module.startswith(home)), "")
+    tail = module.removeprefix(home)
+    found = [name for name in (f"{other}{tail}.weight" for other in _DECODER_HOMES) if name in names]
+    return found[0] if len(found) == 1 else None
+
+
+def lora_deltas(adapter: Path) -> dict[str, LoraDelta]:
+    """The updates of a PEFT adapter folder, by the module name it was trained under.
+
+    Raises:
+        ValueError: files are missing, or the adapter uses a variant whose update is not alpha / r B A.
+    """
+    for file in (_ADAPTER_CONFIG, _ADAPTER_WEIGHTS):
+        if not (adapter / file).is_file():
+            raise ValueError(f"adapter {adapter}: no {file}")
+    config = json.loads((adapter / _ADAPTER_CONFIG).read_text())
+    for key in ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "modules_to_save"):
+        if config.get(key):
+            raise ValueError(f"adapter {adapter}: {key} = {config[key]!r} cannot be merged here; train a plain LoRA")
+    rank = config["r"]
+    scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    with safe_open(adapter / _ADAPTER_WEIGHTS, framework="pt") as weights:
+        tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 - not a dict
+    deltas = {}
+    for name, tensor in tensors.items():
+        if name.endswith(".lora_A.weight"):
+            module = name.removesuffix(".lora_A.weight")
+            up = tensors.get(f"{module}.lora_B.weight")
+            if up is None:
+                raise ValueError(f"adapter {adapter}: {module} has lora_A but no lora_B")
+            deltas[module.removeprefix(_PEFT_PREFIX)] = LoraDelta(down=tensor, up=up, scale=scale)
+    if 2 * len(deltas) != len(tensors):
+        raise ValueError(f"adapter {adapter}: holds tensors that are not LoRA pairs: {sorted(tensors)[:3]} ...")
+    return deltas
+
+
+def combined_tensors(adapters: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """One adapter that is the sum of `adapters`: its tensors in float32, under PEFT's names.
+
+    Every module gets A = [A_1; A_2; ...] and B = [s_1 B_1, s_2 B_2, ...] with s = alpha / r, so B A is the sum and
+    nothing is left to scale. The rank is the sum of the ranks; an adapter that leaves a module alone has zeros there.
+
+    Raises:
+        ValueError: an adapter cannot be read (`lora_deltas`), two give one module different shapes, or all are empty.
+    """
+    rounds = [lora_deltas(adapter) for adapter in adapters]
+    ranks = [max((len(delta.down) for delta in deltas.values()), default=0) for deltas in rounds]
+    shapes: dict[str, tuple[int, int]] = {}  # out, in
+    for adapter, deltas in zip(adapters, rounds, strict=True):
+        for module, delta in deltas.items():
+            shape = (len(delta.up), delta.down.shape[1])
+            if shapes.setdefault(module, shape) != shape:
+                raise ValueError(
+                    f"adapter {adapter}: {module} is {list(shape)}, before it was {list(shapes[module])}"
+                )
+    if not shapes:
+        raise ValueError(f"adapters {', '.join(map(str, adapters)) or 'none'}: no layer is changed")
+    tensors: dict[str, torch.Tensor] = {}
+    for module, (rows, columns) in shapes.items():
+        down, up = torch.zeros(sum(ranks), columns), torch.zeros(rows, sum(ranks))
+        start = 0
+        for rank, deltas in zip(ranks, rounds, strict=True):
+            if module in deltas:
+                down[start : start + rank] = deltas[module].down.float()
+                up[:, start : start + rank] = deltas[module].up.float() * deltas[module].scale
+            start += rank
+        tensors[f"{_PEFT_PREFIX}{module}.lora_A.weight"] = down
+        tensors[f"{_PEFT_PREFIX}{module}.lora_B.weight"] = up
+    return tensors
+
+
+def save_combined(tensors: Mapping[str, torch.Tensor], *, output: Path) -> None:
+    """Write `combined_tensors` as a PEFT folder. Appears at `output` all at once; a folder there is replaced."""
+    modules = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
+    rank = len(tensors[f"{modules[0]}.lora_A.weight"])
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": rank,  # the scales are in B already
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        "target_modules": [module.removeprefix(_PEFT_PREFIX) for module in modules],
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        (staging / _ADAPTER_CONFIG).write_text(json.dumps(config))
+        save_file(dict(tensors), staging / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        publish_modes(staging)
+        replace_directory(staging, target=output)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def merged_tensors(base: Path, *, adapters: Sequence[Path]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that `adapters` change, merged into `base`: (checkpoint name, [out, in] in the base's dtype).
+
+    One tensor is in memory at a time. Without adapters there is nothing to yield.
+
+    Raises:
+        ValueError: an adapter changes a layer the checkpoint does not have (lists them), or of another shape.
+    """
+    for name, _, tensor in merged_by_module(base, adapters=adapters):
+        yield name, tensor
+
+
+def block_of(name: str) -> str:
+    """The block a tensor belongs to: one layer's attention or MLP; outside the layers, its module's parent."""
+    match = _BLOCK.match(name)
+    return match[1] if match else name.rpartition(".")[0].rpartition(".")[0]
+
+
+def merged_blocks(
+    base: Path, *, adapters: Sequence[Path], also: Collection[str] = ()
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """As `merged_tensors`, then all else that the blocks in question hold, unchanged: (checkpoint name, tensor).
+
+    For whoever keeps several tensors as one (q, k, v and their biases; gate and up) and so cannot take one of them
+    alone. The blocks are those that `adapters` change and those named in `also`.
+    """
+    blocks, changed = set(also), set()
+    for name, tensor in merged_tensors(base, adapters=adapters):
+        blocks.add(block_of(name))
+        changed.add(name)
+        yield name, tensor
+    files = tensor_files(base)
+    rest = [name for name in files if name not in changed and block_of(name) in blocks]
+    for name in sorted(rest, key=lambda name: (str(files[name]), name)):
+        with safe_open(files[name], framework="pt") as weights:
+            yield name, weights.get_tensor(name)
+
+
+def merged_by_module(base: Path, *, adapters: Sequence[Path]) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """As `merged_tensors`, with the module name too: (checkpoint name, module name, tensor)."""
+    files = tensor_files(base)
+    updates: dict[str, list[LoraDelta]] = {}
+    modules: dict[str, str] = {}
+    for adapter in adapters:
+        deltas = lora_deltas(adapter)
+        resolved = {module: checkpoint_name(module, names=files) for module in deltas}
+        missing = sorted(module for module, name in resolved.items() if name is None)
+        if missing:
+            raise ValueError(f"adapter {adapter}: {base} has no weights for {', '.join(missing)}")
+        for module, name in resolved.items():
+            assert name is not None
+            updates.setdefault(name, []).append(deltas[module])
+            modules[name] = module
+    for name in sorted(updates, key=lambda name: (str(files[name]), name)):
+        with safe_open(files[name], framework="pt") as weights:
+            yield name, modules[name], _merge(weights.get_tensor(name), deltas=updates[name], name=name)
+
+
+def _merge(weight: torch.Tensor, *, deltas: Sequence[LoraDelta], name: str) -> torch.Tensor:
+    total = weight.to(torch.float32, copy=True)  # never in place: the file may be mapped into memory
+    for delta in deltas:
+        dense = delta.dense()
+        if dense.shape != total.shape:
+            raise ValueError(f"adapter update of {name} is {list(dense.shape)}, the weight {list(total.shape)}")
+        total += dense
+    return total.to(weight.dtype)
+
+
+def checksum(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes; the order of the tensors does not matter."""
+    digests = []
+    for name, tensor in tensors:
+        digest = hashlib.sha256(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digests.append(digest.digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def save_merged(base: Path, *, adapters: Sequence[Path], output: Path) -> None:
+    """Write base plus adapters as a whole model folder: same files, shards, names and dtypes as `base`.
+
+    Appears at `output` all at once; a model already there is replaced.
+
+    Raises:
+        ValueError: see `merged_tensors`.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        shards = set(tensor_files(base).values())
+        for path in sorted(base.iterdir()):
+            if path.is_file() and path not in shards:
+                shutil.copy2(path, staging / path.name)
+            elif path.is_dir():
+                shutil.copytree(path, staging / path.name)
+        merged = dict(merged_tensors(base, adapters=adapters))
+        for shard in sorted(shards):
+            _write_shard(shard, merged=merged, output=staging / shard.name)
+        publish_modes(staging)
+        replace_directory(staging, target=output)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _write_shard(shard: Path, *, merged: dict[str, torch.Tensor], output: Path) -> None:
+    with safe_open(shard, framework="pt") as weights:
+        names = list(weights.keys())
+        tensors = {name: merged.get(name, weights.get_tensor(name)) for name in names}
+        save_file(tensors, output, metadata=weights.metadata() or {"format": "pt"})

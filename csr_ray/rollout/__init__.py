@@ -1,0 +1,1 @@
+"""Growing answers and judging them: the tree search, sentences, rewards."""

@@ -1,0 +1,77 @@
+"""What a sentence is worth, and what an answer made of sentences is worth. Pure arithmetic on floats.
+
+CSR section 3.1: R(s) = lambda * R_I(s) + (1 - lambda) * R_T(s), with R_I(s) = max(100 cos, 0) and R_T(s) the policy's
+own probability of the sentence. The paper's R_T is a product of probabilities, at most 1, beside an R_I of 20 to 60:
+lambda then hardly matters, and a longer sentence is always worth less. The default here is the geometric mean,
+100 exp(mean log p), on the same 0..100 scale and independent of length. The released code blends ranks instead. Each
+difference is one key of the `reward` section; docs/reward.md has the table.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from csr_ray.config.schema import Reward
+from csr_ray.records import Node
+
+
+def self_score(logps: Sequence[float], *, kind: str, penalties: Sequence[float] = ()) -> float:
+    """R_T of one sentence from its tokens' log-probs, less `penalties` (one a token) if there are any.
+
+    `geometric_mean` is in 0..100, `product` in 0..1, `mean_logp` below 0 (released code: the sequence score of group
+    beam search).
+    """
+    if not logps:
+        return 0.0
+    total = sum(logps) - sum(penalties)
+    if kind == "mean_logp":
+        return total / len(logps)
+    return 100.0 * math.exp(total / len(logps)) if kind == "geometric_mean" else math.exp(total)
+
+
+def image_score(cosine_100: float, *, floor: bool) -> float:
+    """R_I of one sentence: 100 times the cosine; with `floor` never below zero (paper, section 3.1)."""
+    return max(cosine_100, 0.0) if floor else cosine_100
+
+
+def family_rewards(family: Sequence[tuple[float | None, float]], *, config: Reward) -> list[float | None]:
+    """The rewards of siblings from their (image, self) scores, in their order; None where the image score is None.
+
+    `sibling_ranks` (released code, construct.py): rank 1 is the best of n, ties go by order; the cost
+    (1 - a) rank_T / n + a rank_I / n is negated, so that more is better here too. A lone sibling gets -1.
+    """
+    scored = [position for position, (image, _) in enumerate(family) if image is not None]
+    rewards: list[float | None] = [None] * len(family)
+    weight = config.weight
+    if config.blend == "values":
+        for position in scored:
+            image, own = family[position]
+            assert image is not None
+            rewards[position] = weight * image + (1.0 - weight) * own
+        return rewards
+    by_image = sorted(scored, key=lambda position: -(family[position][0] or 0.0))
+    by_self = sorted(scored, key=lambda position: -family[position][1])
+    for position in scored:
+        rank_image = (by_image.index(position) + 1) / len(scored)
+        rank_self = (by_self.index(position) + 1) / len(scored)
+        rewards[position] = -((1.0 - weight) * rank_self + weight * rank_image)
+    return rewards
+
+
+def answer_reward(path: Iterable[Node], *, config: Reward) -> float | None:
+    """The reward of an answer from its sentences'; None for an answer without a scored sentence.
+
+    `mean` by default: with the paper's `sum` every further sentence adds a positive amount, so the longest and most
+    repetitive answer wins. `mean_with_root` divides by one more than the sentences (released code): costs of short
+    answers come out too low.
+    """
+    rewards = [node.reward for node in path if node.reward is not None]
+    if not rewards:
+        return None
+    total = 0.0
+    for reward in rewards:  # not sum(), which from Python 3.12 on rounds otherwise: equal costs must stay equal
+        total += reward
+    if config.aggregate == "sum":
+        return total
+    return total / (len(rewards) + (config.aggregate == "mean_with_root"))

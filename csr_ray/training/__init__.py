@@ -1,0 +1,1 @@
+"""What the trainers compute: batches, the shared prefix, the objectives."""

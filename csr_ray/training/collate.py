@@ -1,0 +1,264 @@
+"""From preference pairs to the batch that TRL's DPO trainer works on, without re-tokenising any answer.
+
+What was sampled is what is trained: the answers' token ids are used as they came from the engine, only the prompt
+goes through the model's own processor (`csr_ray.data.chat`). Knows processors and batch layout; knows nothing of
+trainers.
+
+Legend: P pairs, T longest [prompt | answer] of the batch. Rows 0..P-1 hold the chosen answers, P..2P-1 the rejected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from csr_ray.data.chat import needs_special_tokens, prompt_ids, prompt_text
+from csr_ray.records import PreferencePair
+from csr_ray.training.shared_prefix import PairTokens, lay_out, pack
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from transformers import ProcessorMixin
+
+LoadImage = Callable[[str], "Image"]
+Positions = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
+"""From a processor's output for P prompts to position ids [axes, P, T], by the model's own position scheme."""
+
+# What a processor returns one value a token; everything else it returns belongs to the images.
+_TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+class PairJudge:
+    """Says of a pair why it cannot be trained on: its image cannot be read, its longer answer does not fit.
+
+    Or an answer is empty, or has the image token in it: a model may sample it, but no model trains on more of them
+    than it has image features. Prompt and image count towards `max_length` tokens. How many an image takes depends
+    only on its size, so one blank image of each size goes through the processor.
+    """
+
+    def __init__(self, *, processor: ProcessorMixin, load_image: LoadImage, max_length: int) -> None:
+        self._processor = processor
+        self._load_image = load_image
+        self._max_length = max_length
+        self._image_token = getattr(processor, "image_token_id", None)
+        self._image_tokens: dict[tuple[int, int], int] = {}
+        self._text_tokens: dict[str, int] = {}
+
+    def __call__(self, pair: PreferencePair) -> str | None:
+        """The reason, by which drops are counted; None if the pair is usable."""
+        try:
+            image = self._load_image(pair.image)
+        except ValueError:
+            return "unreadable_image"
+        if not pair.chosen_ids or not pair.rejected_ids:
+            return "empty_answer"
+        if self._image_token in pair.chosen_ids or self._image_token in pair.rejected_ids:
+            return "image_token_in_answer"
+        if image.size not in self._image_tokens:
+            self._image_tokens[image.size] = _num_extra_tokens(self._processor, size=image.size)
+        if pair.prompt not in self._text_tokens:
+            self._text_tokens[pair.prompt] = len(prompt_ids(self._processor, question=pair.prompt))
+        prompt_length = self._text_tokens[pair.prompt] + self._image_tokens[image.size]
+        if prompt_length + max(len(pair.chosen_ids), len(pair.rejected_ids)) > self._max_length:
+            return "too_long"
+        return None
+
+
+def pair_rows(pairs: Sequence[PreferencePair]) -> list[dict[str, Any]]:
+    """The pairs as rows of a `datasets.Dataset`, which `PairCollator` takes back in batches."""
+    return [pair_row(pair, index=index) for index, pair in enumerate(pairs)]
+
+
+def pair_row(pair: PreferencePair, *, index: int) -> dict[str, Any]:
+    """One row. The keys `image`, `prompt`, `chosen`, `rejected` are those by which TRL knows vision preferences."""
+    return {
+        "index": index,
+        "image": pair.image,
+        "prompt": pair.prompt,
+        "chosen": list(pair.chosen_ids),
+        "rejected": list(pair.rejected_ids),
+        "chosen_logp": pair.chosen_logp,
+        "rejected_logp": pair.rejected_logp,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairCollator:
+    """Rows of `pair_rows` to one batch.
+
+    Returns a dict with
+        input_ids, attention_mask, completion_mask: [2P, T], padded on the right; completion_mask is 1 on answers;
+        pixel_values and whatever else the processor makes of images: each image processed once, then repeated for the
+            rejected half, in the processor's own layout;
+        token_type_ids, mm_token_type_ids: [2P, T] if the processor makes them, 0 on answers;
+        ref_chosen_logps, ref_rejected_logps: [P] float32, the engine's own log-probs;
+        pair_index: [P], the rows' `index`.
+    """
+
+    processor: ProcessorMixin
+    load_image: LoadImage
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        prompts = self.prompts([(row["image"], row["prompt"]) for row in rows])
+        answers = [row["chosen"] for row in rows] + [row["rejected"] for row in rows]
+        batch = self.batch(prompts, answers=answers)
+        batch["ref_chosen_logps"] = torch.tensor([row["chosen_logp"] for row in rows], dtype=torch.float32)
+        batch["ref_rejected_logps"] = torch.tensor([row["rejected_logp"] for row in rows], dtype=torch.float32)
+        batch["pair_index"] = torch.tensor([row["index"] for row in rows])
+        return batch
+
+    def prompts(self, images_and_questions: Sequence[tuple[str, str]]) -> Mapping[str, torch.Tensor]:
+        """The processor's output for some prompts, image tokens expanded; token keys are [P, longest prompt]."""
+        texts = [prompt_text(self.processor, question=question) for _, question in images_and_questions]
+        images = [[self.load_image(image)] for image, _ in images_and_questions]
+        return self.processor(
+            text=texts,
+            images=images,
+            padding=True,
+            add_special_tokens=needs_special_tokens(self.processor.tokenizer, text=texts[0]),
+            return_tensors="pt",
+        )
+
+    def batch(
+        self, prompts: Mapping[str, torch.Tensor], *, answers: Sequence[Sequence[int]]
+    ) -> dict[str, torch.Tensor]:
+        """[prompt | answer] rows. With k times as many answers as prompts, the prompts repeat k times in turn."""
+        num_prompts = len(prompts["input_ids"])
+        repeats, rest = divmod(len(answers), num_prompts)
+        assert rest == 0, (len(answers), num_prompts)
+        kept = [mask.bool() for mask in prompts["attention_mask"]]
+        padding = {"input_ids": self._pad_token_id(), "attention_mask": 0, "completion_mask": 0}
+        sequences: dict[str, list[torch.Tensor]] = {key: [] for key in padding}
+        for key in prompts:
+            if key in _TOKEN_KEYS and key not in padding:
+                padding[key], sequences[key] = 0, []
+        for row, answer in enumerate(answers):
+            source = row % num_prompts
+            for key, column in sequences.items():
+                if key == "completion_mask":
+                    head = torch.zeros(int(kept[source].sum()), dtype=torch.long)
+                else:
+                    head = prompts[key][source][kept[source]]
+                tail = _answer_part(key, answer=answer)
+                column.append(torch.cat([head, tail.to(head.dtype)]))
+        batch = {
+            key: torch.nn.utils.rnn.pad_sequence(column, batch_first=True, padding_value=padding[key])
+            for key, column in sequences.items()
+        }
+        for key, value in prompts.items():
+            if key not in _TOKEN_KEYS:
+                batch[key] = torch.cat([value] * repeats)
+        return batch
+
+    def _pad_token_id(self) -> int:
+        tokenizer = self.processor.tokenizer
+        return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedPrefixCollator(PairCollator):
+    """Rows of `pair_rows` to one batch in which every prompt and image stands once
+    (`csr_ray.training.shared_prefix`).
+
+    Returns a dict with
+        input_ids, attention_mask, completion_mask: [2P, 1 + A], the prompt's last token and the answer, as TRL's loss
+            wants them; the pairs may stand in another order than the rows;
+        ref_chosen_logps, ref_rejected_logps, pair_index: [P] as in `PairCollator`;
+        shared: what the model gets, a dict of input_ids, positions, pair, branch, sources (see `SharedPrefixLayout`),
+            kinds (a dict) and images (a dict of what the processor made of them, each image once).
+
+    Attributes:
+        positions: None where positions simply count the tokens.
+        budget: tokens a row may hold, see `csr_ray.training.shared_prefix.pack`.
+    """
+
+    positions: Positions | None = None
+    budget: int | None = None
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        prompts = self.prompts([(row["image"], row["prompt"]) for row in rows])
+        pairs = self._pair_tokens(prompts, rows=rows)
+        images = {key: value for key, value in prompts.items() if key not in _TOKEN_KEYS}
+        counts = _rows_per_image(images, num_images=len(rows))
+        packed = pack([pair.num_tokens for pair in pairs], budget=self.budget, keep_order=counts is None)
+        order = [item for row in packed for item in row]
+        if counts is not None and order != sorted(order):
+            images = {key: _reordered(value, counts=counts[key], order=order) for key, value in images.items()}
+        layout = lay_out([[pairs[item] for item in row] for row in packed], pad_token_id=self._pad_token_id())
+        last = torch.stack([pairs[item].prefix[-1] for item in order]).repeat(2)
+        is_answer = layout.is_answer.long()
+        ones, zeros = torch.ones_like(last), torch.zeros_like(last)
+        answers = layout.answers.masked_fill(~layout.is_answer, self._pad_token_id())
+        return {
+            "input_ids": torch.cat([last[:, None], answers], dim=1),
+            "attention_mask": torch.cat([ones[:, None], is_answer], dim=1),
+            "completion_mask": torch.cat([zeros[:, None], is_answer], dim=1),
+            "ref_chosen_logps": torch.tensor([rows[item]["chosen_logp"] for item in order], dtype=torch.float32),
+            "ref_rejected_logps": torch.tensor([rows[item]["rejected_logp"] for item in order], dtype=torch.float32),
+            "pair_index": torch.tensor([rows[item]["index"] for item in order]),
+            "shared": {
+                "input_ids": layout.input_ids,
+                "positions": layout.positions,
+                "pair": layout.pair,
+                "branch": layout.branch,
+                "sources": layout.sources,
+                "kinds": dict(layout.kinds),
+                "images": images,
+            },
+        }
+
+    def _pair_tokens(
+        self, prompts: Mapping[str, torch.Tensor], *, rows: Sequence[Mapping[str, Any]]
+    ) -> list[PairTokens]:
+        positions = self.positions(prompts) if self.positions is not None else None
+        kinds = [key for key in prompts if key in _TOKEN_KEYS and key not in ("input_ids", "attention_mask")]
+        pairs = []
+        for index, row in enumerate(rows):
+            kept = prompts["attention_mask"][index].bool()
+            prefix = prompts["input_ids"][index][kept]
+            pairs.append(
+                PairTokens(
+                    prefix=prefix,
+                    positions=torch.arange(len(prefix))[None] if positions is None else positions[:, index, kept],
+                    kinds={key: prompts[key][index][kept] for key in kinds},
+                    chosen=row["chosen"],
+                    rejected=row["rejected"],
+                )
+            )
+        return pairs
+
+
+def _rows_per_image(images: Mapping[str, torch.Tensor], *, num_images: int) -> dict[str, list[int]] | None:
+    """How many rows of each tensor are an image's; None where that cannot be told."""
+    counts = {}
+    for key, value in images.items():
+        if len(value) == num_images:
+            counts[key] = [1] * num_images
+        elif key == "pixel_values" and "image_grid_thw" in images:
+            counts[key] = images["image_grid_thw"].prod(dim=1).tolist()
+        else:
+            return None
+    return counts
+
+
+def _reordered(value: torch.Tensor, *, counts: Sequence[int], order: Sequence[int]) -> torch.Tensor:
+    parts = value.split(list(counts))
+    return torch.cat([parts[item] for item in order])
+
+
+def _answer_part(key: str, *, answer: Sequence[int]) -> torch.Tensor:
+    if key == "input_ids":
+        return torch.tensor(list(answer), dtype=torch.long)
+    fill = 1 if key in ("attention_mask", "completion_mask") else 0
+    return torch.full((len(answer),), fill, dtype=torch.long)
+
+
+def _num_extra_tokens(processor: ProcessorMixin, *, size: tuple[int, int]) -> int:
+    from PIL import Image
+
+    collator = PairCollator(processor=processor, load_image=lambda _: Image.new("RGB", size))
+    expanded = collator.prompts([("", "a")])["input_ids"].shape[1]
+    return expanded - len(prompt_ids(processor, question="a"))
