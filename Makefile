@@ -9,12 +9,13 @@ ENGINE  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 # imports anew, which costs minutes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-unit bench lint clean
+.PHONY: help install demo test test-unit test-long bench lint clean
 
 help:
 	@echo "make install   create $(VENV) with the $(ENGINE) engine (does nothing when up to date)"
 	@echo "make demo      train a tiny hallucinating model, improve it by three rounds of CSR, write a report"
 	@echo "make test      every test this machine can run      (make test-unit: the fast ones)"
+	@echo "make test-long the tests that also have a long form, in that form"
 	@echo "make bench     every benchmark this machine can run"
 	@echo "make lint      ruff and mypy"
 
@@ -43,6 +44,9 @@ test: install
 
 test-unit: install
 	@$(BIN)/python -m pytest tests/unit
+
+test-long: install
+	@CSR_RAY_LONG_TESTS=1 $(BIN)/python -m pytest tests/ray/test_released_trees.py
 
 bench: install
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

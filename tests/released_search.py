@@ -7,6 +7,8 @@ program uses nothing of this, and this uses nothing of its search, reward or pai
 
 from __future__ import annotations
 
+import functools
+import operator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -178,7 +180,8 @@ def final_paths(root: Branch) -> list[tuple[float, str]]:
                 continue
             path = [*costs, child.cost]
             if child.final:
-                found.append((sum(path) / (len(path) + 1), " ".join([*texts, child.text])))
+                total = functools.reduce(operator.add, path)  # sum() rounds otherwise from Python 3.12 on
+                found.append((total / (len(path) + 1), " ".join([*texts, child.text])))
             walk(child, path, [*texts, child.text])
 
     walk(root, [], [])

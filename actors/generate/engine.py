@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.generate.expand import COUPLING_CLASS, Draft, Expansion, Tokens
+from actors.generate.expand import COUPLING_CLASS, MEMBER_LOGPROBS_BEYOND, Draft, Expansion, Tokens
 from actors.handover.hot_adapter import HotAdapter, refusal
 from actors.process.counters import Figures
 from csr_ray.config.schema import Config
@@ -102,7 +102,7 @@ class VllmEngine:
             "limit_mm_per_prompt": {"image": 1, "video": 0, "audio": 0},
             "enable_prefix_caching": True,
             "mm_processor_cache_gb": 1,
-            "max_logprobs": max(20, search.candidates + 1),
+            "max_logprobs": max(20, search.candidates + MEMBER_LOGPROBS_BEYOND),
             "worker_extension_cls": "actors.handover.loader.PolicyLoader",
             "seed": self._config.run.seed,
             "disable_log_stats": True,  # vLLM's own loggers; ours is given when the engine is made
@@ -285,8 +285,8 @@ class VllmEngine:
             stop=None if ended else stop,
             ended=ended,
             full=len(final.prompt_token_ids) + len(ids) >= self._llm.model_config.max_model_len,
-            first=_most_probable(output.logprobs[0]),
-            last=_most_probable(output.logprobs[-1]),
+            first=_most_probable(output.logprobs[0]) if ids else (),
+            last=_most_probable(output.logprobs[-1]) if ids else (),
         )
 
     async def _image(self, path: str) -> Image:

@@ -25,6 +25,9 @@ COUPLING: Final = "hamming"
 """The key of a request's `extra_args` under which it is told of its group."""
 COUPLING_CLASS: Final = "actors.generate.hamming:HammingGroups"
 """The logits processor that reads it, by name: its module imports vLLM, which only engine processes should."""
+MEMBER_LOGPROBS_BEYOND: Final = 4
+"""How many more log-probs a member of a diverse group asks for than there are members: one, and three to spare."""
+_ROUNDING: Final = 1e-5  # nats; log-probs closer than this count as equal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,9 +227,14 @@ class Expansion:
         """A greedy request from which the runner-up at its end can be read.
 
         Of the `num + 1` most probable tokens one is the pick and at most `num - 1` are charged to earlier members, so
-        one at least has no penalty; whatever beats it after penalties was more probable and is among them too.
+        one at least has no penalty; whatever beats it after penalties was more probable and is among them too. A few
+        more are asked for because tokens may tie for the last place.
         """
-        return {**self._greedy(max_tokens=max_tokens), "logprobs": num + 1, "flat_logprobs": True}
+        return {
+            **self._greedy(max_tokens=max_tokens),
+            "logprobs": num + MEMBER_LOGPROBS_BEYOND,
+            "flat_logprobs": True,
+        }
 
     def _coupling(self, member: int) -> dict[str, Any]:
         """What the logits processor has to know of one member."""
@@ -252,7 +260,8 @@ class Expansion:
     def _charged(self, draft: Draft, *, charged: Sequence[Sequence[int]]) -> list[int]:
         """What the members behind this one pay for: its tokens, but its second choice where it ended.
 
-        The logits processor knows it too, and has no way to say so (`actors.generate.hamming`).
+        The logits processor knows it too, and has no way to say so (`actors.generate.hamming`). Of equal scores it
+        takes the lowest token, and in bfloat16 many are equal; log-probs differ from them by rounding.
         """
         *before, end = draft.ids
         if end not in self._member_stops:
@@ -261,8 +270,8 @@ class Expansion:
         others = [
             (logp - self._penalty(token, position, charged), token) for token, logp in draft.last if token != end
         ]
-        runner_up = max(others, key=lambda other: other[0])[1]
-        return [*before, runner_up]
+        best = max(score for score, _ in others)
+        return [*before, min(token for score, token in others if score >= best - _ROUNDING)]
 
     async def _to_sentence_end(
         self, decode: Decode, prefix: Sequence[int], draft: Draft, max_tokens: int, seed: int

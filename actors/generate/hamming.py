@@ -201,10 +201,11 @@ def _choose(row: _Row, *, token: int, charge: int) -> None:
     if position > len(track.chosen):
         row.group.is_broken = True  # tokens of this member were made while nobody looked
         return
-    if track.charged[position:] not in ([], [charge]) and any(
+    is_another = (track.chosen[position:], track.charged[position:]) not in (([], []), ([token], [charge]))
+    if is_another and any(
         len(other.chosen) > position for member, other in row.group.tracks.items() if member > row.member
     ):
-        row.group.is_broken = True  # somebody has paid for what is now another token
+        row.group.is_broken = True  # somebody has gone by what is now another choice
     track.chosen[position:] = [token]
     track.charged[position:] = [charge]
     track.end = position if token in row.stops else None

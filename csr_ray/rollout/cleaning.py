@@ -30,8 +30,8 @@ _DROPPED: Final = re.compile(
 def scored_text(text: str) -> str | None:
     """The text that CLIP sees of a sentence, or None where the sentence is dropped, and all that follows it.
 
-    First every character that is not a letter, a digit, white space or common ASCII punctuation is removed. What is
-    left is dropped if it has under 4 characters, more than 5 newlines, Hangul, kana or Cyrillic, two "&nbsp;" side by
+    First every character that is not a letter, a digit, white space or among a few signs is removed. What is left is
+    dropped if it has under 4 characters, more than 5 newlines, Hangul, kana or Cyrillic, two "&nbsp;" side by
     side, a word six times or a character eleven times in a row, or ten apostrophes in a row. (The release also tests
     for emoji, which never meet that test because they have been removed.)
 

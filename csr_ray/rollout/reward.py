@@ -59,6 +59,17 @@ def family_rewards(family: Sequence[tuple[float | None, float]], *, config: Rewa
     return rewards
 
 
+def plain_sum(values: Iterable[float]) -> float:
+    """Add one value after the other, as the released code does.
+
+    From Python 3.12 on `sum` makes up for rounding, and costs that are equal in the released code would not be.
+    """
+    total = 0.0
+    for value in values:
+        total += value
+    return total
+
+
 def answer_reward(path: Iterable[Node], *, config: Reward) -> float | None:
     """The reward of an answer from its sentences'; None for an answer without a scored sentence.
 
@@ -69,9 +80,7 @@ def answer_reward(path: Iterable[Node], *, config: Reward) -> float | None:
     rewards = [node.reward for node in path if node.reward is not None]
     if not rewards:
         return None
-    total = 0.0
-    for reward in rewards:  # not sum(), which from Python 3.12 on rounds otherwise: equal costs must stay equal
-        total += reward
+    total = plain_sum(rewards)
     if config.aggregate == "sum":
         return total
     return total / (len(rewards) + (config.aggregate == "mean_with_root"))

@@ -17,7 +17,7 @@ from csr_ray.config.schema import Reward, Search
 from csr_ray.ports import Engine, Scorer
 from csr_ray.records import Node, Prompt, RolloutStats, Sentence, Tree
 from csr_ray.rollout.cleaning import scored_text
-from csr_ray.rollout.reward import answer_reward, family_rewards, image_score, self_score
+from csr_ray.rollout.reward import answer_reward, family_rewards, image_score, plain_sum, self_score
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class _Grower:
     def rank(self, path: tuple[Node, ...]) -> float:
         """What pruning sorts by: the cumulative reward, or the cumulative self score (released code)."""
         if self.search.guide == "self_score":
-            return sum(node.self_score for node in path)
+            return plain_sum(node.self_score for node in path)
         value = answer_reward(path, config=self.reward)
         return float("-inf") if value is None else value
 

@@ -10,8 +10,9 @@ import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate
 
-from actors.generate.expand import COUPLING
+from actors.generate.expand import COUPLING, MEMBER_LOGPROBS_BEYOND, Draft, Expansion, Tokens, _best_first
 from actors.generate.hamming import HammingGroups
+from csr_ray.config.schema import Search
 
 VOCABULARY = 12
 STOP = 0
@@ -161,6 +162,76 @@ def test_given_what_the_earlier_are_charged_for_a_member_needs_nobody() -> None:
         while (0, 0) not in engine.finished:
             engine.step([(0, 0)])
         assert engine.said[0, 0] == expected[member]
+
+
+@pytest.mark.parametrize("thrown_away", [3.0, 4.0])
+def test_a_choice_that_others_went_by_may_not_become_another(thrown_away: float) -> None:
+    """Member 0's part of a prefill chooses, member 1 goes on by that, and the real choice is another one.
+
+    With 4.0 the thrown away choice is a stop whose runner-up is the real choice, so that the charge stays the same.
+    """
+    engine = MadeUpEngine(num_groups=1, seed=0)
+    processor = engine.processor
+    rows = {member: [] for member in (0, 1)}
+    parameters = {member: engine._parameters((0, member)) for member in rows}
+    added = [(member, parameters[member], None, said) for member, said in rows.items()]
+    processor.update_state(BatchUpdate(batch_size=2, removed=[], added=added, moved=[]))
+
+    def step(*logits: dict[int, float]) -> list[int]:
+        scores = torch.full((len(logits), VOCABULARY), -9.0)
+        for row, given in enumerate(logits):
+            for token, value in given.items():
+                scores[row, token] = value
+        return processor.apply(scores).argmax(dim=-1).tolist()
+
+    prefill = {STOP: 5.0, 3: thrown_away} if thrown_away == 4.0 else {5: 5.0}
+    rows[1].append(step(prefill, {4: 5.0})[1])
+    assert rows[1] == [4]
+    processor.update_state(BatchUpdate(batch_size=1, removed=[1], added=[], moved=[]))
+    assert step({3: 5.0, 4: 1.0}) == [BROKEN]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_search_knows_the_runner_up_that_the_processor_charged(dtype: torch.dtype) -> None:
+    """Worked out twice, from logits here and from log-probs there; in bfloat16 many candidates tie."""
+    search = Search(expand="diverse_greedy", sentence_end="period_token", eos="continue")
+    expansion = Expansion(search, Tokens(None, frozenset([STOP]), frozenset([2]), 3999))  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    num_members, vocabulary = 5, 4000
+    for _ in range(60):
+        base = torch.randn(vocabulary, generator=generator) * 2.5 + 2
+        base[STOP] = base.max() + 6
+        few = torch.randperm(vocabulary, generator=generator)[:6]
+        base[few] = base.max() - 6 + 4 * torch.rand(6, generator=generator)
+        noise = 0.02 * torch.randn(num_members, vocabulary, generator=generator)
+        logits = (base + noise).to(dtype).float()
+        raw = logits.log_softmax(dim=-1)
+        processor = HammingGroups(SimpleNamespace(scheduler_config=SimpleNamespace(max_num_seqs=8)), "cpu", False)
+        group = {"penalty": 3.0, "stops": [STOP], "broken": 3999, "group": "g"}
+        added = [
+            (member, SamplingParams(temperature=0.0, extra_args={COUPLING: {**group, "member": member}}), None, [])
+            for member in range(num_members)
+        ]
+        processor.update_state(BatchUpdate(batch_size=num_members, removed=[], added=added, moved=[]))
+        processor.apply(logits)
+        charged: list[list[int]] = []
+        for member in range(num_members):
+            values, tokens = raw[member].topk(num_members + MEMBER_LOGPROBS_BEYOND)
+            last = tuple(zip(tokens.tolist(), values.tolist(), strict=True))
+            charged.append(expansion._charged(Draft(ids=(STOP,), logps=(0.0,), last=last), charged=charged))
+        tracks = processor._groups["g"].tracks
+        assert [tracks[member].chosen for member in range(num_members)] == [[STOP]] * num_members
+        assert charged == [tracks[member].charged for member in range(num_members)]
+
+
+def test_children_come_back_best_first_and_of_equals_the_later_one() -> None:
+    drafts = [
+        Draft(ids=(1, 2), logps=(-1.0, -1.0), penalties=(0.0, 0.0)),
+        Draft(ids=(3,), logps=(-0.5,), penalties=(3.0,)),
+        Draft(ids=(4,), logps=(-1.0,), penalties=(0.0,)),
+        Draft(ids=(5,), logps=(-0.25,), penalties=(0.0,)),
+    ]
+    assert [draft.ids[0] for draft in _best_first(drafts)] == [5, 4, 1, 3]
 
 
 def test_a_request_without_coupling_is_left_alone() -> None:

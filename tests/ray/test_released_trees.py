@@ -9,7 +9,9 @@ and with the plain loop of `released_search`, which serves as an oracle for othe
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,8 +115,9 @@ def test_the_data_is_whole() -> None:
     assert [sum(len(tree["nodes"]) for tree in released(size)) for size in ("small", "full")] == [440, 1405]
 
 
+# Size, members side by side (or in turn), prompts in flight. `make test-long` goes every way; that takes ten minutes.
+ALL_WAYS = list(itertools.product(("small", "full"), (True, False), (6, 1)))
 WAYS = {
-    # size, members side by side (or in turn), prompts in flight
     "roomy": [("small", True, 1), ("small", False, 6), ("full", True, 3)],
     "tight": [("small", True, 6), ("full", False, 3)],
 }
@@ -130,12 +133,14 @@ def test_the_real_engine_grows_the_released_trees(kind: str) -> None:
         await engine.start()
         try:
             tokens = engine._expansion.tokens
-            for size, together, in_flight in WAYS[kind]:
+            for size, together, in_flight in ALL_WAYS if os.environ.get("CSR_RAY_LONG_TESTS") else WAYS[kind]:
                 config = configs[size]
-                engine._expansion = Expansion(config.search, tokens, together=together)
+                on_broken = engine._expansion.on_broken
+                engine._expansion = Expansion(config.search, tokens, together=together, on_broken=on_broken)
                 trees = await grow_all(config, engine, prompts(size), in_flight=in_flight)
                 how = f"{kind}, {in_flight} in flight, {'together' if together else 'in turn'}"
                 check_all(size, trees, config=config, how=how)
+                assert engine.figures()["groups_redone"] == 0, "side by side was in turn after all"
         finally:
             engine.close()
 

@@ -84,6 +84,15 @@ def test_order_of_arrival_does_not_change_the_tree() -> None:
     assert grow(engine, scorer, width=3, keep_worst=1).nodes == plain.nodes
 
 
+def test_live_nodes_are_continued_best_first() -> None:
+    """Also where all are kept: the released code sorts before it prunes, and later ties go by that order."""
+    table = {(): [sentence(f"{name}.", ids=(number,)) for number, name in enumerate("ABC", start=10)]}
+    table |= {(number,): [sentence("", ids=(END,), ended=True)] for number in (10, 11, 12)}
+    engine = ScriptedEngine(table)
+    grow(engine, TableScorer({"A.": 20.0, "B.": 50.0, "C.": 30.0}), width=3, keep_worst=1)
+    assert engine.asked == [(), (11,), (12,), (10,)]
+
+
 def test_a_path_at_the_depth_limit_is_a_whole_answer() -> None:
     engine, scorer = hand_worked()
     tree = grow(engine, scorer, max_sentences=1)
