@@ -11,6 +11,7 @@ from typing import Any
 
 from csr_ray.config.load import parse_config
 from csr_ray.config.schema import Config
+from csr_ray.errors import ActorFailure
 from csr_ray.records import (
     Answer,
     PreferencePair,
@@ -119,6 +120,7 @@ class FakeGenerators:
     grown: list[tuple[int, str]] = field(default_factory=list)
     published: list[int] = field(default_factory=list)
     answered: int = 0
+    die_at_publish: int | None = None
 
     def rollout(self, prompts: Sequence[Prompt], *, round_index: int):
         for prompt in reversed(prompts):  # not in the order they were asked for
@@ -149,6 +151,10 @@ class FakeGenerators:
             yield Answer(id=question.id, text="Yes", token_ids=(1,), logp=-0.1, policy_version=self.version)
 
     def publish(self, trained: TrainResult, *, pairs: Sequence[PreferencePair]) -> PublishReceipt:
+        if len(self.published) == self.die_at_publish:
+            raise KeyboardInterrupt
+        if trained.version not in (self.version, self.version + 1):
+            raise ActorFailure(f"asked to hand over version {trained.version} behind version {self.version}")
         self.version = trained.version
         self.published.append(trained.version)
         return PublishReceipt(version=trained.version, num_bytes=10, seconds=0.1, num_generators=1, max_probe_gap=0.0)

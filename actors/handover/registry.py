@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from csr_ray.errors import ActorFailure
 from csr_ray.policy.package import Manifest, pack_adapter, unpack_adapter
 
 
@@ -55,19 +56,32 @@ class Registry:
         self.actor = ray.remote(RegistryActor).options(num_cpus=0).remote()
         self._chunk_bytes = chunk_bytes
         self._num_packages = 0
-        for adapter in adapters:
-            self.add(adapter)
+        for version, adapter in enumerate(adapters, start=1):
+            self.add(adapter, version=version)
 
-    def add(self, adapter: str) -> Manifest:
-        """Publish an adapter folder as the next version."""
+    @property
+    def version(self) -> int:
+        """The current policy's."""
+        return self._num_packages
+
+    def add(self, adapter: str, *, version: int) -> None:
+        """Make an adapter folder the package of `version`; nothing to do if that is current already.
+
+        A driver that died between training and hand-over starts again with the version that it hands over next.
+
+        Raises:
+            ActorFailure: `version` is neither the current one nor the next.
+        """
         import ray
 
-        version = self._num_packages + 1
+        if version not in (self._num_packages, self._num_packages + 1) or version == 0:
+            raise ActorFailure(f"asked to hand over version {version} behind version {self._num_packages}")
+        if version == self._num_packages:
+            return
         manifest, chunks = pack_adapter(Path(adapter), version=version, chunk_bytes=self._chunk_bytes)
         references = tuple(ray.put(chunk) for chunk in chunks)
         ray.get(self.actor.add.remote(Package(manifest=manifest, chunks=references)))
         self._num_packages = version
-        return manifest
 
     def close(self) -> None:
         import ray

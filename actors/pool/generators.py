@@ -120,10 +120,11 @@ class GeneratorPool:
         A generator that dies, or whose answer is not the trainer's, is taken out and replaced by a new one.
 
         Raises:
-            ActorFailure: none passed, or a replacement failed too; says which tensor or probe differs.
+            ActorFailure: none passed, or a replacement failed too (it says which tensor or probe differs), or the
+                version is neither the one that is served nor the next.
         """
         started_s = time.perf_counter()
-        self._registry.add(trained.adapter)
+        self._registry.add(trained.adapter, version=trained.version)
         probes = list(pairs[: len(trained.probe_logps)])
         proof = Proof(trained=trained, probes=probes, tolerance=self._config.generators.probe_tolerance)
         served, failed = self._served(range(len(self._generators)), proof=proof)

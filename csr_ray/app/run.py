@@ -56,8 +56,9 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
         _move_aside(folder)
     _check_same_config(folder, config=given)
     journal = Journal(folder.journal)
-    if journal.find("finished") and len(journal.all("round")) >= given.run.rounds:
-        _show_result(_state(given, folder=folder, journal=journal))
+    finished = _state(given, folder=folder, journal=journal)
+    if finished.is_finished:
+        _show_result(finished)
         return EXIT_DONE
     config = given
     if uses_world(given):

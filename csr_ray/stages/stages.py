@@ -43,7 +43,8 @@ class RunState:
 
     @property
     def is_finished(self) -> bool:
-        return self.journal.find("finished") is not None
+        """Whether every round that the config asks for is done, and the model saved. More may be asked for later."""
+        return any(entry["rounds"] >= self.config.run.rounds for entry in self.journal.all("finished"))
 
     @property
     def adapters(self) -> list[str]:

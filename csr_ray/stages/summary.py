@@ -39,7 +39,7 @@ def summary(journal: Journal, *, config: Config, versions: dict[str, str]) -> Js
         "rounds": rounds,
         "seconds": base_s + sum(entry["seconds"] for entry in rounds) + sum(_seconds(journal, "start")),
         "start_seconds": sum(_seconds(journal, "start")),
-        "finished": journal.find("finished") is not None,
+        "finished": any(entry["rounds"] >= config.run.rounds for entry in journal.all("finished")),
     }
 
 

@@ -43,8 +43,12 @@ class Driver:
         self.folder = RunFolder(directory)
         self.starts: list[list[str]] = []
 
-    def run(self, *, stop_after: int | None = None, fail_at: int | None = None, fail_ids=frozenset()):
-        self.generators = FakeGenerators(self.config, stop_after=stop_after, fail_ids=fail_ids)
+    def run(
+        self, *, stop_after: int | None = None, fail_at: int | None = None, fail_ids=frozenset(), die_at_publish=None
+    ):
+        self.generators = FakeGenerators(
+            self.config, stop_after=stop_after, fail_ids=fail_ids, die_at_publish=die_at_publish
+        )
         self.trainer = FakeTrainer(fail_at=fail_at)
         self.machinery = FakeMachinery(self.generators, self.trainer)
 
@@ -114,6 +118,28 @@ def test_a_run_killed_while_training_trains_that_round_only(tmp_path) -> None:
     assert driver.trainer.trained == [1]
     assert driver.generators.grown == []
     assert driver.starts[1] == [str(driver.folder.adapter(0))]
+
+
+@pytest.mark.parametrize("round_index", [0, 1])
+def test_a_run_killed_between_training_and_hand_over_hands_over(tmp_path, round_index: int) -> None:
+    driver = Driver(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(die_at_publish=round_index)
+    summary = driver.run()
+    assert driver.starts[1] == [str(driver.folder.adapter(index)) for index in range(round_index + 1)]
+    assert driver.generators.published == [1, 2][round_index:]
+    assert [entry["publish"]["bytes"] for entry in summary["rounds"]] == [10, 10]
+
+
+def test_more_rounds_on_a_finished_run_are_run(tmp_path) -> None:
+    driver = Driver(tmp_path)
+    driver.run()
+    driver.config = tiny_config(tmp_path, run={"rounds": 3})
+    summary = driver.run()
+    assert driver.trainer.trained == [2]
+    assert driver.starts[1] == [str(driver.folder.adapter(index)) for index in range(2)]
+    assert [entry["round"] for entry in summary["rounds"]] == [0, 1, 2] and summary["finished"]
+    assert driver.run() == summary and len(driver.starts) == 2
 
 
 def test_each_tree_goes_into_training_when_it_is_finished(tmp_path) -> None:
