@@ -41,6 +41,18 @@ class ActorFailure(RuntimeError):
     """An actor died or answered wrongly. The message names the actor and, if known, its log file."""
 
 
+class ScorerFailure(ActorFailure):
+    """A scorer died while a generator waited for its scores; `index` is the scorer's number."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(index, reason)  # as arguments, so that it survives the way from the generator's process
+        self.index = index
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"scorer {self.index} died: {self.reason}"
+
+
 class TransferError(RuntimeError):
     """An adapter did not arrive as it was sent; the message names the version and the chunk."""
 

@@ -44,7 +44,13 @@ def run(
             with state.round_clock(index):
                 offer = stages.stream(state, prompts, trainer=machinery.trainer, index=index)
                 trees = stages.roll_out(
-                    state, prompts, generators=machinery.generators, index=index, on_trees=offer, view=view
+                    state,
+                    prompts,
+                    generators=machinery.generators,
+                    index=index,
+                    on_trees=offer,
+                    check=machinery.trainer.check,
+                    view=view,
                 )
                 pairs = stages.pair(state, trees, index=index, view=view)
                 trained = stages.train(state, pairs, trainer=machinery.trainer, index=index, view=view)

@@ -81,6 +81,10 @@ class Trainer(Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """Raise what `train` would raise if the group has failed meanwhile, or could not start; returns at once."""
+        ...
+
     def train(
         self, pairs: Sequence[PreferencePair], *, round_index: int, output_dir: Path, on_step: OnStep
     ) -> TrainResult:

@@ -11,7 +11,8 @@ from safetensors.numpy import load_file
 
 from actors.handover.proofs import Served
 from actors.handover.registry import Receiver
-from csr_ray.records import PreferencePair
+from actors.score.client import ScorerPool
+from csr_ray.records import PreferencePair, Prompt
 
 LOGPS = (-10.0, -20.0)
 
@@ -48,3 +49,28 @@ class FakeGenerator:
     def held(self) -> list[float]:
         files = [Path(adapter) / "adapter_model.safetensors" for adapter in self._receiver.adapters]
         return [float(load_file(file)["x"].sum()) for file in files]
+
+
+class ScoringGenerator:
+    """Asks its scorers as the real one does, and grows nothing."""
+
+    def __init__(self, scorers: list[Any]) -> None:
+        self._handles = scorers
+
+    async def start(self, registry: Any) -> int:
+        self._scorers = ScorerPool(self._handles)
+        return 0
+
+    async def grow(self, prompt: Prompt, round_index: int) -> None:
+        await self._scorers.score(prompt.image, texts=["A star."])
+
+
+class DyingScorer:
+    """Dies when it is asked, and says why in its log first."""
+
+    def __init__(self, log: str) -> None:
+        self._log = Path(log)
+
+    async def score(self, asked: list[Any]) -> None:
+        self._log.write_text("cannot allocate 3 GiB for the image tower\n")
+        os._exit(1)

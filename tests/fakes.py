@@ -171,7 +171,14 @@ class FakeTrainer:
     fail_at: int | None = None
     offered: dict[int, list[list[str]]] = field(default_factory=dict)
     num_pairs_at_most: int | None = None
+    broken: str | None = None
+    num_checks: int = 0
     _open: int | None = None
+
+    def check(self) -> None:
+        self.num_checks += 1
+        if self.broken:
+            raise ActorFailure(self.broken)
 
     def begin(self, *, round_index: int, output_dir: Path, num_pairs_at_most: int) -> None:
         assert self._open is None

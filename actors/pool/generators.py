@@ -20,7 +20,7 @@ from actors.handover.registry import Registry
 from actors.pool.waiting import T, Waiting
 from actors.process.logs import tail
 from csr_ray.config.schema import Config
-from csr_ray.errors import ActorFailure, StalePolicyError, UserError
+from csr_ray.errors import ActorFailure, ScorerFailure, StalePolicyError, UserError
 from csr_ray.records import Answer, PreferencePair, Prompt, PublishReceipt, Question, Rejection, TrainResult, Tree
 
 _log = logging.getLogger(__name__)
@@ -88,6 +88,8 @@ class GeneratorPool:
             in_flight=self._config.generators.in_flight,
         ):
             if isinstance(result, RayTaskError):
+                if isinstance(result.cause, ScorerFailure):
+                    raise self._scorer_died(result.cause) from result
                 if num_done == 0 and self._failures >= _FAILURES_BEFORE_GIVING_UP:
                     raise ActorFailure(f"every prompt so far failed; the last: {_reason(result)}") from result
                 yield Rejection(id=prompt.id, source=prompt.image, reason=f"rollout failed: {_reason(result)}")
@@ -218,10 +220,16 @@ class GeneratorPool:
     def _get(self, reference: Any, *, index: int) -> Any:
         try:
             return ray.get(reference)
+        except RayTaskError:
+            raise  # the call failed; Ray makes its error look like its cause, which may be another actor's death
         except RayActorError as error:
             raise ActorFailure(
                 f"generator {index} died: {error}\nlast lines of {self._log(index)}:\n{tail(self._log(index))}"
             ) from error
+
+    def _scorer_died(self, failure: ScorerFailure) -> ActorFailure:
+        log = self._logs / f"scorer_{failure.index}.log"
+        return ActorFailure(f"{failure}\nlast lines of {log}:\n{tail(log)}")
 
     def _log(self, index: int) -> Path:
         return self._logs / f"generator_{index}.log"

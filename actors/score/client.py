@@ -11,7 +11,10 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+from ray.exceptions import RayActorError
+
 from actors.score.scorer import Scores
+from csr_ray.errors import ScorerFailure
 
 
 class ScorerPool:
@@ -42,7 +45,9 @@ class ScorerPool:
     async def _call(self, index: int, asked: Sequence[tuple[str, tuple[str, ...], asyncio.Future[Scores]]]) -> None:
         try:
             answers = await self._scorers[index].score.remote([(image, texts) for image, texts, _ in asked])
-        except Exception as error:  # the scorer died: everybody who waits for it has to know
+        except RayActorError as error:  # everybody who waits for it has to know who died
+            answers = [ScorerFailure(index, " ".join(str(error).split())[:300])] * len(asked)
+        except Exception as error:
             answers = [error] * len(asked)
         for (_, _, done), answer in zip(asked, answers, strict=True):
             if done.done():

@@ -176,6 +176,11 @@ def _check_same_config(folder: RunFolder, *, config: Config) -> None:
             raise ConfigError(f"run.dir = {str(folder.root)!r}: it has a journal but no config.yaml; use --fresh")
         return
     theirs = yaml.safe_load(folder.config.read_text())
+    if any("ids" not in entry for entry in Journal(folder.journal).all("rollout")):
+        raise ConfigError(
+            f"run.dir = {str(folder.root)!r} holds a run of an earlier version, which numbered its units; "
+            "finish it with that version, name another run.dir, or --fresh to move that run aside"
+        )
     rows = [row for row in differing_keys(theirs, to_plain(config)) if not row.startswith(_MAY_DIFFER)]
     if rows:
         raise ConfigError(

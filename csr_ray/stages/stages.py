@@ -7,6 +7,7 @@ told about it (it calls a view).
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,7 @@ from csr_ray.store.run_folder import RunFolder
 from csr_ray.store.tables import read_pairs, read_trees, write_pairs, write_trees
 
 OnTrees = Callable[[Sequence[Tree]], None]
+_CHECK_EVERY_S = 1.0
 
 
 @dataclass
@@ -77,7 +79,7 @@ def stream(state: RunState, prompts: Sequence[Prompt], *, trainer: Trainer, inde
     """
     if not state.config.train.streaming or state.journal.find("pairs", round=index):
         return ignore
-    num_prompts = len(prompts_of_round(prompts, index=index, per_round=state.config.data.per_round))
+    num_prompts = len(_done_ids(state, index=index)) + len(_todo(state, prompts, index=index))
     is_open = False
 
     def offer(trees: Sequence[Tree]) -> None:
@@ -105,34 +107,37 @@ def roll_out(
     index: int,
     view: View,
     on_trees: OnTrees = ignore,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Tree]:
     """The trees of the round, committed unit by unit; only missing units are computed.
 
-    `on_trees` gets every tree once: those read back first, then each as it is finished.
+    `on_trees` gets every tree once: those read back first, then each as it is finished. `check` is called now and
+    then and may raise: whoever needs the trees, and cannot start, should be known before they are all paid for.
     """
-    chosen = prompts_of_round(prompts, index=index, per_round=state.config.data.per_round)
-    units = [chosen[start : start + state.config.run.unit] for start in range(0, len(chosen), state.config.run.unit)]
-    by_id = {prompt.id: prompt for prompt in chosen}
+    check = _now_and_then(check, every_s=_CHECK_EVERY_S)
+    by_id = {prompt.id: prompt for prompt in prompts}
+    order = {prompt.id: position for position, prompt in enumerate(prompts)}
     trees: list[Tree] = []
-    missing: dict[int, dict[str, Tree | Rejection | None]] = {}
-    for number, unit in enumerate(units):
-        if state.journal.find("rollout", round=index, unit=number):
-            trees += read_trees(state.folder.candidates(index, unit=number), prompts=by_id)
-        else:
-            missing[number] = {prompt.id: None for prompt in unit}
+    for entry in state.journal.all("rollout", round=index):
+        trees += read_trees(state.folder.candidates(index, unit=entry["unit"]), prompts=by_id)
+    trees.sort(key=lambda tree: order[tree.prompt.id])
+    todo = _todo(state, prompts, index=index)
+    units = [todo[start : start + state.config.run.unit] for start in range(0, len(todo), state.config.run.unit)]
+    missing: dict[str, dict[str, Tree | Rejection | None]] = {}
+    for unit in units:
+        missing[unit_name([prompt.id for prompt in unit])] = {prompt.id: None for prompt in unit}
     on_trees(trees)
     if not missing:
         return trees
-    unit_of = {prompt_id: number for number, unit in missing.items() for prompt_id in unit}
-    todo = [by_id[prompt_id] for prompt_id in unit_of]
+    unit_of = {prompt_id: name for name, unit in missing.items() for prompt_id in unit}
     committed_s = time.perf_counter()
     generators.figures()
     with view.stage("roll out", total=len(todo), unit="prompts", round_index=index) as stage:
         for result in generators.rollout(todo, round_index=index):
             prompt_id = result.prompt.id if isinstance(result, Tree) else str(result.id)
-            number = unit_of[prompt_id]
-            missing[number][prompt_id] = result
-            done = list(missing[number].values())
+            name = unit_of[prompt_id]
+            missing[name][prompt_id] = result
+            done = list(missing[name].values())
             if all(item is not None for item in done):
                 now_s = time.perf_counter()
                 figures = generators.figures()
@@ -141,18 +146,54 @@ def roll_out(
                     state,
                     [item for item in done if item is not None],
                     index=index,
-                    unit=number,
+                    unit=name,
+                    ids=list(missing[name]),
                     seconds=now_s - committed_s,
                     figures=figures,
                 )
                 committed_s = now_s
+            check()
             if isinstance(result, Tree):
                 trees.append(result)
                 on_trees([result])
             stage.advance(tokens=result.stats.num_tokens if isinstance(result, Tree) else 0)
         stage.note = ""
-    order = {prompt.id: position for position, prompt in enumerate(chosen)}
     return sorted(trees, key=lambda tree: order[tree.prompt.id])
+
+
+def unit_name(ids: Sequence[str]) -> str:
+    """A unit is named by the prompts in it, so that prompts that come or go change no other unit's name."""
+    return hashlib.blake2b("\n".join(ids).encode(), digest_size=8).hexdigest()
+
+
+def _done_ids(state: RunState, *, index: int) -> set[str]:
+    """Prompts of the round that were rolled out and committed, or set aside while they were."""
+    return {prompt_id for entry in state.journal.all("rollout", round=index) for prompt_id in entry["ids"]}
+
+
+def _todo(state: RunState, prompts: Sequence[Prompt], *, index: int) -> list[Prompt]:
+    """The round's prompts that are not done yet.
+
+    A round keeps what it has done, whatever prompts came or went since; of the prompts whose turn it is, it takes as
+    many more as its size allows.
+    """
+    per_round = state.config.data.per_round
+    done = _done_ids(state, index=index)
+    todo = [prompt for prompt in prompts_of_round(prompts, index=index, per_round=per_round) if prompt.id not in done]
+    return todo if per_round is None else todo[: max(0, per_round - len(done))]
+
+
+def _now_and_then(call: Callable[[], None], *, every_s: float) -> Callable[[], None]:
+    """`call` at the first call and then at most every `every_s` seconds."""
+    last_s = float("-inf")
+
+    def throttled() -> None:
+        nonlocal last_s
+        if time.perf_counter() - last_s >= every_s:
+            last_s = time.perf_counter()
+            call()
+
+    return throttled
 
 
 def _commit_unit(
@@ -160,7 +201,8 @@ def _commit_unit(
     results: Sequence[Tree | Rejection],
     *,
     index: int,
-    unit: int,
+    unit: str,
+    ids: Sequence[str],
     seconds: float,
     figures: dict[str, float],
 ) -> None:
@@ -172,6 +214,7 @@ def _commit_unit(
         "rollout",
         round=index,
         unit=unit,
+        ids=list(ids),
         prompts=len(trees),
         failed=len(rejections),
         nodes=sum(len(tree.nodes) for tree in trees),

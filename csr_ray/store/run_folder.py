@@ -43,8 +43,8 @@ class RunFolder:
     def round(self, index: int) -> Path:
         return self.root / f"round_{index:03d}"
 
-    def candidates(self, index: int, *, unit: int) -> Path:
-        return self.round(index) / "candidates" / f"unit_{unit:05d}.parquet"
+    def candidates(self, index: int, *, unit: str) -> Path:
+        return self.round(index) / "candidates" / f"unit_{unit}.parquet"
 
     def pairs(self, index: int) -> Path:
         return self.round(index) / "pairs.parquet"

@@ -77,10 +77,11 @@ def write_trees(path: Path, *, trees: Iterable[Tree]) -> None:
 
 
 def read_trees(path: Path, *, prompts: dict[str, Prompt]) -> list[Tree]:
-    """The trees of one unit; `prompts` gives each id's prompt. Costs are not kept in the file."""
+    """The trees of one unit, without those whose prompt is not among `prompts`. Costs are not kept in the file."""
     by_id: dict[str, list[dict[str, Any]]] = {}
     for row in pq.read_table(path).to_pylist():
-        by_id.setdefault(row["id"], []).append(row)
+        if row["id"] in prompts:
+            by_id.setdefault(row["id"], []).append(row)
     return [
         Tree(
             prompt=prompts[prompt_id],

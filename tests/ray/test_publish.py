@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-from fake_generator import LOGPS, FakeGenerator
+from fake_generator import LOGPS, DyingScorer, FakeGenerator, ScoringGenerator
 from fakes import preference_pair, train_result
 from safetensors.torch import save_file
 
@@ -21,7 +21,7 @@ from actors.pool.generators import GeneratorPool
 from csr_ray.config.load import parse_config
 from csr_ray.config.schema import Config
 from csr_ray.errors import ActorFailure
-from csr_ray.records import PreferencePair, TrainResult
+from csr_ray.records import PreferencePair, Prompt, TrainResult
 
 
 def _config() -> Config:
@@ -148,3 +148,19 @@ def test_one_that_loaded_other_tensors_than_the_rest_is_found() -> None:
     assert faults({0: served("a"), 1: served("a")}, proof=proof) == {}
     found = faults({0: served("a"), 1: served("b"), 2: served("a")}, proof=proof)
     assert list(found) == [1] and "other tensors" in found[1]
+
+
+def test_a_scorer_that_died_is_named_and_not_the_generator_that_asked_it(ray_session: None, tmp_path: Path) -> None:
+    scorer: Any = ray.remote(DyingScorer).options(num_cpus=0).remote(str(tmp_path / "scorer_0.log"))
+    generator: Any = ray.remote(ScoringGenerator).options(num_cpus=0).remote([scorer])
+    pool = GeneratorPool(_config(), generators=[generator], scorers=[scorer], adapters=(), logs=tmp_path)
+    try:
+        pool.wait_until_ready()
+        prompts = [Prompt(id=str(number), image="i.png", text="What?") for number in range(3)]
+        with pytest.raises(ActorFailure) as caught:
+            list(pool.rollout(prompts, round_index=0))
+    finally:
+        pool.close()
+        ray.kill(generator)
+    assert "scorer 0 died" in str(caught.value) and "3 GiB for the image tower" in str(caught.value)
+    assert "generator 0 died" not in str(caught.value)

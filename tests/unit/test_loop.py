@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from fakes import FakeGenerators, FakeMachinery, FakeTrainer, tiny_config
 from rich.console import Console
 
 from csr_ray import loop
 from csr_ray.app.console import ConsoleView
-from csr_ray.errors import NoDataError
+from csr_ray.app.run import _check_same_config
+from csr_ray.config.load import to_plain
+from csr_ray.errors import ActorFailure, ConfigError, NoDataError
 from csr_ray.evaluation.suite import Suite
 from csr_ray.records import Node, Prompt, Question, Tree
 from csr_ray.stages import stages
@@ -36,6 +39,7 @@ class Driver:
     """One run folder, and a new process each time `run` is called."""
 
     suite = SUITE
+    prompts = PROMPTS
 
     def __init__(self, directory: Path, **sections: dict) -> None:
         directory.mkdir(exist_ok=True)
@@ -44,12 +48,18 @@ class Driver:
         self.starts: list[list[str]] = []
 
     def run(
-        self, *, stop_after: int | None = None, fail_at: int | None = None, fail_ids=frozenset(), die_at_publish=None
+        self,
+        *,
+        stop_after: int | None = None,
+        fail_at: int | None = None,
+        fail_ids=frozenset(),
+        die_at_publish=None,
+        broken=None,
     ):
         self.generators = FakeGenerators(
             self.config, stop_after=stop_after, fail_ids=fail_ids, die_at_publish=die_at_publish
         )
-        self.trainer = FakeTrainer(fail_at=fail_at)
+        self.trainer = FakeTrainer(fail_at=fail_at, broken=broken)
         self.machinery = FakeMachinery(self.generators, self.trainer)
 
         def start(adapters):
@@ -65,7 +75,7 @@ class Driver:
             versions={},
         )
         view = ConsoleView(num_rounds=2, console=Console(quiet=True))
-        return loop.run(state, prompts=PROMPTS, suite=self.suite, start_machinery=start, view=view)
+        return loop.run(state, prompts=self.prompts, suite=self.suite, start_machinery=start, view=view)
 
 
 def test_a_run_commits_every_stage_and_sums_up(tmp_path) -> None:
@@ -98,9 +108,9 @@ def test_a_run_killed_while_rolling_out_goes_on_and_repeats_no_committed_unit(tm
     with pytest.raises(KeyboardInterrupt):
         driver.run(stop_after=stop_after)
     committed = {
-        (entry["round"], prompt.id)
+        (entry["round"], prompt_id)
         for entry in Journal(driver.folder.journal).all("rollout")
-        for prompt in PROMPTS[2 * entry["unit"] : 2 * entry["unit"] + 2]
+        for prompt_id in entry["ids"]
     }
     resumed = driver.run()
     assert not committed & set(driver.generators.grown)
@@ -129,6 +139,58 @@ def test_a_run_killed_between_training_and_hand_over_hands_over(tmp_path, round_
     assert driver.starts[1] == [str(driver.folder.adapter(index)) for index in range(round_index + 1)]
     assert driver.generators.published == [1, 2][round_index:]
     assert [entry["publish"]["bytes"] for entry in summary["rounds"]] == [10, 10]
+
+
+def test_a_run_whose_units_are_numbered_is_refused_in_one_line(tmp_path) -> None:
+    driver = Driver(tmp_path)
+    driver.folder.config.write_text(yaml.safe_dump(to_plain(driver.config)))
+    driver.folder.journal.write_text('{"kind": "rollout", "round": 0, "unit": 3, "prompts": 2}\n')
+    with pytest.raises(ConfigError, match=r"^run.dir = .*numbered its units.*--fresh to move that run aside$"):
+        _check_same_config(driver.folder, config=driver.config)
+
+
+def pair_ids(driver: Driver, *, index: int = 0) -> list[str]:
+    return [row["id"] for row in pq.read_table(driver.folder.pairs(index)).to_pylist()]
+
+
+def test_a_prompt_that_became_unreadable_before_a_resume_costs_nobody_else(tmp_path) -> None:
+    driver = Driver(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(stop_after=3)  # p4, p3 and p2 are grown; p4's unit and the one of p3 and p2 are committed
+    driver.prompts = [prompt for prompt in PROMPTS if prompt.id not in ("p0", "p3")]
+    driver.run()
+    assert [prompt_id for index, prompt_id in driver.generators.grown if index == 0] == ["p1"]
+    assert pair_ids(driver) == ["p1", "p2", "p4"]
+
+
+def test_a_prompt_that_became_readable_before_a_resume_is_rolled_out_and_nobody_twice(tmp_path) -> None:
+    driver = Driver(tmp_path)
+    driver.prompts = PROMPTS[1:]
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(stop_after=2)
+    driver.prompts = PROMPTS
+    driver.run()
+    assert sorted(prompt_id for index, prompt_id in driver.generators.grown if index == 0) == ["p0", "p1", "p2"]
+    assert pair_ids(driver) == [prompt.id for prompt in PROMPTS]
+
+
+def test_the_rounds_prompts_stay_when_others_come_before_them(tmp_path) -> None:
+    """With `data.per_round`, a resumed round keeps what it has rolled out though its turn would now be others'."""
+    driver = Driver(tmp_path, data={"per_round": 2}, run={"unit": 1})
+    driver.prompts = PROMPTS[1:]
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(stop_after=1)  # of p1 and p2
+    driver.prompts = PROMPTS
+    driver.run()
+    assert pair_ids(driver) == ["p0", "p2"]
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_trainer_that_cannot_start_is_noticed_before_the_rollouts_are_paid_for(tmp_path, asked: bool) -> None:
+    driver = Driver(tmp_path, train={"streaming": asked})
+    with pytest.raises(ActorFailure, match="no layer q_prj"):
+        driver.run(broken="no layer q_prj")
+    assert len(driver.generators.grown) <= 1
 
 
 def test_more_rounds_on_a_finished_run_are_run(tmp_path) -> None:
