@@ -31,8 +31,11 @@ class Serving:
         self._owns_ray = owns_ray
 
     @classmethod
-    def start(cls, config: Config, *, model: Path, logs: Path, view: View) -> Serving:
-        """Start generators alone, to evaluate a model. Raises ActorFailure with the end of a log."""
+    def start(cls, config: Config, *, model: str, logs: Path, view: View) -> Serving:
+        """Start generators alone, to evaluate a model. Raises ActorFailure with the end of a log.
+
+        `model` is a reference (`csr_ray.policy.source`), here as everywhere.
+        """
         with view.stage("start the engine", total=None, unit="", round_index=None):
             owns_ray = connect(num_cpus_needed=config.generators.min * config.generators.cpus)
             serving = cls._create(config, model=model, adapters=(), logs=logs, scorers=[], owns_ray=owns_ray)
@@ -59,7 +62,7 @@ class Serving:
         cls,
         config: Config,
         *,
-        model: Path,
+        model: str,
         adapters: Sequence[str],
         logs: Path,
         scorers: Sequence[Any],
@@ -89,7 +92,7 @@ class Runtime:
         self._serving = serving
 
     @classmethod
-    def start(cls, config: Config, *, model: Path, adapters: Sequence[str], logs: Path, view: View) -> Runtime:
+    def start(cls, config: Config, *, model: str, adapters: Sequence[str], logs: Path, view: View) -> Runtime:
         """Start everything a run needs; returns when the generators serve base + `adapters`.
 
         Raises:
@@ -163,7 +166,7 @@ def _start_scorer(config: Config, *, log: Path) -> Any:
     return actor.remote(config, log=str(log.absolute()))
 
 
-def _start_generator(config: Config, *, model: Path, scorers: Sequence[Any], log: Path) -> Any:
+def _start_generator(config: Config, *, model: str, scorers: Sequence[Any], log: Path) -> Any:
     # The engine's other half (requests in, answers out) is a process of its own and needs a core as well.
     threads = config.generators.threads or max(1, (os.cpu_count() or 2) - 1)
     actor = ray.remote(GeneratorActor).options(
@@ -180,4 +183,4 @@ def _start_generator(config: Config, *, model: Path, scorers: Sequence[Any], log
             }
         },
     )
-    return actor.remote(config, model=str(model), scorers=list(scorers), log=str(log.absolute()))
+    return actor.remote(config, model=model, scorers=list(scorers), log=str(log.absolute()))

@@ -72,7 +72,9 @@ def measure(given: argparse.Namespace, *, world: Path, directory: Path) -> list[
     configs = {side: config_of(world, directory / side, is_on=side == "on") for side in ("off", "on")}
     prompts, _ = read_prompts(configs["off"].data.prompts, images=None, limit=given.prompts)
     view = ConsoleView(num_rounds=1)
-    runtime = Runtime.start(configs["off"], model=world / "policy", adapters=[], logs=directory / "logs", view=view)
+    runtime = Runtime.start(
+        configs["off"], model=str(world / "policy"), adapters=[], logs=directory / "logs", view=view
+    )
     turns = []
     try:
         for number in range(2 * given.repeats):

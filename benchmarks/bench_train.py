@@ -137,7 +137,7 @@ def start_up(arguments: argparse.Namespace) -> dict[str, Any]:
         images.append(str(folder / f"{index}.png"))
         picture(index, side_px=_shape(arguments).image_px).save(images[-1])
     connect(num_cpus_needed=3)
-    group = TrainerGroup(config, model=arguments.model, adapters=(), storage=folder / "storage")
+    group = TrainerGroup(config, model=str(arguments.model.absolute()), adapters=(), storage=folder / "storage")
     group.start()
     from transformers import AutoTokenizer
 

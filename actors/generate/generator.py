@@ -21,6 +21,7 @@ from actors.process.logs import log_to_file
 from actors.score.client import ScorerPool
 from csr_ray.config.schema import Config
 from csr_ray.errors import StalePolicyError
+from csr_ray.policy.source import local_folder
 from csr_ray.records import Answer, PreferencePair, Prompt, Question, Tree
 from csr_ray.rollout.search import derive_seed, grow_tree
 
@@ -34,7 +35,7 @@ class GeneratorActor:
         if log:
             log_to_file(log)
         self._config = config
-        self._engine = VllmEngine(config, model=model)
+        self._engine = VllmEngine(config, model=local_folder(model))
         self._scorers = ScorerPool(scorers)
         self._version: int | None = None
         self._receiver: Receiver | None = None

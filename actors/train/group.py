@@ -129,7 +129,7 @@ class TrainerGroup:
     """`csr_ray.ports.Trainer` on Ray Train with DeepSpeed.
 
     Args:
-        model: folder of the base model, readable by every worker.
+        model: reference of the base model (`csr_ray.policy.source`); a folder has to be readable by every worker.
         adapters: those of the rounds already done, oldest first (a resumed run).
         storage: folder for Ray Train's own records.
 
@@ -137,7 +137,7 @@ class TrainerGroup:
         ConfigError: bfloat16 is asked for without GPUs.
     """
 
-    def __init__(self, config: Config, *, model: Path, adapters: Sequence[Path], storage: Path) -> None:
+    def __init__(self, config: Config, *, model: str, adapters: Sequence[Path], storage: Path) -> None:
         if config.train.dtype == "bfloat16" and config.train.gpus_per_worker == 0:
             raise ConfigError(
                 "train.dtype = 'bfloat16' contradicts train.gpus_per_worker = 0: transformers trains bfloat16 on "
@@ -286,7 +286,7 @@ class TrainerGroup:
         resources = {"CPU": train.cpus_per_worker, **({"GPU": train.gpus_per_worker} if use_gpu else {})}
         setup = {
             "config": self._config,
-            "model": str(self._model.absolute()),
+            "model": self._model,
             "adapters": self._adapters,
             "mailbox": self._mailbox,
         }

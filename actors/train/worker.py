@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from actors.train.stream import UsableSoFar
 from csr_ray.config.schema import Config, Train
 from csr_ray.errors import UserError
+from csr_ray.policy.source import local_folder
 from csr_ray.records import PreferencePair, TrainResult
 
 if TYPE_CHECKING:
@@ -154,7 +155,13 @@ def train_loop(setup: Mapping[str, Any]) -> None:
     rank = train.get_context().get_world_rank()
     mailbox = Mailbox(actor=setup["mailbox"])
     try:
-        _serve(setup["config"], model=Path(setup["model"]), adapters=setup["adapters"], mailbox=mailbox, rank=rank)
+        _serve(
+            setup["config"],
+            model=local_folder(setup["model"]),
+            adapters=setup["adapters"],
+            mailbox=mailbox,
+            rank=rank,
+        )
     except Stopped:
         return
     except Exception as error:

@@ -16,6 +16,7 @@ from rich.table import Table
 from csr_ray.config.load import parse_config, to_plain
 from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
+from csr_ray.policy.source import is_hub_id
 
 _WORLD = "${world}"
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "image_processor_config.json")
@@ -121,10 +122,9 @@ def print_plan(plan: Plan, *, console: Console | None = None) -> None:
 def check_policy(model: str) -> None:
     """Raises ConfigError if `policy.model` is neither a Hugging Face model folder nor a hub id."""
     folder = Path(model).expanduser()
+    if is_hub_id(model):
+        return
     if not folder.exists():
-        looks_like_hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
-        if looks_like_hub_id:
-            return
         raise ConfigError(f"policy.model = {model!r}: no such folder (and not a hub id of the form owner/name)")
     missing = _missing_model_files(folder) if folder.is_dir() else ["it is a file, not a folder"]
     if missing:

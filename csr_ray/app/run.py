@@ -27,6 +27,7 @@ from csr_ray.errors import EXIT_DONE, ConfigError, NoDataError
 from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
 from csr_ray.loop import run
+from csr_ray.policy.source import local_folder, reference_of, revision_of
 from csr_ray.ports import Machinery
 from csr_ray.records import Prompt
 from csr_ray.report import write_report
@@ -68,7 +69,7 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
     check_paths(config)
     _start_folder(folder, config=given)
     prompts = _prompts(config, folder=folder)
-    state = _state(config, folder=folder, journal=journal)
+    state = replace(_state(config, folder=folder, journal=journal), model=_model_of_run(config, journal=journal))
     run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=_starter(state, view=view), view=view)
     _show_result(state)
     return EXIT_DONE
@@ -96,7 +97,7 @@ def evaluate_model(
     check_policy(str(model))
     suite = load_suite(config.eval)
     view = ConsoleView(num_rounds=0)
-    serving = Serving.start(config, model=model, logs=Path(config.run.dir), view=view)
+    serving = Serving.start(config, model=_reference(str(model)), logs=Path(config.run.dir), view=view)
     try:
         with view.stage("evaluate", total=suite.num_answers, unit="answers", round_index=None) as stage:
             metrics = suite.measure(serving.generators, seed=0, on_answer=stage.advance)
@@ -156,9 +157,22 @@ def _prompts(config: Config, *, folder: RunFolder) -> list[Prompt]:
 
 
 def _state(config: Config, *, folder: RunFolder, journal: Journal) -> RunState:
-    return RunState(
-        config=config, folder=folder, journal=journal, model=Path(config.policy.model), versions=_versions()
-    )
+    return RunState(config=config, folder=folder, journal=journal, model=config.policy.model, versions=_versions())
+
+
+def _model_of_run(config: Config, *, journal: Journal) -> str:
+    """The base model's reference; a run that goes on has the revision that it began with."""
+    known = journal.find("model")
+    reference = _reference(config.policy.model, revision=known["revision"] if known else None)
+    if known is None:
+        journal.commit("model", name=config.policy.model, revision=revision_of(reference))
+    return reference
+
+
+def _reference(model: str, *, revision: str | None = None) -> str:
+    reference = reference_of(model, revision=revision)
+    check_policy(str(local_folder(reference)))
+    return reference
 
 
 def _start_folder(folder: RunFolder, *, config: Config) -> None:

@@ -33,13 +33,13 @@ _CHECK_EVERY_S = 1.0
 class RunState:
     """One run on disk: its config, folder and journal.
 
-    `model` is the base policy's folder; `versions` go into summary.json.
+    `model` is the base policy's reference (`csr_ray.policy.source`); `versions` go into summary.json.
     """
 
     config: Config
     folder: RunFolder
     journal: Journal
-    model: Path
+    model: str
     versions: dict[str, str]
     _round_wall_s: dict[int, float] = field(default_factory=dict)
 
@@ -332,11 +332,12 @@ def close_round(state: RunState, *, index: int, view: View) -> None:
 
 def save_model(state: RunState, *, view: View) -> None:
     """`model/`: the last policy, merged, in the base model's own format."""
+    from csr_ray.policy.source import local_folder
     from csr_ray.policy.weights import save_merged
 
     with view.stage("save the model", total=1, unit="model", round_index=None) as stage:
         adapters = [Path(adapter) for adapter in state.adapters]
-        save_merged(state.model, adapters=adapters, output=state.folder.model)
+        save_merged(local_folder(state.model), adapters=adapters, output=state.folder.model)
         stage.advance()
     state.journal.commit("finished", rounds=state.config.run.rounds)
     write_json(state.folder.summary, value=summarise(state))

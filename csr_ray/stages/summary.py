@@ -34,6 +34,7 @@ def summary(journal: Journal, *, config: Config, versions: dict[str, str]) -> Js
     return {
         "method": config.method,
         "versions": versions,
+        "policy": {key: (journal.find("model") or {}).get(key) for key in ("name", "revision")},
         "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
         "base": {"eval": _eval(base_eval)},
         "rounds": rounds,

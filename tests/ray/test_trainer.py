@@ -124,7 +124,7 @@ def groups(
     made = {}
     for name, config in configs.items():
         directory = tmp_path_factory.mktemp(name)
-        trainer = TrainerGroup(config, model=tiny_llava, adapters=(), storage=directory / "storage")
+        trainer = TrainerGroup(config, model=str(tiny_llava), adapters=(), storage=directory / "storage")
         trainer.start()
         made[name] = Group(trainer=trainer, directory=directory)
     yield made

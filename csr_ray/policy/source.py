@@ -1,0 +1,86 @@
+"""Where a model's files are: a local folder as it is, or a hub id, whose files are fetched once a node and kept.
+
+A model travels between processes as a *reference*, a string: the absolute path of a folder, or `owner/name@revision`.
+Every process turns it into a folder of its own node by `local_folder`. The revision is a commit of the hub, so that a
+run that goes on later, and every node, has the same weights. Hugging Face's cache and its offline mode
+(`HF_HUB_OFFLINE=1`, `HF_HUB_CACHE`) are respected. Knows no config and no actors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from csr_ray.errors import ConfigError
+
+# Weights as safetensors, what describes them, tokenizers and templates; not the same weights in other formats.
+_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether `model` has the form owner/name and is no folder here."""
+    parts = model.split("/")
+    return len(parts) == 2 and all(parts) and not model.startswith((".", "~")) and not Path(model).exists()
+
+
+def reference_of(model: str, *, revision: str | None = None) -> str:
+    """The reference by which other processes find `model`; fetches it if it is a hub id and not here yet.
+
+    Args:
+        revision: the commit to use, as a run folder remembers it; None: the newest that the hub, or in offline mode
+            its cache, has.
+
+    Raises:
+        ConfigError: there is no such model, or no way to it.
+    """
+    if not is_hub_id(model):
+        return str(Path(model).expanduser().absolute())
+    return f"{model}@{_fetched(model, revision=revision).name}"
+
+
+def revision_of(reference: str) -> str | None:
+    """The commit of a reference to the hub; None for a folder."""
+    return None if reference.startswith("/") else reference.partition("@")[2]
+
+
+def local_folder(reference: str | Path) -> Path:
+    """The folder on this node that holds the model's files.
+
+    Raises:
+        ConfigError: this node has no way to the model.
+    """
+    text = str(reference)
+    name, at, revision = text.partition("@")
+    if text.startswith("/") or not at or not is_hub_id(name):
+        return Path(text)
+    return _fetched(name, revision=revision)
+
+
+def _fetched(name: str, *, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    place = f"policy.model = {name!r}" + (f" at revision {revision}" if revision else "")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
+    except GatedRepoError as error:
+        raise ConfigError(
+            f"{place}: its owner grants access on request; log in with an account that has it"
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise ConfigError(f"{place}: neither a folder here nor a model on the hub") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ConfigError(
+            f"{place}: no such folder, and the hub's copy is neither in the cache nor to be fetched (offline, or no "
+            "way to the hub); name a folder, or fetch the model once where there is a network"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{place}: cannot be fetched from the hub: {reason}") from error
