@@ -34,7 +34,7 @@ from csr_ray.report import write_report
 from csr_ray.report.terminal import print_round_table
 from csr_ray.stages.stages import RunState, summarise
 from csr_ray.stages.view import View
-from csr_ray.store.journal import Journal, append_rejections, storage_errors, write_atomically, write_json
+from csr_ray.store.journal import Journal, Quarantine, storage_errors, write_atomically, write_json
 from csr_ray.store.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _dry_run(config: Config) -> None:
 
 def _prompts(config: Config, *, folder: RunFolder) -> list[Prompt]:
     prompts, rejections = read_prompts(config.data.prompts, images=config.data.images, limit=config.data.limit)
-    append_rejections(folder.quarantine, rejections=rejections)
+    Quarantine(folder.quarantine).add(rejections)
     if not prompts:
         reasons = f"; first reason: {rejections[0].reason}" if rejections else "; the file has no rows"
         raise NoDataError(

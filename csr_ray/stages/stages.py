@@ -21,7 +21,7 @@ from csr_ray.ports import Generators, Trainer
 from csr_ray.records import JsonDict, PreferencePair, Prompt, Rejection, TrainResult, Tree
 from csr_ray.stages.summary import live_figures, summary
 from csr_ray.stages.view import View
-from csr_ray.store.journal import Journal, append_rejections, write_json
+from csr_ray.store.journal import Journal, Quarantine, write_json
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.store.tables import read_pairs, read_trees, write_pairs, write_trees
 
@@ -41,7 +41,11 @@ class RunState:
     journal: Journal
     model: str
     versions: dict[str, str]
+    quarantine: Quarantine = field(init=False)
     _round_wall_s: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.quarantine = Quarantine(self.folder.quarantine)
 
     @property
     def is_finished(self) -> bool:
@@ -209,7 +213,7 @@ def _commit_unit(
     trees = [result for result in results if isinstance(result, Tree)]
     rejections = [result for result in results if isinstance(result, Rejection)]
     write_trees(state.folder.candidates(index, unit=unit), trees=trees)
-    append_rejections(state.folder.quarantine, rejections=rejections)
+    state.quarantine.add(rejections)
     state.journal.commit(
         "rollout",
         round=index,

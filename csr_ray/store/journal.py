@@ -20,26 +20,28 @@ from csr_ray.records import JsonDict, Rejection
 class Journal:
     """The lines of one run, in memory and on disk.
 
-    Example line: {"kind": "rollout", "round": 0, "unit": 3, "trees": 16, "seconds": 2.1}
+    Lines are looked up by kind and round without reading all of them: a round may have thousands of units.
+
+    Example line: {"kind": "rollout", "round": 0, "unit": "3f2c...", "ids": [...], "prompts": 16, "seconds": 2.1}
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.entries: list[JsonDict] = []
-        self._num_torn_bytes = 0
+        self._index: dict[tuple[str, int | None], list[JsonDict]] = {}  # by kind and round, and by kind alone (None)
         if path.exists():
             self._load()
 
-    def find(self, kind: str, **keys: int) -> JsonDict | None:
+    def find(self, kind: str, **keys: int | str) -> JsonDict | None:
         """The line of this kind with these keys, or None."""
         return next(iter(self.all(kind, **keys)), None)
 
-    def all(self, kind: str, **keys: int) -> list[JsonDict]:
-        return [
-            entry
-            for entry in self.entries
-            if entry["kind"] == kind and all(entry.get(key) == value for key, value in keys.items())
-        ]
+    def all(self, kind: str, **keys: int | str) -> list[JsonDict]:
+        """Every line of this kind with these keys, oldest first."""
+        round_index = keys.get("round")
+        assert round_index is None or isinstance(round_index, int)
+        found = self._index.get((kind, round_index), [])
+        return [entry for entry in found if all(entry.get(key) == value for key, value in keys.items())]
 
     def commit(self, kind: str, **fields: object) -> JsonDict:
         """Append a line and make it durable. Whatever it speaks of must be on disk already."""
@@ -49,8 +51,13 @@ class Journal:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self.entries.append(entry)
+        self._add(entry)
         return entry
+
+    def _add(self, entry: JsonDict) -> None:
+        self.entries.append(entry)
+        for round_index in {None, entry.get("round")}:
+            self._index.setdefault((entry["kind"], round_index), []).append(entry)
 
     def _load(self) -> None:
         data = self._path.read_bytes()
@@ -58,7 +65,9 @@ class Journal:
         if torn:
             # Cut the torn tail off, or the next line would be glued to it.
             os.truncate(self._path, len(whole) + len(newline))
-        self.entries = [json.loads(line) for line in whole.split(b"\n") if line]
+        for line in whole.split(b"\n"):
+            if line:
+                self._add(json.loads(line))
 
 
 @contextlib.contextmanager
@@ -100,13 +109,23 @@ def write_json(path: Path, *, value: object) -> None:
     write_atomically(path, write=lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
 
 
-def append_rejections(path: Path, *, rejections: Sequence[Rejection]) -> None:
-    """Add lines to quarantine.jsonl; an input that is there already (a resumed run) is not added twice."""
-    if not rejections:
-        return
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        known = set(path.read_text().splitlines()) if path.exists() else set()
-        rows = (json.dumps({"id": item.id, "source": item.source, "reason": item.reason}) for item in rejections)
-        with path.open("a") as file:
-            file.writelines(row + "\n" for row in rows if row not in known)
+class Quarantine:
+    """quarantine.jsonl: a line an input that was set aside, once each, also where a resumed run meets it again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: set[str] | None = None
+
+    def add(self, rejections: Sequence[Rejection]) -> None:
+        """Append what is not there yet. The file is read once, at the first input to set aside."""
+        if not rejections:
+            return
+        with storage_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._known is None:
+                self._known = set(self.path.read_text().splitlines()) if self.path.exists() else set()
+            rows = [json.dumps({"id": item.id, "source": item.source, "reason": item.reason}) for item in rejections]
+            new = [row for row in dict.fromkeys(rows) if row not in self._known]
+            with self.path.open("a") as file:
+                file.writelines(row + "\n" for row in new)
+            self._known.update(new)

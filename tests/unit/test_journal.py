@@ -9,7 +9,7 @@ import pytest
 
 from csr_ray.errors import StorageError
 from csr_ray.records import Rejection
-from csr_ray.store.journal import Journal, append_rejections, write_atomically, write_json
+from csr_ray.store.journal import Journal, Quarantine, write_atomically, write_json
 
 
 def test_committed_lines_are_found_again(tmp_path) -> None:
@@ -20,6 +20,24 @@ def test_committed_lines_are_found_again(tmp_path) -> None:
     again = Journal(path)
     assert again.find("rollout", round=0, unit=1) == {"kind": "rollout", "round": 0, "unit": 1, "tokens": 5}
     assert again.find("rollout", round=1) is None
+
+
+def test_lines_are_found_by_kind_and_round_without_reading_the_others(tmp_path) -> None:
+    class Watched(dict):
+        looks = 0
+
+        def get(self, key, default=None):
+            Watched.looks += 1
+            return super().get(key, default)
+
+    journal = Journal(tmp_path / "journal.jsonl")
+    for number in range(200):
+        journal._add(Watched(kind="rollout", round=number % 100, unit=str(number)))
+    Watched.looks = 0
+    assert [entry["unit"] for entry in journal.all("rollout", round=7)] == ["7", "107"]
+    assert journal.find("rollout", round=7, unit="107") and not journal.find("rollout", round=100)
+    assert len(journal.all("rollout")) == 200
+    assert Watched.looks < 10
 
 
 @pytest.mark.parametrize("cut", range(1, 34))
@@ -53,8 +71,10 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path) -> None:
 def test_a_resumed_run_does_not_quarantine_twice(tmp_path) -> None:
     path = tmp_path / "quarantine.jsonl"
     rejection = Rejection(id="7", source="prompts.jsonl:7", reason="no such file")
-    append_rejections(path, rejections=[rejection])
-    append_rejections(path, rejections=[rejection])
+    quarantine = Quarantine(path)
+    quarantine.add([rejection, rejection])
+    quarantine.add([rejection])
+    Quarantine(path).add([rejection])
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"id": "7", "source": "prompts.jsonl:7", "reason": "no such file"}
     ]
