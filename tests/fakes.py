@@ -121,6 +121,8 @@ class FakeGenerators:
     published: list[int] = field(default_factory=list)
     answered: int = 0
     die_at_publish: int | None = None
+    num_counts: int = 0
+    _num_counted: int = 0
 
     def rollout(self, prompts: Sequence[Prompt], *, round_index: int):
         for prompt in reversed(prompts):  # not in the order they were asked for
@@ -160,7 +162,9 @@ class FakeGenerators:
         return PublishReceipt(version=trained.version, num_bytes=10, seconds=0.1, num_generators=1, max_probe_gap=0.0)
 
     def figures(self) -> dict[str, float]:
-        return {}
+        self.num_counts += 1
+        trees, self._num_counted = len(self.grown) - self._num_counted, len(self.grown)
+        return {"batches": 1.0, "sentences": float(trees), "score_s": 0.5}
 
 
 @dataclass

@@ -27,6 +27,7 @@ from csr_ray.store.tables import read_pairs, read_trees, write_pairs, write_tree
 
 OnTrees = Callable[[Sequence[Tree]], None]
 _CHECK_EVERY_S = 1.0
+_COUNT_EVERY_S = 2.0
 
 
 @dataclass
@@ -134,7 +135,8 @@ def roll_out(
     if not missing:
         return trees
     unit_of = {prompt_id: name for name, unit in missing.items() for prompt_id in unit}
-    committed_s = time.perf_counter()
+    committed_s = counted_s = time.perf_counter()
+    num_open = len(missing)
     generators.figures()
     with view.stage("roll out", total=len(todo), unit="prompts", round_index=index) as stage:
         for result in generators.rollout(todo, round_index=index):
@@ -144,8 +146,14 @@ def roll_out(
             done = list(missing[name].values())
             if all(item is not None for item in done):
                 now_s = time.perf_counter()
-                figures = generators.figures()
-                stage.note = live_figures(figures, seconds=now_s - committed_s)
+                num_open -= 1
+                figures: dict[str, float] = {}
+                if (
+                    num_open == 0 or now_s - counted_s >= _COUNT_EVERY_S
+                ):  # every actor is asked, so not for every unit
+                    figures = generators.figures()
+                    stage.note = live_figures(figures, seconds=now_s - counted_s)
+                    counted_s = now_s
                 _commit_unit(
                     state,
                     [item for item in done if item is not None],

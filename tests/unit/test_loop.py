@@ -141,6 +141,15 @@ def test_a_run_killed_between_training_and_hand_over_hands_over(tmp_path, round_
     assert [entry["publish"]["bytes"] for entry in summary["rounds"]] == [10, 10]
 
 
+def test_counters_are_not_fetched_for_every_unit_and_none_is_lost(tmp_path) -> None:
+    driver = Driver(tmp_path, run={"unit": 1})
+    summary = driver.run()
+    assert driver.generators.num_counts == 4  # two a round, for five units
+    lines = Journal(driver.folder.journal).all("rollout", round=0)
+    assert [line["figures"].get("sentences", 0) for line in lines] == [0, 0, 0, 0, 5]
+    assert summary["rounds"][0]["score"]["mean_batch"] == 5
+
+
 def test_a_run_whose_units_are_numbered_is_refused_in_one_line(tmp_path) -> None:
     driver = Driver(tmp_path)
     driver.folder.config.write_text(yaml.safe_dump(to_plain(driver.config)))
