@@ -36,7 +36,9 @@ from csr_ray.app.run import world_spec
 from csr_ray.config.load import load_config
 from csr_ray.config.schema import Config
 from csr_ray.data.prompts import read_prompts
-from csr_ray.stages import stages
+from csr_ray.stages.examples import pair, stream
+from csr_ray.stages.roll_out import roll_out
+from csr_ray.stages.state import RunState
 from csr_ray.store.journal import Journal
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.world.build import cached_world
@@ -79,22 +81,20 @@ def measure(given: argparse.Namespace, *, world: Path, directory: Path) -> list[
     try:
         for number in range(2 * given.repeats):
             side = ("off", "on")[number % 2]
-            state = stages.RunState(
+            state = RunState(
                 config=configs[side],
                 folder=RunFolder(directory / side),
                 journal=Journal(RunFolder(directory / side).journal),
-                model=world / "policy",
+                model=str(world / "policy"),
                 versions={},
             )
             losses: list[float] = []
             runtime.trainer._adapters = ()  # every turn starts from the base policy, which the generators still serve
             started_s = time.perf_counter()
-            offer = stages.stream(state, prompts, trainer=runtime.trainer, index=number)
-            trees = stages.roll_out(
-                state, prompts, generators=runtime.generators, index=number, view=view, on_trees=offer
-            )
+            offer = stream(state, prompts, trainer=runtime.trainer, index=number)
+            trees = roll_out(state, prompts, generators=runtime.generators, index=number, view=view, on_trees=offer)
             grown_s = time.perf_counter()
-            pairs = stages.pair(state, trees, index=number, view=view)
+            pairs = pair(state, trees, index=number, view=view)
             trained = runtime.trainer.train(
                 pairs,
                 round_index=number,

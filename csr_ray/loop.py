@@ -7,7 +7,7 @@ train     pairs                an adapter: policy version r + 1       the traine
 publish   the adapter          a receipt with a probe from each       every generator
 evaluate  held-out questions   metrics of version r + 1               publish
 
-Each stage is in `csr_ray.stages.stages`: it returns what the journal already holds, or does the work, commits it and
+Each stage is a file of `csr_ray.stages`: it returns what the journal already holds, or does the work, commits it and
 then returns it. So this loop is also how a killed run goes on.
 """
 
@@ -18,8 +18,13 @@ from collections.abc import Callable, Sequence
 from csr_ray.evaluation.suite import Suite
 from csr_ray.ports import Machinery
 from csr_ray.records import JsonDict, Prompt
-from csr_ray.stages import stages
-from csr_ray.stages.stages import RunState
+from csr_ray.stages.close import close_round, save_model, summarise
+from csr_ray.stages.evaluate import evaluate
+from csr_ray.stages.examples import pair, stream
+from csr_ray.stages.publish import publish
+from csr_ray.stages.roll_out import roll_out
+from csr_ray.stages.state import RunState
+from csr_ray.stages.train import train
 from csr_ray.stages.view import View
 
 
@@ -36,14 +41,14 @@ def run(
     `start_machinery` gets the adapters trained so far and is not called at all for a finished run.
     """
     if state.is_finished:
-        return stages.summarise(state)
+        return summarise(state)
     machinery = start_machinery(state.adapters)
     try:
-        stages.evaluate(state, suite=suite, generators=machinery.generators, version=0, view=view)
+        evaluate(state, suite=suite, generators=machinery.generators, version=0, view=view)
         for index in range(state.config.run.rounds):
             with state.round_clock(index):
-                offer = stages.stream(state, prompts, trainer=machinery.trainer, index=index)
-                trees = stages.roll_out(
+                offer = stream(state, prompts, trainer=machinery.trainer, index=index)
+                trees = roll_out(
                     state,
                     prompts,
                     generators=machinery.generators,
@@ -52,12 +57,12 @@ def run(
                     check=machinery.trainer.check,
                     view=view,
                 )
-                pairs = stages.pair(state, trees, index=index, view=view)
-                trained = stages.train(state, pairs, trainer=machinery.trainer, index=index, view=view)
-                stages.publish(state, trained, pairs=pairs, generators=machinery.generators, view=view)
-                stages.evaluate(state, suite=suite, generators=machinery.generators, version=index + 1, view=view)
-            stages.close_round(state, index=index, view=view)
+                pairs = pair(state, trees, index=index, view=view)
+                trained = train(state, pairs, trainer=machinery.trainer, index=index, view=view)
+                publish(state, trained, pairs=pairs, generators=machinery.generators, view=view)
+                evaluate(state, suite=suite, generators=machinery.generators, version=index + 1, view=view)
+            close_round(state, index=index, view=view)
     finally:
         machinery.close()
-    stages.save_model(state, view=view)
-    return stages.summarise(state)
+    save_model(state, view=view)
+    return summarise(state)

@@ -32,7 +32,8 @@ from csr_ray.ports import Machinery
 from csr_ray.records import Prompt
 from csr_ray.report import write_report
 from csr_ray.report.terminal import print_round_table
-from csr_ray.stages.stages import RunState, summarise
+from csr_ray.stages.close import summarise
+from csr_ray.stages.state import RunState
 from csr_ray.stages.view import View
 from csr_ray.store.journal import Journal, Quarantine, storage_errors, write_atomically, write_json
 from csr_ray.store.run_folder import RunFolder

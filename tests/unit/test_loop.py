@@ -18,8 +18,10 @@ from csr_ray.config.load import to_plain
 from csr_ray.errors import ActorFailure, ConfigError, NoDataError
 from csr_ray.evaluation.suite import Suite
 from csr_ray.records import Node, Prompt, Question, Tree
-from csr_ray.stages import stages
-from csr_ray.stages.stages import RunState, prompts_of_round
+from csr_ray.stages.examples import pair
+from csr_ray.stages.roll_out import roll_out
+from csr_ray.stages.state import RunState
+from csr_ray.stages.units import prompts_of_round
 from csr_ray.store.journal import Journal
 from csr_ray.store.run_folder import RunFolder
 
@@ -303,9 +305,9 @@ def test_stages_are_idempotent(tmp_path) -> None:
     )
     before = len(state.journal.entries)
     view = ConsoleView(num_rounds=2, console=Console(quiet=True))
-    trees = stages.roll_out(state, PROMPTS, generators=driver.generators, index=0, view=view)
+    trees = roll_out(state, PROMPTS, generators=driver.generators, index=0, view=view)
     assert [tree.prompt.id for tree in trees] == [prompt.id for prompt in PROMPTS]
-    assert len(stages.pair(state, trees, index=0, view=view)) == 5
+    assert len(pair(state, trees, index=0, view=view)) == 5
     assert len(state.journal.entries) == before
 
 
@@ -336,7 +338,7 @@ def test_the_bare_end_of_an_answer_does_not_count_as_a_sentence(tmp_path) -> Non
         model=Path("model"),
         versions={},
     )
-    stages.pair(state, [tree], index=0, view=ConsoleView(num_rounds=1, console=Console(quiet=True)))
+    pair(state, [tree], index=0, view=ConsoleView(num_rounds=1, console=Console(quiet=True)))
     entry = state.journal.find("pairs", round=0)
     assert entry["chosen_sentences"] == entry["rejected_sentences"] == 1.0
 

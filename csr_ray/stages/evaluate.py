@@ -1,0 +1,24 @@
+"""Evaluate: metrics of the policy that the generators serve."""
+
+from __future__ import annotations
+
+import time
+
+from csr_ray.evaluation.suite import Suite
+from csr_ray.ports import Generators
+from csr_ray.stages.state import RunState
+from csr_ray.stages.view import View
+
+
+def evaluate(state: RunState, *, suite: Suite, generators: Generators, version: int, view: View) -> None:
+    """Metrics of the policy that the generators serve now; nothing to do without benchmarks."""
+    if suite.is_empty or state.journal.find("eval", version=version):
+        return
+    limit = state.config.eval.limit_between
+    if limit is not None and 0 < version < state.config.run.rounds:
+        suite = suite.first(limit)
+    started_s = time.perf_counter()
+    with view.stage("evaluate", total=suite.num_answers, unit="answers", round_index=version - 1) as stage:
+        metrics = suite.measure(generators, seed=state.config.run.seed, on_answer=stage.advance)
+    state.journal.commit("eval", version=version, metrics=metrics, seconds=time.perf_counter() - started_s)
+    view.metrics(version=version, metrics=metrics)

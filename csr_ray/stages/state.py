@@ -1,0 +1,51 @@
+"""What a stage works on: one run on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from csr_ray.config.schema import Config
+from csr_ray.store.journal import Journal, Quarantine
+from csr_ray.store.run_folder import RunFolder
+
+
+@dataclass
+class RunState:
+    """One run on disk: its config, folder and journal.
+
+    `model` is the base policy's reference (`csr_ray.policy.source`); `versions` go into summary.json.
+    """
+
+    config: Config
+    folder: RunFolder
+    journal: Journal
+    model: str
+    versions: dict[str, str]
+    quarantine: Quarantine = field(init=False)
+    _round_wall_s: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.quarantine = Quarantine(self.folder.quarantine)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every round that the config asks for is done, and the model saved. More may be asked for later."""
+        return any(entry["rounds"] >= self.config.run.rounds for entry in self.journal.all("finished"))
+
+    @property
+    def adapters(self) -> list[str]:
+        """Adapter folders of every round trained so far, oldest first."""
+        return [str(self.folder.adapter(entry["round"])) for entry in self.journal.all("train")]
+
+    @contextlib.contextmanager
+    def round_clock(self, index: int) -> Iterator[None]:
+        """Wall time of a round, for what its stages do not account for."""
+        started_s = time.perf_counter()
+        yield
+        self._round_wall_s[index] = time.perf_counter() - started_s
+
+    def round_wall_s(self, index: int) -> float:
+        return self._round_wall_s.get(index, 0.0)
