@@ -1,0 +1,170 @@
+"""The words between the pool's decisions and the shell that carries them out: what happened, and what to do about it.
+
+An event is something the shell saw (an actor joined, a call returned). An action is something the shell has to do
+(send an item, kill an actor). Neither knows Ray: an actor is named by a `Replica`, a call by a number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, Literal, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+Role = Literal["generator", "scorer"]
+
+
+class Replica(NamedTuple):
+    """One life of one actor. A replacement has the same role and slot and the next life, so it is another replica.
+
+    Whatever is still heard of an earlier life is therefore never taken for news of the later one.
+    """
+
+    role: Role
+    slot: int
+    life: int = 0
+
+    def successor(self) -> Replica:
+        return self._replace(life=self.life + 1)
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.slot}" + (f" (life {self.life})" if self.life else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """The replica was told to start; nothing may be sent to it yet."""
+
+    replica: Replica
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The replica is ready to serve: one that was starting, or one that nobody announced (a cluster that grows)."""
+
+    replica: Replica
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The replica was taken out on purpose. What it had in flight is nobody's fault, and nobody replaces it."""
+
+    replica: Replica
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The replica is gone, in whatever state it was."""
+
+    replica: Replica
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The call returned a result."""
+
+    call: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The call returned an error.
+
+    Attributes:
+        blames: the replica whose death the error reports: the scorer that the call waited for, or the generator
+            itself when its engine is gone. None: the error is the item's own (a bad image, a prompt too long).
+    """
+
+    call: int
+    reason: str
+    blames: Replica | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A sign of life that ends no call: a ping's answer, a cancelled call that returned, a result not yet read."""
+
+    replica: Replica
+
+
+Event = Starting | Joined | Left | Died | Finished | Failed | Answered
+
+
+@dataclass(frozen=True, slots=True)
+class Send(Generic[T]):
+    """Call the replica with the item. `alone`: nothing else is with it, to see whether this item kills replicas."""
+
+    call: int
+    replica: Replica
+    item: T
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The call took too long: stop it. Report `Answered` when the replica has obeyed; its result is not wanted."""
+
+    call: int
+    replica: Replica
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Ask the replica for a sign of life and report `Answered`: it has no work by which one could tell."""
+
+    replica: Replica
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End the replica's process. The decisions count it as dead already; no event is expected."""
+
+    replica: Replica
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Start `new`, which takes the slot of `dead`; report `Joined` when it serves, `Died` if it cannot start."""
+
+    dead: Replica
+    new: Replica
+
+
+@dataclass(frozen=True, slots=True)
+class Retry(Generic[T]):
+    """The item was lost and is queued again. For the log only: its `Send` follows by itself."""
+
+    item: T
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver(Generic[T]):
+    """The result of this call is the item's one result: hand it on."""
+
+    call: int
+    item: T
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine(Generic[T]):
+    """The item has no result and never will; it is set aside. `call` is the last one made for it."""
+
+    call: int
+    item: T
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The run cannot go on. `replica`: whose log tells why, `call`: whose error; None where there is none."""
+
+    reason: str
+    replica: Replica | None = None
+    call: int | None = None
+
+
+# `Send` and the others of an item are generic; here the item's type does not matter.
+Action = Send[T] | Cancel | Ping | Kill | Replace | Retry[T] | Deliver[T] | Quarantine[T] | GiveUp
