@@ -1,0 +1,206 @@
+"""What the pool decides when something goes wrong: who is tried again, set aside or replaced, and when to stop."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from actors.pool.decisions import Decisions
+from actors.pool.events import (
+    Answered,
+    Cancel,
+    Deliver,
+    Died,
+    Failed,
+    Finished,
+    GiveUp,
+    Joined,
+    Kill,
+    Left,
+    Ping,
+    Quarantine,
+    Replace,
+    Replica,
+    Retry,
+    Send,
+    Starting,
+)
+from actors.pool.failures import ItemLimits
+from actors.pool.lives import RoleLimits
+
+ONE, TWO = (Replica("generator", slot) for slot in range(2))
+SCORER = Replica("scorer", 0)
+
+
+def decisions(
+    *items: str, generators: RoleLimits | None = None, scorers: RoleLimits | None = None, **limits: Any
+) -> Decisions[str]:
+    return Decisions(
+        items,
+        image_of=lambda item: item[0],
+        in_flight=2,
+        limits={"generator": generators or RoleLimits(), "scorer": scorers or RoleLimits()},
+        item_limits=ItemLimits(**limits),
+    )
+
+
+def test_results_are_handed_on_after_replicas_have_new_work() -> None:
+    made = decisions("a", "b", "c")
+    assert made.step([Joined(ONE)], now_s=0.0) == [Send(0, ONE, "a"), Send(1, ONE, "b")]
+    assert made.step([Finished(0)], now_s=1.0) == [Send(2, ONE, "c"), Deliver(0, "a")]
+    assert made.step([Finished(1), Finished(0), Failed(2, "no such image")], now_s=2.0) == [
+        Deliver(1, "b"),
+        Quarantine(2, "c", "no such image"),
+    ]
+    assert made.done and made.next_deadline_s() == math.inf
+
+
+def test_nothing_but_failures_ends_the_run() -> None:
+    made = decisions(*"abcdef", failures_before_giving_up=3)
+    actions = made.step([Joined(ONE)], now_s=0.0)
+    for call in range(3):
+        actions = made.step([Failed(call, "out of memory")], now_s=0.0)
+    assert actions == [GiveUp("every item so far failed; the last: out of memory", call=2)]
+    assert made.done and made.step([Finished(3)], now_s=1.0) == []
+
+
+def test_one_success_and_failures_are_the_items_own() -> None:
+    made = decisions(*"abcdef", failures_before_giving_up=2)
+    made.step([Joined(ONE)], now_s=0.0)
+    made.step([Finished(0)], now_s=0.0)
+    for call in range(1, 6):
+        assert any(isinstance(action, Quarantine) for action in made.step([Failed(call, "bad")], now_s=0.0))
+    assert made.done
+
+
+def test_without_restarts_a_death_that_leaves_too_few_ends_the_run_and_names_the_dead() -> None:
+    made = decisions(*"abcd", generators=RoleLimits(min_replicas=2))
+    made.step([Joined(ONE), Joined(TWO)], now_s=0.0)
+    *_, last = made.step([Died(TWO, "signal 9")], now_s=1.0)
+    assert isinstance(last, GiveUp) and last.replica == TWO
+    assert last.reason.startswith("generator 1 died: signal 9 (1 of 2 generators left, 2 needed; 0 of 0 restarts")
+
+
+def test_the_dead_are_replaced_and_what_they_had_is_sent_again() -> None:
+    made = decisions(*"ab", generators=RoleLimits(restarts=1))
+    made.step([Joined(ONE)], now_s=0.0)
+    new = ONE.successor()
+    died = made.step([Died(ONE, "signal 9")], now_s=1.0)
+    assert Replace(ONE, new) in died and not any(isinstance(action, Send) for action in died)
+    assert made.state_of(ONE) == "dead" and made.state_of(new) == "starting"
+    assert made.step([Finished(0), Died(ONE, "again"), Joined(ONE)], now_s=2.0) == []  # news of the dead
+    assert {action.item for action in made.step([Joined(new)], now_s=3.0)} == {"a", "b"}
+
+
+def test_restarts_come_back_with_the_window() -> None:
+    made = decisions(*"abcdefgh", generators=RoleLimits(restarts=1, restart_window_s=100.0))
+    made.step([Joined(ONE), Joined(TWO)], now_s=0.0)
+    made.step([Died(ONE, "signal 9")], now_s=10.0)
+    died = made.step([Died(ONE.successor(), "signal 9")], now_s=20.0)
+    assert died == [] and made.next_deadline_s() == 110.0
+    assert made.step([], now_s=110.0) == [Replace(ONE.successor(), Replica("generator", 0, life=2))]
+
+
+def test_poison_is_found_by_trying_alone_and_who_was_with_it_goes_free() -> None:
+    made = decisions("a", "poison", "c", generators=RoleLimits(restarts=9))
+    replica, ended = ONE, []
+    actions = made.step([Joined(ONE)], now_s=0.0)
+    for turn in range(1, 20):
+        sends = [action for action in actions if isinstance(action, Send)]
+        ended += [action for action in actions if isinstance(action, Deliver | Quarantine)]
+        if made.done:
+            break
+        if any(send.item == "poison" for send in sends):
+            actions = made.step([Died(replica, "signal 11")], now_s=float(turn))
+            replica = replica.successor()
+            actions += made.step([Joined(replica)], now_s=float(turn))
+        else:
+            actions = made.step([Finished(send.call) for send in sends], now_s=float(turn))
+    assert sorted(action.item for action in ended if isinstance(action, Deliver)) == ["a", "c"]
+    (poison,) = [action for action in ended if isinstance(action, Quarantine)]
+    assert poison.item == "poison" and "3 replicas died with it in a row" in poison.reason and replica.life == 3
+
+
+def test_a_silent_replica_gets_nothing_new_and_is_dead_in_the_end() -> None:
+    made = decisions(*"abcdefgh", generators=RoleLimits(hang_s=10.0))
+    made.step([Joined(ONE), Joined(TWO)], now_s=0.0)
+    made.step([Finished(0)], now_s=4.0)
+    assert made.step([], now_s=made.next_deadline_s()) == [] and made.state_of(TWO) == "suspect"
+    actions = made.step([Finished(1)], now_s=6.0)  # call 1 was replica TWO's: it is heard again
+    assert made.state_of(TWO) == "serving" and any(isinstance(a, Send) and a.replica == TWO for a in actions)
+    made.step([Finished(2)], now_s=14.0)
+    actions = made.step([], now_s=16.0)
+    assert Kill(TWO, "had work and was silent for 10 s (hang_s)") in actions and made.state_of(TWO) == "dead"
+
+
+def test_one_that_has_no_work_is_asked_and_one_that_does_not_start_is_given_up() -> None:
+    scorers = RoleLimits(start_s=30.0, hang_s=10.0, ping_s=60.0, restarts=1)
+    made = decisions("a", scorers=scorers)
+    made.step([Joined(ONE), Starting(SCORER)], now_s=0.0)
+    made.step([Joined(SCORER)], now_s=1.0)
+    assert made.step([], now_s=61.0) == [Ping(SCORER)]
+    made.step([Answered(SCORER)], now_s=62.0)
+    assert made.step([], now_s=122.0) == [Ping(SCORER)]
+    made.step([], now_s=127.0)
+    kill, replace = made.step([], now_s=132.0)
+    assert (kill, replace) == (
+        Kill(SCORER, "had work and was silent for 10 s (hang_s)"),
+        Replace(SCORER, SCORER.successor()),
+    )
+    *_, last = made.step([], now_s=162.0)
+    assert isinstance(last, GiveUp)
+    assert last.reason.startswith("scorer 0 (life 1) died: did not start within 30 s (start_s) (0 of 1 scorers left")
+
+
+def test_a_call_that_takes_too_long_is_tried_again_and_then_set_aside() -> None:
+    made = decisions("a", call_s=5.0, tries=2)
+    made.step([Joined(ONE)], now_s=0.0)
+    assert made.step([], now_s=5.0)[::2] == [Cancel(0, ONE), Send(1, ONE, "a")]
+    cancel, aside = made.step([Answered(ONE)], now_s=10.0)
+    assert cancel == Cancel(1, ONE) and isinstance(aside, Quarantine) and "2 of 2 times" in aside.reason
+
+
+def test_a_scorers_death_is_the_scorers_and_its_items_wait_for_the_next_one() -> None:
+    made = decisions("a", "b", scorers=RoleLimits(restarts=1))
+    made.step([Joined(ONE), Joined(SCORER)], now_s=0.0)
+    actions = made.step([Failed(0, "actor died", SCORER)], now_s=1.0)
+    assert actions == [Kill(SCORER, "actor died"), Retry("a", "actor died"), Replace(SCORER, SCORER.successor())]
+    assert made.state_of(ONE) == "serving"
+    assert made.step([Finished(1)], now_s=2.0) == [Deliver(1, "b")]
+    assert made.step([Joined(SCORER.successor())], now_s=9.0) == [Send(2, ONE, "a")]
+
+
+def test_who_blames_a_scorer_that_is_known_to_be_dead_does_not_wait_for_ever() -> None:
+    made = decisions("a", scorers=RoleLimits(restarts=9), tries=2, failures_before_giving_up=4)
+    actions = made.step([Joined(ONE), Joined(SCORER)], now_s=0.0)
+    made.step([Died(SCORER, "signal 9")], now_s=0.0)
+    made.step([Joined(SCORER.successor())], now_s=0.0)
+    for turn in range(10):
+        calls = [action.call for action in actions if isinstance(action, Send)]
+        actions = made.step([Failed(call, "actor died", SCORER) for call in calls], now_s=float(turn))
+        if made.done:
+            break
+    assert actions == [GiveUp("every item so far failed; the last: actor died", call=4)]
+
+
+def test_an_engines_death_is_its_generators() -> None:
+    made = decisions("a", "b", generators=RoleLimits(restarts=1))
+    made.step([Joined(ONE)], now_s=0.0)
+    actions = made.step([Failed(0, "EngineDeadError", ONE), Failed(1, "EngineDeadError", ONE)], now_s=1.0)
+    assert [type(action) for action in actions] == [Kill, Retry, Retry, Replace]
+
+
+def test_who_leaves_on_purpose_is_not_replaced_and_strikes_nobody() -> None:
+    made = decisions("a", "b", tries=1, generators=RoleLimits(restarts=9))
+    made.step([Joined(ONE)], now_s=0.0)
+    made.step([Joined(TWO)], now_s=0.0)
+    actions = made.step([Left(ONE)], now_s=1.0)
+    assert [type(action) for action in actions] == [Retry, Retry, Send, Send]
+
+
+@pytest.mark.parametrize("limits", [{"hang_s": 0.0}, {"restarts": -1}, {"min_replicas": 0}, {"start_s": math.nan}])
+def test_limits_of_a_role_that_make_no_sense_are_refused(limits: Any) -> None:
+    with pytest.raises(ValueError, match=r"at least|above 0"):
+        RoleLimits(**limits)
