@@ -1,0 +1,298 @@
+"""A cluster that exists only as a heap of future events: it runs the pool's real decisions under a simulated clock.
+
+Everything is drawn from one seed: how long calls take, who dies, hangs, joins, leaves or does not start, which
+messages come late or twice. The referee looks at every decision.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from referee import Referee
+
+from actors.pool.decisions import Decisions
+from actors.pool.events import (
+    Action,
+    Answered,
+    Cancel,
+    Deliver,
+    Died,
+    Event,
+    Failed,
+    Finished,
+    GiveUp,
+    Joined,
+    Kill,
+    Left,
+    Ping,
+    Quarantine,
+    Replace,
+    Replica,
+    Retry,
+    Send,
+    Starting,
+)
+from actors.pool.failures import ItemLimits
+from actors.pool.lives import RoleLimits
+
+MAX_SIMULATED_S = 5e4
+
+
+@dataclass(frozen=True)
+class Item:
+    """`bad` fails by its own error, `poison` kills the replica that works on it, `stuck` never returns."""
+
+    id: int
+    image: str
+    kind: Literal["good", "bad", "poison", "stuck"] = "good"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """What a history is like. Rates are per replica and second of simulated time, shares are of items or replicas."""
+
+    num_generators: int
+    num_scorers: int
+    num_items: int
+    num_images: int
+    in_flight: int
+    deaths_per_s: float = 0.0
+    hangs_per_s: float = 0.0
+    num_joiners: int = 0
+    num_leavers: int = 0
+    bad_share: float = 0.0
+    num_poison: int = 0
+    num_stuck: int = 0
+    straggler_share: float = 0.02
+    failed_start_share: float = 0.0
+    stale_share: float = 0.0
+    restarts: int = 0
+    min_replicas: int = 1
+    tries: int = 3
+    look_ahead: int | None = None
+    remembered: int = 16
+    hang_s: float = 60.0
+    call_s: float = 200.0
+    start_s: float = 40.0
+
+    @property
+    def calm(self) -> bool:
+        """Nothing goes wrong but that some calls take long."""
+        troubles = (self.deaths_per_s, self.hangs_per_s, self.num_leavers, self.bad_share, self.num_poison)
+        return not any(troubles) and not self.num_stuck and not self.failed_start_share
+
+
+@dataclass
+class Actor:
+    """What a replica really is, whatever the decisions know of it."""
+
+    replica: Replica
+    state: Literal["starting", "up", "hung", "gone"] = "starting"
+    calls: dict[int, Item] = field(default_factory=dict)
+
+
+class SimulatedPool:
+    """One history; `run` plays it to its end."""
+
+    def __init__(self, scenario: Scenario, *, seed: int, trace: list[str] | None = None) -> None:
+        self.scenario = scenario
+        self._random = random.Random(seed)
+        self._trace = trace
+        self._now_s = 0.0
+        self._future: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._order = itertools.count()
+        self._inbox: list[Event] = []
+        self._actors: dict[Replica, Actor] = {}
+        self._scorers: dict[int, Actor] = {}  # the latest life of each slot
+        self.decisions: Decisions[Item] = Decisions(
+            self._draw(),
+            image_of=lambda item: item.image,
+            in_flight=scenario.in_flight,
+            limits={"generator": self._limits(scenario.hang_s), "scorer": self._limits(scenario.hang_s / 4)},
+            item_limits=ItemLimits(tries=scenario.tries, call_s=scenario.call_s),
+            look_ahead=scenario.look_ahead,
+            remembered=scenario.remembered,
+        )
+        self.referee = Referee(self.decisions, scenario)
+        for slot in range(scenario.num_generators):
+            self._begin(Replica("generator", slot), start_s=0.0 if slot == 0 else self._random.uniform(0, 5))
+        for slot in range(scenario.num_scorers):
+            self._begin(Replica("scorer", slot), start_s=0.0)
+        for slot in range(scenario.num_joiners):
+            joiner = Replica("generator", scenario.num_generators + slot)
+            self._later(self._random.uniform(1, 60), self._begin, joiner, self._random.uniform(0, 10))
+        for _ in range(scenario.num_leavers):
+            self._later(self._random.uniform(1, 60), self._leave)
+
+    def run(self) -> None:
+        while not self.decisions.done:
+            next_s = self._future[0][0] if self._future else math.inf
+            due_s = self._now_s if self._inbox else min(next_s, self.decisions.next_deadline_s())
+            assert due_s < math.inf, "nothing is done, and nothing will ever happen"
+            self._now_s = max(self._now_s, due_s)
+            if self._random.random() < 0.3:  # the shell was busy for a moment: several events at once
+                self._now_s += self._random.uniform(0, 0.3)
+            assert self._now_s < MAX_SIMULATED_S, "it does not come to an end"
+            while self._future and self._future[0][0] <= self._now_s:
+                _, _, happens, arguments = heapq.heappop(self._future)
+                happens(*arguments)
+            events, self._inbox = self._inbox, []
+            self._log(events)
+            for event in events:
+                self.referee.told(event)
+            for action in self.referee.judge(self.decisions.step(events, now_s=self._now_s)):
+                self._log([action])
+                self._carry_out(action)
+        self.referee.final()
+
+    def _carry_out(self, action: Action[Item]) -> None:
+        match action:
+            case Send(call, replica, item):
+                self._call(self._actors[replica], call, item)
+            case Cancel(call, replica):
+                actor = self._actors[replica]
+                actor.calls.pop(call, None)
+                if actor.state == "up":
+                    self._later(0.1, self._tell_if_up, actor, Answered(replica))
+            case Ping(replica):
+                self._later(0.1, self._tell_if_up, self._actors[replica], Answered(replica))
+            case Kill(replica, _):
+                if self._actors[replica].state != "up" and self._random.random() < 0.3:
+                    self._later(0.5, self._tell, Joined(replica))  # it had been ready all the same
+                self._end(self._actors[replica], notice=self._random.random() < 0.5)
+            case Replace(_, new):
+                self._begin(new, start_s=self._random.uniform(1, 20), announced=False)
+            case Retry() | Deliver() | Quarantine() | GiveUp():
+                pass
+
+    def _begin(self, replica: Replica, start_s: float, announced: bool = True) -> None:
+        actor = self._actors[replica] = Actor(replica)
+        if replica.role == "scorer":
+            self._scorers[replica.slot] = actor
+        if announced:
+            self._inbox.append(Starting(replica))
+        chance = self._random.random()
+        if chance < self.scenario.failed_start_share / 2:
+            actor.state = "hung"
+        elif chance < self.scenario.failed_start_share:
+            self._later(start_s, self._end, actor)
+        else:
+            self._later(start_s, self._up, actor)
+
+    def _up(self, actor: Actor) -> None:
+        if actor.state != "starting":
+            return
+        actor.state = "up"
+        self._inbox.append(Joined(actor.replica))
+        for rate, happens in ((self.scenario.deaths_per_s, self._end), (self.scenario.hangs_per_s, self._hang)):
+            if rate:
+                self._later(self._random.expovariate(rate), happens, actor)
+
+    def _call(self, actor: Actor, call: int, item: Item) -> None:
+        if actor.state == "gone":
+            return  # its death is still on its way to the decisions
+        actor.calls[call] = item
+        seconds = self._random.lognormvariate(0, 0.5)
+        if self._random.random() < self.scenario.straggler_share:
+            seconds *= self._random.uniform(10, 40)
+        if item.kind == "poison":
+            self._later(seconds / 2, self._end, actor)
+        elif item.kind != "stuck":
+            self._later(seconds, self._return, actor, call, item)
+
+    def _return(self, actor: Actor, call: int, item: Item) -> None:
+        """The call comes to its end, if its replica still lives and its scorer answers."""
+        if call not in actor.calls or actor.state == "hung":
+            return
+        if actor.state == "gone" and self._random.random() < 0.5:
+            return  # the other half had been sent before the replica died, and arrives late
+        scorer = self._scorer_of(item)
+        if scorer is not None and scorer.state in ("hung", "starting") and actor.state == "up":
+            self._later(1.0, self._return, actor, call, item)
+            return
+        del actor.calls[call]
+        if item.kind == "bad":
+            self._inbox.append(Failed(call, "cannot read the image"))
+        elif scorer is not None and scorer.replica.life and self._random.random() < self.scenario.stale_share:
+            dead = scorer.replica._replace(life=scorer.replica.life - 1)
+            self._inbox.append(Failed(call, "the generator still knows a scorer that is gone", dead))
+        elif scorer is not None and scorer.state == "gone":
+            self._inbox.append(Failed(call, "the scorer is gone", scorer.replica))
+        else:
+            self._inbox.append(Finished(call))
+            if self._random.random() < 0.02:
+                self._later(1.0, self._tell, Finished(call))  # the same message once more
+
+    def _scorer_of(self, item: Item) -> Actor | None:
+        if not self.scenario.num_scorers:
+            return None
+        return self._scorers[item.id % self.scenario.num_scorers]
+
+    def _end(self, actor: Actor, notice: bool = True) -> None:
+        """It dies. What it had in flight may still be on its way, or come back as an error that says so."""
+        if actor.state == "gone":
+            return
+        actor.state = "gone"
+        if notice and actor.calls and self._random.random() < 0.3:
+            for call in actor.calls:
+                self._later(0.5, self._tell, Failed(call, "the engine is dead", actor.replica))
+        elif notice:
+            self._later(self._random.uniform(0, 3), self._tell, Died(actor.replica, "killed by signal 9"))
+
+    def _hang(self, actor: Actor) -> None:
+        if actor.state == "up":
+            actor.state = "hung"
+
+    def _leave(self) -> None:
+        """A generator is taken out on purpose, never the last one."""
+        up = [a for a in self._actors.values() if a.state == "up" and a.replica.role == "generator"]
+        if len(up) > max(1, self.scenario.min_replicas):
+            actor = self._random.choice(up)
+            actor.state = "gone"
+            self._inbox.append(Left(actor.replica))
+
+    def _tell(self, event: Event) -> None:
+        self._inbox.append(event)
+
+    def _tell_if_up(self, actor: Actor, event: Event) -> None:
+        if actor.state == "up":
+            self._inbox.append(event)
+
+    def _later(self, seconds: float, happens: Callable[..., None], *arguments: Any) -> None:
+        heapq.heappush(self._future, (self._now_s + seconds, next(self._order), happens, arguments))
+
+    def _limits(self, hang_s: float) -> RoleLimits:
+        scenario = self.scenario
+        return RoleLimits(
+            start_s=scenario.start_s,
+            hang_s=hang_s,
+            ping_s=hang_s / 2,
+            restarts=scenario.restarts,
+            restart_window_s=600.0,
+            min_replicas=scenario.min_replicas,
+        )
+
+    def _draw(self) -> Iterator[Item]:
+        scenario = self.scenario
+        num_odd = min(scenario.num_items, scenario.num_poison + scenario.num_stuck)
+        odd = self._random.sample(range(scenario.num_items), num_odd)
+        poison, stuck = set(odd[: scenario.num_poison]), set(odd[scenario.num_poison :])
+        for number in range(scenario.num_items):
+            kind: Any = "poison" if number in poison else "stuck" if number in stuck else "good"
+            if kind == "good" and self._random.random() < scenario.bad_share:
+                kind = "bad"
+            # Prompts about one image stand close to each other, as in most data.
+            image = number * scenario.num_images // scenario.num_items + self._random.choice((0, 0, 0, 1, 2))
+            item = Item(id=number, image=f"image {image}", kind=kind)
+            self.referee.drawn(item)
+            yield item
+
+    def _log(self, happened: list[Any]) -> None:
+        if self._trace is not None:
+            self._trace.extend(f"{self._now_s:10.3f} {what}" for what in happened)
