@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,16 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.handover.proofs import Proof, Served, faults
 from actors.handover.registry import Registry
-from actors.pool.waiting import T, Waiting
+from actors.pool.events import T
+from actors.pool.shell import Shell, reason_of
 from actors.process.logs import tail
 from csr_ray.config.schema import Config
-from csr_ray.errors import ActorFailure, ScorerFailure, StalePolicyError, UserError
+from csr_ray.errors import ActorFailure, StalePolicyError, UserError
 from csr_ray.records import Answer, PreferencePair, Prompt, PublishReceipt, Question, Rejection, TrainResult, Tree
 
 _log = logging.getLogger(__name__)
 
 _QUESTIONS_A_CALL = 32
-# So many prompts failing before a single one succeeds is not bad data but a broken engine.
-_FAILURES_BEFORE_GIVING_UP = 16
 
 
 class GeneratorPool:
@@ -81,24 +80,19 @@ class GeneratorPool:
 
     def rollout(self, prompts: Sequence[Prompt], *, round_index: int) -> Iterator[Tree | Rejection]:
         """See `csr_ray.ports.Generators`."""
-        num_done = 0
         for prompt, result in self._map(
-            Waiting(prompts, image_of=lambda prompt: prompt.image),
+            prompts,
+            image_of=lambda prompt: prompt.image,
             submit=lambda generator, prompt: generator.grow.remote(prompt, round_index),
             in_flight=self._config.generators.in_flight,
         ):
             if isinstance(result, RayTaskError):
-                if isinstance(result.cause, ScorerFailure):
-                    raise self._scorer_died(result.cause) from result
-                if num_done == 0 and self._failures >= _FAILURES_BEFORE_GIVING_UP:
-                    raise ActorFailure(f"every prompt so far failed; the last: {_reason(result)}") from result
-                yield Rejection(id=prompt.id, source=prompt.image, reason=f"rollout failed: {_reason(result)}")
+                yield Rejection(id=prompt.id, source=prompt.image, reason=f"rollout failed: {reason_of(result)}")
                 continue
             if result.policy_version != self.version:
                 raise StalePolicyError(
                     f"tree {prompt.id}: policy version {result.policy_version}, expected {self.version}"
                 )
-            num_done += 1
             yield result
 
     def answer(
@@ -108,12 +102,13 @@ class GeneratorPool:
         chunks = _by_image(questions)
         calls = max(2, self._config.generators.max_num_seqs // _QUESTIONS_A_CALL)
         for _, answers in self._map(
-            Waiting(chunks, image_of=lambda chunk: chunk[0].image),
+            chunks,
+            image_of=lambda chunk: chunk[0].image,
             submit=lambda generator, chunk: generator.answer.remote(list(chunk), temperature, max_tokens, seed),
             in_flight=calls,
         ):
             if isinstance(answers, RayTaskError):
-                raise ActorFailure(f"evaluation failed: {_reason(answers)}") from answers
+                raise ActorFailure(f"evaluation failed: {reason_of(answers)}") from answers
             yield from answers
 
     def publish(self, trained: TrainResult, *, pairs: Sequence[PreferencePair]) -> PublishReceipt:
@@ -157,7 +152,7 @@ class GeneratorPool:
             try:
                 served[index] = self._get(call, index=index)
             except RayTaskError as error:
-                failed[index] = _reason(error)
+                failed[index] = reason_of(error)
             except ActorFailure as error:
                 failed[index] = str(error)
         failed |= faults(served, proof=proof)
@@ -184,38 +179,16 @@ class GeneratorPool:
         return total
 
     def _map(
-        self, waiting: Waiting[T], *, submit: Callable[[Any, T], Any], in_flight: int
+        self, items: Iterable[T], *, image_of: Callable[[T], str], submit: Callable[[Any, T], Any], in_flight: int
     ) -> Iterator[tuple[T, Any]]:
-        """`submit` every item to whichever generator has a free slot; results (or task errors) as they come."""
-        self._failures = 0
-        free = [*range(len(self._generators))] * in_flight
-        running: dict[Any, tuple[T, int]] = {}
-        while True:
-            slots, free = free, []
-            for index in slots:
-                item = waiting.next_for(index)
-                if item is None:
-                    free.append(index)
-                else:
-                    running[submit(self._generators[index], item)] = (item, index)
-            if not running:
-                return
-            ready, _ = ray.wait(list(running), num_returns=len(running), timeout=0.02, fetch_local=True)
-            if not ready:
-                ready, _ = ray.wait(list(running), num_returns=1, timeout=self._config.generators.hang_s)
-            if not ready:
-                raise ActorFailure(
-                    f"no generator answered for {self._config.generators.hang_s:.0f} s (generators.hang_s); "
-                    f"last lines of its log:\n{tail(self._log(0))}"
-                )
-            for reference in ready:
-                item, index = running.pop(reference)
-                free.append(index)
-                try:
-                    yield item, self._get(reference, index=index)
-                except RayTaskError as error:
-                    self._failures += 1
-                    yield item, error
+        """`submit` every item to a generator that has room; results (or task errors) as they come."""
+        shell = Shell(
+            generators=self._generators,
+            scorers=self._scorers,
+            logs=self._logs,
+            hang_s=self._config.generators.hang_s,
+        )
+        return shell.map(items, image_of=image_of, submit=submit, in_flight=in_flight)
 
     def _get(self, reference: Any, *, index: int) -> Any:
         try:
@@ -226,10 +199,6 @@ class GeneratorPool:
             raise ActorFailure(
                 f"generator {index} died: {error}\nlast lines of {self._log(index)}:\n{tail(self._log(index))}"
             ) from error
-
-    def _scorer_died(self, failure: ScorerFailure) -> ActorFailure:
-        log = self._logs / f"scorer_{failure.index}.log"
-        return ActorFailure(f"{failure}\nlast lines of {log}:\n{tail(log)}")
 
     def _log(self, index: int) -> Path:
         return self._logs / f"generator_{index}.log"
@@ -247,11 +216,6 @@ def _by_image(questions: Sequence[Question]) -> list[list[Question]]:
         else:
             chunks.append(group)
     return chunks
-
-
-def _reason(error: RayTaskError) -> str:
-    cause = getattr(error, "cause", None) or error
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
 
 
 def _listed(failed: dict[int, str]) -> str:
