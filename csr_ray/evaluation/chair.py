@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -146,26 +146,37 @@ def chair_metrics(
     if len(answers) != len(truth):
         raise ValueError(f"{len(answers)} answers but {len(truth)} truths")
     names = names_for(truth) if names is None else names
+    present = [{_canonical(name, names=names) for name in objects} for objects in truth]
+    return chair_of_mentions([names.mentions(answer) for answer in answers], present=present)
+
+
+def chair_of_mentions(mentions: Sequence[Sequence[str]], *, present: Sequence[Set[str]]) -> dict[str, float]:
+    """The formulas of `chair_metrics`, once it is known what each answer mentions and what is in its image."""
     num_hallucinating = num_mentions = num_hallucinated = num_objects = num_named = 0
-    for answer, objects in zip(answers, truth, strict=True):
-        present: set[str] = set()
-        for name in objects:
-            canonical = names.canonical(name)
-            if canonical is None:
-                raise ValueError(f"object {name!r} is not in the synonym table; add it there")
-            present.add(canonical)
-        mentions = names.mentions(answer)
-        hallucinated = [mention for mention in mentions if mention not in present]
+    for mentioned, objects in zip(mentions, present, strict=True):
+        hallucinated = [mention for mention in mentioned if mention not in objects]
         num_hallucinating += bool(hallucinated)
-        num_mentions += len(mentions)
+        num_mentions += len(mentioned)
         num_hallucinated += len(hallucinated)
-        num_objects += len(present)
-        num_named += len(present.intersection(mentions))
+        num_objects += len(objects)
+        num_named += len(objects & set(mentioned))
     return {
-        "chair_s": num_hallucinating / len(answers) if answers else 0.0,
-        "chair_i": num_hallucinated / num_mentions if num_mentions else 0.0,
-        "recall": num_named / num_objects if num_objects else 0.0,
+        "chair_s": share(num_hallucinating, of=len(mentions)),
+        "chair_i": share(num_hallucinated, of=num_mentions),
+        "recall": share(num_named, of=num_objects),
     }
+
+
+def share(part: int, *, of: int) -> float:
+    """A quotient, 0.0 where there is nothing below the line."""
+    return part / of if of else 0.0
+
+
+def _canonical(name: str, *, names: ObjectNames) -> str:
+    canonical = names.canonical(name)
+    if canonical is None:
+        raise ValueError(f"object {name!r} is not in the synonym table; add it there")
+    return canonical
 
 
 def is_object_name(name: str) -> bool:

@@ -1,8 +1,8 @@
 """How far a description of an embedded-world image can be trusted, and what it leaves out.
 
-Knows texts and the objects of an image; knows nothing of images, files or models. The formulas are CHAIR's (Rohrbach
-et al. 2018, arXiv 1809.02156) over the world's ten kinds, with recall and repetition beside them: a policy that says
-less, or says the same thing again, must not look better for it.
+Knows texts and the objects of an image; knows nothing of images, files or models. Hallucination and recall are
+counted by `csr_ray/evaluation/chair.py` over the world's ten kinds, with repetition and length beside them: a policy
+that says less, or says the same thing again, must not look better for it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from csr_ray.evaluation.chair import chair_of_mentions, share
 from csr_ray.world.mentions import mentioned_kinds, split_sentences
 
 
@@ -33,26 +34,17 @@ def describe_metrics(
     Raises:
         ValueError: an answer's id is not in the truth, or an object has no `kind`.
     """
-    num_hallucinating = num_repeating = num_mentions = num_hallucinated = num_present = num_named = num_sentences = 0
-    for key, text in answers.items():
-        present = _present_kinds(truth, key=key)
-        mentions = mentioned_kinds(text)
-        hallucinated = [kind for kind in mentions if kind not in present]
-        num_mentions += len(mentions)
-        num_hallucinated += len(hallucinated)
-        num_hallucinating += bool(hallucinated)
-        num_present += len(present)
-        num_named += len(present.keys() & set(mentions))
-        sentences = [sentence.lower() for sentence in split_sentences(text)]
-        num_sentences += len(sentences)
-        too_often = any(count > max(1, present[kind]) for kind, count in Counter(mentions).items())
-        num_repeating += too_often or len(set(sentences)) < len(sentences)
+    present = [_present_kinds(truth, key=key) for key in answers]
+    mentions = [mentioned_kinds(text) for text in answers.values()]
+    sentences = [[sentence.lower() for sentence in split_sentences(text)] for text in answers.values()]
+    num_repeating = 0
+    for kinds, mentioned, said in zip(present, mentions, sentences, strict=True):
+        too_often = any(count > max(1, kinds[kind]) for kind, count in Counter(mentioned).items())
+        num_repeating += too_often or len(set(said)) < len(said)
     return {
-        "chair_s": _share(num_hallucinating, of=len(answers)),
-        "chair_i": _share(num_hallucinated, of=num_mentions),
-        "recall": _share(num_named, of=num_present),
-        "repeat": _share(num_repeating, of=len(answers)),
-        "sentences": _share(num_sentences, of=len(answers)),
+        **chair_of_mentions(mentions, present=[kinds.keys() for kinds in present]),
+        "repeat": share(num_repeating, of=len(answers)),
+        "sentences": share(sum(map(len, sentences)), of=len(answers)),
     }
 
 
@@ -65,7 +57,3 @@ def _present_kinds(truth: Mapping[str, Sequence[Mapping[str, str]]], *, key: str
             raise ValueError(f"truth of {key!r}: object {dict(item)!r} has no 'kind'")
         kinds[item["kind"]] += 1
     return kinds
-
-
-def _share(part: int, *, of: int) -> float:
-    return part / of if of else 0.0
