@@ -30,6 +30,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from csr_ray.store.cache import cache_folder
+
 GIB = 2**30
 State = Literal["ok", "warn", "missing"]
 
@@ -310,14 +312,6 @@ def check_folder(folder: Path, *, name: str) -> Check:
     if free < 10 * GIB:
         return Check(name=name, state="warn", fact=fact, remedy="enough for the embedded world; a 7B model is 14 GiB")
     return Check(name=name, state="ok", fact=fact)
-
-
-def cache_folder() -> Path:
-    """CSR_RAY_CACHE, else csr_ray in the user's cache folder."""
-    given = os.environ.get("CSR_RAY_CACHE")
-    if given:
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "csr_ray"
 
 
 def check_ray(address: str) -> Check:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from csr_ray.errors import ConfigError
+from csr_ray.store.cache import cache_folder
 from csr_ray.world.folder import write_heldout, write_train
 from csr_ray.world.worker import CLIP_ROLE, POLICY_ROLE
 
@@ -56,22 +56,10 @@ class WorldSpec:
 
 
 def cached_world(spec: WorldSpec, *, progress: bool = True) -> Path:
-    """Return the world's folder in the cache, building it first if it is not there.
-
-    The cache is the folder `CSR_RAY_CACHE`, by default `~/.cache/csr_ray` (or under `XDG_CACHE_HOME`).
-    """
+    """Return the world's folder in the cache, building it first if it is not there."""
     directory = cache_folder() / "worlds" / f"seed{spec.seed}-{spec.fingerprint[:16]}"
     build_world(directory, spec=spec, progress=progress)
     return directory
-
-
-def cache_folder() -> Path:
-    """Where finished worlds are kept between runs."""
-    chosen = os.environ.get("CSR_RAY_CACHE")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "csr_ray"
 
 
 def build_world(directory: Path, *, spec: WorldSpec, progress: bool = True) -> None:

@@ -2,7 +2,8 @@
 
 Muon (Jordan et al. 2024; scaled to AdamW's update size as in Liu et al. 2025, arXiv 2502.16982, equation 4) makes
 every direction of a matrix's update equally large. These models needed about a third of AdamW's steps with it.
-Matrices of one shape are orthogonalised together, which is what makes it affordable on one core.
+Matrices of one shape go together, in the dtype that this processor multiplies fast. `torch.optim.Muon` is the same
+rule, always in bfloat16, which takes eleven times as long on a core that has no such unit (docs/decisions.md).
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from csr_ray.errors import ConfigError
+from csr_ray.store.cache import cache_folder
 from csr_ray.world import side_by_side
-from csr_ray.world.build import WorldSpec, build_world, cache_folder, cached_world
+from csr_ray.world.build import WorldSpec, build_world, cached_world
 from csr_ray.world.folder import write_heldout, write_train
 
 SPEC = replace(WorldSpec.quick(), num_train_images=5, num_heldout_images=6)
