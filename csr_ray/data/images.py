@@ -5,13 +5,14 @@ Knows files and pixels. Does not know any model's image processor (size, crop, n
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from typing import IO, Final
 
 import fsspec
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Where Pillow starts to warn of a decompression bomb: 256 MiB of RGB.
 MAX_PIXELS: Final = 89_478_485
@@ -22,16 +23,6 @@ MIN_SIDE_PX: Final = 4
 
 # A closed list: Pillow would otherwise hand an EPS file to Ghostscript, whatever the file is called.
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
-_EXIF_ORIENTATION: Final = 0x0112
-_UPRIGHT: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def load_image(path: str) -> Image.Image:
@@ -68,7 +59,10 @@ def _decode(path: str) -> Image.Image:
             with Image.open(file, formats=_FORMATS) as image:
                 _refuse_absurd_size(*image.size)
                 image.load()
-                return _to_rgb(_turn_upright(image))
+                # Damaged EXIF data raises anything; the pixels are sound, and everybody reads them here.
+                with contextlib.suppress(Exception):
+                    ImageOps.exif_transpose(image, in_place=True)
+                return _to_rgb(image)
         except UnidentifiedImageError as error:
             raise ValueError("not an image in a format that is read here (JPEG, PNG, WebP, GIF, ...)") from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -111,15 +105,6 @@ def _refuse_absurd_size(width: int, height: int) -> None:
         raise ValueError(f"{width} x {height} is more than {MAX_PIXELS} pixels; scale it down")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"{width} x {height} is narrower than 1:{MAX_ASPECT}; cut it into pieces")
-
-
-def _turn_upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # damaged EXIF data raises anything; the pixels are sound, and everybody reads them here
-        return image
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

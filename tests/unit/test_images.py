@@ -147,7 +147,22 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_damaged_exif_data_does_not_cost_the_image(tmp_path: Path) -> None:
-    exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00" + struct.pack("<H", 900) + b"\xff" * 40
-    Image.new("RGB", (8, 8), RED).save(tmp_path / "x.jpg", exif=exif)
-    assert load_image(str(tmp_path / "x.jpg")).size == (8, 8)
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("x.jpg", b"II*\x00\x08\x00\x00\x00" + struct.pack("<H", 900) + b"\xff" * 40),  # 900 entries, none there
+        ("x.png", b"garbage!"),  # Pillow raises a SyntaxError when it reads this
+    ],
+)
+def test_damaged_exif_data_does_not_cost_the_image(tmp_path: Path, name: str, data: bytes) -> None:
+    Image.new("RGB", (8, 8), RED).save(tmp_path / name, exif=b"Exif\x00\x00" + data)
+    assert load_image(str(tmp_path / name)).size == (8, 8)
+
+
+def test_damage_beside_the_orientation_does_not_cost_the_turn(tmp_path: Path) -> None:
+    # Two entries: orientation 6, and a resolution that is a text. Pillow reads it and cannot write it, but does write
+    # the EXIF data of an image that it has turned.
+    entries = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHI4s", 0x011A, 2, 4, b"abc")
+    data = b"Exif\x00\x00MM\x00*" + struct.pack(">IH", 8, 2) + entries + bytes(4)
+    Image.new("RGB", (8, 4), RED).save(tmp_path / "x.jpg", exif=data)
+    assert load_image(str(tmp_path / "x.jpg")).size == (4, 8)
