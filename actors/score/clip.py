@@ -5,10 +5,11 @@ Knows open_clip and its tokenizers; knows no actors and no trees.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cachetools import LRUCache
 
 from csr_ray.data.prompts import load_image
 
@@ -38,8 +39,8 @@ class ClipModel:
         self._autocast = dtype == "bfloat16"
         self._tokenizer = open_clip.get_tokenizer(where["model_name"])
         self._context = int(getattr(self._tokenizer, "context_length", 77) or 77)
-        self._images: OrderedDict[str, torch.Tensor] = OrderedDict()
-        self._texts: OrderedDict[str, tuple[torch.Tensor, bool]] = OrderedDict()
+        self._images: LRUCache[str, torch.Tensor] = LRUCache(_IMAGES_KEPT)
+        self._texts: LRUCache[str, tuple[torch.Tensor, bool]] = LRUCache(_TEXTS_KEPT)
         self._num_images = self._num_texts = 0
 
     def take_encodes(self) -> tuple[int, int]:
@@ -50,32 +51,37 @@ class ClipModel:
 
     def scores(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[float], list[bool]]:
         """For each (image path, text): 100 cos, and whether the text was cut at the context length."""
-        self._embed_images([image for image, _ in pairs])
-        self._embed_texts([text for _, text in pairs])
-        images = self._torch.stack([self._images[image] for image, _ in pairs])
-        texts = self._torch.stack([self._texts[text][0] for _, text in pairs])
+        image_rows = self._image_rows([image for image, _ in pairs])
+        text_rows = self._text_rows([text for _, text in pairs])
+        images = self._torch.stack([image_rows[image] for image, _ in pairs])
+        texts = self._torch.stack([text_rows[text][0] for _, text in pairs])
         scores = (100.0 * (images * texts).sum(dim=-1)).tolist()
-        cut = [self._texts[text][1] for _, text in pairs]
-        _shrink(self._images, limit=_IMAGES_KEPT)
-        _shrink(self._texts, limit=_TEXTS_KEPT)
-        return scores, cut
+        return scores, [text_rows[text][1] for _, text in pairs]
 
-    def _embed_images(self, paths: Sequence[str]) -> None:
-        missing = [path for path in dict.fromkeys(paths) if path not in self._images]
-        if missing:
-            batch = self._torch.stack([self._transform(load_image(path)) for path in missing]).to(self._device)
-            rows = self._unit(self._model.encode_image, batch)
-            self._images.update(zip(missing, rows, strict=True))
-            self._num_images += len(missing)
+    def _image_rows(self, paths: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The embedding of each image. They are handed on and not read back: a batch may be larger than the cache."""
+        known = {path: self._images[path] for path in dict.fromkeys(paths) if path in self._images}
+        missing = [path for path in dict.fromkeys(paths) if path not in known]
+        if not missing:
+            return known
+        batch = self._torch.stack([self._transform(load_image(path)) for path in missing]).to(self._device)
+        new = dict(zip(missing, self._unit(self._model.encode_image, batch), strict=True))
+        self._images.update(new)
+        self._num_images += len(new)
+        return known | new
 
-    def _embed_texts(self, texts: Sequence[str]) -> None:
-        missing = [text for text in dict.fromkeys(texts) if text not in self._texts]
-        if missing:
-            tokens = self._tokenizer(missing).to(self._device)
-            rows = self._unit(self._model.encode_text, tokens)
-            cut = [self._is_cut(text, row) for text, row in zip(missing, tokens, strict=True)]
-            self._texts.update(zip(missing, zip(rows, cut, strict=True), strict=True))
-            self._num_texts += len(missing)
+    def _text_rows(self, texts: Sequence[str]) -> dict[str, tuple[torch.Tensor, bool]]:
+        """The embedding of each text, and whether it was cut."""
+        known = {text: self._texts[text] for text in dict.fromkeys(texts) if text in self._texts}
+        missing = [text for text in dict.fromkeys(texts) if text not in known]
+        if not missing:
+            return known
+        tokens = self._tokenizer(missing).to(self._device)
+        cut = [self._is_cut(text, row) for text, row in zip(missing, tokens, strict=True)]
+        new = dict(zip(missing, zip(self._unit(self._model.encode_text, tokens), cut, strict=True), strict=True))
+        self._texts.update(new)
+        self._num_texts += len(new)
+        return known | new
 
     def _unit(self, encode: Any, batch: torch.Tensor) -> torch.Tensor:
         device_type = self._device.split(":")[0]
@@ -97,8 +103,3 @@ class ClipModel:
             return len(encoder(text)) + 2 > self._context
         hugging_face = getattr(self._tokenizer, "tokenizer", None)
         return hugging_face is not None and len(hugging_face(text)["input_ids"]) > self._context
-
-
-def _shrink(cache: OrderedDict[str, Any], *, limit: int) -> None:
-    while len(cache) > limit:
-        cache.popitem(last=False)
