@@ -75,7 +75,8 @@ def make_plan(config: Config, *, num_prompts: int | None) -> Plan:
     """Counts and estimates. `num_prompts` is what the prompt file holds, None if it was not read."""
     search = config.search
     depth = min(search.max_sentences, _EXPECTED_SENTENCES)
-    nodes = search.candidates * (1 + search.width * (depth - 1))
+    most_alive = search.keep_all_up_to or search.width  # a depth with so few open nodes is not pruned
+    nodes = search.candidates * (1 + most_alive * (depth - 1))
     per_round = config.data.per_round or num_prompts
     if num_prompts is not None and per_round is not None:
         per_round = min(per_round, num_prompts)

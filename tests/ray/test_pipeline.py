@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from fakes import tiny_config
 
 from csr_ray.app.run import run_config, world_spec
 from csr_ray.config.load import load_config
@@ -194,12 +193,3 @@ def test_a_run_folder_of_another_config_is_refused(finished: RunFolder) -> None:
     overrides = [*SMALL, f"run.dir={finished.root}", "train.beta=0.3"]
     with pytest.raises(ConfigError, match=r"train\.beta: 0\.1 != 0\.3"):
         run_config(str(CONFIG), overrides=overrides, fresh=False, dry_run=False)
-
-
-def test_configs_with_a_run_dir_that_is_a_file_are_refused(tmp_path) -> None:
-    from csr_ray.app.plan import check_paths
-
-    (tmp_path / "model").mkdir()
-    config = tiny_config(tmp_path, policy={"model": str(tmp_path / "model")})
-    with pytest.raises(ConfigError, match=r"config\.json"):
-        check_paths(config)

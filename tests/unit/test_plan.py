@@ -1,0 +1,155 @@
+"""The plan of a run: its paths, and its counts and estimates worked out by hand."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from fakes import tiny_config
+from rich.console import Console
+
+from csr_ray.app.plan import check_paths, make_plan, print_plan, resolve_world, uses_world
+from csr_ray.config.schema import Config
+from csr_ray.errors import ConfigError
+
+# ---- counts and estimates ----
+
+
+@pytest.mark.parametrize(
+    ("search", "nodes"),
+    [
+        # 5 children of the prompt, then 5 of each of 3 live nodes at depths 2 to 6 (six sentences are expected).
+        ({}, 5 + 5 * 3 * 5),
+        ({"candidates": 4, "width": 2, "max_sentences": 3}, 4 + 2 * 2 * 4),
+        ({"max_sentences": 1}, 5),
+        # A depth of up to 4 open nodes is not pruned, so 4 may be alive although the width is 3.
+        ({"keep_all_up_to": 4}, 5 + 5 * 4 * 5),
+        ({"preset": "reference"}, 5 + 5 * 4 * 5),
+    ],
+)
+def test_sentences_a_prompt_are_those_of_the_largest_tree(search: dict, nodes: int) -> None:
+    assert make_plan(tiny_config(search=search), num_prompts=1).nodes_a_prompt == nodes
+
+
+@pytest.mark.parametrize(
+    ("per_round", "num_prompts", "a_round"),
+    [(None, 70, 70), (30, 70, 30), (30, 20, 20), (30, None, 30), (None, None, None)],
+)
+def test_a_round_has_the_prompts_asked_for_or_all_there_are(
+    per_round: int | None, num_prompts: int | None, a_round: int | None
+) -> None:
+    config = tiny_config(data={"per_round": per_round}, search={"max_sentences": 1, "max_sentence_tokens": 10})
+    plan = make_plan(config, num_prompts=num_prompts)
+    # 5 sentences a prompt, of 10 tokens: the limit is below the 25 that are expected otherwise.
+    assert (plan.num_prompts_a_round, plan.tokens_a_round) == (a_round, a_round and a_round * 5 * 10)
+
+
+def test_a_sentence_has_25_tokens_unless_the_limit_is_lower() -> None:
+    plan = make_plan(tiny_config(search={"max_sentences": 2, "max_sentence_tokens": 74}), num_prompts=3)
+    assert plan.tokens_a_round == 3 * (5 + 3 * 5) * 25
+
+
+def printed(config: Config, *, num_prompts: int | None) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    print_plan(make_plan(config, num_prompts=num_prompts), console=console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_printed_plan_says_who_runs_and_how_much_there_is_to_do() -> None:
+    config = tiny_config(
+        "runs/mine",
+        search={"max_sentences": 1},
+        train={"epochs": 3, "batch_size": 8, "workers": 2, "gpus_per_worker": 0.5, "lora_rank": 4},
+        generators={"min": 1, "max": 6, "gpus": 2},
+        eval={"benchmarks": ["pope", "chair"], "data": "held"},
+    )
+    text = printed(config, num_prompts=101)
+    # 101 prompts x 5 sentences x 25 tokens = 12,625, to two digits; 3 epochs of 13 batches of 8.
+    for part in ("2 rounds into runs/mine", "101 prompts", "up to 5 sentences each", "about 13,000 tokens"):
+        assert part in text
+    assert "at most 39 optimizer steps of 8 pairs" in text
+    assert "evaluation: pope, chair" in text
+    rows = {line.split("│")[1].strip(): line.split("│")[2:5] for line in text.splitlines() if line.count("│") == 6}
+    assert [cell.strip() for cell in rows["generator"]] == ["1 to 6", "1", "2"]
+    assert [cell.strip() for cell in rows["train worker"]] == ["2", "1", "0.5"]
+
+
+def test_what_is_not_known_before_the_file_is_read_is_a_question_mark() -> None:
+    text = printed(tiny_config(), num_prompts=None)
+    assert "? prompts" in text and "? tokens" in text and "at most ? optimizer steps" in text
+    assert "evaluation: none" in text
+
+
+# ---- paths ----
+
+
+@pytest.fixture
+def usable(tmp_path: Path) -> dict[str, dict]:
+    """Sections of a config whose paths are all there."""
+    model, scorer, held = (tmp_path / name for name in ("model", "scorer", "held"))
+    for folder in (model, scorer, held):
+        folder.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"):
+        (model / name).write_text("")
+    (scorer / "open_clip_config.json").write_text("")
+    (tmp_path / "prompts.jsonl").write_text("")
+    return {
+        "run": {"dir": str(tmp_path / "run")},
+        "data": {"prompts": str(tmp_path / "prompts.jsonl"), "images": str(held)},
+        "policy": {"model": str(model)},
+        "scorer": {"model": str(scorer)},
+        "eval": {"benchmarks": ["pope"], "data": str(held)},
+    }
+
+
+def test_a_config_whose_paths_are_there_is_accepted(usable: dict[str, dict]) -> None:
+    check_paths(tiny_config(**usable))
+    remote = {"policy": {"model": "llava-hf/llava-1.5-7b-hf"}, "scorer": {"model": "ViT-L-14-336/openai"}}
+    check_paths(tiny_config(**{**usable, **remote, "data": {"prompts": "s3://bucket/prompts.jsonl"}}))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "says"),
+    [
+        ("policy", "model", "./none", "no such folder (and not a hub id of the form owner/name)"),
+        ("policy", "model", "{folder}/held", "missing: config.json, *.safetensors (weights), tokenizer.json, prepro"),
+        ("policy", "model", "{folder}/prompts.jsonl", "it is a file, not a folder"),
+        ("scorer", "model", "./none", "no such folder"),
+        ("scorer", "model", "{folder}/held", "not an open_clip folder; missing: open_clip_config.json"),
+        ("data", "prompts", "{folder}/none.jsonl", "no such file"),
+        ("data", "images", "{folder}/none", "no such folder"),
+        ("eval", "data", "{folder}/none", "no such folder"),
+        ("run", "dir", "s3://bucket/run", "only a local or mounted folder"),
+        ("run", "dir", "{folder}/prompts.jsonl", "it is a file; name a folder"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_named_with_its_key(
+    usable: dict[str, dict], tmp_path: Path, section: str, key: str, value: str, says: str
+) -> None:
+    value = value.format(folder=tmp_path)
+    config = tiny_config(**{**usable, section: {**usable[section], key: value}})
+    with pytest.raises(ConfigError) as error:
+        check_paths(config)
+    assert str(error.value).startswith(f"{section}.{key} = {value!r}: ")
+    assert says in str(error.value)
+
+
+# ---- the embedded world ----
+
+
+def test_the_world_s_folder_is_put_wherever_the_config_says_so(tmp_path: Path) -> None:
+    config = tiny_config(
+        world={"enabled": True}, policy={"model": "${world}/policy"}, data={"prompts": "${world}/train/prompts.jsonl"}
+    )
+    assert uses_world(config)
+    resolved = resolve_world(config, folder=tmp_path)
+    assert resolved.policy.model == f"{tmp_path}/policy"
+    assert resolved.data.prompts == f"{tmp_path}/train/prompts.jsonl"
+    assert resolved.scorer == config.scorer
+
+
+def test_a_value_of_the_world_without_the_world_is_refused() -> None:
+    assert not uses_world(tiny_config())
+    with pytest.raises(ConfigError, match=r"world\.enabled = false contradicts"):
+        uses_world(tiny_config(policy={"model": "${world}/policy"}))
