@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from csr_ray.errors import UserError
+from csr_ray.errors import ConfigError
 from csr_ray.report.figures import number
 
 MAX_SHOWN_A_ROUND = 60
@@ -96,10 +96,10 @@ def read_run(folder: Path) -> Run:
     """Read what exists of a run.
 
     Raises:
-        UserError: `folder` is missing or holds nothing of a run.
+        ConfigError: `folder` is missing or holds nothing of a run.
     """
     if not folder.is_dir():
-        raise UserError(f"run folder {folder}: no such folder; name the run.dir of a run")
+        raise ConfigError(f"run folder {folder}: no such folder; name the run.dir of a run")
     round_folders = sorted(
         (path for path in folder.glob("round_*") if path.is_dir() and path.name[6:].isdigit()),
         key=lambda path: int(path.name[6:]),
@@ -107,7 +107,9 @@ def read_run(folder: Path) -> Run:
     named = (folder / name for name in ("summary.json", "config.yaml", "journal.jsonl"))
     records = [path for path in named if path.is_file()]
     if not round_folders and not records:
-        raise UserError(f"run folder {folder}: no summary.json, config.yaml or round_000; name the run.dir of a run")
+        raise ConfigError(
+            f"run folder {folder}: no summary.json, config.yaml or round_000; name the run.dir of a run"
+        )
     notes: list[str] = []
     scores: list[np.ndarray] = []
     num_shown = _num_shown_a_round(len(round_folders))

@@ -1,4 +1,4 @@
-"""The doctor's judgement of single things; the whole examination runs once, in tests of the command line."""
+"""The doctor's judgement of single things; tests/unit/test_main.py has what the command makes of it."""
 
 from __future__ import annotations
 
@@ -90,9 +90,18 @@ def test_a_library_that_fails_or_kills_its_process_is_reported() -> None:
     assert doctor._probe("print('noise'); print([1])", timeout_s=60) == ([1], "")
 
 
-def test_a_folder_that_is_not_there_is_judged_by_its_parent_and_not_made(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_is_judged_by_its_parent_and_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+
+    class Usage:
+        free = 50 * 2**30
+
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: asked.append(path) or Usage)
     check = doctor.check_folder(tmp_path / "runs" / "new", name="run folder")
-    assert check.state in ("ok", "warn", "missing")  # the disk's free space is not ours to know
+    assert (check.state, check.fact) == ("ok", f"{tmp_path / 'runs' / 'new'}: 50.0 GiB free")
+    assert asked == [tmp_path]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,0 +1,282 @@
+"""The command line in process: what each command prints, and the exit code it ends with (0, 1, 2 or 3)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+from report_runs import EVAL, summary_of, write_summary
+
+from csr_ray import __main__ as command_line
+from csr_ray import __version__
+from csr_ray.__main__ import main
+from csr_ray.app import doctor
+from csr_ray.app import run as run_module
+from csr_ray.world import build
+
+TINY_WORLD = str(Path(__file__).parents[2] / "configs" / "tiny-world.yaml")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A command that forgets where it was told to write leaves its files here, and it finds no cached world."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setenv("CSR_RAY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def own_data(tmp_path: Path) -> dict[str, Any]:
+    """A config of a user's own: a model folder, a prompt file with one sound image and one that is not there."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"):
+        (model / name).write_text("{}")
+    Image.new("RGB", (8, 8)).save(tmp_path / "there.png")
+    rows = [{"id": name, "image": f"{name}.png", "prompt": "What is this?"} for name in ("there", "gone")]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {
+        "run": {"dir": str(tmp_path / "run")},
+        "data": {"prompts": str(tmp_path / "prompts.jsonl")},
+        "policy": {"model": str(model)},
+        "scorer": {"model": "ViT-B-32/openai"},
+    }
+
+
+def config_file(folder: Path, values: dict[str, Any]) -> str:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command said on stderr: one line, of ours."""
+    text = capsys.readouterr().err
+    assert text.startswith("csr-ray: ") and text.count("\n") == 1, text
+    return text
+
+
+def usage_error(*argv: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+
+
+# ---- all commands ----
+
+
+def test_no_command_an_unknown_one_and_one_without_its_arguments_are_bad_usage() -> None:
+    for argv in ((), ("fly",), ("run",), ("world",), ("world", "build"), ("eval",), ("score-answers",), ("report",)):
+        usage_error(*argv)
+
+
+def test_help_of_every_command_and_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    (actions,) = [action for action in command_line._parser()._actions if action.dest == "command"]
+    assert {"run", "config", "world", "eval", "score-answers", "report", "doctor"} <= set(actions.choices)
+    for argv in (["--version"], ["--help"], *([name, "--help"] for name in actions.choices)):
+        with pytest.raises(SystemExit) as stopped:
+            main(argv)
+        assert stopped.value.code == 0
+        assert (f"csr_ray {__version__}" if argv == ["--version"] else "usage: csr-ray") in capsys.readouterr().out
+
+
+def test_a_command_that_is_interrupted_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*arguments: object, **named: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "run_config", interrupted)
+    assert main(["run", TINY_WORLD]) == 1
+    assert "the same command goes on where it was" in error_line(capsys)
+
+
+# ---- run ----
+
+
+def test_run_with_a_bad_key_names_key_value_and_range(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", TINY_WORLD, "run.rounds=0"]) == 2
+    assert "run.rounds = 0" in error_line(capsys)
+    assert main(["run", TINY_WORLD, "run.round=1"]) == 2
+    assert "did you mean rounds?" in error_line(capsys)
+
+
+def test_run_of_a_config_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "none.yaml"]) == 2
+    assert "none.yaml: no such file" in error_line(capsys)
+
+
+def test_dry_run_prints_the_plan_and_starts_and_writes_nothing(
+    tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", config_file(tmp_path, own_data), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "a round: 1 prompts" in text
+    assert "prompts: 1 usable, 1 would be set aside" in text
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_of_the_embedded_world_builds_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", TINY_WORLD, "world.num_train_images=77", "--dry-run"]) == 0
+    assert "a round: 77 prompts" in capsys.readouterr().out
+    assert not (tmp_path / "cache").exists() and not any((tmp_path / "cwd").iterdir())
+
+
+def test_dry_run_checks_the_paths(
+    tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", config_file(tmp_path, own_data), "policy.model=./none", "--dry-run"]) == 2
+    assert "policy.model = './none'" in error_line(capsys)
+
+
+def test_run_on_data_without_a_usable_row_says_where_the_quarantine_is(
+    tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there.png").unlink()
+    assert main(["run", config_file(tmp_path, own_data)]) == 3
+    quarantine = tmp_path / "run" / "quarantine.jsonl"
+    assert str(quarantine) in error_line(capsys)
+    assert [json.loads(line)["id"] for line in quarantine.read_text().splitlines()] == ["there", "gone"]
+
+
+def test_run_into_the_folder_of_another_config_is_refused(
+    tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_file(tmp_path, own_data)
+    (tmp_path / "there.png").unlink()
+    assert main(["run", config]) == 3
+    capsys.readouterr()
+    assert main(["run", config, "train.beta=0.3"]) == 2
+    assert "train.beta: 0.1 != 0.3" in error_line(capsys)
+    assert main(["run", config, "train.beta=0.3", "--fresh"]) == 3, "the earlier run is moved aside"
+
+
+# ---- config ----
+
+
+def test_config_shows_every_key(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["config"]) == 0
+    text = capsys.readouterr().out
+    for key in ("run.dir", "data.prompts", "search.preset", "reward.weight", "train.beta", "eval.benchmarks"):
+        assert key in text
+    assert "required" in text
+
+
+# ---- world build ----
+
+
+def test_world_build_with_too_few_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["world", "build", str(tmp_path / "world"), "--images", "7"]) == 2
+    assert "--images = 7: at least 8" in error_line(capsys)
+    usage_error("world", "build", str(tmp_path / "world"), "--images", "many")
+    assert not (tmp_path / "world").exists()
+
+
+def test_world_build_leaves_a_folder_with_something_else_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("ten years")
+    assert main(["world", "build", str(tmp_path)]) == 2
+    assert "not empty and not a world" in error_line(capsys)
+    assert (tmp_path / "thesis.txt").read_text() == "ten years"
+
+
+def test_world_build_takes_its_options(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built: list[tuple[Path, build.WorldSpec]] = []
+    monkeypatch.setattr(build, "build_world", lambda directory, *, spec: built.append((directory, spec)))
+    assert main(["world", "build", str(tmp_path / "a"), "--images", "9", "--seed", "3"]) == 0
+    assert main(["world", "build", str(tmp_path / "b"), "--quick"]) == 0
+    (first, second) = built
+    assert first == (tmp_path / "a", build.WorldSpec(seed=3, num_train_images=9))
+    assert (second[1].num_train_images, second[1].policy_steps) == (600, build.WorldSpec.quick().policy_steps)
+    assert capsys.readouterr().out == f"world: {tmp_path / 'a'}\nworld: {tmp_path / 'b'}\n"
+
+
+# ---- eval, score-answers ----
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--benchmark", "mme", "--data", "."], "--benchmark = 'mme': allowed: chair, pope, world"),
+        (["--benchmark", "pope"], "--data: name the folder with the files of pope"),
+        (["--benchmark", "pope", "--data", "."], "policy.model = './none': no such folder"),
+    ],
+)
+def test_eval_refuses_what_it_cannot_ask(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    assert main(["eval", "--model", "./none", *options, "--json", str(tmp_path / "out.json")]) == 2
+    assert says.replace("./none", "none") in error_line(capsys)
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_score_answers_marks_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers, truth, output = (tmp_path / name for name in ("answers.jsonl", "truth.jsonl", "out.json"))
+    texts, labels = ("Yes, it is.", "Yes.", "No.", "Yes."), ("yes", "no", "no")
+    answers.write_text("".join(json.dumps({"question_id": i, "text": text}) + "\n" for i, text in enumerate(texts)))
+    truth.write_text("".join(json.dumps({"question_id": i, "label": label}) + "\n" for i, label in enumerate(labels)))
+    command = ["score-answers", "--benchmark", "pope", "--json", str(output), "--truth", str(truth), "--answers"]
+    assert main([*command, str(answers)]) == 0
+    result = json.loads(output.read_text())
+    assert (result["benchmark"], result["n"], result["skipped"]) == ("pope", 3, {"no truth for this answer": 1})
+    # Of the three with a truth two are right; of two that say yes one is, and it is the only one that should.
+    assert result["metrics"]["accuracy"] == pytest.approx(2 / 3)
+    assert (result["metrics"]["precision"], result["metrics"]["recall"]) == (0.5, 1.0)
+    assert "pope: n 3, accuracy 0.6667" in capsys.readouterr().out
+
+    assert main([*command, str(tmp_path / "none.jsonl")]) == 2
+    assert "no such file" in error_line(capsys)
+    answers.write_text('{"question_id": 99, "text": "Yes"}\n')
+    assert main([*command, str(answers)]) == 3
+    assert "no answer in" in error_line(capsys)
+    command[2] = "mme"
+    assert main([*command, str(answers)]) == 2
+    assert "'mme': unknown; allowed: chair, pope, world" in error_line(capsys)
+
+
+# ---- report, doctor ----
+
+
+def test_report_writes_the_page_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_summary(tmp_path, summary=summary_of(EVAL))
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+    assert (tmp_path / "report.html").stat().st_size > 1000
+
+
+def test_report_of_a_folder_that_is_no_run_is_bad_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path / "none")]) == 2
+    assert "no such folder; name the run.dir of a run" in error_line(capsys)
+    (tmp_path / "empty").mkdir()
+    assert main(["report", str(tmp_path / "empty")]) == 2
+    assert "no summary.json" in error_line(capsys)
+    assert not any((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.parametrize(("state", "code"), [("ok", 0), ("warn", 0), ("missing", 1)])
+def test_doctor_fails_only_where_something_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], state: doctor.State, code: int
+) -> None:
+    """Every check but one finds nothing wrong: what they look at is tested in test_doctor.py."""
+    check = doctor.Check(name="torch", state=state, fact="as planted")
+    for name in ("python", "packages", "engine", "gpus", "compiler", "cores", "memory", "shared_memory", "ray"):
+        monkeypatch.setattr(doctor, f"check_{name}", _fine(name))
+    monkeypatch.setattr(doctor, "check_torch", lambda: (check, []))
+    monkeypatch.setattr(doctor, "check_folder", lambda folder, *, name: doctor.Check(name=name, state="ok", fact="-"))
+    assert main(["doctor"]) == code
+    text = capsys.readouterr().out
+    assert "as planted" in text
+    assert ("1 missing" in text) == (state == "missing")
+
+
+def _fine(name: str) -> Any:
+    check = doctor.Check(name=name, state="ok", fact="-")
+    return lambda *arguments, **named: [check] if name in ("packages", "shared_memory") else check
