@@ -1,0 +1,35 @@
+"""The documents name files and keys that exist: what moved in the code has moved in the prose."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]
+SOURCES = [path for folder in ("csr_ray", "actors", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+_PATH = re.compile(r"(?<![\w/.-])((?:csr_ray|actors|tests|benchmarks|configs|docs)/[\w./-]*[\w/])")
+_MODULE = re.compile(r"`((?:csr_ray|actors)(?:\.\w+)+)`")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_path_in_a_document_exists(document: Path) -> None:
+    named = set(_PATH.findall(document.read_text(encoding="utf-8")))
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_every_module_that_a_docstring_names_exists() -> None:
+    missing = []
+    for source in SOURCES:
+        for dotted in _MODULE.findall(source.read_text(encoding="utf-8")):
+            parts = dotted.split(".")
+            places = [ROOT.joinpath(*parts[:end]) for end in (len(parts), len(parts) - 1, len(parts) - 2) if end > 0]
+            if not any(place.with_suffix(".py").exists() or (place / "__init__.py").exists() for place in places[:2]):
+                missing.append(f"{name_of(source)}: {dotted}")
+    assert missing == []
