@@ -270,7 +270,6 @@ def test_a_stream_is_trained_while_more_pairs_may_come(one: Group, pairs: list[P
         result = one.round(pairs)
     assert (result.num_pairs, result.num_steps, len(one.losses[-1])) == (8, 2, 2), "the view sees early steps, too"
     assert result.metrics["streamed/steps_before_last_pair"] == 1
-    assert result.seconds < 60
 
 
 def test_pairs_of_another_policy_are_not_streamed(one: Group, pairs: list[PreferencePair]) -> None:

@@ -116,8 +116,11 @@ def test_a_pair_is_waited_for_and_every_rank_sees_the_same_ones() -> None:
     for thread in threads:
         thread.start()
     source.put("c", "long")
-    while orders != [[0], [0]]:
+    for _ in range(3000):  # so that a rank that never gets its pair fails, and does not hang the suite
+        if orders == [[0], [0]]:
+            break
         time.sleep(0.01)
+    assert orders == [[0], [0]], "both ranks have the pair that is there, and wait for the next"
     source.put("a")
     source.end("a", "c", "long")
     for thread in threads:
