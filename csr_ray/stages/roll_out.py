@@ -67,9 +67,8 @@ def roll_out(
                 now_s = time.perf_counter()
                 num_open -= 1
                 figures: dict[str, float] = {}
-                if (
-                    num_open == 0 or now_s - counted_s >= _COUNT_EVERY_S
-                ):  # every actor is asked, so not for every unit
+                # Every actor is asked for its counters, so not for every unit.
+                if num_open == 0 or now_s - counted_s >= _COUNT_EVERY_S:
                     figures = generators.figures()
                     stage.note = live_figures(figures, seconds=now_s - counted_s)
                     counted_s = now_s

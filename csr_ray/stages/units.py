@@ -31,8 +31,10 @@ def prompts_to_do(state: RunState, prompts: Sequence[Prompt], *, index: int) -> 
     """The round's prompts that are not done yet.
 
     A round keeps what it has done, whatever prompts came or went since; of the prompts whose turn it is, it takes as
-    many more as its size allows.
+    many more as its size allows. One whose pairs are decided takes no more.
     """
+    if state.journal.find("pairs", round=index):
+        return []
     per_round = state.config.data.per_round
     done = done_ids(state, index=index)
     todo = [prompt for prompt in prompts_of_round(prompts, index=index, per_round=per_round) if prompt.id not in done]

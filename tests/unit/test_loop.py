@@ -185,6 +185,18 @@ def test_a_prompt_that_became_readable_before_a_resume_is_rolled_out_and_nobody_
     assert pair_ids(driver) == [prompt.id for prompt in PROMPTS]
 
 
+def test_a_round_whose_pairs_are_decided_takes_no_prompt_that_comes_later(tmp_path) -> None:
+    driver = Driver(tmp_path)
+    driver.prompts = PROMPTS[1:]
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(fail_at=1)
+    driver.prompts = PROMPTS
+    driver.config = tiny_config(tmp_path, run={"rounds": 3})
+    driver.run()
+    assert {index for index, _ in driver.generators.grown} == {2}
+    assert [len(pair_ids(driver, index=index)) for index in range(3)] == [4, 4, 5]
+
+
 def test_the_rounds_prompts_stay_when_others_come_before_them(tmp_path) -> None:
     """With `data.per_round`, a resumed round keeps what it has rolled out though its turn would now be others'."""
     driver = Driver(tmp_path, data={"per_round": 2}, run={"unit": 1})
