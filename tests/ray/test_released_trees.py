@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from released_search import Branch, Models, released_tree
 from test_reference_tree import TightEngine, grow_all, reference_config
 
 from actors.generate.engine import VllmEngine
-from actors.generate.expand import Expansion
 from csr_ray.config.schema import Config
 from csr_ray.methods.csr import choose_pair
 from csr_ray.records import Node, PreferencePair, Prompt, Tree
@@ -132,11 +132,9 @@ def test_the_real_engine_grows_the_released_trees(kind: str) -> None:
         engine = (TightEngine if kind == "tight" else VllmEngine)(configs["full"], model=DATA / "policy")
         await engine.start()
         try:
-            tokens = engine._expansion.tokens
             for size, together, in_flight in ALL_WAYS if os.environ.get("CSR_RAY_LONG_TESTS") else WAYS[kind]:
                 config = configs[size]
-                on_broken = engine._expansion.on_broken
-                engine._expansion = Expansion(config.search, tokens, together=together, on_broken=on_broken)
+                engine._expansion = replace(engine._expansion, search=config.search, together=together)
                 trees = await grow_all(config, engine, prompts(size), in_flight=in_flight)
                 how = f"{kind}, {in_flight} in flight, {'together' if together else 'in turn'}"
                 check_all(size, trees, config=config, how=how)
