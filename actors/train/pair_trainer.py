@@ -21,12 +21,12 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from actors.train.round_pairs import ArrivalSampler, StreamedPairs
+from actors.train.examples import ArrivalSampler, ExampleStream, HeldExamples
 from actors.train.shared_step import Recording, SharedPrefixForward, keep_only_sources
 from csr_ray.config.schema import Train
 from csr_ray.errors import ReferenceGapError
 from csr_ray.ports import OnStep
-from csr_ray.records import PreferencePair
+from csr_ray.records import Ask, Example
 from csr_ray.training.collate import PairCollator, pair_rows
 from csr_ray.training.objectives import dpo_loss, dpo_positive_loss, nll_loss
 
@@ -39,7 +39,7 @@ class PairTrainer(DPOTrainer):
     Args:
         train: objective, reference and their settings.
         use_flex: the policy's language model runs FlexAttention, `actors.train.shared_step.set_flex`.
-        stream: where `pairs` come from if more are to come; `pairs` is then its list, with one pair at least.
+        examples: what is trained on; one at least is there already.
     """
 
     def __init__(
@@ -48,30 +48,27 @@ class PairTrainer(DPOTrainer):
         *,
         args: DPOConfig,
         train: Train,
-        pairs: Sequence[PreferencePair],
+        examples: ExampleStream | HeldExamples,
         collator: PairCollator,
         lora: LoraConfig,
         use_flex: bool = False,
-        stream: StreamedPairs | None = None,
     ) -> None:
         super().__init__(
             policy,
             args=args,
             data_collator=collator,
-            train_dataset=Dataset.from_list(pair_rows(pairs if stream is None else pairs[:1])),
+            train_dataset=Dataset.from_list([examples[0]]),
             processing_class=collator.processor,
             peft_config=lora,
         )
-        if stream is not None:
-            # TRL accepts only `datasets.Dataset`, of which it looks at the first row's keys.
-            self.train_dataset = stream
+        # TRL accepts only `datasets.Dataset`, of which it looks at the first row's keys.
+        self.train_dataset = examples
         # The flag's documented route, `precompute_ref_log_probs`, is refused for vision data; the batch carries the
         # reference instead: the engine's own log-probs, or those of a second forward of ours.
         self.precompute_ref_logps = True
         self.reference_gaps: list[float] = []
         self._train = train
-        self._pairs = pairs
-        self._stream = stream
+        self._examples = examples
         self._collator = collator
         self.use_flex = use_flex
         keep_only_sources(policy)
@@ -81,13 +78,13 @@ class PairTrainer(DPOTrainer):
         """Nothing: TRL writes one into every checkpoint, which here nobody publishes."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        if self._stream is None:
-            return super()._get_train_sampler(train_dataset)
-        return ArrivalSampler(self._stream, seed=self.args.seed)
+        if isinstance(self._examples, ExampleStream) and self._examples.is_growing:
+            return ArrivalSampler(self._examples, seed=self.args.seed)
+        return super()._get_train_sampler(train_dataset)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list, Any]:
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self._stream is not None and 0 < len(batches) < num_batches:
+        if self._examples.is_growing and 0 < len(batches) < num_batches:
             # The base class knows a step's last micro-batch by the length of the data set, which a stream may not
             # reach; those that are there stand in for the missing ones, so the step is of their mean.
             batches = [dict(batch) for batch in itertools.islice(itertools.cycle(batches), num_batches)]
@@ -108,7 +105,7 @@ class PairTrainer(DPOTrainer):
         loss = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
         loss = self._objective(loss, log_probs=forward.log_probs, inputs=inputs)
         if not torch.isfinite(loss):
-            ids = ", ".join(self._pairs[index].id for index in pair_index)
+            ids = ", ".join(self._examples.example(index).id for index in pair_index)
             raise FloatingPointError(
                 f"step {self.state.global_step + 1}: the loss is {loss.item()}; pairs of the batch: {ids}. "
                 f"Lower train.learning_rate, or look at these pairs' log-probs"
@@ -140,7 +137,7 @@ class PairTrainer(DPOTrainer):
         self.reference_gaps += gaps
         worst = max(range(len(gaps)), key=lambda row: gaps[row])
         if not gaps[worst] <= self._train.reference_tolerance:
-            pair = self._pairs[pair_index[worst % len(pair_index)]]
+            pair = self._examples.example(pair_index[worst % len(pair_index)])
             mean = sum(self.reference_gaps) / len(self.reference_gaps)
             raise ReferenceGapError(
                 f"train.reference = 'check': pair {pair.id} of policy version {pair.policy_version}: the log-prob "
@@ -178,15 +175,15 @@ class PairTrainer(DPOTrainer):
         return loss + train.nll_weight * nll_loss(chosen).mean()
 
     @torch.no_grad()
-    def chosen_logps(self, pairs: Sequence[PreferencePair]) -> tuple[float, ...]:
-        """Summed log-probs of the chosen answers under the policy as it is now, adapter on. All processes call it."""
-        prompts = self._collator.prompts([(pair.image, pair.prompt) for pair in pairs])
-        batch = self._collator.batch(prompts, answers=[pair.chosen_ids for pair in pairs])
+    def sums_of_answers(self, answers: Sequence[tuple[Ask, Sequence[int]]]) -> tuple[float, ...]:
+        """Summed log-probs of answers under the policy as it is now, adapter on. All processes call it."""
+        prompts = self._collator.prompts([ask for ask, _ in answers])
+        batch = self._collator.batch(prompts, answers=[answer_ids for _, answer_ids in answers])
         with self._evaluating() as engine:
             return tuple(self._sums(engine, inputs=self._prepare_inputs(batch)).tolist())
 
     @torch.no_grad()
-    def answer_logps(self, pairs: Sequence[PreferencePair], *, collator: PairCollator) -> list[torch.Tensor]:
+    def answer_logps(self, pairs: Sequence[Example], *, collator: PairCollator) -> list[torch.Tensor]:
         """Log-prob of every token of each answer, chosen ones first, by the form that `collator` lays out.
 
         The answers stand in the order of the pairs, whatever order the batch has. All processes call it.

@@ -1,8 +1,9 @@
-"""A round's pairs on their way from the loop to the train workers, while the round's rollouts still run.
+"""A cycle's examples on their way from the loop to the train workers: names of files, as they are committed.
 
-The mailbox actor holds an `OpenStream`; workers reach it as a `PairSource`. Rank 0 judges pairs as they come, and all
-ranks read the one list of usable pairs that follows from its verdicts, so no two of them train on different steps and
-none has to wait for another while it loads data. Knows nothing of Ray, torch or trainers.
+The mailbox actor holds an `OpenStream`; workers reach it as an `ExampleSource` and read the files themselves. Rank 0
+judges the examples of each file, and all ranks follow its verdicts, so no two of them train on different steps and none
+has to wait for another while it loads data. A cycle whose examples are all there is a stream that has already ended.
+Knows nothing of Ray, torch or trainers.
 """
 
 from __future__ import annotations
@@ -12,85 +13,83 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from csr_ray.records import PreferencePair
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedFile:
+    """A file of examples, and which of its rows can be trained on."""
+
+    path: str
+    rows: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamEnd:
-    """What is known once the round's last tree is finished and its last pair judged.
+class JudgedSoFar:
+    """Judged files from some position on, in the order they came.
 
     Attributes:
-        ids: of all pairs of the round in prompt order, those that were dropped included.
-        dropped: reason to count.
+        dropped: once no more files will come, how many examples cannot be trained on, by reason; until then None.
     """
 
-    ids: tuple[str, ...]
-    dropped: Mapping[str, int]
+    files: tuple[JudgedFile, ...]
+    dropped: Mapping[str, int] | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class UsableSoFar:
-    """Usable pairs from some position on, in the order they came; `end` is None while there may be more."""
-
-    pairs: tuple[PreferencePair, ...]
-    end: StreamEnd | None
-
-
-class PairSource(Protocol):
+class ExampleSource(Protocol):
     """A stream as a train worker sees it."""
 
     @property
-    def num_pairs_at_most(self) -> int: ...
+    def num_examples_at_most(self) -> int: ...
 
-    def arrived(self, *, start: int) -> tuple[PreferencePair, ...]:
-        """All pairs from position `start` on; waits for the first of them. Empty: there will be no more."""
+    @property
+    def is_whole(self) -> bool:
+        """Whether every example is to be there before the first step."""
         ...
 
-    def judge(self, verdicts: Sequence[str | None], *, start: int) -> None:
-        """Post for the pairs from position `start` on why each cannot be trained on, None where it can."""
+    def arrived(self, *, start: int) -> tuple[str, ...]:
+        """All files from position `start` on; waits for the first of them. Empty: there will be no more."""
         ...
 
-    def usable(self, *, start: int, wait: bool) -> UsableSoFar:
-        """Usable pairs from position `start` on; with `wait`, at least one of them or the end."""
+    def judge(self, verdicts: Sequence[Sequence[str | None]], *, start: int) -> None:
+        """Post for the files from position `start` on why each example cannot be trained on, None where it can."""
+        ...
+
+    def judged(self, *, start: int, wait: bool) -> JudgedSoFar:
+        """Judged files from position `start` on; with `wait`, at least one of them or the end."""
         ...
 
 
 @dataclass
 class OpenStream:
-    """The pairs of one order as they came. Keeps them all, so that a restarted worker can begin again."""
+    """The files of one order as they came. Keeps their names, so that a restarted worker can begin again."""
 
-    _pairs: list[PreferencePair] = field(default_factory=list)
-    _usable: list[PreferencePair] = field(default_factory=list)
+    _paths: list[str] = field(default_factory=list)
+    _judged: list[JudgedFile] = field(default_factory=list)
     _dropped: Counter[str] = field(default_factory=Counter)
-    _num_judged: int = 0
-    _ids: tuple[str, ...] | None = None
+    _has_ended: bool = False
 
-    def offer(self, pairs: Sequence[PreferencePair]) -> None:
-        assert self._ids is None, "offered after the end"
-        self._pairs += pairs
+    def offer(self, paths: Sequence[str]) -> None:
+        assert not self._has_ended, "offered after the end"
+        self._paths += paths
 
-    def end(self, ids: Sequence[str]) -> None:
-        """No more pairs will come; `ids` are those of all that came, in prompt order."""
-        assert sorted(ids) == sorted(pair.id for pair in self._pairs), "the round's pairs are not those offered"
-        self._ids = tuple(ids)
+    def end(self) -> None:
+        """No more files will come."""
+        self._has_ended = True
 
-    def arrived(self, *, start: int) -> tuple[PreferencePair, ...] | None:
-        """See `PairSource`; None while there is nothing to answer."""
-        pairs = tuple(self._pairs[start:])
-        return pairs if pairs or self._ids is not None else None
+    def arrived(self, *, start: int) -> tuple[str, ...] | None:
+        """See `ExampleSource`; None while there is nothing to answer."""
+        paths = tuple(self._paths[start:])
+        return paths if paths or self._has_ended else None
 
-    def judge(self, verdicts: Sequence[str | None], *, start: int) -> None:
-        """The first verdict on a pair stands: a restarted rank 0 judges the same pairs again."""
-        assert start <= self._num_judged, (start, self._num_judged)
-        new = verdicts[self._num_judged - start :]
-        for pair, reason in zip(self._pairs[self._num_judged :], new, strict=False):
-            if reason is None:
-                self._usable.append(pair)
-            else:
-                self._dropped[reason] += 1
-        self._num_judged += len(new)
+    def judge(self, verdicts: Sequence[Sequence[str | None]], *, start: int) -> None:
+        """The first verdict on a file stands: a restarted rank 0 judges the same files again."""
+        num_judged = len(self._judged)
+        assert start <= num_judged, (start, num_judged)
+        for path, reasons in zip(self._paths[num_judged:], verdicts[num_judged - start :], strict=False):
+            rows = tuple(row for row, reason in enumerate(reasons) if reason is None)
+            self._judged.append(JudgedFile(path=path, rows=rows))
+            self._dropped.update(reason for reason in reasons if reason is not None)
 
-    def usable(self, *, start: int) -> UsableSoFar:
-        is_over = self._ids is not None and self._num_judged == len(self._pairs)
-        end = StreamEnd(ids=self._ids or (), dropped=dict(self._dropped)) if is_over else None
-        return UsableSoFar(pairs=tuple(self._usable[start:]), end=end)
+    def judged(self, *, start: int) -> JudgedSoFar:
+        """See `ExampleSource`."""
+        is_over = self._has_ended and len(self._judged) == len(self._paths)
+        return JudgedSoFar(files=tuple(self._judged[start:]), dropped=dict(self._dropped) if is_over else None)

@@ -1,35 +1,37 @@
 """Reads prompt files: what is usable goes on, everything else is set aside with a reason.
 
-Knows file formats. Does not know how an image is decoded (`csr_ray.data.images`), the chat template (the image
-placeholder is taken out of the text here and put back where the policy is served), or where the quarantine is
-written.
+`PromptFile` is a stream of any length; `read_prompts` is a list, whose images have all been looked at. Does not know
+file formats (`csr_ray.data.rows`), what makes a row a prompt (`csr_ray.data.parsing`), how an image is decoded
+(`csr_ray.data.images`), or where the quarantine is written.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
-import io
-import json
 import os
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import PurePosixPath
-from typing import Any, Final
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain, islice
+from typing import Final
 
-import fsspec
+import numpy as np
 
 from csr_ray.data.images import check_image, load_image
+from csr_ray.data.parsing import image_folders, is_unicode, parse_row
+from csr_ray.data.rows import Row, RowFile, decode_text, read_json_rows
 from csr_ray.errors import ConfigError
 from csr_ray.records import Prompt, Rejection
 
 __all__ = [
     "OnProgress",
+    "PromptFile",
     "Row",
     "check_image",
     "decode_text",
+    "find_readable",
     "is_unicode",
     "load_image",
     "read_json_rows",
@@ -39,34 +41,146 @@ __all__ = [
 OnProgress = Callable[[int, int], None]
 """Called with (rows looked at, rows to look at if no further one turns out bad)."""
 
-PLACEHOLDER: Final = "<image>"
-
 _NUM_CHECKERS: Final = min(8, (os.cpu_count() or 1) + 2)
-_SUFFIXES: Final = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-}
+# Ids that are held at once while those with equal hashes are compared; more of them take further walks.
+_NUM_IDS_HELD: Final = 1 << 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One record of a file: where it stands ("prompts.jsonl:17"), and its value or what is wrong with it."""
+class PromptFile:
+    """The usable prompts of a file, read as a stream: one row at a time is held, however many there are.
 
-    source: str
-    value: Any = None
-    problem: str | None = None
+    JSONL, a JSON list, CSV or Parquet with id, image, prompt and optionally truth; CSR's release (id, image, input)
+    is read as it is. A JSON list, the release included, is held whole while it is read; a large one is better written
+    as JSONL. Building it walks the file once and opens no image: whether an image can be read shows when it is used.
+    What stays of that walk is two bytes a row, and eight more for a row that repeats an id.
 
+    Args:
+        source: path or fsspec URL of the prompt file.
+        images: folder that relative image names start from; None: the prompt file's own folder, or its `images`.
+        limit: the first so many usable prompts are all there are; None: those of the whole file.
 
-@dataclass(frozen=True, kw_only=True)
-class _Candidate:
-    """What became of a row before its image was looked at."""
+    Raises:
+        ConfigError: the file or the image folder is missing, or the file is of no known format. The iterators raise
+            it when the file is no longer what it was at first.
+    """
 
-    source: str
-    item: Prompt | Rejection
+    def __init__(self, source: str, *, images: str | None, limit: int | None) -> None:
+        source = os.path.expanduser(source)
+        self._folders = image_folders(source, images=images)
+        self._rows = RowFile(source)
+        parsed, repeats, first_numbers = self._walk(limit)
+        usable = np.frombuffer(parsed, dtype=np.bool_).copy()
+        usable[repeats] = False
+        if limit is not None and usable.sum() >= limit:
+            usable = usable[: np.flatnonzero(usable)[limit - 1] + 1]
+        self._num = int(usable.sum())
+        self._usable = usable.tobytes()
+        self._set_aside = (~usable).tobytes().rstrip(b"\0")
+        # Of each repeat among them, in file order: the number of the row that used its id first.
+        self._first_numbers = first_numbers
+
+    @property
+    def num(self) -> int:
+        """How many usable prompts there are, at most `limit`."""
+        return self._num
+
+    def rejections(self) -> Iterator[Rejection]:
+        """The rows that are set aside, in file order, up to where the limit stopped."""
+        first_numbers = iter(self._first_numbers)
+        for row in self._rows.rows(chosen=self._set_aside):
+            item = parse_row(row, folders=None)
+            if isinstance(item, Prompt):
+                number = next(first_numbers, None)
+                if number is None:
+                    raise self._changed()
+                item = _repeated(item, first_source=f"{row.place}{number}")
+            yield item
+
+    def take(self, *, start: int = 0, num: int | None = None) -> Iterator[Prompt]:
+        """The usable prompts in file order, from position `start` on, wrapping around after the last one.
+
+        Lines of JSONL before `start` are counted, not parsed.
+
+        Args:
+            start: from 0; counted on around the file if it is past the last prompt.
+            num: how many, at most `self.num`; None: all, once.
+        """
+        num = self._num if num is None else num
+        assert start >= 0 and 0 <= num <= self._num, (start, num, self._num)
+        start = start % self._num if self._num else 0
+        num_before_end = min(num, self._num - start)
+        return chain(self._stretch(start, num=num_before_end), self._stretch(0, num=num - num_before_end))
+
+    def _stretch(self, start: int, *, num: int) -> Iterator[Prompt]:
+        num_taken = 0
+        for row in islice(self._rows.rows(chosen=self._usable, start=start), num):
+            item = parse_row(row, folders=self._folders)
+            if not isinstance(item, Prompt):
+                raise self._changed()
+            num_taken += 1
+            yield item
+        if num_taken < num:
+            raise self._changed()
+
+    def _changed(self) -> ConfigError:
+        return ConfigError(f"data.prompts = {self._rows.source!r}: changed since it was first read; start again")
+
+    # ---- the first walk ----
+
+    def _walk(self, limit: int | None) -> tuple[bytearray, np.ndarray, array[int]]:
+        """Parse rows until `limit` usable ones are certain.
+
+        Returns:
+            A flag a row, whether it can be parsed; the positions of the rows that repeat an id; and for each of these
+            the number of the row that used it first.
+        """
+        parsed = bytearray()
+        hashes: array[int] = array("q")  # of the ids; 0 for a row without
+        num_parsed = 0
+        look_at = limit
+        for row in self._rows.rows():
+            item = parse_row(row, folders=None)
+            parsed.append(isinstance(item, Prompt))
+            hashes.append(_hash_of(item.id) if isinstance(item, Prompt) else 0)
+            num_parsed += parsed[-1]
+            if num_parsed == look_at:
+                repeats, first_numbers = self._find_repeats(parsed, hashes)
+                if limit is not None and num_parsed - len(repeats) >= limit:
+                    return parsed, repeats, first_numbers
+                look_at = 2 * num_parsed
+        return parsed, *self._find_repeats(parsed, hashes)
+
+    def _find_repeats(self, parsed: bytearray, hashes: array[int]) -> tuple[np.ndarray, array[int]]:
+        """Find the rows whose id an earlier one has, and the numbers of those earlier rows, in file order.
+
+        Ids whose hashes are equal are read again and compared, about `_NUM_IDS_HELD` of them a walk.
+        """
+        keys = np.frombuffer(hashes, dtype=np.int64)
+        is_parsed = np.frombuffer(parsed, dtype=np.bool_)
+        in_order = keys[is_parsed]
+        in_order.sort()
+        shared = np.unique(in_order[1:][in_order[1:] == in_order[:-1]])
+        del in_order
+        positions: array[int] = array("q")
+        first_numbers: array[int] = array("q")
+        for begin in range(0, len(shared), _NUM_IDS_HELD):
+            some = shared[begin : begin + _NUM_IDS_HELD]
+            suspects = is_parsed & (some[np.searchsorted(some, keys).clip(max=len(some) - 1)] == keys)
+            # Equal hashes accuse, equal ids convict.
+            number_of: dict[str, int] = {}
+            rows = self._rows.rows(chosen=suspects.tobytes().rstrip(b"\0"))
+            for position, row in zip(np.flatnonzero(suspects), rows, strict=False):
+                item = parse_row(row, folders=None)
+                if not isinstance(item, Prompt):
+                    raise self._changed()
+                if item.id in number_of:
+                    positions.append(int(position))
+                    first_numbers.append(number_of[item.id])
+                else:
+                    number_of[item.id] = row.number
+        found = np.array(positions, dtype=np.int64)
+        order = np.argsort(found)
+        return found[order], array("q", np.array(first_numbers, dtype=np.int64)[order].tobytes())
 
 
 def read_prompts(
@@ -74,8 +188,8 @@ def read_prompts(
 ) -> tuple[list[Prompt], list[Rejection]]:
     """Read the first `limit` usable prompts of a file, in file order, and what was set aside on the way.
 
-    JSONL, a JSON list, CSV or Parquet with id, image, prompt and optionally truth; CSR's release (id, image, input)
-    is read as it is. Every image that is passed on has been decoded once, in threads.
+    The file is read as `PromptFile` reads it. Every image that is passed on has been decoded once, in threads, so the
+    limit counts prompts with sound images. `source` of the prompts is left empty: they are the same in any format.
 
     Args:
         source: path or fsspec URL of the prompt file.
@@ -86,301 +200,102 @@ def read_prompts(
         ConfigError: the file or the image folder is missing, or the file is of no known format.
     """
     source = os.path.expanduser(source)
-    folders = _image_folders(source, images=images)
-    rows = _read_rows(source)
+    folders = image_folders(source, images=images)
+    file = RowFile(source)
+    num_rows = 0 if on_progress is None else file.count()
     prompts: list[Prompt] = []
     rejections: list[Rejection] = []
-    wanted = len(rows) if limit is None else limit
-    with ThreadPoolExecutor(_NUM_CHECKERS, thread_name_prefix="image-check") as pool:
-        for item in _with_images_checked(_parse_rows(rows, folders=folders), pool=pool):
+    with _images_checked(_parse_rows(file.rows(), folders=folders)) as items:
+        for item in items:
             if isinstance(item, Prompt):
-                prompts.append(item)
+                prompts.append(replace(item, source=""))
             else:
                 rejections.append(item)
             if on_progress is not None:
-                on_progress(len(prompts) + len(rejections), min(len(rows), wanted + len(rejections)))
-            if len(prompts) >= wanted:
+                num_wanted = num_rows if limit is None else limit
+                on_progress(len(prompts) + len(rejections), min(num_rows, num_wanted + len(rejections)))
+            if limit is not None and len(prompts) >= limit:
                 break
-        pool.shutdown(wait=True, cancel_futures=True)
     return prompts, rejections
 
 
-def read_json_rows(text: str, *, name: str) -> list[Row]:
-    """Split JSONL, or one JSON list, into rows. Blank lines are no rows; a bad line is a row with a `problem`.
+def find_readable(prompts: Iterable[Prompt]) -> tuple[bool, list[Rejection]]:
+    """Look at the images of prompts, in threads and a few ahead, until one can be read.
 
-    Raises:
-        ConfigError: `name` does not end in .jsonl and the text is neither a list of records nor JSONL.
+    Returns:
+        Whether there is one, and the prompts before it as rejections.
     """
-    first = text.lstrip()[:1]
-    lines_only = PurePosixPath(name).suffix.lower() in (".jsonl", ".ndjson")
-    if first == "[" or (first == "{" and not lines_only):
-        try:
-            whole = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            # A `{` may start JSONL under another name; a broken list is not worth a rejection a line.
-            if first == "[" and not lines_only:
-                raise ConfigError(f"{name}: not JSON: {error}; mend the file") from error
-        else:
-            if isinstance(whole, list):
-                return [Row(source=f"{name}:item {index}", value=item) for index, item in enumerate(whole, 1)]
-            if isinstance(whole, dict) and "image" not in whole and not lines_only and "\n" in text.strip():
-                keys = ", ".join(list(whole)[:5])
-                raise ConfigError(f"{name}: expected a list of records, found one object with keys {keys}")
-            if isinstance(whole, dict) and not lines_only:
-                return [Row(source=f"{name}:item 1", value=whole)]
-    elif first and not lines_only:
-        raise ConfigError(f"{name}: neither a JSON list nor JSONL; it starts with {text.lstrip()[:20]!r}")
-    # Not splitlines(): U+2028 and U+0085 are legal inside a JSON string.
-    lines = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
-    return [_json_line(line, source=f"{name}:{number}") for number, line in lines if line]
+    rejections: list[Rejection] = []
+    with _images_checked(prompts) as items:
+        for item in items:
+            if isinstance(item, Prompt):
+                return True, rejections
+            rejections.append(item)
+    return False, rejections
 
 
-def decode_text(data: bytes) -> str:
-    """Decode UTF-8 or UTF-16 with or without a byte-order mark; a bad byte stays a lone surrogate, to be rejected."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16", errors="replace")
-    return data.decode("utf-8-sig", errors="surrogateescape")
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8 (a lone surrogate cannot, and would stop a Parquet writer later)."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-# ---- the prompt file ----
-
-
-def _read_rows(source: str) -> list[Row]:
-    name = source.rsplit("/", 1)[-1]
-    try:
-        data = _read_bytes(source)
-    except FileNotFoundError as error:
-        raise ConfigError(f"data.prompts = {source!r}: no such file") from error
-    except IsADirectoryError as error:
-        raise ConfigError(f"data.prompts = {source!r}: a folder; name the file in it") from error
-    except (OSError, ImportError, ValueError) as error:
-        raise ConfigError(f"data.prompts = {source!r}: cannot be read: {error}") from error
-    kind = _SUFFIXES.get(PurePosixPath(name).suffix.lower()) or _sniff(data)
-    try:
-        if kind == "parquet":
-            return _parquet_rows(data, name=name)
-        if kind == "csv":
-            return _csv_rows(decode_text(data), name=name)
-        if kind in ("json", "jsonl"):
-            return read_json_rows(decode_text(data), name=name)
-    except ConfigError as error:
-        raise ConfigError(f"data.prompts = {source!r}: {error}") from error
-    raise ConfigError(f"data.prompts = {source!r}: unknown format; expected JSONL, a JSON list, CSV or Parquet")
-
-
-def _sniff(data: bytes) -> str | None:
-    """Guess the format of a file whose suffix says nothing."""
-    if data.startswith(b"PAR1"):
-        return "parquet"
-    head = decode_text(data[:4096]).lstrip()
-    if head[:1] in ("[", "{"):
-        return "json"
-    columns = {column.strip().strip('"') for column in head.split("\n", 1)[0].split(",")}
-    return "csv" if {"id", "image"} <= columns else None
-
-
-def _json_line(line: str, *, source: str) -> Row:
-    try:
-        return Row(source=source, value=json.loads(line))
-    except json.JSONDecodeError as error:
-        return Row(source=source, problem=f"not JSON: {error.msg} (column {error.colno})")
-    except (ValueError, RecursionError) as error:
-        return Row(source=source, problem=f"not JSON: {error}")
-
-
-def _csv_rows(text: str, *, name: str) -> list[Row]:
-    if not text.strip():
-        return []
-    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-    _require_columns(reader.fieldnames or (), name=name)
-    rows: list[Row] = []
-    while True:
-        try:
-            record = next(reader)
-        except StopIteration:
-            return rows
-        except csv.Error as error:
-            rows.append(Row(source=f"{name}:{reader.line_num}", problem=f"not CSV: {error}"))
-            continue
-        surplus = record.pop(None, None)  # type: ignore[call-overload]  # DictReader's key for fields without a column
-        # A quoted field may hold line breaks; the record is found by its first line.
-        first_line = reader.line_num - sum((value or "").count("\n") for value in record.values())
-        problem = f"{len(surplus)} more fields than columns; quote texts with commas" if surplus else None
-        rows.append(Row(source=f"{name}:{first_line}", value=record, problem=problem))
-
-
-def _parquet_rows(data: bytes, *, name: str) -> list[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(io.BytesIO(data))
-        present = file.schema_arrow.names
-        _require_columns(present, name=name)
-        wanted = [column for column in ("id", "image", "prompt", "input", "truth") if column in present]
-        records = file.read(columns=wanted).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ConfigError(f"{name}: not readable as Parquet: {' '.join(str(error).split())}") from error
-    return [Row(source=f"{name}:row {index}", value=record) for index, record in enumerate(records, 1)]
-
-
-def _require_columns(columns: Iterable[str], *, name: str) -> None:
-    present = list(columns)
-    if not {"id", "image"} <= set(present) or not {"prompt", "input"} & set(present):
-        found = ", ".join(repr(column) for column in present[:8])
-        raise ConfigError(f"{name}: needs the columns id, image, prompt; found {found}")
-
-
-# ---- rows to prompts ----
-
-
-def _parse_rows(rows: Iterable[Row], *, folders: tuple[str, ...]) -> Iterator[_Candidate]:
+def _parse_rows(rows: Iterable[Row], *, folders: tuple[str, ...]) -> Iterator[Prompt | Rejection]:
     first_seen: dict[str, str] = {}
     for row in rows:
-        item = _parse_row(row, folders=folders)
+        item = parse_row(row, folders=folders)
         if isinstance(item, Prompt) and item.id in first_seen:
-            reason = f"duplicate id; it is first used at {first_seen[item.id]}"
-            item = Rejection(id=item.id, source=row.source, reason=reason)
+            item = _repeated(item, first_source=first_seen[item.id])
         elif isinstance(item, Prompt):
             first_seen[item.id] = row.source
-        yield _Candidate(source=row.source, item=item)
+        yield item
 
 
-def _parse_row(row: Row, *, folders: tuple[str, ...]) -> Prompt | Rejection:
-    record = row.value
-    identity: str | None = None
-    try:
-        if isinstance(record, dict) and record.get("id") is not None:
-            identity = _identity(record["id"])
-        if row.problem is not None:
-            raise ValueError(row.problem)
-        if not isinstance(record, dict):
-            raise ValueError(f"not a record of id, image, prompt but {_type_name(record)}")
-        if identity is None:
-            raise ValueError("id is missing")
-        image = record.get("image")
-        if isinstance(image, dict):  # the image column of a Hugging Face data set: {bytes, path}
-            if not image.get("path"):
-                raise ValueError("image is embedded in the file; write it to a file of its own and name that")
-            image = image["path"]
-        name = _text(image, key="image")
-        key = "prompt" if record.get("prompt") is not None else "input"
-        raw = _text(record.get(key), key="prompt" if key not in record else key)
-        text = " ".join(part.strip() for part in raw.split(PLACEHOLDER)).strip()
-        if not text:
-            raise ValueError(f"{key} is empty but for the image placeholder")
-        truth = record.get("truth")
-        truth = None if truth is None or truth == "" else _text(truth, key="truth")
-        return Prompt(id=identity, image=_find_image(name, folders=folders), text=text, truth=truth)
-    except ValueError as error:
-        return Rejection(id=identity, source=row.source, reason=str(error))
+def _repeated(prompt: Prompt, *, first_source: str) -> Rejection:
+    reason = f"duplicate id; it is first used at {first_source}"
+    return Rejection(id=prompt.id, source=prompt.source, reason=reason)
 
 
-def _identity(value: object) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise ValueError(f"id is {_type_name(value)}, expected text or a whole number")
-    return _text(value, key="id")
-
-
-def _text(value: object, *, key: str) -> str:
-    if value is None:
-        raise ValueError(f"{key} is missing")
-    if not isinstance(value, str):
-        raise ValueError(f"{key} is {_type_name(value)}, expected text")
-    if not is_unicode(value):
-        raise ValueError(f"{key} is not valid Unicode; save the file as UTF-8")
-    if not value.strip():
-        raise ValueError(f"{key} is empty")
-    return value.strip()
-
-
-def _type_name(value: object) -> str:
-    names = {
-        dict: "an object",
-        list: "a list",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        str: "text",
-    }
-    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
+def _hash_of(identity: str) -> int:
+    """A number of 64 bits, the same for equal ids within this process."""
+    return hash(identity)
 
 
 # ---- images ----
 
 
-def _image_folders(source: str, *, images: str | None) -> tuple[str, ...]:
-    if images is not None:
-        images = os.path.expanduser(images)
-        if "://" not in images and not os.path.isdir(images):
-            raise ConfigError(f"data.images = {images!r}: no such folder")
-        return (images,)
-    folder = source.rsplit("/", 1)[0] if "://" in source else os.path.dirname(os.path.abspath(source))
-    return (folder, f"{folder}/images")
-
-
-def _find_image(name: str, *, folders: tuple[str, ...]) -> str:
-    """Return the path of an image: absolute if local, for the actors run in other working directories."""
-    if "://" in name or os.path.isabs(name):
-        return name
-    paths = [f"{folder.rstrip('/')}/{name}" for folder in folders]
-    for path in paths[:-1]:
-        if _exists(path):
-            return path if "://" in path else os.path.abspath(path)
-    return paths[-1] if "://" in paths[-1] else os.path.abspath(paths[-1])
-
-
-def _exists(path: str) -> bool:
-    if "://" not in path:
-        return os.path.exists(path)
-    filesystem, inner = fsspec.core.url_to_fs(path)
-    return bool(filesystem.exists(inner))
-
-
-def _shortened(name: str) -> str:
-    """A file name for a message; some rows have a whole image (data:...) where a name belongs."""
-    return name if len(name) <= 300 else f"{name[:300]}..."
+@contextmanager
+def _images_checked(items: Iterable[Prompt | Rejection]) -> Iterator[Iterator[Prompt | Rejection]]:
+    """Give the items in order, a prompt with a bad image as a Rejection. What was looked at in vain ends with it."""
+    with ThreadPoolExecutor(_NUM_CHECKERS, thread_name_prefix="image-check") as pool:
+        try:
+            yield _with_images_checked(items, pool=pool)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _with_images_checked(
-    candidates: Iterable[_Candidate], *, pool: ThreadPoolExecutor
+    items: Iterable[Prompt | Rejection], *, pool: ThreadPoolExecutor
 ) -> Iterator[Prompt | Rejection]:
-    """Yield the items in order, a prompt with a bad image as a Rejection; looks a few rows ahead, not to the end."""
+    """Yield the items in order; looks a few rows ahead, not to the end. An image is decoded once."""
     checks: dict[str, Future[str | None]] = {}
-    waiting: deque[_Candidate] = deque()
+    reasons: dict[str, str | None] = {}
+    waiting: deque[Prompt | Rejection] = deque()
 
-    def settle(candidate: _Candidate) -> Prompt | Rejection:
-        item = candidate.item
-        reason = checks[item.image].result() if isinstance(item, Prompt) else None
-        if reason is None or isinstance(item, Rejection):
+    def settle(item: Prompt | Rejection) -> Prompt | Rejection:
+        if isinstance(item, Rejection):
             return item
-        return Rejection(id=item.id, source=candidate.source, reason=f"image {_shortened(item.image)}: {reason}")
+        if item.image in checks:
+            reasons[item.image] = checks.pop(item.image).result()
+        reason = reasons[item.image]
+        if reason is None:
+            return item
+        return Rejection(id=item.id, source=item.source, reason=f"image {_shortened(item.image)}: {reason}")
 
-    for candidate in candidates:
-        item = candidate.item
-        if isinstance(item, Prompt) and item.image not in checks:
+    for item in items:
+        if isinstance(item, Prompt) and item.image not in checks and item.image not in reasons:
             checks[item.image] = pool.submit(check_image, item.image)
-        waiting.append(candidate)
+        waiting.append(item)
         if len(waiting) > 4 * _NUM_CHECKERS:
             yield settle(waiting.popleft())
     while waiting:
         yield settle(waiting.popleft())
 
 
-def _read_bytes(path: str) -> bytes:
-    if "://" in path:
-        with fsspec.open(path, "rb") as file:
-            return file.read()
-    with open(path, "rb") as file:
-        return file.read()
+def _shortened(name: str) -> str:
+    """A file name for a message; some rows have a whole image (data:...) where a name belongs."""
+    return name if len(name) <= 300 else f"{name[:300]}..."

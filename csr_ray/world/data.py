@@ -14,7 +14,7 @@ import numpy as np
 
 from csr_ray.world.scenes import IMAGE_SIDE_PX, Scene, draw_scene, sample_scene
 
-SPLITS: Final = ("clip", "policy", "train", "heldout", "questions")
+SPLITS: Final = ("clip", "policy", "train", "heldout", "questions", "truth")
 
 
 @dataclass(frozen=True)

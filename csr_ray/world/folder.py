@@ -11,15 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from csr_ray.world.data import sample_scenes, split_rng
-from csr_ray.world.language import DESCRIBE_PROMPTS, pope_questions
+from csr_ray.world.language import DESCRIBE_PROMPTS, describe, pope_questions
 from csr_ray.world.scenes import Scene, draw_scene, truth_of
 
 
 def write_train(directory: Path, *, seed: int, num_images: int) -> None:
-    """Write images/ and prompts.jsonl: what the policy improves itself on. It has no truth."""
+    """Write images/ and prompts.jsonl: what the policy improves itself on. It has no truth.
+
+    prompts_with_truth.jsonl has the same prompts with a true description each, for methods whose judge is shown one.
+    """
     scenes = sample_scenes(seed, split="train", num=num_images)
     names = _write_images(directory, scenes=scenes, prefix="train")
     _write_prompts(directory, names=names)
+    rng = split_rng(seed, split="truth")
+    truths = [" ".join(describe(scene, rng=rng, hallucinate=False)) for scene in scenes]
+    rows = [{**row, "truth": truth} for row, truth in zip(_prompt_rows(names), truths, strict=True)]
+    _write_jsonl(directory / "prompts_with_truth.jsonl", rows=rows)
 
 
 def write_heldout(directory: Path, *, seed: int, num_images: int) -> None:
@@ -47,11 +54,14 @@ def _write_images(directory: Path, *, scenes: Sequence[Scene], prefix: str) -> l
 
 
 def _write_prompts(directory: Path, *, names: list[str]) -> None:
-    prompts = [
+    _write_jsonl(directory / "prompts.jsonl", rows=_prompt_rows(names))
+
+
+def _prompt_rows(names: Sequence[str]) -> list[dict[str, Any]]:
+    return [
         {"id": _id(name), "image": name, "prompt": DESCRIBE_PROMPTS[index % len(DESCRIBE_PROMPTS)]}
         for index, name in enumerate(names)
     ]
-    _write_jsonl(directory / "prompts.jsonl", rows=prompts)
 
 
 def _id(name: str) -> str:

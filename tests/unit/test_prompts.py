@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,8 +15,9 @@ import pytest
 from PIL import Image
 
 from csr_ray.data.images import load_image
-from csr_ray.data.prompts import read_prompts
+from csr_ray.data.prompts import PromptFile, find_readable, read_prompts
 from csr_ray.errors import ConfigError
+from csr_ray.records import Prompt
 
 RED = (255, 0, 0)
 
@@ -36,6 +41,16 @@ def write_jsonl(path: Path, records: list) -> Path:
 
 def read(path: Path, *, images: Path | None = None, limit: int | None = None) -> tuple[list, list]:
     return read_prompts(str(path), images=None if images is None else str(images), limit=limit)
+
+
+def open_stream(path: Path, *, images: Path | None = None, limit: int | None = None) -> PromptFile:
+    return PromptFile(str(path), images=None if images is None else str(images), limit=limit)
+
+
+def read_stream(path: Path, *, limit: int | None = None) -> tuple[list, list]:
+    """What `read_prompts` gives for a file whose images are all sound, read from the stream."""
+    stream = open_stream(path, limit=limit)
+    return [replace(prompt, source="") for prompt in stream.take()], list(stream.rejections())
 
 
 def only_reason(folder: Path, record: object) -> str:
@@ -117,6 +132,12 @@ def test_a_unicode_line_separator_inside_a_json_string_ends_no_line(folder: Path
     (folder / "p.jsonl").write_text(line, encoding="utf-8")
     (prompt,), _ = read(folder / "p.jsonl")
     assert prompt.text == "one\u2028two"
+
+
+def test_a_carriage_return_alone_ends_no_line(folder: Path) -> None:
+    (folder / "p.jsonl").write_bytes(b'{"id": "a",\r"image": "a.png", "prompt": "?"}\r\n{"id": "b"}')
+    (prompt,), (rejection,) = read(folder / "p.jsonl")
+    assert (prompt.id, rejection.source) == ("a", "p.jsonl:2")
 
 
 def test_whole_number_ids_become_text(folder: Path) -> None:
@@ -236,6 +257,9 @@ def test_a_file_of_no_known_form_is_a_config_error(folder: Path, name: str, cont
         read(folder / name)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError) as of_stream:
+        open_stream(folder / name)
+    assert str(of_stream.value) == str(error.value)
 
 
 def test_missing_files_and_folders_are_config_errors_that_name_the_key(folder: Path) -> None:
@@ -305,3 +329,213 @@ def test_order_is_the_files_though_images_are_checked_in_threads(folder: Path) -
     records = [{"id": i, "image": "a.png" if i % 7 == 0 else "b.png", "prompt": "?"} for i in range(200)]
     prompts, _ = read(write_jsonl(folder / "p.jsonl", records))
     assert [p.id for p in prompts] == [str(i) for i in range(200)]
+
+
+# ---- as a stream ----
+
+
+@pytest.mark.parametrize("limit", [None, 1, 4, 9, 100])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", ["p.jsonl", "p.json", "p.csv", "p.parquet", "lines.json", "lines.txt"])
+def test_the_stream_gives_what_read_prompts_gives(folder: Path, name: str, encoding: str, limit: int | None) -> None:
+    # The long texts put letters of several bytes on the borders of any buffer that a file is decoded through.
+    records = [{**row, "prompt": f"{'é€😀' * 3000}{row['id']}"} for row in rows("a", "b")]
+    records += [*rows("c", "a", "d"), {"id": "e", "image": "a.png", "prompt": ""}, *rows("b", "b")]
+    records += [{"id": f"f{number}", "image": "a.png", "prompt": "?"} for number in range(5)]
+    if name == "p.parquet":
+        pq.write_table(pa.Table.from_pylist(records), folder / name, row_group_size=3)
+    elif name == "p.csv":
+        lines = [",".join((record["id"], record["image"], record["prompt"])) for record in records]
+        (folder / name).write_bytes("\r\n".join(["id,image,prompt", *lines]).encode(encoding))
+    elif name == "p.json":
+        (folder / name).write_bytes(json.dumps(records, ensure_ascii=False).encode(encoding))
+    else:
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
+        (folder / name).write_bytes("\n \n".join([*lines, "", '{"id":']).encode(encoding))
+    prompts, rejections = read(folder / name, limit=limit)
+    assert read_stream(folder / name, limit=limit) == (prompts, rejections)
+    assert open_stream(folder / name, limit=limit).num == len(prompts) == min(9, limit or 9)
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.csv"])
+def test_bad_bytes_spoil_their_own_row_of_a_stream(folder: Path, name: str) -> None:
+    lines = [b'{"id": "%d", "image": "a.png", "prompt": "\xe2\x82"}' % number for number in range(1000)]
+    if name == "p.csv":
+        lines = [b"id,image,prompt", *(b"%d,a.png,\xe2\x82" % number for number in range(1000))]
+    (folder / name).write_bytes(b"\n".join([*lines, lines[-1].replace(b"999", b"b").replace(b"\xe2\x82", b"?")]))
+    prompts, rejections = read_stream(folder / name)
+    assert [p.id for p in prompts] == ["b"]
+    assert rejections == read(folder / name)[1]
+    assert {r.reason for r in rejections} == {"prompt is not valid Unicode; save the file as UTF-8"}
+
+
+def test_each_prompt_of_a_stream_says_where_it_stands(folder: Path) -> None:
+    (folder / "p.jsonl").write_text("\n" + "\n\n".join(json.dumps(row) for row in rows("a", "b")))
+    (folder / "p.json").write_text(json.dumps(rows("a", "b")))
+    (folder / "p.csv").write_text('id,image,prompt\na,a.png,"one\ntwo"\nb,b.png,?\n')
+    pq.write_table(pa.Table.from_pylist(rows("a", "b")), folder / "p.parquet")
+    sources = {name: [p.source for p in open_stream(folder / name).take()] for name in ("p.jsonl", "p.json")}
+    sources |= {name: [p.source for p in open_stream(folder / name).take()] for name in ("p.csv", "p.parquet")}
+    assert sources == {
+        "p.jsonl": ["p.jsonl:2", "p.jsonl:4"],
+        "p.json": ["p.json:item 1", "p.json:item 2"],
+        "p.csv": ["p.csv:2", "p.csv:4"],
+        "p.parquet": ["p.parquet:row 1", "p.parquet:row 2"],
+    }
+
+
+def test_taking_goes_on_from_a_position_and_wraps_around_after_the_last_prompt(folder: Path) -> None:
+    records = [*rows("a"), {"id": "bad"}, *rows("b", "a", "c", "d")]
+    stream = open_stream(write_jsonl(folder / "p.jsonl", records))
+
+    def taken(start: int, num: int | None) -> str:
+        return "".join(prompt.id for prompt in stream.take(start=start, num=num))
+
+    assert [taken(0, None), taken(1, 2), taken(2, 4), taken(2, None)] == ["abcd", "bc", "cdab", "cdab"]
+    assert [taken(4, 2), taken(11, 2), taken(3, 0)] == ["ab", "da", ""]
+    limited = open_stream(folder / "p.jsonl", limit=2)
+    assert [p.id for p in limited.take(start=1)] == ["b", "a"]
+
+
+def test_a_file_without_usable_prompts_gives_none(folder: Path) -> None:
+    stream = open_stream(write_jsonl(folder / "p.jsonl", [{"id": "a"}]))
+    assert (stream.num, list(stream.take(start=3)), len(list(stream.rejections()))) == (0, [], 1)
+
+
+def watch_parsing(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines of JSON that are parsed from now on."""
+    parsed: list[str] = []
+    loads = json.loads
+    monkeypatch.setattr("csr_ray.data.rows.json.loads", lambda line: parsed.append(line) or loads(line))
+    return parsed
+
+
+def test_lines_before_the_start_are_not_parsed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = open_stream(write_jsonl(folder / "p.jsonl", [*rows("a", "b"), {}, *rows("c", "d")]))
+    parsed = watch_parsing(monkeypatch)
+    assert [p.id for p in stream.take(start=2, num=1)] == ["c"]
+    assert len(parsed) == 1
+
+
+@pytest.mark.parametrize("num_held", [2, 1 << 16])
+@pytest.mark.parametrize("limit", [None, 5, 299, 300])
+def test_duplicates_far_apart_name_the_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None, num_held: int
+) -> None:
+    monkeypatch.setattr("csr_ray.data.prompts._NUM_IDS_HELD", num_held)
+    ids = [*range(300), *range(0, 300, 7), "x", 7, 7]
+    write_jsonl(folder / "p.jsonl", [{"id": key, "image": "a.png", "prompt": "?"} for key in ids])
+    prompts, rejections = read_stream(folder / "p.jsonl", limit=limit)
+    assert (prompts, rejections) == read(folder / "p.jsonl", limit=limit)
+    if limit is None:
+        assert (len(prompts), len(rejections)) == (301, 45)
+        assert rejections[-1].reason == "duplicate id; it is first used at p.jsonl:8"
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_different_ids_with_one_hash_are_all_good(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None
+) -> None:
+    monkeypatch.setattr("csr_ray.data.prompts._hash_of", lambda identity: 7 if identity < "d" else 0)
+    path = write_jsonl(folder / "p.jsonl", [{"id": "bad"}, *rows("a", "b", "d", "b", "c")])
+    prompts, rejections = read_stream(path, limit=limit)
+    assert [p.id for p in prompts] == ["a", "b", "d", "c"][:limit]
+    assert [r.source for r in rejections] == ["p.jsonl:1", "p.jsonl:5"][: None if limit is None else 1]
+
+
+def test_a_limited_stream_reads_no_further_than_it_must(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_jsonl(folder / "p.jsonl", [*rows("a", "a", "b", "c"), *rows(*map(str, range(1000)))])
+    parsed = watch_parsing(monkeypatch)
+    assert open_stream(path, limit=2).num == 2
+    assert len(parsed) < 10
+
+
+def test_pictures_inside_a_table_are_not_asked_for(folder: Path) -> None:
+    images = [{"bytes": b"x" * 100, "path": "a.png"}, {"bytes": b"x" * 100, "path": None}, None]
+    records = [{"id": str(number), "image": image, "prompt": "?"} for number, image in enumerate(images)]
+    pq.write_table(pa.Table.from_pylist(records), folder / "p.parquet")
+    prompts, rejections = read_stream(folder / "p.parquet")
+    assert [p.image for p in prompts] == [str(folder / "a.png")]
+    assert [r.reason.split(";")[0] for r in rejections] == ["image is embedded in the file", "image is missing"]
+
+
+def test_a_stream_behind_a_url_is_read_through_fsspec(folder: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/stream/p.jsonl", write_jsonl(folder / "p.jsonl", rows("a", "b")).read_bytes())
+    pq.write_table(pa.Table.from_pylist(rows("a", "b")), folder / "p.parquet")
+    memory.pipe("/stream/p.parquet", (folder / "p.parquet").read_bytes())
+    for name in ("p.jsonl", "p.parquet"):
+        stream = PromptFile(f"memory://stream/{name}", images="memory://pictures", limit=None)
+        assert [p.image for p in stream.take()] == ["memory://pictures/a.png", "memory://pictures/b.png"]
+
+
+@pytest.mark.parametrize("records", [rows("a"), [{}, *rows("b", "c")], [*rows("a"), {}, *rows("c")]])
+def test_a_file_that_changes_under_a_stream_is_a_config_error(folder: Path, records: list) -> None:
+    stream = open_stream(write_jsonl(folder / "p.jsonl", rows("a", "b", "c")))
+    write_jsonl(folder / "p.jsonl", records)
+    with pytest.raises(ConfigError, match=r"data\.prompts = .*changed since"):
+        list(stream.take())
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells how much memory was used at most")
+def test_two_hundred_thousand_prompts_take_less_than_20_mib(folder: Path) -> None:
+    """The high-water mark of a process of its own; what `getrusage` gives there would begin at that of its parent."""
+    text = "Describe what the person in this picture does, and what is around them."
+    with (folder / "p.jsonl").open("w") as file:
+        for number in range(200_000):
+            file.write(f'{{"id": "prompt-{number:08d}", "image": "{number}.png", "prompt": "{text}"}}\n')
+    write_jsonl(folder / "few.jsonl", rows("a"))
+    code = """
+import sys
+from csr_ray.data.prompts import PromptFile
+
+def read(path):
+    stream = PromptFile(path, images="/", limit=None)
+    assert sum(1 for _ in stream.take()) == stream.num
+
+def status(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))
+
+read(sys.argv[1])
+open("/proc/self/clear_refs", "w").write("5")  # the high-water mark begins anew
+before_kib = status("VmRSS")
+read(sys.argv[2])
+print(status("VmHWM") - before_kib)
+"""
+    command = [sys.executable, "-c", code, str(folder / "few.jsonl"), str(folder / "p.jsonl")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 20 * 1024
+
+
+# ---- the first image that can be read ----
+
+
+def test_looking_for_a_readable_image_ends_at_the_first_and_says_what_was_wrong_before(folder: Path) -> None:
+    (folder / "a.png").unlink()
+    (folder / "b.png").write_bytes(b"")
+    many = [{"id": number, "image": "d.png", "prompt": "?"} for number in range(500)]
+    path = write_jsonl(folder / "p.jsonl", [*rows("a", "b", "c"), *many])
+    num_taken = 0
+
+    def taken() -> Iterator[Prompt]:
+        nonlocal num_taken
+        for prompt in open_stream(path).take():
+            num_taken += 1
+            yield prompt
+
+    found, rejections = find_readable(taken())
+    assert found
+    assert rejections == read(path, limit=1)[1]
+    assert [(r.id, r.source) for r in rejections] == [("a", "p.jsonl:1"), ("b", "p.jsonl:2")]
+    assert rejections[1].reason == f"image {folder / 'b.png'}: empty file (0 bytes)"
+    assert num_taken < 100
+
+
+def test_no_image_that_can_be_read_is_found_among_none(folder: Path) -> None:
+    path = write_jsonl(folder / "p.jsonl", [{"id": n, "image": "none.png", "prompt": "?"} for n in range(100)])
+    found, rejections = find_readable(open_stream(path).take())
+    assert (found, [r.id for r in rejections]) == (False, [str(n) for n in range(100)])
+    assert find_readable([]) == (False, [])

@@ -15,7 +15,9 @@ from csr_ray.errors import ConfigError
 from csr_ray.store.cache import cache_folder
 from csr_ray.world import side_by_side
 from csr_ray.world.build import WorldSpec, build_world, cached_world
+from csr_ray.world.data import sample_scenes
 from csr_ray.world.folder import write_heldout, write_train
+from csr_ray.world.mentions import mentioned_kinds
 
 SPEC = replace(WorldSpec.quick(), num_train_images=5, num_heldout_images=6)
 
@@ -58,6 +60,16 @@ def test_the_folder_has_every_part_and_says_what_made_it(trainings: Trainings, t
     assert {"world.json", "train/prompts.jsonl", "heldout/truth.jsonl", "heldout/questions.jsonl"} <= names
     record = json.loads((tmp_path / "world/world.json").read_text())
     assert record["spec"]["num_train_images"] == 5
+    plain, true = (
+        [json.loads(line) for line in (tmp_path / "world/train" / name).read_text().splitlines()]
+        for name in ("prompts.jsonl", "prompts_with_truth.jsonl")
+    )
+    scenes = sample_scenes(SPEC.seed, split="train", num=5)
+    for row, with_truth, scene in zip(plain, true, scenes, strict=True):
+        assert set(mentioned_kinds(with_truth.pop("truth"))) == set(scene.kinds), (
+            "all that is there, and nothing else"
+        )
+        assert with_truth == row
     assert record["hash"] == SPEC.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["world"]
 

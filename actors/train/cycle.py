@@ -1,4 +1,4 @@
-"""A round of DPO: TRL's trainer on our pairs, DeepSpeed under it, a PEFT adapter out of it.
+"""The training of one cycle: TRL's trainer on our examples, DeepSpeed under it, a PEFT adapter out of it.
 
 Imports the whole training stack, so only train workers import it, after `actors.train.worker.prepare_process`. Knows
 one process of the group and its collectives; knows nothing of Ray, mailboxes or the loop.
@@ -32,18 +32,18 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from actors.train.pair_trainer import PairTrainer, StepClock
-from actors.train.round_pairs import StreamedPairs, WholeRound
+from actors.train.examples import ExampleStream, HeldExamples, Verdict
 from actors.train.settings import last_checkpoint, training_arguments
 from actors.train.shared_step import can_use_flex, family_positions, set_flex
-from actors.train.stream import PairSource
-from csr_ray.config.schema import Config
-from csr_ray.data.images import load_image
-from csr_ray.errors import ConfigError
+from actors.train.stream import ExampleSource
+from csr_ray.config.schema import Train
+from csr_ray.data.pictures import load_picture
+from csr_ray.errors import ConfigError, StalePolicyError
 from csr_ray.policy.weights import merged_by_module
 from csr_ray.ports import OnStep
-from csr_ray.records import PreferencePair, TrainResult
-from csr_ray.store.folders import publish_modes, replace_directory
-from csr_ray.training.collate import LoadImage, PairCollator, PairJudge, SharedPrefixCollator
+from csr_ray.records import Ask, Example, Picture, Probe, Target, TrainOrder, TrainResult
+from csr_ray.store.atomic import new_folder
+from csr_ray.training.collate import LoadPicture, PairCollator, PairJudge, SharedPrefixCollator
 
 _log = logging.getLogger(__name__)
 
@@ -62,21 +62,22 @@ class PlainCpuAccelerator(CPU_Accelerator):
         return None if op_name == "ShareMemCommBuilder" else super().create_op_builder(op_name)
 
 
-class RoundTrainer:
-    """What one process of the group keeps from round to round: the processor and the policy to start from.
+class CycleTrainer:
+    """What one process of the group keeps from cycle to cycle: the processor and the policy to start from.
 
     All processes of the group make the same calls in the same order.
     """
 
-    def __init__(self, config: Config, *, model: Path) -> None:
-        self._config = config
+    def __init__(self, train: Train, *, model: Path, seed: int) -> None:
+        self._train = train
+        self._seed = seed
         self._model = model
-        _join_group(use_gpu=config.train.gpus_per_worker > 0)
+        _join_group(use_gpu=train.gpus_per_worker > 0)
         self._processor = AutoProcessor.from_pretrained(model)
         self._policy: PreTrainedModel | None = None
         self._policy_adapters: tuple[str, ...] = ()
         self._finished: PairTrainer | None = None
-        self._shares_prefix = config.train.step == "shared_prefix"  # settled by `rehearse`, so is the next
+        self._shares_prefix = train.step == "shared_prefix"  # settled by `rehearse`, so is the next
         self._uses_flex = False
         # What the imports left behind lives for ever; without this each of the few collections a round asks for
         # walks through millions of objects for half a second.
@@ -101,18 +102,18 @@ class RoundTrainer:
         pairs = rehearsal_pairs(self._processor)
         self.prepare(())
         self._shares_prefix = self._uses_flex = False
-        trainer = self._new_trainer(pairs, round_index=0, read_image=rehearsal_image, is_rehearsal=True)
+        trainer = self._new_trainer(HeldExamples(pairs), load_picture=rehearsal_picture, is_rehearsal=True)
         trainer.train()
-        trainer.chosen_logps(pairs)
+        trainer.sums_of_answers([(pair.ask, pair.chosen.token_ids) for pair in pairs])
         with tempfile.TemporaryDirectory() as directory:
             save_adapter(trainer.model, output_dir=Path(directory) / "adapter")
-        if self._config.train.step != "concatenated":
+        if self._train.step != "concatenated":
             self._settle_form(trainer, pairs=pairs)
         self._policy, self._finished = None, trainer
 
-    def _settle_form(self, trainer: PairTrainer, *, pairs: Sequence[PreferencePair]) -> None:
-        train = self._config.train
-        separate = trainer.answer_logps(pairs, collator=self._collator(rehearsal_image, is_shared=False))
+    def _settle_form(self, trainer: PairTrainer, *, pairs: Sequence[Example]) -> None:
+        train = self._train
+        separate = trainer.answer_logps(pairs, collator=self._collator(rehearsal_picture, is_shared=False))
         assert self._policy is not None
         has_flex = can_use_flex(self._policy)
         for use_flex in (True, False) if has_flex else (False,):
@@ -133,11 +134,11 @@ class RoundTrainer:
         _log.warning("train: %s: one sequence a pair: %s; falling back to TRL's concatenated form", family, reason)
 
     def _form_gap(
-        self, trainer: PairTrainer, *, pairs: Sequence[PreferencePair], separate: Sequence[torch.Tensor]
+        self, trainer: PairTrainer, *, pairs: Sequence[Example], separate: Sequence[torch.Tensor]
     ) -> tuple[float, str]:
         """Mean gap a token between both forms, the worst of all processes, and the gap or the error in words."""
         try:
-            together = trainer.answer_logps(pairs, collator=self._collator(rehearsal_image, is_shared=True))
+            together = trainer.answer_logps(pairs, collator=self._collator(rehearsal_picture, is_shared=True))
             gap = float((torch.cat(together) - torch.cat(list(separate))).abs().mean())
             reason = f"its log-probs differ by {gap:.3g} nats a token"
         except (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError) as error:
@@ -160,109 +161,111 @@ class RoundTrainer:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        dtype = getattr(torch, self._config.train.dtype)
+        dtype = getattr(torch, self._train.dtype)
         policy = load_policy(self._model, adapters=[Path(adapter) for adapter in adapters], dtype=dtype)
-        lora_pattern(policy, targets=self._config.train.lora_targets)
+        lora_pattern(policy, targets=self._train.lora_targets)
         self._policy = policy
 
     def train(
-        self,
-        pairs: Sequence[PreferencePair],
-        *,
-        round_index: int,
-        adapters: Sequence[str],
-        output_dir: Path,
-        on_step: OnStep,
-        source: PairSource | None = None,
+        self, source: ExampleSource, *, order: TrainOrder, adapters: Sequence[str], on_step: OnStep
     ) -> TrainResult:
-        """One round of `pairs`, or of a stream. Every process returns the result; rank 0 has written the adapter.
+        """One cycle. Every process returns the result; rank 0 has written the adapter.
 
         Raises:
-            ValueError: no pair can be trained on.
-            FloatingPointError: the loss is not a number; names the step and the pairs.
+            ValueError: no example can be trained on.
+            StalePolicyError: an example is of another policy version than the one that is trained.
+            FloatingPointError: the loss is not a number; names the step and the examples.
         """
         started = time.monotonic()
         if self._policy is None or tuple(adapters) != self._policy_adapters:
             self.prepare(adapters)
-        stock = self._stock(pairs, source=source)
-        if not stock.has(0):
-            raise ValueError(f"round {round_index}: no pair can be trained on; dropped: {dict(stock.dropped)}")
-        checkpoints = output_dir.parent / "checkpoints" if self._config.train.checkpoint_steps else None
+        output_dir = Path(order.output_dir)
+        examples = ExampleStream(source, judge=self._judge(version=len(adapters)))
+        if not examples.has(0):
+            raise ValueError(f"{order.cycle}: no example can be trained on; dropped: {dict(examples.dropped)}")
+        checkpoints = output_dir.parent / "checkpoints" if self._train.checkpoint_steps else None
         trainer = self._new_trainer(
-            stock.usable,
-            round_index=round_index,
+            examples,
+            round_index=order.cycle.round_index,
+            objective=order.cycle.phase.objective,
             checkpoints=checkpoints,
-            stream=stock if isinstance(stock, StreamedPairs) else None,
         )
         clock = StepClock(on_step=on_step)
         trainer.add_callback(clock)
         resumed = last_checkpoint(checkpoints) if checkpoints else None
         if resumed:
-            _log.info("round %d: going on from %s", round_index, resumed)
-        waited_before_s = stock.waited_s
+            _log.info("%s: going on from %s", order.cycle, resumed)
+        waited_before_s = examples.waited_s
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         engine = trainer.model_wrapped
         # accelerate falls back to plain data parallelism when one of its many conditions is not met.
         assert isinstance(engine, DeepSpeedEngine), type(engine)
-        # The probe proves the hand-over for the pairs the LOOP knows, so it ends where one of them was left out.
-        leading = stock.leading(_MAX_PROBES)
-        probe_logps = trainer.chosen_logps(leading) if leading else ()
+        probes = _probes(trainer, examples=examples.leading(_MAX_PROBES))
         save_adapter(trainer.model, output_dir=output_dir)
         if checkpoints and distributed.get_rank() == 0:
             shutil.rmtree(checkpoints, ignore_errors=True)
         metrics = {**clock.last_logs, "deepspeed_stage": float(engine.zero_optimization_stage())}
-        metrics |= {f"dropped/{reason}": float(count) for reason, count in stock.dropped.items()}
+        metrics |= {f"dropped/{reason}": float(count) for reason, count in examples.dropped.items()}
         metrics["shared_prefix"] = float(self._shares_prefix)
         metrics |= reference_metrics(trainer.reference_gaps)
         self._policy, self._finished = None, trainer
         return TrainResult(
             adapter=str(output_dir),
             version=len(adapters) + 1,
-            num_pairs=len(stock.usable),
+            num_pairs=examples.num_usable,
             num_steps=len(clock.losses),
             seconds=time.monotonic() - started,
-            optimizer_s=clock.seconds - (stock.waited_s - waited_before_s),
+            optimizer_s=clock.seconds - (examples.waited_s - waited_before_s),
             loss_first=clock.losses[0],
             loss_last=clock.losses[-1],
-            probe_logps=probe_logps,
+            probes=probes,
             metrics=metrics,
         )
 
-    def _stock(self, pairs: Sequence[PreferencePair], *, source: PairSource | None) -> WholeRound | StreamedPairs:
-        train = self._config.train
-        judge = PairJudge(processor=self._processor, load_image=load_image, max_length=train.max_length)
-        mine = judge if distributed.get_rank() == 0 else None
-        return WholeRound(pairs, judge=mine) if source is None else StreamedPairs(source, judge=mine)
+    def _judge(self, *, version: int) -> Verdict | None:
+        """What looks at each example before it is trained on; rank 0's alone."""
+        if distributed.get_rank() != 0:
+            return None
+        usable = PairJudge(processor=self._processor, load_picture=load_picture, max_length=self._train.max_length)
+
+        def judge(example: Example) -> str | None:
+            if example.policy_version != version:
+                raise StalePolicyError(
+                    f"example {example.id} is of policy version {example.policy_version}; the version in training, "
+                    f"{version}, learns from its own rollouts only"
+                )
+            return usable(example)
+
+        return judge
 
     def _new_trainer(
         self,
-        pairs: Sequence[PreferencePair],
+        examples: ExampleStream | HeldExamples,
         *,
-        round_index: int,
-        read_image: LoadImage = load_image,
+        round_index: int = 0,
+        objective: str | None = None,
+        load_picture: LoadPicture = load_picture,
         is_rehearsal: bool = False,
         checkpoints: Path | None = None,
-        stream: StreamedPairs | None = None,
     ) -> PairTrainer:
-        train = self._config.train
+        train = self._train if objective is None else self._train.model_copy(update={"objective": objective})
         assert self._policy is not None
-        num_steps = train.epochs * math.ceil(len(pairs if stream is None else stream) / train.batch_size)
+        num_steps = train.epochs * math.ceil(len(examples) / train.batch_size)
         if self._uses_flex:
             set_flex(self._policy, is_on=True)
         return PairTrainer(
             self._policy,
             args=training_arguments(
                 train,
-                seed=self._config.run.seed,
+                seed=self._seed,
                 round_index=round_index,
                 num_steps=num_steps,
                 checkpoints=checkpoints,
             ),
             # Made-up pairs have no log-probs that a check could pass.
             train=train.model_copy(update={"reference": "recompute"}) if is_rehearsal else train,
-            pairs=pairs,
-            stream=stream,
-            collator=self._collator(read_image, is_shared=self._shares_prefix),
+            examples=examples,
+            collator=self._collator(load_picture, is_shared=self._shares_prefix),
             use_flex=self._uses_flex,
             lora=LoraConfig(
                 r=train.lora_rank,
@@ -273,39 +276,42 @@ class RoundTrainer:
             ),
         )
 
-    def _collator(self, read_image: LoadImage, *, is_shared: bool) -> PairCollator:
+    def _collator(self, load_picture: LoadPicture, *, is_shared: bool) -> PairCollator:
         if not is_shared:
-            return PairCollator(processor=self._processor, load_image=read_image)
+            return PairCollator(processor=self._processor, load_picture=load_picture)
         assert self._policy is not None
         return SharedPrefixCollator(
             processor=self._processor,
-            load_image=read_image,
+            load_picture=load_picture,
             positions=family_positions(self._policy),
-            budget=self._config.train.pack_tokens,
+            budget=self._train.pack_tokens,
         )
 
 
-def rehearsal_pairs(processor: Any) -> list[PreferencePair]:
-    """Two pairs of unlike lengths made of ordinary words, for `RoundTrainer.rehearse`."""
+def _probes(trainer: PairTrainer, *, examples: Sequence[Example]) -> tuple[Probe, ...]:
+    """The chosen answers of these examples with their log-probs under the policy as it is now."""
+    asked = [(example.ask, example.chosen.token_ids) for example in examples]
+    logps = trainer.sums_of_answers(asked) if asked else ()
+    return tuple(
+        Probe(id=example.id, ask=example.ask, answer_ids=answer_ids, logp=logp)
+        for example, (_, answer_ids), logp in zip(examples, asked, logps, strict=True)
+    )
+
+
+def rehearsal_pairs(processor: Any) -> list[Example]:
+    """Two pairs of unlike lengths made of ordinary words, for `CycleTrainer.rehearse`."""
     tokenizer = processor.tokenizer
     words = tokenizer("The image shows a small red house near two tall trees.", add_special_tokens=False)["input_ids"]
     end = tokenizer.eos_token_id
     answers = (((*words, end), (*words[:3], end)), ((words[0], end), (*words[2:], *words[:2], end)))
     return [
-        PreferencePair(
+        Example(
             id=f"rehearsal-{index}",
-            image="",
-            prompt=("Describe the image.", "What is there?")[index],
-            chosen="",
-            rejected="",
-            chosen_ids=tuple(chosen),
-            rejected_ids=tuple(rejected),
-            chosen_logp=-1.0,
-            rejected_logp=-2.0,
-            chosen_reward=1.0,
-            rejected_reward=0.0,
-            chosen_nodes=(),
-            rejected_nodes=(),
+            ask=Ask(picture=Picture(path=""), text=("Describe the image.", "What is there?")[index]),
+            targets=(
+                Target(role="chosen", text="", token_ids=tuple(chosen), logp=-1.0, reward=1.0),
+                Target(role="rejected", text="", token_ids=tuple(rejected), logp=-2.0, reward=0.0),
+            ),
             policy_version=0,
             method="rehearsal",
             seed=0,
@@ -314,7 +320,7 @@ def rehearsal_pairs(processor: Any) -> list[PreferencePair]:
     ]
 
 
-def rehearsal_image(_: str) -> Image.Image:
+def rehearsal_picture(_: Picture) -> Image.Image:
     """A gradient, so that no two patches are alike."""
     return Image.linear_gradient("L").resize((96, 64)).convert("RGB")
 
@@ -366,16 +372,9 @@ def save_adapter(model: PeftModel, *, output_dir: Path) -> None:
         tensors = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
         config = model.peft_config["default"]
         config.inference_mode = True
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
-        try:
+        with new_folder(output_dir) as staging:
             save_file(tensors, staging / "adapter_model.safetensors", metadata={"format": "pt"})
             config.save_pretrained(str(staging))
-            publish_modes(staging)
-            replace_directory(staging, target=output_dir)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
     distributed.barrier()  # nobody reports an adapter that is not there yet
 
 

@@ -1,0 +1,142 @@
+"""What one process of the group trains on in a cycle: a data set whose examples are read from files as they come.
+
+Imports torch. Knows files of examples and the order in which they are trained; knows nothing of Ray or models.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from actors.train.stream import ExampleSource
+from csr_ray.records import Example
+from csr_ray.store.tables import ExampleReader
+from csr_ray.training.collate import pair_row
+
+Verdict = Callable[[Example], str | None]
+"""Why an example cannot be trained on; None if it can."""
+
+
+class HeldExamples(Dataset[dict[str, Any]]):
+    """Examples that are in memory, as the same kind of data set."""
+
+    is_growing = False
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self._examples = list(examples)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return pair_row(self._examples[index], index=index)
+
+    def example(self, index: int) -> Example:
+        return self._examples[index]
+
+
+class ExampleStream(Dataset[dict[str, Any]]):
+    """A map-style data set whose items are there once their files have been offered.
+
+    Memory does not grow with the examples but for their places in the files, eight bytes each.
+
+    Args:
+        judge: rank 0's; the other ranks have None and follow its verdicts. Two processes that disagreed on one flaky
+            image would train on different steps.
+
+    Attributes:
+        is_growing: training began before the last file was there, so nobody knows the length yet.
+        waited_s: seconds spent waiting for files.
+    """
+
+    def __init__(self, source: ExampleSource, *, judge: Verdict | None) -> None:
+        self._source = source
+        self._judge = judge
+        self._reader = ExampleReader()
+        self._paths: list[str] = []
+        self._file_of = array("L")
+        self._row_of = array("L")
+        self._num_files_seen = 0
+        self._dropped: Mapping[str, int] | None = None
+        self.waited_s = 0.0
+        if source.is_whole:
+            self.has(source.num_examples_at_most)  # there is none of this number, so this waits for the end
+        self.is_growing = self._dropped is None
+
+    def __len__(self) -> int:
+        """What is there, or, for whoever plans the steps of a stream ahead, what it may grow to."""
+        return self._source.num_examples_at_most if self.is_growing else self.num_usable
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The row of usable example `index`, in the order they came; waits for it."""
+        return pair_row(self.example(index), index=index)
+
+    @property
+    def num_usable(self) -> int:
+        return len(self._row_of)
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        return self._dropped or {}
+
+    def example(self, index: int) -> Example:
+        """Usable example `index`; waits for it."""
+        if not self.has(index):
+            raise IndexError(index)
+        return self._reader.example(self._paths[self._file_of[index]], row=self._row_of[index])
+
+    def has(self, index: int) -> bool:
+        """Wait until there is a usable example `index`, or it is certain that there will be none."""
+        while index >= self.num_usable and self._dropped is None:
+            started = time.monotonic()
+            if self._judge is not None:
+                paths = self._source.arrived(start=self._num_files_seen)
+                self.waited_s += time.monotonic() - started
+                self._source.judge([self._verdicts(path, judge=self._judge) for path in paths], start=self._num_files_seen)
+                self._num_files_seen += len(paths)
+                news = self._source.judged(start=len(self._paths), wait=False)
+            else:
+                news = self._source.judged(start=len(self._paths), wait=True)
+                self.waited_s += time.monotonic() - started
+            for file in news.files:
+                self._file_of.extend([len(self._paths)] * len(file.rows))
+                self._row_of.extend(file.rows)
+                self._paths.append(file.path)
+            self._dropped = news.dropped
+            assert self.num_usable <= self._source.num_examples_at_most, "steps were planned for fewer examples"
+        return index < self.num_usable
+
+    def leading(self, num: int) -> list[Example]:
+        """The first `num` usable examples in the order they came."""
+        return [self.example(index) for index in range(min(num, self.num_usable))]
+
+    def _verdicts(self, path: str, *, judge: Verdict) -> list[str | None]:
+        return [judge(self._reader.example(path, row=row)) for row in range(self._reader.num_examples(path))]
+
+
+class ArrivalSampler(Sampler[int]):
+    """The first epoch in the order of arrival, as far as the stream goes; later ones shuffled, all ranks alike."""
+
+    def __init__(self, examples: ExampleStream, *, seed: int) -> None:
+        self._examples = examples
+        self._seed = seed
+        self._epoch = 0
+
+    def __iter__(self) -> Iterator[int]:
+        if self._epoch == 0:
+            yield from itertools.takewhile(self._examples.has, itertools.count())
+            return
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        yield from torch.randperm(self._examples.num_usable, generator=generator).tolist()
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch

@@ -1,0 +1,131 @@
+"""Makes a prompt of a row, or says why it cannot be one, and finds the image that the row names.
+
+Knows what a row must hold. Does not know file formats (`csr_ray.data.rows`) and opens no image
+(`csr_ray.data.images`).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import fsspec
+
+from csr_ray.data.rows import Row
+from csr_ray.errors import ConfigError
+from csr_ray.records import Prompt, Rejection
+
+PLACEHOLDER: Final = "<image>"
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8 (a lone surrogate cannot, and would stop a Parquet writer later)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def parse_row(row: Row, *, folders: tuple[str, ...] | None) -> Prompt | Rejection:
+    """Make a prompt of a row, or the reason why there is none.
+
+    Args:
+        folders: where its image is looked for; None: it is not, and the prompt has the name as it was written.
+    """
+    record = row.value
+    identity: str | None = None
+    try:
+        if isinstance(record, dict) and record.get("id") is not None:
+            identity = _identity(record["id"])
+        if row.problem is not None:
+            raise ValueError(row.problem)
+        if not isinstance(record, dict):
+            raise ValueError(f"not a record of id, image, prompt but {_type_name(record)}")
+        if identity is None:
+            raise ValueError("id is missing")
+        image = record.get("image")
+        if isinstance(image, dict):  # the image column of a Hugging Face data set: {bytes, path}
+            if not image.get("path"):
+                raise ValueError("image is embedded in the file; write it to a file of its own and name that")
+            image = image["path"]
+        name = _text(image, key="image")
+        key = "prompt" if record.get("prompt") is not None else "input"
+        raw = _text(record.get(key), key="prompt" if key not in record else key)
+        text = " ".join(part.strip() for part in raw.split(PLACEHOLDER)).strip()
+        if not text:
+            raise ValueError(f"{key} is empty but for the image placeholder")
+        truth = record.get("truth")
+        truth = None if truth is None or truth == "" else _text(truth, key="truth")
+        path = name if folders is None else _find_image(name, folders=folders)
+        return Prompt(id=identity, image=path, text=text, truth=truth, source=row.source)
+    except ValueError as error:
+        return Rejection(id=identity, source=row.source, reason=str(error))
+
+
+def _identity(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"id is {_type_name(value)}, expected text or a whole number")
+    return _text(value, key="id")
+
+
+def _text(value: object, *, key: str) -> str:
+    if value is None:
+        raise ValueError(f"{key} is missing")
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is {_type_name(value)}, expected text")
+    if not is_unicode(value):
+        raise ValueError(f"{key} is not valid Unicode; save the file as UTF-8")
+    if not value.strip():
+        raise ValueError(f"{key} is empty")
+    return value.strip()
+
+
+def _type_name(value: object) -> str:
+    names = {
+        dict: "an object",
+        list: "a list",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+    }
+    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
+
+
+# ---- where images are ----
+
+
+def image_folders(source: str, *, images: str | None) -> tuple[str, ...]:
+    """The folders that relative image names of a prompt file start from, in the order they are tried.
+
+    Raises:
+        ConfigError: the folder that the config names does not exist.
+    """
+    if images is not None:
+        images = os.path.expanduser(images)
+        if "://" not in images and not os.path.isdir(images):
+            raise ConfigError(f"data.images = {images!r}: no such folder")
+        return (images,)
+    folder = source.rsplit("/", 1)[0] if "://" in source else os.path.dirname(os.path.abspath(source))
+    return (folder, f"{folder}/images")
+
+
+def _find_image(name: str, *, folders: tuple[str, ...]) -> str:
+    """Return the path of an image: absolute if local, for the actors run in other working directories."""
+    if "://" in name or os.path.isabs(name):
+        return name
+    paths = [f"{folder.rstrip('/')}/{name}" for folder in folders]
+    for path in paths[:-1]:
+        if _exists(path):
+            return path if "://" in path else os.path.abspath(path)
+    return paths[-1] if "://" in paths[-1] else os.path.abspath(paths[-1])
+
+
+def _exists(path: str) -> bool:
+    if "://" not in path:
+        return os.path.exists(path)
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    return bool(filesystem.exists(inner))
