@@ -9,13 +9,14 @@ ENGINE  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 # imports anew, which costs minutes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-unit test-long bench lint clean
+.PHONY: help install demo test test-unit test-long sim bench lint clean
 
 help:
 	@echo "make install   create $(VENV) with the $(ENGINE) engine (does nothing when up to date)"
 	@echo "make demo      train a tiny hallucinating model, improve it by three rounds of CSR, write a report"
 	@echo "make test      every test this machine can run      (make test-unit: the fast ones)"
 	@echo "make test-long the tests that also have a long form, in that form"
+	@echo "make sim       the driver at a thousand to a million prompts, with instant actors"
 	@echo "make bench     every benchmark this machine can run"
 	@echo "make lint      ruff and mypy"
 
@@ -47,6 +48,9 @@ test-unit: install
 
 test-long: install
 	@CSR_RAY_LONG_TESTS=1 $(BIN)/python -m pytest tests/ray/test_released_trees.py
+
+sim: install
+	@$(BIN)/python benchmarks/sim_scale.py
 
 bench: install
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

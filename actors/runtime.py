@@ -14,39 +14,40 @@ from typing import Any
 
 import ray
 
+from actors.generate.engine import EngineSettings
 from actors.generate.generator import GeneratorActor
 from actors.pool.generators import GeneratorPool
+from actors.pool.replicas import Replicas
 from actors.score.scorer import ScorerActor
 from actors.train.group import TrainerGroup
-from csr_ray.config.schema import Config
+from csr_ray.config.schema import Config, Generators, Policy
+from csr_ray.methods.base import Method
 from csr_ray.stages.view import View
 
 
 class Serving:
     """Generators (and, for a run, scorers) on a Ray that is this process's own or that it joined."""
 
-    def __init__(self, *, generators: GeneratorPool, actors: Sequence[Any], owns_ray: bool) -> None:
+    def __init__(self, generators: GeneratorPool, *, owns_ray: bool) -> None:
         self.generators = generators
-        self._actors = list(actors)
         self._owns_ray = owns_ray
 
     @classmethod
-    def start(cls, config: Config, *, model: str, logs: Path, view: View) -> Serving:
+    def start(cls, policy: Policy, *, generators: Generators, model: str, logs: Path, view: View) -> Serving:
         """Start generators alone, to evaluate a model. Raises ActorFailure with the end of a log.
 
         `model` is a reference (`csr_ray.policy.source`), here as everywhere.
         """
+        settings = EngineSettings(policy=policy, generators=generators)
         with view.stage("start the engine", total=None, unit="", round_index=None):
-            owns_ray = connect(num_cpus_needed=config.generators.min * config.generators.cpus)
-            serving = cls._create(config, model=model, adapters=(), logs=logs, scorers=[], owns_ray=owns_ray)
+            owns_ray = connect(num_cpus_needed=generators.min * generators.cpus)
+            serving = cls._create(settings, model=model, logs=logs, owns_ray=owns_ray)
             serving._wait()
         return serving
 
     def close(self) -> None:
         """End what was started here, and Ray only if this process started it."""
         self.generators.close()
-        for actor in self._actors:
-            ray.kill(actor)
         if self._owns_ray:
             ray.shutdown()
 
@@ -60,27 +61,29 @@ class Serving:
     @classmethod
     def _create(
         cls,
-        config: Config,
+        settings: EngineSettings,
         *,
         model: str,
-        adapters: Sequence[str],
         logs: Path,
-        scorers: Sequence[Any],
         owns_ray: bool,
+        adapters: Sequence[str] = (),
+        scorers: Sequence[Any] = (),
+        method: Method | None = None,
+        seed: int = 0,
     ) -> Serving:
-        def start_generator(index: int) -> Any:
-            return _start_generator(config, model=model, scorers=scorers, log=logs / f"generator_{index}.log")
+        def start_generator(slot: int) -> Any:
+            actor = _generator_actor(settings.generators)
+            log = str((logs / f"generator_{slot}.log").absolute())
+            return actor.remote(settings, model=model, scorers=list(scorers), method=method, seed=seed, log=log)
 
-        generators = [start_generator(index) for index in range(config.generators.min)]
-        pool = GeneratorPool(
-            config,
-            generators=generators,
+        replicas = Replicas(
+            generators=[start_generator(slot) for slot in range(settings.generators.min)],
             scorers=scorers,
-            adapters=adapters,
             logs=logs,
             start_generator=start_generator,
         )
-        return cls(generators=pool, actors=[*generators, *scorers], owns_ray=owns_ray)
+        pool = GeneratorPool(settings.generators, replicas=replicas, adapters=adapters)
+        return cls(pool, owns_ray=owns_ray)
 
 
 class Runtime:
@@ -92,20 +95,32 @@ class Runtime:
         self._serving = serving
 
     @classmethod
-    def start(cls, config: Config, *, model: str, adapters: Sequence[str], logs: Path, view: View) -> Runtime:
-        """Start everything a run needs; returns when the generators serve base + `adapters`.
+    def start(
+        cls, config: Config, *, method: Method, model: str, adapters: Sequence[str], logs: Path, view: View
+    ) -> Runtime:
+        """Start everything that a run of this method needs; returns when the generators serve base + `adapters`.
 
         Raises:
             ActorFailure: an actor could not start; the message ends with its log.
         """
         with view.stage("start the machinery", total=None, unit="", round_index=None):
             owns_ray = connect(num_cpus_needed=cpus_needed(config))
-            scorers = [_start_scorer(config, log=logs / f"scorer_{index}.log") for index in range(config.scorers.min)]
             serving = Serving._create(
-                config, model=model, adapters=adapters, logs=logs, scorers=scorers, owns_ray=owns_ray
+                EngineSettings.of(config, phases_a_round=_phases_a_round(method, config=config)),
+                model=model,
+                logs=logs,
+                owns_ray=owns_ray,
+                adapters=adapters,
+                scorers=_scorers(config, logs=logs) if method.needs_scorer else (),
+                method=method,
+                seed=config.run.seed,
             )
             trainer = TrainerGroup(
-                config, model=model, adapters=[Path(adapter) for adapter in adapters], storage=logs / "train"
+                config.train,
+                model=model,
+                adapters=[Path(adapter) for adapter in adapters],
+                storage=logs / "train",
+                seed=config.run.seed,
             )
             runtime = cls(serving=serving, trainer=trainer)
             try:
@@ -121,6 +136,11 @@ class Runtime:
         """End what was started here, and Ray only if this process started it."""
         self.trainer.close()
         self._serving.close()
+
+
+def _phases_a_round(method: Method, *, config: Config) -> int:
+    """Of the round that has most of them, and at least one."""
+    return max([1, *(len(method.phases(index)) for index in range(config.run.rounds))])
 
 
 def cpus_needed(config: Config) -> float:
@@ -156,22 +176,26 @@ def connect(*, num_cpus_needed: float) -> bool:
     return True
 
 
-def _start_scorer(config: Config, *, log: Path) -> Any:
+def _scorers(config: Config, *, logs: Path) -> list[Any]:
+    assert config.scorer is not None, "the method has asked for it"
     actor = ray.remote(ScorerActor).options(
         num_cpus=config.scorers.cpus,
         num_gpus=config.scorers.gpus,
         max_concurrency=1000,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.scorers.threads)}},
     )
-    return actor.remote(config, log=str(log.absolute()))
+    return [
+        actor.remote(config.scorer, scorers=config.scorers, log=str((logs / f"scorer_{slot}.log").absolute()))
+        for slot in range(config.scorers.min)
+    ]
 
 
-def _start_generator(config: Config, *, model: str, scorers: Sequence[Any], log: Path) -> Any:
+def _generator_actor(generators: Generators) -> Any:
     # The engine's other half (requests in, answers out) is a process of its own and needs a core as well.
-    threads = config.generators.threads or max(1, (os.cpu_count() or 2) - 1)
-    actor = ray.remote(GeneratorActor).options(
-        num_cpus=config.generators.cpus,
-        num_gpus=config.generators.gpus,
+    threads = generators.threads or max(1, (os.cpu_count() or 2) - 1)
+    return ray.remote(GeneratorActor).options(
+        num_cpus=generators.cpus,
+        num_gpus=generators.gpus,
         max_concurrency=10_000,
         runtime_env={
             "env_vars": {
@@ -183,4 +207,3 @@ def _start_generator(config: Config, *, model: str, scorers: Sequence[Any], log:
             }
         },
     )
-    return actor.remote(config, model=model, scorers=list(scorers), log=str(log.absolute()))

@@ -26,9 +26,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from random_llava import Shape, TextPair, as_preferences, build, pairs_of, picture
+from random_llava import Shape, TextPair, as_examples, build, pairs_of, picture
 
-from csr_ray.records import PreferencePair
+from actors.pool.events import Role
+from actors.pool.generators import GeneratorPool
+from actors.pool.replicas import Replicas
+from csr_ray.records import Ask
+
+Answered = tuple[Ask, tuple[int, ...]]
+"""What was asked, and an answer to it."""
 
 NUM_PROBES = 4
 CHUNK_BYTES = 16 * 2**20
@@ -99,22 +105,21 @@ def measure(arguments: argparse.Namespace, *, shape: Shape, directory: Path) -> 
     try:
         rows, gaps = _hand_overs(arguments, model=model, probes=probes, directory=directory)
         rows += _transfer_against_copy(arguments.transfer_mib * 2**20, directory=directory)
-        pool = _pool("bfloat16", model=model, num_generators=1, directory=directory)
+        pool, _ = _pool("bfloat16", model=model, num_generators=1, directory=directory)
         try:
             gaps += _gaps(pool, "bfloat16", model=model, adapters=(), probes=probes, arguments=arguments)
         finally:
-            _close(pool)
+            pool.close()
     finally:
         ray.shutdown()
     return [*rows, *gaps]
 
 
 def _hand_overs(
-    arguments: argparse.Namespace, *, model: Path, probes: Sequence[PreferencePair], directory: Path
+    arguments: argparse.Namespace, *, model: Path, probes: Sequence[Answered], directory: Path
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of every case, and those of the log-prob gap under the last policy handed over."""
-    pool = _pool("float32", model=model, num_generators=max(arguments.receivers), directory=directory)
-    everyone = list(pool._generators)
+    pool, receivers = _pool("float32", model=model, num_generators=max(arguments.receivers), directory=directory)
     adapters: list[str] = []
     cases: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
@@ -127,7 +132,7 @@ def _hand_overs(
         _say("every engine has had its first hand-over, which is not counted")
         # Most receivers first: those left out later are behind, and would have to catch up.
         for num_receivers in sorted(set(arguments.receivers), reverse=True):
-            pool._generators = everyone[:num_receivers]
+            receivers.num_receivers = num_receivers
             for rank in sorted(set(arguments.ranks)):
                 done = [hand_over(rank) for _ in range(arguments.repeats)]
                 cases[rank, num_receivers] = done
@@ -135,8 +140,7 @@ def _hand_overs(
                 _say(f"rank {rank}, receivers {num_receivers}: first token after {first_tokens} s")
         gaps = _gaps(pool, "float32", model=model, adapters=adapters, probes=probes, arguments=arguments)
     finally:
-        pool._generators = everyone
-        _close(pool)
+        pool.close()
     rows = []
     for (rank, num_receivers), done in sorted(cases.items()):
         rows += _case_rows(done, name=f"[rank {rank}, receivers {num_receivers}]")
@@ -157,11 +161,12 @@ def _case_rows(done: Sequence[dict[str, Any]], *, name: str) -> list[dict[str, A
 
 
 def _hand_over(
-    pool: Any, *, model: Path, adapters: Sequence[str], probes: Sequence[PreferencePair], directory: Path
+    pool: GeneratorPool, *, model: Path, adapters: Sequence[str], probes: Sequence[Answered], directory: Path
 ) -> dict[str, Any]:
     """Hand the last of `adapters` over, as a round's end does, and ask for one token."""
-    from csr_ray.records import Question, TrainResult
+    from csr_ray.records import Probe, Question, TrainResult
 
+    logps = _trainer_logps(model, adapters=adapters, answers=probes, directory=directory)
     trained = TrainResult(
         adapter=adapters[-1],
         version=len(adapters),
@@ -171,11 +176,15 @@ def _hand_over(
         optimizer_s=0.0,
         loss_first=0.0,
         loss_last=0.0,
-        probe_logps=_trainer_logps(model, adapters=adapters, probes=probes, directory=directory),
+        probes=tuple(
+            Probe(id=str(index), ask=ask, answer_ids=answer_ids, logp=logp)
+            for index, ((ask, answer_ids), logp) in enumerate(zip(probes, logps, strict=True))
+        ),
     )
-    question = Question(id="q", image=probes[0].image, text=probes[0].prompt)
+    ask, _ = probes[0]
+    question = Question(id="q", image=ask.picture.path, text=ask.text)
     started_s = time.perf_counter()
-    receipt = pool.publish(trained, pairs=probes)
+    receipt = pool.publish(trained)
     publish_s = time.perf_counter() - started_s
     (answer,) = pool.answer([question], temperature=0.0, max_tokens=1, seed=0)
     first_token_s = time.perf_counter() - started_s
@@ -189,34 +198,30 @@ def _hand_over(
 
 
 def _gaps(
-    pool: Any,
+    pool: GeneratorPool,
     dtype: str,
     *,
     model: Path,
     adapters: Sequence[str],
-    probes: Sequence[PreferencePair],
+    probes: Sequence[Answered],
     arguments: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """The engine's own log-probs of what it sampled against a forward of transformers in the same dtype."""
-    from dataclasses import replace
-
     from transformers import AutoProcessor
 
     from csr_ray.records import Question
 
     image_token = AutoProcessor.from_pretrained(model).image_token_id
-    questions = [
-        Question(id=str(index), image=probes[index % NUM_PROBES].image, text=probes[index % NUM_PROBES].prompt)
-        for index in range(arguments.answers)
-    ]
-    answers = list(pool.answer(questions, temperature=1.0, max_tokens=32, seed=0))
+    asks = [probes[index % NUM_PROBES][0] for index in range(arguments.answers)]
+    questions = [Question(id=str(index), image=ask.picture.path, text=ask.text) for index, ask in enumerate(asks)]
     sampled = [
-        replace(probes[int(answer.id) % NUM_PROBES], chosen_ids=answer.token_ids, chosen_logp=answer.logp)
-        for answer in answers
+        answer
+        for answer in pool.answer(questions, temperature=1.0, max_tokens=32, seed=0)
         if image_token not in answer.token_ids  # a random model samples it; training leaves such answers out, too
     ]
-    ours = _trainer_logps(model, adapters=adapters, probes=sampled, directory=model.parent, dtype=dtype)
-    gaps = [abs(logp - pair.chosen_logp) / len(pair.chosen_ids) for logp, pair in zip(ours, sampled, strict=True)]
+    answered = [(asks[int(answer.id)], answer.token_ids) for answer in sampled]
+    ours = _trainer_logps(model, adapters=adapters, answers=answered, directory=model.parent, dtype=dtype)
+    gaps = [abs(logp - answer.logp) / len(answer.token_ids) for logp, answer in zip(ours, sampled, strict=True)]
     _say(f"{dtype}: compared the log-probs of {len(gaps)} sampled answers")
     unit = "nats a token, over answers"
     return [
@@ -237,9 +242,9 @@ def _transfer_against_copy(num_bytes: int, *, directory: Path) -> list[dict[str,
     registry = Registry([], chunk_bytes=CHUNK_BYTES)
     receiver = Receiver(registry.actor, folder=directory / "received")
     transfers_s, copies_s = [], []
-    for _ in range(4):
+    for version in range(1, 5):
         started_s = time.perf_counter()
-        registry.add(str(package))
+        registry.add(str(package), version=version)
         asyncio.run(receiver.pull())
         transfers_s.append(time.perf_counter() - started_s)
         source = bytearray(num_bytes)
@@ -257,9 +262,22 @@ def _transfer_against_copy(num_bytes: int, *, directory: Path) -> list[dict[str,
     ]
 
 
-def _pool(dtype: str, *, model: Path, num_generators: int, directory: Path) -> Any:
-    from actors.pool.generators import GeneratorPool
-    from actors.runtime import _start_generator
+class Receivers(Replicas):
+    """Actors of which only the first `num_receivers` generators take part; all of them end together."""
+
+    num_receivers: int | None = None
+
+    def actors(self, role: Role) -> list[Any]:
+        actors = super().actors(role)
+        return actors[: self.num_receivers] if role == "generator" else actors
+
+    def num(self, role: Role) -> int:
+        return len(self.actors(role))
+
+
+def _pool(dtype: str, *, model: Path, num_generators: int, directory: Path) -> tuple[GeneratorPool, Receivers]:
+    from actors.generate.engine import EngineSettings
+    from actors.runtime import _generator_actor
     from csr_ray.config.load import parse_config
 
     config = parse_config(
@@ -273,25 +291,20 @@ def _pool(dtype: str, *, model: Path, num_generators: int, directory: Path) -> A
     _say(f"{dtype}: starting engines, {num_generators} of them")
     logs = directory / f"logs_{dtype}"
     generators = [
-        _start_generator(config, model=model, scorers=[], log=logs / f"generator_{index}.log")
+        _generator_actor(config.generators).remote(
+            EngineSettings.of(config), model=str(model), log=str(logs / f"generator_{index}.log")
+        )
         for index in range(num_generators)
     ]
-    pool = GeneratorPool(config, generators=generators, scorers=[], adapters=(), logs=logs)
+    receivers = Receivers(generators=generators, scorers=[], logs=logs)
+    pool = GeneratorPool(config.generators, replicas=receivers, adapters=())
     try:
         pool.wait_until_ready()
     except Exception:
         print((logs / "generator_0.log").read_text()[-3000:], file=sys.stderr)  # the folder goes with this process
         raise
     _say("they serve")
-    return pool
-
-
-def _close(pool: Any) -> None:
-    import ray
-
-    for generator in pool._generators:
-        ray.kill(generator)
-    pool.close()
+    return pool, receivers
 
 
 def _adapter(model: Path, *, rank: int, folder: Path) -> str:
@@ -312,13 +325,13 @@ def _adapter(model: Path, *, rank: int, folder: Path) -> str:
 
 
 def _trainer_logps(
-    model: Path, *, adapters: Sequence[str], probes: Sequence[PreferencePair], directory: Path, dtype: str = "float32"
+    model: Path, *, adapters: Sequence[str], answers: Sequence[Answered], directory: Path, dtype: str = "float32"
 ) -> tuple[float, ...]:
-    """Summed log-probs of the chosen answers under base plus `adapters`, by transformers."""
+    """Summed log-probs of the answers under base plus `adapters`, by transformers."""
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from csr_ray.data.images import load_image
+    from csr_ray.data.pictures import load_picture
     from csr_ray.policy.weights import save_merged
     from csr_ray.training.collate import PairCollator
 
@@ -327,9 +340,9 @@ def _trainer_logps(
         folder = directory / "merged"
         save_merged(model, adapters=[Path(adapter) for adapter in adapters], output=folder)
     policy = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-    collator = PairCollator(processor=AutoProcessor.from_pretrained(model), load_image=load_image)
-    prompts = collator.prompts([(pair.image, pair.prompt) for pair in probes])
-    batch = collator.batch(prompts, answers=[pair.chosen_ids for pair in probes])
+    collator = PairCollator(processor=AutoProcessor.from_pretrained(model), load_picture=load_picture)
+    prompts = collator.prompts([ask for ask, _ in answers])
+    batch = collator.batch(prompts, answers=[answer_ids for _, answer_ids in answers])
     is_answer = batch.pop("completion_mask")[:, 1:]
     batch["pixel_values"] = batch["pixel_values"].to(policy.dtype)
     with torch.no_grad():
@@ -338,11 +351,13 @@ def _trainer_logps(
     return tuple((picked * is_answer).sum(dim=1).tolist())
 
 
-def _probes(model: Path, *, texts: Sequence[TextPair], images: Sequence[Path]) -> list[PreferencePair]:
+def _probes(model: Path, *, texts: Sequence[TextPair], images: Sequence[Path]) -> list[Answered]:
+    """The chosen answers."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    return as_preferences(texts, images=[str(image) for image in images], tokenizer=tokenizer)
+    pairs = as_examples(texts, images=[str(image) for image in images], tokenizer=tokenizer)
+    return [(pair.ask, pair.chosen.token_ids) for pair in pairs]
 
 
 def _say(line: str) -> None:

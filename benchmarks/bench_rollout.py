@@ -43,7 +43,8 @@ from rollout_engines import CORES, PLAIN_ANSWERS, PLAIN_TOKENS, Side, bench_conf
 
 from actors.score.clip import ClipModel
 from csr_ray.config.schema import Config
-from csr_ray.records import Prompt
+from csr_ray.counters import Counters
+from csr_ray.records import Picture, Prompt
 
 
 def against_transformers(
@@ -63,7 +64,7 @@ def against_transformers(
     ours, theirs = [], []
     for repeat in range(repeats):
         seconds, trees = side.grow(prompts)
-        ours.append(sum(len(tree.nodes) for tree in trees) / seconds)
+        ours.append(sum(len(tree.candidates) for tree in trees) / seconds)
         chosen = [prompts[(repeat * num_slow + i) % len(prompts)] for i in range(num_slow)]
         started_s = time.perf_counter()
         num_nodes = sum(
@@ -88,17 +89,17 @@ def against_bare_engine(side: Side, prompts: Sequence[Prompt], *, repeats: int) 
     side.grow(prompts[:8])
     ours, bare, shares, nodes = [], [], [], []
     busy: dict[str, list[float]] = {}
-    figures: dict[str, float] = {}
+    counters = Counters()
     for turn in range(repeats):
         ray.get(side.generator.record.remote(True))
-        side.pool.figures()
+        side.pool.counters()
         before_s = side.cpu_s()
         seconds, trees = side.grow(prompts)
         for name, after_s in side.cpu_s().items():
             busy.setdefault(f"search_{name}_busy", []).append((after_s - before_s[name]) / seconds)
-        figures = side.pool.figures()
-        ours.append(figures["engine_tokens"] / seconds)
-        nodes.append(sum(len(tree.nodes) for tree in trees) / seconds)
+        counters = side.pool.counters()
+        ours.append(counters.engine_tokens / seconds)
+        nodes.append(sum(len(tree.candidates) for tree in trees) / seconds)
         shares.append(sum(tree.stats.score_wait_s for tree in trees) / sum(tree.stats.seconds for tree in trees))
         ray.get(side.generator.record.remote(False))
         ray.get(side.generator.forget.remote())
@@ -108,18 +109,18 @@ def against_bare_engine(side: Side, prompts: Sequence[Prompt], *, repeats: int) 
         seconds = time.perf_counter() - started_s
         for name, after_s in side.cpu_s().items():
             busy.setdefault(f"bare_{name}_busy", []).append((after_s - before_s[name]) / seconds)
-        bare.append(side.pool.figures()["engine_tokens"] / seconds)
+        bare.append(side.pool.counters().engine_tokens / seconds)
         say("engine", turn=turn, repeats=repeats, ours=ours, theirs=bare, unit="tokens/s")
-    recomputed = figures["prefix_queries"] - figures["prefix_hits"]
+    recomputed = counters.prefix_queries - counters.prefix_hits
     return [
         ratio("engine_efficiency", ours, bare, unit="share (tokens/s)"),
         plain_row("scorer_wait_share", shares, unit="share"),
         plain_row("search_tokens_per_s", ours, unit="tokens/s"),
         plain_row("search_nodes_per_s", nodes, unit="nodes/s"),
         plain_row("bare_engine_tokens_per_s", bare, unit="tokens/s"),
-        plain_row("prefix_hit_rate", [figures["prefix_hits"] / max(1.0, figures["prefix_queries"])], unit="share"),
-        plain_row("recomputed_share", [recomputed / (recomputed + figures["engine_tokens"])], unit="share of tokens"),
-        plain_row("occupancy", [figures["engine_running"] / figures["engine_slots"]], unit="share"),
+        plain_row("prefix_hit_rate", [counters.prefix_hits / max(1.0, counters.prefix_queries)], unit="share"),
+        plain_row("recomputed_share", [recomputed / (recomputed + counters.engine_tokens)], unit="share of tokens"),
+        plain_row("occupancy", [counters.engine_running / counters.engine_slots], unit="share"),
         *(plain_row(name, values, unit="CPU-s a second") for name, values in busy.items()),
     ]
 
@@ -221,13 +222,13 @@ def scorer_speed(world: Path, prompts: Sequence[Prompt], *, repeats: int) -> lis
     tokenizer = open_clip.get_tokenizer(name)
     numbers = iter(range(10**9))
 
-    def sentences(count: int) -> list[tuple[str, str]]:
-        return [(prompts[(i // 4) % len(prompts)].image, f"A star {next(numbers)}.") for i in range(count)]
+    def sentences(count: int) -> list[tuple[Picture, str]]:
+        return [(prompts[(i // 4) % len(prompts)].ask.picture, f"A star {next(numbers)}.") for i in range(count)]
 
-    def one_by_one(pairs: Sequence[tuple[str, str]]) -> None:
+    def one_by_one(pairs: Sequence[tuple[Picture, str]]) -> None:
         with torch.no_grad():
             for image, text in pairs:
-                left = plain.encode_image(transform(load_image(image))[None], normalize=True)
+                left = plain.encode_image(transform(load_image(image.path))[None], normalize=True)
                 float(left @ plain.encode_text(tokenizer([text]), normalize=True).T)
 
     rows = []

@@ -2,7 +2,8 @@
 
 One round of CSR on the embedded world, from the base policy, again and again: off, on, off, on. Every turn has its
 own sampling seed, so the spread within a side is the noise against which the gap between the sides has to be seen.
-The loss is the mean over the second half of a round's steps, each step on pairs that it has not seen.
+Rollout is timed until its last unit of trees is committed, training from then on until the adapter is there. The loss
+is the mean over the second half of a round's steps, each step on pairs that it has not seen.
 
     streaming_wall_ratio     seconds of rollout and training, on over off
     streaming_loss_gap       mean loss of the second half, on minus off, in spreads (standard deviation of a side)
@@ -22,6 +23,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,10 +38,15 @@ from csr_ray.app.console import ConsoleView
 from csr_ray.app.run import world_spec
 from csr_ray.config.load import load_config
 from csr_ray.config.schema import Config
-from csr_ray.data.prompts import read_prompts
-from csr_ray.stages.examples import pair, stream
+from csr_ray.data.prompts import PromptFile
+from csr_ray.methods.base import method_of
+from csr_ray.ports import OnStep, Trainer
+from csr_ray.records import Cycle, TrainOrder, TrainResult, Unit
+from csr_ray.stages.build import build
 from csr_ray.stages.roll_out import roll_out
 from csr_ray.stages.state import RunState
+from csr_ray.stages.train import train
+from csr_ray.stages.turn import Turn
 from csr_ray.store.journal import Journal
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.world.build import cached_world
@@ -72,10 +80,15 @@ def main() -> None:
 
 def measure(given: argparse.Namespace, *, world: Path, directory: Path) -> list[dict[str, Any]]:
     configs = {side: config_of(world, directory / side, is_on=side == "on") for side in ("off", "on")}
-    prompts, _ = read_prompts(configs["off"].data.prompts, images=None, limit=given.prompts)
+    prompts = PromptFile(configs["off"].data.prompts, images=None, limit=given.prompts)
     view = ConsoleView(num_rounds=1)
     runtime = Runtime.start(
-        configs["off"], model=str(world / "policy"), adapters=[], logs=directory / "logs", view=view
+        configs["off"],
+        method=method_of(configs["off"]),
+        model=str(world / "policy"),
+        adapters=[],
+        logs=directory / "logs",
+        view=view,
     )
     turns = []
     try:
@@ -88,33 +101,66 @@ def measure(given: argparse.Namespace, *, world: Path, directory: Path) -> list[
                 model=str(world / "policy"),
                 versions={},
             )
-            losses: list[float] = []
-            runtime.trainer._adapters = ()  # every turn starts from the base policy, which the generators still serve
+            # Every turn starts from the base policy, which the generators still serve.
+            cycle = Cycle(round_index=number, policy_version=0)
+            runtime.trainer._adapters = ()
+            trainer = Overheard(runtime.trainer)
             started_s = time.perf_counter()
-            offer = stream(state, prompts, trainer=runtime.trainer, index=number)
-            trees = roll_out(state, prompts, generators=runtime.generators, index=number, view=view, on_trees=offer)
-            grown_s = time.perf_counter()
-            pairs = pair(state, trees, index=number, view=view)
-            trained = runtime.trainer.train(
-                pairs,
-                round_index=number,
-                output_dir=state.folder.adapter(number),
-                on_step=lambda step, num_steps, loss, losses=losses: losses.append(loss),
-            )
+            turn = Turn(state, prompts, cycle=cycle)
+            units = Timed(roll_out(state, turn, generators=runtime.generators, view=view))
+            files = build(state, cycle, units, view=view)
+            trained = train(state, turn, files, trainer=trainer, view=view)
+            losses = trainer.losses
             turns.append(
                 {
                     "side": side,
-                    "rollout_s": grown_s - started_s,
-                    "train_s": time.perf_counter() - grown_s,
+                    "rollout_s": units.ended_s - started_s,
+                    "train_s": time.perf_counter() - units.ended_s,
                     "loss": statistics.mean(losses[len(losses) // 2 :]),
                     "steps": len(losses),
-                    "early_steps": trained.metrics.get("streamed/steps_before_last_pair", 0.0),
+                    "early_steps": trained.metrics.get("streamed/steps_before_last_example", 0.0),
                 }
             )
             print(f"{side}: " + ", ".join(f"{name} {value:.4g}" for name, value in list(turns[-1].items())[1:]))
     finally:
         runtime.close()
     return turns
+
+
+class Timed:
+    """Units as they come, and when the last one had."""
+
+    def __init__(self, units: Iterator[Unit]) -> None:
+        self._units = units
+        self.ended_s = 0.0
+
+    def __iter__(self) -> Iterator[Unit]:
+        yield from self._units
+        self.ended_s = time.perf_counter()
+
+
+@dataclass
+class Overheard:
+    """A trainer, and the losses that it reports."""
+
+    trainer: Trainer
+    losses: list[float] = field(default_factory=list)
+
+    def begin(self, order: TrainOrder) -> None:
+        self.trainer.begin(order)
+
+    def offer(self, files: Sequence[str]) -> None:
+        self.trainer.offer(files)
+
+    def finish(self, *, on_step: OnStep) -> TrainResult:
+        def heard(step: int, num_steps: int, loss: float) -> None:
+            self.losses.append(loss)
+            on_step(step, num_steps, loss)
+
+        return self.trainer.finish(on_step=heard)
+
+    def check(self) -> None:
+        self.trainer.check()
 
 
 def config_of(world: Path, folder: Path, *, is_on: bool) -> Config:

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from random_llava import Shape, as_preferences, build, pairs_of, picture
+from random_llava import Shape, as_examples, build, pairs_of, picture
 
 NUM_PROMPT_TOKENS = 30
 EXAMPLES = """
@@ -129,6 +129,8 @@ def start_up(arguments: argparse.Namespace) -> dict[str, Any]:
 
     from actors.runtime import connect
     from actors.train.group import TrainerGroup
+    from csr_ray.records import Cycle, TrainOrder
+    from csr_ray.store.tables import Outcome, write_example_unit
 
     config = _config(arguments)
     folder = arguments.model.parent
@@ -137,25 +139,31 @@ def start_up(arguments: argparse.Namespace) -> dict[str, Any]:
         images.append(str(folder / f"{index}.png"))
         picture(index, side_px=_shape(arguments).image_px).save(images[-1])
     connect(num_cpus_needed=3)
-    group = TrainerGroup(config, model=str(arguments.model.absolute()), adapters=(), storage=folder / "storage")
+    model = str(arguments.model.absolute())
+    group = TrainerGroup(config.train, model=model, adapters=(), storage=folder / "storage", seed=config.run.seed)
     group.start()
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    pairs = as_preferences(_texts(arguments), images=images, tokenizer=tokenizer)
+    texts = _texts(arguments)
     first_step_s: list[float] = []
     started_s = arguments.started_s
     try:
         for index in range(2):
+            round_folder = folder / f"round_{index}"
+            pairs = as_examples(texts, images=images, tokenizer=tokenizer, policy_version=index)
+            write_example_unit(round_folder / "pairs.parquet", examples=pairs, outcome=Outcome())
+            order = TrainOrder(
+                cycle=Cycle(round_index=index, policy_version=index),
+                output_dir=str(round_folder / "adapter"),
+                num_examples_at_most=len(pairs),
+            )
             if index:
                 started_s = time.time()
             steps: list[float] = []
-            group.train(
-                pairs,
-                round_index=index,
-                output_dir=folder / f"round_{index}" / "adapter",
-                on_step=lambda *_, done=steps: done.append(time.time()),
-            )
+            group.begin(order)
+            group.offer([str(round_folder / "pairs.parquet")])
+            group.finish(on_step=lambda *_, done=steps: done.append(time.time()))
             first_step_s.append(steps[0] - started_s)
     finally:
         group.close()
@@ -248,6 +256,7 @@ def _trl(arguments: argparse.Namespace) -> tuple[Any, Any, float]:
 
 
 def _ours(arguments: argparse.Namespace) -> tuple[Any, Any, float]:
+    from actors.train.examples import HeldExamples
     from actors.train.pair_trainer import PairTrainer
     from actors.train.shared_step import family_positions
     from csr_ray.config.schema import Train
@@ -259,21 +268,21 @@ def _ours(arguments: argparse.Namespace) -> tuple[Any, Any, float]:
     shape = _shape(arguments)
 
     images = [str(index) for index in range(len(texts))]
-    pairs = as_preferences(texts, images=images, tokenizer=processor.tokenizer)
+    pairs = as_examples(texts, images=images, tokenizer=processor.tokenizer)
     trainer = PairTrainer(
         policy,
         args=_settings(arguments),
         train=Train(beta=0.1, dtype="float32"),
-        pairs=pairs,
+        examples=HeldExamples(pairs),
         collator=SharedPrefixCollator(
             processor=processor,
-            load_image=lambda name: picture(int(name), side_px=shape.image_px),
+            load_picture=lambda named: picture(int(named.path), side_px=shape.image_px),
             positions=family_positions(policy),
             budget=arguments.pack_tokens,
         ),
         lora=_lora(arguments),
     )
-    lengths = [(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
+    lengths = [(len(pair.chosen.token_ids), len(pair.rejected.token_ids)) for pair in pairs]
     ratio = flops_ratio(
         num_prefix=shape.num_image_tokens + NUM_PROMPT_TOKENS,
         num_chosen=round(statistics.mean(chosen for chosen, _ in lengths)),

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from csr_ray.records import PreferencePair
+from csr_ray.records import Ask, Example, Picture, Target
 
 _TEMPLATE = (
     "{% for message in messages %}{% for part in message['content'] %}"
@@ -122,28 +122,24 @@ def pairs_of(
     return pairs
 
 
-def as_preferences(texts: Sequence[TextPair], *, images: Sequence[str], tokenizer: Any) -> list[PreferencePair]:
-    """The pairs as a rollout hands them over, without log-probs."""
+def as_examples(
+    texts: Sequence[TextPair], *, images: Sequence[str], tokenizer: Any, policy_version: int = 0
+) -> list[Example]:
+    """The pairs as a method makes them of a rollout, without log-probs."""
 
-    def ids(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    def target(role: str, text: str, *, reward: float, node: int) -> Target:
+        ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return Target(role=role, text=text, token_ids=ids, logp=0.0, reward=reward, nodes=(node,))
 
     return [
-        PreferencePair(
+        Example(
             id=str(index),
-            image=image,
-            prompt=text.question,
-            chosen=text.chosen,
-            rejected=text.rejected,
-            chosen_ids=ids(text.chosen),
-            rejected_ids=ids(text.rejected),
-            chosen_logp=0.0,
-            rejected_logp=0.0,
-            chosen_reward=1.0,
-            rejected_reward=0.0,
-            chosen_nodes=(0,),
-            rejected_nodes=(1,),
-            policy_version=0,
+            ask=Ask(picture=Picture(path=image), text=text.question),
+            targets=(
+                target("chosen", text.chosen, reward=1.0, node=0),
+                target("rejected", text.rejected, reward=0.0, node=1),
+            ),
+            policy_version=policy_version,
             method="bench",
             seed=0,
         )

@@ -12,40 +12,46 @@ from typing import Any
 import psutil
 import ray
 
-from actors.generate.engine import VllmEngine
+from actors.generate.engine import EngineSettings, VllmEngine
 from actors.generate.generator import GeneratorActor
 from actors.pool.generators import GeneratorPool
+from actors.pool.replicas import Replicas
+from actors.process.counters import Counting
 from actors.score.scorer import ScorerActor
 from csr_ray.config.load import parse_config
 from csr_ray.config.schema import Config
-from csr_ray.records import Prompt, Tree
+from csr_ray.methods.base import Method, method_of
+from csr_ray.records import Ask, Cycle, Picture, Prompt, Rollout
 
 PLAIN_ANSWERS = 5
 PLAIN_TOKENS = 32
 CORES = os.cpu_count() or 1
 
+Request = tuple[Ask, tuple[int, ...], list[dict[str, Any]]]
+"""What is asked, the answer so far, and the options of each continuation."""
+
 
 class RecordingEngine(VllmEngine):
     """Remembers every request, so that the very same ones can be sent again without the search."""
 
-    def __init__(self, config: Config, *, model: Path | str) -> None:
-        super().__init__(config, model=model)
-        self.recorded: dict[str, list[tuple[str, tuple[int, ...], list[dict[str, Any]]]]] | None = None
+    def __init__(self, settings: EngineSettings, *, model: Path | str, counting: Counting) -> None:
+        super().__init__(settings, model=model, counting=counting)
+        self.recorded: dict[Picture, list[Request]] | None = None
 
-    async def _finals(
-        self, text: str, *, image: str, suffix: Sequence[int], options: Sequence[dict[str, Any]]
-    ) -> list[Any]:
+    async def _finals(self, ask: Ask, *, suffix: Sequence[int], options: Sequence[dict[str, Any]]) -> list[Any]:
         if self.recorded is not None:
-            self.recorded.setdefault(image, []).append((text, tuple(suffix), list(options)))
-        return await super()._finals(text, image=image, suffix=suffix, options=options)
+            self.recorded.setdefault(ask.picture, []).append((ask, tuple(suffix), list(options)))
+        return await super()._finals(ask, suffix=suffix, options=options)
 
 
 class BenchGenerator(GeneratorActor):
     """The generator actor, with the engine's own work alone beside it."""
 
-    def __init__(self, config: Config, *, model: str, scorers: Sequence[Any]) -> None:
-        super().__init__(config, model=model, scorers=scorers)
-        self._engine: RecordingEngine = RecordingEngine(config, model=model)
+    def __init__(
+        self, settings: EngineSettings, *, model: str, scorers: Sequence[Any], method: Method, seed: int
+    ) -> None:
+        super().__init__(settings, model=model, scorers=scorers, method=method, seed=seed)
+        self._engine: RecordingEngine = RecordingEngine(settings, model=model, counting=self._counting)
 
     async def record(self, on: bool) -> None:
         """Start to remember requests afresh, or stop."""
@@ -67,24 +73,24 @@ class BenchGenerator(GeneratorActor):
         """The recorded requests: an image's depth by depth, those of a depth at once, `in_flight` images at once."""
         slots = asyncio.Semaphore(in_flight)
 
-        async def one(image: str) -> None:
+        async def one(picture: Picture) -> None:
             async with slots:
-                by_depth: dict[int, list[tuple[str, tuple[int, ...], list[dict[str, Any]]]]] = {}
-                for request in self._requests[image]:
-                    by_depth.setdefault(len(request[1]) and self._depth(image, request[1]), []).append(request)
+                by_depth: dict[int, list[Request]] = {}
+                for request in self._requests[picture]:
+                    by_depth.setdefault(len(request[1]) and self._depth(picture, request[1]), []).append(request)
                 for depth in sorted(by_depth):
                     await asyncio.gather(
                         *(
-                            self._engine._finals(text, image=image, suffix=suffix, options=options)
-                            for text, suffix, options in by_depth[depth]
+                            self._engine._finals(ask, suffix=suffix, options=options)
+                            for ask, suffix, options in by_depth[depth]
                         )
                     )
 
-        await asyncio.gather(*(one(image) for image in self._requests))
+        await asyncio.gather(*(one(picture) for picture in self._requests))
 
-    def _depth(self, image: str, suffix: tuple[int, ...]) -> int:
+    def _depth(self, picture: Picture, suffix: tuple[int, ...]) -> int:
         """How many other requests' prefixes this one goes on from."""
-        prefixes = {other for _, other, _ in self._requests[image] if len(other) < len(suffix)}
+        prefixes = {other for _, other, _ in self._requests[picture] if len(other) < len(suffix)}
         return sum(suffix[: len(other)] == other for other in prefixes)
 
     async def plain(self, prompts: Sequence[Prompt], seed: int) -> int:
@@ -97,10 +103,7 @@ class BenchGenerator(GeneratorActor):
             "seed": seed,
         }
         finals = await asyncio.gather(
-            *(
-                self._engine._finals(prompt.text, image=prompt.image, suffix=(), options=[options])
-                for prompt in prompts
-            )
+            *(self._engine._finals(prompt.ask, suffix=(), options=[options]) for prompt in prompts)
         )
         return sum(len(output.token_ids) for (final,) in finals for output in final.outputs)
 
@@ -117,18 +120,26 @@ class Side:
             "VLLM_NO_USAGE_STATS": "1",
             "PYTHONPATH": os.environ["PYTHONPATH"],
         }
-        scorer = ray.remote(ScorerActor).options(num_cpus=0, max_concurrency=1000).remote(config)
-        self._scorer = scorer
+        scorer = (
+            ray.remote(ScorerActor)
+            .options(num_cpus=0, max_concurrency=1000)
+            .remote(config.scorer, scorers=config.scorers)
+        )
         self.generators = [
             ray.remote(BenchGenerator)
             .options(num_cpus=0, max_concurrency=10_000, runtime_env={"env_vars": environment})
-            .remote(config, model=config.policy.model, scorers=[scorer])
+            .remote(
+                EngineSettings.of(config),
+                model=config.policy.model,
+                scorers=[scorer],
+                method=method_of(config),
+                seed=config.run.seed,
+            )
             for _ in range(num_generators)
         ]
         self.generator = self.generators[0]
-        self.pool = GeneratorPool(
-            config, generators=self.generators, scorers=[scorer], adapters=(), logs=Path("unused")
-        )
+        replicas = Replicas(generators=self.generators, scorers=[scorer], logs=Path("unused"))
+        self.pool = GeneratorPool(config.generators, replicas=replicas, adapters=())
         self.pool.wait_until_ready()
         self._round = 0
         processes = ray.get([generator.processes.remote() for generator in self.generators])
@@ -139,14 +150,15 @@ class Side:
         }
         print(f"{num_generators} engine(s) for {config.search.preset} up", flush=True)
 
-    def grow(self, prompts: Sequence[Prompt]) -> tuple[float, list[Tree]]:
+    def grow(self, prompts: Sequence[Prompt]) -> tuple[float, list[Rollout]]:
         """Seconds and trees; a fresh seed each time, and an empty prefix cache."""
         ray.get([generator.forget.remote() for generator in self.generators])
         self._round += 1
+        cycle = Cycle(round_index=self._round)
         started_s = time.perf_counter()
-        results = list(self.pool.rollout(prompts, round_index=self._round))
+        results = list(self.pool.rollout(prompts, cycle=cycle))
         seconds = time.perf_counter() - started_s
-        trees = [result for result in results if isinstance(result, Tree)]
+        trees = [result for result in results if isinstance(result, Rollout)]
         assert len(trees) == len(prompts), results
         return seconds, trees
 
@@ -157,8 +169,7 @@ class Side:
         }
 
     def close(self) -> None:
-        for actor in (*self.generators, self._scorer):
-            ray.kill(actor)
+        self.pool.close()
 
 
 def bench_config(

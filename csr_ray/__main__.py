@@ -143,7 +143,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 def _score_answers(arguments: argparse.Namespace) -> int:
     from csr_ray.evaluation.answers import score_answers
-    from csr_ray.store.journal import write_json
+    from csr_ray.store.atomic import write_json
 
     result = score_answers(arguments.benchmark, answers=arguments.answers, truth=arguments.truth)
     write_json(arguments.json, value=result)

@@ -1,14 +1,15 @@
-"""The program on one screen: generate, score, pair, train, publish, evaluate; repeat.
+"""The program on one screen: roll out, build examples, train, publish, evaluate; repeat.
 
-stage     consumes             produces                               waits for
-roll out  prompts              trees, every sentence scored           a free slot of a generator
-pair      finished trees       pairs, or a counted reason why not     the round's last tree
-train     pairs                an adapter: policy version r + 1       the trainer group; streaming: each pair alone
-publish   the adapter          a receipt with a probe from each       every generator
-evaluate  held-out questions   metrics of version r + 1               publish
+stage     consumes                  produces                                   waits for
+roll out  prompts                   committed units of judged rollouts         a free slot of a generator
+build     units of rollouts         examples, or a counted reason why not      nothing
+train     files of examples         an adapter: policy version v + 1           the cycle's last unit, or each alone
+publish   the adapter               a receipt with a proof from each           every generator
+evaluate  held-out questions        metrics of version v + 1                   publish
 
-Each stage is a file of `csr_ray.stages`: it returns what the journal already holds, or does the work, commits it and
-then returns it. So this loop is also how a killed run goes on.
+A cycle is one phase of a round (CSR has one phase, so there a cycle is a round). Stages hand on the names of what
+they have committed, not its content. Each is a file of `csr_ray.stages`: it returns what the journal already holds,
+or does the work, commits it and then returns it. So this loop is also how a killed run goes on.
 """
 
 from __future__ import annotations
@@ -16,22 +17,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from csr_ray.evaluation.suite import Suite
-from csr_ray.ports import Machinery
-from csr_ray.records import JsonDict, Prompt
+from csr_ray.ports import Machinery, Prompts
+from csr_ray.records import JsonDict
+from csr_ray.stages.build import build
 from csr_ray.stages.close import close_round, save_model, summarise
 from csr_ray.stages.evaluate import evaluate
-from csr_ray.stages.examples import pair, stream
 from csr_ray.stages.publish import publish
 from csr_ray.stages.roll_out import roll_out
 from csr_ray.stages.state import RunState
 from csr_ray.stages.train import train
+from csr_ray.stages.turn import Turn
 from csr_ray.stages.view import View
 
 
 def run(
     state: RunState,
     *,
-    prompts: Sequence[Prompt],
+    prompts: Prompts,
     suite: Suite,
     start_machinery: Callable[[Sequence[str]], Machinery],
     view: View,
@@ -43,24 +45,19 @@ def run(
     if state.is_finished:
         return summarise(state)
     machinery = start_machinery(state.adapters)
+    generators, trainer = machinery.generators, machinery.trainer
     try:
-        evaluate(state, suite=suite, generators=machinery.generators, version=0, view=view)
+        evaluate(state, suite=suite, generators=generators, version=0, view=view)
         for index in range(state.config.run.rounds):
             with state.round_clock(index):
-                offer = stream(state, prompts, trainer=machinery.trainer, index=index)
-                trees = roll_out(
-                    state,
-                    prompts,
-                    generators=machinery.generators,
-                    index=index,
-                    on_trees=offer,
-                    check=machinery.trainer.check,
-                    view=view,
-                )
-                pairs = pair(state, trees, index=index, view=view)
-                trained = train(state, pairs, trainer=machinery.trainer, index=index, view=view)
-                publish(state, trained, pairs=pairs, generators=machinery.generators, view=view)
-                evaluate(state, suite=suite, generators=machinery.generators, version=index + 1, view=view)
+                for cycle in state.cycles(index):
+                    turn = Turn(state, prompts, cycle=cycle)
+                    units = roll_out(state, turn, generators=generators, check=trainer.check, view=view)
+                    files = build(state, cycle, units, view=view)
+                    trained = train(state, turn, files, trainer=trainer, view=view)
+                    publish(state, cycle, trained, generators=generators, view=view)
+                version = state.version_after(index)
+                evaluate(state, suite=suite, generators=generators, version=version, round_index=index, view=view)
             close_round(state, index=index, view=view)
     finally:
         machinery.close()

@@ -1,4 +1,4 @@
-"""What the loop needs from the machinery, and nothing about how it is done.
+"""What the loop and the methods need from the machinery, and nothing about how it is done.
 
 `actors.runtime` joins the loop with the real thing (vLLM, open_clip, DeepSpeed in Ray actors); `tests/` has fakes.
 Every call may raise `csr_ray.errors.ActorFailure`.
@@ -6,49 +6,80 @@ Every call may raise `csr_ray.errors.ActorFailure`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
+from csr_ray.counters import Counters
 from csr_ray.records import (
     Answer,
-    PreferencePair,
+    Ask,
+    Cycle,
+    Picture,
     Prompt,
     PublishReceipt,
     Question,
     Rejection,
+    Rollout,
     Sentence,
+    TrainOrder,
     TrainResult,
-    Tree,
 )
 
 OnStep = Callable[[int, int, float], None]
-"""Called after an optimizer step with (steps done, steps of the round, loss)."""
+"""Called after an optimizer step with (steps done, steps of the cycle, loss)."""
 
 
 class Engine(Protocol):
-    """What the search needs of a language model, inside a generator."""
+    """What a method needs of the policy, inside a generator."""
 
     async def continuations(
-        self, prompt: Prompt, *, prefix_ids: tuple[int, ...], num: int, max_tokens: int, seed: int
+        self, ask: Ask, *, prefix_ids: tuple[int, ...], num: int, max_tokens: int, seed: int
     ) -> list[Sentence]:
         """`num` next sentences after `prefix_ids` (the answer so far, as token ids)."""
         ...
 
+    async def answer(
+        self, ask: Ask, *, temperature: float, max_tokens: int, seed: int, top_p: float = 1.0
+    ) -> Sentence:
+        """One whole answer; greedy at temperature 0."""
+        ...
+
+    async def answer_logp(self, ask: Ask, *, answer_ids: Sequence[int]) -> float:
+        """Log-prob of a given answer (teacher-forced), summed over its tokens."""
+        ...
+
+    def token_ids(self, text: str) -> tuple[int, ...]:
+        """A text as the policy would write it at the beginning of its answer."""
+        ...
+
 
 class Scorer(Protocol):
-    """What the search needs of an image-text model."""
+    """What a method needs of an image-text model."""
 
-    async def score(self, image: str, *, texts: Sequence[str]) -> tuple[list[float], int]:
-        """100 times the cosine of `image` with each text, and how many texts were cut at the context length."""
+    async def score(self, picture: Picture, *, texts: Sequence[str]) -> tuple[list[float], int]:
+        """100 times the cosine of `picture` with each text, and how many texts were cut at the context length."""
+        ...
+
+
+class Prompts(Protocol):
+    """The user's prompts, as a stream: there may be more of them than the driver should hold."""
+
+    @property
+    def num(self) -> int: ...
+
+    def take(self, *, start: int = 0, num: int | None = None) -> Iterator[Prompt]:
+        """`num` prompts from position `start` on, going on with the first after the last; None: all, once."""
         ...
 
 
 class Generators(Protocol):
     """The pool that serves the policy."""
 
-    def rollout(self, prompts: Sequence[Prompt], *, round_index: int) -> Iterator[Tree | Rejection]:
-        """One tree a prompt (or why there is none), in the order they finish; all of one policy version."""
+    def rollout(self, prompts: Iterable[Prompt], *, cycle: Cycle) -> Iterator[Rollout | Rejection]:
+        """One rollout a prompt (or why there is none), in the order they finish; all of one policy version.
+
+        Prompts are drawn as there is room for them.
+        """
         ...
 
     def answer(
@@ -57,41 +88,39 @@ class Generators(Protocol):
         """One answer a question, in the order they finish."""
         ...
 
-    def publish(self, trained: TrainResult, *, pairs: Sequence[PreferencePair]) -> PublishReceipt:
-        """Bring every generator to `trained.version` and prove it; `pairs` supply the probe answers."""
+    def publish(self, trained: TrainResult) -> PublishReceipt:
+        """Bring every generator to `trained.version` and prove it by `trained.probes`."""
         ...
 
-    def figures(self) -> dict[str, float]:
-        """Counters since the last call: tokens, engine and scorer seconds, batch sizes, cache hits."""
+    def counters(self) -> Counters:
+        """What generators and scorers have counted since the last call."""
         ...
 
 
 class Trainer(Protocol):
-    """The group that trains the policy: a round at once by `train`, or streamed by `begin`, `offer`s and `train`."""
+    """The group that trains the policy. A cycle is a stream of files of examples: `begin`, `offer`s and `finish`."""
 
-    def begin(self, *, round_index: int, output_dir: Path, num_pairs_at_most: int) -> None:
-        """Open the stream of a round: training starts with the first pairs offered. Returns at once."""
+    def begin(self, order: TrainOrder) -> None:
+        """Open the stream of a cycle; a fresh LoRA is trained on the policy of the cycle's version. Returns at once.
+
+        Training starts with the first examples, or with `finish` if the order is whole.
+        """
         ...
 
-    def offer(self, pairs: Sequence[PreferencePair]) -> None:
-        """More pairs of the open stream, in any order; each is offered once. Returns at once.
+    def offer(self, files: Sequence[str]) -> None:
+        """More files of the open stream (`csr_ray.store.tables`); each is offered once. Returns at once."""
+        ...
+
+    def finish(self, *, on_step: OnStep) -> TrainResult:
+        """Every file has been offered: end the stream, and wait for the adapter.
 
         Raises:
-            StalePolicyError: a pair is of another policy version than the round's.
+            StalePolicyError: an example is of another policy version than the cycle's.
         """
         ...
 
     def check(self) -> None:
-        """Raise what `train` would raise if the group has failed meanwhile, or could not start; returns at once."""
-        ...
-
-    def train(
-        self, pairs: Sequence[PreferencePair], *, round_index: int, output_dir: Path, on_step: OnStep
-    ) -> TrainResult:
-        """Train a fresh LoRA on the policy of version `round_index`; the adapter is saved to `output_dir`.
-
-        `pairs` are all of the round, in prompt order. If its stream is open they have all been offered; this ends it.
-        """
+        """Raise what `finish` would raise if the group has failed meanwhile, or could not start; returns at once."""
         ...
 
 

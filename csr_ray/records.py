@@ -6,26 +6,66 @@ All records are frozen; each checks its own invariants. Log-probabilities are na
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+JsonDict = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An image as a model sees it: the file, and what is done to it before anybody looks at it.
+
+    Attributes:
+        path: path or fsspec URL of the image file.
+        change: name and strength of a change (`csr_ray.data.images`), such as "noise:500"; empty: as it is.
+        seed: of the change, where it is a random one.
+    """
+
+    path: str
+    change: str = ""
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        """Names the picture in every cache and route: a noised image never meets the clean one's features."""
+        return f"{self.path}|{self.change}|{self.seed}" if self.change else self.path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """A question about a picture, as it is put to a model. The chat template is added where it is served."""
+
+    picture: Picture
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One image with one question about it.
+    """One row of the user's data: an image with a question about it.
 
     Attributes:
-        id: unique within the run; names the tree, the pair and the quarantine line.
+        id: unique within the run; names the rollout, its examples and the quarantine line.
         image: path or fsspec URL of the image file.
         text: the question alone; the chat template and the image placeholder are added where it is served.
         truth: a reference answer, for methods that need one.
+        source: where it stands in its file ("prompts.jsonl:17"); for the quarantine.
     """
 
     id: str
     image: str
     text: str
     truth: str | None = None
+    source: str = ""
+
+    @property
+    def ask(self) -> Ask:
+        return Ask(picture=Picture(path=self.image), text=self.text)
+
+    def refused(self, reason: str) -> Rejection:
+        """The line for the quarantine that says why this prompt was set aside."""
+        return Rejection(id=self.id, source=self.source or self.image, reason=reason)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,40 +98,53 @@ class Sentence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Node:
-    """One sentence of a tree, with its scores. The root is the prompt itself and is not a node.
+class Candidate:
+    """Something the policy said in a rollout: one sentence of a tree, a whole answer, or a judge's words.
 
     Attributes:
-        node: position in the tree's node list; `parent` is another such position, None below the root.
-        depth: 1 for the first sentence of an answer.
-        text: this sentence alone.
+        node: its position in the rollout's list; `parent` is another such position, None where nothing comes before
+            it but the prompt (every whole answer, and the first sentences of a tree).
+        depth: 1 for the first sentence of an answer, and for a whole answer.
+        role: what it is for. "sentence" in a tree; a method names its own ("greedy", "critic", ...).
+        asked: the question it answers, where that is not the prompt's own (a judge's prompt).
+        text: this candidate alone, without what came before it.
         scored_text: what the scorer saw of it: `text`, or what `reward.cleaning` left of that; None: it saw nothing.
         logp: sum over `token_ids`.
-        self_score: the policy's own score, on the scale of `reward.self_score`.
-        image_score: the scorer's; None where there is no text to score: a bare end of answer, or a sentence that
-            `reward.cleaning` dropped, and all behind it.
-        reward: the two blended, more is better; None where `image_score` is.
+        scores: by name, what judges said of it; None where one could not say anything. A tree's sentences have
+            "self" (the policy's own, on the scale of `reward.self_score`) and "image" (the scorer's; None where
+            there is no text to score: a bare end of answer, or a sentence that `reward.cleaning` dropped, and all
+            behind it).
+        reward: what the method makes of the scores, more is better; None where it cannot.
         final: the path from the root to here is a whole answer.
         kept: survived pruning, so it was (or could have been) continued.
     """
 
     node: int
-    parent: int | None
-    depth: int
     text: str
-    scored_text: str | None
     token_ids: tuple[int, ...]
     logp: float
-    self_score: float
-    image_score: float | None
-    reward: float | None
-    final: bool
-    kept: bool
+    parent: int | None = None
+    depth: int = 1
+    role: str = "sentence"
+    asked: str | None = None
+    scored_text: str | None = None
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    reward: float | None = None
+    final: bool = True
+    kept: bool = False
+
+    @property
+    def self_score(self) -> float | None:
+        return self.scores.get("self")
+
+    @property
+    def image_score(self) -> float | None:
+        return self.scores.get("image")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutStats:
-    """What growing a tree cost. Seconds are wall time of this tree's coroutine."""
+    """What a rollout cost. Seconds are wall time of this rollout's coroutine."""
 
     num_tokens: int = 0
     num_sentences_scored: int = 0
@@ -101,7 +154,7 @@ class RolloutStats:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tree:
+class Rollout:
     """Everything the policy said about one prompt, and which policy version said it.
 
     Raises:
@@ -109,63 +162,140 @@ class Tree:
     """
 
     prompt: Prompt
-    nodes: tuple[Node, ...]
+    candidates: tuple[Candidate, ...]
     policy_version: int
     seed: int
     stats: RolloutStats = field(default_factory=RolloutStats)
 
     def __post_init__(self) -> None:
-        for position, node in enumerate(self.nodes):
-            assert node.node == position, (node.node, position)
-            if node.parent is not None and not 0 <= node.parent < position:
-                raise ValueError(f"tree {self.prompt.id}: node {position} has parent {node.parent}")
+        for position, candidate in enumerate(self.candidates):
+            assert candidate.node == position, (candidate.node, position)
+            if candidate.parent is not None and not 0 <= candidate.parent < position:
+                raise ValueError(f"rollout {self.prompt.id}: candidate {position} has parent {candidate.parent}")
 
-    def path(self, leaf: int) -> tuple[Node, ...]:
-        """The nodes from the root's child down to `leaf`."""
-        nodes: list[Node] = []
+    def path(self, leaf: int) -> tuple[Candidate, ...]:
+        """The candidates from the root's child down to `leaf`."""
+        path: list[Candidate] = []
         current: int | None = leaf
         while current is not None:
-            nodes.append(self.nodes[current])
-            current = self.nodes[current].parent
-        return tuple(reversed(nodes))
+            path.append(self.candidates[current])
+            current = self.candidates[current].parent
+        return tuple(reversed(path))
 
-    def answers(self) -> tuple[tuple[Node, ...], ...]:
-        """Every whole answer, as its path of nodes."""
-        return tuple(self.path(node.node) for node in self.nodes if node.final)
+    def answers(self) -> tuple[tuple[Candidate, ...], ...]:
+        """Every whole answer, as its path of candidates."""
+        return tuple(self.path(candidate.node) for candidate in self.candidates if candidate.final)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferencePair:
-    """A chosen and a rejected answer to one prompt, as token ids with the log-probs the engine gave them.
+class Target:
+    """One answer of a training example.
 
-    `chosen_ids` and `rejected_ids` are exactly what was sampled, end-of-answer token included where there was one;
-    `*_logp` are sums over those tokens under policy `policy_version`, which is the DPO reference of the round.
-    `*_rewards` hold one reward a sentence, `*_self` and `*_image` its parts.
+    Attributes:
+        role: "chosen" and "rejected" of a preference pair.
+        token_ids: exactly what was sampled, end-of-answer token included where there was one.
+        logp: sum over those tokens under the policy that rolled out, which is the reference of its training.
+        reward: what made it chosen or rejected; more is better.
+        nodes: the rollout's candidates that it consists of.
+        num_sentences: for the record; the bare end of an answer says nothing and does not count.
+    """
+
+    role: str
+    text: str
+    token_ids: tuple[int, ...]
+    logp: float
+    reward: float
+    nodes: tuple[int, ...] = ()
+    num_sentences: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """What is trained on: a question, and answers to it. Two (chosen, rejected) are a preference pair.
+
+    Attributes:
+        id: the prompt's.
+        ask: the question that is trained under, which may be another than the rollout's.
+        policy_version, seed: of the rollout that it comes from.
     """
 
     id: str
-    image: str
-    prompt: str
-    chosen: str
-    rejected: str
-    chosen_ids: tuple[int, ...]
-    rejected_ids: tuple[int, ...]
-    chosen_logp: float
-    rejected_logp: float
-    chosen_reward: float
-    rejected_reward: float
-    chosen_nodes: tuple[int, ...]
-    rejected_nodes: tuple[int, ...]
+    ask: Ask
+    targets: tuple[Target, ...]
     policy_version: int
     method: str
     seed: int
 
     def __post_init__(self) -> None:
-        assert self.chosen_ids != self.rejected_ids, f"pair {self.id}: chosen equals rejected"
+        roles = [target.role for target in self.targets]
+        assert len(roles) == len(set(roles)) > 0, f"example {self.id}: targets {roles}"
+        if set(roles) == {"chosen", "rejected"}:
+            assert self.chosen.token_ids != self.rejected.token_ids, f"example {self.id}: chosen equals rejected"
+
+    def target(self, role: str) -> Target:
+        return next(target for target in self.targets if target.role == role)
+
+    @property
+    def chosen(self) -> Target:
+        return self.target("chosen")
+
+    @property
+    def rejected(self) -> Target:
+        return self.target("rejected")
 
     @property
     def margin(self) -> float:
-        return self.chosen_reward - self.rejected_reward
+        return self.chosen.reward - self.rejected.reward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One generate-judge-train-publish cycle of a method. CSR and SIMA have one a round, STIC has two.
+
+    Attributes:
+        name: unique within a round; the first phase of a round writes into the round's own folder, every other one
+            into a folder of this name in it.
+        objective: what is minimised, by the names of `train.objective`; None: what the config says.
+        max_examples_a_prompt: by which the optimizer's steps are planned before all rollouts are there.
+    """
+
+    name: str = "main"
+    objective: str | None = None
+    max_examples_a_prompt: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cycle:
+    """A phase in its place: of which round, the how-manyth there, and which policy version it starts from.
+
+    Versions count the trained phases, so this cycle's training makes version `policy_version + 1`.
+    """
+
+    round_index: int
+    phase: Phase = Phase()
+    position: int = 0
+    policy_version: int = 0
+
+    @property
+    def key(self) -> JsonDict:
+        """What names the cycle in the journal."""
+        return {"round": self.round_index, "phase": self.phase.name}
+
+    @property
+    def seed_parts(self) -> tuple[int | str, ...]:
+        """What makes the seeds of two cycles differ."""
+        return (self.round_index,) if self.position == 0 else (self.round_index, self.phase.name)
+
+    def __str__(self) -> str:
+        return f"round {self.round_index}" + (f", phase {self.phase.name}" if self.position else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """The name of a committed piece of a cycle, and where its first prompt stands among the cycle's prompts."""
+
+    name: str
+    position: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +305,10 @@ class Question:
     id: str
     image: str
     text: str
+
+    @property
+    def ask(self) -> Ask:
+        return Ask(picture=Picture(path=self.image), text=self.text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,16 +323,41 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Probe:
+    """An answer whose log-prob under the new policy the trainer has computed; the generators have to agree."""
+
+    id: str
+    ask: Ask
+    answer_ids: tuple[int, ...]
+    logp: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOrder:
+    """What a trainer is asked to do in one cycle.
+
+    Attributes:
+        output_dir: where the adapter is to lie.
+        num_examples_at_most: by which the steps of a stream are planned; whole orders know their number.
+        is_whole: every example is there before the first step, so the order in which they are trained repeats.
+    """
+
+    cycle: Cycle
+    output_dir: str
+    num_examples_at_most: int
+    is_whole: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What one round of training gave: a PEFT adapter folder and the figures of the round.
+    """What the training of one cycle gave: a PEFT adapter folder and the figures.
 
     Attributes:
         adapter: folder with adapter_config.json and adapter_model.safetensors.
         version: the policy version that base + all adapters up to this one make.
-        seconds: from the order to the adapter; of a streamed round, from its last pair.
-        optimizer_s: from the first step's start to the last step's end, without waits for pairs.
-        probe_logps: log-probs under the NEW policy of the first `len(probe_logps)` pairs' chosen answers; the
-            hand-over check compares them with the generators'.
+        seconds: from the order to the adapter; of a stream, from its last example.
+        optimizer_s: from the first step's start to the last step's end, without waits for examples.
+        probes: answers with their log-probs under the NEW policy, for the proof of the hand-over.
     """
 
     adapter: str
@@ -209,8 +368,31 @@ class TrainResult:
     optimizer_s: float
     loss_first: float
     loss_last: float
-    probe_logps: tuple[float, ...] = ()
+    probes: tuple[Probe, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def to_plain(self) -> JsonDict:
+        """As plain values, for the journal; without the adapter, whose place the run folder knows."""
+        plain = asdict(self)
+        del plain["adapter"]
+        return plain
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any], *, adapter: str) -> TrainResult:
+        fields = {name: plain[name] for name in cls.__dataclass_fields__ if name not in ("adapter", "probes")}
+        return cls(adapter=adapter, probes=_probes(plain["probes"]), **fields)
+
+
+def _probes(rows: Sequence[Mapping[str, Any]]) -> tuple[Probe, ...]:
+    return tuple(
+        Probe(
+            id=row["id"],
+            ask=Ask(picture=Picture(**row["ask"]["picture"]), text=row["ask"]["text"]),
+            answer_ids=tuple(row["answer_ids"]),
+            logp=row["logp"],
+        )
+        for row in rows
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +413,3 @@ class Rejection:
     id: str | None
     source: str
     reason: str
-
-
-JsonDict = dict[str, Any]

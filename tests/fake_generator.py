@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from actors.handover.proofs import Served
 from actors.handover.registry import Receiver
 from actors.score.client import ScorerPool
-from csr_ray.records import PreferencePair, Prompt
+from csr_ray.records import Cycle, Probe, Prompt
 
 LOGPS = (-10.0, -20.0)
 
@@ -27,7 +27,7 @@ class FakeGenerator:
         self._receiver = Receiver(registry, folder=Path(self._directory) / str(os.getpid()))
         return await self._receiver.pull()
 
-    async def publish(self, probes: list[PreferencePair]) -> Served:
+    async def publish(self, probes: list[Probe]) -> Served:
         before = self._receiver.num_bytes
         version = await self._receiver.pull()
         if self._fault == "dies":
@@ -52,7 +52,7 @@ class FakeGenerator:
 
 
 class ScoringGenerator:
-    """Asks its scorers as the real one does, and grows nothing."""
+    """Asks its scorers as the real one does, and says nothing itself."""
 
     def __init__(self, scorers: list[Any]) -> None:
         self._handles = scorers
@@ -61,8 +61,8 @@ class ScoringGenerator:
         self._scorers = ScorerPool(self._handles)
         return 0
 
-    async def grow(self, prompt: Prompt, round_index: int) -> None:
-        await self._scorers.score(prompt.image, texts=["A star."])
+    async def rollout(self, prompt: Prompt, cycle: Cycle) -> None:
+        await self._scorers.score(prompt.ask.picture, texts=["A star."])
 
 
 class DyingScorer:

@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from csr_ray.config.load import parse_config
 from csr_ray.config.schema import Config
+from csr_ray.counters import Counters
 from csr_ray.errors import ActorFailure
+from csr_ray.methods.base import Method, method_of
 from csr_ray.records import (
     Answer,
-    PreferencePair,
+    Ask,
+    Cycle,
+    Example,
+    Picture,
+    Probe,
     Prompt,
     PublishReceipt,
     Question,
-    Rejection,
+    Rollout,
     Sentence,
+    Target,
+    TrainOrder,
     TrainResult,
-    Tree,
 )
-from csr_ray.rollout.search import grow_tree
+from csr_ray.store.tables import read_examples
 
 
-def tiny_config(directory: Path | str = "unused", **sections: dict) -> Config:
+def tiny_config(directory: Path | str = "unused", *, method: str = "csr", **sections: dict) -> Config:
     tree: dict = {
+        "method": method,
         "run": {"dir": str(directory), "rounds": 2, "unit": 2},
         "data": {"prompts": "prompts.jsonl"},
         "policy": {"model": "model"},
@@ -42,25 +50,41 @@ def sentence(text: str, *, ids: Sequence[int], logp: float = -0.5, ended: bool =
     return Sentence(text=text, token_ids=tuple(ids), logps=(logp,) * len(ids), ended=ended)
 
 
-def preference_pair(**fields: Any) -> PreferencePair:
+def preference_pair(
+    *,
+    id: str,
+    chosen_ids: Sequence[int],
+    rejected_ids: Sequence[int],
+    image: str = "-",
+    prompt: str = "-",
+    chosen: str = "-",
+    rejected: str = "-",
+    chosen_logp: float = -1.0,
+    rejected_logp: float = -1.0,
+    chosen_reward: float = 1.0,
+    rejected_reward: float = 0.0,
+    policy_version: int = 0,
+    seed: int = 0,
+) -> Example:
     """A pair of which only what a test is about has to be said."""
-    usual = {
-        "image": "-",
-        "prompt": "-",
-        "chosen": "-",
-        "rejected": "-",
-        "chosen_reward": 1.0,
-        "rejected_reward": 0.0,
-        "chosen_nodes": (0,),
-        "rejected_nodes": (1,),
-        "policy_version": 0,
-        "method": "csr",
-        "seed": 0,
-    }
-    return PreferencePair(**{**usual, **fields})
+    texts, ids = (chosen, rejected), (chosen_ids, rejected_ids)
+    logps, rewards = (chosen_logp, rejected_logp), (chosen_reward, rejected_reward)
+    return Example(
+        id=id,
+        ask=Ask(picture=Picture(path=image), text=prompt),
+        targets=tuple(
+            Target(
+                role=role, text=texts[at], token_ids=tuple(ids[at]), logp=logps[at], reward=rewards[at], nodes=(at,)
+            )
+            for at, role in enumerate(("chosen", "rejected"))
+        ),
+        policy_version=policy_version,
+        method="csr",
+        seed=seed,
+    )
 
 
-def train_result(**fields: Any) -> TrainResult:
+def train_result(*, probe_logps: Sequence[float] = (-1.0,), **fields: Any) -> TrainResult:
     """What a trainer says after a round of one step, unless said otherwise."""
     usual = {
         "num_pairs": 1,
@@ -69,9 +93,27 @@ def train_result(**fields: Any) -> TrainResult:
         "optimizer_s": 0.1,
         "loss_first": 0.69,
         "loss_last": 0.5,
-        "probe_logps": (-1.0,),
+        "probes": tuple(
+            Probe(id=str(at), ask=Ask(picture=Picture(path="-"), text="-"), answer_ids=(1, 2), logp=logp)
+            for at, logp in enumerate(probe_logps)
+        ),
     }
     return TrainResult(**{**usual, **fields})
+
+
+@dataclass
+class PromptList:
+    """`csr_ray.ports.Prompts` on a list."""
+
+    prompts: Sequence[Prompt]
+
+    @property
+    def num(self) -> int:
+        return len(self.prompts)
+
+    def take(self, *, start: int = 0, num: int | None = None) -> Iterator[Prompt]:
+        for offset in range(len(self.prompts) if num is None else num):
+            yield self.prompts[(start + offset) % len(self.prompts)]
 
 
 @dataclass
@@ -83,7 +125,7 @@ class ScriptedEngine:
     asked: list[tuple[int, ...]] = field(default_factory=list)
 
     async def continuations(
-        self, prompt: Prompt, *, prefix_ids: tuple[int, ...], num: int, max_tokens: int, seed: int
+        self, ask: Ask, *, prefix_ids: tuple[int, ...], num: int, max_tokens: int, seed: int
     ) -> list[Sentence]:
         self.asked.append(prefix_ids)
         await asyncio.sleep(self.delay_s(prefix_ids))
@@ -97,7 +139,7 @@ class TableScorer:
     table: dict[str, float]
     calls: int = 0
 
-    async def score(self, image: str, *, texts: Sequence[str]) -> tuple[list[float], int]:
+    async def score(self, picture: Picture, *, texts: Sequence[str]) -> tuple[list[float], int]:
         self.calls += 1
         return [self.table[text] for text in texts], 0
 
@@ -105,13 +147,13 @@ class TableScorer:
 class TwoAnswerEngine:
     """Every prompt has a good and a bad one-sentence answer."""
 
-    async def continuations(self, prompt: Prompt, *, prefix_ids, num, max_tokens, seed) -> list[Sentence]:
+    async def continuations(self, ask: Ask, *, prefix_ids, num, max_tokens, seed) -> list[Sentence]:
         return [sentence("Good.", ids=(5, 2), ended=True), sentence("Bad.", ids=(6, 2), logp=-1.0, ended=True)]
 
 
 @dataclass
 class FakeGenerators:
-    """Grows real trees on a fake engine; `stop_after` trees it raises, as a killed driver would."""
+    """Grows real trees on a fake engine; `stop_after` rollouts it raises, as a killed driver would."""
 
     config: Config
     version: int = 0
@@ -122,26 +164,27 @@ class FakeGenerators:
     answered: int = 0
     die_at_publish: int | None = None
     num_counts: int = 0
+    method: Method | None = None
     _num_counted: int = 0
 
-    def rollout(self, prompts: Sequence[Prompt], *, round_index: int):
-        for prompt in reversed(prompts):  # not in the order they were asked for
+    def rollout(self, prompts, *, cycle: Cycle):
+        for prompt in reversed(list(prompts)):  # not in the order they were asked for
             if self.stop_after is not None and len(self.grown) >= self.stop_after:
                 raise KeyboardInterrupt
-            self.grown.append((round_index, prompt.id))
+            self.grown.append((cycle.round_index, prompt.id))
             if prompt.id in self.fail_ids:
-                yield Rejection(id=prompt.id, source=prompt.image, reason="poison")
+                yield prompt.refused("poison")
                 continue
-            yield self._tree(prompt)
+            yield self._rollout(prompt, cycle=cycle)
 
-    def _tree(self, prompt: Prompt) -> Tree:
+    def _rollout(self, prompt: Prompt, *, cycle: Cycle) -> Rollout:
+        method = self.method or method_of(self.config)
         return asyncio.run(
-            grow_tree(
+            method.rollout(
+                cycle.phase,
                 prompt,
                 engine=TwoAnswerEngine(),
                 scorer=TableScorer({"Good.": 60.0, "Bad.": 10.0}),
-                search=self.config.search,
-                reward=self.config.reward,
                 policy_version=self.version,
                 seed=1,
             )
@@ -152,7 +195,7 @@ class FakeGenerators:
             self.answered += 1
             yield Answer(id=question.id, text="Yes", token_ids=(1,), logp=-0.1, policy_version=self.version)
 
-    def publish(self, trained: TrainResult, *, pairs: Sequence[PreferencePair]) -> PublishReceipt:
+    def publish(self, trained: TrainResult) -> PublishReceipt:
         if len(self.published) == self.die_at_publish:
             raise KeyboardInterrupt
         if trained.version not in (self.version, self.version + 1):
@@ -161,50 +204,57 @@ class FakeGenerators:
         self.published.append(trained.version)
         return PublishReceipt(version=trained.version, num_bytes=10, seconds=0.1, num_generators=1, max_probe_gap=0.0)
 
-    def figures(self) -> dict[str, float]:
+    def counters(self) -> Counters:
         self.num_counts += 1
-        trees, self._num_counted = len(self.grown) - self._num_counted, len(self.grown)
-        return {"batches": 1.0, "sentences": float(trees), "score_s": 0.5}
+        rollouts, self._num_counted = len(self.grown) - self._num_counted, len(self.grown)
+        return Counters(scorer_batches=1.0, scorer_sentences=float(rollouts), scorer_s=0.5)
 
 
 @dataclass
 class FakeTrainer:
-    """`offered` has the ids of every call, by round."""
+    """`offered` has the ids of every call, by version; `orders` what was asked for."""
 
     trained: list[int] = field(default_factory=list)
     fail_at: int | None = None
     offered: dict[int, list[list[str]]] = field(default_factory=dict)
-    num_pairs_at_most: int | None = None
+    orders: list[TrainOrder] = field(default_factory=list)
     broken: str | None = None
     num_checks: int = 0
-    _open: int | None = None
+    _open: TrainOrder | None = None
 
     def check(self) -> None:
         self.num_checks += 1
         if self.broken:
             raise ActorFailure(self.broken)
 
-    def begin(self, *, round_index: int, output_dir: Path, num_pairs_at_most: int) -> None:
+    def begin(self, order: TrainOrder) -> None:
         assert self._open is None
-        self._open, self.num_pairs_at_most = round_index, num_pairs_at_most
-        self.offered[round_index] = []
+        self._open = order
+        self.orders.append(order)
+        self.offered[order.cycle.policy_version] = []
 
-    def offer(self, pairs) -> None:
+    def offer(self, files: Sequence[str]) -> None:
         assert self._open is not None
-        self.offered[self._open].append([pair.id for pair in pairs])
+        version = self._open.cycle.policy_version
+        for file in files:
+            examples = read_examples(Path(file))
+            assert {example.policy_version for example in examples} == {version}
+            self.offered[version].append([example.id for example in examples])
 
-    def train(self, pairs, *, round_index: int, output_dir: Path, on_step) -> TrainResult:
-        if round_index == self.fail_at:
+    def finish(self, *, on_step) -> TrainResult:
+        order, self._open = self._open, None
+        assert order is not None
+        version = order.cycle.policy_version
+        if version == self.fail_at:
             raise KeyboardInterrupt
-        if self._open is not None:
-            ids = [pair_id for offered in self.offered[self._open] for pair_id in offered]
-            assert (self._open, sorted(ids)) == (round_index, sorted(pair.id for pair in pairs))
-            self._open = None
-        output_dir.mkdir(parents=True)
-        (output_dir / "adapter_config.json").write_text(json.dumps({"r": 1}))
-        self.trained.append(round_index)
+        num = sum(map(len, self.offered[version]))
+        assert num == order.num_examples_at_most if order.is_whole else num <= order.num_examples_at_most
+        folder = Path(order.output_dir)
+        folder.mkdir(parents=True)
+        (folder / "adapter_config.json").write_text(json.dumps({"r": 1}))
+        self.trained.append(version)
         on_step(1, 1, 0.69)
-        return train_result(adapter=str(output_dir), version=round_index + 1, num_pairs=len(pairs))
+        return train_result(adapter=order.output_dir, version=version + 1, num_pairs=num)
 
 
 @dataclass

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from actors.train.group import TrainerGroup
-from csr_ray.records import PreferencePair, TrainResult
+from csr_ray.records import Cycle, Example, TrainOrder, TrainResult
+from csr_ray.store.tables import Outcome, write_example_unit
 
 
 @dataclass
@@ -21,8 +22,33 @@ class Group:
     results: list[TrainResult] = field(default_factory=list)
     losses: list[list[float]] = field(default_factory=list)
     _is_from_base: bool = False
+    _files: Iterator[int] = field(default_factory=itertools.count)
 
-    def round(self, pairs: Sequence[PreferencePair], *, on_step: Callable[[], None] = lambda: None) -> TrainResult:
+    def round(self, pairs: Sequence[Example], *, on_step: Callable[[], None] = lambda: None) -> TrainResult:
+        """All pairs are there before the first step. They count as rollouts of the version that is trained."""
+        version = len(self.trainer._adapters)
+        self.begin(num_examples_at_most=len(pairs), is_whole=True)
+        self.offer([replace(pair, policy_version=version) for pair in pairs])
+        return self.finish(on_step=on_step)
+
+    def begin(self, *, num_examples_at_most: int, is_whole: bool = False) -> None:
+        index = len(self.results)
+        cycle = Cycle(round_index=0 if self._is_from_base else index, policy_version=len(self.trainer._adapters))
+        order = TrainOrder(
+            cycle=cycle,
+            output_dir=str(self.directory / f"round_{index:03d}" / "adapter"),
+            num_examples_at_most=num_examples_at_most,
+            is_whole=is_whole,
+        )
+        self.trainer.begin(order)
+
+    def offer(self, pairs: Sequence[Example]) -> None:
+        """One more file."""
+        path = self.directory / f"unit_{next(self._files)}.parquet"
+        write_example_unit(path, examples=pairs, outcome=Outcome(made=len(pairs)))
+        self.trainer.offer([str(path)])
+
+    def finish(self, *, on_step: Callable[[], None] = lambda: None) -> TrainResult:
         losses: list[float] = []
 
         def note(step: int, num_steps: int, loss: float) -> None:
@@ -30,18 +56,10 @@ class Group:
             losses.append(loss)
             on_step()
 
-        result = self.trainer.train(pairs, on_step=note, **self._place())
+        result = self.trainer.finish(on_step=note)
         self.results.append(result)
         self.losses.append(losses)
         return result
-
-    def begin(self, *, num_pairs_at_most: int) -> None:
-        self.trainer.begin(num_pairs_at_most=num_pairs_at_most, **self._place())
-
-    def _place(self) -> dict[str, Any]:
-        index = len(self.results)
-        output_dir = self.directory / f"round_{index:03d}" / "adapter"
-        return {"round_index": 0 if self._is_from_base else index, "output_dir": output_dir}
 
     @contextlib.contextmanager
     def from_base(self) -> Iterator[None]:

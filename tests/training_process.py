@@ -24,4 +24,4 @@ def _join_training_group() -> None:
         port = probe.getsockname()[1]
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     prepare_process(Train(threads=1))
-    import actors.train.round  # noqa: F401 - for its imports
+    import actors.train.cycle  # noqa: F401 - for its imports

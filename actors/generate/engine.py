@@ -1,7 +1,7 @@
 """One vLLM engine as the search and the evaluation see it. Knows token ids, images and versions; knows no trees.
 
 The prompt goes in as raw ids with one image placeholder plus the answer so far: nothing is decoded and re-tokenised.
-The image is named by a uuid of its path, so the engine finds its features again instead of encoding it anew.
+The picture is named by a uuid of its key, so the engine finds its features again instead of encoding it anew.
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ import itertools
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.generate.expand import COUPLING_CLASS, MEMBER_LOGPROBS_BEYOND, Draft, Expansion, Tokens
 from actors.handover.hot_adapter import HotAdapter, refusal
-from actors.process.counters import Figures
-from csr_ray.config.schema import Config
+from actors.process.counters import Counting
+from csr_ray.config.schema import Config, Generators, Policy, Search
+from csr_ray.counters import Counters
 from csr_ray.data.chat import prompt_ids
-from csr_ray.data.prompts import load_image
-from csr_ray.records import Prompt, Question, Sentence
+from csr_ray.data.pictures import load_picture
+from csr_ray.records import Ask, Picture, Sentence
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _IMAGES_KEPT = 512
+_TEXTS_KEPT = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +51,58 @@ class LoadedPolicy:
     seconds: float
 
 
-class VllmEngine:
-    """`AsyncLLM` with images by path. Create it, then `await start()`."""
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What an engine has to know of a config.
 
-    def __init__(self, config: Config, *, model: Path | str) -> None:
-        self._config = config
+    Attributes:
+        search: how continuations are drawn.
+        seed: of the engine itself.
+        max_lora_rank, lora_targets: what to make room for with `generators.publish: adapter`.
+    """
+
+    policy: Policy
+    generators: Generators
+    search: Search = field(default_factory=Search)
+    seed: int = 0
+    max_lora_rank: int = 0
+    lora_targets: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: Config, *, phases_a_round: int = 1) -> EngineSettings:
+        is_hot = config.generators.publish == "adapter"
+        return cls(
+            policy=config.policy,
+            generators=config.generators,
+            search=config.search,
+            seed=config.run.seed,
+            max_lora_rank=config.served_rank(phases_a_round=phases_a_round) if is_hot else 0,
+            lora_targets=config.train.lora_targets,
+        )
+
+
+class VllmEngine:
+    """`AsyncLLM` with pictures by key. Create it, then `await start()`; `csr_ray.ports.Engine` is what methods see.
+
+    Args:
+        model: folder of the base policy.
+        counting: where the engine adds what it does.
+    """
+
+    def __init__(self, settings: EngineSettings, *, model: Path | str, counting: Counting) -> None:
+        self._policy = settings.policy
         self._model = str(model)
+        self._generators = settings.generators
+        self._search = settings.search
+        self._seed = settings.seed
+        self._counting = counting
+        self._hot: HotAdapter | None = None
+        if settings.generators.publish == "adapter":
+            self._hot = HotAdapter(max_rank=settings.max_lora_rank, targets=settings.lora_targets)
         self._ids: dict[str, list[int]] = {}
-        self._images: OrderedDict[str, Image] = OrderedDict()
+        self._images: OrderedDict[Picture, Image] = OrderedDict()
         self._requests = itertools.count()
         self._llm: Any = None
-        self._hot = HotAdapter(config) if config.generators.publish == "adapter" else None
 
     async def start(self) -> None:
         from transformers import AutoProcessor
@@ -67,44 +110,44 @@ class VllmEngine:
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        if self._config.search.expand == "diverse_greedy":
+        if self._search.expand == "diverse_greedy":
             # vLLM's second model runner (its choice on GPUs) has another interface for logits processors and refuses
             # this one. Read when the engine's processes start.
             os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         self._processor = await asyncio.to_thread(AutoProcessor.from_pretrained, self._model)
-        from actors.generate.engine_stats import ENGINE_FIGURES, stat_logger
+        from actors.generate.engine_stats import stat_logger
 
-        self._figures = Figures(*ENGINE_FIGURES, actor="generator")
         arguments = AsyncEngineArgs(**self._arguments(on_cpu=current_platform.is_cpu()))
         try:
-            self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger(self._figures)])
+            self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger(self._counting)])
         except Exception as error:
             if self._hot is not None and (reason := refusal(arguments.create_model_config())):
                 raise reason from error
             raise
         self._block_size = self._llm.vllm_config.cache_config.block_size
         tokenizer = self._processor.tokenizer
-        search = self._config.search
         ends = _end_tokens(self._model, tokenizer=tokenizer)
-        tokens = Tokens.of(tokenizer, search=search, ends=ends, unused=_image_token(self._llm.model_config))
-        self._expansion = Expansion(search, tokens, on_broken=lambda: self._figures.add(groups_redone=1))
+        tokens = Tokens.of(tokenizer, search=self._search, ends=ends, unused=_image_token(self._llm.model_config))
+        self._expansion = Expansion(
+            self._search, tokens, on_broken=lambda: self._counting.add(Counters(groups_redone=1))
+        )
 
     def _arguments(self, *, on_cpu: bool) -> dict[str, Any]:
         from vllm.v1.executor import UniProcExecutor
 
-        generators, search = self._config.generators, self._config.search
+        generators, search = self._generators, self._search
         # One image a prompt: a modality not named here would count as allowed, and be warmed up and kept room for.
         arguments: dict[str, Any] = {
             "model": self._model,
-            "dtype": self._config.policy.dtype,
-            "max_model_len": self._config.policy.max_model_len,
+            "dtype": self._policy.dtype,
+            "max_model_len": self._policy.max_model_len,
             "max_num_seqs": generators.max_num_seqs,
             "limit_mm_per_prompt": {"image": 1, "video": 0, "audio": 0},
             "enable_prefix_caching": True,
             "mm_processor_cache_gb": 1,
             "max_logprobs": max(20, search.candidates + MEMBER_LOGPROBS_BEYOND),
             "worker_extension_cls": "actors.handover.loader.PolicyLoader",
-            "seed": self._config.run.seed,
+            "seed": self._seed,
             "disable_log_stats": True,  # vLLM's own loggers; ours is given when the engine is made
             "enable_logging_iteration_details": True,
             "enforce_eager": on_cpu,
@@ -127,60 +170,67 @@ class VllmEngine:
         return arguments if self._hot is None else {**arguments, **self._hot.engine_arguments()}
 
     async def continuations(
-        self, prompt: Prompt, *, prefix_ids: tuple[int, ...], num: int, max_tokens: int, seed: int
+        self, ask: Ask, *, prefix_ids: tuple[int, ...], num: int, max_tokens: int, seed: int
     ) -> list[Sentence]:
         """See `csr_ray.ports.Engine`."""
-        if prompt.text not in self._ids:
-            self._ids[prompt.text] = prompt_ids(self._processor, question=prompt.text)
 
         async def decode(suffix: Sequence[int], options: Sequence[dict[str, Any]]) -> list[list[Draft]]:
-            finals = await self._finals(prompt.text, image=prompt.image, suffix=suffix, options=options)
+            finals = await self._finals(ask, suffix=suffix, options=options)
             return [[self._draft(final, output) for output in _in_order(final)] for final in finals]
 
         return await self._expansion.children(
             decode,
-            prompt_ids=self._ids[prompt.text],
+            prompt_ids=self._prompt_ids(ask.text),
             prefix_ids=prefix_ids,
             num=num,
             max_tokens=max_tokens,
             seed=seed,
         )
 
-    async def answer(self, question: Question, *, temperature: float, max_tokens: int, seed: int) -> Sentence:
-        """One whole answer, greedy at temperature 0."""
+    async def answer(
+        self, ask: Ask, *, temperature: float, max_tokens: int, seed: int, top_p: float = 1.0
+    ) -> Sentence:
+        """See `csr_ray.ports.Engine`."""
         outputs = await self._generate(
-            question.text,
-            image=question.image,
+            ask,
             n=1,
             max_tokens=max_tokens,
             temperature=temperature,
+            top_p=top_p,
             seed=seed if temperature else None,
             logprobs=0,
         )
         return self._sentence(outputs[0])
 
-    async def answer_logp(self, question: Question, *, answer_ids: Sequence[int]) -> float:
-        """Log-prob of a given answer under the loaded policy (teacher-forced), summed over its tokens."""
-        final = await self._final(
-            question.text, image=question.image, suffix=answer_ids, max_tokens=1, temperature=0.0, prompt_logprobs=0
-        )
+    def token_ids(self, text: str) -> tuple[int, ...]:
+        """See `csr_ray.ports.Engine`."""
+        return tuple(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    async def answer_logp(self, ask: Ask, *, answer_ids: Sequence[int]) -> float:
+        """See `csr_ray.ports.Engine`."""
+        final = await self._final(ask, suffix=answer_ids, max_tokens=1, temperature=0.0, prompt_logprobs=0)
         tail = final.prompt_logprobs[-len(answer_ids) :]
         return float(sum(entry[token].logprob for entry, token in zip(tail, answer_ids, strict=True)))
 
-    async def cached_gap(self, question: Question, *, answer_ids: Sequence[int]) -> float:
+    async def unreadable(self, picture: Picture) -> str | None:
+        """Why a picture cannot be used, None if it can; it is kept for the requests that follow."""
+        try:
+            await self._image(picture)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    async def cached_gap(self, ask: Ask, *, answer_ids: Sequence[int]) -> float:
         """How far the log-prob of the answer's last token depends on whether cached prefixes may be used.
 
         Teacher forcing computes every prefix anew and so would miss a cache that still holds the old policy's.
         """
         *prefix, last = answer_ids
-        final = await self._final(
-            question.text, image=question.image, suffix=answer_ids, max_tokens=1, temperature=0.0, prompt_logprobs=0
-        )
+        final = await self._final(ask, suffix=answer_ids, max_tokens=1, temperature=0.0, prompt_logprobs=0)
         fresh = final.prompt_logprobs[-1][last].logprob
         # Logprobs are those of the raw distribution, so forcing the token does not change its own.
         outputs = await self._generate(
-            question.text,
-            image=question.image,
+            ask,
             suffix=prefix,
             n=1,
             max_tokens=1,
@@ -208,10 +258,6 @@ class VllmEngine:
         wrong = tuple(name for result in results for name in result["wrong_tensors"])
         return LoadedPolicy(**{**results[0], "wrong_tensors": wrong})
 
-    def figures(self) -> dict[str, float]:
-        """The engine's counters since the last call (`actors.generate.engine_stats`)."""
-        return self._figures.take()
-
     async def check_health(self) -> None:
         await self._llm.check_health()
 
@@ -222,16 +268,21 @@ class VllmEngine:
         if self._hot is not None:
             self._hot.close()
 
-    async def _generate(self, text: str, *, image: str, **options: Any) -> list[Any]:
-        return _in_order(await self._final(text, image=image, **options))
+    async def _generate(self, ask: Ask, **options: Any) -> list[Any]:
+        return _in_order(await self._final(ask, **options))
 
-    async def _final(self, text: str, *, image: str, suffix: Sequence[int] = (), **options: Any) -> Any:
-        (final,) = await self._finals(text, image=image, suffix=suffix, options=[options])
+    async def _final(self, ask: Ask, *, suffix: Sequence[int] = (), **options: Any) -> Any:
+        (final,) = await self._finals(ask, suffix=suffix, options=[options])
         return final
 
-    async def _finals(
-        self, text: str, *, image: str, suffix: Sequence[int], options: Sequence[dict[str, Any]]
-    ) -> list[Any]:
+    def _prompt_ids(self, text: str) -> list[int]:
+        if text not in self._ids:
+            if len(self._ids) >= _TEXTS_KEPT:
+                self._ids.clear()
+            self._ids[text] = prompt_ids(self._processor, question=text)
+        return self._ids[text]
+
+    async def _finals(self, ask: Ask, *, suffix: Sequence[int], options: Sequence[dict[str, Any]]) -> list[Any]:
         """One request a set of options, all behind the same prompt, admitted in this order; waits for all of them.
 
         The prompt is rendered (its image looked up) once for all.
@@ -239,12 +290,10 @@ class VllmEngine:
         from vllm.inputs import TokensPrompt
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
-        if text not in self._ids:
-            self._ids[text] = prompt_ids(self._processor, question=text)
         prompt = TokensPrompt(
-            prompt_token_ids=[*self._ids[text], *suffix],
-            multi_modal_data={"image": await self._image(image)},
-            multi_modal_uuids={"image": hashlib.blake2b(image.encode(), digest_size=16).hexdigest()},
+            prompt_token_ids=[*self._prompt_ids(ask.text), *suffix],
+            multi_modal_data={"image": await self._image(ask.picture)},
+            multi_modal_uuids={"image": hashlib.blake2b(ask.picture.key.encode(), digest_size=16).hexdigest()},
         )
         (rendered,) = await self._llm.renderer.render_cmpl_async([parse_model_prompt(self._llm.model_config, prompt)])
         # A rendered prompt is submitted without a pause on the way, so tasks that start in order submit in order.
@@ -260,7 +309,7 @@ class VllmEngine:
             for final in finals
             if not final.prompt_logprobs
         )
-        self._figures.add(continuations=len(finals), continuation_misses=misses)
+        self._counting.add(Counters(continuations=len(finals), continuation_misses=misses))
 
     async def _run(self, rendered: Any, options: dict[str, Any]) -> Any:
         from vllm import SamplingParams
@@ -289,14 +338,16 @@ class VllmEngine:
             last=_most_probable(output.logprobs[-1]) if ids else (),
         )
 
-    async def _image(self, path: str) -> Image:
+    async def _image(self, picture: Picture) -> Image:
         """Decoded once while its prompt is at work; the engine's own cache holds the processed form."""
-        if path not in self._images:
-            self._images[path] = await asyncio.to_thread(load_image, path)
+        if picture not in self._images:
+            image = await asyncio.to_thread(load_picture, picture)
+            self._images[picture] = image
             if len(self._images) > _IMAGES_KEPT:
                 self._images.popitem(last=False)
-        self._images.move_to_end(path)
-        return self._images[path]
+            return image
+        self._images.move_to_end(picture)
+        return self._images[picture]
 
     def _sentence(self, output: Any) -> Sentence:
         ids = tuple(output.token_ids)

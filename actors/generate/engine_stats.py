@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from actors.process.counters import Figures
+from actors.process.counters import Counting
+from csr_ray.counters import Counters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,28 +18,9 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
 
-# Sums over engine steps: `running` over `slots` is the occupancy, `waiting` over `steps` the queue's depth,
-# `prefix_hits` over `prefix_queries` (tokens) the prefix cache's hit rate, and so on.
-ENGINE_FIGURES = (
-    "engine_steps",
-    "engine_running",
-    "engine_slots",
-    "engine_waiting",
-    "engine_tokens",
-    "engine_preempted",
-    "prefix_queries",
-    "prefix_hits",
-    "processor_queries",
-    "processor_hits",
-    "image_encodes",
-    "continuations",
-    "continuation_misses",
-    "groups_redone",
-)
 
-
-def stat_logger(figures: Figures) -> Callable[[VllmConfig, int], StatLoggerBase]:
-    """A factory for `AsyncLLM.from_engine_args(stat_loggers=[...])` that adds to `figures`."""
+def stat_logger(counting: Counting) -> Callable[[VllmConfig, int], StatLoggerBase]:
+    """A factory for `AsyncLLM.from_engine_args(stat_loggers=[...])` that adds to `counting`."""
 
     class _Adder(StatLoggerBase):
         def __init__(self, vllm_config: VllmConfig, engine_index: int = 0) -> None:
@@ -51,13 +33,14 @@ def stat_logger(figures: Figures) -> Callable[[VllmConfig, int], StatLoggerBase]
             mm_cache_stats: MultiModalCacheStats | None = None,
             engine_idx: int = 0,
         ) -> None:
-            figures.add(
-                **_of_scheduler(scheduler_stats, max_num_seqs=self._max_num_seqs),
-                engine_tokens=0 if iteration_stats is None else iteration_stats.num_generation_tokens,
-                engine_preempted=0 if iteration_stats is None else iteration_stats.num_preempted_reqs,
-                processor_queries=0 if mm_cache_stats is None else mm_cache_stats.queries,
-                processor_hits=0 if mm_cache_stats is None else mm_cache_stats.hits,
-            )
+            counters = _of_scheduler(scheduler_stats, max_num_seqs=self._max_num_seqs)
+            if iteration_stats is not None:
+                counters.engine_tokens = iteration_stats.num_generation_tokens
+                counters.engine_preempted = iteration_stats.num_preempted_reqs
+            if mm_cache_stats is not None:
+                counters.processor_queries = mm_cache_stats.queries
+                counters.processor_hits = mm_cache_stats.hits
+            counting.add(counters)
 
         def log_engine_initialized(self) -> None:
             pass
@@ -65,16 +48,16 @@ def stat_logger(figures: Figures) -> Callable[[VllmConfig, int], StatLoggerBase]
     return _Adder
 
 
-def _of_scheduler(stats: Any, *, max_num_seqs: int) -> dict[str, float]:
+def _of_scheduler(stats: Any, *, max_num_seqs: int) -> Counters:
     if stats is None:
-        return {}
+        return Counters()
     prefix, details = stats.prefix_cache_stats, stats.iteration_details
-    return {
-        "engine_steps": 1,
-        "engine_running": stats.num_running_reqs,
-        "engine_slots": max_num_seqs,
-        "engine_waiting": stats.num_waiting_reqs,
-        "prefix_queries": prefix.queries if prefix is not None else 0,
-        "prefix_hits": prefix.hits if prefix is not None else 0,
-        "image_encodes": details.num_encoder_inputs if details is not None else 0,
-    }
+    return Counters(
+        engine_steps=1,
+        engine_running=stats.num_running_reqs,
+        engine_slots=max_num_seqs,
+        engine_waiting=stats.num_waiting_reqs,
+        prefix_queries=prefix.queries if prefix is not None else 0,
+        prefix_hits=prefix.hits if prefix is not None else 0,
+        image_encodes=details.num_encoder_inputs if details is not None else 0,
+    )

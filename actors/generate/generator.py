@@ -1,7 +1,7 @@
-"""The generator actor: a vLLM engine that grows trees, answers questions and takes new weights.
+"""The generator actor: a vLLM engine on which a method rolls out, which answers questions and takes new weights.
 
-Each call of `grow` is one prompt's coroutine; the engine's continuous batching fills up from all of them. Everything
-that leaves here is stamped with the policy version that made it.
+Each call of `rollout` is one prompt's coroutine; the engine's continuous batching fills up from all of them.
+Everything that leaves here is stamped with the policy version that made it.
 """
 
 from __future__ import annotations
@@ -13,34 +13,49 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.generate.engine import VllmEngine
+from actors.generate.engine import EngineSettings, VllmEngine
 from actors.handover.proofs import Served
 from actors.handover.registry import Receiver
-from actors.process.counters import Figures
+from actors.process.counters import Counting
 from actors.process.logs import log_to_file
 from actors.score.client import ScorerPool
-from csr_ray.config.schema import Config
+from csr_ray.counters import Counters
 from csr_ray.errors import StalePolicyError
+from csr_ray.methods.base import Method
 from csr_ray.policy.source import local_folder
-from csr_ray.records import Answer, PreferencePair, Prompt, Question, Tree
-from csr_ray.rollout.search import derive_seed, grow_tree
-
-GENERATOR_FIGURES = ("trees", "nodes")
+from csr_ray.records import Answer, Cycle, Probe, Prompt, Question, Rejection, Rollout
+from csr_ray.rollout.search import derive_seed
 
 
 class GeneratorActor:
-    """One engine. Serves nothing until `start` has brought it to the current policy version."""
+    """One engine. Serves nothing until `start` has brought it to the current policy version.
 
-    def __init__(self, config: Config, *, model: str, scorers: Sequence[Any], log: str | None = None) -> None:
+    Args:
+        model: reference of the base policy (`csr_ray.policy.source`).
+        method: what rolls out; None: this generator answers questions only.
+        seed: of the run; what is drawn for a prompt follows from it, the cycle and the prompt's id.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        *,
+        model: str,
+        scorers: Sequence[Any] = (),
+        method: Method | None = None,
+        seed: int = 0,
+        log: str | None = None,
+    ) -> None:
         if log:
             log_to_file(log)
-        self._config = config
-        self._engine = VllmEngine(config, model=local_folder(model))
+        self._method = method
+        self._seed = seed
+        self._counting = Counting(actor="generator")
+        self._engine = VllmEngine(settings, model=local_folder(model), counting=self._counting)
         self._scorers = ScorerPool(scorers)
         self._version: int | None = None
         self._receiver: Receiver | None = None
         self._directory = tempfile.TemporaryDirectory(prefix="csr-ray-adapters-")
-        self._figures = Figures(*GENERATOR_FIGURES, actor="generator")
 
     async def start(self, registry: Any) -> int:
         """Bring the engine up with the registry's current policy; returns the version it serves."""
@@ -52,22 +67,23 @@ class GeneratorActor:
         self._version = version
         return version
 
-    async def grow(self, prompt: Prompt, round_index: int) -> Tree:
-        """The sentence tree of one prompt."""
+    async def rollout(self, prompt: Prompt, cycle: Cycle) -> Rollout | Rejection:
+        """What the method makes the policy say to one prompt, or why its picture cannot be used."""
+        assert self._method is not None, "started to answer questions only"
         version = self._current_version()
-        config = self._config
-        tree = await grow_tree(
+        if (reason := await self._engine.unreadable(prompt.ask.picture)) is not None:
+            return prompt.refused(reason)
+        rollout = await self._method.rollout(
+            cycle.phase,
             prompt,
             engine=self._engine,
             scorer=self._scorers,
-            search=config.search,
-            reward=config.reward,
             policy_version=version,
-            seed=derive_seed(config.run.seed, round_index, prompt.id),
+            seed=derive_seed(self._seed, *cycle.seed_parts, prompt.id),
         )
-        assert self._version == version, "weights changed while a tree was growing"
-        self._figures.add(trees=1, nodes=len(tree.nodes))
-        return tree
+        assert self._version == version, "weights changed while the policy spoke"
+        self._counting.add(Counters(rollouts=1, candidates=len(rollout.candidates)))
+        return rollout
 
     async def answer(
         self, questions: Sequence[Question], temperature: float, max_tokens: int, seed: int
@@ -77,7 +93,7 @@ class GeneratorActor:
 
         async def one(question: Question) -> Answer:
             sentence = await self._engine.answer(
-                question, temperature=temperature, max_tokens=max_tokens, seed=derive_seed(seed, question.id)
+                question.ask, temperature=temperature, max_tokens=max_tokens, seed=derive_seed(seed, question.id)
             )
             return Answer(
                 id=question.id,
@@ -89,7 +105,7 @@ class GeneratorActor:
 
         return list(await asyncio.gather(*(one(question) for question in questions)))
 
-    async def publish(self, probes: Sequence[PreferencePair]) -> Served:
+    async def publish(self, probes: Sequence[Probe]) -> Served:
         """Pull and serve the registry's current policy, and say what can be checked about it.
 
         Raises:
@@ -102,12 +118,9 @@ class GeneratorActor:
         version = await self._receiver.pull()
         loaded = await self._engine.load_policy(adapters=self._receiver.adapters)
         self._version = version
-        questions = [Question(id=pair.id, image=pair.image, text=pair.prompt) for pair in probes]
-        answers = [pair.chosen_ids for pair in probes]
         engine = self._engine
-        asked = list(zip(questions, answers, strict=True))
-        logps = await asyncio.gather(*(engine.answer_logp(question, answer_ids=answer) for question, answer in asked))
-        gaps = await asyncio.gather(*(engine.cached_gap(question, answer_ids=answer) for question, answer in asked))
+        logps = await asyncio.gather(*(engine.answer_logp(one.ask, answer_ids=one.answer_ids) for one in probes))
+        gaps = await asyncio.gather(*(engine.cached_gap(one.ask, answer_ids=one.answer_ids) for one in probes))
         return Served(
             version=version,
             checksum=loaded.checksum,
@@ -123,9 +136,9 @@ class GeneratorActor:
             raise StalePolicyError("this generator does not hold the current policy: not started, or failed")
         return self._version
 
-    async def figures(self) -> dict[str, float]:
-        """The counters of this actor and its engine since the last call."""
-        return self._figures.take() | self._engine.figures()
+    async def counters(self) -> Counters:
+        """What this actor and its engine have counted since the last call."""
+        return self._counting.take()
 
     async def close(self) -> None:
         self._engine.close()

@@ -15,19 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
 
 
 class HotAdapter:
     """The LoRA that one engine serves.
 
+    Args:
+        max_rank: the engine makes room for a LoRA of this rank (`Config.served_rank`).
+        targets: linear layers that may have one (`train.lora_targets`).
+
     Attributes:
         request: what every request of the engine carries; None: the base alone.
     """
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, *, max_rank: int, targets: Sequence[str]) -> None:
+        self._max_rank = max_rank
+        self._targets = tuple(targets)
         self._folder = tempfile.TemporaryDirectory(prefix="csr-ray-served-")
         self._ids = itertools.count(1)
         self.request: Any = None
@@ -38,9 +42,9 @@ class HotAdapter:
             "enable_lora": True,
             "max_loras": 1,
             "max_cpu_loras": 2,  # the new one is read while the old one is still there
-            "max_lora_rank": self._config.served_rank,
+            "max_lora_rank": self._max_rank,
             # What is not named gets no LoRA: without this the output head, too, would pay for one at every token.
-            "lora_target_modules": list(self._config.train.lora_targets),
+            "lora_target_modules": list(self._targets),
         }
 
     async def switch(self, llm: Any, *, adapters: Sequence[str]) -> list[dict[str, Any]]:
@@ -75,12 +79,10 @@ class HotAdapter:
 
         tensors = combined_tensors([Path(adapter) for adapter in adapters])
         rank = next(len(tensor) for name, tensor in tensors.items() if name.endswith(".lora_A.weight"))
-        room = self._config.served_rank
-        if rank > room:
+        if rank > self._max_rank:
             raise ValueError(
-                f"{len(adapters)} adapters together have rank {rank}; the engine makes room for {room} "
-                f"(train.lora_rank = {self._config.train.lora_rank} times run.rounds = {self._config.run.rounds}); "
-                "set generators.publish=merge"
+                f"{len(adapters)} adapters together have rank {rank}; the engine makes room for {self._max_rank} "
+                "(train.lora_rank times run.rounds); set generators.publish=merge"
             )
         name = f"version_{len(adapters):03d}-{checksum(tensors.items())[:12]}"
         folder = Path(self._folder.name) / name

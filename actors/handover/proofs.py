@@ -7,10 +7,10 @@ asked, and what happens to one that failed, is `actors.pool.generators`'s.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from csr_ray.records import PreferencePair, TrainResult
+from csr_ray.records import TrainResult
 
 _MAX_NAMES = 3
 
@@ -22,7 +22,7 @@ class Served:
     Attributes:
         checksum: of the tensors it loaded.
         wrong_tensors: those whose layer answers otherwise, worst first.
-        probe_logps: log-probs of the probes' chosen answers.
+        probe_logps: log-probs of the probes' answers.
         cache_gaps: one a probe, see `VllmEngine.cached_gap`.
     """
 
@@ -44,12 +44,12 @@ class Proof:
     """
 
     trained: TrainResult
-    probes: Sequence[PreferencePair]
     tolerance: float
 
     def gap(self, served: Served) -> float:
         """Largest gap of a probe answer's log-prob between generator and trainer, absolute."""
-        gaps = [abs(ours - theirs) for ours, theirs in zip(served.probe_logps, self.trained.probe_logps, strict=True)]
+        pairs = zip(served.probe_logps, self.trained.probes, strict=True)
+        gaps = [abs(logp - probe.logp) for logp, probe in pairs]
         return max(gaps, default=0.0)
 
     def fault(self, served: Served) -> str | None:
@@ -60,13 +60,14 @@ class Proof:
             names = ", ".join(served.wrong_tensors[:_MAX_NAMES])
             more = len(served.wrong_tensors) - _MAX_NAMES
             return f"its weights differ from what was sent: {names}" + (f" and {more} more" if more > 0 else "")
-        answers = zip(self.probes, served.probe_logps, self.trained.probe_logps, served.cache_gaps, strict=True)
-        for probe, ours, theirs, cache_gap in answers:
-            allowed = self.tolerance * len(probe.chosen_ids)
-            if not abs(ours - theirs) <= allowed:
+        answers = zip(self.trained.probes, served.probe_logps, served.cache_gaps, strict=True)
+        for probe, logp, cache_gap in answers:
+            allowed = self.tolerance * len(probe.answer_ids)
+            off = abs(logp - probe.logp)
+            if not off <= allowed:
                 return (
-                    f"the log-prob of probe answer {probe.id} is {abs(ours - theirs):.4g} off the trainer's, allowed "
-                    f"{allowed:.4g} (generators.probe_tolerance a token); it serves other weights"
+                    f"the log-prob of probe answer {probe.id} is {off:.4g} off the trainer's, allowed {allowed:.4g} "
+                    "(generators.probe_tolerance a token); it serves other weights"
                 )
             if not cache_gap <= max(self.tolerance, 1e-3):
                 return (

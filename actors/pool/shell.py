@@ -5,10 +5,8 @@ It decides nothing. What a replica is called there (`generator 1`) is here a Ray
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import ray
@@ -33,57 +31,63 @@ from actors.pool.events import (
     T,
 )
 from actors.pool.lives import RoleLimits
-from actors.process.logs import tail
+from actors.pool.replicas import Replicas
 from csr_ray.errors import ActorFailure, ScorerFailure
 
 # Results that the driver holds at once; the others stay in the object store until these are handed on.
 _RESULTS_A_TURN = 256
+_LOOK_UP_EVERY_S = 1.0
 
 
 class Shell:
     """Actors that serve already. Nobody is replaced in mid-work yet: any death is the end of the run.
 
     Args:
-        logs: folder of the actors' logs, whose ends an error quotes.
         hang_s: a generator that has work and is silent for so long is dead.
     """
 
-    def __init__(self, *, generators: Sequence[Any], scorers: Sequence[Any], logs: Path, hang_s: float) -> None:
-        self._generators = list(generators)
-        self._scorers = list(scorers)
-        self._logs = logs
+    def __init__(self, replicas: Replicas, *, hang_s: float) -> None:
+        self._replicas = replicas
         self._hang_s = hang_s
 
     def map(
-        self, items: Iterable[T], *, image_of: Callable[[T], str], submit: Callable[[Any, T], Any], in_flight: int
+        self,
+        items: Iterable[T],
+        *,
+        image_of: Callable[[T], str],
+        submit: Callable[[Any, T], Any],
+        in_flight: int,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[T, Any]]:
         """Each item with its result, or with the RayTaskError that is its own, as they come.
+
+        `stopped` is asked at least once a second; if it says so, this ends, whatever is under way.
 
         Raises:
             ActorFailure: somebody died or hangs, or nothing but errors comes back. Says who, and ends with its log.
         """
-        actors: dict[Role, list[Any]] = {"generator": self._generators, "scorer": self._scorers}
+        num: dict[Role, int] = {"generator": self._replicas.num("generator"), "scorer": self._replicas.num("scorer")}
         decisions = Decisions(
             items,
             image_of=image_of,
             in_flight=in_flight,
             limits={
-                "generator": RoleLimits(hang_s=self._hang_s, min_replicas=max(1, len(self._generators))),
-                "scorer": RoleLimits(min_replicas=max(1, len(self._scorers))),
+                "generator": RoleLimits(hang_s=self._hang_s, min_replicas=max(1, num["generator"])),
+                "scorer": RoleLimits(min_replicas=max(1, num["scorer"])),
             },
         )
         running: dict[Any, Send[T]] = {}
         results: dict[int, Any] = {}
-        events: list[Event] = [Joined(Replica(role, slot)) for role in actors for slot in range(len(actors[role]))]
-        while True:
+        events: list[Event] = [Joined(Replica(role, slot)) for role in num for slot in range(num[role])]
+        while not stopped():
             for action in decisions.step(events, now_s=time.monotonic()):
                 match action:
                     case Send(_, replica, item):
-                        running[submit(self._generators[replica.slot], item)] = action
+                        running[submit(self._replicas.actor("generator", replica.slot), item)] = action
                     case Deliver(call, item) | Quarantine(call, item):
                         yield item, results.pop(call)
                     case Kill(replica):
-                        ray.kill(actors[replica.role][replica.slot])
+                        self._replicas.kill(replica.role, replica.slot)
                     case GiveUp():
                         cause = None if action.call is None else results.get(action.call)
                         raise self._failure(action) from cause
@@ -99,7 +103,7 @@ class Shell:
         """What came back; waits for something until then. All who answered are named, so that nobody seems silent."""
         ready, _ = ray.wait(list(running), num_returns=len(running), timeout=0.02, fetch_local=True)
         if not ready:
-            wait_s = None if until_s == math.inf else max(0.0, until_s - time.monotonic())
+            wait_s = min(_LOOK_UP_EVERY_S, max(0.0, until_s - time.monotonic()))
             ready, _ = ray.wait(list(running), num_returns=1, timeout=wait_s)
         read, unread = ready[:_RESULTS_A_TURN], ready[_RESULTS_A_TURN:]
         events: list[Event] = [Answered(replica) for replica in {running[reference].replica for reference in unread}]
@@ -121,8 +125,7 @@ class Shell:
     def _failure(self, action: GiveUp) -> ActorFailure:
         if action.replica is None:
             return ActorFailure(action.reason)
-        log = self._logs / f"{action.replica.role}_{action.replica.slot}.log"
-        return ActorFailure(f"{action.reason}\nlast lines of {log}:\n{tail(log)}")
+        return ActorFailure(f"{action.reason}\n{self._replicas.last_lines(action.replica.role, action.replica.slot)}")
 
 
 def reason_of(error: RayTaskError) -> str:

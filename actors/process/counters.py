@@ -1,40 +1,37 @@
-"""Counters of one actor: summed until somebody takes them, and shown to Prometheus as Ray metrics on the way.
+"""The counters of one actor: summed until somebody takes them, and shown to Prometheus as Ray metrics on the way.
 
-Every counter only ever grows by what is added, so the figures of several actors and of several units of work may be
-summed; ratios are formed where they are read (`csr_ray.stages.summary`). What this module does not know: what is
-counted.
+What is counted, and what it means, is `csr_ray.counters.Counters`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
+
+from csr_ray.counters import Counters
 
 _EXPORT_EVERY_S = 1.0
 
 
-class Figures:
-    """Named sums, exported once a second as counters `csr_ray_<name>` with the tag `actor`."""
+class Counting:
+    """Counts of one actor, exported once a second as counters `csr_ray_<name>` with the tag `actor`."""
 
-    def __init__(self, *names: str, actor: str) -> None:
-        self._values = dict.fromkeys(names, 0.0)
-        self._unsent = dict.fromkeys(names, 0.0)
+    def __init__(self, *, actor: str) -> None:
+        self._counted = Counters()
+        self._unsent = Counters()
         self._actor = actor
-        self._metrics: dict[str, Any] | None = None
+        self._metrics: dict[str, Any] = {}
         self._sent_s = time.perf_counter()
 
-    def add(self, **values: float) -> None:
-        """Add to counters; a name that was not declared is a bug and raises KeyError."""
-        for name, value in values.items():
-            self._values[name] += value
-            self._unsent[name] += value
+    def add(self, more: Counters) -> None:
+        self._counted.add(more)
+        self._unsent.add(more)
         if time.perf_counter() - self._sent_s >= _EXPORT_EVERY_S:
             self._export()
 
-    def take(self) -> dict[str, float]:
-        """The sums since the last call."""
-        taken, self._values = self._values, dict.fromkeys(self._values, 0.0)
+    def take(self) -> Counters:
+        """The counts since the last call."""
+        taken, self._counted = self._counted, Counters()
         self._export()
         return taken
 
@@ -42,21 +39,16 @@ class Figures:
         import ray
 
         self._sent_s = time.perf_counter()
-        unsent, self._unsent = self._unsent, dict.fromkeys(self._unsent, 0.0)
+        unsent, self._unsent = self._unsent, Counters()
         if not ray.is_initialized():
             return
-        if self._metrics is None:
-            self._metrics = _counters(unsent, actor=self._actor)
-        for name, value in unsent.items():
-            if value > 0:
-                self._metrics[name].inc(value)
+        for name, value in unsent.to_plain().items():
+            self._metric(name).inc(value)
 
+    def _metric(self, name: str) -> Any:
+        if name not in self._metrics:
+            from ray.util.metrics import Counter
 
-def _counters(names: Mapping[str, float], *, actor: str) -> dict[str, Any]:
-    from ray.util.metrics import Counter
-
-    counters = {}
-    for name in names:
-        counters[name] = Counter(f"csr_ray_{name}", description=f"sum of {name}", tag_keys=("actor",))
-        counters[name].set_default_tags({"actor": actor})
-    return counters
+            self._metrics[name] = Counter(f"csr_ray_{name}", description=f"sum of {name}", tag_keys=("actor",))
+            self._metrics[name].set_default_tags({"actor": self._actor})
+        return self._metrics[name]

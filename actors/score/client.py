@@ -15,6 +15,9 @@ from ray.exceptions import RayActorError
 
 from actors.score.scorer import Scores
 from csr_ray.errors import ScorerFailure
+from csr_ray.records import Picture
+
+_Asked = tuple[Picture, tuple[str, ...], "asyncio.Future[Scores]"]
 
 
 class ScorerPool:
@@ -22,19 +25,19 @@ class ScorerPool:
 
     def __init__(self, scorers: Sequence[Any]) -> None:
         self._scorers = list(scorers)
-        self._waiting: dict[int, list[tuple[str, tuple[str, ...], asyncio.Future[Scores]]]] = {}
+        self._waiting: dict[int, list[_Asked]] = {}
         self._calls: set[asyncio.Task[None]] = set()
 
-    async def score(self, image: str, *, texts: Sequence[str]) -> Scores:
+    async def score(self, picture: Picture, *, texts: Sequence[str]) -> Scores:
         """See `csr_ray.ports.Scorer`."""
-        digest = hashlib.blake2b(image.encode(), digest_size=8).digest()
+        digest = hashlib.blake2b(picture.key.encode(), digest_size=8).digest()
         index = int.from_bytes(digest, "big") % len(self._scorers)
         done: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
         if index not in self._waiting:
             self._waiting[index] = []
             # The loop's next turn: whatever else this turn makes ready still gets on.
             asyncio.get_running_loop().call_soon(self._send, index)
-        self._waiting[index].append((image, tuple(texts), done))
+        self._waiting[index].append((picture, tuple(texts), done))
         return await done
 
     def _send(self, index: int) -> None:
@@ -42,9 +45,9 @@ class ScorerPool:
         self._calls.add(call)  # the loop itself holds tasks weakly
         call.add_done_callback(self._calls.discard)
 
-    async def _call(self, index: int, asked: Sequence[tuple[str, tuple[str, ...], asyncio.Future[Scores]]]) -> None:
+    async def _call(self, index: int, asked: Sequence[_Asked]) -> None:
         try:
-            answers = await self._scorers[index].score.remote([(image, texts) for image, texts, _ in asked])
+            answers = await self._scorers[index].score.remote([(picture, texts) for picture, texts, _ in asked])
         except RayActorError as error:  # everybody who waits for it has to know who died
             answers = [ScorerFailure(index, " ".join(str(error).split())[:300])] * len(asked)
         except Exception as error:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from cachetools import LRUCache
 
-from csr_ray.data.prompts import load_image
+from csr_ray.data.pictures import load_picture
+from csr_ray.records import Picture
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ class ClipModel:
         self._autocast = dtype == "bfloat16"
         self._tokenizer = open_clip.get_tokenizer(where["model_name"])
         self._context = int(getattr(self._tokenizer, "context_length", 77) or 77)
-        self._images: LRUCache[str, torch.Tensor] = LRUCache(_IMAGES_KEPT)
+        self._images: LRUCache[Picture, torch.Tensor] = LRUCache(_IMAGES_KEPT)
         self._texts: LRUCache[str, tuple[torch.Tensor, bool]] = LRUCache(_TEXTS_KEPT)
         self._num_images = self._num_texts = 0
 
@@ -49,8 +50,8 @@ class ClipModel:
         self._num_images = self._num_texts = 0
         return taken
 
-    def scores(self, pairs: Sequence[tuple[str, str]]) -> tuple[list[float], list[bool]]:
-        """For each (image path, text): 100 cos, and whether the text was cut at the context length."""
+    def scores(self, pairs: Sequence[tuple[Picture, str]]) -> tuple[list[float], list[bool]]:
+        """For each (picture, text): 100 cos, and whether the text was cut at the context length."""
         image_rows = self._image_rows([image for image, _ in pairs])
         text_rows = self._text_rows([text for _, text in pairs])
         images = self._torch.stack([image_rows[image] for image, _ in pairs])
@@ -58,13 +59,13 @@ class ClipModel:
         scores = (100.0 * (images * texts).sum(dim=-1)).tolist()
         return scores, [text_rows[text][1] for _, text in pairs]
 
-    def _image_rows(self, paths: Sequence[str]) -> dict[str, torch.Tensor]:
+    def _image_rows(self, pictures: Sequence[Picture]) -> dict[Picture, torch.Tensor]:
         """The embedding of each image. They are handed on and not read back: a batch may be larger than the cache."""
-        known = {path: self._images[path] for path in dict.fromkeys(paths) if path in self._images}
-        missing = [path for path in dict.fromkeys(paths) if path not in known]
+        known = {picture: self._images[picture] for picture in dict.fromkeys(pictures) if picture in self._images}
+        missing = [picture for picture in dict.fromkeys(pictures) if picture not in known]
         if not missing:
             return known
-        batch = self._torch.stack([self._transform(load_image(path)) for path in missing]).to(self._device)
+        batch = self._torch.stack([self._transform(load_picture(picture)) for picture in missing]).to(self._device)
         new = dict(zip(missing, self._unit(self._model.encode_image, batch), strict=True))
         self._images.update(new)
         self._num_images += len(new)

@@ -10,30 +10,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from actors.process.counters import Figures
+from actors.process.counters import Counting
 from actors.process.logs import log_to_file
 from actors.score.clip import ClipModel
-from csr_ray.config.schema import Config
+from csr_ray.config.schema import Scorer, Scorers
+from csr_ray.counters import Counters
+from csr_ray.records import Picture
 
 Scores = tuple[list[float], int]  # 100 cos of each text, and how many texts were cut
-
-# Sums: `score_wait_s` over `score_requests` is the time a request waits for its batch to start, `score_queue` over
-# `batches` how many sentences were waiting when a batch began.
-SCORER_FIGURES = (
-    "score_s",
-    "sentences",
-    "batches",
-    "score_requests",
-    "score_wait_s",
-    "score_queue",
-    "scorer_image_encodes",
-    "scorer_text_encodes",
-)
 
 
 @dataclass
 class _Request:
-    image: str
+    picture: Picture
     texts: tuple[str, ...]
     arrived_s: float = field(default_factory=time.perf_counter)
     done: asyncio.Future[Scores] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -42,44 +31,44 @@ class _Request:
 class ScorerActor:
     """Answers `score` calls from many generators; one forward at a time, in a thread, as large as what waits."""
 
-    def __init__(self, config: Config, *, log: str | None = None) -> None:
+    def __init__(self, scorer: Scorer, *, scorers: Scorers, log: str | None = None) -> None:
         if log:
             log_to_file(log)
         import torch
 
-        device = "cuda" if config.scorers.gpus and torch.cuda.is_available() else "cpu"
+        device = "cuda" if scorers.gpus and torch.cuda.is_available() else "cpu"
         if device == "cpu":
-            torch.set_num_threads(config.scorers.threads)
-        self._clip = ClipModel(config.scorer.model, dtype=config.scorer.dtype, device=device)
-        self._max_batch = config.scorer.max_batch
-        self._max_wait_s = config.scorer.max_wait_ms / 1e3
+            torch.set_num_threads(scorers.threads)
+        self._clip = ClipModel(scorer.model, dtype=scorer.dtype, device=device)
+        self._max_batch = scorer.max_batch
+        self._max_wait_s = scorer.max_wait_ms / 1e3
         self._waiting: asyncio.Queue[_Request] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
-        self._figures = Figures(*SCORER_FIGURES, actor="scorer")
+        self._counting = Counting(actor="scorer")
 
     async def ready(self) -> bool:
         return True
 
-    async def score(self, asked: Sequence[tuple[str, Sequence[str]]]) -> list[Scores | Exception]:
-        """For each (image, texts): 100 cos of the image with each text and how many were cut, or what went wrong."""
+    async def score(self, asked: Sequence[tuple[Picture, Sequence[str]]]) -> list[Scores | Exception]:
+        """For each (picture, texts): 100 cos of the picture with each text and how many were cut, or an error."""
         if self._worker is None or self._worker.done():
             self._worker = asyncio.get_running_loop().create_task(self._serve())
-        requests = [_Request(image, tuple(texts)) for image, texts in asked]
+        requests = [_Request(picture, tuple(texts)) for picture, texts in asked]
         for request in requests:
             self._waiting.put_nowait(request)
         answers = await asyncio.gather(*(request.done for request in requests), return_exceptions=True)
         return [_plain(answer) for answer in answers]
 
-    async def figures(self) -> dict[str, float]:
-        """Counters since the last call."""
-        return self._figures.take()
+    async def counters(self) -> Counters:
+        """What was counted since the last call."""
+        return self._counting.take()
 
     async def _serve(self) -> None:
         while True:
             batch = [await self._waiting.get()]
             await self._fill(batch)
             started_s = time.perf_counter()
-            pairs = [(request.image, text) for request in batch for text in request.texts]
+            pairs = [(request.picture, text) for request in batch for text in request.texts]
             num_waiting = self._waiting.qsize()
             try:
                 scores, cut = await asyncio.to_thread(self._clip.scores, pairs)
@@ -88,15 +77,17 @@ class ScorerActor:
                 await self._one_by_one(batch, error=error)
                 continue
             encodes = self._clip.take_encodes()
-            self._figures.add(
-                score_s=time.perf_counter() - started_s,
-                sentences=len(pairs),
-                batches=1,
-                score_requests=len(batch),
-                score_wait_s=sum(started_s - request.arrived_s for request in batch),
-                score_queue=num_waiting + len(pairs),
-                scorer_image_encodes=encodes[0],
-                scorer_text_encodes=encodes[1],
+            self._counting.add(
+                Counters(
+                    scorer_s=time.perf_counter() - started_s,
+                    scorer_sentences=len(pairs),
+                    scorer_batches=1,
+                    score_requests=len(batch),
+                    score_wait_s=sum(started_s - request.arrived_s for request in batch),
+                    score_queue=num_waiting + len(pairs),
+                    scorer_image_encodes=encodes[0],
+                    scorer_text_encodes=encodes[1],
+                )
             )
             position = 0
             for request in batch:
@@ -124,7 +115,7 @@ class ScorerActor:
             if len(batch) > 1:
                 try:
                     scores, cut = await asyncio.to_thread(
-                        self._clip.scores, [(request.image, text) for text in request.texts]
+                        self._clip.scores, [(request.picture, text) for text in request.texts]
                     )
                     self._finish(request, scores=scores, num_cut=sum(cut))
                     continue

@@ -31,8 +31,8 @@ from torch import distributed
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from actors.train.pair_trainer import PairTrainer, StepClock
 from actors.train.examples import ExampleStream, HeldExamples, Verdict
+from actors.train.pair_trainer import PairTrainer, StepClock
 from actors.train.settings import last_checkpoint, training_arguments
 from actors.train.shared_step import can_use_flex, family_positions, set_flex
 from actors.train.stream import ExampleSource

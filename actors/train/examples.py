@@ -98,7 +98,8 @@ class ExampleStream(Dataset[dict[str, Any]]):
             if self._judge is not None:
                 paths = self._source.arrived(start=self._num_files_seen)
                 self.waited_s += time.monotonic() - started
-                self._source.judge([self._verdicts(path, judge=self._judge) for path in paths], start=self._num_files_seen)
+                verdicts = [self._verdicts(path, judge=self._judge) for path in paths]
+                self._source.judge(verdicts, start=self._num_files_seen)
                 self._num_files_seen += len(paths)
                 news = self._source.judged(start=len(self._paths), wait=False)
             else:

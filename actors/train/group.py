@@ -1,4 +1,4 @@
-"""The train group as the loop sees it: one Ray Train run for the whole program, fed round by round.
+"""The train group as the loop sees it: one Ray Train run for the whole program, fed cycle by cycle.
 
 A fresh `TorchTrainer.fit()` costs tens of seconds of process start and imports for what may be seconds of training,
 so there is one, in a background thread. Orders and answers travel through a small mailbox actor, not through
@@ -21,12 +21,12 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-from actors.train.stream import OpenStream, UsableSoFar
-from actors.train.worker import Done, Event, Failed, Order, Ready, Step, train_loop
-from csr_ray.config.schema import Config
-from csr_ray.errors import ActorFailure, ConfigError, StalePolicyError
+from actors.train.stream import JudgedSoFar, OpenStream
+from actors.train.worker import Done, Event, Failed, NumberedOrder, Ready, Step, train_loop
+from csr_ray.config.schema import Train
+from csr_ray.errors import ActorFailure, ConfigError
 from csr_ray.ports import OnStep
-from csr_ray.records import PreferencePair, TrainResult
+from csr_ray.records import TrainOrder, TrainResult
 
 _log = logging.getLogger(__name__)
 
@@ -37,58 +37,58 @@ _CLOSE_S = 30.0
 class MailboxActor:
     """Orders in, events out. Holds the order in work, so that a worker restarted by Ray Train gets it again.
 
-    With it the pairs of its stream, if it is one. Workers' calls for these are answered with None once closed.
+    With it the names of its files of examples. Workers' calls for these are answered with None once closed.
     """
 
     def __init__(self) -> None:
         self._changed = asyncio.Condition()
-        self._order: Order | None = None
+        self._order: NumberedOrder | None = None
         self._stream = OpenStream()
         self._events: list[Event] = []
         self._closed = False
 
-    async def place(self, order: Order) -> None:
+    async def place(self, order: NumberedOrder) -> None:
         async with self._changed:
             self._order, self._stream = order, OpenStream()
             self._changed.notify_all()
 
-    async def next_order(self, *, after: int) -> Order | None:
+    async def next_order(self, *, after: int) -> NumberedOrder | None:
         """Wait for an order later than number `after`; None once closed."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._closed or self._is_later(after))
             return None if self._closed else self._order
 
-    async def offer(self, pairs: Sequence[PreferencePair]) -> None:
+    async def offer(self, paths: Sequence[str]) -> None:
         async with self._changed:
-            self._stream.offer(pairs)
+            self._stream.offer(paths)
             self._changed.notify_all()
 
-    async def end(self, ids: Sequence[str]) -> None:
-        """The stream has all its pairs; `ids` are theirs in prompt order."""
+    async def end(self) -> None:
+        """Every file of the order has been offered."""
         async with self._changed:
-            self._stream.end(ids)
+            self._stream.end()
             self._changed.notify_all()
 
-    async def arrived(self, *, start: int) -> tuple[PreferencePair, ...] | None:
+    async def arrived(self, *, start: int) -> tuple[str, ...] | None:
         async with self._changed:
             await self._changed.wait_for(lambda: self._closed or self._stream.arrived(start=start) is not None)
             return None if self._closed else self._stream.arrived(start=start)
 
-    async def judge(self, verdicts: Sequence[str | None], *, start: int) -> bool | None:
+    async def judge(self, verdicts: Sequence[Sequence[str | None]], *, start: int) -> bool | None:
         async with self._changed:
             self._stream.judge(verdicts, start=start)
             self._changed.notify_all()
             return None if self._closed else True
 
-    async def usable(self, *, start: int, wait: bool) -> UsableSoFar | None:
+    async def judged(self, *, start: int, wait: bool) -> JudgedSoFar | None:
         def is_news() -> bool:
-            found = self._stream.usable(start=start)
-            return bool(found.pairs) or found.end is not None
+            found = self._stream.judged(start=start)
+            return bool(found.files) or found.dropped is not None
 
         async with self._changed:
             if wait:
                 await self._changed.wait_for(lambda: self._closed or is_news())
-            return None if self._closed else self._stream.usable(start=start)
+            return None if self._closed else self._stream.judged(start=start)
 
     async def post(self, event: Event) -> bool:
         """Add an event; False once closed."""
@@ -121,7 +121,7 @@ class MailboxActor:
 class _Open:
     """The stream that the driver has opened: its order, and the steps reported before it was ended."""
 
-    order: Order
+    order: NumberedOrder
     steps: list[Step] = field(default_factory=list)
 
 
@@ -130,20 +130,22 @@ class TrainerGroup:
 
     Args:
         model: reference of the base model (`csr_ray.policy.source`); a folder has to be readable by every worker.
-        adapters: those of the rounds already done, oldest first (a resumed run).
+        adapters: those of the phases already trained, oldest first (a resumed run).
+        seed: of the run.
         storage: folder for Ray Train's own records.
 
     Raises:
         ConfigError: bfloat16 is asked for without GPUs.
     """
 
-    def __init__(self, config: Config, *, model: str, adapters: Sequence[Path], storage: Path) -> None:
-        if config.train.dtype == "bfloat16" and config.train.gpus_per_worker == 0:
+    def __init__(self, config: Train, *, model: str, adapters: Sequence[Path], storage: Path, seed: int = 0) -> None:
+        if config.dtype == "bfloat16" and config.gpus_per_worker == 0:
             raise ConfigError(
                 "train.dtype = 'bfloat16' contradicts train.gpus_per_worker = 0: transformers trains bfloat16 on "
                 "GPUs only; set train.dtype=float32"
             )
         self._config = config
+        self._seed = seed
         self._model = model
         self._adapters = tuple(str(adapter) for adapter in adapters)
         self._storage = storage
@@ -164,27 +166,24 @@ class TrainerGroup:
         self._thread = threading.Thread(target=self._fit, name="train-group", daemon=True)
         self._thread.start()
 
-    def begin(self, *, round_index: int, output_dir: Path, num_pairs_at_most: int) -> None:
-        """See `csr_ray.ports.Trainer`. Raises what `train` raises, if the group has failed meanwhile."""
+    def begin(self, order: TrainOrder) -> None:
+        """See `csr_ray.ports.Trainer`. Raises what `finish` raises, if the group has failed meanwhile."""
+        assert self._thread is not None, "not started"
         assert self._open is None, "a stream is open"
-        order = self._place((), round_index=round_index, output_dir=output_dir, num_pairs_at_most=num_pairs_at_most)
-        self._open = _Open(order=order)
+        assert order.cycle.policy_version == len(self._adapters), (order, self._adapters)
+        where = str(Path(order.output_dir).absolute())
+        numbered = NumberedOrder(
+            number=self._num_orders, order=replace(order, output_dir=where), adapters=self._adapters
+        )
+        self._num_orders += 1
+        self.check()
+        ray.get(self._mailbox.place.remote(numbered))
+        self._open = _Open(order=numbered)
 
-    def offer(self, pairs: Sequence[PreferencePair]) -> None:
-        """See `csr_ray.ports.Trainer`.
-
-        Raises:
-            StalePolicyError: a pair is of another policy than the one that is trained.
-            ActorFailure, UserError: as in `train`.
-        """
+    def offer(self, files: Sequence[str]) -> None:
+        """See `csr_ray.ports.Trainer`. Raises what `finish` raises, if the group has failed meanwhile."""
         assert self._open is not None, "no stream is open"
-        for pair in pairs:
-            if pair.policy_version != len(self._adapters):
-                raise StalePolicyError(
-                    f"pair {pair.id} is of policy version {pair.policy_version}; the version in training, "
-                    f"{len(self._adapters)}, learns from its own rollouts only"
-                )
-        ray.get(self._mailbox.offer.remote(tuple(pairs)))
+        ray.get(self._mailbox.offer.remote([str(Path(file).absolute()) for file in files]))
         self.check()
 
     @property
@@ -192,62 +191,29 @@ class TrainerGroup:
         """Steps of the open stream that `check` or `offer` has heard of."""
         return len(self._open.steps) if self._open else 0
 
-    def train(
-        self, pairs: Sequence[PreferencePair], *, round_index: int, output_dir: Path, on_step: OnStep
-    ) -> TrainResult:
-        """See `csr_ray.ports.Trainer`. Blocks until the adapter lies in `output_dir`.
+    def finish(self, *, on_step: OnStep) -> TrainResult:
+        """See `csr_ray.ports.Trainer`. Blocks until the adapter lies in its place.
 
         Raises:
             ActorFailure: a worker or the group died; says of what.
             UserError: a worker found that the user has to change something.
-            ValueError: there are no pairs.
         """
-        assert self._thread is not None, "not started"
-        if not pairs:
-            raise ValueError(f"round {round_index}: no pairs to train on")
-        if self._open is None:
-            order = self._place(tuple(pairs), round_index=round_index, output_dir=output_dir)
-            result = self._wait_for(order, on_step=on_step)
-        else:
-            result = self._end_stream(pairs, round_index=round_index, on_step=on_step)
-        self._adapters = (*self._adapters, result.adapter)
-        return result
-
-    def _place(
-        self,
-        pairs: tuple[PreferencePair, ...],
-        *,
-        round_index: int,
-        output_dir: Path,
-        num_pairs_at_most: int | None = None,
-    ) -> Order:
-        order = Order(
-            number=self._num_orders,
-            round_index=round_index,
-            pairs=pairs,
-            adapters=self._adapters,
-            output_dir=str(output_dir.absolute()),
-            num_pairs_at_most=num_pairs_at_most,
-        )
-        self._num_orders += 1
-        self.check()
-        ray.get(self._mailbox.place.remote(order))
-        return order
-
-    def _end_stream(self, pairs: Sequence[PreferencePair], *, round_index: int, on_step: OnStep) -> TrainResult:
-        assert self._open is not None and self._open.order.round_index == round_index, (self._open, round_index)
+        assert self._open is not None, "no stream is open"
         started = time.monotonic()
         self.check()
-        ray.get(self._mailbox.end.remote(tuple(pair.id for pair in pairs)))
-        order, early = self._open.order, self._open.steps
+        ray.get(self._mailbox.end.remote())
+        numbered, early = self._open.order, self._open.steps
         self._open = None
         for step in early:
             on_step(step.step, step.num_steps, step.loss)
-        result = self._wait_for(order, on_step=on_step)
-        metrics = {**result.metrics, "streamed/steps_before_last_pair": float(len(early))}
-        return replace(result, seconds=time.monotonic() - started, metrics=metrics)
+        result = self._wait_for(numbered, on_step=on_step)
+        if not numbered.order.is_whole:
+            metrics = {**result.metrics, "streamed/steps_before_last_example": float(len(early))}
+            result = replace(result, seconds=time.monotonic() - started, metrics=metrics)
+        self._adapters = (*self._adapters, result.adapter)
+        return result
 
-    def _wait_for(self, order: Order, *, on_step: OnStep) -> TrainResult:
+    def _wait_for(self, order: NumberedOrder, *, on_step: OnStep) -> TrainResult:
         while True:
             for event in self._read_events(timeout_s=_POLL_S):
                 if isinstance(event, Step) and event.number == order.number:
@@ -257,7 +223,7 @@ class TrainerGroup:
             self._raise_failure()
 
     def check(self) -> None:
-        """Raise what `train` would raise if the group has failed meanwhile; returns at once."""
+        """See `csr_ray.ports.Trainer`."""
         events = self._read_events(timeout_s=0.0)
         if self._open is not None:
             self._open.steps += [event for event in events if isinstance(event, Step)]
@@ -281,11 +247,12 @@ class TrainerGroup:
         # Here and not above: it imports torch, which the driver would wait seconds for before it starts anything.
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        train = self._config.train
+        train = self._config
         use_gpu = train.gpus_per_worker > 0
         resources = {"CPU": train.cpus_per_worker, **({"GPU": train.gpus_per_worker} if use_gpu else {})}
         setup = {
-            "config": self._config,
+            "train": train,
+            "seed": self._seed,
             "model": self._model,
             "adapters": self._adapters,
             "mailbox": self._mailbox,
@@ -301,10 +268,10 @@ class TrainerGroup:
                 run_config=RunConfig(
                     name=f"train-{int(time.time())}",
                     storage_path=str(self._storage.absolute()),
-                    failure_config=FailureConfig(max_failures=self._config.train.restarts),
+                    failure_config=FailureConfig(max_failures=train.restarts),
                 ),
             ).fit()
-        except BaseException as error:  # whatever ends this thread has to reach the one that waits in `train`
+        except BaseException as error:  # whatever ends this thread has to reach the one that waits in `finish`
             self._fit_error = error
 
     def _read_events(self, *, timeout_s: float) -> list[Event]:
@@ -330,7 +297,7 @@ class TrainerGroup:
                 )
             elif isinstance(event, Failed) and self._failure is None:
                 _log.error("train worker %d:\n%s", event.rank, event.details)
-                if event.may_pass and self._config.train.restarts:
+                if event.may_pass and self._config.restarts:
                     self._passing_failure = event
                 else:
                     self._failure = event

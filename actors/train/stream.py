@@ -1,9 +1,9 @@
 """A cycle's examples on their way from the loop to the train workers: names of files, as they are committed.
 
 The mailbox actor holds an `OpenStream`; workers reach it as an `ExampleSource` and read the files themselves. Rank 0
-judges the examples of each file, and all ranks follow its verdicts, so no two of them train on different steps and none
-has to wait for another while it loads data. A cycle whose examples are all there is a stream that has already ended.
-Knows nothing of Ray, torch or trainers.
+judges the examples of each file, and all ranks follow its verdicts, so no two of them train on different steps and
+none has to wait for another while it loads data. A cycle whose examples are all there is a stream that has already
+ended. Knows nothing of Ray, torch or trainers.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""One worker of the train group: takes orders (a round's pairs each) until there are no more.
+"""One worker of the train group: takes orders (a cycle each) until there are no more.
 
-Consumes: orders from the group's mailbox actor. Produces: steps, and one answer a round, back through it. Imports and
-the base model are loaded before the first order is asked for, and each following policy is merged while the loop is
-busy elsewhere, so an order finds a worker that is ready to step. What a step is stands in `actors.train.round`,
-imported here only after the process environment is set. Knows no Ray placement and no loop.
+Consumes: orders from the group's mailbox actor, and names of files of examples. Produces: steps, and one answer a
+cycle, back through it. Imports and the base model are loaded before the first order is asked for, and each following
+policy is merged while the loop is busy elsewhere, so an order finds a worker that is ready to step. What a step is
+stands in `actors.train.cycle`, imported here only after the process environment is set. Knows no Ray placement and no
+loop.
 """
 
 from __future__ import annotations
@@ -18,34 +19,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.train.stream import UsableSoFar
-from csr_ray.config.schema import Config, Train
-from csr_ray.errors import UserError
+from actors.train.stream import JudgedSoFar
+from csr_ray.config.schema import Train
+from csr_ray.errors import StalePolicyError, UserError
 from csr_ray.policy.source import local_folder
-from csr_ray.records import PreferencePair, TrainResult
+from csr_ray.records import TrainOrder, TrainResult
 
 if TYPE_CHECKING:
-    from actors.train.round import RoundTrainer
+    from actors.train.cycle import CycleTrainer
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """One round of training. Carries everything, or says that it streams, so a restarted worker can take it up.
+class NumberedOrder:
+    """A cycle's training as the mailbox holds it, so that a restarted worker can take it up.
 
     Attributes:
         number: position in the run of this group, from 0.
-        num_pairs_at_most: of a stream, whose pairs are not in `pairs` but come through the mailbox; else None.
-        adapters: what makes the policy of the round, on top of the base model; oldest first.
+        adapters: what makes the policy to start from, on top of the base model; oldest first.
     """
 
     number: int
-    round_index: int
-    pairs: tuple[PreferencePair, ...]
+    order: TrainOrder
     adapters: tuple[str, ...]
-    output_dir: str
-    num_pairs_at_most: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +102,7 @@ class Mailbox:
 
     actor: Any
 
-    def next_order(self, *, after: int) -> Order | None:
+    def next_order(self, *, after: int) -> NumberedOrder | None:
         """Wait for the order that follows number `after`; None when there will be none."""
         import ray
 
@@ -125,19 +122,20 @@ class Mailbox:
 
 @dataclass(frozen=True, kw_only=True)
 class MailboxSource:
-    """The `PairSource` of the order in work. Every call raises Stopped once the group is being closed."""
+    """The `ExampleSource` of the order in work. Every call raises Stopped once the group is being closed."""
 
     mailbox: Mailbox
-    num_pairs_at_most: int
+    num_examples_at_most: int
+    is_whole: bool
 
-    def arrived(self, *, start: int) -> tuple[PreferencePair, ...]:
+    def arrived(self, *, start: int) -> tuple[str, ...]:
         return self._ask("arrived", start=start)
 
-    def judge(self, verdicts: Sequence[str | None], *, start: int) -> None:
+    def judge(self, verdicts: Sequence[Sequence[str | None]], *, start: int) -> None:
         self._ask("judge", verdicts, start=start)
 
-    def usable(self, *, start: int, wait: bool) -> UsableSoFar:
-        return self._ask("usable", start=start, wait=wait)
+    def judged(self, *, start: int, wait: bool) -> JudgedSoFar:
+        return self._ask("judged", start=start, wait=wait)
 
     def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
         import ray
@@ -149,14 +147,18 @@ class MailboxSource:
 
 
 def train_loop(setup: Mapping[str, Any]) -> None:
-    """What Ray Train runs in every worker process. `setup`: config, model, adapters (of the first order), mailbox."""
+    """What Ray Train runs in every worker process.
+
+    `setup` has train, seed, model, adapters (of the first order) and mailbox.
+    """
     from ray import train
 
     rank = train.get_context().get_world_rank()
     mailbox = Mailbox(actor=setup["mailbox"])
     try:
         _serve(
-            setup["config"],
+            setup["train"],
+            seed=setup["seed"],
             model=local_folder(setup["model"]),
             adapters=setup["adapters"],
             mailbox=mailbox,
@@ -170,7 +172,7 @@ def train_loop(setup: Mapping[str, Any]) -> None:
             rank=rank,
             summary=f"{type(error).__name__}: {error}",
             details=traceback.format_exc(),
-            may_pass=isinstance(error, RuntimeError),
+            may_pass=isinstance(error, RuntimeError) and not isinstance(error, StalePolicyError),
             user_error=error if isinstance(error, UserError) else None,
         )
         try:
@@ -180,12 +182,12 @@ def train_loop(setup: Mapping[str, Any]) -> None:
         raise
 
 
-def _serve(config: Config, *, model: Path, adapters: tuple[str, ...], mailbox: Mailbox, rank: int) -> None:
+def _serve(config: Train, *, seed: int, model: Path, adapters: tuple[str, ...], mailbox: Mailbox, rank: int) -> None:
     started = time.monotonic()
-    prepare_process(config.train)
-    from actors.train.round import RoundTrainer
+    prepare_process(config)
+    from actors.train.cycle import CycleTrainer
 
-    trainer = RoundTrainer(config, model=model)
+    trainer = CycleTrainer(config, model=model, seed=seed)
     trainer.rehearse()
     trainer.prepare(adapters)
     seconds = time.monotonic() - started
@@ -193,29 +195,23 @@ def _serve(config: Config, *, model: Path, adapters: tuple[str, ...], mailbox: M
     number = -1
     while (order := mailbox.next_order(after=number)) is not None:
         number = order.number
-        result = _train(trainer, order=order, mailbox=mailbox, rank=rank)
+        result = _train(trainer, numbered=order, mailbox=mailbox, rank=rank)
         if rank == 0:
             mailbox.post(Done(number=number, result=result))
         trainer.prepare((*order.adapters, result.adapter))
 
 
-def _train(trainer: RoundTrainer, *, order: Order, mailbox: Mailbox, rank: int) -> TrainResult:
+def _train(trainer: CycleTrainer, *, numbered: NumberedOrder, mailbox: Mailbox, rank: int) -> TrainResult:
+    order = numbered.order
+
     def on_step(step: int, num_steps: int, loss: float) -> None:
         if rank == 0:
-            mailbox.post(Step(number=order.number, step=step, num_steps=num_steps, loss=loss))
+            mailbox.post(Step(number=numbered.number, step=step, num_steps=num_steps, loss=loss))
 
-    source = None
-    if order.num_pairs_at_most is not None:
-        source = MailboxSource(mailbox=mailbox, num_pairs_at_most=order.num_pairs_at_most)
-    _log.info("rank %d: round %d, %d pairs%s", rank, order.round_index, len(order.pairs), ", a stream" * bool(source))
-    return trainer.train(
-        order.pairs,
-        round_index=order.round_index,
-        adapters=order.adapters,
-        output_dir=Path(order.output_dir),
-        on_step=on_step,
-        source=source,
-    )
+    source = MailboxSource(mailbox=mailbox, num_examples_at_most=order.num_examples_at_most, is_whole=order.is_whole)
+    examples = f"{'' if order.is_whole else 'at most '}{order.num_examples_at_most} examples"
+    _log.info("rank %d: %s, %s", rank, order.cycle, examples)
+    return trainer.train(source, order=order, adapters=numbered.adapters, on_step=on_step)
 
 
 def prepare_process(config: Train) -> None:

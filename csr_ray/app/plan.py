@@ -57,7 +57,8 @@ def uses_world(config: Config) -> bool:
 def check_paths(config: Config) -> None:
     """Raises ConfigError for the first path that cannot be used: key, value, what is missing."""
     check_policy(config.policy.model)
-    _check_scorer(config.scorer.model)
+    if config.scorer is not None:
+        _check_scorer(config.scorer.model)
     if "://" not in config.data.prompts and not Path(config.data.prompts).expanduser().is_file():
         raise ConfigError(f"data.prompts = {config.data.prompts!r}: no such file")
     images = config.data.images
@@ -99,8 +100,7 @@ def print_plan(plan: Plan, *, console: Console | None = None) -> None:
     rows = (
         ("generator", _span(config.generators.min, config.generators.max), config.generators.cpus,
          config.generators.gpus, f"vLLM, {config.policy.model}, {config.policy.dtype}"),
-        ("scorer", _span(config.scorers.min, config.scorers.max), config.scorers.cpus, config.scorers.gpus,
-         f"open_clip, {config.scorer.model}, {config.scorer.dtype}"),
+        *_scorer_rows(config),
         ("train worker", str(config.train.workers), config.train.cpus_per_worker, config.train.gpus_per_worker,
          f"DPO, LoRA r{config.train.lora_rank}, DeepSpeed ZeRO-{config.train.deepspeed_stage}, {config.train.dtype}"),
     )  # fmt: skip
@@ -118,6 +118,15 @@ def print_plan(plan: Plan, *, console: Console | None = None) -> None:
         f"{config.train.batch_size} pairs"
     )
     console.print(f"evaluation: {', '.join(config.eval.benchmarks) or 'none'}")
+
+
+def _scorer_rows(config: Config) -> list[tuple[str, str, float, float, str]]:
+    """None for a method that asks no scorer."""
+    if config.scorer is None:
+        return []
+    what = f"open_clip, {config.scorer.model}, {config.scorer.dtype}"
+    actors = _span(config.scorers.min, config.scorers.max)
+    return [("scorer", actors, config.scorers.cpus, config.scorers.gpus, what)]
 
 
 def check_policy(model: str) -> None:

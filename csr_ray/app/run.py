@@ -22,20 +22,20 @@ from csr_ray.app.console import ConsoleView
 from csr_ray.app.plan import check_paths, check_policy, make_plan, print_plan, resolve_world, uses_world
 from csr_ray.config.load import differing_keys, load_config, parse_config, to_plain
 from csr_ray.config.schema import Config, World
-from csr_ray.data.prompts import read_prompts
+from csr_ray.data.prompts import PromptFile, find_readable, read_prompts
 from csr_ray.errors import EXIT_DONE, ConfigError, NoDataError
 from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
 from csr_ray.loop import run
 from csr_ray.policy.source import local_folder, reference_of, revision_of
 from csr_ray.ports import Machinery
-from csr_ray.records import Prompt
 from csr_ray.report import write_report
 from csr_ray.report.terminal import print_round_table
 from csr_ray.stages.close import summarise
 from csr_ray.stages.state import RunState
 from csr_ray.stages.view import View
-from csr_ray.store.journal import Journal, Quarantine, storage_errors, write_atomically, write_json
+from csr_ray.store.atomic import storage_errors, write_atomically, write_json
+from csr_ray.store.journal import Journal
 from csr_ray.store.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
         return EXIT_DONE
     if fresh:
         _move_aside(folder)
-    _check_same_config(folder, config=given)
     journal = Journal(folder.journal)
+    _check_same_config(folder, config=given)
     finished = _state(given, folder=folder, journal=journal)
     if finished.is_finished:
         _show_result(finished)
@@ -69,8 +69,9 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
         config = resolve_world(given, folder=cached_world(world_spec(given.world)))
     check_paths(config)
     _start_folder(folder, config=given)
-    prompts = _prompts(config, folder=folder)
-    state = replace(_state(config, folder=folder, journal=journal), model=_model_of_run(config, journal=journal))
+    state = _state(config, folder=folder, journal=journal)
+    prompts = _prompts(state)
+    state = replace(state, model=_model_of_run(config, journal=journal))
     run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=_starter(state, view=view), view=view)
     _show_result(state)
     return EXIT_DONE
@@ -89,7 +90,6 @@ def evaluate_model(
             "run": {"dir": str(output.parent / f".{output.stem}.logs")},
             "data": {"prompts": str(data / "prompts.jsonl")},
             "policy": {"model": str(model), "dtype": dtype},
-            "scorer": {"model": "unused"},
             "eval": {"benchmarks": [benchmark], "data": str(data), **({"limit": limit} if limit else {})},
         }
     )
@@ -98,7 +98,13 @@ def evaluate_model(
     check_policy(str(model))
     suite = load_suite(config.eval)
     view = ConsoleView(num_rounds=0)
-    serving = Serving.start(config, model=_reference(str(model)), logs=Path(config.run.dir), view=view)
+    serving = Serving.start(
+        config.policy,
+        generators=config.generators,
+        model=_reference(str(model)),
+        logs=Path(config.run.dir),
+        view=view,
+    )
     try:
         with view.stage("evaluate", total=suite.num_answers, unit="answers", round_index=None) as stage:
             metrics = suite.measure(serving.generators, seed=0, on_answer=stage.advance)
@@ -124,7 +130,9 @@ def _starter(state: RunState, *, view: View) -> Callable[[Sequence[str]], Machin
 
         started_s = time.perf_counter()
         logs = state.folder.logs.absolute()
-        runtime = Runtime.start(state.config, model=state.model, adapters=adapters, logs=logs, view=view)
+        runtime = Runtime.start(
+            state.config, method=state.method, model=state.model, adapters=adapters, logs=logs, view=view
+        )
         state.journal.commit("start", seconds=time.perf_counter() - started_s)
         return runtime
 
@@ -143,17 +151,29 @@ def _dry_run(config: Config) -> None:
     print(f"prompts: {len(prompts)} usable, {len(rejections)} would be set aside")
 
 
-def _prompts(config: Config, *, folder: RunFolder) -> list[Prompt]:
-    prompts, rejections = read_prompts(config.data.prompts, images=config.data.images, limit=config.data.limit)
-    Quarantine(folder.quarantine).add(rejections)
-    if not prompts:
+def _prompts(state: RunState) -> PromptFile:
+    """The run's prompts, of which one at least can be used. What cannot is in the quarantine.
+
+    A picture is looked at when its prompt's turn comes; here only until one is found that can be read.
+
+    Raises:
+        NoDataError: there is nothing usable.
+    """
+    data = state.config.data
+    prompts = PromptFile(data.prompts, images=data.images, limit=data.limit, refuses=state.method.refuses)
+    rejections = list(prompts.rejections())
+    state.quarantine.add(rejections)
+    has_readable, unreadable = find_readable(prompts.take())
+    if not has_readable:
+        state.quarantine.add(unreadable)
+        rejections += unreadable
         reasons = f"; first reason: {rejections[0].reason}" if rejections else "; the file has no rows"
         raise NoDataError(
-            f"data.prompts = {config.data.prompts!r}: no usable prompt ({len(rejections)} set aside in "
-            f"{folder.quarantine}){reasons}"
+            f"data.prompts = {data.prompts!r}: no usable prompt ({len(rejections)} set aside in "
+            f"{state.folder.quarantine}){reasons}"
         )
     if rejections:
-        print(f"  {len(rejections)} inputs set aside, see {folder.quarantine}")
+        print(f"  {len(rejections)} inputs set aside, see {state.folder.quarantine}")
     return prompts
 
 
@@ -191,11 +211,6 @@ def _check_same_config(folder: RunFolder, *, config: Config) -> None:
             raise ConfigError(f"run.dir = {str(folder.root)!r}: it has a journal but no config.yaml; use --fresh")
         return
     theirs = yaml.safe_load(folder.config.read_text())
-    if any("ids" not in entry for entry in Journal(folder.journal).all("rollout")):
-        raise ConfigError(
-            f"run.dir = {str(folder.root)!r} holds a run of an earlier version, which numbered its units; "
-            "finish it with that version, name another run.dir, or --fresh to move that run aside"
-        )
     rows = [row for row in differing_keys(theirs, to_plain(config)) if not row.startswith(_MAY_DIFFER)]
     if rows:
         raise ConfigError(

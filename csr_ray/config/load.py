@@ -7,16 +7,20 @@ itself; paths are checked by `csr_ray.app.plan`. What keys there are is `csr_ray
 from __future__ import annotations
 
 import difflib
+import importlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from csr_ray.config.schema import Config, Section
 from csr_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # What a preset sets unless the user sets the key too. Sources: the paper (section 3.1, framework figure, appendix)
 # and the released code (sample.py, score.py, construct.py); `default` is this project's own measurement.
@@ -61,6 +65,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "pairs": {"min_margin": None},
     },
 }
+
+
+_METHOD_KEYS: Final = "method_keys"
 
 
 class _Loader(yaml.SafeLoader):
@@ -111,15 +118,44 @@ def load_config(path: Path | str, *, overrides: Sequence[str] = ()) -> Config:
 def parse_config(tree: dict[str, Any]) -> Config:
     """Validate a tree of plain values. Raises ConfigError with one line."""
     tree = _with_preset(tree)
+    method = tree.get("method", Config.model_fields["method"].default)
+    if method not in method_names():
+        raise ConfigError(f"method = {method!r}: unknown; allowed: {', '.join(map(repr, method_names()))}")
+    if _METHOD_KEYS in tree:
+        raise ConfigError(f"{_METHOD_KEYS}: unknown key; the keys of a method stand in the section {method}")
+    tree[_METHOD_KEYS] = _method_keys(method, given=tree.pop(method, None))
     try:
         return Config.model_validate(_lists_to_tuples(tree))
     except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(_one_line(error, section=Config)) from None
 
 
 def to_plain(config: Config) -> dict[str, Any]:
     """The config as plain values, for YAML and for comparing two runs."""
-    return config.model_dump(mode="json")
+    plain = config.model_dump(mode="json")
+    if keys := plain.pop(_METHOD_KEYS):
+        plain[config.method] = keys
+    return plain
+
+
+def method_names() -> list[str]:
+    """Every method there is: a method is added by adding its file."""
+    folder = Path(__file__).parent.parent / "methods"
+    return sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "base"))
+
+
+def method_section(method: str) -> type[Section]:
+    """The class of the method's own keys. It is found by its name, because nothing but its file lists a method."""
+    section: type[Section] = getattr(importlib.import_module(f"csr_ray.methods.{method}"), "Keys", Section)
+    return section
+
+
+def _method_keys(method: str, *, given: Any) -> Section:
+    section = method_section(method)
+    try:
+        return section.model_validate(_lists_to_tuples({} if given is None else given))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, section=section, prefix=f"{method}.")) from None
 
 
 def differing_keys(left: dict[str, Any], right: dict[str, Any], *, prefix: str = "") -> list[str]:
@@ -159,12 +195,14 @@ def _with_preset(tree: dict[str, Any]) -> dict[str, Any]:
         given = merged.get(section) or {}
         if isinstance(given, dict):
             merged[section] = {**values, **given}
-    sections = {key for key, field in Config.model_fields.items() if _is_section(field.annotation)}
+    sections = {key for key, field in Config.model_fields.items() if _section_of(field.annotation)} - {"scorer"}
     return {key: ({} if value is None and key in sections else value) for key, value in merged.items()}
 
 
-def _is_section(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Section)
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The section that a key holds, be it one that may be left out; None for a plain value."""
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 
 
 def _lists_to_tuples(value: Any) -> Any:
@@ -173,20 +211,21 @@ def _lists_to_tuples(value: Any) -> Any:
     return tuple(_lists_to_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _section_fields(location: Sequence[int | str]) -> list[str]:
-    model: Any = Config
+def _section_fields(location: Sequence[int | str], *, section: type[Section]) -> list[str]:
     for part in location:
-        model = model.model_fields[str(part)].annotation
-    return sorted(model.model_fields)
+        inner = _section_of(section.model_fields[str(part)].annotation)
+        assert inner is not None, location
+        section = inner
+    return sorted(set(section.model_fields) - {_METHOD_KEYS})
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(error: ValidationError, *, section: type[Section], prefix: str = "") -> str:
     errors = error.errors()
     first = errors[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = prefix + ".".join(str(part) for part in first["loc"])
     value = first["input"]
     if first["type"] == "extra_forbidden":
-        allowed = _section_fields(first["loc"][:-1])
+        allowed = _section_fields(first["loc"][:-1], section=section)
         close = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         line = f"{key} = {value!r}: unknown key; {hint}allowed here: {', '.join(allowed)}"
@@ -208,18 +247,26 @@ def _one_line(error: ValidationError) -> str:
 def print_keys() -> None:
     """Every key with its type, default and meaning, section by section."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     console = Console(highlight=False)
     for name, field in Config.model_fields.items():
-        section: Any = field.annotation
-        if not _is_section(section):
+        section = _section_of(field.annotation)
+        if section is None:
             console.print(f"[bold]{name}[/bold] = {field.default!r}  {field.description}", markup=True)
-            continue
-        table = Table(title=name, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
-        for key, entry in section.model_fields.items():
-            default = "required" if entry.is_required() else yaml.safe_dump(entry.default).split("\n")[0]
-            shown = list(entry.default) if isinstance(entry.default, tuple) else default
-            table.add_row(Text(f"{name}.{key}"), Text(str(shown)), Text(entry.description or ""))
-        console.print(table)
+        elif name != _METHOD_KEYS:
+            _print_section(name, section=section, console=console)
+    for method in method_names():
+        if (section := method_section(method)).model_fields:
+            _print_section(method, section=section, console=console)
+
+
+def _print_section(name: str, *, section: type[Section], console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=name, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
+    for key, entry in section.model_fields.items():
+        default = "required" if entry.is_required() else yaml.safe_dump(entry.default).split("\n")[0]
+        shown = list(entry.default) if isinstance(entry.default, tuple) else default
+        table.add_row(Text(f"{name}.{key}"), Text(str(shown)), Text(entry.description or ""))
+    console.print(table)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
 # Ranks that vLLM makes room for (its `MaxLoRARanks`).
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -42,7 +42,9 @@ class World(Section):
 class Data(Section):
     prompts: str = Field(..., description="JSONL, JSON list, CSV or Parquet with id, image, prompt; or CSR's JSON")
     images: str | None = Field(None, description="folder the image names are relative to; default: the prompt file's")
-    limit: int | None = Field(None, ge=1, description="use the first N usable prompts")
+    limit: int | None = Field(
+        None, ge=1, description="use the first N prompts of the file (a picture is looked at when it is used)"
+    )
     per_round: int | None = Field(
         None, ge=1, description="prompts a round, taken in turn; null: all of them every round, as the paper does"
     )
@@ -150,8 +152,8 @@ class Pairs(Section):
 class Train(Section):
     streaming: bool = Field(
         False,
-        description="false: train when the round's last tree is finished, in an order that repeats; true: train a "
-        "pair as soon as its tree is finished, while others grow, in an order that may differ from run to run; pays "
+        description="false: train when the round's last rollout is finished, in an order that repeats; true: train a "
+        "pair as soon as its unit is committed, while others grow, in an order that may differ from run to run; pays "
         "where generators and trainer have hardware of their own",
     )
     objective: Literal["sigmoid", "sigmoid_average", "ipo", "dpo_positive", "sft"] = Field(
@@ -306,14 +308,17 @@ class Eval(Section):
 
 
 class Config(Section):
-    """Everything a run needs. `method` picks the rollout, pair rule and objective."""
+    """Everything a run needs. `method` picks how answers are rolled out and what is made of them."""
 
-    method: Literal["csr"] = Field("csr", description="which alignment method runs")
+    method: str = Field("csr", description="which alignment method runs: the name of a file in csr_ray/methods/")
+    method_keys: SerializeAsAny[Section] = Field(
+        Section(), description="the method's own keys; in a config they stand in the section that bears its name"
+    )
     run: Run = Run()
     world: World = World()
     data: Data
     policy: Policy
-    scorer: Scorer
+    scorer: Scorer | None = None
     search: Search = Search()
     reward: Reward = Reward()
     pairs: Pairs = Pairs()
@@ -322,19 +327,18 @@ class Config(Section):
     scorers: Scorers = Scorers()
     eval: Eval = Eval()
 
-    @property
-    def served_rank(self) -> int:
-        """The rank that an engine with `generators.publish: adapter` makes room for: all rounds' side by side.
+    def served_rank(self, *, phases_a_round: int = 1) -> int:
+        """The rank that an engine with `generators.publish: adapter` makes room for: all phases' side by side.
 
         Raises:
             ValueError: there is no rank that large.
         """
-        needed = self.train.lora_rank * self.run.rounds
+        needed = self.train.lora_rank * self.run.rounds * phases_a_round
         fitting = [rank for rank in LORA_RANKS if rank >= needed]
         if not fitting:
             raise ValueError(
                 f"generators.publish = adapter contradicts train.lora_rank = {self.train.lora_rank} and run.rounds = "
-                f"{self.run.rounds}: the rounds' adapters together have rank {needed}, and the engine serves at most "
+                f"{self.run.rounds}: their adapters together have rank {needed}, and the engine serves at most "
                 f"{LORA_RANKS[-1]}; set generators.publish=merge"
             )
         return fitting[0]
@@ -342,5 +346,5 @@ class Config(Section):
     @model_validator(mode="after")
     def _adapters_fit(self) -> Config:
         if self.generators.publish == "adapter":
-            _ = self.served_rank
+            self.served_rank()
         return self

@@ -58,14 +58,23 @@ class PromptFile:
         source: path or fsspec URL of the prompt file.
         images: folder that relative image names start from; None: the prompt file's own folder, or its `images`.
         limit: the first so many usable prompts are all there are; None: those of the whole file.
+        refuses: says of a prompt why it is of no use, None if it is; it sees the prompt's texts, not its image.
 
     Raises:
         ConfigError: the file or the image folder is missing, or the file is of no known format. The iterators raise
             it when the file is no longer what it was at first.
     """
 
-    def __init__(self, source: str, *, images: str | None, limit: int | None) -> None:
+    def __init__(
+        self,
+        source: str,
+        *,
+        images: str | None,
+        limit: int | None,
+        refuses: Callable[[Prompt], str | None] = lambda _: None,
+    ) -> None:
         source = os.path.expanduser(source)
+        self._refuses = refuses
         self._folders = image_folders(source, images=images)
         self._rows = RowFile(source)
         parsed, repeats, first_numbers = self._walk(limit)
@@ -88,7 +97,7 @@ class PromptFile:
         """The rows that are set aside, in file order, up to where the limit stopped."""
         first_numbers = iter(self._first_numbers)
         for row in self._rows.rows(chosen=self._set_aside):
-            item = parse_row(row, folders=None)
+            item = self._item(row, folders=None)
             if isinstance(item, Prompt):
                 number = next(first_numbers, None)
                 if number is None:
@@ -114,13 +123,19 @@ class PromptFile:
     def _stretch(self, start: int, *, num: int) -> Iterator[Prompt]:
         num_taken = 0
         for row in islice(self._rows.rows(chosen=self._usable, start=start), num):
-            item = parse_row(row, folders=self._folders)
+            item = self._item(row, folders=self._folders)
             if not isinstance(item, Prompt):
                 raise self._changed()
             num_taken += 1
             yield item
         if num_taken < num:
             raise self._changed()
+
+    def _item(self, row: Row, *, folders: tuple[str, ...] | None) -> Prompt | Rejection:
+        item = parse_row(row, folders=folders)
+        if isinstance(item, Prompt) and (reason := self._refuses(item)) is not None:
+            return item.refused(reason)
+        return item
 
     def _changed(self) -> ConfigError:
         return ConfigError(f"data.prompts = {self._rows.source!r}: changed since it was first read; start again")
@@ -139,7 +154,7 @@ class PromptFile:
         num_parsed = 0
         look_at = limit
         for row in self._rows.rows():
-            item = parse_row(row, folders=None)
+            item = self._item(row, folders=None)
             parsed.append(isinstance(item, Prompt))
             hashes.append(_hash_of(item.id) if isinstance(item, Prompt) else 0)
             num_parsed += parsed[-1]
@@ -170,7 +185,7 @@ class PromptFile:
             number_of: dict[str, int] = {}
             rows = self._rows.rows(chosen=suspects.tobytes().rstrip(b"\0"))
             for position, row in zip(np.flatnonzero(suspects), rows, strict=False):
-                item = parse_row(row, folders=None)
+                item = self._item(row, folders=None)
                 if not isinstance(item, Prompt):
                     raise self._changed()
                 if item.id in number_of:

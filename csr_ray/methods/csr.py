@@ -1,13 +1,22 @@
-"""From a finished tree to a preference pair, or to a counted reason why there is none.
+"""CSR: Calibrated Self-Rewarding Vision Language Models (Zhou et al. 2024, arXiv 2405.14622).
 
-Chosen is the answer with the highest reward, rejected the one with the lowest (CSR section 3.1).
+Answers grow sentence by sentence, each sentence is rewarded by the policy's own probability and by CLIP's score of it
+against the picture, and the best answer is preferred to the worst (section 3.1, Algorithm 1). The search and the
+rewards are config sections of their own (`search`, `reward`); docs/search.md and docs/reward.md say what they offer.
 """
 
 from __future__ import annotations
 
-from csr_ray.config.schema import Config
-from csr_ray.records import Node, PreferencePair, Tree
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from csr_ray.config.schema import Config, Pairs, Reward, Search
+from csr_ray.errors import ConfigError
+from csr_ray.methods.base import Dropped
+from csr_ray.ports import Engine, Scorer
+from csr_ray.records import Candidate, Example, Phase, Prompt, Rollout, Target
 from csr_ray.rollout.reward import answer_reward
+from csr_ray.rollout.search import grow_tree
 
 NO_ANSWER = "no_whole_answer"
 ONE_ANSWER = "only_one_answer"
@@ -15,51 +24,91 @@ EQUAL = "chosen_equals_rejected"
 NO_MARGIN = "margin_too_small"
 
 
-def choose_pair(tree: Tree, *, config: Config) -> PreferencePair | str:
-    """The best against the worst whole answer of the tree, or the reason why there is no pair.
+def build(config: Config) -> Csr:
+    if config.scorer is None:
+        raise ConfigError("scorer.model: missing; method = csr rewards sentences by CLIP; give it in the config")
+    return Csr(search=config.search, reward=config.reward, pairs=config.pairs)
 
-    Equal rewards go by the tree's order, depth first: chosen is the first of the best, rejected the last.
-    """
-    paths = [path for path in tree.answers() if config.reward.cleaning == "none" or _is_clean(path)]
-    paths.sort(key=lambda path: [node.node for node in path])
-    scored = [(reward, path) for path in paths if (reward := answer_reward(path, config=config.reward)) is not None]
-    if len(scored) < 2:
-        return NO_ANSWER if not scored else ONE_ANSWER
-    scored.sort(key=lambda item: -item[0])
-    (best_reward, best), (worst_reward, worst) = scored[0], scored[-1]
-    if config.pairs.min_margin is not None and best_reward - worst_reward <= config.pairs.min_margin:
-        return NO_MARGIN
-    if answer_text(best) == answer_text(worst):
-        return EQUAL
-    return PreferencePair(
-        id=tree.prompt.id,
-        image=tree.prompt.image,
-        prompt=tree.prompt.text,
-        chosen=answer_text(best),
-        rejected=answer_text(worst),
-        chosen_ids=_ids(best),
-        rejected_ids=_ids(worst),
-        chosen_logp=sum(node.logp for node in best),
-        rejected_logp=sum(node.logp for node in worst),
-        chosen_reward=best_reward,
-        rejected_reward=worst_reward,
-        chosen_nodes=tuple(node.node for node in best),
-        rejected_nodes=tuple(node.node for node in worst),
-        policy_version=tree.policy_version,
-        method=config.method,
-        seed=tree.seed,
+
+@dataclass(frozen=True, kw_only=True)
+class Csr:
+    """See `csr_ray.methods.base.Method`."""
+
+    search: Search
+    reward: Reward
+    pairs: Pairs
+    name: str = "csr"
+    needs_scorer: bool = True
+
+    def phases(self, round_index: int) -> Sequence[Phase]:
+        return (Phase(),)
+
+    def refuses(self, prompt: Prompt) -> str | None:
+        return None
+
+    async def rollout(
+        self, phase: Phase, prompt: Prompt, *, engine: Engine, scorer: Scorer, policy_version: int, seed: int
+    ) -> Rollout:
+        return await grow_tree(
+            prompt,
+            engine=engine,
+            scorer=scorer,
+            search=self.search,
+            reward=self.reward,
+            policy_version=policy_version,
+            seed=seed,
+        )
+
+    def examples(self, phase: Phase, rollout: Rollout) -> Sequence[Example] | Dropped:
+        """The best against the worst whole answer of the tree, or the reason why there is no pair.
+
+        Equal rewards go by the tree's order, depth first: chosen is the first of the best, rejected the last.
+        """
+        paths = [path for path in rollout.answers() if self.reward.cleaning == "none" or _is_clean(path)]
+        paths.sort(key=lambda path: [candidate.node for candidate in path])
+        scored = [(reward, path) for path in paths if (reward := answer_reward(path, config=self.reward)) is not None]
+        if len(scored) < 2:
+            return Dropped(ONE_ANSWER if scored else NO_ANSWER)
+        scored.sort(key=lambda item: -item[0])
+        (best_reward, best), (worst_reward, worst) = scored[0], scored[-1]
+        if self.pairs.min_margin is not None and best_reward - worst_reward <= self.pairs.min_margin:
+            return Dropped(NO_MARGIN)
+        if answer_text(best) == answer_text(worst):
+            return Dropped(EQUAL)
+        example = Example(
+            id=rollout.prompt.id,
+            ask=rollout.prompt.ask,
+            targets=(
+                _target(best, role="chosen", reward=best_reward),
+                _target(worst, role="rejected", reward=worst_reward),
+            ),
+            policy_version=rollout.policy_version,
+            method=self.name,
+            seed=rollout.seed,
+        )
+        return (example,)
+
+    def rates(self, rollout: Rollout) -> Mapping[str, tuple[int, int]]:
+        return {}
+
+
+def answer_text(path: Sequence[Candidate]) -> str:
+    """The answer as a person reads it."""
+    return " ".join(candidate.text for candidate in path if candidate.text)
+
+
+def _target(path: Sequence[Candidate], *, role: str, reward: float) -> Target:
+    return Target(
+        role=role,
+        text=answer_text(path),
+        token_ids=tuple(token for candidate in path for token in candidate.token_ids),
+        logp=sum(candidate.logp for candidate in path),
+        reward=reward,
+        nodes=tuple(candidate.node for candidate in path),
+        num_sentences=sum(bool(candidate.text) for candidate in path),
     )
 
 
-def answer_text(path: tuple[Node, ...]) -> str:
-    """The answer as a person reads it."""
-    return " ".join(node.text for node in path if node.text)
-
-
-def _is_clean(path: tuple[Node, ...]) -> bool:
+def _is_clean(path: Sequence[Candidate]) -> bool:
     """Whether the cleaning dropped none of the answer's sentences; a dropped one has no reward."""
-    return all(node.reward is not None for node in path)
-
-
-def _ids(path: tuple[Node, ...]) -> tuple[int, ...]:
-    return tuple(token for node in path for token in node.token_ids)
+    return all(candidate.reward is not None for candidate in path)

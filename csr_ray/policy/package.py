@@ -8,13 +8,12 @@ loaded. Knows files and digests; knows no object store and no engine.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from csr_ray.errors import TransferError
-from csr_ray.store.folders import publish_modes, replace_directory
+from csr_ray.store.atomic import new_folder
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -81,14 +80,11 @@ def unpack_adapter(manifest: Manifest, chunks: Iterable[bytes], *, folder: Path)
                 f"not what was sent"
             )
     content = b"".join(received)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    start = 0
-    for file, size_bytes in zip(FILES, manifest.sizes_bytes, strict=True):
-        (staging / file).write_bytes(content[start : start + size_bytes])
-        start += size_bytes
-    publish_modes(staging)
-    replace_directory(staging, target=folder)
+    with new_folder(folder) as staging:
+        start = 0
+        for file, size_bytes in zip(FILES, manifest.sizes_bytes, strict=True):
+            (staging / file).write_bytes(content[start : start + size_bytes])
+            start += size_bytes
     return folder
 
 

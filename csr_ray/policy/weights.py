@@ -14,7 +14,6 @@ import json
 import math
 import re
 import shutil
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from csr_ray.store.folders import publish_modes, replace_directory
+from csr_ray.store.atomic import new_folder
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -165,16 +164,9 @@ def save_combined(tensors: Mapping[str, torch.Tensor], *, output: Path) -> None:
         "inference_mode": True,
         "target_modules": [module.removeprefix(_PEFT_PREFIX) for module in modules],
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
+    with new_folder(output) as staging:
         (staging / _ADAPTER_CONFIG).write_text(json.dumps(config))
         save_file(dict(tensors), staging / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
-        publish_modes(staging)
-        replace_directory(staging, target=output)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def merged_tensors(base: Path, *, adapters: Sequence[Path]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -263,9 +255,7 @@ def save_merged(base: Path, *, adapters: Sequence[Path], output: Path) -> None:
     Raises:
         ValueError: see `merged_tensors`.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
+    with new_folder(output) as staging:
         shards = set(tensor_files(base).values())
         for path in sorted(base.iterdir()):
             if path.is_file() and path not in shards:
@@ -275,11 +265,6 @@ def save_merged(base: Path, *, adapters: Sequence[Path], output: Path) -> None:
         merged = dict(merged_tensors(base, adapters=adapters))
         for shard in sorted(shards):
             _write_shard(shard, merged=merged, output=staging / shard.name)
-        publish_modes(staging)
-        replace_directory(staging, target=output)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def _write_shard(shard: Path, *, merged: dict[str, torch.Tensor], output: Path) -> None:

@@ -45,8 +45,9 @@ class RoundFigures:
     Attributes:
         index: the round, None for the base model.
         eval: rates as fractions in 0..1 and `sentences` a count, only the keys that hold a number.
-        score_wait_share: share of a tree's time spent waiting for scores, 0..1. Trees wait side by side while others
-            decode, so it is no part of the wall time.
+        rates: what the method says of its judge, by name: how often it was so, and out of how many times.
+        score_wait_share: share of a rollout's time spent waiting for scores, 0..1. Rollouts wait side by side while
+            others decode, so it is no part of the wall time.
         stages: wall seconds by `Stage.key`, in the order of `STAGES`; they do not overlap, and zeros are left out.
         seconds: wall time of the round.
     """
@@ -57,6 +58,7 @@ class RoundFigures:
     rejected_reward: float | None = None
     num_pairs: int | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
+    rates: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     num_prompts: int | None = None
     num_nodes: int | None = None
     tokens_per_s: float | None = None
@@ -196,6 +198,7 @@ def _one_round(entry: object, *, position: int) -> RoundFigures:
         rejected_reward=number(pairs.get("rejected_reward")),
         num_pairs=_count(pairs.get("made")),
         dropped={reason: int(n) for reason, n in _numbers(section(pairs, key="dropped")).items() if n},
+        rates=_rates(section(pairs, key="rates")),
         num_prompts=_count(rollout.get("prompts")),
         num_nodes=_count(rollout.get("nodes")),
         tokens_per_s=tokens / rollout_s if tokens is not None and rollout_s else None,
@@ -205,6 +208,15 @@ def _one_round(entry: object, *, position: int) -> RoundFigures:
         stages=_stage_seconds(entry),
         seconds=number(entry.get("seconds")),
     )
+
+
+def _rates(rates: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    found = {}
+    for name in rates:
+        hits, tries = (_count(section(rates, key=name).get(key)) for key in ("hits", "of"))
+        if hits is not None and tries:
+            found[str(name)] = (hits, tries)
+    return found
 
 
 def _stage_seconds(entry: Mapping[str, Any]) -> dict[str, float]:

@@ -30,7 +30,7 @@ from csr_ray.report.figures import (
 )
 from csr_ray.report.gallery import NUM_COLOURS, gallery, reward_scale
 from csr_ray.report.read import RoundData, Run, mean_or_none, read_run
-from csr_ray.store.journal import write_atomically
+from csr_ray.store.atomic import write_atomically
 
 FULL, WIDE, NARROW = 1080, 760, 380
 HEAT_TITLE = "Image score against self score of all sentences"
@@ -107,6 +107,7 @@ def page_values(run: Run) -> dict[str, Any]:
         "notes": [*_unfinished_notes(run, rows=rows, num_finished=len(finished)), *run.notes],
         "cards": cards([rows[0], *finished]),
         "rows": rows,
+        "rate_names": list(dict.fromkeys(name for row in rows for name in row.rates)),
         "has_eval": any(row.eval for row in rows),
         "quality_charts": _quality_charts(rows),
         "quality_lines": _quality_lines(rows),

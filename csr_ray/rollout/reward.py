@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from csr_ray.config.schema import Reward
-from csr_ray.records import Node
+from csr_ray.records import Candidate
 
 
 def self_score(logps: Sequence[float], *, kind: str, penalties: Sequence[float] = ()) -> float:
@@ -70,7 +70,7 @@ def plain_sum(values: Iterable[float]) -> float:
     return total
 
 
-def answer_reward(path: Iterable[Node], *, config: Reward) -> float | None:
+def answer_reward(path: Iterable[Candidate], *, config: Reward) -> float | None:
     """The reward of an answer from its sentences'; None for an answer without a scored sentence.
 
     `mean` by default: with the paper's `sum` every further sentence adds a positive amount, so the longest and most

@@ -15,16 +15,18 @@ from dataclasses import dataclass, field, replace
 
 from csr_ray.config.schema import Reward, Search
 from csr_ray.ports import Engine, Scorer
-from csr_ray.records import Node, Prompt, RolloutStats, Sentence, Tree
+from csr_ray.records import Candidate, Prompt, Rollout, RolloutStats, Sentence
 from csr_ray.rollout.cleaning import scored_text
 from csr_ray.rollout.reward import answer_reward, family_rewards, image_score, plain_sum, self_score
+
+Path = tuple[Candidate, ...]
 
 
 @dataclass(frozen=True)
 class _Live:
     """A node that is being continued: its path so far. The root has an empty path."""
 
-    path: tuple[Node, ...]
+    path: Path
 
     @property
     def answer_ids(self) -> tuple[int, ...]:
@@ -66,7 +68,7 @@ class _Grower:
         """The node's distinct next sentences, each with its image score."""
         prefix_ids = live.answer_ids
         sentences = await self.engine.continuations(
-            self.prompt,
+            self.prompt.ask,
             prefix_ids=prefix_ids,
             num=self.search.candidates,
             max_tokens=min(self.search.max_sentence_tokens, self.search.max_answer_tokens - len(prefix_ids)),
@@ -82,7 +84,7 @@ class _Grower:
         rewards = family_rewards(list(zip(images, owns, strict=True)), config=self.reward)
         return [_Scored(*row) for row in zip(family, owns, texts, images, rewards, strict=True)]
 
-    def _scored_texts(self, family: Sequence[Sentence], *, path: Sequence[Node]) -> list[str | None]:
+    def _scored_texts(self, family: Sequence[Sentence], *, path: Sequence[Candidate]) -> list[str | None]:
         """What the scorer sees of each sentence; None where there is no text, or the cleaning dropped it."""
         if self.reward.cleaning == "none":
             return [sentence.text or None for sentence in family]
@@ -96,7 +98,7 @@ class _Grower:
         if not asked:
             return [None] * len(texts)
         started_s = time.perf_counter()
-        cosines, num_cut = await self.scorer.score(self.prompt.image, texts=asked)
+        cosines, num_cut = await self.scorer.score(self.prompt.ask.picture, texts=asked)
         self.cost.score_wait_s += time.perf_counter() - started_s
         self.cost.num_sentences_scored += len(asked)
         self.cost.num_texts_cut += num_cut
@@ -107,7 +109,7 @@ class _Grower:
         penalties = sentence.penalties if self.reward.count_penalty else ()
         return self_score(sentence.logps, kind=self.reward.self_score, penalties=penalties)
 
-    def node(self, child: _Scored, *, live: _Live, position: int) -> Node:
+    def node(self, child: _Scored, *, live: _Live, position: int) -> Candidate:
         sentence, depth = child.sentence, len(live.path) + 1
         num_tokens = len(live.answer_ids) + len(sentence.token_ids)
         limits = (
@@ -116,7 +118,7 @@ class _Grower:
             self.search.max_chars is not None and sentence.num_chars >= self.search.max_chars,
             sentence.full,
         )
-        return Node(
+        return Candidate(
             node=position,
             parent=live.path[-1].node if live.path else None,
             depth=depth,
@@ -124,24 +126,23 @@ class _Grower:
             scored_text=child.text,
             token_ids=sentence.token_ids,
             logp=sum(sentence.logps),
-            self_score=child.own,
-            image_score=child.image,
+            scores={"self": child.own, "image": child.image},
             reward=child.reward,
             final=sentence.ended or any(limits),
             kept=False,
         )
 
-    def rank(self, path: tuple[Node, ...]) -> float:
+    def rank(self, path: Path) -> float:
         """What pruning sorts by: the cumulative reward, or the cumulative self score (released code)."""
         if self.search.guide == "self_score":
-            return plain_sum(node.self_score for node in path)
+            return plain_sum(node.self_score or 0.0 for node in path)
         value = answer_reward(path, config=self.reward)
         return float("-inf") if value is None else value
 
 
 async def grow_tree(
     prompt: Prompt, *, engine: Engine, scorer: Scorer, search: Search, reward: Reward, policy_version: int, seed: int
-) -> Tree:
+) -> Rollout:
     """Grow the whole tree of one prompt.
 
     Children that end the answer (or hit a limit) are leaves; of the others at a depth, the `width - keep_worst` best
@@ -150,11 +151,11 @@ async def grow_tree(
     """
     started_s = time.perf_counter()
     grower = _Grower(prompt, engine, scorer, search, reward, seed)
-    nodes: list[Node] = []
+    nodes: list[Candidate] = []
     alive = [_Live(path=())]
     while alive:
         families = await asyncio.gather(*(grower.children(live) for live in alive))
-        open_paths: list[tuple[Node, ...]] = []
+        open_paths: list[Path] = []
         for live, family in zip(alive, families, strict=True):
             for child in family:
                 node = grower.node(child, live=live, position=len(nodes))
@@ -173,10 +174,12 @@ async def grow_tree(
         seconds=time.perf_counter() - started_s,
         score_wait_s=cost.score_wait_s,
     )
-    return Tree(prompt=prompt, nodes=tuple(nodes), policy_version=policy_version, seed=seed, stats=stats)
+    return Rollout(prompt=prompt, candidates=tuple(nodes), policy_version=policy_version, seed=seed, stats=stats)
 
 
-def prune(paths: Sequence[tuple[Node, ...]], *, ranks: Sequence[float], search: Search) -> list[tuple[Node, ...]]:
+def prune(
+    paths: Sequence[tuple[Candidate, ...]], *, ranks: Sequence[float], search: Search
+) -> list[tuple[Candidate, ...]]:
     """The paths that stay alive, best first: all if they are few, else the best and the worst; ties by their order.
 
     Few is `keep_all_up_to`, by default the width. (The released code keeps 1 best and 2 worst of 5 and more, but all

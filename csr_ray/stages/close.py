@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from csr_ray.records import JsonDict
+from csr_ray.stages.build import remove_example_units
 from csr_ray.stages.state import RunState
 from csr_ray.stages.summary import summary
 from csr_ray.stages.view import View
-from csr_ray.store.journal import write_json
+from csr_ray.store.atomic import write_json
 
 
 def close_round(state: RunState, *, index: int, view: View) -> None:
     """The round's last line, and summary.json as it stands."""
+    for cycle in state.cycles(index):
+        remove_example_units(state, cycle)
     if state.journal.find("round", round=index) is None:
         state.journal.commit("round", round=index, wall_s=state.round_wall_s(index))
     write_json(state.folder.summary, value=summarise(state))
@@ -33,4 +36,4 @@ def save_model(state: RunState, *, view: View) -> None:
 
 def summarise(state: RunState) -> JsonDict:
     """summary.json's content, from the journal alone."""
-    return summary(state.journal, config=state.config, versions=state.versions)
+    return summary(state.journal, config=state.config, versions=state.versions, cycles_of=state.cycles)

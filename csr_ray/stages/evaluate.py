@@ -10,15 +10,17 @@ from csr_ray.stages.state import RunState
 from csr_ray.stages.view import View
 
 
-def evaluate(state: RunState, *, suite: Suite, generators: Generators, version: int, view: View) -> None:
+def evaluate(
+    state: RunState, *, suite: Suite, generators: Generators, version: int, view: View, round_index: int | None = None
+) -> None:
     """Metrics of the policy that the generators serve now; nothing to do without benchmarks."""
     if suite.is_empty or state.journal.find("eval", version=version):
         return
     limit = state.config.eval.limit_between
-    if limit is not None and 0 < version < state.config.run.rounds:
+    if limit is not None and 0 < version < state.version_after(state.config.run.rounds - 1):
         suite = suite.first(limit)
     started_s = time.perf_counter()
-    with view.stage("evaluate", total=suite.num_answers, unit="answers", round_index=version - 1) as stage:
+    with view.stage("evaluate", total=suite.num_answers, unit="answers", round_index=round_index) as stage:
         metrics = suite.measure(generators, seed=state.config.run.seed, on_answer=stage.advance)
     state.journal.commit("eval", version=version, metrics=metrics, seconds=time.perf_counter() - started_s)
     view.metrics(version=version, metrics=metrics)

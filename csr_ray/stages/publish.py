@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from csr_ray.ports import Generators
-from csr_ray.records import PreferencePair, TrainResult
+from csr_ray.records import Cycle, TrainResult
 from csr_ray.stages.state import RunState
 from csr_ray.stages.view import View
 
 
-def publish(
-    state: RunState, trained: TrainResult, *, pairs: Sequence[PreferencePair], generators: Generators, view: View
-) -> None:
+def publish(state: RunState, cycle: Cycle, trained: TrainResult, *, generators: Generators, view: View) -> None:
     """Every generator serves the new version and has proved it. A resumed run starts its generators with it."""
     if state.journal.find("publish", version=trained.version):
         return
-    with view.stage("publish", total=1, unit="version", round_index=trained.version - 1) as stage:
-        receipt = generators.publish(trained, pairs=pairs)
+    with view.stage("publish", total=1, unit="version", round_index=cycle.round_index) as stage:
+        receipt = generators.publish(trained)
         stage.advance()
     state.journal.commit(
         "publish",
+        **cycle.key,
         version=receipt.version,
         bytes=receipt.num_bytes,
         seconds=receipt.seconds,

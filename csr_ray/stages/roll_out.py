@@ -1,94 +1,116 @@
-"""Roll out: trees for the prompts of a round, committed unit by unit."""
+"""Roll out: what the policy says to the prompts of a cycle, committed unit by unit."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from csr_ray.counters import Counters
 from csr_ray.ports import Generators
-from csr_ray.records import Prompt, Rejection, Tree
+from csr_ray.records import Cycle, Prompt, Rejection, Rollout, Unit
 from csr_ray.stages.state import RunState
 from csr_ray.stages.summary import live_figures
-from csr_ray.stages.units import prompts_to_do, unit_name
+from csr_ray.stages.turn import Turn
 from csr_ray.stages.view import View
-from csr_ray.store.tables import read_trees, write_trees
+from csr_ray.store.tables import write_rollouts
+from csr_ray.store.units import unit_name
 
-OnTrees = Callable[[Sequence[Tree]], None]
-"""Called with the trees of a round, each once."""
 _CHECK_EVERY_S = 1.0
 _COUNT_EVERY_S = 2.0
 
 
-def ignore(trees: Sequence[Tree]) -> None:
-    """Trees are not waited for before the round's last."""
-
-
 def roll_out(
     state: RunState,
-    prompts: Sequence[Prompt],
+    turn: Turn,
     *,
     generators: Generators,
-    index: int,
     view: View,
-    on_trees: OnTrees = ignore,
     check: Callable[[], None] = lambda: None,
-) -> list[Tree]:
-    """The trees of the round, committed unit by unit; only missing units are computed.
+) -> Iterator[Unit]:
+    """Yield the units of the cycle as they are committed, those of an earlier start first; no content is handed on.
 
-    `on_trees` gets every tree once: those read back first, then each as it is finished. `check` is called now and
-    then and may raise: whoever needs the trees, and cannot start, should be known before they are all paid for.
+    A unit's content is on disk when its name is yielded. `check` is called now and then and may raise: whoever needs
+    the rollouts, and cannot start, should be known before they are all paid for.
     """
+    cycle = turn.cycle
+    yield from turn.committed()
+    if not turn.num_to_do:
+        return
     check = _now_and_then(check, every_s=_CHECK_EVERY_S)
-    by_id = {prompt.id: prompt for prompt in prompts}
-    order = {prompt.id: position for position, prompt in enumerate(prompts)}
-    trees: list[Tree] = []
-    for entry in state.journal.all("rollout", round=index):
-        trees += read_trees(state.folder.candidates(index, unit=entry["unit"]), prompts=by_id)
-    trees.sort(key=lambda tree: order[tree.prompt.id])
-    todo = prompts_to_do(state, prompts, index=index)
-    units = [todo[start : start + state.config.run.unit] for start in range(0, len(todo), state.config.run.unit)]
-    missing: dict[str, dict[str, Tree | Rejection | None]] = {}
-    for unit in units:
-        missing[unit_name([prompt.id for prompt in unit])] = {prompt.id: None for prompt in unit}
-    on_trees(trees)
-    if not missing:
-        return trees
-    unit_of = {prompt_id: name for name, unit in missing.items() for prompt_id in unit}
+    units = _OpenUnits(turn, size=state.config.run.unit)
     committed_s = counted_s = time.perf_counter()
-    num_open = len(missing)
-    generators.figures()
-    with view.stage("roll out", total=len(todo), unit="prompts", round_index=index) as stage:
-        for result in generators.rollout(todo, round_index=index):
-            prompt_id = result.prompt.id if isinstance(result, Tree) else str(result.id)
-            name = unit_of[prompt_id]
-            missing[name][prompt_id] = result
-            done = list(missing[name].values())
-            if all(item is not None for item in done):
-                now_s = time.perf_counter()
-                num_open -= 1
-                figures: dict[str, float] = {}
-                # Every actor is asked for its counters, so not for every unit.
-                if num_open == 0 or now_s - counted_s >= _COUNT_EVERY_S:
-                    figures = generators.figures()
-                    stage.note = live_figures(figures, seconds=now_s - counted_s)
-                    counted_s = now_s
-                _commit_unit(
-                    state,
-                    [item for item in done if item is not None],
-                    index=index,
-                    unit=name,
-                    ids=list(missing[name]),
-                    seconds=now_s - committed_s,
-                    figures=figures,
-                )
-                committed_s = now_s
+    num_left = turn.num_to_do
+    generators.counters()
+    with view.stage("roll out", total=turn.num_to_do, unit="prompts", round_index=cycle.round_index) as stage:
+        for result in generators.rollout(units.prompts(), cycle=cycle):
+            num_left -= 1
             check()
-            if isinstance(result, Tree):
-                trees.append(result)
-                on_trees([result])
-            stage.advance(tokens=result.stats.num_tokens if isinstance(result, Tree) else 0)
+            stage.advance(tokens=result.stats.num_tokens if isinstance(result, Rollout) else 0)
+            for unit in units.take(result, is_last=num_left == 0):
+                now_s = time.perf_counter()
+                counters = Counters()
+                # Every actor is asked for its counters, so not for every unit.
+                if units.num_open == 0 or now_s - counted_s >= _COUNT_EVERY_S:
+                    counters = generators.counters()
+                    stage.note = live_figures(counters, seconds=now_s - counted_s)
+                    counted_s = now_s
+                name = _commit(state, cycle, unit, seconds=now_s - committed_s, counters=counters)
+                committed_s = now_s
+                yield Unit(name=name, position=unit.position)
+        assert num_left == 0, f"{num_left} prompts have no result"
         stage.note = ""
-    return sorted(trees, key=lambda tree: order[tree.prompt.id])
+
+
+class _OpenUnit:
+    """A unit whose rollouts are under way: its prompts in their order, each with its result or None."""
+
+    def __init__(self, *, position: int) -> None:
+        self.position = position
+        self.results: dict[str, Rollout | Rejection | None] = {}
+
+    @property
+    def is_done(self) -> bool:
+        return all(result is not None for result in self.results.values())
+
+
+class _OpenUnits:
+    """Puts prompts into units as they are drawn, and results to their units as they come.
+
+    Prompts may be drawn by another thread than the one that takes results.
+    """
+
+    def __init__(self, turn: Turn, *, size: int) -> None:
+        self._turn = turn
+        self._size = size
+        self._unit_of: dict[str, _OpenUnit] = {}
+        self._open: dict[int, _OpenUnit] = {}  # by position
+        self._all_drawn = False
+
+    def prompts(self) -> Iterator[Prompt]:
+        unit: _OpenUnit | None = None
+        for position, prompt in self._turn.to_do():
+            if unit is None or len(unit.results) == self._size:
+                unit = self._open[position] = _OpenUnit(position=position)
+            self._unit_of[prompt.id] = unit
+            unit.results[prompt.id] = None
+            yield prompt
+        self._all_drawn = True
+
+    @property
+    def num_open(self) -> int:
+        return len(self._open)
+
+    def take(self, result: Rollout | Rejection, *, is_last: bool) -> Iterator[_OpenUnit]:
+        """The unit that this result completes, if it does; after the last result whatever is left."""
+        prompt_id = result.prompt.id if isinstance(result, Rollout) else str(result.id)
+        unit = self._unit_of.pop(prompt_id)
+        unit.results[prompt_id] = result
+        may_grow = len(unit.results) < self._size and not self._all_drawn
+        complete = [] if may_grow or not unit.is_done else [unit]
+        for one in list(self._open.values()) if is_last else complete:
+            assert one.is_done
+            del self._open[one.position]
+            yield one
 
 
 def _now_and_then(call: Callable[[], None], *, every_s: float) -> Callable[[], None]:
@@ -104,36 +126,34 @@ def _now_and_then(call: Callable[[], None], *, every_s: float) -> Callable[[], N
     return throttled
 
 
-def _commit_unit(
-    state: RunState,
-    results: Sequence[Tree | Rejection],
-    *,
-    index: int,
-    unit: str,
-    ids: Sequence[str],
-    seconds: float,
-    figures: dict[str, float],
-) -> None:
-    trees = [result for result in results if isinstance(result, Tree)]
+def _commit(state: RunState, cycle: Cycle, unit: _OpenUnit, *, seconds: float, counters: Counters) -> str:
+    """Write what came of a unit and then its line; returns its name."""
+    name = unit_name(list(unit.results))
+    results = list(unit.results.values())
+    rollouts = [result for result in results if isinstance(result, Rollout)]
     rejections = [result for result in results if isinstance(result, Rejection)]
-    write_trees(state.folder.candidates(index, unit=unit), trees=trees)
+    write_rollouts(state.folder.candidates(cycle, unit=name), rollouts=rollouts)
     state.quarantine.add(rejections)
     state.journal.commit(
         "rollout",
-        round=index,
-        unit=unit,
-        ids=list(ids),
-        prompts=len(trees),
+        **cycle.key,
+        unit=name,
+        ids=list(unit.results),
+        prompts=len(rollouts),
         failed=len(rejections),
-        nodes=sum(len(tree.nodes) for tree in trees),
-        tokens=sum(tree.stats.num_tokens for tree in trees),
+        nodes=sum(len(rollout.candidates) for rollout in rollouts),
         seconds=seconds,
-        sentences=sum(tree.stats.num_sentences_scored for tree in trees),
-        texts_cut=sum(tree.stats.num_texts_cut for tree in trees),
-        tree_s=sum(tree.stats.seconds for tree in trees),
-        score_wait_s=sum(tree.stats.score_wait_s for tree in trees),
-        scorer_busy_s=figures.get("score_s", 0.0),
-        scorer_batches=figures.get("batches", 0.0),
-        scorer_sentences=figures.get("sentences", 0.0),
-        figures=figures,
+        **_costs(rollouts),
+        counters=counters.to_plain(),
     )
+    return name
+
+
+def _costs(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    return {
+        "tokens": sum(rollout.stats.num_tokens for rollout in rollouts),
+        "sentences": sum(rollout.stats.num_sentences_scored for rollout in rollouts),
+        "texts_cut": sum(rollout.stats.num_texts_cut for rollout in rollouts),
+        "rollout_s": sum(rollout.stats.seconds for rollout in rollouts),
+        "score_wait_s": sum(rollout.stats.score_wait_s for rollout in rollouts),
+    }

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from csr_ray.config.schema import Config
+from csr_ray.methods.base import Method, method_of
+from csr_ray.records import Cycle
 from csr_ray.store.journal import Journal, Quarantine
 from csr_ray.store.run_folder import RunFolder
 
@@ -24,10 +26,12 @@ class RunState:
     journal: Journal
     model: str
     versions: dict[str, str]
+    method: Method = field(init=False)
     quarantine: Quarantine = field(init=False)
     _round_wall_s: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.method = method_of(self.config)
         self.quarantine = Quarantine(self.folder.quarantine)
 
     @property
@@ -35,10 +39,28 @@ class RunState:
         """Whether every round that the config asks for is done, and the model saved. More may be asked for later."""
         return any(entry["rounds"] >= self.config.run.rounds for entry in self.journal.all("finished"))
 
+    def cycles(self, round_index: int) -> list[Cycle]:
+        """The phases of a round in their order, each with the policy version that it starts from."""
+        version = sum(len(self.method.phases(earlier)) for earlier in range(round_index))
+        return [
+            Cycle(round_index=round_index, phase=phase, position=position, policy_version=version + position)
+            for position, phase in enumerate(self.method.phases(round_index))
+        ]
+
+    def version_after(self, round_index: int) -> int:
+        """The policy version that a round ends with: versions count the trained phases."""
+        return sum(len(self.method.phases(index)) for index in range(round_index + 1))
+
     @property
     def adapters(self) -> list[str]:
-        """Adapter folders of every round trained so far, oldest first."""
-        return [str(self.folder.adapter(entry["round"])) for entry in self.journal.all("train")]
+        """Adapter folders of every phase trained so far, oldest first."""
+        trained = [
+            cycle
+            for entry in self.journal.all("train")
+            for cycle in self.cycles(entry["round"])
+            if cycle.phase.name == entry["phase"]
+        ]
+        return [str(self.folder.adapter(cycle)) for cycle in trained]
 
     @contextlib.contextmanager
     def round_clock(self, index: int) -> Iterator[None]:

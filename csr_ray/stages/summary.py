@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 
 from csr_ray.config.schema import Config
-from csr_ray.records import JsonDict
+from csr_ray.counters import Counters
+from csr_ray.records import Cycle, JsonDict
 from csr_ray.store.journal import Journal
 
 _EVAL_KEYS = (
@@ -21,12 +22,26 @@ _EVAL_KEYS = (
     "chair_s_t1",
     "recall_t1",
 )
+_STAGES = ("rollout", "pairs", "train", "publish")
+# Of a round with several phases: what is added up.
+_SUMMED = (
+    *(("rollout", key) for key in ("prompts", "failed", "nodes", "tokens", "seconds")),
+    *(("score", key) for key in ("sentences", "seconds", "texts_cut")),
+    ("pairs", "made"),
+    *(("train", key) for key in ("pairs", "steps", "seconds", "optimizer_seconds")),
+    *(("publish", key) for key in ("bytes", "seconds")),
+)
 
 
-def summary(journal: Journal, *, config: Config, versions: dict[str, str]) -> JsonDict:
-    """The run so far. Rates are fractions in 0..1, times seconds; what was not measured is null."""
+def summary(
+    journal: Journal, *, config: Config, versions: dict[str, str], cycles_of: Callable[[int], Sequence[Cycle]]
+) -> JsonDict:
+    """The run so far. Rates are fractions in 0..1, times seconds; what was not measured is null.
+
+    `cycles_of` gives the cycles of a round (`RunState.cycles`).
+    """
     rounds = [
-        _round(journal, index=entry["round"], wall_s=entry["wall_s"])
+        _round(journal, index=entry["round"], cycles=cycles_of(entry["round"]), wall_s=entry["wall_s"])
         for entry in sorted(journal.all("round"), key=lambda entry: entry["round"])
     ]
     base_eval = journal.find("eval", version=0)
@@ -44,65 +59,78 @@ def summary(journal: Journal, *, config: Config, versions: dict[str, str]) -> Js
     }
 
 
-def _round(journal: Journal, *, index: int, wall_s: float) -> JsonDict:
-    units = journal.all("rollout", round=index)
-    pairs = journal.find("pairs", round=index) or {}
-    trained = journal.find("train", round=index) or {}
-    published = journal.find("publish", version=index + 1) or {}
-    evaluated = journal.find("eval", version=index + 1)
-
-    def total(key: str) -> float:
-        return sum(unit[key] for unit in units)
-
-    figures: dict[str, float] = {}
-    for unit in units:
-        for name, value in unit.get("figures", {}).items():
-            figures[name] = figures.get(name, 0.0) + value
-    stages = {
-        "rollout": total("seconds"),
-        "pairs": pairs.get("seconds", 0.0),
-        "train": trained.get("seconds", 0.0),
-        "publish": published.get("seconds", 0.0),
-        "eval": evaluated["seconds"] if evaluated else 0.0,
-    }
+def _round(journal: Journal, *, index: int, cycles: Sequence[Cycle], wall_s: float) -> JsonDict:
+    """The figures of a round; of a round with several phases their sum, and each phase's own under `phases`."""
+    phases = [_cycle(journal, cycle) for cycle in cycles]
+    version = max((cycle.policy_version + 1 for cycle in cycles), default=0)
+    evaluated = journal.find("eval", version=version) if cycles else None
+    stages = {name: sum(phase["stages"][name] for phase in phases) for name in _STAGES}
+    stages["eval"] = evaluated["seconds"] if evaluated else 0.0
     # A resumed round's wall clock covers only what was left to do: its stages then say more than the clock.
     seconds = max(wall_s, sum(stages.values()))
+    named = [{"phase": cycle.phase.name, **phase} for cycle, phase in zip(cycles, phases, strict=True)]
+    whole = phases[0] if len(phases) == 1 else _together(phases)
     return {
         "round": index,
-        "policy_version": index + 1,
+        "policy_version": version,
+        **{name: whole.get(name, {}) for name in ("rollout", "score", "pairs", "train", "publish")},
+        **({"phases": named} if len(named) > 1 else {}),
+        "eval": _eval(evaluated),
+        "stages": {**stages, "other": seconds - sum(stages.values())},
+        "seconds": seconds,
+    }
+
+
+def _together(phases: Sequence[JsonDict]) -> JsonDict:
+    """Counts and seconds of all phases added up; the first loss is the first phase's, all else the last phase's."""
+    if not phases:
+        return {}
+    whole: JsonDict = {name: dict(section) for name, section in phases[-1].items()}
+    for section, key in _SUMMED:
+        whole[section][key] = sum(phase[section][key] or 0 for phase in phases)
+    whole["train"]["loss_first"] = phases[0]["train"]["loss_first"]
+    return whole
+
+
+def _cycle(journal: Journal, cycle: Cycle) -> JsonDict:
+    units = journal.units(**cycle.key)
+    counters = units.counters
+    examples = journal.find("examples", **cycle.key) or {}
+    trained = journal.find("train", **cycle.key) or {}
+    published = journal.find("publish", **cycle.key) or {}
+    seconds = units.total("seconds")
+    return {
         "rollout": {
-            "prompts": total("prompts"),
-            "failed": total("failed"),
-            "nodes": total("nodes"),
-            "tokens": total("tokens"),
-            "seconds": stages["rollout"],
-            "prompts_per_s": _ratio(total("prompts"), stages["rollout"]),
-            "nodes_per_s": _ratio(total("nodes"), stages["rollout"]),
-            "tokens_per_s": _ratio(total("tokens"), stages["rollout"]),
-            "groups_redone": figures.get("groups_redone"),
-            **engine_ratios(figures),
+            "prompts": units.total("prompts"),
+            "failed": units.total("failed"),
+            "nodes": units.total("nodes"),
+            "tokens": units.total("tokens"),
+            "seconds": seconds,
+            "prompts_per_s": _ratio(units.total("prompts"), seconds),
+            "nodes_per_s": _ratio(units.total("nodes"), seconds),
+            "tokens_per_s": _ratio(units.total("tokens"), seconds),
+            "groups_redone": counters.groups_redone,
+            **engine_ratios(counters),
         },
         "score": {
-            "sentences": total("sentences"),
-            "seconds": total("scorer_busy_s"),
-            "texts_cut": total("texts_cut"),
-            "wait_share": _ratio(total("score_wait_s"), total("tree_s")),
-            "mean_batch": _ratio(total("scorer_sentences"), total("scorer_batches")),
-            "mean_wait_ms": 1e3 * _ratio(figures.get("score_wait_s", 0.0), figures.get("score_requests", 0.0)),
-            "queue_depth": _ratio(figures.get("score_queue", 0.0), figures.get("batches", 0.0)),
-            "image_encodes": figures.get("scorer_image_encodes"),
-            "text_encodes": figures.get("scorer_text_encodes"),
+            "sentences": units.total("sentences"),
+            "seconds": counters.scorer_s,
+            "texts_cut": units.total("texts_cut"),
+            "wait_share": _ratio(units.total("score_wait_s"), units.total("rollout_s")),
+            "mean_batch": _ratio(counters.scorer_sentences, counters.scorer_batches),
+            "mean_wait_ms": 1e3 * _ratio(counters.score_wait_s, counters.score_requests),
+            "queue_depth": _ratio(counters.score_queue, counters.scorer_batches),
+            "image_encodes": counters.scorer_image_encodes,
+            "text_encodes": counters.scorer_text_encodes,
         },
         "pairs": {
-            key: pairs.get(key)
-            for key in (
-                "made",
-                "dropped",
-                "chosen_sentences",
-                "rejected_sentences",
-                "chosen_reward",
-                "rejected_reward",
-            )
+            "made": examples.get("made"),
+            "dropped": examples.get("dropped"),
+            "rates": {name: {"hits": hits, "of": tries} for name, (hits, tries) in examples.get("rates", {}).items()},
+            **{
+                key: examples.get(key)
+                for key in ("chosen_sentences", "rejected_sentences", "chosen_reward", "rejected_reward")
+            },
         },
         "train": {
             "pairs": trained.get("num_pairs"),
@@ -118,13 +146,16 @@ def _round(journal: Journal, *, index: int, wall_s: float) -> JsonDict:
             "seconds": published.get("seconds"),
             "max_probe_gap": published.get("max_probe_gap"),
         },
-        "eval": _eval(evaluated),
-        "stages": {**stages, "other": seconds - sum(stages.values())},
-        "seconds": seconds,
+        "stages": {
+            "rollout": seconds,
+            "pairs": examples.get("seconds", 0.0),
+            "train": trained.get("seconds", 0.0),
+            "publish": published.get("seconds", 0.0),
+        },
     }
 
 
-def engine_ratios(figures: Mapping[str, float]) -> dict[str, float | None]:
+def engine_ratios(counters: Counters) -> dict[str, float | None]:
     """What the generators' counters say, as ratios; None where nothing was counted.
 
     `occupancy` is running requests over the most there may be, mean over engine steps; the hit rates are shares of
@@ -132,29 +163,30 @@ def engine_ratios(figures: Mapping[str, float]) -> dict[str, float | None]:
     had to compute a part of their prefix again.
     """
 
-    def ratio(part: str, whole: str) -> float | None:
-        return figures.get(part, 0.0) / figures[whole] if figures.get(whole) else None
+    def ratio(part: float, whole: float) -> float | None:
+        return part / whole if whole else None
 
     return {
-        "occupancy": ratio("engine_running", "engine_slots"),
-        "queue_depth": ratio("engine_waiting", "engine_steps"),
-        "prefix_hit_rate": ratio("prefix_hits", "prefix_queries"),
-        "processor_hit_rate": ratio("processor_hits", "processor_queries"),
-        "image_encodes": figures.get("image_encodes"),
-        "continuations": figures.get("continuations"),
-        "continuation_misses": figures.get("continuation_misses"),
-        "preempted": figures.get("engine_preempted"),
+        "occupancy": ratio(counters.engine_running, counters.engine_slots),
+        "queue_depth": ratio(counters.engine_waiting, counters.engine_steps),
+        "prefix_hit_rate": ratio(counters.prefix_hits, counters.prefix_queries),
+        "processor_hit_rate": ratio(counters.processor_hits, counters.processor_queries),
+        "image_encodes": counters.image_encodes,
+        "continuations": counters.continuations,
+        "continuation_misses": counters.continuation_misses,
+        "preempted": counters.engine_preempted,
     }
 
 
-def live_figures(figures: Mapping[str, float], *, seconds: float) -> str:
+def live_figures(counters: Counters, *, seconds: float) -> str:
     """One line for the progress view: how full the engine was, and what its caches and the scorer did."""
-    ratios = engine_ratios(figures)
+    ratios = engine_ratios(counters)
     names = {"occupancy": "engine full", "prefix_hit_rate": "prefix hits"}
     parts = [f"{name} {100 * value:.0f} %" for key, name in names.items() if (value := ratios[key]) is not None]
-    if figures.get("batches"):
-        busy = figures.get("score_s", 0.0) / max(seconds, 1e-9)
-        parts.append(f"scorer busy {100 * busy:.0f} %, {figures['sentences'] / figures['batches']:.0f} a batch")
+    if counters.scorer_batches:
+        busy = counters.scorer_s / max(seconds, 1e-9)
+        mean_batch = counters.scorer_sentences / counters.scorer_batches
+        parts.append(f"scorer busy {100 * busy:.0f} %, {mean_batch:.0f} a batch")
     return ", ".join(parts)
 
 

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable
 
 from csr_ray.ports import Trainer
-from csr_ray.records import PreferencePair, TrainResult
+from csr_ray.records import TrainOrder, TrainResult
 from csr_ray.stages.state import RunState
+from csr_ray.stages.turn import Turn
 from csr_ray.stages.view import View
 
 
-def train(
-    state: RunState, pairs: Sequence[PreferencePair], *, trainer: Trainer, index: int, view: View
-) -> TrainResult:
-    """Policy version `index + 1`, as an adapter on everything before it."""
-    if entry := state.journal.find("train", round=index):
-        fields = {key: value for key, value in entry.items() if key not in ("kind", "round", "adapter")}
-        fields["probe_logps"] = tuple(fields["probe_logps"])
-        return TrainResult(adapter=str(state.folder.adapter(index)), **fields)
-    with view.stage("train", total=None, unit="steps", round_index=index) as stage:
+def train(state: RunState, turn: Turn, files: Iterable[str], *, trainer: Trainer, view: View) -> TrainResult:
+    """Train on files of examples as they come; returns when the adapter of the cycle's version lies in its place.
+
+    A cycle whose examples are all there before the first file is offered is a stream that has already ended.
+    """
+    cycle = turn.cycle
+    adapter = state.folder.adapter(cycle)
+    if entry := state.journal.find("train", **cycle.key):
+        return TrainResult.from_plain(entry, adapter=str(adapter))
+    is_open = False
+    for file in files:
+        if not is_open:
+            trainer.begin(_order(state, turn, adapter=str(adapter)))
+            is_open = True
+        trainer.offer([file])
+    with view.stage("train", total=None, unit="steps", round_index=cycle.round_index) as stage:
 
         def on_step(step: int, num_steps: int, loss: float) -> None:
             stage.set(done=step, total=num_steps, loss=loss)
 
-        trained = trainer.train(pairs, round_index=index, output_dir=state.folder.adapter(index), on_step=on_step)
-    fields = {**asdict(trained), "metrics": dict(trained.metrics)}
-    fields.pop("adapter")
-    state.journal.commit("train", round=index, **fields)
+        trained = trainer.finish(on_step=on_step)
+    state.journal.commit("train", **cycle.key, **trained.to_plain())
     return trained
+
+
+def _order(state: RunState, turn: Turn, *, adapter: str) -> TrainOrder:
+    decided = state.journal.find("examples", **turn.cycle.key)
+    at_most = turn.num_prompts * turn.cycle.phase.max_examples_a_prompt if decided is None else decided["made"]
+    return TrainOrder(
+        cycle=turn.cycle, output_dir=adapter, num_examples_at_most=at_most, is_whole=decided is not None
+    )

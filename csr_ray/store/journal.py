@@ -1,4 +1,4 @@
-"""The journal: one line a committed piece of work, and the atomic writes that stand before the line.
+"""The journal: one line a committed piece of work.
 
 The line is written last, so a piece of work either happened or did not: a file without its line is overwritten when
 the work is done again, and a torn last line (the machine died while writing it) counts as not written.
@@ -6,29 +6,34 @@ the work is done again, and a torn last line (the machine died while writing it)
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from csr_ray.errors import StorageError
+from csr_ray.errors import ConfigError
 from csr_ray.records import JsonDict, Rejection
+from csr_ray.store.atomic import storage_errors
+from csr_ray.store.units import CommittedUnits
 
 
 class Journal:
     """The lines of one run, in memory and on disk.
 
-    Lines are looked up by kind and round without reading all of them: a round may have thousands of units.
+    Lines are looked up by kind and round without reading all of them. Lines with a `unit` are many, a hundred
+    thousand in a large round: of these only names, sums and hashes of ids stay in memory (`CommittedUnits`).
 
-    Example line: {"kind": "rollout", "round": 0, "unit": "3f2c...", "ids": [...], "prompts": 16, "seconds": 2.1}
+    Raises:
+        ConfigError: it is the journal of an earlier version, which knew no phases.
+
+    Example line: {"kind": "rollout", "round": 0, "phase": "main", "unit": "3f2c...", "ids": [...], "prompts": 16}
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.entries: list[JsonDict] = []
+        self.num_lines = 0
         self._index: dict[tuple[str, int | None], list[JsonDict]] = {}  # by kind and round, and by kind alone (None)
+        self._units: dict[tuple[int, str], CommittedUnits] = {}
         if path.exists():
             self._load()
 
@@ -37,11 +42,15 @@ class Journal:
         return next(iter(self.all(kind, **keys)), None)
 
     def all(self, kind: str, **keys: int | str) -> list[JsonDict]:
-        """Every line of this kind with these keys, oldest first."""
+        """Every line of this kind with these keys, oldest first. Lines of units are not among them."""
         round_index = keys.get("round")
         assert round_index is None or isinstance(round_index, int)
         found = self._index.get((kind, round_index), [])
         return [entry for entry in found if all(entry.get(key) == value for key, value in keys.items())]
+
+    def units(self, *, round: int, phase: str) -> CommittedUnits:
+        """What has been committed of a cycle's rollouts so far; grows with every line."""
+        return self._units.setdefault((round, phase), CommittedUnits())
 
     def commit(self, kind: str, **fields: object) -> JsonDict:
         """Append a line and make it durable. Whatever it speaks of must be on disk already."""
@@ -55,58 +64,33 @@ class Journal:
         return entry
 
     def _add(self, entry: JsonDict) -> None:
-        self.entries.append(entry)
+        self.num_lines += 1
+        if "unit" in entry:
+            self.units(round=entry["round"], phase=entry["phase"]).add(entry)
+            return
         for round_index in {None, entry.get("round")}:
             self._index.setdefault((entry["kind"], round_index), []).append(entry)
 
     def _load(self) -> None:
-        data = self._path.read_bytes()
-        whole, newline, torn = data.rpartition(b"\n")
-        if torn:
-            # Cut the torn tail off, or the next line would be glued to it.
-            os.truncate(self._path, len(whole) + len(newline))
-        for line in whole.split(b"\n"):
-            if line:
-                self._add(json.loads(line))
+        """Read line by line, and cut a torn last line off, or the next line would be glued to it."""
+        num_whole_bytes = 0
+        with self._path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                num_whole_bytes += len(line)
+                if line.strip():
+                    self._add(self._of_this_version(json.loads(line)))
+        if num_whole_bytes < self._path.stat().st_size:
+            os.truncate(self._path, num_whole_bytes)
 
-
-@contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a failing disk into one clear line."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}; free some space or fix the permissions, then start the "
-            f"same command again: it goes on where it was"
-        ) from error
-
-
-def write_atomically(path: Path, *, write: Callable[[Path], object]) -> None:
-    """`write(temporary)` beside `path`, then rename: a reader sees the old file or the whole new one."""
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            write(temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())  # mkstemp's files are their owner's alone
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
-
-
-def write_json(path: Path, *, value: object) -> None:
-    write_atomically(path, write=lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
+    def _of_this_version(self, entry: JsonDict) -> JsonDict:
+        if entry["kind"] in ("rollout", "pairs", "train") and "phase" not in entry:
+            raise ConfigError(
+                f"run.dir = {str(self._path.parent)!r} holds a run of an earlier version, whose journal knows no "
+                "phases; finish it with that version, name another run.dir, or --fresh to move that run aside"
+            )
+        return entry
 
 
 class Quarantine:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from csr_ray.records import Cycle
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -43,11 +45,24 @@ class RunFolder:
     def round(self, index: int) -> Path:
         return self.root / f"round_{index:03d}"
 
-    def candidates(self, index: int, *, unit: str) -> Path:
-        return self.round(index) / "candidates" / f"unit_{unit}.parquet"
+    def cycle(self, cycle: Cycle) -> Path:
+        """The first phase of a round has the round's folder; every other one a folder of its name in it."""
+        folder = self.round(cycle.round_index)
+        return folder if cycle.position == 0 else folder / cycle.phase.name
 
-    def pairs(self, index: int) -> Path:
-        return self.round(index) / "pairs.parquet"
+    def candidates(self, cycle: Cycle, *, unit: str) -> Path:
+        return self.cycle(cycle) / "candidates" / f"unit_{unit}.parquet"
 
-    def adapter(self, index: int) -> Path:
-        return self.round(index) / "adapter"
+    def example_units(self, cycle: Cycle) -> Path:
+        """Examples as they are decided, a file a unit; gone when the round is over."""
+        return self.cycle(cycle) / "examples"
+
+    def example_unit(self, cycle: Cycle, *, unit: str) -> Path:
+        return self.example_units(cycle) / f"unit_{unit}.parquet"
+
+    def pairs(self, cycle: Cycle) -> Path:
+        """All examples of the cycle, once they are all decided."""
+        return self.cycle(cycle) / "pairs.parquet"
+
+    def adapter(self, cycle: Cycle) -> Path:
+        return self.cycle(cycle) / "adapter"

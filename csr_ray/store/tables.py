@@ -1,37 +1,55 @@
-"""Trees and pairs as Parquet, and back. The columns are a contract (docs/architecture.md, "The run folder")."""
+"""Candidates and examples as Parquet, and back. The columns are a contract (docs/architecture.md, "The run folder").
+
+A file holds whatever is needed to go on from it: a unit of candidates its prompts, a unit of examples what was left
+out and why. So the loop hands on names of files, and whoever needs the content reads it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from csr_ray.records import Node, PreferencePair, Prompt, RolloutStats, Tree
-from csr_ray.store.journal import write_atomically
+from csr_ray.records import Ask, Candidate, Example, Picture, Prompt, Rollout, RolloutStats, Target
+from csr_ray.store.atomic import write_atomically
 
-_NODES = pa.schema(
+_CANDIDATES = pa.schema(
     [
         ("id", pa.string()),
         ("node", pa.int32()),
         ("parent", pa.int32()),
         ("depth", pa.int32()),
+        ("role", pa.string()),
+        ("asked", pa.string()),
         ("text", pa.string()),
         ("scored_text", pa.string()),
         ("token_ids", pa.list_(pa.int32())),
         ("logp", pa.float64()),
         ("self_score", pa.float64()),
         ("image_score", pa.float64()),
+        ("scores", pa.map_(pa.string(), pa.float64())),
         ("reward", pa.float64()),
         ("final", pa.bool_()),
         ("kept", pa.bool_()),
         ("policy_version", pa.int32()),
         ("seed", pa.int64()),
+        ("image", pa.string()),
+        ("prompt", pa.string()),
+        ("truth", pa.string()),
+        ("source", pa.string()),
     ]
 )
+# Scores that have a column of their own; the others stand in `scores`.
+_SCORE_COLUMNS = {"self": "self_score", "image": "image_score"}
+_PLAIN_CANDIDATE_FIELDS = (
+    "node", "parent", "depth", "role", "asked", "text", "scored_text", "logp", "reward", "final", "kept",
+)  # fmt: skip
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 _PAIRS = pa.schema(
@@ -52,79 +70,271 @@ _PAIRS = pa.schema(
         ("policy_version", pa.int32()),
         ("method", pa.string()),
         ("seed", pa.int64()),
+        ("image_change", pa.string()),
+        ("image_seed", pa.int64()),
     ],
     # What `datasets.load_dataset("parquet")` reads to know that `image` is a picture.
     metadata={"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})},
 )
-_NODE_FIELDS = tuple(name for name in _NODES.names if name not in ("id", "policy_version", "seed"))
-_PLAIN_PAIR_FIELDS = tuple(name for name in _PAIRS.names if name not in ("image", "prompt", "chosen", "rejected"))
+_OUTCOME = b"csr_ray_outcome"
+_ROLES = ("chosen", "rejected")
+# Rows that are decoded together: a shuffled epoch reads single rows, and a file's footer describes every group.
+_ROWS_A_GROUP = 4096
+_GROUPS_KEPT = 64
 
 
-def write_trees(path: Path, *, trees: Iterable[Tree]) -> None:
-    """One row a node, in the order of the trees."""
-    rows = [
-        {
-            "id": tree.prompt.id,
-            "policy_version": tree.policy_version,
-            "seed": tree.seed,
-            **{name: getattr(node, name) for name in _NODE_FIELDS},
-        }
-        for tree in trees
-        for node in tree.nodes
-    ]
-    table = pa.Table.from_pylist(rows, schema=_NODES)
-    write_atomically(path, write=lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+def write_rollouts(path: Path, *, rollouts: Iterable[Rollout]) -> None:
+    """One row a candidate, in the order of the rollouts."""
+    rows = [_candidate_row(rollout, candidate) for rollout in rollouts for candidate in rollout.candidates]
+    _write(path, table=pa.Table.from_pylist(rows, schema=_CANDIDATES))
 
 
-def read_trees(path: Path, *, prompts: dict[str, Prompt]) -> list[Tree]:
-    """The trees of one unit, without those whose prompt is not among `prompts`. Costs are not kept in the file."""
+def read_rollouts(path: Path) -> list[Rollout]:
+    """The rollouts of one unit. Their costs are not kept in the file."""
     by_id: dict[str, list[dict[str, Any]]] = {}
-    for row in pq.read_table(path).to_pylist():
-        if row["id"] in prompts:
-            by_id.setdefault(row["id"], []).append(row)
-    return [
-        Tree(
-            prompt=prompts[prompt_id],
-            nodes=tuple(
-                Node(**{**{name: row[name] for name in _NODE_FIELDS}, "token_ids": tuple(row["token_ids"])})
-                for row in rows
-            ),
-            policy_version=rows[0]["policy_version"],
-            seed=rows[0]["seed"],
-            stats=RolloutStats(),
-        )
-        for prompt_id, rows in by_id.items()
-    ]
+    for row in _read(path).to_pylist():
+        by_id.setdefault(row["id"], []).append(row)
+    return [_rollout(rows) for rows in by_id.values()]
 
 
-def write_pairs(path: Path, *, pairs: Sequence[PreferencePair]) -> None:
-    """The layout TRL's vision DPO takes as it is: an Image column and conversations."""
-    rows = [
-        {
-            "image": {
-                "bytes": None,
-                "path": str(Path(pair.image).absolute()) if "://" not in pair.image else pair.image,
-            },
-            "prompt": [{"role": "user", "content": pair.prompt}],
-            "chosen": [{"role": "assistant", "content": pair.chosen}],
-            "rejected": [{"role": "assistant", "content": pair.rejected}],
-            **{name: getattr(pair, name) for name in _PLAIN_PAIR_FIELDS},
-        }
-        for pair in pairs
-    ]
-    table = pa.Table.from_pylist(rows, schema=_PAIRS)
-    write_atomically(path, write=lambda temporary: pq.write_table(table, temporary, compression="zstd"))
-
-
-def read_pairs(path: Path) -> list[PreferencePair]:
-    """The pairs of a round, with plain texts again."""
-    return [_pair(row) for row in pq.read_table(path).to_pylist()]
-
-
-def _pair(row: dict[str, Any]) -> PreferencePair:
-    fields: dict[str, Any] = {
-        name: tuple(row[name]) if isinstance(row[name], list) else row[name] for name in _PLAIN_PAIR_FIELDS
+def _candidate_row(rollout: Rollout, candidate: Candidate) -> dict[str, Any]:
+    prompt, scores = rollout.prompt, candidate.scores
+    return {
+        "id": prompt.id,
+        **{name: getattr(candidate, name) for name in _PLAIN_CANDIDATE_FIELDS},
+        "token_ids": candidate.token_ids,
+        **{column: scores.get(name) for name, column in _SCORE_COLUMNS.items()},
+        "scores": [(name, value) for name, value in scores.items() if name not in _SCORE_COLUMNS] or None,
+        "policy_version": rollout.policy_version,
+        "seed": rollout.seed,
+        "image": prompt.image,
+        "prompt": prompt.text,
+        "truth": prompt.truth,
+        "source": prompt.source,
     }
-    for name in ("prompt", "chosen", "rejected"):
-        fields[name] = row[name][0]["content"]
-    return PreferencePair(image=row["image"]["path"], **fields)
+
+
+def _rollout(rows: Sequence[Mapping[str, Any]]) -> Rollout:
+    first = rows[0]
+    prompt = Prompt(
+        id=first["id"], image=first["image"], text=first["prompt"], truth=first["truth"], source=first["source"]
+    )
+    candidates = tuple(
+        Candidate(
+            **{name: row[name] for name in _PLAIN_CANDIDATE_FIELDS},
+            token_ids=tuple(row["token_ids"]),
+            scores={
+                **{name: row[column] for name, column in _SCORE_COLUMNS.items()},
+                **dict(row["scores"] or ()),
+            },
+        )
+        for row in rows
+    )
+    return Rollout(
+        prompt=prompt,
+        candidates=candidates,
+        policy_version=first["policy_version"],
+        seed=first["seed"],
+        stats=RolloutStats(),
+    )
+
+
+@dataclass
+class Outcome:
+    """What a method made of some rollouts, counted.
+
+    Attributes:
+        made: examples.
+        dropped: reason to number of rollouts without an example.
+        rates: what the method says of its judge, by name: how often it was so, and out of how many times.
+        sums: over the examples, of the figures that are shown as means.
+    """
+
+    made: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    rates: dict[str, tuple[int, int]] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def count(self, example: Example) -> None:
+        self.made += 1
+        for target in example.targets:
+            for name, value in (("sentences", float(target.num_sentences)), ("reward", target.reward)):
+                key = f"{target.role}_{name}"
+                self.sums[key] = self.sums.get(key, 0.0) + value
+
+    def drop(self, reason: str) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+    def rate(self, rates: Mapping[str, tuple[int, int]]) -> None:
+        for name, (hits, tries) in rates.items():
+            known = self.rates.get(name, (0, 0))
+            self.rates[name] = (known[0] + hits, known[1] + tries)
+
+    def add(self, other: Outcome) -> None:
+        self.made += other.made
+        for reason, number in other.dropped.items():
+            self.dropped[reason] = self.dropped.get(reason, 0) + number
+        self.rate(other.rates)
+        for name, value in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def mean(self, name: str) -> float:
+        """Of a figure, over the examples."""
+        return self.sums.get(name, 0.0) / max(self.made, 1)
+
+
+def write_example_unit(path: Path, *, examples: Sequence[Example], outcome: Outcome) -> None:
+    """The examples of one unit of rollouts, and in the file's metadata what became of the others."""
+    table = pa.Table.from_pylist([_pair_row(example) for example in examples], schema=_PAIRS)
+    text = json.dumps({name: getattr(outcome, name) for name in Outcome.__dataclass_fields__})
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _OUTCOME: text})
+    write_atomically(path, write=lambda temporary: pq.write_table(table, temporary), is_durable=False)
+
+
+def read_outcome(path: Path) -> Outcome | None:
+    """What `write_example_unit` was told; the examples are not read. None if the file is not there, or not whole."""
+    try:
+        return _outcome(pq.read_schema(path))
+    except (OSError, pa.ArrowException, KeyError, TypeError):
+        return None
+
+
+def _outcome(schema: pa.Schema) -> Outcome:
+    plain = json.loads(schema.metadata[_OUTCOME])
+    plain["rates"] = {name: tuple(rate) for name, rate in plain["rates"].items()}
+    return Outcome(**plain)
+
+
+def join_example_units(path: Path, *, units: Iterable[Path]) -> Outcome:
+    """All examples of a cycle in one file: the layout TRL's vision DPO takes as it is (an Image column, messages).
+
+    Returns what became of all of them, added up in the units' order: a sum of floats hangs on it.
+    """
+    total = Outcome()
+
+    def tables() -> Iterator[pa.Table]:
+        for unit in units:
+            table = _read(unit)
+            total.add(_outcome(table.schema))
+            yield table
+
+    def write(temporary: Path) -> None:
+        with pq.ParquetWriter(temporary, _PAIRS, compression="zstd") as writer:
+            for table in _grouped(tables()):
+                writer.write_table(table.replace_schema_metadata(_PAIRS.metadata))
+
+    write_atomically(path, write=write)
+    return total
+
+
+def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    held: list[pa.Table] = []
+    num_rows = 0
+    for table in tables:
+        held.append(table.replace_schema_metadata(None))
+        num_rows += table.num_rows
+        if num_rows >= _ROWS_A_GROUP:
+            yield pa.concat_tables(held)
+            held, num_rows = [], 0
+    if held:
+        yield pa.concat_tables(held)
+
+
+def read_examples(path: Path) -> list[Example]:
+    """All examples of a file, with plain texts again."""
+    return [_example(row) for row in _read(path).to_pylist()]
+
+
+class ExampleReader:
+    """Single examples out of many files. Keeps the last groups of rows that were asked for, not the whole."""
+
+    def __init__(self) -> None:
+        self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+        self._num_rows: dict[str, tuple[int, ...]] = {}
+
+    def num_examples(self, path: str) -> int:
+        return sum(self._rows_a_group(path))
+
+    def example(self, path: str, *, row: int) -> Example:
+        for group, num_rows in enumerate(self._rows_a_group(path)):
+            if row < num_rows:
+                return _example(self._group(path, group).slice(row, 1).to_pylist()[0])
+            row -= num_rows
+        raise IndexError(row)
+
+    def _rows_a_group(self, path: str) -> tuple[int, ...]:
+        if path not in self._num_rows:
+            metadata = pq.read_metadata(path)
+            self._num_rows[path] = tuple(
+                metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)
+            )
+        return self._num_rows[path]
+
+    def _group(self, path: str, group: int) -> pa.Table:
+        key = (path, group)
+        if key not in self._groups:
+            with pq.ParquetFile(path) as file:
+                self._groups[key] = file.read_row_group(group)
+            if len(self._groups) > _GROUPS_KEPT:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(key)
+        return self._groups[key]
+
+
+def _pair_row(example: Example) -> dict[str, Any]:
+    picture = example.ask.picture
+    row: dict[str, Any] = {
+        "id": example.id,
+        "image": {
+            "bytes": None,
+            "path": str(Path(picture.path).absolute()) if "://" not in picture.path else picture.path,
+        },
+        "prompt": [{"role": "user", "content": example.ask.text}],
+        "policy_version": example.policy_version,
+        "method": example.method,
+        "seed": example.seed,
+        "image_change": picture.change or None,
+        "image_seed": picture.seed if picture.change else None,
+    }
+    for role in _ROLES:
+        target = example.target(role)
+        row |= {
+            role: [{"role": "assistant", "content": target.text}],
+            f"{role}_reward": target.reward,
+            f"{role}_logp": target.logp,
+            f"{role}_ids": target.token_ids,
+            f"{role}_nodes": target.nodes,
+        }
+    return row
+
+
+def _example(row: Mapping[str, Any]) -> Example:
+    picture = Picture(path=row["image"]["path"], change=row["image_change"] or "", seed=row["image_seed"] or 0)
+    return Example(
+        id=row["id"],
+        ask=Ask(picture=picture, text=row["prompt"][0]["content"]),
+        targets=tuple(
+            Target(
+                role=role,
+                text=row[role][0]["content"],
+                token_ids=tuple(row[f"{role}_ids"]),
+                logp=row[f"{role}_logp"],
+                reward=row[f"{role}_reward"],
+                nodes=tuple(row[f"{role}_nodes"]),
+            )
+            for role in _ROLES
+        ),
+        policy_version=row["policy_version"],
+        method=row["method"],
+        seed=row["seed"],
+    )
+
+
+def _read(path: Path) -> pa.Table:
+    # A unit is too small for threads to pay.
+    with pq.ParquetFile(path) as file:
+        return file.read(use_threads=False)
+
+
+def _write(path: Path, *, table: pa.Table) -> None:
+    write_atomically(path, write=lambda temporary: pq.write_table(table, temporary, compression="zstd"))

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from csr_ray.data.chat import needs_special_tokens, prompt_ids, prompt_text
-from csr_ray.records import PreferencePair
+from csr_ray.records import Ask, Example, Picture
 from csr_ray.training.shared_prefix import PairTokens, lay_out, pack
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import ProcessorMixin
 
-LoadImage = Callable[[str], "Image"]
+LoadPicture = Callable[[Picture], "Image"]
 Positions = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 """From a processor's output for P prompts to position ids [axes, P, T], by the model's own position scheme."""
 
@@ -32,57 +32,67 @@ _TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_i
 
 
 class PairJudge:
-    """Says of a pair why it cannot be trained on: its image cannot be read, its longer answer does not fit.
+    """Says of a pair why it cannot be trained on: its picture cannot be read, its longer answer does not fit.
 
     Or an answer is empty, or has the image token in it: a model may sample it, but no model trains on more of them
     than it has image features. Prompt and image count towards `max_length` tokens. How many an image takes depends
     only on its size, so one blank image of each size goes through the processor.
     """
 
-    def __init__(self, *, processor: ProcessorMixin, load_image: LoadImage, max_length: int) -> None:
+    def __init__(self, *, processor: ProcessorMixin, load_picture: LoadPicture, max_length: int) -> None:
         self._processor = processor
-        self._load_image = load_image
+        self._load_picture = load_picture
         self._max_length = max_length
         self._image_token = getattr(processor, "image_token_id", None)
         self._image_tokens: dict[tuple[int, int], int] = {}
         self._text_tokens: dict[str, int] = {}
 
-    def __call__(self, pair: PreferencePair) -> str | None:
+    def __call__(self, pair: Example) -> str | None:
         """The reason, by which drops are counted; None if the pair is usable."""
         try:
-            image = self._load_image(pair.image)
+            image = self._load_picture(pair.ask.picture)
         except ValueError:
             return "unreadable_image"
-        if not pair.chosen_ids or not pair.rejected_ids:
+        answers = [target.token_ids for target in pair.targets]
+        if not all(answers):
             return "empty_answer"
-        if self._image_token in pair.chosen_ids or self._image_token in pair.rejected_ids:
+        if any(self._image_token in answer for answer in answers):
             return "image_token_in_answer"
         if image.size not in self._image_tokens:
             self._image_tokens[image.size] = _num_extra_tokens(self._processor, size=image.size)
-        if pair.prompt not in self._text_tokens:
-            self._text_tokens[pair.prompt] = len(prompt_ids(self._processor, question=pair.prompt))
-        prompt_length = self._text_tokens[pair.prompt] + self._image_tokens[image.size]
-        if prompt_length + max(len(pair.chosen_ids), len(pair.rejected_ids)) > self._max_length:
+        if pair.ask.text not in self._text_tokens:
+            self._text_tokens[pair.ask.text] = len(prompt_ids(self._processor, question=pair.ask.text))
+        prompt_length = self._text_tokens[pair.ask.text] + self._image_tokens[image.size]
+        if prompt_length + max(len(answer) for answer in answers) > self._max_length:
             return "too_long"
         return None
 
 
-def pair_rows(pairs: Sequence[PreferencePair]) -> list[dict[str, Any]]:
+def pair_rows(pairs: Sequence[Example]) -> list[dict[str, Any]]:
     """The pairs as rows of a `datasets.Dataset`, which `PairCollator` takes back in batches."""
     return [pair_row(pair, index=index) for index, pair in enumerate(pairs)]
 
 
-def pair_row(pair: PreferencePair, *, index: int) -> dict[str, Any]:
+def pair_row(pair: Example, *, index: int) -> dict[str, Any]:
     """One row. The keys `image`, `prompt`, `chosen`, `rejected` are those by which TRL knows vision preferences."""
+    picture, chosen, rejected = pair.ask.picture, pair.chosen, pair.rejected
     return {
         "index": index,
-        "image": pair.image,
-        "prompt": pair.prompt,
-        "chosen": list(pair.chosen_ids),
-        "rejected": list(pair.rejected_ids),
-        "chosen_logp": pair.chosen_logp,
-        "rejected_logp": pair.rejected_logp,
+        "image": picture.path,
+        "change": picture.change,
+        "change_seed": picture.seed,
+        "prompt": pair.ask.text,
+        "chosen": list(chosen.token_ids),
+        "rejected": list(rejected.token_ids),
+        "chosen_logp": chosen.logp,
+        "rejected_logp": rejected.logp,
     }
+
+
+def row_ask(row: Mapping[str, Any]) -> Ask:
+    """What a row of `pair_row` asks."""
+    picture = Picture(path=row["image"], change=row["change"], seed=row["change_seed"])
+    return Ask(picture=picture, text=row["prompt"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +109,10 @@ class PairCollator:
     """
 
     processor: ProcessorMixin
-    load_image: LoadImage
+    load_picture: LoadPicture
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        prompts = self.prompts([(row["image"], row["prompt"]) for row in rows])
+        prompts = self.prompts([row_ask(row) for row in rows])
         answers = [row["chosen"] for row in rows] + [row["rejected"] for row in rows]
         batch = self.batch(prompts, answers=answers)
         batch["ref_chosen_logps"] = torch.tensor([row["chosen_logp"] for row in rows], dtype=torch.float32)
@@ -110,10 +120,10 @@ class PairCollator:
         batch["pair_index"] = torch.tensor([row["index"] for row in rows])
         return batch
 
-    def prompts(self, images_and_questions: Sequence[tuple[str, str]]) -> Mapping[str, torch.Tensor]:
+    def prompts(self, asks: Sequence[Ask]) -> Mapping[str, torch.Tensor]:
         """The processor's output for some prompts, image tokens expanded; token keys are [P, longest prompt]."""
-        texts = [prompt_text(self.processor, question=question) for _, question in images_and_questions]
-        images = [[self.load_image(image)] for image, _ in images_and_questions]
+        texts = [prompt_text(self.processor, question=ask.text) for ask in asks]
+        images = [[self.load_picture(ask.picture)] for ask in asks]
         return self.processor(
             text=texts,
             images=images,
@@ -179,7 +189,7 @@ class SharedPrefixCollator(PairCollator):
     budget: int | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        prompts = self.prompts([(row["image"], row["prompt"]) for row in rows])
+        prompts = self.prompts([row_ask(row) for row in rows])
         pairs = self._pair_tokens(prompts, rows=rows)
         images = {key: value for key, value in prompts.items() if key not in _TOKEN_KEYS}
         counts = _rows_per_image(images, num_images=len(rows))
@@ -259,6 +269,6 @@ def _answer_part(key: str, *, answer: Sequence[int]) -> torch.Tensor:
 def _num_extra_tokens(processor: ProcessorMixin, *, size: tuple[int, int]) -> int:
     from PIL import Image
 
-    collator = PairCollator(processor=processor, load_image=lambda _: Image.new("RGB", size))
-    expanded = collator.prompts([("", "a")])["input_ids"].shape[1]
+    collator = PairCollator(processor=processor, load_picture=lambda _: Image.new("RGB", size))
+    expanded = collator.prompts([Ask(picture=Picture(path=""), text="a")])["input_ids"].shape[1]
     return expanded - len(prompt_ids(processor, question="a"))

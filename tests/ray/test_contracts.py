@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fakes import FakeGenerators, tiny_config
-from test_publish import _adapter, _pairs, _trained, start  # noqa: F401
+from test_publish import _adapter, _trained, start  # noqa: F401
 
 from csr_ray.errors import ActorFailure
 from csr_ray.ports import Generators
@@ -36,7 +36,7 @@ def adapters(tmp_path: Path) -> list[str]:
 def test_versions_are_handed_over_one_after_the_other(generators: Make, adapters: list[str]) -> None:
     served: Any = generators([])
     for version, adapter in enumerate(adapters, start=1):
-        receipt = served.publish(_trained(adapter, version=version), pairs=_pairs())
+        receipt = served.publish(_trained(adapter, version=version))
         assert (receipt.version, served.version) == (version, version)
 
 
@@ -44,7 +44,7 @@ def test_a_version_that_is_served_already_is_proved_again(generators: Make, adap
     """A driver that died before it wrote the line starts its generators with the version that it then publishes."""
     served: Any = generators(adapters[:1])
     for version in (1, 1, 2, 2):
-        receipt = served.publish(_trained(adapters[version - 1], version=version), pairs=_pairs())
+        receipt = served.publish(_trained(adapters[version - 1], version=version))
         assert (receipt.version, served.version) == (version, version)
 
 
@@ -52,5 +52,5 @@ def test_a_version_that_is_served_already_is_proved_again(generators: Make, adap
 def test_a_version_that_is_not_the_next_is_refused(generators: Make, adapters: list[str], version: int) -> None:
     served: Any = generators(adapters[:2])
     with pytest.raises(ActorFailure, match=f"version {version} behind version 2"):
-        served.publish(_trained(adapters[2], version=version), pairs=_pairs())
+        served.publish(_trained(adapters[2], version=version))
     assert served.version == 2

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,12 @@ from fakes import preference_pair
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import build_tiny_llava
+from training_examples import EndedStream, altered, write_examples
 from training_process import start_training_process
 
-from actors.train.stream import OpenStream, UsableSoFar
-from csr_ray.records import PreferencePair, TrainResult
+from csr_ray.config.schema import Train
+from csr_ray.errors import StalePolicyError
+from csr_ray.records import Cycle, Example, TrainOrder, TrainResult
 
 NUM_STEPS = 4
 STAGES = [(0, False), (1, False), (1, True), (2, True), (3, False), (3, True)]
@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[PreferencePair]:
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
     directory, rng = tmp_path_factory.mktemp("images"), random.Random(0)
     made = []
     for index in range(2 * NUM_STEPS):
@@ -53,61 +53,38 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[PreferencePair]:
     return made
 
 
-@dataclass
-class FinishedStream:
-    """`actors.train.stream.PairSource` of a stream whose pairs are all there."""
-
-    pairs: list[PreferencePair]
-    num_pairs_at_most: int
-
-    def __post_init__(self) -> None:
-        self._stream = OpenStream()
-        self._stream.offer(self.pairs)
-        self._stream.end([pair.id for pair in self.pairs])
-
-    def arrived(self, *, start: int) -> tuple[PreferencePair, ...]:
-        return self._stream.arrived(start=start) or ()
-
-    def judge(self, verdicts: Sequence[str | None], *, start: int) -> None:
-        self._stream.judge(verdicts, start=start)
-
-    def usable(self, *, start: int, wait: bool) -> UsableSoFar:
-        return self._stream.usable(start=start)
-
-
 def _train(
     model: Path,
-    pairs: list[PreferencePair],
+    pairs: list[Example],
     output_dir: Path,
     settings: dict[str, Any],
     dies_at: int | None = None,
     num_planned: int | None = None,
 ) -> TrainResult:
-    from actors.train.round import RoundTrainer
-    from csr_ray.config.load import parse_config
+    """One cycle on the pairs of one file, or on a stream that was planned for so many; each pair is a file then."""
+    from actors.train.cycle import CycleTrainer
 
     train = {"batch_size": 2, "lora_rank": 4, "dtype": "float32", "threads": 1, "learning_rate": 1e-2, **settings}
-    config = parse_config(
-        {"data": {"prompts": "-"}, "policy": {"model": str(model)}, "scorer": {"model": "-"}, "train": train}
-    )
 
     def on_step(step: int, num_steps: int, loss: float) -> None:
         if step == dies_at:
             os._exit(1)
 
-    trainer = RoundTrainer(config, model=model)
+    trainer = CycleTrainer(Train(**train), model=model, seed=0)
     trainer.rehearse()
-    source = FinishedStream(pairs, num_planned) if num_planned else None
-    given = () if source else pairs
+    units = [[pair] for pair in pairs] if num_planned else [pairs]
+    files = [write_examples(output_dir.parent / f"unit_{at}.parquet", unit) for at, unit in enumerate(units)]
+    order = TrainOrder(
+        cycle=Cycle(round_index=0),
+        output_dir=str(output_dir),
+        num_examples_at_most=num_planned or len(pairs),
+        is_whole=num_planned is None,
+    )
+    source = EndedStream(files, order.num_examples_at_most, order.is_whole)
     try:
-        result = trainer.train(
-            given, round_index=0, adapters=(), output_dir=output_dir, on_step=on_step, source=source
-        )
-    except ValueError:
-        trainer.prepare(())
-        raise
-    trainer.prepare(())  # lets go of the round, so that the next one finds the process free
-    return result
+        return trainer.train(source, order=order, adapters=(), on_step=on_step)
+    finally:
+        trainer.prepare(())  # lets go of the cycle, so that the next one finds the process free
 
 
 def _adapter(result: TrainResult) -> dict[str, torch.Tensor]:
@@ -125,7 +102,7 @@ def _assert_same(left: TrainResult, right: TrainResult) -> None:
 def plain(
     training_process: ProcessPoolExecutor,
     model: Path,
-    pairs: list[PreferencePair],
+    pairs: list[Example],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> TrainResult:
     output_dir = tmp_path_factory.mktemp("plain") / "adapter"
@@ -137,7 +114,7 @@ def test_stages_and_offloading_give_the_same_adapter(
     training_process: ProcessPoolExecutor,
     plain: TrainResult,
     model: Path,
-    pairs: list[PreferencePair],
+    pairs: list[Example],
     tmp_path: Path,
     stage: int,
     offload: bool,
@@ -151,7 +128,7 @@ def test_stages_and_offloading_give_the_same_adapter(
 
 @pytest.mark.parametrize("stage", [3])
 def test_a_round_goes_on_from_its_checkpoint_in_another_process(
-    plain: TrainResult, model: Path, pairs: list[PreferencePair], tmp_path: Path, stage: int
+    plain: TrainResult, model: Path, pairs: list[Example], tmp_path: Path, stage: int
 ) -> None:
     output_dir, settings = tmp_path / "adapter", {"deepspeed_stage": stage, "checkpoint_steps": 1}
     with start_training_process() as pool, pytest.raises(BrokenProcessPool):
@@ -168,16 +145,16 @@ def test_a_round_goes_on_from_its_checkpoint_in_another_process(
 
 
 def test_a_stream_shorter_than_planned_makes_whole_steps_in_every_epoch(
-    training_process: ProcessPoolExecutor, model: Path, pairs: list[PreferencePair], tmp_path: Path
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path
 ) -> None:
     """Five pairs of a planned eight: steps of 4 and of the 1 that is left, whose micro-batch stands for both."""
     settings = {"epochs": 2, "batch_size": 4, "micro_batch_size": 2, "schedule": "constant"}
-    long = replace(pairs[7], rejected_ids=(5,) * 5000)
+    long = altered(pairs[7], rejected={"token_ids": (5,) * 5000})
     job = training_process.submit(_train, model, [*pairs[:3], long, *pairs[3:5]], tmp_path / "a", settings, None, 8)
     result = job.result(timeout=300)
     assert (result.num_pairs, result.num_steps) == (5, 4)
     assert result.metrics["dropped/too_long"] == 1
-    assert len(result.probe_logps) == 3
+    assert [probe.id for probe in result.probes] == [f"pair-{index}" for index in range(5)], "the usable ones"
     assert result.loss_last < result.loss_first
 
 
@@ -185,11 +162,22 @@ def test_a_stream_shorter_than_planned_makes_whole_steps_in_every_epoch(
 def test_a_round_without_a_usable_pair_is_an_error(
     training_process: ProcessPoolExecutor,
     model: Path,
-    pairs: list[PreferencePair],
+    pairs: list[Example],
     tmp_path: Path,
     num_planned: int | None,
 ) -> None:
-    long = replace(pairs[7], rejected_ids=(5,) * 5000)
-    job = training_process.submit(_train, model, [long], tmp_path / "a", {}, None, num_planned)
-    with pytest.raises(ValueError, match=r"no pair can be trained on; dropped: \{'too_long': 1\}"):
+    long = altered(pairs[7], rejected={"token_ids": (5,) * 5000})
+    for given, dropped in (([long], r"\{'too_long': 1\}"), ([], r"\{\}")):
+        job = training_process.submit(_train, model, given, tmp_path / "a", {}, None, num_planned)
+        with pytest.raises(ValueError, match=rf"round 0: no example can be trained on; dropped: {dropped}"):
+            job.result(timeout=300)
+
+
+@pytest.mark.parametrize("num_planned", [None, 8], ids=["whole", "streamed"])
+def test_a_pair_of_another_policy_version_is_an_error(
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path, num_planned: int | None
+) -> None:
+    given = [*pairs[:2], altered(pairs[2], policy_version=1)]
+    job = training_process.submit(_train, model, given, tmp_path / "a", {}, None, num_planned)
+    with pytest.raises(StalePolicyError, match="pair-2 is of policy version 1; the version in training, 0, "):
         job.result(timeout=300)

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from fakes import tiny_config
 
-from actors.generate.engine import VllmEngine
+from actors.generate.engine import EngineSettings, VllmEngine
 from actors.generate.expand import Tokens
+from actors.process.counters import Counting
 from csr_ray.app.run import world_spec
 from csr_ray.config.schema import Config, Search, World
-from csr_ray.records import Prompt, Tree
+from csr_ray.records import Picture, Prompt, Rollout
 from csr_ray.rollout.search import grow_tree
 from csr_ray.rollout.sentences import first_end
 from csr_ray.world.build import cached_world
@@ -24,7 +25,7 @@ LIMITS = {"max_sentences": 4, "max_sentence_tokens": 24, "max_answer_tokens": 72
 
 
 class LengthScorer:
-    async def score(self, image: str, *, texts: list[str]) -> tuple[list[float], int]:
+    async def score(self, picture: Picture, *, texts: list[str]) -> tuple[list[float], int]:
         return [float(len(text) % 17) for text in texts], 0
 
 
@@ -37,7 +38,7 @@ def config_of(world: Path, **search: object) -> Config:
     )
 
 
-async def grow(engine: VllmEngine, prompts: list[Prompt], *, config: Config, seed: int) -> list[Tree]:
+async def grow(engine: VllmEngine, prompts: list[Prompt], *, config: Config, seed: int) -> list[Rollout]:
     search, tokenizer = config.search, engine._processor.tokenizer
     tokens = Tokens.of(
         tokenizer,
@@ -64,23 +65,23 @@ async def grow(engine: VllmEngine, prompts: list[Prompt], *, config: Config, see
     )
 
 
-def shapes(trees: list[Tree]) -> list[list[tuple]]:
+def shapes(trees: list[Rollout]) -> list[list[tuple]]:
     """Everything but the scores, whose last digits depend on who shares a batch."""
-    return [[(node.parent, node.token_ids, node.final, node.kept) for node in tree.nodes] for tree in trees]
+    return [[(node.parent, node.token_ids, node.final, node.kept) for node in tree.candidates] for tree in trees]
 
 
-def families(trees: list[Tree]) -> list[list[tuple[int, ...]]]:
+def families(trees: list[Rollout]) -> list[list[tuple[int, ...]]]:
     found: dict[tuple[str, int | None], list[tuple[int, ...]]] = {}
     for tree in trees:
-        for node in tree.nodes:
+        for node in tree.candidates:
             found.setdefault((tree.prompt.id, node.parent), []).append(node.token_ids)
     return list(found.values())
 
 
-def check_sentences(trees: list[Tree], search: Search) -> None:
+def check_sentences(trees: list[Rollout], search: Search) -> None:
     """Every sentence ends where the rule says, or at a limit or the answer's end."""
     for tree in trees:
-        for node in tree.nodes:
+        for node in tree.candidates:
             limit = len(node.token_ids) == search.max_sentence_tokens or node.final
             assert limit or first_end(node.text) == len(node.text), node.text
 
@@ -93,22 +94,24 @@ def test_every_expansion_keeps_its_promises_and_spares_the_caches() -> None:
     configs = {expand: config_of(world, expand=expand) for expand in ("diverse_greedy", "sample", "first_token")}
 
     async def run() -> None:
-        engine = VllmEngine(configs["diverse_greedy"], model=world / "policy")
+        counting = Counting(actor="generator")
+        settings = EngineSettings.of(configs["diverse_greedy"])
+        engine = VllmEngine(settings, model=world / "policy", counting=counting)
         await engine.start()
         try:
             for expand, config in configs.items():
-                engine.figures()
+                counting.take()
                 trees = await grow(engine, prompts, config=config, seed=3)
-                figures = engine.figures()
+                counters = counting.take()
                 check_sentences(trees, config.search)
-                assert figures["continuations"] > 0 and figures["continuation_misses"] == 0, (expand, figures)
+                assert counters.continuations > 0 and counters.continuation_misses == 0, (expand, counters)
                 # The first of the three sees each image for the first time; nobody ever encodes one again.
-                assert figures["image_encodes"] == (NUM_PROMPTS if expand == "diverse_greedy" else 0), (
+                assert counters.image_encodes == (NUM_PROMPTS if expand == "diverse_greedy" else 0), (
                     expand,
-                    figures,
+                    counters,
                 )
-                assert figures["prefix_hits"] > 0.5 * figures["prefix_queries"], (expand, figures)
-                assert 0 < figures["engine_running"] <= figures["engine_slots"]
+                assert counters.prefix_hits > 0.5 * counters.prefix_queries, (expand, counters)
+                assert 0 < counters.engine_running <= counters.engine_slots
                 again = await grow(engine, prompts[::-1], config=config, seed=3)
                 assert shapes(again[::-1]) == shapes(trees), expand
                 if expand == "first_token":

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import log
 from pathlib import Path
 from typing import Any, Literal
@@ -22,12 +22,14 @@ import pytest
 from fakes import preference_pair
 from PIL import Image
 from tiny_models import build_tiny_llava, build_tiny_llava_next, build_tiny_qwen_vl
+from training_examples import EndedStream, altered, write_examples
 
-from actors.generate.engine import VllmEngine
+from actors.generate.engine import EngineSettings, VllmEngine
+from actors.process.counters import Counting
 from csr_ray.config.load import parse_config
-from csr_ray.config.schema import Config
-from csr_ray.data.images import load_image
-from csr_ray.records import PreferencePair, Prompt, Question, Sentence, TrainResult
+from csr_ray.config.schema import Config, Train
+from csr_ray.data.pictures import load_picture
+from csr_ray.records import Cycle, Example, Prompt, Sentence, TrainOrder, TrainResult
 from csr_ray.training.collate import PairCollator, PairJudge
 
 FAMILIES: dict[str, Callable[..., Path]] = {
@@ -64,10 +66,9 @@ class Family:
 
     def served_logps(self) -> list[float]:
         """The engine's log-prob of each whole answer under the weights it has now."""
-        questions = [Question(id=prompt.id, image=prompt.image, text=prompt.text) for prompt in self.prompts] * 2
+        asks = [prompt.ask for prompt in self.prompts] * 2
         calls = [
-            self.engine.answer_logp(question, answer_ids=answer)
-            for question, answer in zip(questions, self.answers, strict=True)
+            self.engine.answer_logp(ask, answer_ids=answer) for ask, answer in zip(asks, self.answers, strict=True)
         ]
         return [self.run(call) for call in calls]
 
@@ -83,8 +84,8 @@ class Family:
             for index, adapter in enumerate(adapters[1:], start=1):
                 policy.load_adapter(str(adapter), adapter_name=str(index))
             policy.base_model.set_adapter([str(index) for index in range(len(adapters))])
-        collator = PairCollator(processor=self.processor, load_image=load_image)
-        prompts = collator.prompts([(prompt.image, prompt.text) for prompt in self.prompts])
+        collator = PairCollator(processor=self.processor, load_picture=load_picture)
+        prompts = collator.prompts([prompt.ask for prompt in self.prompts])
         batch = collator.batch(prompts, answers=self.answers)
         is_answer = batch.pop("completion_mask")[:, 1:]
         with torch.no_grad():
@@ -128,10 +129,10 @@ async def _grow(engine: VllmEngine, prompts: Sequence[Prompt]) -> tuple[tuple[Se
     pairs = []
     for seed, prompt in enumerate(prompts):
         pair = []
-        for first in await engine.continuations(prompt, prefix_ids=(), num=2, max_tokens=6, seed=seed):
+        for first in await engine.continuations(prompt.ask, prefix_ids=(), num=2, max_tokens=6, seed=seed):
             going_on = [] if first.ended else [first.token_ids]
             rest = [
-                await engine.continuations(prompt, prefix_ids=prefix, num=1, max_tokens=6, seed=seed)
+                await engine.continuations(prompt.ask, prefix_ids=prefix, num=1, max_tokens=6, seed=seed)
                 for prefix in going_on
             ]
             pair.append((first, *(sentence for sentences in rest for sentence in sentences)))
@@ -146,7 +147,8 @@ def serving(name: str, *, directory: Path, publish: Literal["merge", "adapter"] 
 
     model = FAMILIES[name](directory / "model", seed=0)
     config, prompts = _config(model, publish=publish), _prompts(directory)
-    engine, loop = VllmEngine(config, model=model), asyncio.new_event_loop()
+    engine = VllmEngine(EngineSettings.of(config), model=model, counting=Counting(actor="generator"))
+    loop = asyncio.new_event_loop()
     environment = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
     with patch.dict(os.environ, environment):  # and forget what vLLM itself sets there
         try:
@@ -216,10 +218,9 @@ def test_engine_serves_base_plus_exactly_the_given_adapters(family: Family, targ
 
 
 def test_a_prefix_cache_of_the_old_policy_is_noticed(family: Family) -> None:
-    prompt, num_tokens = family.prompts[0], 200  # several blocks of the cache
-    question = Question(id=prompt.id, image=prompt.image, text=prompt.text)
+    ask, num_tokens = family.prompts[0].ask, 200  # several blocks of the cache
     answer = (sum(family.answers, ()) * num_tokens)[:num_tokens]
-    gap = lambda: family.run(family.engine.cached_gap(question, answer_ids=answer))  # noqa: E731
+    gap = lambda: family.run(family.engine.cached_gap(ask, answer_ids=answer))  # noqa: E731
     assert max(gap(), gap()) < TOLERANCE
     adapter = random_adapter(family, targets=ALL_TARGETS, seed=7)
     with patch.object(family.engine._llm, "reset_prefix_cache", AsyncMock()):
@@ -237,12 +238,12 @@ def test_every_end_token_of_the_model_ends_an_answer(family: Family) -> None:
     for end in ends if isinstance(ends, list) else [ends]:
         stops = sorted(family.engine._expansion.tokens.stops)
         sampling = {"max_tokens": 4, "logprobs": 0, "stop_token_ids": stops, "allowed_token_ids": [end]}
-        final = family.run(family.engine._final(prompt.text, image=prompt.image, **sampling))
+        final = family.run(family.engine._final(prompt.ask, **sampling))
         draft = family.engine._draft(final, final.outputs[0])
         assert (draft.ids, draft.ended, draft.stop) == ((end,), True, None)
 
 
-def make_pairs(family: Family) -> list[PreferencePair]:
+def make_pairs(family: Family) -> list[Example]:
     logps = [sum(sum(sentence.logps) for sentence in answer) for answer in family.grown]
     answers, num = family.answers, len(family.prompts)
     return [
@@ -254,20 +255,20 @@ def make_pairs(family: Family) -> list[PreferencePair]:
             rejected_ids=answers[num + index],
             chosen_logp=logps[index],
             rejected_logp=logps[num + index],
-            chosen_nodes=(0, 1),
-            rejected_nodes=(2, 3),
         )
         for index, prompt in enumerate(family.prompts)
     ]
 
 
-def _train(config: Config, *, model: Path, pairs: Sequence[PreferencePair], output_dir: Path) -> TrainResult:
-    from actors.train.round import RoundTrainer
+def _train(train: Train, *, model: Path, pairs: Sequence[Example], output_dir: Path) -> TrainResult:
+    from actors.train.cycle import CycleTrainer
 
-    trainer = RoundTrainer(config, model=model)
+    trainer = CycleTrainer(train, model=model, seed=0)
     trainer.rehearse()
-    result = trainer.train(pairs, round_index=0, adapters=(), output_dir=output_dir, on_step=lambda *_: None)
-    trainer.prepare(())  # lets go of the round, so that the next family finds the process free
+    order = TrainOrder(cycle=Cycle(round_index=0), output_dir=str(output_dir), num_examples_at_most=len(pairs))
+    source = EndedStream([write_examples(output_dir.parent / "pairs.parquet", pairs)], len(pairs), is_whole=True)
+    result = trainer.train(source, order=order, adapters=(), on_step=lambda *_: None)
+    trainer.prepare(())  # lets go of the cycle, so that the next family finds the process free
     return result
 
 
@@ -276,25 +277,27 @@ def test_round_starts_at_log_two_and_its_adapter_is_served(
 ) -> None:
     pairs, output_dir = make_pairs(family), family.directory / "trained"
     result = training_process.submit(
-        _train, family.config, model=family.model, pairs=pairs, output_dir=output_dir
+        _train, family.config.train, model=family.model, pairs=pairs, output_dir=output_dir
     ).result(timeout=120)
     assert (result.num_pairs, result.num_steps) == (len(pairs), 1)
     assert result.loss_first == pytest.approx(log(2), abs=1e-4)
     expected = family.expected_logps(output_dir)[: len(pairs)]
-    assert result.probe_logps == pytest.approx(expected, abs=TOLERANCE)
-    assert max(abs(new - pair.chosen_logp) for new, pair in zip(expected, pairs, strict=True)) > 0.01
+    trained = [probe.logp for probe in result.probes]
+    assert trained == pytest.approx(expected, abs=TOLERANCE)
+    assert max(abs(new - pair.chosen.logp) for new, pair in zip(expected, pairs, strict=True)) > 0.01
     family.run(family.engine.load_policy(adapters=[str(output_dir)]))
     served = family.served_logps()[: len(pairs)]
-    assert served == pytest.approx(result.probe_logps, abs=TOLERANCE)
+    assert served == pytest.approx(trained, abs=TOLERANCE)
 
 
 def test_image_token_in_an_answer_kills_no_engine_and_is_not_trained_on(family: Family) -> None:
     """The model may sample it; what stands behind it would be counted as one more image."""
     pair = make_pairs(family)[0]
-    odd = replace(pair, rejected_ids=(*pair.rejected_ids, family.processor.image_token_id, *pair.chosen_ids))
-    judge = PairJudge(processor=family.processor, load_image=load_image, max_length=512)
+    ids = (*pair.rejected.token_ids, family.processor.image_token_id, *pair.chosen.token_ids)
+    odd = altered(pair, rejected={"token_ids": ids})
+    judge = PairJudge(processor=family.processor, load_picture=load_picture, max_length=512)
     assert (judge(odd), judge(pair)) == ("image_token_in_answer", None)
-    prompt = family.prompts[0]
-    grown = family.engine.continuations(prompt, prefix_ids=odd.rejected_ids, num=2, max_tokens=4, seed=0)
+    ask = family.prompts[0].ask
+    grown = family.engine.continuations(ask, prefix_ids=ids, num=2, max_tokens=4, seed=0)
     assert len(family.run(grown)) == 2
     family.run(family.engine.check_health())

@@ -18,6 +18,7 @@ import torch
 from fakes import train_result
 from test_families import ALL_TARGETS, Family, make_pairs, random_adapter, serving
 
+from actors.generate.engine import EngineSettings
 from actors.generate.generator import GeneratorActor
 from actors.handover.hot_adapter import refusal
 from actors.handover.proofs import Proof
@@ -25,7 +26,7 @@ from actors.handover.registry import Package
 from csr_ray.config.schema import LORA_RANKS
 from csr_ray.policy.package import pack_adapter
 from csr_ray.policy.weights import save_combined
-from csr_ray.records import Prompt, Question
+from csr_ray.records import Ask, Probe, Question
 
 TOLERANCE = 1e-4  # nats a token, fp32
 
@@ -90,11 +91,18 @@ def _loaded_ids(family: Family) -> set[int]:
     return set(family.run(family.engine._llm.list_loras()))
 
 
+def _probes(family: Family, *adapters: Path) -> tuple[Probe, ...]:
+    """What the trainer would say of these versions' policy."""
+    logps = family.expected_logps(*adapters)
+    return tuple(
+        Probe(id=pair.id, ask=pair.ask, answer_ids=pair.chosen.token_ids, logp=logp)
+        for pair, logp in zip(make_pairs(family), logps, strict=False)  # the rejected answers' stand behind
+    )
+
+
 def _proof(family: Family, *adapters: Path) -> Proof:
-    probes = make_pairs(family)
-    logps = tuple(family.expected_logps(*adapters)[: len(probes)])
-    trained = train_result(adapter="-", version=len(adapters), probe_logps=logps)
-    return Proof(trained=trained, probes=probes, tolerance=TOLERANCE)
+    trained = train_result(adapter="-", version=len(adapters), probes=_probes(family, *adapters))
+    return Proof(trained=trained, tolerance=TOLERANCE)
 
 
 def test_ranks_are_those_of_the_engine() -> None:
@@ -128,10 +136,10 @@ def test_engine_serves_base_plus_the_sum_of_all_rounds(family: Family, adapters:
 def test_what_is_sampled_has_the_log_probs_of_the_served_version(family: Family, adapters: list[Path]) -> None:
     _serve(family, *adapters)
     prompt = family.prompts[0]
-    first = family.run(family.engine.continuations(prompt, prefix_ids=(), num=1, max_tokens=6, seed=3))[0]
-    rest = family.run(family.engine.continuations(prompt, prefix_ids=first.token_ids, num=1, max_tokens=6, seed=3))[0]
-    question = Question(id=prompt.id, image=prompt.image, text=prompt.text)
-    whole = family.run(family.engine.answer(question, temperature=0.0, max_tokens=6, seed=0))
+    first = family.run(family.engine.continuations(prompt.ask, prefix_ids=(), num=1, max_tokens=6, seed=3))[0]
+    following = family.engine.continuations(prompt.ask, prefix_ids=first.token_ids, num=1, max_tokens=6, seed=3)
+    rest = family.run(following)[0]
+    whole = family.run(family.engine.answer(prompt.ask, temperature=0.0, max_tokens=6, seed=0))
     for ids, logps in (
         (first.token_ids + rest.token_ids, first.logps + rest.logps),
         (whole.token_ids, whole.logps),
@@ -155,22 +163,21 @@ def test_old_version_is_gone_after_the_switch(family: Family, adapters: list[Pat
     assert (_loaded_ids(family), hot.request, list(Path(hot._folder.name).iterdir())) == (set(), None, [])
 
 
-def _cached_tokens(family: Family, prompt: Prompt, *, answer: tuple[int, ...]) -> int:
-    final = family.run(family.engine._final(prompt.text, image=prompt.image, suffix=answer, max_tokens=1, logprobs=0))
+def _cached_tokens(family: Family, ask: Ask, *, answer: tuple[int, ...]) -> int:
+    final = family.run(family.engine._final(ask, suffix=answer, max_tokens=1, logprobs=0))
     return int(final.num_cached_tokens)
 
 
 @one_family
 def test_a_continuation_does_not_meet_the_cache_of_another_version(family: Family, adapters: list[Path]) -> None:
-    prompt, num_tokens = family.prompts[0], 200  # several blocks of the cache
+    ask, num_tokens = family.prompts[0].ask, 200  # several blocks of the cache
     answer = (sum(family.answers, ()) * num_tokens)[:num_tokens]
-    question = Question(id=prompt.id, image=prompt.image, text=prompt.text)
     family.run(family.engine._llm.reset_prefix_cache())  # of what other tests left; no switch does this
     for version in (1, 2, 0):
         _serve(family, *adapters[:version])
-        assert _cached_tokens(family, prompt, answer=answer) == 0
-        assert _cached_tokens(family, prompt, answer=answer) > num_tokens / 2, "its own it meets"
-        assert family.run(family.engine.cached_gap(question, answer_ids=answer)) < TOLERANCE
+        assert _cached_tokens(family, ask, answer=answer) == 0
+        assert _cached_tokens(family, ask, answer=answer) > num_tokens / 2, "its own it meets"
+        assert family.run(family.engine.cached_gap(ask, answer_ids=answer)) < TOLERANCE
 
 
 @one_family
@@ -197,11 +204,11 @@ def test_a_fault_between_the_adapters_and_the_engine_is_noticed(
         return save_combined(kept, output=output)
 
     planted: list[str] = []
+    proof = _proof(family, *adapters)
     _serve(family)
     with patch("csr_ray.policy.weights.save_combined", faulty):
         generator = _generator(family)
-        served = family.run(_start_and_publish(generator, _Registry(adapters), probes=make_pairs(family)))
-    proof = _proof(family, *adapters)
+        served = family.run(_start_and_publish(generator, _Registry(adapters), probes=proof.trained.probes))
     assert sorted(served.wrong_tensors) == planted
     assert "differ from what was sent" in (proof.fault(served) or "")
     assert "serves other weights" in (proof.fault(replace(served, wrong_tensors=())) or "")
@@ -210,7 +217,7 @@ def test_a_fault_between_the_adapters_and_the_engine_is_noticed(
 
 def _generator(family: Family) -> GeneratorActor:
     """One around the engine that already runs."""
-    generator = GeneratorActor(family.config, model=str(family.model), scorers=[])
+    generator = GeneratorActor(EngineSettings.of(family.config), model=str(family.model))
     generator._engine.close()
     generator._engine = family.engine
     return generator
@@ -230,13 +237,13 @@ def test_generator_that_starts_late_serves_all_versions_and_proves_the_next(
     family: Family, adapters: list[Path]
 ) -> None:
     third = random_adapter(family, targets="down_proj", seed=5)
-    everything, probes = [*adapters, third], make_pairs(family)
+    everything = [*adapters, third]
+    proof = _proof(family, *everything)
     _serve(family)
     generator = _generator(family)
-    served = family.run(_start_and_publish(generator, _Registry(everything), probes=probes))
-    proof = _proof(family, *everything)
+    served = family.run(_start_and_publish(generator, _Registry(everything), probes=proof.trained.probes))
     assert (served.version, proof.fault(served)) == (3, None)
-    assert proof.gap(served) < TOLERANCE * max(len(pair.chosen_ids) for pair in probes)
+    assert proof.gap(served) < TOLERANCE * max(len(probe.answer_ids) for probe in proof.trained.probes)
     _assert_serves(family, *everything)
     questions = [Question(id=prompt.id, image=prompt.image, text=prompt.text) for prompt in family.prompts]
     answers = asyncio.wait_for(generator.answer(questions, 0.0, 8, 0), timeout=60)
@@ -249,8 +256,10 @@ def test_more_rank_than_the_engine_has_room_for_is_refused_before_anything_chang
     family: Family, adapters: list[Path]
 ) -> None:
     _serve(family, *adapters)
-    assert family.config.served_rank == 16  # three rounds of rank 4
-    with pytest.raises(ValueError, match=r"rank 20.*room for 16.*train\.lora_rank = 4.*generators\.publish=merge"):
+    assert family.config.served_rank() == 16  # three rounds of rank 4
+    with pytest.raises(
+        ValueError, match=r"rank 20.*room for 16.*train\.lora_rank times run\.rounds.*generators\.publish=merge"
+    ):
         _serve(family, *adapters, *adapters, adapters[0])
     _assert_serves(family, *adapters)
     _serve(family)

@@ -18,9 +18,10 @@ import pytest
 from csr_ray.app.run import run_config, world_spec
 from csr_ray.config.load import load_config
 from csr_ray.errors import ConfigError
+from csr_ray.records import Cycle, TrainResult
 from csr_ray.store.journal import Journal
 from csr_ray.store.run_folder import RunFolder
-from csr_ray.store.tables import read_pairs
+from csr_ray.store.tables import read_examples
 from csr_ray.world.build import cached_world
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -52,15 +53,23 @@ def finished(ray_session, tmp_path_factory) -> RunFolder:
     )
     folder = RunFolder(directory)
     deadline_s = time.monotonic() + 400
-    while not (folder.journal.exists() and Journal(folder.journal).find("pairs", round=0)):
+    while b'"kind": "examples"' not in _whole_lines(folder.journal):
         assert time.monotonic() < deadline_s and killed.poll() is None, "the run to be killed never made pairs"
         time.sleep(0.2)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    before = Journal(folder.journal).entries
+    before = _whole_lines(folder.journal)
     assert run_config(str(CONFIG), overrides=overrides, fresh=False, dry_run=False) == 0
-    assert Journal(folder.journal).entries[: len(before)] == before, "committed work was done again"
+    assert _whole_lines(folder.journal).startswith(before), "what was committed still stands"
+    units = Journal(folder.journal).units(round=0, phase="main")
+    assert len(set(units.names)) == len(units.names) == 3, "committed work was done again"
     return folder
+
+
+def _whole_lines(journal: Path) -> bytes:
+    """As a `Journal` would read them, which cuts a torn last line off and so is for nobody who only watches."""
+    lines = journal.read_bytes() if journal.exists() else b""
+    return lines[: lines.rfind(b"\n") + 1]
 
 
 def test_every_round_is_trained_published_and_proved(finished: RunFolder) -> None:
@@ -96,7 +105,7 @@ def test_pairs_are_what_trl_and_datasets_read(finished: RunFolder) -> None:
     from transformers import AutoProcessor
     from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
 
-    path = finished.pairs(0)
+    path = finished.pairs(Cycle(round_index=0))
     rows = load_dataset("parquet", data_files=str(path), split="train")
     assert rows[0]["image"].size == (64, 64)
     processor = AutoProcessor.from_pretrained(finished.model)
@@ -114,39 +123,42 @@ def test_the_exported_model_gives_the_trainers_last_log_probs_in_plain_transform
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
     from csr_ray.data.chat import prompt_ids, prompt_text
-    from csr_ray.data.images import load_image
+    from csr_ray.data.pictures import load_picture
 
-    trained = Journal(finished.journal).find("train", round=2)["probe_logps"]
-    pairs = read_pairs(finished.pairs(2))[: len(trained)]
-    assert trained and len(pairs) == len(trained)
+    probes = TrainResult.from_plain(Journal(finished.journal).find("train", round=2), adapter="-").probes
+    pairs = read_examples(finished.pairs(Cycle(round_index=2)))[: len(probes)]
+    asked_and_answered = [(pair.id, pair.ask, pair.chosen.token_ids) for pair in pairs]
+    assert probes and [(probe.id, probe.ask, probe.answer_ids) for probe in probes] == asked_and_answered
     processor = AutoProcessor.from_pretrained(finished.model)
     rows = [
         {
-            "image": pair.image,
-            "prompt_ids": prompt_ids(processor, question=pair.prompt),
-            "answer_ids": list(pair.chosen_ids),
+            "image": probe.ask.picture.path,
+            "prompt_ids": prompt_ids(processor, question=probe.ask.text),
+            "answer_ids": list(probe.answer_ids),
         }
-        for pair in pairs
+        for probe in probes
     ]
     asked = tmp_path / "asked.json"
     asked.write_text(json.dumps({"model": str(finished.model), "rows": rows}))
     with _plain_vllm(asked) as by_vllm:
         policy = LlavaForConditionalGeneration.from_pretrained(finished.model, dtype=torch.float32).eval()
         by_transformers = []
-        for pair in pairs:
+        for probe in probes:
             inputs = processor(
-                text=prompt_text(processor, question=pair.prompt), images=load_image(pair.image), return_tensors="pt"
+                text=prompt_text(processor, question=probe.ask.text),
+                images=load_picture(probe.ask.picture),
+                return_tensors="pt",
             )
-            answer = torch.tensor([pair.chosen_ids])
+            answer = torch.tensor([probe.answer_ids])
             ids = torch.cat([inputs["input_ids"], answer], dim=1)
             with torch.no_grad():
                 logits = policy(input_ids=ids, pixel_values=inputs["pixel_values"]).logits
             picked = logits[:, :-1].log_softmax(dim=-1).gather(2, ids[:, 1:, None])
             by_transformers.append(picked[0, -answer.shape[1] :, 0].tolist())
         served = by_vllm()
-    for ours, theirs, expected in zip(by_transformers, served, trained, strict=True):
+    for ours, theirs, probe in zip(by_transformers, served, probes, strict=True):
         assert theirs == pytest.approx(ours, abs=1e-4), "every token, nats"
-        assert [sum(ours), sum(theirs)] == pytest.approx([expected] * 2, abs=1e-3)
+        assert [sum(ours), sum(theirs)] == pytest.approx([probe.logp] * 2, abs=1e-3)
 
 
 @contextmanager

@@ -13,15 +13,16 @@ import pytest
 import ray
 import torch
 from fake_generator import LOGPS, DyingScorer, FakeGenerator, ScoringGenerator
-from fakes import preference_pair, train_result
+from fakes import train_result
 from safetensors.torch import save_file
 
 from actors.handover.proofs import Proof, Served, faults
 from actors.pool.generators import GeneratorPool
+from actors.pool.replicas import Replicas
 from csr_ray.config.load import parse_config
 from csr_ray.config.schema import Config
 from csr_ray.errors import ActorFailure
-from csr_ray.records import PreferencePair, Prompt, TrainResult
+from csr_ray.records import Cycle, Prompt, TrainResult
 
 
 def _config() -> Config:
@@ -43,21 +44,6 @@ def _adapter(directory: Path, *, value: float) -> str:
     return str(folder)
 
 
-def _pairs() -> list[PreferencePair]:
-    return [
-        preference_pair(
-            id=f"pair-{index}",
-            image="-",
-            prompt="-",
-            chosen_ids=(1, 2, 3),
-            rejected_ids=(4,),
-            chosen_logp=0.0,
-            rejected_logp=0.0,
-        )
-        for index in range(2)
-    ]
-
-
 def _trained(adapter: str, *, version: int) -> TrainResult:
     return train_result(adapter=adapter, version=version, num_pairs=2, probe_logps=LOGPS)
 
@@ -68,21 +54,19 @@ Start = Callable[..., GeneratorPool]
 @pytest.fixture
 def start(ray_session: None, tmp_path: Path) -> Iterator[Start]:
     """Starts a pool whose first generators have the given faults; replacements have `replacement`'s."""
-    pools, actors = [], []
+    pools = []
 
     def make(*given: str | None, replacement: str | None = None, adapters: tuple[str, ...] = ()) -> GeneratorPool:
         def generator(fault: str | None) -> Any:
-            actors.append(ray.remote(FakeGenerator).options(num_cpus=0).remote(str(tmp_path / "received"), fault))
-            return actors[-1]
+            return ray.remote(FakeGenerator).options(num_cpus=0).remote(str(tmp_path / "received"), fault)
 
-        pool = GeneratorPool(
-            _config(),
+        replicas = Replicas(
             generators=[generator(fault) for fault in given],
             scorers=[],
-            adapters=adapters,
             logs=tmp_path,
-            start_generator=lambda index: generator(replacement),
+            start_generator=lambda slot: generator(replacement),
         )
+        pool = GeneratorPool(_config().generators, replicas=replicas, adapters=adapters)
         pool.wait_until_ready()
         pools.append(pool)
         return pool
@@ -90,46 +74,59 @@ def start(ray_session: None, tmp_path: Path) -> Iterator[Start]:
     yield make
     for pool in pools:
         pool.close()
-    for actor in actors:
-        ray.kill(actor)
+
+
+def _generators(pool: GeneratorPool) -> list[Any]:
+    return pool._replicas.actors("generator")
 
 
 def test_every_generator_pulls_what_it_lacks_and_the_bytes_are_counted(start: Start, tmp_path: Path) -> None:
     old, new = (_adapter(tmp_path, value=value) for value in (1.0, 2.0))
     pool = start(None, None, adapters=(old,))
     assert pool.version == 1
-    receipt = pool.publish(_trained(new, version=2), pairs=_pairs())
+    receipt = pool.publish(_trained(new, version=2))
     size = sum(path.stat().st_size for path in Path(new).iterdir())
     assert (receipt.version, receipt.num_generators, receipt.num_bytes) == (2, 2, 2 * size)
     assert pool.version == 2
-    assert [ray.get(actor.held.remote()) for actor in pool._generators] == [[1000.0, 2000.0]] * 2
+    assert [ray.get(actor.held.remote()) for actor in _generators(pool)] == [[1000.0, 2000.0]] * 2
 
 
 def test_faulty_generators_are_replaced_by_ones_that_hold_every_version(start: Start, tmp_path: Path) -> None:
     faults = ["dies", "out of memory", "other weights", "no number", "old version", "one layer", "stale cache"]
     old, new = (_adapter(tmp_path, value=value) for value in (1.0, 2.0))
     pool = start(None, *faults, adapters=(old,))
-    before = list(pool._generators)
-    pool.publish(_trained(new, version=2), pairs=_pairs())
+    before = _generators(pool)
+    pool.publish(_trained(new, version=2))
     assert pool.version == 2
-    kept = [actor is other for actor, other in zip(pool._generators, before, strict=True)]
+    kept = [actor is other for actor, other in zip(_generators(pool), before, strict=True)]
     assert dict(zip([None, *faults], kept, strict=True)) == {None: True, **dict.fromkeys(faults, False)}
-    assert ray.get([actor.held.remote() for actor in pool._generators]) == [[1000.0, 2000.0]] * len(before)
+    assert ray.get([actor.held.remote() for actor in _generators(pool)]) == [[1000.0, 2000.0]] * len(before)
 
 
 def test_if_all_fail_the_run_stops_and_says_which_tensor_differs(start: Start, tmp_path: Path) -> None:
     pool = start("one layer", "other weights")
     with pytest.raises(
-        ActorFailure, match=r"version 1: generator 0: .*layers\.1\.q_proj\.weight; generator 1: .*pair-0"
+        ActorFailure, match=r"version 1: generator 0: .*layers\.1\.q_proj\.weight; generator 1: .*probe answer 0 "
     ):
-        pool.publish(_trained(_adapter(tmp_path, value=1.0), version=1), pairs=_pairs())
+        pool.publish(_trained(_adapter(tmp_path, value=1.0), version=1))
     assert pool.version == 0
 
 
 def test_a_replacement_that_fails_too_stops_the_run(start: Start, tmp_path: Path) -> None:
     pool = start(None, "stale cache", replacement="stale cache")
     with pytest.raises(ActorFailure, match=r"failed again: generator 1: .*cached"):
-        pool.publish(_trained(_adapter(tmp_path, value=1.0), version=1), pairs=_pairs())
+        pool.publish(_trained(_adapter(tmp_path, value=1.0), version=1))
+
+
+def test_closing_ends_the_actors_that_hold_the_slots_now(start: Start, tmp_path: Path) -> None:
+    pool = start(None, "dies")
+    pool.publish(_trained(_adapter(tmp_path, value=1.0), version=1))
+    actors = _generators(pool)
+    assert ray.get([actor.held.remote() for actor in actors]) == [[1000.0]] * 2
+    pool.close()
+    for actor in actors:
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(actor.held.remote(), timeout=30)
 
 
 def test_one_that_loaded_other_tensors_than_the_rest_is_found() -> None:
@@ -144,7 +141,7 @@ def test_one_that_loaded_other_tensors_than_the_rest_is_found() -> None:
             seconds=0.0,
         )
 
-    proof = Proof(trained=_trained("-", version=1), probes=_pairs(), tolerance=0.01)
+    proof = Proof(trained=_trained("-", version=1), tolerance=0.01)
     assert faults({0: served("a"), 1: served("a")}, proof=proof) == {}
     found = faults({0: served("a"), 1: served("b"), 2: served("a")}, proof=proof)
     assert list(found) == [1] and "other tensors" in found[1]
@@ -153,14 +150,14 @@ def test_one_that_loaded_other_tensors_than_the_rest_is_found() -> None:
 def test_a_scorer_that_died_is_named_and_not_the_generator_that_asked_it(ray_session: None, tmp_path: Path) -> None:
     scorer: Any = ray.remote(DyingScorer).options(num_cpus=0).remote(str(tmp_path / "scorer_0.log"))
     generator: Any = ray.remote(ScoringGenerator).options(num_cpus=0).remote([scorer])
-    pool = GeneratorPool(_config(), generators=[generator], scorers=[scorer], adapters=(), logs=tmp_path)
+    replicas = Replicas(generators=[generator], scorers=[scorer], logs=tmp_path)
+    pool = GeneratorPool(_config().generators, replicas=replicas, adapters=())
     try:
         pool.wait_until_ready()
         prompts = [Prompt(id=str(number), image="i.png", text="What?") for number in range(3)]
         with pytest.raises(ActorFailure) as caught:
-            list(pool.rollout(prompts, round_index=0))
+            list(pool.rollout(prompts, cycle=Cycle(round_index=0)))
     finally:
         pool.close()
-        ray.kill(generator)
     assert "scorer 0 died" in str(caught.value) and "3 GiB for the image tower" in str(caught.value)
     assert "generator 0 died" not in str(caught.value)

@@ -16,12 +16,13 @@ import torch
 from fakes import tiny_config
 from released_search import Branch, Models, released_tree
 
-from actors.generate.engine import VllmEngine
-from actors.score.scorer import ClipModel
+from actors.generate.engine import EngineSettings, VllmEngine
+from actors.process.counters import Counting
+from actors.score.clip import ClipModel
 from csr_ray.app.run import world_spec
 from csr_ray.config.schema import Config, World
-from csr_ray.methods.csr import choose_pair
-from csr_ray.records import PreferencePair, Prompt, Tree
+from csr_ray.methods.base import Dropped, method_of
+from csr_ray.records import Phase, Picture, Prompt, Rollout
 from csr_ray.rollout.search import grow_tree
 from csr_ray.world.build import cached_world
 
@@ -31,6 +32,8 @@ MAX_NEW_TOKENS = 16
 # Where a decode's best two candidates are closer than rounding, two right implementations may take different ones.
 ROUNDING = 1e-4
 
+Released = dict[str, tuple[Branch, str | None, str | None]]
+
 
 class DirectScorer:
     """The scorer's model without its actor."""
@@ -38,8 +41,8 @@ class DirectScorer:
     def __init__(self, world: Path) -> None:
         self._clip = ClipModel(str(world / "clip"), dtype="float32", device="cpu")
 
-    async def score(self, image: str, *, texts: Sequence[str]) -> tuple[list[float], int]:
-        scores, cut = self._clip.scores([(image, text) for text in texts])
+    async def score(self, picture: Picture, *, texts: Sequence[str]) -> tuple[list[float], int]:
+        scores, cut = self._clip.scores([(picture, text) for text in texts])
         return scores, sum(cut)
 
 
@@ -48,7 +51,7 @@ class TightEngine(VllmEngine):
 
     def _arguments(self, *, on_cpu: bool) -> dict:
         arguments = super()._arguments(on_cpu=on_cpu)
-        return {**arguments, "max_num_batched_tokens": self._config.policy.max_model_len, "max_num_seqs": 7}
+        return {**arguments, "max_num_batched_tokens": self._policy.max_model_len, "max_num_seqs": 7}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def prompts(world: Path) -> list[Prompt]:
 
 
 @pytest.fixture(scope="module")
-def released(world: Path, prompts: list[Prompt]) -> Iterator[dict[str, tuple[Branch, str | None, str | None]]]:
+def released(world: Path, prompts: list[Prompt]) -> Iterator[Released]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     models = Models.load(world)
@@ -91,11 +94,11 @@ def reference_config(
     )
 
 
-async def grow_all(config: Config, engine: VllmEngine, prompts: Sequence[Prompt], *, in_flight: int) -> list[Tree]:
+async def grow_all(config: Config, engine: VllmEngine, prompts: Sequence[Prompt], *, in_flight: int) -> list[Rollout]:
     slots = asyncio.Semaphore(in_flight)
     scorer = DirectScorer(Path(config.scorer.model).parent)
 
-    async def one(prompt: Prompt) -> Tree:
+    async def one(prompt: Prompt) -> Rollout:
         async with slots:
             return await grow_tree(
                 prompt,
@@ -110,7 +113,7 @@ async def grow_all(config: Config, engine: VllmEngine, prompts: Sequence[Prompt]
     return list(await asyncio.gather(*(one(prompt) for prompt in prompts)))
 
 
-def compare(tree: Tree, root: Branch) -> int:
+def compare(tree: Rollout, root: Branch) -> int:
     """Assert that all nodes are the same; returns how many. Rows are found by their places among their siblings."""
     places: dict[int | None, tuple[int, ...]] = {None: ()}
     num_children: dict[int | None, int] = {}
@@ -122,7 +125,7 @@ def compare(tree: Tree, root: Branch) -> int:
             walk(child)
 
     walk(root)
-    for node in tree.nodes:
+    for node in tree.candidates:
         position = num_children.get(node.parent, 0)
         num_children[node.parent] = position + 1
         place = places[node.node] = (*places[node.parent], position)
@@ -136,43 +139,46 @@ def compare(tree: Tree, root: Branch) -> int:
         assert branch.cost is None or node.reward == pytest.approx(-branch.cost, abs=1e-6), where
         assert (node.final, node.kept) == (branch.final, branch.kept), where
     assert not expected, f"{tree.prompt.id}: {len(expected)} nodes were not grown"
-    return len(tree.nodes)
+    return len(tree.candidates)
 
 
-def check(config: Config, trees: Sequence[Tree], released: dict[str, tuple[Branch, str | None, str | None]]) -> None:
+def check(config: Config, trees: Sequence[Rollout], released: Released) -> None:
     num_nodes = num_pairs = 0
     for tree in trees:
         root, chosen, rejected = released[tree.prompt.id]
         num_nodes += compare(tree, root)
-        pair = choose_pair(tree, config=config)
-        if isinstance(pair, PreferencePair):
-            num_pairs += 1
-            assert (pair.chosen, pair.rejected) == (chosen, rejected), tree.prompt.id
+        examples = method_of(config).examples(Phase(), tree)
+        if isinstance(examples, Dropped):
+            assert chosen == rejected, (tree.prompt.id, examples)
         else:
-            assert chosen == rejected, (tree.prompt.id, pair)
+            (pair,) = examples
+            num_pairs += 1
+            assert (pair.chosen.text, pair.rejected.text) == (chosen, rejected), tree.prompt.id
     assert len(trees) == NUM_PROMPTS and num_nodes > 5 * NUM_PROMPTS and num_pairs > NUM_PROMPTS // 2
 
 
 @pytest.mark.parametrize("kind", ["roomy", "tight"])
 def test_the_reference_preset_grows_the_plain_loops_trees(
-    world: Path, prompts: list[Prompt], released: dict, kind: str
+    world: Path, prompts: list[Prompt], released: Released, kind: str
 ) -> None:
     """With four prompts and all in flight, with members side by side and squeezed into few slots."""
     config = reference_config(world)
 
     async def run() -> None:
-        engine = (TightEngine if kind == "tight" else VllmEngine)(config, model=world / "policy")
+        counting = Counting(actor="generator")
+        kind_of_engine = TightEngine if kind == "tight" else VllmEngine
+        engine = kind_of_engine(EngineSettings.of(config), model=world / "policy", counting=counting)
         await engine.start()
         try:
             for in_flight in (NUM_PROMPTS, 4) if kind == "roomy" else (NUM_PROMPTS,):
                 check(config, await grow_all(config, engine, prompts, in_flight=in_flight), released)
-            figures = engine.figures()
+            counters = counting.take()
             # Every image went through the tower once, and every continuation found what its parent had computed.
-            assert figures["image_encodes"] <= NUM_PROMPTS
-            assert figures["continuations"] > 0
+            assert counters.image_encodes <= NUM_PROMPTS
+            assert counters.continuations > 0
             if kind != "tight":
-                assert figures["continuation_misses"] == 0, figures
-            print(kind, figures)
+                assert counters.continuation_misses == 0, counters
+            print(kind, counters)
         finally:
             engine.close()
 

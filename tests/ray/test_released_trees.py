@@ -22,10 +22,11 @@ import torch
 from released_search import Branch, Models, released_tree
 from test_reference_tree import TightEngine, grow_all, reference_config
 
-from actors.generate.engine import VllmEngine
+from actors.generate.engine import EngineSettings, VllmEngine
+from actors.process.counters import Counting
 from csr_ray.config.schema import Config
-from csr_ray.methods.csr import choose_pair
-from csr_ray.records import Node, PreferencePair, Prompt, Tree
+from csr_ray.methods.base import Dropped, method_of
+from csr_ray.records import Candidate, Phase, Prompt, Rollout
 
 DATA = Path(__file__).parents[1] / "data" / "reference_trees"
 TOLERANCE = 1e-4
@@ -65,13 +66,13 @@ def cost_of(node: dict[str, Any], *, weight: float) -> float:
     return (1 - weight) * node["rank_self"] + weight * node["rank_clip"]
 
 
-def check(tree: Tree, expected: dict[str, Any], *, config: Config) -> tuple[float, float]:
+def check(tree: Rollout, expected: dict[str, Any], *, config: Config) -> tuple[float, float]:
     """Assert that tree and pair are the released ones; returns the largest differences of score and CLIP score."""
-    ours = families(tree.nodes, lambda node: node.parent)
+    ours = families(tree.candidates, lambda node: node.parent)
     theirs = families(expected["nodes"], lambda node: node["parent"])
     gaps = {"score": 0.0, "clip_score": 0.0}
 
-    def compare(mine: Node, other: dict[str, Any]) -> None:
+    def compare(mine: Candidate, other: dict[str, Any]) -> None:
         where = f"{tree.prompt.id}: released {other}, ours {mine}"
         assert mine.text == other["text"].strip(), where
         assert (mine.depth, mine.final) == (other["depth"], other["final"]), where
@@ -97,15 +98,16 @@ def check(tree: Tree, expected: dict[str, Any], *, config: Config) -> tuple[floa
             compare(*pair)
 
     walk(None, None)
-    pair = choose_pair(tree, config=config)
-    assert isinstance(pair, PreferencePair), (tree.prompt.id, pair)
-    assert (pair.chosen, pair.rejected) == (expected["chosen"], expected["rejected"]), tree.prompt.id
+    examples = method_of(config).examples(Phase(), tree)
+    assert not isinstance(examples, Dropped), (tree.prompt.id, examples)
+    (pair,) = examples
+    assert (pair.chosen.text, pair.rejected.text) == (expected["chosen"], expected["rejected"]), tree.prompt.id
     return gaps["score"], gaps["clip_score"]
 
 
-def check_all(size: str, trees: Sequence[Tree], *, config: Config, how: str) -> None:
+def check_all(size: str, trees: Sequence[Rollout], *, config: Config, how: str) -> None:
     gaps = [check(tree, expected, config=config) for tree, expected in zip(trees, released(size), strict=True)]
-    num_nodes = sum(len(tree.nodes) for tree in trees)
+    num_nodes = sum(len(tree.candidates) for tree in trees)
     score, clip = (max(column) for column in zip(*gaps, strict=True))
     print(f"{size}, {how}: {len(gaps)} trees identical, {num_nodes} nodes; score within {score:.1e}, CLIP {clip:.1e}")
 
@@ -129,7 +131,9 @@ def test_the_real_engine_grows_the_released_trees(kind: str) -> None:
     configs = {size: config_of(size) for size in SIZES}
 
     async def run() -> None:
-        engine = (TightEngine if kind == "tight" else VllmEngine)(configs["full"], model=DATA / "policy")
+        counting = Counting(actor="generator")
+        kind_of_engine = TightEngine if kind == "tight" else VllmEngine
+        engine = kind_of_engine(EngineSettings.of(configs["full"]), model=DATA / "policy", counting=counting)
         await engine.start()
         try:
             for size, together, in_flight in ALL_WAYS if os.environ.get("CSR_RAY_LONG_TESTS") else WAYS[kind]:
@@ -138,7 +142,7 @@ def test_the_real_engine_grows_the_released_trees(kind: str) -> None:
                 trees = await grow_all(config, engine, prompts(size), in_flight=in_flight)
                 how = f"{kind}, {in_flight} in flight, {'together' if together else 'in turn'}"
                 check_all(size, trees, config=config, how=how)
-                assert engine.figures()["groups_redone"] == 0, "side by side was in turn after all"
+                assert counting.take().groups_redone == 0, "side by side was in turn after all"
         finally:
             engine.close()
 

@@ -13,12 +13,15 @@ import pytest
 import ray
 from fakes import tiny_config
 
+from actors.generate.engine import EngineSettings
 from actors.generate.generator import GeneratorActor
 from actors.pool.generators import GeneratorPool
+from actors.pool.replicas import Replicas
 from actors.score.scorer import ScorerActor
 from csr_ray.app.run import world_spec
 from csr_ray.config.schema import World
-from csr_ray.records import Prompt, Rejection, Tree
+from csr_ray.methods.base import method_of
+from csr_ray.records import Cycle, Prompt, Rejection, Rollout
 from csr_ray.world.build import cached_world
 
 NUM_IMAGES = 6
@@ -48,38 +51,48 @@ def pool(
         generators={"kv_cache_gib": 0.1, "in_flight": 4},
     )
     environment = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
-    scorer: Any = ray.remote(ScorerActor).options(num_cpus=0, max_concurrency=1000).remote(config)
+    scorer: Any = (
+        ray.remote(ScorerActor)
+        .options(num_cpus=0, max_concurrency=1000)
+        .remote(config.scorer, scorers=config.scorers)
+    )
     generator: Any = (
         ray.remote(GeneratorActor)
         .options(num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": environment})
-        .remote(config, model=config.policy.model, scorers=[scorer])
+        .remote(
+            EngineSettings.of(config),
+            model=config.policy.model,
+            scorers=[scorer],
+            method=method_of(config),
+            seed=config.run.seed,
+        )
     )
-    pool = GeneratorPool(
-        config, generators=[generator], scorers=[scorer], adapters=(), logs=tmp_path_factory.mktemp("logs")
-    )
+    replicas = Replicas(generators=[generator], scorers=[scorer], logs=tmp_path_factory.mktemp("logs"))
+    pool = GeneratorPool(config.generators, replicas=replicas, adapters=())
     pool.wait_until_ready()
     yield pool
     pool.close()
-    for actor in (generator, scorer):
-        ray.kill(actor)
 
 
-def shapes(results: list[Tree | Rejection]) -> dict[str, list[tuple[int | None, tuple[int, ...], bool]]]:
-    trees = [result for result in results if isinstance(result, Tree)]
-    return {tree.prompt.id: [(node.parent, node.token_ids, node.kept) for node in tree.nodes] for tree in trees}
+def shapes(results: list[Rollout | Rejection]) -> dict[str, list[tuple[int | None, tuple[int, ...], bool]]]:
+    rollouts = [result for result in results if isinstance(result, Rollout)]
+    return {
+        rollout.prompt.id: [(node.parent, node.token_ids, node.kept) for node in rollout.candidates]
+        for rollout in rollouts
+    }
 
 
 def test_bad_inputs_are_named_and_cost_nobody_else_a_node(
     pool: GeneratorPool, prompts: list[Prompt], tmp_path: Path
 ) -> None:
-    pool.figures()
-    alone = shapes(list(pool.rollout(prompts, round_index=0)))
+    pool.counters()
+    alone = shapes(list(pool.rollout(prompts, cycle=Cycle(round_index=0))))
     assert len(alone) == len(prompts)
-    figures = pool.figures()
-    assert figures["trees"] == len(prompts)
-    assert figures["nodes"] == sum(len(nodes) for nodes in alone.values())
-    assert figures["image_encodes"] == figures["scorer_image_encodes"] == NUM_IMAGES
-    assert figures["continuation_misses"] == 0 < figures["continuations"]
+    counters = pool.counters()
+    assert counters.rollouts == len(prompts)
+    assert counters.candidates == sum(len(nodes) for nodes in alone.values())
+    assert counters.image_encodes == counters.scorer_image_encodes == NUM_IMAGES
+    assert counters.continuation_misses == 0 < counters.continuations
 
     (tmp_path / "corrupt.png").write_bytes(Path(prompts[0].image).read_bytes()[:200])
     bad = {
@@ -88,7 +101,7 @@ def test_bad_inputs_are_named_and_cost_nobody_else_a_node(
         "long": Prompt(id="long", image=prompts[0].image, text="star " * 400),
     }
     mixed = [bad["vanished"], *prompts[:3], bad["long"], *prompts[3:], bad["corrupt"]]
-    results = list(pool.rollout(mixed, round_index=0))
+    results = list(pool.rollout(mixed, cycle=Cycle(round_index=0)))
     assert shapes(results) == alone
     rejected = {result.id: result.reason for result in results if isinstance(result, Rejection)}
     assert rejected.keys() == bad.keys()
@@ -99,7 +112,7 @@ def test_bad_inputs_are_named_and_cost_nobody_else_a_node(
 def test_counters_are_seen_where_prometheus_looks(pool: GeneratorPool) -> None:
     """After the rollouts above. Ray's agents report every ten seconds."""
     (node,) = ray.nodes()
-    wanted = ("trees", "nodes", "engine_tokens", "engine_running", "sentences", "score_wait_s")
+    wanted = ("rollouts", "candidates", "engine_tokens", "engine_running", "scorer_sentences", "score_wait_s")
     deadline_s, values = time.monotonic() + 60, dict.fromkeys(wanted, 0.0)
     while not all(values.values()) and time.monotonic() < deadline_s:
         with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10) as page:
@@ -107,7 +120,7 @@ def test_counters_are_seen_where_prometheus_looks(pool: GeneratorPool) -> None:
         values = {name: _value(seen, f"csr_ray_{name}") for name in wanted}
         time.sleep(1)
     assert all(values.values()), values
-    assert values["nodes"] > values["trees"] >= 2 * NUM_IMAGES and values["engine_tokens"] > values["nodes"]
+    assert values["engine_tokens"] > values["candidates"] > values["rollouts"] >= 2 * NUM_IMAGES
 
 
 def _value(page: str, name: str) -> float:

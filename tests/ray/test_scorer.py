@@ -10,6 +10,7 @@ from fakes import tiny_config
 
 from csr_ray.app.run import world_spec
 from csr_ray.config.schema import World
+from csr_ray.records import Picture
 from csr_ray.world.build import cached_world
 
 TEXTS = tuple(
@@ -21,7 +22,7 @@ TEXTS = tuple(
 # A score is 100 cos: 1e-5 of the cosine would be 1e-3. What is left is the towers' own rounding in float32.
 EQUAL = {"abs": 1e-5, "rel": 1e-6}
 
-Scores = dict[tuple[str, str], float]
+Scores = dict[tuple[Picture, str], float]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def one_by_one(world: Path) -> Scores:
             left = model.encode_image(transform(load_image(str(image)))[None], normalize=True)
             for text in TEXTS:
                 right = model.encode_text(tokenizer([text]), normalize=True)
-                scores[str(image), text] = 100 * float(left.double() @ right.double().T)
+                scores[Picture(path=str(image)), text] = 100 * float(left.double() @ right.double().T)
     return scores
 
 
@@ -55,7 +56,7 @@ def test_scores_equal_open_clip_one_by_one_whatever_the_batch(world: Path, one_b
     from actors.score.clip import ClipModel
 
     clip = ClipModel(str(world / "clip"), dtype="float32", device="cpu")
-    pairs = sorted(one_by_one, key=lambda pair: (pair[1], pair[0]))  # neighbours share a text, not an image
+    pairs = sorted(one_by_one, key=lambda pair: (pair[1], pair[0].path))  # neighbours share a text, not an image
     for start in range(0, len(pairs), size):
         batch = pairs[start : start + size]
         scores, cut = clip.scores(batch)
@@ -69,26 +70,30 @@ def test_many_callers_share_batches_and_each_gets_its_own_scores(
     from actors.score.scorer import ScorerActor
 
     config = tiny_config(tmp_path, scorer={"model": str(world / "clip"), "max_batch": 7, "max_wait_ms": 20})
-    actor = ray.remote(ScorerActor).options(num_cpus=0, max_concurrency=1000).remote(config)
-    images = sorted({image for image, _ in one_by_one})
+    actor = (
+        ray.remote(ScorerActor)
+        .options(num_cpus=0, max_concurrency=1000)
+        .remote(config.scorer, scorers=config.scorers)
+    )
+    images = sorted({image for image, _ in one_by_one}, key=lambda image: image.path)
     asked = [(image, TEXTS[start : start + 3]) for start in range(0, len(TEXTS), 3) for image in images]
     calls = [actor.score.remote(asked[start : start + 2]) for start in range(0, len(asked), 2)]
     answers = [answer for call in calls for answer in ray.get(call)]
     for (image, texts), (scores, num_cut) in zip(asked, answers, strict=True):
         assert scores == pytest.approx([one_by_one[image, text] for text in texts], **EQUAL)
         assert num_cut == 0
-    figures = ray.get(actor.figures.remote())
+    counters = ray.get(actor.counters.remote())
     ray.kill(actor)
-    assert figures["sentences"] == len(one_by_one)
-    assert figures["scorer_image_encodes"] == len(images)
-    assert figures["scorer_text_encodes"] == len(TEXTS)
-    assert figures["batches"] < figures["score_requests"] == len(asked)
+    assert counters.scorer_sentences == len(one_by_one)
+    assert counters.scorer_image_encodes == len(images)
+    assert counters.scorer_text_encodes == len(TEXTS)
+    assert counters.scorer_batches < counters.score_requests == len(asked)
 
 
 def test_texts_beyond_the_context_are_cut_and_counted(world: Path) -> None:
     from actors.score.clip import ClipModel
 
-    image = str(next((world / "heldout" / "images").iterdir()))
+    image = Picture(path=str(next((world / "heldout" / "images").iterdir())))
     short = "There is a red star."
     long = "There is a red star and a blue moon and a green ring and a black heart."
     clip = ClipModel(str(world / "clip"), dtype="float32", device="cpu")
@@ -102,9 +107,13 @@ def test_one_bad_image_fails_alone(ray_session: None, world: Path, one_by_one: S
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"not an image")
     config = tiny_config(tmp_path, scorer={"model": str(world / "clip"), "max_wait_ms": 20})
-    actor = ray.remote(ScorerActor).options(num_cpus=0, max_concurrency=1000).remote(config)
+    actor = (
+        ray.remote(ScorerActor)
+        .options(num_cpus=0, max_concurrency=1000)
+        .remote(config.scorer, scorers=config.scorers)
+    )
     (image, text), score = next(iter(one_by_one.items()))
-    good, broken = ray.get(actor.score.remote([(image, [text]), (str(bad), [text])]))
+    good, broken = ray.get(actor.score.remote([(image, [text]), (Picture(path=str(bad)), [text])]))
     assert good[0] == pytest.approx([score], **EQUAL)
     assert isinstance(broken, ValueError) and "bad.png" in str(broken)
     ray.kill(actor)

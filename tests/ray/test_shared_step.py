@@ -24,11 +24,12 @@ from tiny_models import (
     build_tiny_qwen3_vl,
     build_tiny_qwen_vl,
 )
+from training_examples import altered
 
 from csr_ray.config.schema import Train
-from csr_ray.data.images import load_image
+from csr_ray.data.pictures import load_picture
 from csr_ray.errors import ConfigError, ReferenceGapError
-from csr_ray.records import PreferencePair
+from csr_ray.records import Example
 from csr_ray.training import objectives
 from csr_ray.training.collate import PairCollator, SharedPrefixCollator, pair_rows
 
@@ -48,10 +49,10 @@ RELATIVE = 1e-4
 class Family:
     model: Path
     processor: Any
-    pairs: tuple[PreferencePair, ...]
+    pairs: tuple[Example, ...]
 
 
-def _pairs(directory: Path) -> tuple[PreferencePair, ...]:
+def _pairs(directory: Path) -> tuple[Example, ...]:
     rng = random.Random(0)
     pairs = []
     for index, (width, height) in enumerate(SIZES_PX):
@@ -135,12 +136,12 @@ def _computed(trainer: Any, batch: dict[str, Any]) -> Computed:
     return Computed(loss=loss.item(), gradients=gradients, metrics=metrics)
 
 
-def _by_trl(family: Family, *, directory: Path, pairs: Sequence[PreferencePair] = (), **settings: Any) -> Computed:
+def _by_trl(family: Family, *, directory: Path, pairs: Sequence[Example] = (), **settings: Any) -> Computed:
     from datasets import Dataset
     from trl import DPOTrainer
 
     rows = pair_rows(pairs or family.pairs)
-    collator = PairCollator(processor=family.processor, load_image=load_image)
+    collator = PairCollator(processor=family.processor, load_picture=load_picture)
     torch.manual_seed(1)
     trainer = DPOTrainer(
         _policy(family),
@@ -157,6 +158,7 @@ def _by_trl(family: Family, *, directory: Path, pairs: Sequence[PreferencePair] 
 
 
 def _trainer(family: Family, *, directory: Path, train: Train, budget: int | None = None, **settings: Any) -> Any:
+    from actors.train.examples import HeldExamples
     from actors.train.pair_trainer import PairTrainer
     from actors.train.shared_step import family_positions
 
@@ -166,9 +168,9 @@ def _trainer(family: Family, *, directory: Path, train: Train, budget: int | Non
         policy,
         args=_arguments(directory, **settings),
         train=train,
-        pairs=family.pairs,
+        examples=HeldExamples(family.pairs),
         collator=SharedPrefixCollator(
-            processor=family.processor, load_image=load_image, positions=family_positions(policy), budget=budget
+            processor=family.processor, load_picture=load_picture, positions=family_positions(policy), budget=budget
         ),
         lora=_lora(),
     )
@@ -213,11 +215,11 @@ def test_log_prob_of_every_token_is_that_of_two_separate_rows(
     family: Family, tmp_path: Path, budget: int | None
 ) -> None:
     trainer = _trainer(family, directory=tmp_path, train=RECOMPUTE, budget=budget)
-    separate = PairCollator(processor=family.processor, load_image=load_image)
+    separate = PairCollator(processor=family.processor, load_picture=load_picture)
     trainer.model_wrapped = trainer.model
     together = trainer.answer_logps(family.pairs, collator=trainer.data_collator)
     apart = trainer.answer_logps(family.pairs, collator=separate)
-    answers = [pair.chosen_ids for pair in family.pairs] + [pair.rejected_ids for pair in family.pairs]
+    answers = [pair.chosen.token_ids for pair in family.pairs] + [pair.rejected.token_ids for pair in family.pairs]
     assert [len(row) for row in together] == [len(answer) for answer in answers]
     for ours, theirs in zip(together, apart, strict=True):
         assert torch.allclose(ours, theirs, rtol=RELATIVE, atol=1e-5)
@@ -277,7 +279,7 @@ def test_objectives_that_trl_has_are_trls_and_ours(
 def _sums(trainer: Any, family: Family) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """(policy chosen, policy rejected, reference chosen, reference rejected), (chosen tokens, rejected tokens)."""
     trainer.model_wrapped = trainer.model
-    separate = PairCollator(processor=family.processor, load_image=load_image)
+    separate = PairCollator(processor=family.processor, load_picture=load_picture)
     halves = []
     for is_reference in (False, True):
         if is_reference:
@@ -300,7 +302,9 @@ def test_objectives_that_trl_lacks_are_the_pure_functions(
     train = Train(beta=BETA, reference="recompute", dtype="float32", **settings)
     if "objective" in settings:  # with these weights it is the rejected answers that partly fell below the reference
         exchanged = [
-            dataclasses.replace(pair, chosen_ids=pair.rejected_ids, rejected_ids=pair.chosen_ids)
+            altered(
+                pair, chosen={"token_ids": pair.rejected.token_ids}, rejected={"token_ids": pair.chosen.token_ids}
+            )
             for pair in llava.pairs
         ]
         llava = dataclasses.replace(llava, pairs=tuple(exchanged))
@@ -321,7 +325,7 @@ def test_rollout_reference_is_the_records(llava: Family, tmp_path: Path) -> None
     trainer = _trainer(llava, directory=tmp_path, train=Train(beta=BETA, dtype="float32"), budget=100)
     computed = _computed(trainer, trainer.data_collator(pair_rows(llava.pairs)))
     (chosen, rejected, _, _), _ = _sums(trainer, llava)
-    given = [torch.tensor([getattr(pair, key) for pair in llava.pairs]) for key in ("chosen_logp", "rejected_logp")]
+    given = [torch.tensor([pair.target(role).logp for pair in llava.pairs]) for role in ("chosen", "rejected")]
     expected = objectives.dpo_loss(chosen, rejected, *given, beta=BETA).mean().item()
     assert computed.loss == pytest.approx(expected, rel=RELATIVE)
 
@@ -331,35 +335,31 @@ def test_check_measures_the_gap_and_names_the_pair_beyond_it(llava: Family, tmp_
     trainer = _trainer(llava, directory=tmp_path, train=train, budget=100)
     (_, _, chosen, rejected), _ = _sums(trainer, llava)
     true = [
-        dataclasses.replace(pair, chosen_logp=float(chosen[index]), rejected_logp=float(rejected[index]) + 1e-4)
+        altered(pair, chosen={"logp": float(chosen[index])}, rejected={"logp": float(rejected[index]) + 1e-4})
         for index, pair in enumerate(llava.pairs)
     ]
     computed = _computed(trainer, trainer.data_collator(pair_rows(true)))
     assert len(trainer.reference_gaps) == 2 * len(true)
     assert 0 < max(trainer.reference_gaps) < 1e-3
     assert torch.isfinite(torch.tensor(computed.loss))
-    off = [*true[:2], dataclasses.replace(true[2], rejected_logp=true[2].rejected_logp - 3.0), true[3]]
+    off = [*true[:2], altered(true[2], rejected={"logp": true[2].rejected.logp - 3.0}), true[3]]
     with pytest.raises(ReferenceGapError, match=r"pair-2 of policy version 0.*train\.reference_tolerance = 0\.001"):
         _computed(trainer, trainer.data_collator(pair_rows(off)))
 
 
 def test_loss_that_is_no_number_names_the_pairs(llava: Family, tmp_path: Path) -> None:
     trainer = _trainer(llava, directory=tmp_path, train=Train(beta=BETA, dtype="float32"), budget=100)
-    broken = [dataclasses.replace(llava.pairs[1], chosen_logp=float("nan"))]
+    broken = [altered(llava.pairs[1], chosen={"logp": float("nan")})]
     rows = [{**row, "index": 1} for row in pair_rows(broken)]
     with pytest.raises(FloatingPointError, match=r"the loss is nan; pairs of the batch: pair-1\."):
         _computed(trainer, trainer.data_collator(rows))
 
 
 def _rehearsed(model: Path, step: str) -> bool:
-    from actors.train.round import RoundTrainer
-    from csr_ray.config.load import parse_config
+    from actors.train.cycle import CycleTrainer
 
     train = {"step": step, "batch_size": 2, "lora_rank": 4, "dtype": "float32", "threads": 1, "pack_tokens": 4096}
-    config = parse_config(
-        {"data": {"prompts": "-"}, "policy": {"model": str(model)}, "scorer": {"model": "-"}, "train": train}
-    )
-    trainer = RoundTrainer(config, model=model)
+    trainer = CycleTrainer(Train(**train), model=model, seed=0)
     try:
         trainer.rehearse()
     finally:

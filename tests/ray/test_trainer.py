@@ -5,13 +5,13 @@ Starting a group costs tens of seconds, so the groups start together and each se
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import random
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ from fakes import preference_pair
 from PIL import Image
 from safetensors.torch import load_file
 from train_group import Group
+from training_examples import altered, write_examples
 
 from actors.train.group import TrainerGroup
-from csr_ray.config.load import parse_config
-from csr_ray.config.schema import Config
-from csr_ray.data.images import load_image
-from csr_ray.errors import ActorFailure, ConfigError, StalePolicyError
+from csr_ray.config.schema import Train
+from csr_ray.data.pictures import load_picture
+from csr_ray.errors import ActorFailure, ConfigError
 from csr_ray.policy.weights import save_merged
-from csr_ray.records import PreferencePair, TrainResult
+from csr_ray.records import Cycle, Example, Picture, TrainOrder, TrainResult
 from csr_ray.training.collate import PairCollator
 from csr_ray.training.objectives import dpo_loss
 
@@ -36,7 +36,7 @@ BETA = 0.2
 BATCH = 4
 
 
-def _config(**train: Any) -> Config:
+def _config(**train: Any) -> Train:
     settings = {
         "beta": BETA,
         "batch_size": BATCH,
@@ -47,12 +47,10 @@ def _config(**train: Any) -> Config:
         "max_length": 80,
         **train,
     }
-    return parse_config(
-        {"data": {"prompts": "-"}, "policy": {"model": "-"}, "scorer": {"model": "-"}, "train": settings}
-    )
+    return Train(**settings)
 
 
-def _logps(model: Path, pairs: Sequence[PreferencePair], *, adapter: Path | None = None) -> list[tuple[float, float]]:
+def _logps(model: Path, pairs: Sequence[Example], *, adapter: Path | None = None) -> list[tuple[float, float]]:
     """(chosen, rejected) summed log-probs by transformers itself, one row after the other."""
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -60,12 +58,12 @@ def _logps(model: Path, pairs: Sequence[PreferencePair], *, adapter: Path | None
     policy = AutoModelForImageTextToText.from_pretrained(model)
     if adapter is not None:
         policy = PeftModel.from_pretrained(policy, str(adapter))
-    collator = PairCollator(processor=AutoProcessor.from_pretrained(model), load_image=load_image)
+    collator = PairCollator(processor=AutoProcessor.from_pretrained(model), load_picture=load_picture)
     sums = []
     for pair in pairs:
-        prompt = collator.prompts([(pair.image, pair.prompt)])
+        prompt = collator.prompts([pair.ask])
         row = []
-        for answer in (pair.chosen_ids, pair.rejected_ids):
+        for answer in (pair.chosen.token_ids, pair.rejected.token_ids):
             ids = torch.cat([prompt["input_ids"], torch.tensor([answer])], dim=1)
             with torch.no_grad():
                 logits = policy(input_ids=ids, pixel_values=prompt["pixel_values"]).logits[0, -len(answer) - 1 : -1]
@@ -74,15 +72,15 @@ def _logps(model: Path, pairs: Sequence[PreferencePair], *, adapter: Path | None
     return sums
 
 
-def _with_reference(pairs: Sequence[PreferencePair], logps: Sequence[tuple[float, float]]) -> list[PreferencePair]:
+def _with_reference(pairs: Sequence[Example], logps: Sequence[tuple[float, float]]) -> list[Example]:
     return [
-        dataclasses.replace(pair, chosen_logp=chosen, rejected_logp=rejected)
+        altered(pair, chosen={"logp": chosen}, rejected={"logp": rejected})
         for pair, (chosen, rejected) in zip(pairs, logps, strict=True)
     ]
 
 
 @pytest.fixture(scope="module")
-def pairs(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> list[PreferencePair]:
+def pairs(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
     """Eight pairs of random answers whose reference IS the base policy."""
     directory, rng = tmp_path_factory.mktemp("images"), random.Random(0)
     made = []
@@ -120,6 +118,7 @@ def groups(
             reference_tolerance=5.0,  # its second round trains pairs of the first's policy again
         ),
         "mistaken": _config(lora_targets=("q_proj", "query")),
+        "stale": _config(),
     }
     made = {}
     for name, config in configs.items():
@@ -133,7 +132,7 @@ def groups(
 
 
 @pytest.fixture(scope="module")
-def one(groups: dict[str, Group], pairs: list[PreferencePair]) -> Group:
+def one(groups: dict[str, Group], pairs: list[Example]) -> Group:
     """The one-worker group after its first round on all pairs."""
     groups["one"].round(pairs)
     return groups["one"]
@@ -141,6 +140,10 @@ def one(groups: dict[str, Group], pairs: list[PreferencePair]) -> Group:
 
 def _adapter(result: TrainResult) -> dict[str, torch.Tensor]:
     return load_file(Path(result.adapter) / "adapter_model.safetensors")
+
+
+def _probed(result: TrainResult) -> list[float]:
+    return [probe.logp for probe in result.probes]
 
 
 def test_deepspeed_is_what_steps(one: Group) -> None:
@@ -159,12 +162,15 @@ def test_every_step_is_reported(one: Group) -> None:
 
 
 def test_probes_are_what_transformers_says_of_base_plus_adapter(
-    one: Group, pairs: list[PreferencePair], tiny_llava: Path
+    one: Group, pairs: list[Example], tiny_llava: Path
 ) -> None:
     result = one.results[0]
     expected = [chosen for chosen, _ in _logps(tiny_llava, pairs, adapter=Path(result.adapter))]
-    assert result.probe_logps == pytest.approx(expected, abs=1e-3)
-    assert max(abs(new - pair.chosen_logp) for new, pair in zip(expected, pairs, strict=True)) > 0.01
+    assert [(probe.id, probe.ask, probe.answer_ids) for probe in result.probes] == [
+        (pair.id, pair.ask, pair.chosen.token_ids) for pair in pairs
+    ]
+    assert _probed(result) == pytest.approx(expected, abs=1e-3)
+    assert max(abs(new - pair.chosen.logp) for new, pair in zip(expected, pairs, strict=True)) > 0.01
 
 
 def test_adapter_is_of_the_language_model_alone(one: Group) -> None:
@@ -175,13 +181,13 @@ def test_adapter_is_of_the_language_model_alone(one: Group) -> None:
 
 
 def test_two_workers_with_accumulation_train_as_one(
-    one: Group, groups: dict[str, Group], pairs: list[PreferencePair]
+    one: Group, groups: dict[str, Group], pairs: list[Example]
 ) -> None:
     result = groups["two"].round(pairs)
     assert result.metrics["deepspeed_stage"] == 2
     assert (result.metrics["shared_prefix"], one.results[0].metrics["shared_prefix"]) == (1, 0)
     assert groups["two"].losses[0] == pytest.approx(one.losses[0], rel=1e-4)
-    assert result.probe_logps == pytest.approx(one.results[0].probe_logps, abs=1e-2)
+    assert _probed(result) == pytest.approx(_probed(one.results[0]), abs=1e-2)
     expected, trained = _adapter(one.results[0]), _adapter(result)
     assert trained.keys() == expected.keys()
     for name, tensor in trained.items():
@@ -189,14 +195,14 @@ def test_two_workers_with_accumulation_train_as_one(
 
 
 def test_parameter_sharding_trains_as_one_worker_in_every_round(
-    one: Group, groups: dict[str, Group], pairs: list[PreferencePair]
+    one: Group, groups: dict[str, Group], pairs: list[Example]
 ) -> None:
     result = groups["sharded"].round(pairs)
     assert result.metrics["deepspeed_stage"] == 3
     assert result.metrics["shared_prefix"] == 1
     assert 0 < result.metrics["reference_gap/mean"] <= result.metrics["reference_gap/max"] < 1e-4
     assert groups["sharded"].losses[0] == pytest.approx(one.losses[0], rel=1e-4)
-    assert result.probe_logps == pytest.approx(one.results[0].probe_logps, abs=1e-2)
+    assert _probed(result) == pytest.approx(_probed(one.results[0]), abs=1e-2)
     assert {name: tensor.shape for name, tensor in _adapter(result).items()} == {
         name: tensor.shape for name, tensor in _adapter(one.results[0]).items()
     }
@@ -206,12 +212,12 @@ def test_parameter_sharding_trains_as_one_worker_in_every_round(
 
 
 def test_next_round_starts_from_base_plus_adapter_and_has_the_oracles_loss(
-    one: Group, pairs: list[PreferencePair], tiny_llava: Path, tmp_path: Path
+    one: Group, pairs: list[Example], tiny_llava: Path, tmp_path: Path
 ) -> None:
     batch = _with_reference(pairs[:BATCH], [(-30.0 - index, -33.0 + index) for index in range(BATCH)])
     save_merged(tiny_llava, adapters=[Path(one.results[0].adapter)], output=tmp_path / "policy")
     policy = torch.tensor(_logps(tmp_path / "policy", batch))
-    reference = torch.tensor([(pair.chosen_logp, pair.rejected_logp) for pair in batch])
+    reference = torch.tensor([(pair.chosen.logp, pair.rejected.logp) for pair in batch])
     expected = dpo_loss(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], beta=BETA).mean().item()
     result = one.round(batch)
     assert (result.version, result.num_steps) == (2, 1)
@@ -219,18 +225,18 @@ def test_next_round_starts_from_base_plus_adapter_and_has_the_oracles_loss(
 
 
 def test_fewer_pairs_than_a_batch_and_unusable_ones_train_on_what_is_left(
-    one: Group, pairs: list[PreferencePair], tmp_path: Path
+    one: Group, pairs: list[Example], tmp_path: Path
 ) -> None:
-    gone = dataclasses.replace(pairs[1], id="gone", image=str(tmp_path / "none.png"))
-    long = dataclasses.replace(pairs[2], id="long", rejected_ids=(5,) * 80)
+    gone = altered(pairs[1], id="gone", ask=replace(pairs[1].ask, picture=Picture(path=str(tmp_path / "none.png"))))
+    long = altered(pairs[2], id="long", rejected={"token_ids": (5,) * 80})
     result = one.round([pairs[0], gone, long, pairs[3]])
     assert (result.num_pairs, result.num_steps) == (2, 1)
     assert result.metrics["dropped/unreadable_image"] == result.metrics["dropped/too_long"] == 1
-    assert len(result.probe_logps) == 1, "probes go by the loop's order and end before the first pair left out"
+    assert [probe.id for probe in result.probes] == ["pair-0", "pair-3"], "the first usable ones, as they came"
 
 
 def test_one_pair_is_a_round_also_for_two_workers(
-    groups: dict[str, Group], pairs: list[PreferencePair], tiny_llava: Path, tmp_path: Path
+    groups: dict[str, Group], pairs: list[Example], tiny_llava: Path, tmp_path: Path
 ) -> None:
     two = groups["two"]
     save_merged(tiny_llava, adapters=[Path(two.results[0].adapter)], output=tmp_path / "policy")
@@ -240,91 +246,88 @@ def test_one_pair_is_a_round_also_for_two_workers(
     )
     expected = dpo_loss(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], beta=BETA).mean().item()
     result = two.round(pairs[:1])
-    assert (result.num_pairs, result.num_steps, len(result.probe_logps)) == (1, 1, 1)
+    assert (result.num_pairs, result.num_steps, len(result.probes)) == (1, 1, 1)
     assert result.loss_first == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_streamed_batch_gives_the_adapter_of_a_round_at_once(one: Group, pairs: list[PreferencePair]) -> None:
+def test_a_streamed_batch_gives_the_adapter_of_a_round_at_once(one: Group, pairs: list[Example]) -> None:
     with one.from_base():
         at_once = one.round(pairs[:BATCH])
     with one.from_base():
-        one.begin(num_pairs_at_most=BATCH)
+        one.begin(num_examples_at_most=BATCH)
         for index in (2, 0, 3, 1):
-            one.trainer.offer([pairs[index]])
-        streamed = one.round(pairs[:BATCH])
+            one.offer([pairs[index]])
+        streamed = one.finish()
     assert (streamed.num_pairs, streamed.num_steps) == (at_once.num_pairs, at_once.num_steps) == (BATCH, 1)
     assert streamed.loss_last == pytest.approx(at_once.loss_last, abs=1e-5)
-    assert streamed.probe_logps == pytest.approx(at_once.probe_logps, abs=1e-3), "in prompt order"
+    assert [probe.id for probe in streamed.probes] == ["pair-2", "pair-0", "pair-3", "pair-1"], "as they came"
+    expected = {probe.id: probe.logp for probe in at_once.probes}
+    assert {probe.id: probe.logp for probe in streamed.probes} == pytest.approx(expected, abs=1e-3)
     for name, tensor in _adapter(at_once).items():
         assert torch.allclose(_adapter(streamed)[name], tensor, rtol=1e-4, atol=1e-5), name
 
 
-def test_a_stream_is_trained_while_more_pairs_may_come(one: Group, pairs: list[PreferencePair]) -> None:
+def test_a_stream_is_trained_while_more_files_may_come(one: Group, pairs: list[Example]) -> None:
     with one.from_base():
-        one.begin(num_pairs_at_most=len(pairs) + 4)
-        one.trainer.offer(pairs)
+        one.begin(num_examples_at_most=len(pairs) + 4)
+        one.offer(pairs[:3])
+        one.offer(pairs[3:])
         deadline_s = time.monotonic() + 60
         while not one.trainer.num_early_steps:
             assert time.monotonic() < deadline_s, "no step before the stream has ended"
             one.trainer.check()
-        result = one.round(pairs)
+        result = one.finish()
     assert (result.num_pairs, result.num_steps, len(one.losses[-1])) == (8, 2, 2), "the view sees early steps, too"
-    assert result.metrics["streamed/steps_before_last_pair"] == 1
-
-
-def test_pairs_of_another_policy_are_not_streamed(one: Group, pairs: list[PreferencePair]) -> None:
-    with one.from_base():
-        one.begin(num_pairs_at_most=BATCH)
-        one.trainer.offer(pairs[:1])
-        with pytest.raises(StalePolicyError, match="pair-1 is of policy version 3"):
-            one.trainer.offer([dataclasses.replace(pairs[1], policy_version=3)])
-        assert one.round(pairs[:1]).num_pairs == 1
+    assert result.metrics["streamed/steps_before_last_example"] == 1
 
 
 def test_two_workers_stream_with_a_dropped_pair_and_an_incomplete_last_step(
-    groups: dict[str, Group], pairs: list[PreferencePair]
+    groups: dict[str, Group], pairs: list[Example]
 ) -> None:
     two = groups["two"]
-    long = dataclasses.replace(pairs[1], id="long", rejected_ids=(5,) * 80)
+    long = altered(pairs[1], id="long", rejected={"token_ids": (5,) * 80})
     with two.from_base():
-        two.begin(num_pairs_at_most=8)
-        for pair in (*pairs[4:6], long, *pairs[2:4], pairs[0]):
-            two.trainer.offer([pair])
-        result = two.round([pairs[0], long, *pairs[2:6]])
+        two.begin(num_examples_at_most=8)
+        for unit in ([pairs[4]], [pairs[5], long], [long], pairs[2:4], [pairs[0]]):
+            two.offer(unit)
+        result = two.finish()
     assert (result.num_pairs, result.num_steps) == (5, 2)
-    assert result.metrics["dropped/too_long"] == 1
-    assert len(result.probe_logps) == 1, "the round's second pair was dropped"
+    assert result.metrics["dropped/too_long"] == 2
+    assert [probe.id for probe in result.probes] == ["pair-4", "pair-5", "pair-2", "pair-3", "pair-0"]
     assert result.loss_last != pytest.approx(result.loss_first, abs=1e-4), "the second step saw the first's update"
 
 
-def test_closing_ends_workers_that_wait_for_a_streams_pairs(
-    groups: dict[str, Group], pairs: list[PreferencePair]
-) -> None:
+def test_closing_ends_workers_that_wait_for_a_streams_files(groups: dict[str, Group], pairs: list[Example]) -> None:
     sharded = groups["sharded"]
     with sharded.from_base():
-        sharded.begin(num_pairs_at_most=BATCH)
-        sharded.trainer.offer([dataclasses.replace(pairs[2], rejected_ids=(5,) * 80)])
-        with pytest.raises(ValueError, match="no pairs to train on"):
-            sharded.round([])
+        sharded.begin(num_examples_at_most=BATCH)
+        sharded.offer([altered(pairs[2], rejected={"token_ids": (5,) * 80})])
+        sharded.trainer.check()
         started = time.monotonic()
         sharded.trainer.close()
     assert time.monotonic() - started < 20
 
 
-def test_no_pairs_is_an_error(one: Group, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no pairs"):
-        one.trainer.train([], round_index=9, output_dir=tmp_path, on_step=lambda *_: None)
+def test_a_pair_of_another_policy_is_not_trained_and_named(groups: dict[str, Group], pairs: list[Example]) -> None:
+    stale = groups["stale"]
+    stale.begin(num_examples_at_most=BATCH)
+    with pytest.raises(ActorFailure, match=r"worker 0: StalePolicyError: example pair-1 is of policy version 3;"):
+        stale.offer([pairs[0]])
+        stale.offer([altered(pairs[1], policy_version=3)])
+        stale.finish()
+    with pytest.raises(ActorFailure, match="pair-1"):
+        stale.trainer.check()
 
 
 def test_bad_lora_target_is_the_users_error_and_lists_what_there_is(
-    groups: dict[str, Group], pairs: list[PreferencePair]
+    groups: dict[str, Group], pairs: list[Example]
 ) -> None:
     with pytest.raises(ConfigError, match=r"train\.lora_targets.* called query; there are down_proj, .*v_proj"):
         groups["mistaken"].round(pairs)
 
 
-def test_loss_that_is_no_number_names_step_and_pairs_at_once(one: Group, pairs: list[PreferencePair]) -> None:
-    broken = [dataclasses.replace(pairs[0], id="broken", chosen_logp=math.nan)]
+def test_loss_that_is_no_number_names_step_and_pairs_at_once(one: Group, pairs: list[Example]) -> None:
+    broken = [altered(pairs[0], id="broken", chosen={"logp": math.nan})]
     started = time.monotonic()
     with pytest.raises(ActorFailure, match=r"worker 0: FloatingPointError: step 1: the loss is nan; .*: broken\."):
         one.round(broken)
@@ -334,11 +337,14 @@ def test_loss_that_is_no_number_names_step_and_pairs_at_once(one: Group, pairs: 
 
 
 def test_a_killed_worker_comes_back_and_the_round_goes_on_from_its_checkpoint(
-    groups: dict[str, Group], pairs: list[PreferencePair], tmp_path: Path
+    groups: dict[str, Group], pairs: list[Example], tmp_path: Path
 ) -> None:
     trainer, first = groups["two"].trainer, groups["two"].trainer.worker_pids.copy()
-    four_steps = [*pairs, *(dataclasses.replace(pair, id=f"{pair.id}-again") for pair in pairs)]
     base = trainer._adapters
+    four_steps = [
+        replace(pair, id=pair.id + again, policy_version=len(base)) for again in ("", "-again") for pair in pairs
+    ]
+    file = write_examples(tmp_path / "examples.parquet", four_steps)
 
     def train(name: str, *, kill_at: int | None) -> tuple[TrainResult, list[int]]:
         steps: list[int] = []
@@ -349,8 +355,14 @@ def test_a_killed_worker_comes_back_and_the_round_goes_on_from_its_checkpoint(
                 os.kill(first[1], signal.SIGKILL)  # while the step's checkpoint is being written
 
         trainer._adapters = base  # both are the same round of the same run
-        result = trainer.train(four_steps, round_index=1, output_dir=tmp_path / name / "adapter", on_step=note)
-        return result, steps
+        order = TrainOrder(
+            cycle=Cycle(round_index=1, policy_version=len(base)),
+            output_dir=str(tmp_path / name / "adapter"),
+            num_examples_at_most=len(four_steps),
+        )
+        trainer.begin(order)
+        trainer.offer([file])
+        return trainer.finish(on_step=note), steps
 
     undisturbed, steps = train("undisturbed", kill_at=None)
     assert steps == [1, 2, 3, 4]
@@ -361,10 +373,10 @@ def test_a_killed_worker_comes_back_and_the_round_goes_on_from_its_checkpoint(
     expected = _adapter(undisturbed)
     for name, tensor in _adapter(disturbed).items():
         assert torch.allclose(tensor, expected[name], rtol=0.0, atol=1e-5), name
-    assert disturbed.probe_logps == pytest.approx(undisturbed.probe_logps, abs=1e-4)
+    assert _probed(disturbed) == pytest.approx(_probed(undisturbed), abs=1e-4)
 
 
-def test_killed_worker_surfaces_within_seconds(groups: dict[str, Group], pairs: list[PreferencePair]) -> None:
+def test_killed_worker_surfaces_within_seconds(groups: dict[str, Group], pairs: list[Example]) -> None:
     two = groups["two"]
     pids = two.trainer.worker_pids
     assert len(pids) == 2

@@ -88,7 +88,7 @@ def test_the_scorer_sees_the_cleaned_text_and_the_tree_keeps_the_raw_one() -> No
             seed=0,
         )
     )
-    seen = {node.text: (node.scored_text, node.image_score) for node in tree.nodes}
+    seen = {node.text: (node.scored_text, node.image_score) for node in tree.candidates}
     assert seen == {
         "A well-lit room.": ("A welllit room.", 40.0),
         "No.": (None, None),

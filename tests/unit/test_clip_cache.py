@@ -9,6 +9,7 @@ from PIL import Image
 
 import actors.score.clip as clip_module
 from actors.score.clip import ClipModel
+from csr_ray.records import Picture
 from csr_ray.world.language import corpus
 from csr_ray.world.models import CLIP_CONTEXT_LENGTH, new_scorer, save_scorer
 from csr_ray.world.tokenizer import clip_tokenizer
@@ -36,7 +37,7 @@ def clip(folder: Path, monkeypatch: pytest.MonkeyPatch) -> ClipModel:
 
 
 def test_the_image_and_the_text_that_were_used_longest_ago_go_first(clip: ClipModel, folder: Path) -> None:
-    red, green, blue = (str(folder / f"{colour}.png") for colour in ("red", "green", "blue"))
+    red, green, blue = (Picture(path=str(folder / f"{colour}.png")) for colour in ("red", "green", "blue"))
     first, second, third = TEXTS
     clip.scores([(red, first), (green, second)])
     clip.scores([(red, first)])  # used again, so it is no longer the one to go
@@ -50,10 +51,24 @@ def test_the_image_and_the_text_that_were_used_longest_ago_go_first(clip: ClipMo
 
 
 def test_a_batch_larger_than_what_is_kept_is_scored_whole(clip: ClipModel, folder: Path) -> None:
-    pairs = [(str(folder / f"{colour}.png"), text) for colour in ("red", "green", "blue") for text in TEXTS]
+    pairs = [
+        (Picture(path=str(folder / f"{colour}.png")), text) for colour in ("red", "green", "blue") for text in TEXTS
+    ]
     together, cut = clip.scores(pairs)
     assert clip.take_encodes() == (3, 3)
     alone = [clip.scores([pair])[0][0] for pair in pairs]
     assert together == pytest.approx(alone, abs=1e-4)  # 100 cos: the towers round a batch of another size otherwise
     assert len({round(score, 3) for score in alone}) == 9, "scores that are all alike would not show a mix-up"
     assert cut == [False] * 9
+
+
+def test_a_noised_picture_is_not_the_clean_one(clip: ClipModel, folder: Path) -> None:
+    red = str(folder / "red.png")
+    pictures = [
+        Picture(path=red),
+        Picture(path=red, change="noise:999"),
+        Picture(path=red, change="noise:999", seed=1),
+    ]
+    scores, _ = clip.scores([(picture, TEXTS[0]) for picture in pictures])
+    assert clip.take_encodes() == (3, 1)
+    assert len({round(score, 3) for score in scores}) == 3

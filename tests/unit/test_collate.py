@@ -9,19 +9,19 @@ from PIL import Image
 from tiny_models import NUM_IMAGE_TOKENS, build_tiny_llava
 
 from csr_ray.data.chat import needs_special_tokens, prompt_ids, prompt_text
-from csr_ray.records import PreferencePair
+from csr_ray.records import Example, Picture
 from csr_ray.training.collate import PairCollator, PairJudge, SharedPrefixCollator, pair_rows
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
 
-def _load(name: str) -> Image.Image:
-    if name not in COLOURS:
-        raise ValueError(f"image {name}: no such file")
-    return Image.new("RGB", (48, 40), COLOURS[name])
+def _load(picture: Picture) -> Image.Image:
+    if picture.path not in COLOURS:
+        raise ValueError(f"image {picture.path}: no such file")
+    return Image.new("RGB", (48, 40), COLOURS[picture.path])
 
 
-def _pair(id: str, *, image: str = "red", chosen: tuple[int, ...], rejected: tuple[int, ...]) -> PreferencePair:
+def _pair(id: str, *, image: str = "red", chosen: tuple[int, ...], rejected: tuple[int, ...]) -> Example:
     return preference_pair(
         id=id,
         image=image,
@@ -45,6 +45,8 @@ PAIRS = (
     _pair("b", image="blue", chosen=(30, 2), rejected=(40, 41, 42, 43, 2)),
 )
 
+ANSWERS = tuple(pair.target(role).token_ids for role in ("chosen", "rejected") for pair in PAIRS)
+
 
 def _rows_of(batch: dict[str, torch.Tensor], *, mask: str, want: int) -> list[list[int]]:
     return [
@@ -54,19 +56,25 @@ def _rows_of(batch: dict[str, torch.Tensor], *, mask: str, want: int) -> list[li
 
 
 def test_what_was_sampled_is_what_is_trained(processor: Any) -> None:
-    batch = PairCollator(processor=processor, load_image=_load)(pair_rows(PAIRS))
+    batch = PairCollator(processor=processor, load_picture=_load)(pair_rows(PAIRS))
     answers = [
-        list(ids) for ids in (PAIRS[0].chosen_ids, PAIRS[1].chosen_ids, PAIRS[0].rejected_ids, PAIRS[1].rejected_ids)
+        list(ids)
+        for ids in (
+            PAIRS[0].chosen.token_ids,
+            PAIRS[1].chosen.token_ids,
+            PAIRS[0].rejected.token_ids,
+            PAIRS[1].rejected.token_ids,
+        )
     ]
     assert _rows_of(batch, mask="completion_mask", want=1) == answers
 
 
 def test_prompt_is_the_engines_prompt_with_the_image_token_expanded(processor: Any) -> None:
-    batch = PairCollator(processor=processor, load_image=_load)(pair_rows(PAIRS))
+    batch = PairCollator(processor=processor, load_picture=_load)(pair_rows(PAIRS))
     image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
     expected = []
     for pair in PAIRS:
-        raw = prompt_ids(processor, question=pair.prompt)
+        raw = prompt_ids(processor, question=pair.ask.text)
         assert raw.count(image_id) == 1
         at = raw.index(image_id)
         expected.append(raw[:at] + [image_id] * NUM_IMAGE_TOKENS + raw[at + 1 :])
@@ -74,14 +82,14 @@ def test_prompt_is_the_engines_prompt_with_the_image_token_expanded(processor: A
 
 
 def test_rows_are_padded_on_the_right_only(processor: Any) -> None:
-    batch = PairCollator(processor=processor, load_image=_load)(pair_rows(PAIRS))
+    batch = PairCollator(processor=processor, load_picture=_load)(pair_rows(PAIRS))
     assert (batch["attention_mask"].diff(dim=1) <= 0).all()
     assert (batch["completion_mask"] <= batch["attention_mask"]).all()
     assert (batch["input_ids"][batch["attention_mask"] == 0] == processor.tokenizer.pad_token_id).all()
 
 
 def test_images_stand_in_pair_order_twice(processor: Any) -> None:
-    batch = PairCollator(processor=processor, load_image=_load)(pair_rows(PAIRS))
+    batch = PairCollator(processor=processor, load_picture=_load)(pair_rows(PAIRS))
     pixels = batch["pixel_values"]
     assert len(pixels) == 4
     assert torch.equal(pixels[:2], pixels[2:])
@@ -94,16 +102,16 @@ def test_images_stand_in_pair_order_twice(processor: Any) -> None:
 def test_each_image_is_loaded_once(processor: Any) -> None:
     loaded: list[str] = []
 
-    def load(name: str) -> Image.Image:
-        loaded.append(name)
-        return _load(name)
+    def load(picture: Picture) -> Image.Image:
+        loaded.append(picture.path)
+        return _load(picture)
 
-    PairCollator(processor=processor, load_image=load)(pair_rows(PAIRS))
+    PairCollator(processor=processor, load_picture=load)(pair_rows(PAIRS))
     assert loaded == ["red", "blue"]
 
 
 def test_reference_comes_from_the_record(processor: Any) -> None:
-    batch = PairCollator(processor=processor, load_image=_load)(pair_rows(PAIRS))
+    batch = PairCollator(processor=processor, load_picture=_load)(pair_rows(PAIRS))
     assert batch["ref_chosen_logps"].tolist() == [-1.5, -1.5]
     assert batch["ref_rejected_logps"].tolist() == [-2.25, -2.25]
     assert batch["pair_index"].tolist() == [0, 1]
@@ -118,7 +126,7 @@ def test_start_token_appears_once_whether_tokenizer_or_template_writes_it(proces
     try:
         processor.chat_template = "{{ '<s>' }}" + template
         assert prompt_ids(processor, question=question) == plain
-        batch = PairCollator(processor=processor, load_image=_load)(pair_rows(PAIRS))
+        batch = PairCollator(processor=processor, load_picture=_load)(pair_rows(PAIRS))
     finally:
         processor.chat_template = template
     assert ((batch["input_ids"] == start).sum(dim=1) == 1).all()
@@ -149,15 +157,15 @@ def test_model_without_a_chat_template_is_named(processor: Any) -> None:
 
 def test_unusable_pairs_are_counted_by_reason_and_length_counts_image_and_prompt(processor: Any) -> None:
     fits = _pair("b", chosen=(30, 2), rejected=(40, 2))
-    length = len(prompt_ids(processor, question=fits.prompt)) - 1 + NUM_IMAGE_TOKENS + 2
+    length = len(prompt_ids(processor, question=fits.ask.text)) - 1 + NUM_IMAGE_TOKENS + 2
     pairs = (
         fits,
         _pair("b", chosen=(30, 2), rejected=(40, 41, 2)),
         _pair("b", image="gone", chosen=(1,), rejected=(2,)),
     )
-    judge = PairJudge(processor=processor, load_image=_load, max_length=length)
+    judge = PairJudge(processor=processor, load_picture=_load, max_length=length)
     assert [judge(pair) for pair in pairs] == [None, "too_long", "unreadable_image"]
-    assert PairJudge(processor=processor, load_image=_load, max_length=length - 1)(fits) == "too_long"
+    assert PairJudge(processor=processor, load_picture=_load, max_length=length - 1)(fits) == "too_long"
 
 
 class _PatchProcessor:
@@ -183,7 +191,7 @@ class _PatchProcessor:
 
 
 def test_flat_patches_and_token_kinds_follow_the_rows(processor: Any) -> None:
-    batch = PairCollator(processor=_PatchProcessor(processor), load_image=_load)(pair_rows(PAIRS))  # type: ignore[arg-type]
+    batch = PairCollator(processor=_PatchProcessor(processor), load_picture=_load)(pair_rows(PAIRS))  # type: ignore[arg-type]
     assert batch["pixel_values"].flatten().tolist() == [*range(8), *range(8)]
     assert batch["image_grid_thw"].tolist() == [[1, 2, 2]] * 4
     image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
@@ -191,12 +199,17 @@ def test_flat_patches_and_token_kinds_follow_the_rows(processor: Any) -> None:
 
 
 def test_shared_prefix_batch_holds_every_prompt_and_image_once(processor: Any) -> None:
-    batch = SharedPrefixCollator(processor=processor, load_image=_load)(pair_rows(PAIRS))
+    batch = SharedPrefixCollator(processor=processor, load_picture=_load)(pair_rows(PAIRS))
     shared = batch["shared"]
     assert len(shared["input_ids"]) == len(shared["images"]["pixel_values"]) == 2
     image_id = processor.tokenizer.convert_tokens_to_ids("<image>")
     assert (shared["input_ids"] == image_id).sum(dim=1).tolist() == [NUM_IMAGE_TOKENS] * 2
-    answers = [PAIRS[0].chosen_ids, PAIRS[1].chosen_ids, PAIRS[0].rejected_ids, PAIRS[1].rejected_ids]
+    answers = [
+        PAIRS[0].chosen.token_ids,
+        PAIRS[1].chosen.token_ids,
+        PAIRS[0].rejected.token_ids,
+        PAIRS[1].rejected.token_ids,
+    ]
     assert _rows_of(batch, mask="completion_mask", want=1) == [list(answer) for answer in answers]
     assert batch["ref_chosen_logps"].tolist() == [-1.5, -1.5]
 
@@ -210,10 +223,10 @@ def test_images_follow_their_pairs_into_packed_rows(processor: Any, patches: boo
         _pair("c", chosen=(12, 2), rejected=(13, 2)),
     )
     kind = _PatchProcessor(processor) if patches else processor
-    plain = SharedPrefixCollator(processor=kind, load_image=_load)(pair_rows(pairs))
+    plain = SharedPrefixCollator(processor=kind, load_picture=_load)(pair_rows(pairs))
     num_tokens = (plain["shared"]["pair"] >= 0).sum(dim=1).tolist()
     budget = num_tokens[0] + num_tokens[2]
-    batch = SharedPrefixCollator(processor=kind, load_image=_load, budget=budget)(pair_rows(pairs))
+    batch = SharedPrefixCollator(processor=kind, load_picture=_load, budget=budget)(pair_rows(pairs))
     assert batch["pair_index"].tolist() == [0, 2, 1], "the long one does not fit between them"
     assert len(batch["shared"]["input_ids"]) == 2
     pixels, expected = (item["shared"]["images"]["pixel_values"] for item in (batch, plain))

@@ -100,7 +100,7 @@ def test_rounds_that_no_hot_adapter_can_hold_are_refused_with_a_remedy(tmp_path:
 )
 def test_rank_served_holds_all_rounds(tmp_path: Path, rank: int, rounds: int, served: int) -> None:
     config = load(tmp_path, "generators.publish=adapter", f"train.lora_rank={rank}", f"run.rounds={rounds}")
-    assert config.served_rank == served
+    assert config.served_rank() == served
 
 
 @pytest.mark.parametrize(

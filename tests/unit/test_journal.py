@@ -9,17 +9,18 @@ import pytest
 
 from csr_ray.errors import StorageError
 from csr_ray.records import Rejection
-from csr_ray.store.journal import Journal, Quarantine, write_atomically, write_json
+from csr_ray.store.atomic import new_folder, write_atomically, write_json
+from csr_ray.store.journal import Journal, Quarantine
 
 
 def test_committed_lines_are_found_again(tmp_path) -> None:
     path = tmp_path / "journal.jsonl"
     journal = Journal(path)
-    journal.commit("rollout", round=0, unit=1, tokens=5)
-    journal.commit("pairs", round=0)
+    journal.commit("train", round=0, phase="main", num_steps=5)
+    journal.commit("round", round=0)
     again = Journal(path)
-    assert again.find("rollout", round=0, unit=1) == {"kind": "rollout", "round": 0, "unit": 1, "tokens": 5}
-    assert again.find("rollout", round=1) is None
+    assert again.find("train", round=0) == {"kind": "train", "round": 0, "phase": "main", "num_steps": 5}
+    assert again.find("train", round=1) is None
 
 
 def test_lines_are_found_by_kind_and_round_without_reading_the_others(tmp_path) -> None:
@@ -32,26 +33,43 @@ def test_lines_are_found_by_kind_and_round_without_reading_the_others(tmp_path) 
 
     journal = Journal(tmp_path / "journal.jsonl")
     for number in range(200):
-        journal._add(Watched(kind="rollout", round=number % 100, unit=str(number)))
+        journal._add(Watched(kind="train", round=number % 100, phase=str(number)))
     Watched.looks = 0
-    assert [entry["unit"] for entry in journal.all("rollout", round=7)] == ["7", "107"]
-    assert journal.find("rollout", round=7, unit="107") and not journal.find("rollout", round=100)
-    assert len(journal.all("rollout")) == 200
+    assert [entry["phase"] for entry in journal.all("train", round=7)] == ["7", "107"]
+    assert journal.find("train", round=7, phase="107") and not journal.find("train", round=100)
+    assert len(journal.all("train")) == 200
     assert Watched.looks < 10
+
+
+def test_of_units_their_names_and_sums_and_whose_prompts_are_in_them_are_kept(tmp_path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    for round_index, name, ids in ((0, "one", ["a", "b"]), (1, "other", ["a"]), (0, "two", ["c"])):
+        counters = {"engine_steps": 2.0}
+        journal.commit(
+            "rollout", round=round_index, phase="main", unit=name, ids=ids, tokens=5, seconds=0.5, counters=counters
+        )
+    for units in (one.units(round=0, phase="main") for one in (journal, Journal(path))):
+        assert units.names == ["one", "two"]
+        assert (units.total("tokens"), units.total("seconds"), units.counters.engine_steps) == (10, 1.0, 4.0)
+        index = units.index()
+        assert index.num_ids == 3
+        assert [index.unit_with(prompt_id) for prompt_id in "abcd"] == ["one", "one", "two", None]
+    assert journal.all("rollout") == [] and journal.units(round=0, phase="second").names == []
 
 
 @pytest.mark.parametrize("cut", range(1, 34))
 def test_a_journal_cut_at_any_byte_of_its_last_line_loses_only_that_line(tmp_path, cut: int) -> None:
     path = tmp_path / "journal.jsonl"
     journal = Journal(path)
-    journal.commit("pairs", round=0)
-    journal.commit("train", round=0, num_steps=3)
+    journal.commit("round", round=0)
+    journal.commit("finished", rounds=1, note="x")
     data = path.read_bytes()
     path.write_bytes(data[:-cut])
     again = Journal(path)
-    assert [entry["kind"] for entry in again.entries] == ["pairs"]
-    again.commit("train", round=0, num_steps=4)
-    assert [json.loads(line)["kind"] for line in path.read_text().splitlines()] == ["pairs", "train"]
+    assert (again.num_lines, again.find("finished")) == (1, None)
+    again.commit("finished", rounds=2)
+    assert [json.loads(line)["kind"] for line in path.read_text().splitlines()] == ["round", "finished"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path) -> None:
@@ -66,6 +84,20 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path) -> None:
         write_atomically(path, write=full)
     assert json.loads(path.read_text()) == {"a": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path) -> None:
+    target = tmp_path / "adapter"
+    for text in ("old", "new"):
+        with new_folder(target) as staging:
+            (staging / "weights").write_text(text)
+        assert (target / "weights").read_text() == text
+    with pytest.raises(KeyboardInterrupt), new_folder(target) as staging:
+        (staging / "weights").write_text("half")
+        raise KeyboardInterrupt
+    assert (target / "weights").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert target.stat().st_mode & 0o777 == 0o755
 
 
 def test_a_resumed_run_does_not_quarantine_twice(tmp_path) -> None:

@@ -28,7 +28,7 @@ LIGHT_MODULES = (
 LOOP_LINES = 120
 # The rooms, from the ground up: a room imports lower levels only, never one beside it.
 LEVELS = (
-    ("records", "errors"),
+    ("records", "errors", "counters"),
     ("config", "ports", "store"),
     ("data", "policy", "rollout", "world"),
     ("training", "evaluation"),
@@ -44,7 +44,7 @@ ROOMS_OF_ACTORS = {
     "handover": set(),
     "score": {"process"},
     "generate": {"handover", "process", "score"},
-    "pool": {"generate", "handover", "process"},
+    "pool": {"handover", "process"},
     "train": set(),
     "runtime": {"generate", "pool", "score", "train"},
 }

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from fakes import FakeGenerators, FakeMachinery, FakeTrainer, tiny_config
+from fakes import FakeGenerators, FakeMachinery, FakeTrainer, PromptList, tiny_config
 from rich.console import Console
 
 from csr_ray import loop
 from csr_ray.app.console import ConsoleView
-from csr_ray.app.run import _check_same_config
-from csr_ray.config.load import to_plain
 from csr_ray.errors import ActorFailure, ConfigError, NoDataError
 from csr_ray.evaluation.suite import Suite
-from csr_ray.records import Node, Prompt, Question, Tree
-from csr_ray.stages.examples import pair
+from csr_ray.methods.csr import Csr
+from csr_ray.records import Candidate, Cycle, Phase, Prompt, Question, Rollout, Unit
+from csr_ray.stages.build import build
 from csr_ray.stages.roll_out import roll_out
 from csr_ray.stages.state import RunState
-from csr_ray.stages.units import prompts_of_round
+from csr_ray.stages.turn import Turn
 from csr_ray.store.journal import Journal
 from csr_ray.store.run_folder import RunFolder
+from csr_ray.store.tables import write_rollouts
+from csr_ray.store.units import unit_name
 
 PROMPTS = [Prompt(id=f"p{number}", image=f"{number}.png", text="Describe.") for number in range(5)]
 SUITE = Suite(yes_no=(Question(id="q1", image="1.png", text="Is it?"),), labels={"q1": "yes"})
@@ -49,6 +50,15 @@ class Driver:
         self.folder = RunFolder(directory)
         self.starts: list[list[str]] = []
 
+    def state(self) -> RunState:
+        return RunState(
+            config=self.config,
+            folder=self.folder,
+            journal=Journal(self.folder.journal),
+            model="model",
+            versions={},
+        )
+
     def run(
         self,
         *,
@@ -69,22 +79,21 @@ class Driver:
             self.generators.version = len(adapters)
             return self.machinery
 
-        state = RunState(
-            config=self.config,
-            folder=self.folder,
-            journal=Journal(self.folder.journal),
-            model=Path("model"),
-            versions={},
-        )
         view = ConsoleView(num_rounds=2, console=Console(quiet=True))
-        return loop.run(state, prompts=self.prompts, suite=self.suite, start_machinery=start, view=view)
+        return loop.run(
+            self.state(), prompts=PromptList(self.prompts), suite=self.suite, start_machinery=start, view=view
+        )
+
+
+def cycle(index: int) -> Cycle:
+    return Cycle(round_index=index, policy_version=index)
 
 
 def test_a_run_commits_every_stage_and_sums_up(tmp_path) -> None:
     driver = Driver(tmp_path)
     summary = driver.run()
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
-    one_round = ["rollout"] * 3 + ["pairs", "train", "publish", "eval", "round"]
+    one_round = ["rollout"] * 3 + ["examples", "train", "publish", "eval", "round"]
     assert kinds == ["eval", *one_round, *one_round, "finished"]
     assert [entry["policy_version"] for entry in summary["rounds"]] == [1, 2]
     assert summary["rounds"][0]["pairs"]["made"] == 5
@@ -109,11 +118,8 @@ def test_a_run_killed_while_rolling_out_goes_on_and_repeats_no_committed_unit(tm
     driver = Driver(tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):
         driver.run(stop_after=stop_after)
-    committed = {
-        (entry["round"], prompt_id)
-        for entry in Journal(driver.folder.journal).all("rollout")
-        for prompt_id in entry["ids"]
-    }
+    lines = [json.loads(line) for line in driver.folder.journal.read_text().splitlines()]
+    committed = {(line["round"], prompt_id) for line in lines if "unit" in line for prompt_id in line["ids"]}
     resumed = driver.run()
     assert not committed & set(driver.generators.grown)
     for ours, theirs in zip(resumed["rounds"], whole["rounds"], strict=True):
@@ -129,7 +135,7 @@ def test_a_run_killed_while_training_trains_that_round_only(tmp_path) -> None:
     driver.run()
     assert driver.trainer.trained == [1]
     assert driver.generators.grown == []
-    assert driver.starts[1] == [str(driver.folder.adapter(0))]
+    assert driver.starts[1] == [str(driver.folder.adapter(cycle(0)))]
 
 
 @pytest.mark.parametrize("round_index", [0, 1])
@@ -138,7 +144,7 @@ def test_a_run_killed_between_training_and_hand_over_hands_over(tmp_path, round_
     with pytest.raises(KeyboardInterrupt):
         driver.run(die_at_publish=round_index)
     summary = driver.run()
-    assert driver.starts[1] == [str(driver.folder.adapter(index)) for index in range(round_index + 1)]
+    assert driver.starts[1] == [str(driver.folder.adapter(cycle(index))) for index in range(round_index + 1)]
     assert driver.generators.published == [1, 2][round_index:]
     assert [entry["publish"]["bytes"] for entry in summary["rounds"]] == [10, 10]
 
@@ -147,21 +153,22 @@ def test_counters_are_not_fetched_for_every_unit_and_none_is_lost(tmp_path) -> N
     driver = Driver(tmp_path, run={"unit": 1})
     summary = driver.run()
     assert driver.generators.num_counts == 4  # two a round, for five units
-    lines = Journal(driver.folder.journal).all("rollout", round=0)
-    assert [line["figures"].get("sentences", 0) for line in lines] == [0, 0, 0, 0, 5]
+    lines = [json.loads(line) for line in driver.folder.journal.read_text().splitlines()]
+    units = [line for line in lines if "unit" in line and line["round"] == 0]
+    assert [line["counters"].get("scorer_sentences", 0) for line in units] == [0, 0, 0, 0, 5]
     assert summary["rounds"][0]["score"]["mean_batch"] == 5
 
 
-def test_a_run_whose_units_are_numbered_is_refused_in_one_line(tmp_path) -> None:
+@pytest.mark.parametrize("line", [{"kind": "rollout", "unit": "3f"}, {"kind": "train", "num_pairs": 2}])
+def test_a_run_of_a_version_without_phases_is_refused_in_one_line(tmp_path, line: dict) -> None:
     driver = Driver(tmp_path)
-    driver.folder.config.write_text(yaml.safe_dump(to_plain(driver.config)))
-    driver.folder.journal.write_text('{"kind": "rollout", "round": 0, "unit": 3, "prompts": 2}\n')
-    with pytest.raises(ConfigError, match=r"^run.dir = .*numbered its units.*--fresh to move that run aside$"):
-        _check_same_config(driver.folder, config=driver.config)
+    driver.folder.journal.write_text(json.dumps({**line, "round": 0}) + "\n")
+    with pytest.raises(ConfigError, match=r"^run.dir = .*knows no phases.*--fresh to move that run aside$"):
+        driver.state()
 
 
 def pair_ids(driver: Driver, *, index: int = 0) -> list[str]:
-    return [row["id"] for row in pq.read_table(driver.folder.pairs(index)).to_pylist()]
+    return [row["id"] for row in pq.read_table(driver.folder.pairs(cycle(index))).to_pylist()]
 
 
 def test_a_prompt_that_became_unreadable_before_a_resume_costs_nobody_else(tmp_path) -> None:
@@ -171,7 +178,7 @@ def test_a_prompt_that_became_unreadable_before_a_resume_costs_nobody_else(tmp_p
     driver.prompts = [prompt for prompt in PROMPTS if prompt.id not in ("p0", "p3")]
     driver.run()
     assert [prompt_id for index, prompt_id in driver.generators.grown if index == 0] == ["p1"]
-    assert pair_ids(driver) == ["p1", "p2", "p4"]
+    assert pair_ids(driver) == ["p1", "p2", "p3", "p4"], "p3 was rolled out while it could be read"
 
 
 def test_a_prompt_that_became_readable_before_a_resume_is_rolled_out_and_nobody_twice(tmp_path) -> None:
@@ -222,48 +229,48 @@ def test_more_rounds_on_a_finished_run_are_run(tmp_path) -> None:
     driver.config = tiny_config(tmp_path, run={"rounds": 3})
     summary = driver.run()
     assert driver.trainer.trained == [2]
-    assert driver.starts[1] == [str(driver.folder.adapter(index)) for index in range(2)]
+    assert driver.starts[1] == [str(driver.folder.adapter(cycle(index))) for index in range(2)]
     assert [entry["round"] for entry in summary["rounds"]] == [0, 1, 2] and summary["finished"]
     assert driver.run() == summary and len(driver.starts) == 2
 
 
-def test_each_tree_goes_into_training_when_it_is_finished(tmp_path) -> None:
+def test_each_unit_goes_into_training_when_it_is_committed(tmp_path) -> None:
     driver = Driver(tmp_path, train={"streaming": True})
     with pytest.raises(KeyboardInterrupt):
-        driver.run(stop_after=2)
-    assert driver.trainer.offered == {0: [["p4"], ["p3"]]}, (
-        "in the order of finishing, before p3's unit was committed"
-    )
+        driver.run(stop_after=4)
+    assert driver.trainer.offered == {0: [["p4"], ["p2", "p3"]]}
     driver.run()
-    assert driver.trainer.offered == {
-        0: [["p4"], ["p3"], ["p2"], ["p1"], ["p0"]],
-        1: [[f"p{n}"] for n in (4, 3, 2, 1, 0)],
-    }
-    assert driver.trainer.num_pairs_at_most == 5
+    assert driver.trainer.offered[0] == [["p2", "p3"], ["p4"], ["p0", "p1"]], "the committed ones come first"
+    assert driver.trainer.offered[1] == [["p4"], ["p2", "p3"], ["p0", "p1"]]
+    assert [(order.num_examples_at_most, order.is_whole) for order in driver.trainer.orders] == [(5, False)] * 2
     assert driver.trainer.trained == [0, 1]
 
 
-def test_a_resumed_round_streams_its_committed_trees_first(tmp_path) -> None:
+def test_a_resumed_round_streams_its_committed_units_first(tmp_path) -> None:
     driver = Driver(tmp_path, train={"streaming": True})
     with pytest.raises(KeyboardInterrupt):
         driver.run(stop_after=4)
     driver.run()
-    assert driver.trainer.offered[0] == [["p2", "p3", "p4"], ["p1"], ["p0"]]
+    assert driver.trainer.offered[0] == [["p2", "p3"], ["p4"], ["p0", "p1"]]
+    assert sorted(prompt_id for index, prompt_id in driver.generators.grown if index == 0) == ["p0", "p1"]
 
 
-def test_a_round_whose_pairs_are_committed_is_trained_without_a_stream(tmp_path) -> None:
+def test_a_round_whose_examples_are_decided_is_a_stream_that_has_ended(tmp_path) -> None:
     driver = Driver(tmp_path, train={"streaming": True})
     with pytest.raises(KeyboardInterrupt):
         driver.run(fail_at=1)
     assert set(driver.trainer.offered) == {0, 1}
     driver.run()
-    assert (driver.trainer.offered, driver.trainer.trained) == ({}, [1])
+    assert driver.trainer.offered == {1: [[f"p{number}" for number in range(5)]]}
+    assert driver.trainer.orders[0].is_whole and driver.trainer.trained == [1]
 
 
-def test_without_streaming_nothing_is_offered(tmp_path) -> None:
+def test_without_streaming_all_is_offered_at_the_end_in_the_order_of_the_prompts(tmp_path) -> None:
     driver = Driver(tmp_path)
     driver.run()
-    assert (driver.trainer.offered, driver.trainer.trained) == ({}, [0, 1])
+    ids = [f"p{number}" for number in range(5)]
+    assert (driver.trainer.offered, driver.trainer.trained) == ({0: [ids], 1: [ids]}, [0, 1])
+    assert all(order.is_whole for order in driver.trainer.orders)
 
 
 def test_streaming_commits_the_same_pairs(tmp_path) -> None:
@@ -271,10 +278,10 @@ def test_streaming_commits_the_same_pairs(tmp_path) -> None:
     for name, streaming in (("off", False), ("on", True)):
         driver = Driver(tmp_path / name, train={"streaming": streaming})
         driver.run(fail_ids=frozenset({"p1"}))
-        rows.append([pq.read_table(driver.folder.pairs(index)).to_pylist() for index in range(2)])
+        rows.append([pq.read_table(driver.folder.pairs(cycle(index))).to_pylist() for index in range(2)])
     assert rows[0] == rows[1]
     assert [row["id"] for row in rows[1][0]] == ["p0", "p2", "p3", "p4"]
-    assert driver.trainer.offered[0] == [["p4"], ["p3"], ["p2"], ["p0"]]
+    assert driver.trainer.offered[0] == [["p4"], ["p2", "p3"], ["p0"]]
 
 
 def test_a_streamed_round_without_a_pair_opens_no_stream(tmp_path) -> None:
@@ -299,33 +306,33 @@ def test_a_round_without_a_pair_says_where_the_quarantine_is(tmp_path) -> None:
         driver.run()
 
 
-def test_each_round_takes_the_next_prompts_in_turn() -> None:
-    ids = [[prompt.id for prompt in prompts_of_round(PROMPTS, index=index, per_round=2)] for index in range(3)]
-    assert ids == [["p0", "p1"], ["p2", "p3"], ["p4", "p0"]]
-    assert prompts_of_round(PROMPTS, index=1, per_round=None) == PROMPTS
+def test_each_round_takes_the_next_prompts_in_turn(tmp_path) -> None:
+    def ids(index: int, per_round: int | None) -> list[str]:
+        state = Driver(tmp_path, data={"per_round": per_round}).state()
+        turn = Turn(state, PromptList(PROMPTS), cycle=cycle(index))
+        assert turn.num_to_do == turn.num_prompts == (per_round or 5)
+        return [prompt.id for _, prompt in turn.to_do()]
+
+    assert [ids(index, 2) for index in range(3)] == [["p0", "p1"], ["p2", "p3"], ["p4", "p0"]]
+    assert ids(1, None) == [prompt.id for prompt in PROMPTS]
 
 
 def test_stages_are_idempotent(tmp_path) -> None:
     driver = Driver(tmp_path)
     driver.run()
-    state = RunState(
-        config=driver.config,
-        folder=driver.folder,
-        journal=Journal(driver.folder.journal),
-        model=Path("model"),
-        versions={},
-    )
-    before = len(state.journal.entries)
+    state = driver.state()
+    before = state.journal.num_lines
     view = ConsoleView(num_rounds=2, console=Console(quiet=True))
-    trees = roll_out(state, PROMPTS, generators=driver.generators, index=0, view=view)
-    assert [tree.prompt.id for tree in trees] == [prompt.id for prompt in PROMPTS]
-    assert len(pair(state, trees, index=0, view=view)) == 5
-    assert len(state.journal.entries) == before
+    turn = Turn(state, PromptList(PROMPTS), cycle=cycle(0))
+    units = list(roll_out(state, turn, generators=driver.generators, view=view))
+    assert [unit.position for unit in units] == [0, 2, 4] and turn.num_to_do == 0
+    assert list(build(state, cycle(0), units, view=view)) == [str(state.folder.pairs(cycle(0)))]
+    assert state.journal.num_lines == before
 
 
 def test_the_bare_end_of_an_answer_does_not_count_as_a_sentence(tmp_path) -> None:
-    def node(number: int, parent: int | None, text: str, ids: tuple[int, ...], reward: float | None) -> Node:
-        return Node(
+    def node(number: int, parent: int | None, text: str, ids: tuple[int, ...], reward: float | None) -> Candidate:
+        return Candidate(
             node=number,
             parent=parent,
             depth=1 if parent is None else 2,
@@ -333,25 +340,20 @@ def test_the_bare_end_of_an_answer_does_not_count_as_a_sentence(tmp_path) -> Non
             scored_text=text,
             token_ids=ids,
             logp=-1.0,
-            self_score=50.0,
-            image_score=reward,
+            scores={"self": 50.0, "image": reward},
             reward=reward,
             final=number != 0,
             kept=number == 0,
         )
 
     nodes = (node(0, None, "A star.", (5,), 80.0), node(1, None, "A moon.", (6, 2), 20.0), node(2, 0, "", (2,), None))
-    tree = Tree(prompt=PROMPTS[0], nodes=nodes, policy_version=0, seed=0)
-    driver = Driver(tmp_path)
-    state = RunState(
-        config=driver.config,
-        folder=driver.folder,
-        journal=Journal(driver.folder.journal),
-        model=Path("model"),
-        versions={},
-    )
-    pair(state, [tree], index=0, view=ConsoleView(num_rounds=1, console=Console(quiet=True)))
-    entry = state.journal.find("pairs", round=0)
+    rollout = Rollout(prompt=PROMPTS[0], candidates=nodes, policy_version=0, seed=0)
+    state = Driver(tmp_path).state()
+    name = unit_name([PROMPTS[0].id])
+    write_rollouts(state.folder.candidates(cycle(0), unit=name), rollouts=[rollout])
+    view = ConsoleView(num_rounds=1, console=Console(quiet=True))
+    list(build(state, cycle(0), [Unit(name=name, position=0)], view=view))
+    entry = state.journal.find("examples", round=0)
     assert entry["chosen_sentences"] == entry["rejected_sentences"] == 1.0
 
 
@@ -364,3 +366,99 @@ def test_fewer_images_are_asked_about_between_the_rounds(tmp_path) -> None:
     summary = driver.run()
     asked = [entry["eval"]["num_images"] for entry in (summary["base"], *summary["rounds"])]
     assert asked == [3, 1, 3]
+
+
+NUM_LINES = 18  # of a run of two rounds with an evaluation: see the first test of this file
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("num_lines", range(1, NUM_LINES + 1))
+def test_a_run_killed_after_any_line_of_the_journal_ends_as_one_that_was_not(
+    tmp_path, monkeypatch, num_lines: int, streaming: bool
+) -> None:
+    whole = Driver(tmp_path / "whole", train={"streaming": streaming})
+    expected = whole.run()
+    driver = Driver(tmp_path / "killed", train={"streaming": streaming})
+    commit = Journal.commit
+
+    def commit_and_die(journal: Journal, kind: str, **fields):
+        entry = commit(journal, kind, **fields)
+        if journal.num_lines == num_lines:
+            raise KeyboardInterrupt
+        return entry
+
+    monkeypatch.setattr(Journal, "commit", commit_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        driver.run()
+    monkeypatch.undo()
+    monkeypatch.setattr("csr_ray.policy.weights.save_merged", lambda base, *, adapters, output: output.mkdir())
+    before = [json.loads(line) for line in driver.folder.journal.read_text().splitlines()]
+    assert len(before) == num_lines
+    first_grown, first_trained = driver.generators.grown, driver.trainer.trained
+    resumed = driver.run()
+    done = {(line["round"], prompt_id) for line in before if "unit" in line for prompt_id in line["ids"]}
+    trained = [line["round"] for line in before if line["kind"] == "train"]
+    if num_lines < NUM_LINES:
+        assert not done & set(driver.generators.grown), "committed rollouts are never done again"
+        assert done | set(driver.generators.grown) == {(index, p.id) for index in (0, 1) for p in PROMPTS}
+        assert sorted([*trained, *driver.trainer.trained]) == [0, 1], "each version is committed once"
+        assert set(first_trained) >= set(trained) and set(first_grown) >= done
+        assert driver.starts[1] == [str(driver.folder.adapter(cycle(index))) for index in trained]
+    for ours, theirs in zip(resumed["rounds"], expected["rounds"], strict=True):
+        assert ours["pairs"] == theirs["pairs"] and ours["policy_version"] == theirs["policy_version"]
+        assert ours["eval"] == theirs["eval"] and ours["rollout"]["tokens"] == theirs["rollout"]["tokens"]
+    for index in (0, 1):
+        rows = [pq.read_table(one.folder.pairs(cycle(index))).to_pylist() for one in (driver, whole)]
+        assert rows[0] == rows[1]
+    lines = [json.loads(line) for line in driver.folder.journal.read_text().splitlines()]
+    assert len(lines) == NUM_LINES and len({json.dumps(line, sort_keys=True) for line in lines}) == NUM_LINES
+    assert not list(tmp_path.glob("killed/round_*/examples"))
+
+
+class TwoPhases(Csr):
+    """CSR twice a round."""
+
+    def phases(self, round_index: int):
+        return (Phase(name="first"), Phase(name="second", objective="ipo"))
+
+
+def test_of_two_phases_each_trains_a_version_and_writes_into_a_folder_of_its_own(tmp_path, monkeypatch) -> None:
+    def build(config):
+        return TwoPhases(search=config.search, reward=config.reward, pairs=config.pairs)
+
+    monkeypatch.setattr("csr_ray.methods.csr.build", build)
+    driver = Driver(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(die_at_publish=2)  # the first phase of the second round
+    assert driver.trainer.trained == [0, 1, 2]
+    summary = driver.run()
+    assert (driver.trainer.trained, driver.generators.published) == ([3], [3, 4])
+    orders = driver.trainer.orders
+    assert [(order.cycle.round_index, order.cycle.phase.objective) for order in orders] == [(1, "ipo")]
+    folders = ["round_000", "round_000/second", "round_001"]
+    assert driver.starts[1] == [str(tmp_path / folder / "adapter") for folder in folders]
+    assert (tmp_path / "round_001/second/pairs.parquet").is_file()
+    assert [entry["policy_version"] for entry in summary["rounds"]] == [2, 4]
+    assert summary["rounds"][0]["pairs"]["made"] == 10
+    assert [line["version"] for line in Journal(driver.folder.journal).all("eval")] == [0, 2, 4]
+
+
+def test_the_driver_lets_go_of_a_rollout_when_its_unit_is_committed(tmp_path, monkeypatch) -> None:
+    """Nothing in the driver grows with the data: with 400 prompts it holds no more rollouts than with 40."""
+    alive: weakref.WeakSet[Rollout] = weakref.WeakSet()
+    most = 0
+    grow = FakeGenerators._rollout
+
+    def watched(self, prompt, *, cycle):
+        nonlocal most
+        rollout = grow(self, prompt, cycle=cycle)
+        alive.add(rollout)
+        most = max(most, len(alive))
+        return rollout
+
+    monkeypatch.setattr(FakeGenerators, "_rollout", watched)
+    monkeypatch.setattr(Rollout, "__hash__", object.__hash__)
+    driver = Driver(tmp_path, run={"rounds": 1, "unit": 4})
+    driver.prompts = [Prompt(id=f"p{number}", image=f"{number}.png", text="Describe.") for number in range(400)]
+    assert driver.run()["rounds"][0]["pairs"]["made"] == 400
+    assert most <= 2 * 4

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 from fakes import tiny_config
 
-from csr_ray.methods.csr import NO_ANSWER, NO_MARGIN, ONE_ANSWER, choose_pair
-from csr_ray.records import PreferencePair, Prompt, Sentence
-from csr_ray.rollout.search import grow_tree
+from csr_ray.methods.base import Dropped, method_of
+from csr_ray.methods.csr import NO_ANSWER, NO_MARGIN, ONE_ANSWER
+from csr_ray.records import Ask, Phase, Picture, Prompt, Sentence
 
 PROMPT = Prompt(id="p", image="i.png", text="Describe.")
 END = 2
@@ -25,13 +25,13 @@ class Policy:
         self._say = say
 
     async def continuations(
-        self, prompt: Prompt, *, prefix_ids: tuple[int, ...], num: int, max_tokens: int, seed: int
+        self, ask: Ask, *, prefix_ids: tuple[int, ...], num: int, max_tokens: int, seed: int
     ) -> list[Sentence]:
         return [self._say(child, max_tokens) for child in range(num)]
 
 
 class Lengths:
-    async def score(self, image: str, *, texts: list[str]) -> tuple[list[float], int]:
+    async def score(self, picture: Picture, *, texts: list[str]) -> tuple[list[float], int]:
         return [float(len(text)) for text in texts], 0
 
 
@@ -66,22 +66,15 @@ def mostly_silent(child: int, max_tokens: int) -> Sentence:
         (mostly_silent, ONE_ANSWER),
         (one_path, ONE_ANSWER),
         (no_reward_for_either, NO_MARGIN),
-        (never_a_period, PreferencePair),
+        (never_a_period, None),
     ],
 )
-def test_odd_policies_end_as_a_pair_or_a_counted_reason(say: Say, outcome: object) -> None:
+def test_odd_policies_end_as_a_pair_or_a_counted_reason(say: Say, outcome: str | None) -> None:
     config = tiny_config(search={"max_sentence_tokens": 5, "max_answer_tokens": 12, "max_sentences": 4})
+    method = method_of(config)
     tree = asyncio.run(
-        grow_tree(
-            PROMPT,
-            engine=Policy(say),
-            scorer=Lengths(),
-            search=config.search,
-            reward=config.reward,
-            policy_version=0,
-            seed=0,
-        )
+        method.rollout(Phase(), PROMPT, engine=Policy(say), scorer=Lengths(), policy_version=0, seed=0)
     )
     assert all(sum(len(node.token_ids) for node in path) <= 12 for path in tree.answers())
-    found = choose_pair(tree, config=config)
-    assert isinstance(found, PreferencePair) if outcome is PreferencePair else found == outcome
+    found = method.examples(Phase(), tree)
+    assert (found.reason if isinstance(found, Dropped) else None) == outcome

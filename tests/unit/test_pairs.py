@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 from fakes import tiny_config
 
-from csr_ray.methods.csr import EQUAL, NO_ANSWER, NO_MARGIN, ONE_ANSWER, choose_pair
-from csr_ray.records import Node, Prompt, Tree
+from csr_ray.config.schema import Config
+from csr_ray.methods.base import Dropped, method_of
+from csr_ray.methods.csr import EQUAL, NO_ANSWER, NO_MARGIN, ONE_ANSWER
+from csr_ray.records import Candidate, Example, Phase, Prompt, Rollout
 
 
-def node(position: int, text: str, reward: float | None, *, parent: int | None = None, final: bool = True) -> Node:
-    return Node(
+def node(
+    position: int, text: str, reward: float | None, *, parent: int | None = None, final: bool = True
+) -> Candidate:
+    return Candidate(
         node=position,
         parent=parent,
         depth=1 if parent is None else 2,
@@ -18,16 +22,24 @@ def node(position: int, text: str, reward: float | None, *, parent: int | None =
         scored_text=text,
         token_ids=(100 + position,),
         logp=-float(position),
-        self_score=1.0,
-        image_score=reward,
+        scores={"self": 1.0, "image": reward},
         reward=reward,
         final=final,
         kept=False,
     )
 
 
-def tree(*nodes: Node) -> Tree:
-    return Tree(prompt=Prompt(id="p", image="i", text="q"), nodes=nodes, policy_version=2, seed=7)
+def tree(*nodes: Candidate) -> Rollout:
+    return Rollout(prompt=Prompt(id="p", image="i", text="q"), candidates=nodes, policy_version=2, seed=7)
+
+
+def chosen_from(rollout: Rollout, *, config: Config) -> Example | str:
+    """The one pair, or the reason why there is none."""
+    examples = method_of(config).examples(Phase(), rollout)
+    if isinstance(examples, Dropped):
+        return examples.reason
+    (example,) = examples
+    return example
 
 
 def test_best_mean_reward_is_chosen_and_worst_rejected() -> None:
@@ -38,19 +50,19 @@ def test_best_mean_reward_is_chosen_and_worst_rejected() -> None:
         node(2, "B", 20.0, parent=0),
         node(3, "", None, parent=0),
     )
-    pair = choose_pair(grown, config=tiny_config())
-    assert (pair.chosen, pair.rejected) == ("A", "A B")
-    assert (pair.chosen_reward, pair.rejected_reward) == (40.0, 30.0)
-    assert pair.chosen_ids == (100, 103) and pair.rejected_ids == (100, 102)
-    assert pair.chosen_logp == -3.0 and pair.rejected_logp == -2.0
+    pair = chosen_from(grown, config=tiny_config())
+    assert (pair.chosen.text, pair.rejected.text) == ("A", "A B")
+    assert (pair.chosen.reward, pair.rejected.reward) == (40.0, 30.0)
+    assert pair.chosen.token_ids == (100, 103) and pair.rejected.token_ids == (100, 102)
+    assert pair.chosen.logp == -3.0 and pair.rejected.logp == -2.0
     assert pair.policy_version == 2 and pair.seed == 7
     assert pair.margin == 10.0
 
 
 def test_the_papers_sum_prefers_the_longer_answer() -> None:
     grown = tree(node(0, "A", 40.0, final=False), node(1, "", None, parent=0), node(2, "B", 20.0, parent=0))
-    pair = choose_pair(grown, config=tiny_config(reward={"aggregate": "sum"}))
-    assert (pair.chosen, pair.chosen_reward) == ("A B", 60.0)
+    pair = chosen_from(grown, config=tiny_config(reward={"aggregate": "sum"}))
+    assert (pair.chosen.text, pair.chosen.reward) == ("A B", 60.0)
 
 
 @pytest.mark.parametrize(
@@ -63,17 +75,17 @@ def test_the_papers_sum_prefers_the_longer_answer() -> None:
         ((node(0, "A", 40.0), node(1, "B", 40.0)), NO_MARGIN),
     ],
 )
-def test_no_pair_has_a_reason(nodes: tuple[Node, ...], reason: str) -> None:
-    assert choose_pair(tree(*nodes), config=tiny_config()) == reason
+def test_no_pair_has_a_reason(nodes: tuple[Candidate, ...], reason: str) -> None:
+    assert chosen_from(tree(*nodes), config=tiny_config()) == reason
 
 
 def test_equal_rewards_go_by_the_order_of_the_tree_depth_first() -> None:
     # Depth first: "A B" stands before "C", though "C" was grown first. Reference: ties make pairs.
     grown = tree(node(0, "Alpha", 2.0, final=False), node(1, "Gamma", 2.0), node(2, "Beta", 2.0, parent=0))
     config = tiny_config(pairs={"min_margin": None})
-    pair = choose_pair(grown, config=config)
-    assert (pair.chosen, pair.rejected) == ("Alpha Beta", "Gamma")
-    assert choose_pair(grown, config=tiny_config()) == NO_MARGIN
+    pair = chosen_from(grown, config=config)
+    assert (pair.chosen.text, pair.rejected.text) == ("Alpha Beta", "Gamma")
+    assert chosen_from(grown, config=tiny_config()) == NO_MARGIN
 
 
 def test_a_dropped_sentence_takes_its_answers_along_when_cleaning() -> None:
@@ -83,6 +95,6 @@ def test_a_dropped_sentence_takes_its_answers_along_when_cleaning() -> None:
         node(2, "No.", None, parent=1),
         node(3, "Fair one.", 5.0),
     )
-    pair = choose_pair(grown, config=tiny_config(reward={"cleaning": "released"}))
-    assert (pair.chosen, pair.rejected) == ("Good one.", "Fair one.")
-    assert choose_pair(grown, config=tiny_config()).rejected == "Not so good. No."
+    pair = chosen_from(grown, config=tiny_config(reward={"cleaning": "released"}))
+    assert (pair.chosen.text, pair.rejected.text) == ("Good one.", "Fair one.")
+    assert chosen_from(grown, config=tiny_config()).rejected.text == "Not so good. No."

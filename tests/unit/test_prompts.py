@@ -539,3 +539,14 @@ def test_no_image_that_can_be_read_is_found_among_none(folder: Path) -> None:
     found, rejections = find_readable(open_stream(path).take())
     assert (found, [r.id for r in rejections]) == (False, [str(n) for n in range(100)])
     assert find_readable([]) == (False, [])
+
+
+def test_what_a_method_refuses_is_set_aside_where_it_stands(folder: Path) -> None:
+    records = [{**row, "truth": "red"} if row["id"] != "b" else row for row in rows("a", "b", "c")]
+    path = write_jsonl(folder / "p.jsonl", records)
+    refuses = lambda prompt: None if prompt.truth else "truth is missing"  # noqa: E731
+    file = PromptFile(str(path), images=None, limit=2, refuses=refuses)
+    assert [prompt.id for prompt in file.take()] == ["a", "c"]
+    assert [(item.id, item.source, item.reason) for item in file.rejections()] == [
+        ("b", "p.jsonl:2", "truth is missing")
+    ]

@@ -8,23 +8,26 @@ from typing import Any
 import pytest
 
 from actors.score.client import ScorerPool
+from csr_ray.records import Picture
+
+A = Picture(path="a")
 
 
 class Actor:
     """Answers like a scorer actor; an image called `bad` is an error, `dead` ends the actor."""
 
     def __init__(self) -> None:
-        self.calls: list[list[tuple[str, tuple[str, ...]]]] = []
+        self.calls: list[list[tuple[Picture, tuple[str, ...]]]] = []
         self.score = self
 
-    async def remote(self, asked: list[tuple[str, tuple[str, ...]]]) -> list[Any]:
+    async def remote(self, asked: list[tuple[Picture, tuple[str, ...]]]) -> list[Any]:
         self.calls.append(asked)
         await asyncio.sleep(0)
-        if any(image == "dead" for image, _ in asked):
+        if any(picture.path == "dead" for picture, _ in asked):
             raise ConnectionError("the actor is gone")
         return [
-            ValueError("no such image") if image == "bad" else ([float(len(text)) for text in texts], 0)
-            for image, texts in asked
+            ValueError("no such image") if picture.path == "bad" else ([float(len(text)) for text in texts], 0)
+            for picture, texts in asked
         ]
 
 
@@ -33,7 +36,7 @@ def test_what_is_ready_together_is_one_call_and_everybody_gets_its_own() -> None
 
     async def run() -> list[Any]:
         pool = ScorerPool([actor])
-        return await asyncio.gather(*(pool.score("a", texts=["x" * length, "y"]) for length in range(1, 9)))
+        return await asyncio.gather(*(pool.score(A, texts=["x" * length, "y"]) for length in range(1, 9)))
 
     assert asyncio.run(run()) == [([float(length), 1.0], 0) for length in range(1, 9)]
     assert len(actor.calls) == 1
@@ -45,17 +48,26 @@ def test_an_image_always_goes_to_the_same_scorer() -> None:
     async def run() -> None:
         pool = ScorerPool(actors)
         for _ in range(3):
-            await asyncio.gather(*(pool.score(f"image-{number}", texts=["x"]) for number in range(40)))
+            await asyncio.gather(*(pool.score(Picture(path=f"image-{number}"), texts=["x"]) for number in range(40)))
 
     asyncio.run(run())
-    homes = [{image for call in actor.calls for image, _ in call} for actor in actors]
+    homes = [{picture for call in actor.calls for picture, _ in call} for actor in actors]
     assert all(homes) and sum(len(home) for home in homes) == 40
+
+
+def test_a_changed_picture_is_another_picture() -> None:
+    """A noised image that went under the clean one's name would get the clean one's score."""
+    keys = [picture.key for picture in (A, Picture(path="a", change="noise:500"), Picture(path="b"))]
+    keys.append(Picture(path="a", change="noise:500", seed=1).key)
+    assert len(set(keys)) == 4 and keys[0] == "a"
 
 
 def test_one_bad_image_fails_alone_and_a_dead_scorer_fails_all_who_wait() -> None:
     async def run(*images: str) -> list[Any]:
         pool = ScorerPool([Actor()])
-        return await asyncio.gather(*(pool.score(image, texts=["x"]) for image in images), return_exceptions=True)
+        return await asyncio.gather(
+            *(pool.score(Picture(path=image), texts=["x"]) for image in images), return_exceptions=True
+        )
 
     good, bad = asyncio.run(run("good", "bad"))
     assert good == ([1.0], 0) and isinstance(bad, ValueError)
@@ -65,7 +77,7 @@ def test_one_bad_image_fails_alone_and_a_dead_scorer_fails_all_who_wait() -> Non
 def test_a_caller_that_gave_up_does_not_disturb_the_others() -> None:
     async def run() -> Any:
         pool = ScorerPool([Actor()])
-        first, second = (asyncio.ensure_future(pool.score("a", texts=["x"])) for _ in range(2))
+        first, second = (asyncio.ensure_future(pool.score(A, texts=["x"])) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
         with pytest.raises(asyncio.CancelledError):

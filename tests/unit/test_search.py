@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csr_ray.config.schema import Config
-from csr_ray.methods.csr import choose_pair
-from csr_ray.records import Node, PreferencePair, Prompt, Sentence, Tree
+from csr_ray.methods.base import Dropped, method_of
+from csr_ray.records import Candidate, Phase, Prompt, Rollout, Sentence
 from csr_ray.rollout.reward import answer_reward, family_rewards, self_score
 from csr_ray.rollout.search import derive_seed, grow_tree
 
@@ -21,7 +21,7 @@ PROMPT = Prompt(id="p", image="i.png", text="Describe.")
 END = 2
 
 
-def grow(engine, scorer, **search) -> Tree:
+def grow(engine, scorer, **search) -> Rollout:
     config = tiny_config(search=search, reward={"weight": 0.5})
     return asyncio.run(
         grow_tree(
@@ -59,12 +59,12 @@ def test_a_tree_worked_by_hand() -> None:
     # Self score of every one-token sentence: 100 exp(-0.5) = 60.65. Rewards at lambda 0.5: A 55.33, B 50.33, C 45.33,
     # D 40.33; E: image max(-5, 0) = 0, so 30.33.
     own = 100 * math.exp(-0.5)
-    assert [node.text for node in tree.nodes] == ["A.", "B.", "C.", "D.", "", "E.", "", ""]
-    assert [node.parent for node in tree.nodes] == [None, None, None, None, 0, 0, 1, 3]
-    assert [node.kept for node in tree.nodes] == [True, True, False, True, False, False, False, False]
-    assert [node.final for node in tree.nodes] == [False, False, False, False, True, True, True, True]
+    assert [node.text for node in tree.candidates] == ["A.", "B.", "C.", "D.", "", "E.", "", ""]
+    assert [node.parent for node in tree.candidates] == [None, None, None, None, 0, 0, 1, 3]
+    assert [node.kept for node in tree.candidates] == [True, True, False, True, False, False, False, False]
+    assert [node.final for node in tree.candidates] == [False, False, False, False, True, True, True, True]
     expected = [(50 + own) / 2, (40 + own) / 2, (30 + own) / 2, (20 + own) / 2, None, own / 2, None, None]
-    for node, reward in zip(tree.nodes, expected, strict=True):
+    for node, reward in zip(tree.candidates, expected, strict=True):
         assert node.reward == (None if reward is None else pytest.approx(reward))
     config = tiny_config(reward={"weight": 0.5}).reward
     answers = {tuple(node.text for node in path): answer_reward(path, config=config) for path in tree.answers()}
@@ -81,7 +81,7 @@ def test_order_of_arrival_does_not_change_the_tree() -> None:
     plain = grow(engine, scorer, width=3, keep_worst=1)
     engine, scorer = hand_worked()
     engine.delay_s = lambda prefix: {(10,): 0.03, (11,): 0.02}.get(prefix, 0.0)
-    assert grow(engine, scorer, width=3, keep_worst=1).nodes == plain.nodes
+    assert grow(engine, scorer, width=3, keep_worst=1).candidates == plain.candidates
 
 
 def test_live_nodes_are_continued_best_first() -> None:
@@ -96,7 +96,7 @@ def test_live_nodes_are_continued_best_first() -> None:
 def test_a_path_at_the_depth_limit_is_a_whole_answer() -> None:
     engine, scorer = hand_worked()
     tree = grow(engine, scorer, max_sentences=1)
-    assert all(node.final for node in tree.nodes)
+    assert all(node.final for node in tree.candidates)
     assert engine.asked == [()]
 
 
@@ -106,8 +106,8 @@ def test_guide_by_self_score_ignores_the_image() -> None:
     scores = {"A.": 90.0, "B.": 1.0}
     by_reward = grow(ScriptedEngine(table), TableScorer(scores), width=1, keep_worst=0)
     by_self = grow(ScriptedEngine(table), TableScorer(scores), width=1, keep_worst=0, guide="self_score")
-    assert [node.text for node in by_reward.nodes if node.kept] == ["A."]
-    assert [node.text for node in by_self.nodes if node.kept] == ["B."]
+    assert [node.text for node in by_reward.candidates if node.kept] == ["A."]
+    assert [node.text for node in by_self.candidates if node.kept] == ["B."]
 
 
 def test_self_score_is_the_geometric_mean_or_the_papers_product() -> None:
@@ -173,7 +173,7 @@ rewards = st.fixed_dictionaries(
 )
 
 
-def grown(search: dict, reward: dict, *, hurry: int = 0) -> tuple[Tree, Config]:
+def grown(search: dict, reward: dict, *, hurry: int = 0) -> tuple[Rollout, Config]:
     config = tiny_config(search=search, reward=reward)
     tree = asyncio.run(
         grow_tree(
@@ -194,9 +194,9 @@ def grown(search: dict, reward: dict, *, hurry: int = 0) -> tuple[Tree, Config]:
 def test_every_tree_keeps_the_rules(search: dict, reward: dict) -> None:
     tree, config = grown(search, reward)
     rules = config.search
-    children = {node.parent for node in tree.nodes}
-    for node in tree.nodes:
-        alive = [other for other in tree.nodes if other.depth == node.depth and other.kept]
+    children = {node.parent for node in tree.candidates}
+    for node in tree.candidates:
+        alive = [other for other in tree.candidates if other.depth == node.depth and other.kept]
         assert len(alive) <= max(rules.width, rules.keep_all_up_to or 0)
         assert node.depth <= rules.max_sentences
         assert sum(len(step.token_ids) for step in tree.path(node.node)) <= rules.max_answer_tokens
@@ -205,13 +205,15 @@ def test_every_tree_keeps_the_rules(search: dict, reward: dict) -> None:
         assert not (node.final and node.kept)
         if rules.merge_equal:
             ends = [
-                (other.text, other.token_ids[-1:] == (END,)) for other in tree.nodes if other.parent == node.parent
+                (other.text, other.token_ids[-1:] == (END,))
+                for other in tree.candidates
+                if other.parent == node.parent
             ]
             assert len(ends) == len(set(ends)), "duplicates were not merged"
         if rules.refuse_repeats:
             texts = [step.text for step in tree.path(node.node) if step.text]
             assert len(texts) == len(set(texts)), "an answer repeats a sentence"
-    for leaf in (node for node in tree.nodes if node.node not in children):
+    for leaf in (node for node in tree.candidates if node.node not in children):
         open_end = leaf.kept and not leaf.final
         assert leaf.final or not leaf.kept or open_end
         if open_end:  # kept, but every continuation repeated a sentence of its own answer
@@ -232,16 +234,17 @@ def test_an_answers_reward_is_made_of_its_sentences_and_chosen_is_never_below_re
         assert value == (pytest.approx(sum(parts) / divisor) if parts else None)
         if value is not None:
             answers[tuple(node.node for node in path)] = value
-    pair = choose_pair(tree, config=config)
-    if isinstance(pair, PreferencePair):
-        assert pair.chosen_reward == max(answers.values()) > min(answers.values()) == pair.rejected_reward
-        assert pair.chosen != pair.rejected
+    examples = method_of(config).examples(Phase(), tree)
+    if not isinstance(examples, Dropped):
+        (pair,) = examples
+        assert pair.chosen.reward == max(answers.values()) > min(answers.values()) == pair.rejected.reward
+        assert pair.chosen.text != pair.rejected.text
 
 
 @settings(max_examples=60, deadline=None)
 @given(searches, rewards, st.integers(1, 1000))
 def test_who_answers_first_does_not_change_the_tree(search: dict, reward: dict, hurry: int) -> None:
-    assert grown(search, reward, hurry=hurry)[0].nodes == grown(search, reward)[0].nodes
+    assert grown(search, reward, hurry=hurry)[0].candidates == grown(search, reward)[0].candidates
 
 
 @settings(max_examples=60, deadline=None)
@@ -249,10 +252,10 @@ def test_who_answers_first_does_not_change_the_tree(search: dict, reward: dict, 
 def test_pruning_keeps_the_best_and_the_worst(search: dict, reward: dict) -> None:
     tree, config = grown(search, reward)
     rules = config.search
-    for depth in {node.depth for node in tree.nodes}:
-        pool = [tree.path(node.node) for node in tree.nodes if node.depth == depth and not node.final]
+    for depth in {node.depth for node in tree.candidates}:
+        pool = [tree.path(node.node) for node in tree.candidates if node.depth == depth and not node.final]
 
-        def rank(path: tuple[Node, ...]) -> float:
+        def rank(path: tuple[Candidate, ...]) -> float:
             if rules.guide == "self_score":
                 return sum(node.self_score for node in path)
             value = answer_reward(path, config=config.reward)
@@ -296,7 +299,7 @@ def test_the_diversity_penalty_counts_only_when_asked_for() -> None:
                 seed=0,
             )
         )
-        assert tree.nodes[0].self_score == pytest.approx(expected)
+        assert tree.candidates[0].self_score == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("characters", "final"), [(99, False), (100, True)])
@@ -304,10 +307,10 @@ def test_an_answer_ends_at_its_characters(characters: int, final: bool) -> None:
     first = Sentence(text="A.", token_ids=(10,), logps=(-1.0,), ended=False, num_chars=characters)
     engine = ScriptedEngine({(): [first], (10,): [sentence("B.", ids=(11,), ended=True)]})
     tree = grow(engine, TableScorer({"A.": 1.0, "B.": 1.0}), max_chars=100)
-    assert tree.nodes[0].final is final
+    assert tree.candidates[0].final is final
 
 
 def test_a_full_context_ends_the_answer() -> None:
     first = Sentence(text="A.", token_ids=(10,), logps=(-1.0,), ended=False, full=True)
     tree = grow(ScriptedEngine({(): [first]}), TableScorer({"A.": 1.0}))
-    assert [node.final for node in tree.nodes] == [True]
+    assert [node.final for node in tree.candidates] == [True]

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.pool import shell
+from actors.pool import replicas, shell
+from actors.pool.replicas import Replicas
 from actors.pool.shell import Shell
 from csr_ray.errors import ActorFailure, ScorerFailure
 
@@ -40,11 +41,12 @@ class FakeRay:
 def fake_ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay()
     monkeypatch.setattr(shell, "ray", fake)
+    monkeypatch.setattr(replicas, "ray", fake)
     return fake
 
 
 def run(*items: Any, logs: Path, hang_s: float = 60.0) -> list[tuple[Any, Any]]:
-    made = Shell(generators=["A", "B"], scorers=["C", "D", "E"], logs=logs, hang_s=hang_s)
+    made = Shell(Replicas(generators=["A", "B"], scorers=["C", "D", "E"], logs=logs), hang_s=hang_s)
     submit = lambda generator, item: (generator, item)  # noqa: E731
     return list(made.map(items, image_of=str, submit=submit, in_flight=2))
 

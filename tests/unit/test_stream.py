@@ -1,110 +1,112 @@
-"""A round's pairs on their way into training: who sees which pair when, and in which order it is trained."""
+"""A cycle's examples on their way into training: who sees which file when, and in which order it is trained."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from fakes import preference_pair
 
-from actors.train.round_pairs import ArrivalSampler, StreamedPairs
-from actors.train.stream import OpenStream, StreamEnd, UsableSoFar
-from csr_ray.records import PreferencePair
+from actors.train.examples import ArrivalSampler, ExampleStream
+from actors.train.stream import JudgedFile, JudgedSoFar, OpenStream
+from csr_ray.records import Example
+from csr_ray.store.tables import ExampleReader, Outcome, join_example_units, write_example_unit
 
 
-def _pair(id: str) -> PreferencePair:
-    return preference_pair(
-        id=id,
-        image="-",
-        prompt="Describe.",
-        chosen_ids=(5, 2),
-        rejected_ids=(6, 2),
-        chosen_logp=-1.0,
-        rejected_logp=-2.0,
-    )
+def _judge(example: Example) -> str | None:
+    return "too_long" if example.id.startswith("long") else None
 
 
-def _judge(pair: PreferencePair) -> str | None:
-    return "too_long" if pair.id.startswith("long") else None
-
-
-def _ids(pairs) -> list[str]:
-    return [pair.id for pair in pairs]
+def _write(path: Path, *ids: str) -> str:
+    examples = [preference_pair(id=id, chosen_ids=(5, 2), rejected_ids=(6, 2)) for id in ids]
+    write_example_unit(path, examples=examples, outcome=Outcome(made=len(ids)))
+    return str(path)
 
 
 @dataclass
 class Source:
     """An `OpenStream` in this process, with a mailbox's waits."""
 
-    num_pairs_at_most: int
+    folder: Path
+    num_examples_at_most: int
+    is_whole: bool = False
     stream: OpenStream = field(default_factory=OpenStream)
     changed: threading.Condition = field(default_factory=threading.Condition)
+    num_files: int = 0
 
     def put(self, *ids: str) -> None:
+        """Offer a file with these examples."""
+        path = _write(self.folder / f"{self.num_files}.parquet", *ids)
+        self.num_files += 1
         with self.changed:
-            self.stream.offer([_pair(id) for id in ids])
+            self.stream.offer([path])
             self.changed.notify_all()
 
-    def end(self, *ids: str) -> None:
+    def end(self) -> None:
         with self.changed:
-            self.stream.end(ids)
+            self.stream.end()
             self.changed.notify_all()
 
-    def arrived(self, *, start: int) -> tuple[PreferencePair, ...]:
+    def arrived(self, *, start: int) -> tuple[str, ...]:
         with self.changed:
             assert self.changed.wait_for(lambda: self.stream.arrived(start=start) is not None, timeout=10)
             return self.stream.arrived(start=start) or ()
 
-    def judge(self, verdicts, *, start: int) -> None:
+    def judge(self, verdicts: Sequence[Sequence[str | None]], *, start: int) -> None:
         with self.changed:
             self.stream.judge(verdicts, start=start)
             self.changed.notify_all()
 
-    def usable(self, *, start: int, wait: bool) -> UsableSoFar:
+    def judged(self, *, start: int, wait: bool) -> JudgedSoFar:
         def is_news() -> bool:
-            found = self.stream.usable(start=start)
-            return bool(found.pairs) or found.end is not None
+            found = self.stream.judged(start=start)
+            return bool(found.files) or found.dropped is not None
 
         with self.changed:
             assert not wait or self.changed.wait_for(is_news, timeout=10)
-            return self.stream.usable(start=start)
+            return self.stream.judged(start=start)
+
+
+def _ids(stream: ExampleStream) -> list[str]:
+    return [stream.example(index).id for index in range(stream.num_usable)]
 
 
 def test_what_is_usable_follows_the_verdicts_and_ends_with_the_last_of_them() -> None:
     stream = OpenStream()
     assert stream.arrived(start=0) is None
-    stream.offer([_pair("b"), _pair("long")])
-    stream.judge([None, "too_long"], start=0)
-    stream.offer([_pair("a")])
-    stream.end(["a", "b", "long"])
-    assert _ids(stream.usable(start=0).pairs) == ["b"]
-    assert stream.usable(start=0).end is None, "a pair is not judged yet"
-    stream.judge([None], start=2)
-    assert _ids(stream.usable(start=1).pairs) == ["a"]
-    assert stream.usable(start=2).end == StreamEnd(ids=("a", "b", "long"), dropped={"too_long": 1})
-    assert stream.arrived(start=3) == ()
+    stream.offer(["one", "two"])
+    stream.judge([[None, "too_long"]], start=0)
+    stream.end()
+    assert stream.judged(start=0) == JudgedSoFar(files=(JudgedFile(path="one", rows=(0,)),), dropped=None)
+    stream.judge([["too_long", None, None]], start=1)
+    assert stream.judged(start=1) == JudgedSoFar(
+        files=(JudgedFile(path="two", rows=(1, 2)),), dropped={"too_long": 2}
+    )
+    assert stream.arrived(start=2) == ()
 
 
 def test_a_restarted_judge_changes_no_verdict() -> None:
     stream = OpenStream()
-    stream.offer([_pair("a"), _pair("b")])
-    stream.judge([None], start=0)
-    stream.judge(["unreadable_image", None], start=0)
-    assert _ids(stream.usable(start=0).pairs) == ["a", "b"]
+    stream.offer(["one", "two"])
+    stream.judge([[None]], start=0)
+    stream.judge([["unreadable_image"], [None]], start=0)
+    assert [file.rows for file in stream.judged(start=0).files] == [(0,), (0,)]
 
 
-def test_a_stream_ends_with_the_pairs_that_were_offered() -> None:
+def test_nothing_is_offered_after_the_end() -> None:
     stream = OpenStream()
-    stream.offer([_pair("a")])
-    with pytest.raises(AssertionError, match="not those offered"):
-        stream.end(["a", "b"])
+    stream.end()
+    with pytest.raises(AssertionError, match="after the end"):
+        stream.offer(["one"])
 
 
-def test_a_pair_is_waited_for_and_every_rank_sees_the_same_ones() -> None:
-    source = Source(num_pairs_at_most=4)
-    ranks = [StreamedPairs(source, judge=_judge), StreamedPairs(source, judge=None)]
+def test_an_example_is_waited_for_and_every_rank_sees_the_same_ones(tmp_path: Path) -> None:
+    source = Source(tmp_path, num_examples_at_most=4)
+    ranks = [ExampleStream(source, judge=_judge), ExampleStream(source, judge=None)]
     orders: list[list[int]] = [[], []]
 
     def read(rank: int) -> None:
@@ -116,49 +118,58 @@ def test_a_pair_is_waited_for_and_every_rank_sees_the_same_ones() -> None:
     for thread in threads:
         thread.start()
     source.put("c", "long")
-    for _ in range(3000):  # so that a rank that never gets its pair fails, and does not hang the suite
+    for _ in range(3000):  # so that a rank that never gets its example fails, and does not hang the suite
         if orders == [[0], [0]]:
             break
         time.sleep(0.01)
-    assert orders == [[0], [0]], "both ranks have the pair that is there, and wait for the next"
+    assert orders == [[0], [0]], "both ranks have the example that is there, and wait for the next"
     source.put("a")
-    source.end("a", "c", "long")
+    source.end()
     for thread in threads:
         thread.join(timeout=10)
     assert orders == [[0, 1], [0, 1]]
-    for pairs in ranks:
-        assert _ids(pairs.usable) == ["c", "a"]
-        assert dict(pairs.dropped) == {"too_long": 1}
-        assert _ids(pairs.leading(8)) == ["a", "c"], "prompt order, up to the first that was dropped"
-        assert pairs.waited_s > 0
-        assert len(pairs) == 4
+    for stream in ranks:
+        assert _ids(stream) == ["c", "a"]
+        assert dict(stream.dropped) == {"too_long": 1}
+        assert [example.id for example in stream.leading(8)] == ["c", "a"]
+        assert stream.waited_s > 0
+        assert stream.is_growing and len(stream) == 4, "steps were planned for what might have come"
         with pytest.raises(IndexError):
-            pairs[2]
+            stream[2]
 
 
-def test_leading_pairs_end_before_the_first_that_was_dropped() -> None:
-    source = Source(num_pairs_at_most=3)
-    source.put("b", "long", "a")
-    source.end("a", "long", "b")
-    pairs = StreamedPairs(source, judge=_judge)
-    assert _ids(pairs.leading(8)) == ["a"]
-    assert _ids(pairs.usable) == ["b", "a"]
+def test_a_whole_cycle_is_a_stream_that_has_ended(tmp_path: Path) -> None:
+    source = Source(tmp_path, num_examples_at_most=5, is_whole=True)
+    made: list[ExampleStream] = []
+    thread = threading.Thread(target=lambda: made.append(ExampleStream(source, judge=_judge)), daemon=True)
+    thread.start()
+    source.put("b", "long")
+    thread.join(timeout=0.2)
+    assert not made, "training does not begin before the last file"
+    source.put("a", "c", "d")
+    source.end()
+    thread.join(timeout=10)
+    (stream,) = made
+    assert not stream.is_growing and len(stream) == 4
+    assert _ids(stream) == ["b", "a", "c", "d"]
 
 
-def test_a_stream_of_nothing_usable_has_no_first_pair() -> None:
-    for ids in ((), ("long",)):
-        source = Source(num_pairs_at_most=2)
-        source.put(*ids)
-        source.end(*ids)
-        assert not StreamedPairs(source, judge=_judge).has(0)
-
-
-def test_later_epochs_shuffle_what_came_alike_on_all_ranks() -> None:
-    source = Source(num_pairs_at_most=30)
-    ids = [f"{number:02d}" for number in range(20)]
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("ids", [(), ("long",)])
+def test_a_stream_of_nothing_usable_has_no_first_example(
+    tmp_path: Path, ids: tuple[str, ...], is_whole: bool
+) -> None:
+    source = Source(tmp_path, num_examples_at_most=2, is_whole=is_whole)
     source.put(*ids)
-    source.end(*ids)
-    samplers = [ArrivalSampler(StreamedPairs(source, judge=judge), seed=3) for judge in (_judge, None)]
+    source.end()
+    assert not ExampleStream(source, judge=_judge).has(0)
+
+
+def test_later_epochs_shuffle_what_came_alike_on_all_ranks(tmp_path: Path) -> None:
+    source = Source(tmp_path, num_examples_at_most=30)
+    source.put(*(f"{number:02d}" for number in range(20)))
+    source.end()
+    samplers = [ArrivalSampler(ExampleStream(source, judge=judge), seed=3) for judge in (_judge, None)]
     epochs = []
     for epoch in range(3):
         for sampler in samplers:
@@ -170,3 +181,17 @@ def test_later_epochs_shuffle_what_came_alike_on_all_ranks() -> None:
     assert epochs[0] == list(range(20))
     assert epochs[0] != epochs[1] != epochs[2]
     assert len(samplers[0]) == 30
+
+
+def test_any_example_is_found_in_a_file_of_many_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csr_ray.store.tables._ROWS_A_GROUP", 5)
+    monkeypatch.setattr("csr_ray.store.tables._GROUPS_KEPT", 2)
+    units = [Path(_write(tmp_path / f"{at}.parquet", *(f"{at}{row}" for row in range(3)))) for at in range(4)]
+    joined = tmp_path / "pairs.parquet"
+    join_example_units(joined, units=units)
+    reader = ExampleReader()
+    assert reader.num_examples(str(joined)) == 12
+    order = [11, 0, 5, 6, 0, 10, 3]
+    assert [reader.example(str(joined), row=row).id for row in order] == ["32", "00", "12", "20", "00", "31", "10"]
+    with pytest.raises(IndexError):
+        reader.example(str(joined), row=12)

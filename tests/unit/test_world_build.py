@@ -66,9 +66,7 @@ def test_the_folder_has_every_part_and_says_what_made_it(trainings: Trainings, t
     )
     scenes = sample_scenes(SPEC.seed, split="train", num=5)
     for row, with_truth, scene in zip(plain, true, scenes, strict=True):
-        assert set(mentioned_kinds(with_truth.pop("truth"))) == set(scene.kinds), (
-            "all that is there, and nothing else"
-        )
+        assert set(mentioned_kinds(with_truth.pop("truth"))) == set(scene.kinds), "all that is there, no more"
         assert with_truth == row
     assert record["hash"] == SPEC.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["world"]

@@ -1,0 +1,67 @@
+"""From a `Picture` to pixels: the image file, and what is done to it before any model looks at it.
+
+Engine, scorer and trainer all read pictures through here, so they see the same pixels; caches and routes know a
+picture by its `key`, which names the change, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from csr_ray.data.images import load_image
+from csr_ray.records import Picture
+
+NUM_NOISE_STEPS: Final = 1000
+
+
+def load_picture(picture: Picture) -> Image.Image:
+    """Return the picture as RGB, 8 bit, changed as it says.
+
+    Raises:
+        ValueError: there is no usable image, or no such change; names the path and the reason.
+    """
+    image = load_image(picture.path)
+    if not picture.change:
+        return image
+    name, _, strength = picture.change.partition(":")
+    if name not in CHANGES:
+        raise ValueError(f"picture {picture.path}: no change is called {name!r}; there are {', '.join(CHANGES)}")
+    return CHANGES[name](image, strength, picture.seed)
+
+
+def noised(image: Image.Image, strength: str, seed: int) -> Image.Image:
+    """Diffusion noise on the raw 0..1 pixels, `strength` of 1000 steps of POVID's schedule (vcd_add_noise.py)."""
+    signal, noise = noise_coefficients(int(strength))
+    pixels = np.asarray(image, dtype=np.float64) / 255.0
+    drawn = np.random.default_rng(seed).standard_normal(pixels.shape)
+    changed = np.clip(signal * pixels + noise * drawn, 0.0, 1.0)
+    return Image.fromarray(np.rint(255.0 * changed).astype(np.uint8))
+
+
+def noise_coefficients(step: int) -> tuple[float, float]:
+    """Shares of signal and noise at a step: x_t = sqrt(abar_t) x + sqrt(1 - abar_t) eps.
+
+    Raises:
+        ValueError: the step is not in 0..999.
+    """
+    if not 0 <= step < NUM_NOISE_STEPS:
+        raise ValueError(f"noise step {step}: 0 to {NUM_NOISE_STEPS - 1} are there")
+    kept = float(_kept_shares()[step])
+    return math.sqrt(kept), math.sqrt(1.0 - kept)
+
+
+@cache
+def _kept_shares() -> np.ndarray:
+    """abar [1000]: products of 1 - b_i with b_i = sigmoid(s_i) (0.005 - 1e-5) + 1e-5, s_i from -6 to 6."""
+    places = np.linspace(-6.0, 6.0, NUM_NOISE_STEPS)
+    betas = 1.0 / (1.0 + np.exp(-places)) * (0.005 - 1e-5) + 1e-5
+    return np.cumprod(1.0 - betas)
+
+
+CHANGES: Final[dict[str, Callable[[Image.Image, str, int], Image.Image]]] = {"noise": noised}

@@ -1,0 +1,106 @@
+"""Build: from committed rollouts to training examples, unit by unit, and at last all of a cycle in one file."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from csr_ray.errors import NoDataError
+from csr_ray.methods.base import Dropped
+from csr_ray.records import Cycle, Unit
+from csr_ray.stages.state import RunState
+from csr_ray.stages.view import View
+from csr_ray.store.tables import (
+    Outcome,
+    join_example_units,
+    read_outcome,
+    read_rollouts,
+    write_example_unit,
+)
+
+
+def build(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View) -> Iterator[str]:
+    """Yield files of examples: with `train.streaming` one a unit as they come, else one with all of them at the end.
+
+    The last thing that happens is the journal's line, which says what became of every rollout.
+
+    Raises:
+        NoDataError: no rollout of the cycle gives an example.
+    """
+    if not state.journal.find("examples", **cycle.key):
+        yield from _decide(state, cycle, units, view=view)
+        if state.config.train.streaming:
+            return
+    yield str(state.folder.pairs(cycle))
+
+
+def _decide(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View) -> Iterator[str]:
+    built: list[Unit] = []
+    made, dropped = 0, Counter[str]()
+    seconds = 0.0
+    for unit in units:
+        started_s = time.perf_counter()
+        path, outcome = _build_unit(state, cycle, unit)
+        built.append(unit)
+        made += outcome.made
+        dropped.update(outcome.dropped)
+        seconds += time.perf_counter() - started_s
+        if outcome.made and state.config.train.streaming:
+            yield str(path)
+    if not made:
+        raise NoDataError(
+            f"{cycle}: no rollout gave a training example ({dict(dropped) or 'no rollouts'}); "
+            f"inputs set aside: {state.folder.quarantine}"
+        )
+    started_s = time.perf_counter()
+    built.sort(key=lambda unit: unit.position)
+    paths = (state.folder.example_unit(cycle, unit=unit.name) for unit in built)
+    total = join_example_units(state.folder.pairs(cycle), units=paths)
+    state.journal.commit(
+        "examples",
+        **cycle.key,
+        made=total.made,
+        dropped=total.dropped,
+        rates=total.rates,
+        **{name: total.mean(name) for name in total.sums},
+        seconds=seconds + time.perf_counter() - started_s,
+    )
+    view.say(_in_words(cycle, total))
+
+
+def _build_unit(state: RunState, cycle: Cycle, unit: Unit) -> tuple[Path, Outcome]:
+    """The file of a unit's examples. It follows from the unit's rollouts alone, so it is there or is made again."""
+    path = state.folder.example_unit(cycle, unit=unit.name)
+    if (known := read_outcome(path)) is not None:
+        return path, known
+    outcome = Outcome()
+    examples = []
+    for rollout in read_rollouts(state.folder.candidates(cycle, unit=unit.name)):
+        outcome.rate(state.method.rates(rollout))
+        result = state.method.examples(cycle.phase, rollout)
+        if isinstance(result, Dropped):
+            outcome.drop(result.reason)
+            continue
+        for example in result:
+            outcome.count(example)
+            examples.append(example)
+    write_example_unit(path, examples=examples, outcome=outcome)
+    return path, outcome
+
+
+def remove_example_units(state: RunState, cycle: Cycle) -> None:
+    """All of them are in one file by now."""
+    shutil.rmtree(state.folder.example_units(cycle), ignore_errors=True)
+
+
+def _in_words(cycle: Cycle, outcome: Outcome) -> str:
+    rewards = ", ".join(
+        f"{outcome.mean(f'{role}_reward'):.1f} {role}" for role in ("chosen", "rejected") if outcome.made
+    )
+    rates = "".join(f"; {name.replace('_', ' ')} {hits} of {tries}" for name, (hits, tries) in outcome.rates.items())
+    dropped = f"; dropped {outcome.dropped}" if outcome.dropped else ""
+    where = f"round {cycle.round_index + 1}" + (f", {cycle.phase.name}" if cycle.position else "")
+    return f"{where}: {outcome.made} pairs, reward {rewards}{rates}{dropped}"

@@ -1,0 +1,66 @@
+"""Whose turn it is: which prompts a cycle rolls out, and which of them are left to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+from csr_ray.ports import Prompts
+from csr_ray.records import Cycle, Prompt, Unit
+from csr_ray.stages.state import RunState
+
+
+class Turn:
+    """The prompts of one cycle, walked in their order as a stream.
+
+    Every cycle takes all prompts (as the paper does) or, with `data.per_round`, the next so many, going on with the
+    first after the last. What has been rolled out stays in the cycle, whatever prompts came or went since; of the
+    others it takes as many more as its size allows.
+    """
+
+    def __init__(self, state: RunState, prompts: Prompts, *, cycle: Cycle) -> None:
+        per_round = state.config.data.per_round
+        self.cycle = cycle
+        self._prompts = prompts
+        self._is_part = per_round is not None and per_round < prompts.num
+        self._size = per_round if per_round is not None and self._is_part else prompts.num
+        self._start = cycle.round_index * self._size if self._is_part else 0
+        self._done = state.journal.units(**cycle.key).index()
+
+    @property
+    def num_prompts(self) -> int:
+        """All prompts of the cycle, done or not."""
+        return self._done.num_ids + self.num_to_do
+
+    @cached_property
+    def num_to_do(self) -> int:
+        if not self._done.num_ids:
+            return self._size
+        num_open = sum(self._done.unit_with(prompt.id) is None for prompt in self._walk())
+        return min(num_open, max(0, self._size - self._done.num_ids)) if self._is_part else num_open
+
+    def committed(self) -> list[Unit]:
+        """What an earlier start has committed, each where its first prompt stands now; where all have gone, last."""
+        position_of: dict[str, int] = {}
+        if self._done.num_ids:
+            for position, prompt in enumerate(self._walk()):
+                if (name := self._done.unit_with(prompt.id)) is not None:
+                    position_of.setdefault(name, position)
+        units = [
+            Unit(name=name, position=position_of.get(name, self._size + number))
+            for number, name in enumerate(self._done.names)
+        ]
+        return sorted(units, key=lambda unit: unit.position)
+
+    def to_do(self) -> Iterator[tuple[int, Prompt]]:
+        """The prompts that are not rolled out yet, each with its position in the cycle."""
+        num = 0
+        for position, prompt in enumerate(self._walk()):
+            if num == self.num_to_do:
+                return
+            if self._done.unit_with(prompt.id) is None:
+                num += 1
+                yield position, prompt
+
+    def _walk(self) -> Iterator[Prompt]:
+        return self._prompts.take(start=self._start, num=self._size)

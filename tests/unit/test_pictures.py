@@ -1,0 +1,43 @@
+"""What is done to an image before a model sees it: the released noise schedule, seeded, and never in silence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from csr_ray.data.pictures import load_picture, noise_coefficients
+from csr_ray.records import Picture
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    Image.new("RGB", (32, 24), (200, 100, 50)).save(tmp_path / "plain.png")
+    return str(tmp_path / "plain.png")
+
+
+@pytest.mark.parametrize(
+    ("step", "signal", "noise"),
+    [(100, 0.998, 0.058), (300, 0.981, 0.194), (500, 0.863, 0.505), (700, 0.593, 0.805), (999, 0.285, 0.959)],
+)
+def test_the_noise_has_the_coefficients_of_the_released_schedule(step: int, signal: float, noise: float) -> None:
+    assert noise_coefficients(step) == (pytest.approx(signal, abs=6e-4), pytest.approx(noise, abs=6e-4))
+
+
+def test_a_noised_picture_is_the_same_every_time_and_another_by_seed(path: str) -> None:
+    plain = np.asarray(load_picture(Picture(path=path)))
+    noised = [Picture(path=path, change="noise:500", seed=seed) for seed in (1, 1, 2)]
+    first, again, other = (np.asarray(load_picture(picture)) for picture in noised)
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert not np.array_equal(first, plain)
+    slight = np.asarray(load_picture(Picture(path=path, change="noise:1", seed=1))).astype(int)
+    assert np.abs(slight - plain).max() <= 10, "one step is almost the image itself"
+
+
+def test_what_cannot_be_done_names_the_picture(path: str) -> None:
+    with pytest.raises(ValueError, match=r"plain\.png: no change is called 'blur'; there are noise"):
+        load_picture(Picture(path=path, change="blur:3"))
+    with pytest.raises(ValueError, match="noise step 1000: 0 to 999"):
+        load_picture(Picture(path=path, change="noise:1000"))
