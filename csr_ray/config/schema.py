@@ -20,86 +20,161 @@ class Section(BaseModel):
 
 class Run(Section):
     dir: str = Field(
-        "runs/csr", min_length=1, description="run folder; holds everything the run makes, and is what is resumed"
+        "runs/csr",
+        min_length=1,
+        description="run folder; it holds everything the run makes, and the same folder given again is resumed",
     )
-    rounds: int = Field(3, ge=1, le=100, description="generate-score-pair-train-publish cycles")
-    seed: int = Field(0, ge=0, lt=2**31, description="of everything random in the run")
+    rounds: int = Field(
+        3, ge=1, le=100, description="how many rounds of generating, judging, training and publishing the run makes"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random in the run")
     unit: int = Field(
-        16, ge=1, description="prompts committed together; a killed run repeats at most this many a slot"
+        16,
+        ge=1,
+        description="how many prompts are committed to disk together; a killed run repeats at most this many for "
+        "each prompt that was under way",
     )
 
 
 class World(Section):
-    """The embedded world. With `enabled`, `${world}` in other values is the folder it was built in."""
+    """The embedded world. With `enabled`, `${world}` in the config's other values stands for its folder."""
 
-    enabled: bool = Field(False, description="build (or find in the cache) the embedded world first")
-    seed: int = Field(0, ge=0, description="of scenes, splits and the tiny models")
+    enabled: bool = Field(False, description="build the embedded world before the run, or find it in the cache")
+    seed: int = Field(0, ge=0, description="seed of the world's scenes, of its splits and of its tiny models")
     quick: bool = Field(False, description="train the tiny models for seconds only; for tests")
-    num_train_images: int = Field(600, ge=8, description="scenes to roll out on")
-    num_heldout_images: int = Field(1000, ge=8, description="scenes to evaluate on")
+    num_train_images: int = Field(600, ge=8, description="number of scenes to roll out on")
+    num_heldout_images: int = Field(1000, ge=8, description="number of held-out scenes to evaluate on")
 
 
 class Data(Section):
-    prompts: str = Field(..., description="JSONL, JSON list, CSV or Parquet with id, image, prompt; or CSR's JSON")
-    images: str | None = Field(None, description="folder the image names are relative to; default: the prompt file's")
+    prompts: str = Field(
+        ...,
+        description="prompt file: JSONL, a JSON list, CSV or Parquet with the columns id, image, prompt and, for "
+        "methods that need a reference answer, truth; or the CSR authors' JSON as released",
+    )
+    images: str | None = Field(
+        None,
+        description="folder that relative image names start from; null: the prompt file's own folder, or the "
+        "folder `images` in it",
+    )
     limit: int | None = Field(
-        None, ge=1, description="use the first N prompts of the file (a picture is looked at when it is used)"
+        None,
+        ge=1,
+        description="use only the first N usable prompts of the file; whether an image can be read is not known "
+        "before its prompt is rolled out",
     )
     per_round: int | None = Field(
-        None, ge=1, description="prompts a round, taken in turn; null: all of them every round, as the paper does"
+        None,
+        ge=1,
+        description="prompts that a round uses, going on where the round before stopped; null: every round uses "
+        "all of them, as in the paper",
     )
 
 
 class Policy(Section):
-    model: str = Field(..., min_length=1, description="Hugging Face folder (or hub id) that vLLM serves with images")
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the weights while generating")
-    max_model_len: int | None = Field(None, ge=64, description="tokens, image included; null: the model's own")
+    model: str = Field(
+        ...,
+        min_length=1,
+        description="the vision-language model to improve: a Hugging Face folder, or a hub id owner/name, that "
+        "vLLM can serve with images",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="data type of the policy's weights while it generates"
+    )
+    max_model_len: int | None = Field(
+        None, ge=64, description="longest sequence in tokens, image included; null: what the model itself allows"
+    )
 
 
 class Scorer(Section):
-    model: str = Field(..., min_length=1, description="open_clip folder, or NAME or NAME/PRETRAINED of open_clip")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the towers")
-    max_batch: int = Field(64, ge=1, description="sentences scored in one forward")
-    max_wait_ms: float = Field(2.0, ge=0, le=1000, description="longest wait for a batch to fill")
+    model: str = Field(
+        ...,
+        min_length=1,
+        description="the CLIP model that scores sentences: an open_clip folder, or open_clip's NAME or "
+        "NAME/PRETRAINED",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="data type in which the image and text towers compute"
+    )
+    max_batch: int = Field(
+        64,
+        ge=1,
+        description="a batch that holds this many sentences waits for no more requests before its forward pass",
+    )
+    max_wait_ms: float = Field(
+        2.0, ge=0, le=1000, description="longest time that a smaller batch waits for more requests, in milliseconds"
+    )
 
 
 class Search(Section):
-    """How the tree of answers grows. Unset values come from the preset; docs/search.md says when to use what."""
+    """How the tree of sentences grows. Unset values come from the preset; docs/search.md says when to use what."""
 
-    preset: Literal["default", "paper", "reference"] = Field("default", description="values for keys left unset")
+    preset: Literal["default", "paper", "reference"] = Field(
+        "default",
+        description="which values the keys of search, reward and pairs take that are not set: this project's, the "
+        "paper's, or the released code's",
+    )
     expand: Literal["sample", "first_token", "diverse_greedy"] = Field(
         "sample",
-        description="how a node gets its children. sample: at a temperature, seeded; as diverse as the policy, the "
-        "one to train with. first_token: the most probable distinct first tokens, then greedy; repeatable, cheap. "
-        "diverse_greedy: coupled greedy decodes that avoid each other's tokens; what the released code does",
+        description="how a node of the tree gets its children. sample: samples at a temperature, seeded; as "
+        "diverse as the policy, the one to train with. first_token: the most probable distinct first "
+        "tokens, each continued greedily; repeatable and cheap. diverse_greedy: coupled greedy "
+        "decodes that avoid each other's tokens; what the released code does",
     )
-    width: int = Field(3, ge=1, le=64, description="nodes alive at a depth, best and worst together")
-    keep_worst: int = Field(1, ge=0, description="of the width, how many are the worst (they feed the rejected side)")
+    width: int = Field(
+        3, ge=1, le=64, description="how many nodes of a depth are kept and continued, best and worst together"
+    )
+    keep_worst: int = Field(
+        1, ge=0, description="how many of the kept nodes are the worst ones; they lead to the rejected answers"
+    )
     keep_all_up_to: int | None = Field(
-        None, ge=1, description="a depth with at most so many open nodes is not pruned; null: width"
+        None,
+        ge=1,
+        description="a depth with at most this many unfinished nodes is not pruned; null: the same as width",
     )
-    candidates: int = Field(5, ge=2, le=64, description="children of each live node")
-    guide: Literal["reward", "self_score"] = Field("reward", description="what pruning sorts by")
-    temperature: float = Field(1.0, gt=0, le=5, description="of the sampled sentences")
-    top_p: float = Field(1.0, gt=0, le=1, description="nucleus of the sampled sentences")
+    candidates: int = Field(5, ge=2, le=64, description="children that each kept node gets")
+    guide: Literal["reward", "self_score"] = Field(
+        "reward", description="what nodes are pruned by: the reward, or the policy's own score alone"
+    )
+    temperature: float = Field(1.0, gt=0, le=5, description="sampling temperature of expand = sample")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="nucleus sampling of expand = sample: sample among the most probable tokens that together "
+        "have this probability",
+    )
     diversity_penalty: float = Field(
-        3.0, ge=0, le=1e4, description="diverse_greedy: off a token's log-prob for each earlier child with it there"
+        3.0,
+        ge=0,
+        le=1e4,
+        description="expand = diverse_greedy: how much a token's log-prob is lowered for each earlier sibling "
+        "charged for that token at that position, in nats",
     )
     sentence_end: Literal["sentence", "period_token"] = Field(
         "sentence",
-        description="sentence: . ! or ? before space, newline or the end, but not in 3.5, Mr. or e.g.; period_token: "
-        "the token of a period wherever it stands (released code)",
+        description="sentence: at . ! or ? before white space or the end of the answer, but not in 3.5, Mr. or "
+        "e.g.; period_token: at the token of a period wherever it stands, as in the released code",
     )
     eos: Literal["stop", "continue"] = Field(
-        "stop", description="whether the end-of-answer token ends a sentence, or decoding goes on to its end"
+        "stop",
+        description="stop: the end-of-answer token ends the answer; continue: decoding goes on past it to the end "
+        "of the sentence, as in the released code",
     )
-    merge_equal: bool = Field(True, description="equal siblings count once")
-    refuse_repeats: bool = Field(True, description="drop a child that repeats a sentence of its own answer")
-    max_sentences: int = Field(8, ge=1, le=1024, description="depth limit")
-    max_sentence_tokens: int = Field(74, ge=1, description="token limit of one sentence (the paper's 74)")
-    max_answer_tokens: int = Field(512, ge=1, description="token limit of a whole answer")
+    merge_equal: bool = Field(
+        True, description="merge siblings that have the same text and end in the same way into one"
+    )
+    refuse_repeats: bool = Field(True, description="drop a child that repeats a sentence of the answer so far")
+    max_sentences: int = Field(
+        8, ge=1, le=1024, description="most sentences of an answer, which is the depth of the tree"
+    )
+    max_sentence_tokens: int = Field(74, ge=1, description="most tokens of one sentence (74 in the paper)")
+    max_answer_tokens: int = Field(512, ge=1, description="most tokens of a whole answer")
     max_chars: int | None = Field(
-        None, ge=1, description="an answer ends at so many characters, prompt and special tokens included"
+        None,
+        ge=1,
+        description="an answer ends once prompt and answer together have this many characters, special tokens "
+        "included; null: no such limit",
     )
 
     @model_validator(mode="after")
@@ -118,25 +193,42 @@ class Search(Section):
 
 
 class Reward(Section):
-    """R = weight * R_image + (1 - weight) * R_self, a sentence at a time (CSR section 3.1); see docs/reward.md."""
+    """A sentence is worth weight * R_image + (1 - weight) * R_self (CSR section 3.1); docs/reward.md says why."""
 
-    weight: float = Field(0.9, ge=0, le=1, description="lambda: share of the image reward")
+    weight: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="the paper's lambda: share of the image score in the reward; the policy's own score has the rest",
+    )
     self_score: Literal["geometric_mean", "product", "mean_logp"] = Field(
         "geometric_mean",
-        description="100 exp(mean log p) (same scale as the image score), the paper's product, or mean log p",
+        description="the policy's own score of a sentence. geometric_mean: 100 exp(mean log p), on the scale of "
+        "the image score; product: of the token probabilities, as in the paper; mean_logp: mean log p "
+        "of a token, as in the released code",
     )
-    count_penalty: bool = Field(False, description="whether the diversity penalty lowers the self score")
-    floor_image: bool = Field(True, description="max(100 cos, 0) as image score, not 100 cos")
+    count_penalty: bool = Field(
+        False,
+        description="subtract search.diversity_penalty from the log-probs that the self score is made of, as the "
+        "released code does",
+    )
+    floor_image: bool = Field(True, description="the image score is max(100 cos, 0) as in the paper, not 100 cos")
     blend: Literal["values", "sibling_ranks"] = Field(
-        "values", description="blend the two scores, or their ranks among siblings (negated: rank 1 of n is -1/n)"
+        "values",
+        description="values: blend the two scores; sibling_ranks: blend their ranks among siblings, negated so "
+        "that more is better (rank r of n counts -r/n), as the released code does",
     )
     aggregate: Literal["mean", "sum", "mean_with_root"] = Field(
-        "mean", description="sentences to answer; the paper's sum is hackable; mean_with_root: sum / (sentences + 1)"
+        "mean",
+        description="how the rewards of an answer's sentences become the answer's. sum is the paper's and favours "
+        "long answers; mean_with_root, the released code's, is the sum over one more than the number "
+        "of sentences",
     )
     cleaning: Literal["none", "released"] = Field(
         "none",
-        description="released: score what the released code's cleaning leaves of a sentence (no hyphens, emoji or "
-        "curly quotes), and leave out what it drops (under 4 characters, stuck, in some scripts) with all behind it",
+        description="none: CLIP scores the sentence as it is; released: as the released code cleans it (no "
+        "hyphens, emoji or curly quotes), and a sentence that it drops (under 4 characters, stuck in "
+        "a repetition, in some scripts) is not scored, nor is anything behind it",
     )
 
 
@@ -145,68 +237,125 @@ class Pairs(Section):
         0.0,
         ge=0,
         allow_inf_nan=False,
-        description="drop pairs whose rewards differ by no more than this; null: keep even ties",
+        description="make no pair of answers whose rewards differ by no more than this; null: keep even ties",
     )
 
 
 class Train(Section):
     streaming: bool = Field(
         False,
-        description="false: train when the round's last rollout is finished, in an order that repeats; true: train a "
-        "pair as soon as its unit is committed, while others grow, in an order that may differ from run to run; pays "
-        "where generators and trainer have hardware of their own",
+        description="false: train when the last rollout is finished, in an order that repeats; true: train on a "
+        "pair as soon as its unit is committed, while other prompts are still rolled out, in an order "
+        "that may differ from run to run; this pays where generators and trainer have hardware of "
+        "their own",
     )
     objective: Literal["sigmoid", "sigmoid_average", "ipo", "dpo_positive", "sft"] = Field(
-        "sigmoid", description="DPO; on log-probs a token; IPO; DPO-Positive; the chosen answer alone"
+        "sigmoid",
+        description="sigmoid: DPO; sigmoid_average: DPO on log-probs averaged over tokens; ipo: IPO; "
+        "dpo_positive: DPO-Positive; sft: the likelihood of the chosen answer alone",
     )
-    beta: float = Field(0.1, gt=0, le=10, description="DPO temperature")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of pairs taken to be the wrong way round")
+    beta: float = Field(
+        0.1, gt=0, le=10, description="beta of the objective: how strongly the policy is held to the reference"
+    )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="objective = sigmoid: share of pairs whose preference is taken to be the wrong way round",
+    )
     positive_penalty: float = Field(
-        50.0, ge=0, description="dpo_positive: price of a nat by which a chosen answer falls below the reference"
+        50.0,
+        ge=0,
+        description="objective = dpo_positive: factor on each nat by which the log-prob of a chosen answer falls "
+        "below the reference's",
     )
-    nll_weight: float = Field(0.0, ge=0, description="adds this times -log p(chosen), summed; STIC: 1/1024")
-    learning_rate: float = Field(5e-4, gt=0, le=1, description="peak, of the LoRA matrices")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="after warm-up")
-    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="share of the steps that warm up")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW")
-    max_grad_norm: float = Field(1.0, gt=0, description="clipping")
-    epochs: int = Field(1, ge=1, description="passes over the round's pairs")
-    batch_size: int = Field(8, ge=1, description="pairs an optimizer step, over all workers")
-    micro_batch_size: int | None = Field(None, ge=1, description="pairs a forward and worker; null: all at once")
-    lora_rank: int = Field(16, ge=1, le=1024, description="r")
-    lora_alpha: int = Field(32, ge=1, description="alpha; the update is scaled by alpha / r")
+    nll_weight: float = Field(
+        0.0,
+        ge=0,
+        description="factor of -log p(chosen answer), summed over its tokens, that is added to the objective; "
+        "STIC uses 1/1024",
+    )
+    learning_rate: float = Field(5e-4, gt=0, le=1, description="peak learning rate of the LoRA matrices")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="course of the learning rate after the warm-up"
+    )
+    warmup_ratio: float = Field(
+        0.03, ge=0, lt=1, description="share of the optimizer steps over which the learning rate rises to its peak"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="weight decay of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, description="gradients of a larger norm are scaled down to this one")
+    epochs: int = Field(1, ge=1, description="how often a round's training passes over its pairs")
+    batch_size: int = Field(8, ge=1, description="pairs in one optimizer step, over all workers")
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="pairs in one forward pass of one worker; null: all of the worker's share of the batch at once",
+    )
+    lora_rank: int = Field(16, ge=1, le=1024, description="rank r of the LoRA matrices")
+    lora_alpha: int = Field(32, ge=1, description="alpha of the LoRA: its update is scaled by alpha / r")
     lora_targets: tuple[str, ...] = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
         min_length=1,
-        description="linear layers of the LANGUAGE model that get a LoRA",
+        description="names of the linear layers that get a LoRA; only those of the language model, never the "
+        "vision tower's",
     )
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the frozen weights while training")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="data type of the frozen weights while training"
+    )
     step: Literal["auto", "shared_prefix", "concatenated"] = Field(
-        "auto", description="prompt and image once a pair, or TRL's two rows a pair; auto: the first, if it is exact"
+        "auto",
+        description="shared_prefix: prompt and image go through the model once for both answers of a pair; "
+        "concatenated: once for each, as TRL does it; auto: shared_prefix if it gives this model the "
+        "same log-probs",
     )
     pack_tokens: int | None = Field(
-        None, ge=64, description="shared_prefix: pairs share rows of so many tokens; null: a padded row each"
+        None,
+        ge=64,
+        description="step = shared_prefix: put pairs together into rows of at most this many tokens; null: each "
+        "pair has a padded row of its own",
     )
     reference: Literal["rollout", "recompute", "check"] = Field(
         "rollout",
-        description="reference log-probs: the engine's own, a second forward, or the first held to it",
+        description="where the reference's log-probs come from. rollout: the engine's own, returned while "
+        "sampling; recompute: a second forward pass without the adapter; check: as rollout, and some "
+        "pairs are recomputed and compared",
     )
-    reference_sample: int = Field(16, ge=1, description="check: pairs a worker recomputes a round, at least")
+    reference_sample: int = Field(
+        16, ge=1, description="reference = check: pairs that each worker recomputes in a round, at least"
+    )
     reference_tolerance: float = Field(
-        0.05, gt=0, description="check: most nats a token by which the engine's log-prob may differ (bf16)"
+        0.05,
+        gt=0,
+        description="reference = check: the run stops where engine and trainer differ by more than this, in nats "
+        "a token; the default suits bfloat16",
     )
-    max_length: int = Field(4096, ge=32, description="tokens of prompt, image and answer; longer pairs are dropped")
-    gradient_checkpointing: bool = Field(False, description="trade time for memory")
-    deepspeed_stage: Literal[0, 1, 2, 3] = Field(2, description="ZeRO stage; 0: DeepSpeed without partitioning")
-    offload_optimizer: bool = Field(False, description="keep optimizer state in host memory (ZeRO 1 to 3)")
+    max_length: int = Field(
+        4096, ge=32, description="tokens of prompt, image and answer together; pairs with a longer answer are dropped"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass, which takes longer and needs less memory"
+    )
+    deepspeed_stage: Literal[0, 1, 2, 3] = Field(
+        2, description="ZeRO stage of DeepSpeed; 0: DeepSpeed without partitioning"
+    )
+    offload_optimizer: bool = Field(False, description="keep the optimizer state in host memory (ZeRO stages 1 to 3)")
     checkpoint_steps: int | None = Field(
-        None, ge=1, description="save optimizer state every so many steps; a restarted group goes on from there"
+        None,
+        ge=1,
+        description="save the optimizer state after every N steps, from where a restarted train group goes on; "
+        "null: it begins the round's training again",
     )
-    restarts: int = Field(0, ge=0, description="times a run's train group is started again after a worker died")
-    workers: int = Field(1, ge=1, le=1024, description="Ray Train workers")
-    cpus_per_worker: float = Field(1, ge=0, description="Ray CPUs a worker")
-    gpus_per_worker: float = Field(0, ge=0, description="Ray GPUs a worker")
-    threads: int | None = Field(None, ge=1, description="torch threads a CPU worker; null: what the machine has")
+    restarts: int = Field(
+        0, ge=0, description="how many times in a run the train group is started again after one of its workers died"
+    )
+    workers: int = Field(1, ge=1, le=1024, description="number of Ray Train workers")
+    cpus_per_worker: float = Field(1, ge=0, description="Ray CPUs that each worker reserves")
+    gpus_per_worker: float = Field(0, ge=0, description="Ray GPUs that each worker reserves")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="torch threads of a worker that trains on the CPU; null: as many as the machine has cores",
+    )
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Train:
@@ -245,25 +394,49 @@ class Train(Section):
 
 
 class Generators(Section):
-    min: int = Field(1, ge=1, description="generator actors to start")
-    max: int = Field(1, ge=1, description="most generator actors; `min` are started, the pool does not grow yet")
-    cpus: float = Field(1, ge=0, description="Ray CPUs each")
-    gpus: float = Field(0, ge=0, description="Ray GPUs each (tensor parallel over them when above 1)")
-    threads: int | None = Field(None, ge=1, description="OpenMP threads of a CPU engine; null: all cores but one")
-    in_flight: int = Field(64, ge=1, description="prompts each works on at once")
-    max_num_seqs: int = Field(256, ge=1, description="sequences the engine decodes at once")
-    kv_cache_gib: float = Field(1.0, gt=0, description="KV cache of a CPU engine, GiB")
-    gpu_memory_utilization: float = Field(0.85, gt=0, le=1, description="share of a GPU the engine takes")
+    min: int = Field(1, ge=1, description="how many generator actors are started")
+    max: int = Field(
+        1,
+        ge=1,
+        description="most generator actors there may be; the pool does not grow yet, so only `min` are started",
+    )
+    cpus: float = Field(1, ge=0, description="Ray CPUs that each generator reserves")
+    gpus: float = Field(
+        0,
+        ge=0,
+        description="Ray GPUs that each generator reserves; the model is split over them (tensor parallel) if "
+        "there are several",
+    )
+    threads: int | None = Field(
+        None, ge=1, description="OpenMP threads of an engine on the CPU; null: one less than the machine has cores"
+    )
+    in_flight: int = Field(64, ge=1, description="prompts that each generator works on at once")
+    max_num_seqs: int = Field(256, ge=1, description="sequences that the engine decodes at once")
+    kv_cache_gib: float = Field(1.0, gt=0, description="size of the KV cache of an engine on the CPU, in GiB")
+    gpu_memory_utilization: float = Field(
+        0.85, gt=0, le=1, description="share of a GPU's memory that the engine takes"
+    )
     publish: Literal["merge", "adapter"] = Field(
         "merge",
-        description="merge: all rounds' LoRAs go into the served weights, decoding pays nothing; adapter: the base "
-        "stays as it is and their sum is one LoRA that vLLM swaps while running, at a cost for every token",
+        description="merge: the LoRAs of all rounds are merged into the served weights, and decoding costs "
+        "nothing more; adapter: the base stays as it is and their sum is one LoRA that vLLM swaps "
+        "while running, which costs time for every token",
     )
     probe_tolerance: float = Field(
-        0.05, gt=0, description="after a hand-over: most a token's log-prob may differ from the trainer's (bf16)"
+        0.05,
+        gt=0,
+        description="after a hand-over, the most by which a generator's log-prob of a probe answer may differ "
+        "from the trainer's, in nats a token; the default suits bfloat16",
     )
-    chunk_mib: float = Field(16.0, gt=0, description="an adapter travels in chunks of so many MiB")
-    hang_s: float = Field(600.0, gt=0, allow_inf_nan=False, description="a generator silent for so long is dead")
+    chunk_mib: float = Field(
+        16.0, gt=0, description="size of the chunks in which an adapter travels to the generators, in MiB"
+    )
+    hang_s: float = Field(
+        600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="a generator that has work and is silent for this many seconds is taken for dead",
+    )
 
     @model_validator(mode="after")
     def _min_max(self) -> Generators:
@@ -273,11 +446,13 @@ class Generators(Section):
 
 
 class Scorers(Section):
-    min: int = Field(1, ge=1, description="scorer actors to start")
-    max: int = Field(1, ge=1, description="most scorer actors; `min` are started, the pool does not grow yet")
-    cpus: float = Field(1, ge=0, description="Ray CPUs each")
-    gpus: float = Field(0, ge=0, description="Ray GPUs each")
-    threads: int = Field(1, ge=1, description="torch threads of a CPU scorer")
+    min: int = Field(1, ge=1, description="how many scorer actors are started")
+    max: int = Field(
+        1, ge=1, description="most scorer actors there may be; the pool does not grow yet, so only `min` are started"
+    )
+    cpus: float = Field(1, ge=0, description="Ray CPUs that each scorer reserves")
+    gpus: float = Field(0, ge=0, description="Ray GPUs that each scorer reserves")
+    threads: int = Field(1, ge=1, description="torch threads of a scorer on the CPU")
 
     @model_validator(mode="after")
     def _min_max(self) -> Scorers:
@@ -288,15 +463,22 @@ class Scorers(Section):
 
 class Eval(Section):
     benchmarks: tuple[Literal["world", "pope", "chair"], ...] = Field(
-        (), description="run before round 0 and after each round"
+        (), description="benchmarks to run before the first round and after every round"
     )
-    data: str | None = Field(None, description="folder of the benchmark's files (prompts, truth, questions, images)")
-    limit: int | None = Field(None, ge=1, description="images to evaluate on; null: all")
+    data: str | None = Field(
+        None, description="folder of the benchmarks' files: prompts, truth, questions and images"
+    )
+    limit: int | None = Field(None, ge=1, description="evaluate on the first N images only; null: on all")
     limit_between: int | None = Field(
-        None, ge=1, description="the same after every round but the last; null: as many as before and after the run"
+        None,
+        ge=1,
+        description="images after every round but the last, to save time; null: as many as before the first round "
+        "and after the last",
     )
-    sampled: bool = Field(True, description="also describe at temperature 1 (the `_t1` figures)")
-    max_tokens: int = Field(256, ge=1, description="token limit of an answer")
+    sampled: bool = Field(
+        True, description="describe the images at temperature 1, too, which gives the metrics that end in `_t1`"
+    )
+    max_tokens: int = Field(256, ge=1, description="most tokens of an answer that describes an image")
 
     @model_validator(mode="after")
     def _needs_data(self) -> Eval:
@@ -328,10 +510,12 @@ class Config(Section):
     eval: Eval = Eval()
 
     def served_rank(self, *, phases_a_round: int = 1) -> int:
-        """The rank that an engine with `generators.publish: adapter` makes room for: all phases' side by side.
+        """The rank that an engine with `generators.publish: adapter` makes room for: the sum over all phases.
+
+        It is rounded up to the next rank that vLLM has (`LORA_RANKS`).
 
         Raises:
-            ValueError: there is no rank that large.
+            ValueError: vLLM has no rank that large.
         """
         needed = self.train.lora_rank * self.run.rounds * phases_a_round
         fitting = [rank for rank in LORA_RANKS if rank >= needed]
