@@ -1,7 +1,7 @@
-"""The composition root: joins the loop with real actors. The only module that starts Ray.
+"""The composition root: joins the loop with real actors. It is the only module that starts Ray.
 
-Engine and scorers start in parallel, because each spends its first seconds importing. The trainer group starts when
-they are ready, while the base policy is evaluated; it is there long before the first round has pairs.
+Engine and scorers start in parallel, because each spends its first seconds importing. The train group starts when the
+generators are ready, while the base policy is evaluated, and it is ready long before the first round has examples.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from csr_ray.stages.view import View
 
 
 class Serving:
-    """Generators (and, for a run, scorers) on a Ray that is this process's own or that it joined."""
+    """Generators and, for a run that needs them, scorers, on a Ray that this process has started or joined."""
 
     def __init__(self, generators: GeneratorPool, *, owns_ray: bool) -> None:
         self.generators = generators
@@ -34,9 +34,14 @@ class Serving:
 
     @classmethod
     def start(cls, policy: Policy, *, generators: Generators, model: str, logs: Path, view: View) -> Serving:
-        """Start generators alone, to evaluate a model. Raises ActorFailure with the end of a log.
+        """Start generators alone, to evaluate a model; returns when they serve.
 
-        `model` is a reference (`csr_ray.policy.source`), here as everywhere.
+        Args:
+            model: a reference (`csr_ray.policy.source`).
+            logs: folder of the actors' logs.
+
+        Raises:
+            ActorFailure: a generator could not start; the message ends with its log.
         """
         settings = EngineSettings(policy=policy, generators=generators)
         with view.stage("start the engine", total=None, unit="", round_index=None):
@@ -139,12 +144,12 @@ class Runtime:
 
 
 def _phases_a_round(method: Method, *, config: Config) -> int:
-    """Of the round that has most of them, and at least one."""
+    """The number of phases of the round that has the most of them, and at least 1."""
     return max([1, *(len(method.phases(index)) for index in range(config.run.rounds))])
 
 
 def cpus_needed(config: Config) -> float:
-    """Ray CPUs that all actors of the plan ask for together."""
+    """Ray CPUs that all actors of a run ask for together, and one to spare."""
     return (
         config.generators.min * config.generators.cpus
         + config.scorers.min * config.scorers.cpus
@@ -156,8 +161,11 @@ def cpus_needed(config: Config) -> float:
 def connect(*, num_cpus_needed: float) -> bool:
     """Join the cluster that RAY_ADDRESS names (as inside `ray job submit`), else start a private Ray here.
 
-    A private Ray counts at least as many CPUs as the plan asks for: generators, scorers and trainer take turns on a
-    small machine, so the counts are slots, not cores. Returns whether this process owns the Ray it uses.
+    A private Ray is told that it has at least `num_cpus_needed` CPUs, whatever the machine has: generators, scorers
+    and trainer take turns on a small machine, so Ray's CPUs are slots here, not cores.
+
+    Returns:
+        Whether this process has started the Ray that it uses, and has to shut it down.
     """
     if ray.is_initialized():
         return False

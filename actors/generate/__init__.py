@@ -1,1 +1,1 @@
-"""The generator actor: vLLM, and how a node of a tree gets its children."""
+"""The generator actor: vLLM as methods see it, and how a node of a sentence tree gets its children."""

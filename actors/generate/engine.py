@@ -1,7 +1,8 @@
-"""One vLLM engine as the search and the evaluation see it. Knows token ids, images and versions; knows no trees.
+"""One vLLM engine as methods and the evaluation see it. Knows token ids, images and weights; knows no trees.
 
-The prompt goes in as raw ids with one image placeholder plus the answer so far: nothing is decoded and re-tokenised.
-The picture is named by a uuid of its key, so the engine finds its features again instead of encoding it anew.
+The prompt goes in as raw ids, with one placeholder for the image, followed by the ids of the answer so far: nothing
+is decoded and tokenised again. The picture is named by a hash of its key, so the engine finds its features again
+instead of encoding it anew.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ _TEXTS_KEPT = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedPolicy:
-    """What an engine worker says after new weights.
+    """What an engine's worker reports after it has loaded new weights.
 
     Attributes:
-        checksum: of the tensors that were loaded, under checkpoint names.
-        num_unseen: tensors whose layer could not be looked at afterwards (split over several workers).
+        checksum: SHA-256 of the tensors that were loaded, under checkpoint names (of a LoRA, PEFT's names).
+        num_unseen: how many tensors' layers could not be looked at afterwards, such as those split over workers.
         max_tensor_gap: largest relative gap between a layer and its tensor (`actors.handover.layer_proof`).
-        wrong_tensors: names of those beyond rounding, worst first.
+        wrong_tensors: names of the tensors whose gap is larger than rounding explains, worst first.
     """
 
     checksum: str
@@ -57,8 +58,9 @@ class EngineSettings:
 
     Attributes:
         search: how continuations are drawn.
-        seed: of the engine itself.
-        max_lora_rank, lora_targets: what to make room for with `generators.publish: adapter`.
+        seed: vLLM's own seed; requests that sample bring their own.
+        max_lora_rank, lora_targets: rank and layers of the LoRA that the engine makes room for with
+            `generators.publish: adapter`; otherwise the rank is 0.
     """
 
     policy: Policy
@@ -82,7 +84,7 @@ class EngineSettings:
 
 
 class VllmEngine:
-    """`AsyncLLM` with pictures by key. Create it, then `await start()`; `csr_ray.ports.Engine` is what methods see.
+    """The `csr_ray.ports.Engine` on vLLM's `AsyncLLM`. Create it, then `await start()`.
 
     Args:
         model: folder of the base policy.
@@ -213,7 +215,7 @@ class VllmEngine:
         return float(sum(entry[token].logprob for entry, token in zip(tail, answer_ids, strict=True)))
 
     async def unreadable(self, picture: Picture) -> str | None:
-        """Why a picture cannot be used, None if it can; it is kept for the requests that follow."""
+        """Why a picture cannot be used, or None if it can; then it is kept for the requests that follow."""
         try:
             await self._image(picture)
         except ValueError as error:
@@ -221,9 +223,9 @@ class VllmEngine:
         return None
 
     async def cached_gap(self, ask: Ask, *, answer_ids: Sequence[int]) -> float:
-        """How far the log-prob of the answer's last token depends on whether cached prefixes may be used.
+        """How much the log-prob of the answer's last token changes if cached prefixes may be used, in nats.
 
-        Teacher forcing computes every prefix anew and so would miss a cache that still holds the old policy's.
+        Teacher forcing computes every prefix anew, so it would miss a cache that still holds the old policy's.
         """
         *prefix, last = answer_ids
         final = await self._final(ask, suffix=answer_ids, max_tokens=1, temperature=0.0, prompt_logprobs=0)
@@ -241,9 +243,9 @@ class VllmEngine:
         return abs(float(fresh) - float(outputs[0].logprobs[0][last].logprob))
 
     async def load_policy(self, *, adapters: Sequence[str]) -> LoadedPolicy:
-        """Base weights plus all `adapters`; nothing cached of the old policy is used again.
+        """Serve the base plus all `adapters` (folders, oldest first); nothing cached of the old policy is used again.
 
-        Merged inside the engine's workers, or beside the base (`generators.publish`).
+        They are merged inside the engine's workers or served beside the base, as `generators.publish` says.
         """
         if self._hot is not None:
             results = await self._hot.switch(self._llm, adapters=adapters)
@@ -283,9 +285,9 @@ class VllmEngine:
         return self._ids[text]
 
     async def _finals(self, ask: Ask, *, suffix: Sequence[int], options: Sequence[dict[str, Any]]) -> list[Any]:
-        """One request a set of options, all behind the same prompt, admitted in this order; waits for all of them.
+        """Submit one request for each set of options, in this order and behind the same prompt, and await them all.
 
-        The prompt is rendered (its image looked up) once for all.
+        The prompt is rendered (and its image looked up) once for all of them.
         """
         from vllm.inputs import TokensPrompt
         from vllm.renderers.inputs.preprocess import parse_model_prompt
@@ -303,7 +305,11 @@ class VllmEngine:
         return finals
 
     def _count_continuations(self, finals: Sequence[Any]) -> None:
-        """All whole blocks before a continuation's last token were computed for its parent: they must be found."""
+        """Count continuations, and those that miss the cache.
+
+        Every whole block before a continuation's last token was computed for its parent already, so it should be
+        found in the prefix cache.
+        """
         misses = sum(
             (final.num_cached_tokens or 0) < (len(final.prompt_token_ids) - 1) // self._block_size * self._block_size
             for final in finals
@@ -339,7 +345,7 @@ class VllmEngine:
         )
 
     async def _image(self, picture: Picture) -> Image:
-        """Decoded once while its prompt is at work; the engine's own cache holds the processed form."""
+        """The decoded picture, kept while its prompt is at work; the engine's own cache has the processed form."""
         if picture not in self._images:
             image = await asyncio.to_thread(load_picture, picture)
             self._images[picture] = image
@@ -370,7 +376,7 @@ def _in_order(final: Any) -> list[Any]:
 
 
 def _end_tokens(model: str, *, tokenizer: Any) -> list[int]:
-    """Every token that ends an answer: the tokenizer's, and what the model's generation config adds."""
+    """Every token that ends an answer: the tokenizer's, and those that the model's generation config adds."""
     from transformers import GenerationConfig
 
     try:
@@ -382,7 +388,7 @@ def _end_tokens(model: str, *, tokenizer: Any) -> list[int]:
 
 
 def _image_token(model_config: Any) -> int:
-    """The token that stands for an image: no answer holds it."""
+    """The token that stands for an image in a prompt, and which no answer holds."""
     config = model_config.hf_config
     token = getattr(config, "image_token_id", None)
     return int(config.image_token_index if token is None else token)

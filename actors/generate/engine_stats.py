@@ -1,4 +1,4 @@
-"""What vLLM says about itself, step by step, added up. Loaded through vLLM's own `stat_loggers`, no patching.
+"""Adds up the statistics that vLLM gives after every engine step, through vLLM's own `stat_loggers`.
 
 Knows the field names of vLLM's statistics; does not know prompts or trees.
 """

@@ -2,7 +2,7 @@
 
 All of them stop at tokens, never at strings: the engine's core decides by itself, and nothing is decoded to text
 while it runs. Whether a stop really ends a sentence is judged here (`csr_ray.rollout.sentences`), and a sentence that
-goes on is continued. What this module does not know: vLLM's classes, images, trees.
+goes on is continued. This module does not know vLLM's classes, images or trees.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ class Draft:
     """One sequence as the engine returned it.
 
     Attributes:
+        logps: natural log-probs of `ids`, one for each token.
         stop: the token of `stop_token_ids` that ended it, if one did.
         ended: it ended at an end-of-answer token.
         full: the model's context is full.
-        first, last: the most probable tokens at the first and at the last position with their log-probs, best first
-            (where asked for).
+        penalties: what `diverse_greedy` took off each token's log-prob; empty for the other ways.
+        first, last: the most probable tokens at the first and at the last position with their log-probs, best first;
+            as many as the request asked for.
     """
 
     ids: tuple[int, ...]
@@ -53,14 +55,20 @@ class Draft:
 
 
 class Decode(Protocol):
-    """Submits requests that share one prompt, in order, and waits for all: one list of drafts a set of options."""
+    """Submits requests that share one prompt, in order, and waits for all; one list of drafts for each request."""
 
     def __call__(self, suffix: Sequence[int], options: Sequence[dict[str, Any]]) -> Awaitable[list[list[Draft]]]: ...
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the expansion needs to know of the policy's tokenizer."""
+    """What the expansion needs to know of the policy's tokenizer.
+
+    Attributes:
+        stops: tokens at which a sentence may end.
+        ends: tokens that end an answer.
+        broken: a token that no answer holds, by which the logits processor says that a group is broken.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     stops: frozenset[int]
@@ -97,11 +105,12 @@ class Tokens:
 
 @dataclass
 class Expansion:
-    """Children of nodes by `search.expand`. One of it serves all prompts of an engine.
+    """Gives nodes their children, as `search.expand` says. One instance serves all prompts of an engine.
 
     Attributes:
-        together: decode the members of a diverse group side by side. False: one after the other, each told what the
-            earlier ones are charged for; slower, and right whatever the engine does. A broken group falls back to it.
+        together: decode the members of a diverse group side by side. Otherwise they are decoded one after the other,
+            and each is told what the earlier ones are charged for; that is slower, but right whatever the engine
+            does, and a broken group falls back to it.
         on_broken: called for each group whose order could not be kept, and which is decoded again.
     """
 
@@ -121,7 +130,12 @@ class Expansion:
         max_tokens: int,
         seed: int,
     ) -> list[Sentence]:
-        """`num` next sentences of at most `max_tokens` tokens (fewer where `first_token` finds fewer tokens)."""
+        """Decode `num` next sentences of at most `max_tokens` tokens each.
+
+        Args:
+            prompt_ids: of the prompt; they only count towards `search.max_chars`.
+            prefix_ids: of the answer so far.
+        """
         expand = {
             "sample": self._sample,
             "first_token": self._first_token,
@@ -195,7 +209,7 @@ class Expansion:
     async def _group_together(
         self, decode: Decode, prefix: Sequence[int], num: int, max_tokens: int
     ) -> list[Draft] | None:
-        """All members at once; None if the engine could not keep their order."""
+        """Decode all members at once; None if the engine could not keep their order."""
         group = str(next(self._names))
         stops = [*self.tokens.stops, self.tokens.broken]
         options = [
@@ -250,7 +264,7 @@ class Expansion:
         return self.tokens.stops | (self.tokens.ends if self.search.eos == "stop" else frozenset())
 
     def _penalty(self, token: int, position: int, charged: Sequence[Sequence[int]]) -> float:
-        """What a token costs at a position behind members that are charged for these tokens."""
+        """What is taken off a token's log-prob at a position; `charged` are the tokens of the earlier members."""
         num = sum(position < len(other) and other[position] == token for other in charged)
         return self.search.diversity_penalty * num
 
@@ -258,10 +272,11 @@ class Expansion:
         return tuple(self._penalty(token, position, charged) for position, token in enumerate(ids))
 
     def _charged(self, draft: Draft, *, charged: Sequence[Sequence[int]]) -> list[int]:
-        """What the members behind this one pay for: its tokens, but its second choice where it ended.
+        """What later members are charged for: this one's tokens, but its second choice where it ended.
 
-        The logits processor knows it too, and has no way to say so (`actors.generate.hamming`). Of equal scores it
-        takes the lowest token, and in bfloat16 many are equal; log-probs differ from them by rounding.
+        The logits processor (`actors.generate.hamming`) knows the second choice too, but has no way to return it. Of
+        equal scores the processor takes the lowest token, and in bfloat16 many scores are equal. The log-probs read
+        here differ from those scores by rounding, so scores closer than `_ROUNDING` count as equal.
         """
         *before, end = draft.ids
         if end not in self._member_stops:
@@ -276,10 +291,11 @@ class Expansion:
     async def _to_sentence_end(
         self, decode: Decode, prefix: Sequence[int], draft: Draft, max_tokens: int, seed: int
     ) -> Draft:
-        """Continue a draft that stopped where no sentence ends, cut one that looked too far ahead.
+        """Continue a draft that stopped where no sentence ends, until one does.
 
-        A continuation is drawn as `search.expand` draws (greedily, for the two greedy ways), and alone: a member of a
-        diverse group leaves its group at its first stop.
+        Where only the next character can tell, one token is decoded to see it, and dropped if the sentence had ended.
+        A continuation is sampled if `search.expand` samples, otherwise greedy, and it is a request of its own: a
+        member of a diverse group leaves its group at its first stop.
         """
         if draft.stop is None:
             return draft

@@ -1,4 +1,4 @@
-"""The generator actor: a vLLM engine on which a method rolls out, which answers questions and takes new weights.
+"""The generator actor: a vLLM engine on which a method rolls out. It also answers questions and takes new weights.
 
 Each call of `rollout` is one prompt's coroutine; the engine's continuous batching fills up from all of them.
 Everything that leaves here is stamped with the policy version that made it.
@@ -32,8 +32,10 @@ class GeneratorActor:
 
     Args:
         model: reference of the base policy (`csr_ray.policy.source`).
+        scorers: handles of the scorer actors; empty for a method that needs none.
         method: what rolls out; None: this generator answers questions only.
         seed: of the run; what is drawn for a prompt follows from it, the cycle and the prompt's id.
+        log: file that this process's output goes to; None: wherever Ray puts it.
     """
 
     def __init__(
@@ -68,7 +70,11 @@ class GeneratorActor:
         return version
 
     async def rollout(self, prompt: Prompt, cycle: Cycle) -> Rollout | Rejection:
-        """What the method makes the policy say to one prompt, or why its picture cannot be used."""
+        """Roll out one prompt by the method; a rejection if the prompt's picture cannot be used.
+
+        Raises:
+            StalePolicyError: this generator does not hold the current policy.
+        """
         assert self._method is not None, "started to answer questions only"
         version = self._current_version()
         if (reason := await self._engine.unreadable(prompt.ask.picture)) is not None:
@@ -88,7 +94,11 @@ class GeneratorActor:
     async def answer(
         self, questions: Sequence[Question], temperature: float, max_tokens: int, seed: int
     ) -> list[Answer]:
-        """One answer a question, without search."""
+        """Answer each question once, without search; answers are in the order of the questions.
+
+        Raises:
+            StalePolicyError: this generator does not hold the current policy.
+        """
         version = self._current_version()
 
         async def one(question: Question) -> Answer:

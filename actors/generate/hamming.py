@@ -1,17 +1,17 @@
-"""Coupled greedy decoding in one engine batch: diverse (group) beam search with groups of one, a logits processor.
+"""Coupled greedy decoding in one engine batch: diverse beam search with groups of one beam, as a logits processor.
 
 At each position member m of a group takes the token with the highest log-prob less `penalty` for every earlier
 member that is charged for the same token at the same position (Vijayakumar et al. 2016, with the Hamming term; CSR's
-released search is five such members). A member is charged for the token that it took, but where it ends for its
-second choice: transformers' group beam search stores the finished sentence and goes on with the runner-up, and that
-is what the later groups pay for. A member that has ended takes part no more. vLLM loads this class by its name
-(`logits_processors`); it runs in the worker, on CPU and GPU.
+released search has five such members). A member is charged for the token that it took, except where it ends: there it
+is charged for its second choice. The reason is that transformers' group beam search stores the finished sentence and
+goes on with the runner-up, so that is what its later groups pay for. A member that has ended takes part no more. vLLM
+loads this class by its name (`logits_processors`); it runs in the worker, on CPU and GPU.
 
 Members are separate requests, so one may be admitted later than another, be preempted, or end early. A later member
 that lags behind reads the earlier ones' tokens; one that runs ahead cannot be right, and then the whole group is
-broken off: its rows are made to choose the `broken` token, which the requests stop at, and the engine's side decodes
-the group again one member after the other (`earlier` then carries the tokens, and nothing can go wrong). What this
-module does not know: trees, sentences, and how a group is submitted.
+broken off: its rows are made to choose the `broken` token, at which the requests stop, and `actors.generate.expand`
+decodes the group again, one member after the other (then `earlier` carries the tokens, and nothing can go wrong).
+This module does not know trees, sentences, or how a group is submitted.
 """
 
 from __future__ import annotations
@@ -40,9 +40,12 @@ _GROUPS_KEPT_PER_SEQUENCE: Final = 4
 
 @dataclass
 class _Track:
-    """What one member has chosen so far. `output_ids` is the engine's own list, which it keeps filling.
+    """What one member has chosen so far.
 
-    `charged` is what later members pay for: the chosen tokens, and the runner-up at the member's end.
+    Attributes:
+        charged: what later members pay for: the chosen tokens, but the runner-up at the member's end.
+        output_ids: the engine's own list of this member's tokens, which it keeps filling.
+        end: the position at which the member ended; None while it goes on.
     """
 
     chosen: list[int] = field(default_factory=list)
@@ -87,7 +90,7 @@ class _Row:
 
 
 class HammingGroups(LogitsProcessor):
-    """See the module. Reads `SamplingParams.extra_args["hamming"]`, built by `group_arguments` and its kin."""
+    """See the module. Reads `SamplingParams.extra_args["hamming"]`, which `actors.generate.expand` fills."""
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
@@ -176,7 +179,7 @@ class HammingGroups(LogitsProcessor):
 
 
 def _taken(row: _Row) -> list[int] | None:
-    """What the earlier members are charged for at this row's position; None if one of them is not there yet."""
+    """The tokens that earlier members are charged for at this row's position; None if one is not that far yet."""
     position = row.position
     if row.group is None:
         return [ids[position] for ids in row.earlier if position < len(ids)]
@@ -194,18 +197,21 @@ def _taken(row: _Row) -> list[int] | None:
 
 
 def _choose(row: _Row, *, token: int, charge: int) -> None:
-    """Record the choice at this row's position. A part of a prefill may choose what is then thrown away."""
+    """Record the choice at this row's position.
+
+    A position may be chosen more than once: what a part of a split prefill chooses is thrown away by the engine.
+    """
     assert row.group is not None
     track = row.group.tracks[row.member]
     position = row.position
     if position > len(track.chosen):
-        row.group.is_broken = True  # tokens of this member were made while nobody looked
+        row.group.is_broken = True  # the engine made tokens of this member that did not pass through here
         return
     is_another = (track.chosen[position:], track.charged[position:]) not in (([], []), ([token], [charge]))
     if is_another and any(
         len(other.chosen) > position for member, other in row.group.tracks.items() if member > row.member
     ):
-        row.group.is_broken = True  # somebody has gone by what is now another choice
+        row.group.is_broken = True  # a later member has paid for a choice that is now another one
     track.chosen[position:] = [token]
     track.charged[position:] = [charge]
     track.end = position if token in row.stops else None

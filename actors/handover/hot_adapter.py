@@ -1,8 +1,9 @@
 """`generators.publish: adapter`: the base stays loaded, and every policy is one LoRA that vLLM swaps while running.
 
-The LoRA is the sum of all rounds' (`csr_ray.policy.weights.combined_tensors`), in a folder of its own for each
-version. vLLM keys cached prefixes by a LoRA's name, so the name says the tensors too and never stands for others;
-image features do not depend on the LoRA and stay cached. Knows vLLM's LoRA interface; knows no prompts.
+The LoRA is the sum of all phases' adapters (`csr_ray.policy.weights.combined_tensors`), in a folder of its own for
+each version. vLLM finds cached prefixes by a LoRA's name, so the name has a checksum of the tensors in it and never
+stands for other ones. Image features do not depend on the LoRA and stay cached. Knows vLLM's LoRA interface; knows no
+prompts.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ class HotAdapter:
     """The LoRA that one engine serves.
 
     Args:
-        max_rank: the engine makes room for a LoRA of this rank (`Config.served_rank`).
-        targets: linear layers that may have one (`train.lora_targets`).
+        max_rank: rank of the largest LoRA that the engine makes room for (`Config.served_rank`).
+        targets: names of the linear layers that may have one (`train.lora_targets`).
 
     Attributes:
-        request: what every request of the engine carries; None: the base alone.
+        request: vLLM's LoRARequest, which every request of the engine carries; None: the base alone is served.
     """
 
     def __init__(self, *, max_rank: int, targets: Sequence[str]) -> None:
@@ -48,9 +49,9 @@ class HotAdapter:
         }
 
     async def switch(self, llm: Any, *, adapters: Sequence[str]) -> list[dict[str, Any]]:
-        """Serve base plus the sum of `adapters` from the next request on; says what each worker holds then.
+        """Serve base plus the sum of `adapters` from the next request on; returns each worker's `prove_adapter`.
 
-        No request may be under way. What was served before is gone afterwards.
+        No request may be under way. The LoRA that was served before is removed.
 
         Raises:
             ValueError: the adapters cannot be combined, or need a larger rank than the engine makes room for.
@@ -91,7 +92,7 @@ class HotAdapter:
 
 
 def refusal(model_config: Any) -> ConfigError | None:
-    """Why an engine with LoRA cannot start on this model, if that is vLLM's lack of it."""
+    """The error to raise if vLLM has no LoRA for this kind of model; None if it has."""
     from vllm.model_executor.models import ModelRegistry, supports_lora
 
     model, architecture = ModelRegistry.resolve_model_cls(model_config.architectures, model_config)

@@ -1,8 +1,9 @@
-"""Whether a vLLM worker's layers answer as the tensors they were given, layer by layer.
+"""Whether each layer of a vLLM worker computes what the tensors that it was given compute.
 
 Kernels keep weights in layouts of their own (vLLM's CPU linears drop the plain weight once it is packed), so a digest
-of what lies in memory proves nothing there. Asked instead: does the layer map fixed random vectors to where the
-tensor maps them? Where the plain weight is still there it is compared itself. Runs inside the worker process.
+of what lies in memory would prove nothing. Instead the layer and the tensor are applied to the same fixed random
+vectors, and the results compared; where the plain weight is still there it is compared itself. Runs inside the worker
+process.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-# Relative, where only the layer's answer can be looked at: rounding of the products.
+# Largest relative gap that the rounding of the products explains, where only a layer's output can be looked at.
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 _FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -21,9 +22,11 @@ _NUM_PROBES = 4
 
 
 def tensor_gaps(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, float], int]:
-    """Relative gap of every decoder weight among `tensors` (checkpoint names), and how many could not be looked at.
+    """Compare every decoder weight among `tensors` (by checkpoint name) with its layer.
 
-    A layer that is split over several workers, or that is not found under a known name, counts as not looked at.
+    Returns:
+        The relative gap of each weight, and the number of those whose layer could not be looked at, because it is
+        split over several workers or not found under a known name.
     """
     layers = {
         _tail(name): module
@@ -46,10 +49,12 @@ def tensor_gaps(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> 
 def adapter_gaps(
     model: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, adapter_id: int
 ) -> tuple[dict[str, float], int]:
-    """Relative gap between a LoRA's tensors (PEFT names) and those vLLM holds of it; how many could not be looked at.
+    """Compare a LoRA's tensors (by PEFT's names) with those that vLLM holds of it.
 
-    Nothing is computed with them on the way, so the gap of a right one is 0. A module that no layer took up, and a
-    layer that holds what the LoRA does not have (under vLLM's name), have an infinite gap.
+    Returns:
+        The relative gap of each tensor, and the number of those that could not be looked at because their layer is
+        split. Tensors are only copied on their way, so the gap of a right one is 0. A module that no layer has taken
+        up has an infinite gap, and so has a layer (under vLLM's name) that holds what is not in the LoRA.
     """
     layers = {
         _tail(name): module
@@ -84,7 +89,7 @@ def adapter_gaps(
 
 
 def _held_gap(held: torch.Tensor, *, tensor: torch.Tensor) -> float:
-    """Of a tensor in the corner of zeros that vLLM has room for."""
+    """Relative gap of a tensor that vLLM holds in the upper left corner of a larger one, which is zero elsewhere."""
     if held.shape[0] < tensor.shape[0] or held.shape[1] < tensor.shape[1]:
         return math.inf
     expected = torch.zeros(held.shape, dtype=held.dtype)
@@ -135,5 +140,5 @@ def _gap(layer: Any, *, tensor: torch.Tensor, rows: slice) -> float:
 
 
 def _tail(name: str) -> str:
-    """`0.self_attn.q_proj` of whatever stands before the decoder's layers."""
+    """The part of a module's name behind `layers.`, such as `0.self_attn.q_proj`."""
     return name.rpartition("layers.")[2]

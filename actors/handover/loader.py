@@ -1,8 +1,8 @@
-"""What runs inside a vLLM worker process: merging adapters into the served weights. Loaded by name, no patching.
+"""What runs inside a vLLM worker process: adapters are merged into the served weights. vLLM loads it by its name.
 
 The worker reads the adapters itself and hands vLLM's own loader merged tensors under checkpoint names, so any
 tensor-parallel or fused layout is served and decoding pays nothing for the adapter. With `generators.publish:
-adapter` vLLM loads the adapter (`actors.handover.hot_adapter`), and the worker says what it holds.
+adapter` vLLM loads the adapter instead (`actors.handover.hot_adapter`), and the worker compares what it holds.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ class PolicyLoader:
     _adapted_blocks: frozenset[str] = frozenset()
 
     def load_policy(self, base: str, adapters: Sequence[str]) -> dict[str, Any]:
-        """Load base + all `adapters` (fp32 sum, one rounding), whatever was loaded before.
+        """Load the base plus all `adapters`, summed in float32 and rounded once, whatever was loaded before.
 
-        Returns plain values only: they cross a process border.
+        Returns the fields of `actors.generate.engine.LoadedPolicy` as plain values, because they cross a process
+        border.
         """
         from actors.handover.layer_proof import tensor_gaps, tolerance
         from csr_ray.policy.weights import block_of, checksum, merged_blocks
@@ -46,9 +47,10 @@ class PolicyLoader:
         }
 
     def prove_adapter(self, adapters: Sequence[str], adapter_id: int) -> dict[str, Any]:
-        """Hold vLLM's LoRA of number `adapter_id` (0: none) to the sum of `adapters`, read here anew.
+        """Compare vLLM's LoRA of number `adapter_id` (0: none) with the sum of `adapters`, which is read anew here.
 
-        Returns plain values only: they cross a process border.
+        Returns the fields of `actors.generate.engine.LoadedPolicy` as plain values, because they cross a process
+        border.
         """
         from actors.handover.layer_proof import adapter_gaps
         from csr_ray.policy.weights import checksum, combined_tensors

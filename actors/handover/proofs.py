@@ -1,7 +1,7 @@
-"""The proof at every hand-over: what each generator says it serves against what the trainer trained.
+"""The proof at every hand-over: compares what each generator says it serves with what the trainer trained.
 
-Consumes: answers of generators (or their deaths). Produces: a verdict a generator. Pure but for its types; who is
-asked, and what happens to one that failed, is `actors.pool.generators`'s.
+It takes the generators' answers and says of each what is wrong with it. It calls nobody: who is asked, and what
+happens to a generator that fails, is decided in `actors.pool.generators`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ class Served:
     """A generator's proof of what it serves.
 
     Attributes:
-        checksum: of the tensors it loaded.
-        wrong_tensors: those whose layer answers otherwise, worst first.
-        probe_logps: log-probs of the probes' answers.
-        cache_gaps: one a probe, see `VllmEngine.cached_gap`.
+        checksum: of the tensors that it loaded.
+        wrong_tensors: names of the tensors from which their layers differ, worst first.
+        probe_logps: log-probs of the probes' answers, each summed over its tokens, in nats.
+        cache_gaps: one for each probe, in nats; see `VllmEngine.cached_gap`.
+        num_bytes: how many bytes of adapters it has pulled for this hand-over.
+        seconds: from the request to the last probe.
     """
 
     version: int
@@ -47,7 +49,7 @@ class Proof:
     tolerance: float
 
     def gap(self, served: Served) -> float:
-        """Largest gap of a probe answer's log-prob between generator and trainer, absolute."""
+        """Largest absolute difference of a probe answer's log-prob between generator and trainer, in nats."""
         pairs = zip(served.probe_logps, self.trained.probes, strict=True)
         gaps = [abs(logp - probe.logp) for logp, probe in pairs]
         return max(gaps, default=0.0)
@@ -78,7 +80,10 @@ class Proof:
 
 
 def faults(served: Mapping[int, Served], *, proof: Proof) -> dict[int, str]:
-    """By generator, what is wrong; one whose checksum is not the majority's is wrong, too."""
+    """What is wrong, by generator; generators with nothing wrong are left out.
+
+    A generator whose checksum is not that of the majority is wrong, too.
+    """
     found = {index: fault for index, answer in served.items() if (fault := proof.fault(answer))}
     passed = {index: answer.checksum for index, answer in served.items() if index not in found}
     if passed:

@@ -43,7 +43,7 @@ class RegistryActor:
         return version
 
     def packages(self, *, after: int) -> list[Package]:
-        """Everything that leads from version `after` to the current one."""
+        """The packages that lead from version `after` to the current one, oldest first."""
         return self._packages[after:]
 
 
@@ -65,9 +65,10 @@ class Registry:
         return self._num_packages
 
     def add(self, adapter: str, *, version: int) -> None:
-        """Make an adapter folder the package of `version`; nothing to do if that is current already.
+        """Make an adapter folder the package of `version`; does nothing if that version is current already.
 
-        A driver that died between training and hand-over starts again with the version that it hands over next.
+        It is current already if the driver died between training and hand-over: started again, it begins with every
+        adapter that is trained, and then hands over the last of them.
 
         Raises:
             ActorFailure: `version` is neither the current one nor the next.
@@ -90,7 +91,7 @@ class Registry:
 
 
 class Receiver:
-    """A generator's side: adapter folders of its own, one a version it has pulled."""
+    """A generator's side: it pulls packages into adapter folders of its own, one for each version."""
 
     def __init__(self, registry: Any, *, folder: Path) -> None:
         self._registry = registry
@@ -99,7 +100,7 @@ class Receiver:
         self.num_bytes = 0
 
     async def pull(self) -> int:
-        """Fetch what is missing; returns the version that `adapters` now make.
+        """Fetch the packages that are missing; returns the version that `adapters` make then.
 
         Raises:
             TransferError: a package did not arrive as it was sent.

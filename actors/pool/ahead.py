@@ -1,4 +1,4 @@
-"""Results that are fetched while the driver still works on earlier ones: nobody who could work waits for it."""
+"""Fetches results while the driver still works on earlier ones, so that no generator waits for the driver."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Ahead(Generic[T]):
     """Iterates in a thread of its own, a bounded number of items ahead of whoever iterates over this.
 
     Args:
-        make: makes the iterator, inside the thread; its argument says whether nobody wants more. An iterator that
-            may block for long has to ask it now and then, and to end.
+        make: makes the iterator, inside the thread. Its argument is a function that returns true once nobody wants
+            more items; an iterator that may block for long has to call it now and then, and to end if it is true.
     """
 
     def __init__(self, make: Callable[[Callable[[], bool]], Iterator[T]]) -> None:
@@ -45,7 +45,7 @@ class Ahead(Generic[T]):
             for item in self._make(self._stopped.is_set):
                 if not self._put((item,)):
                     return
-        except BaseException as error:  # whatever it is, it has to reach the one who waits
+        except BaseException as error:  # whatever it is, it has to be raised where the items are awaited
             last = error
         self._put(last)
 

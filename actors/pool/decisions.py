@@ -1,7 +1,7 @@
-"""All decisions about a piece of work spread over replicas: events and the time in, a list of actions out.
+"""All decisions about work that is spread over replicas: it takes events and the time, and returns a list of actions.
 
-The one owner of all replicas, generators and scorers alike. It joins who gets what (`dispatch`), what becomes of an
-item that went wrong (`failures`) and who is alive (`lives`), and does nothing itself: a thin shell carries the
+One object decides about all replicas, generators and scorers alike. It joins who gets what (`dispatch`), what becomes
+of an item that went wrong (`failures`) and who is alive (`lives`), and does nothing itself: a thin shell carries the
 actions out, with Ray or, in the tests, with thousands of simulated actors under a simulated clock.
 """
 
@@ -47,8 +47,11 @@ class Decisions(Generic[T]):
 
     Args:
         items: drawn as there is room for them; see `Dispatch` for what is held at a time.
+        image_of: names the image of an item, by which items are kept together.
         in_flight: items that a generator works on at once.
-        limits: for each role; a role that is not named here is never replaced and never late.
+        limits: for each role; replicas of a role that is not named here are never replaced and never late.
+        item_limits: when an item is set aside.
+        look_ahead, remembered: see `Dispatch`.
     """
 
     def __init__(

@@ -28,15 +28,19 @@ class Dispatch(Generic[T]):
 
     What is held is bounded, however many items there are: at most `in_flight` items a replica are in flight,
     at most `look_ahead` more are drawn and wait for their homes (items that come back from a dead replica were in
-    flight before, so both together stay below the sum), and of images without work the last `remembered` a replica
-    are remembered by name. The price: behind `look_ahead` items that all belong to busy homes nobody looks further.
+    flight before, so both together stay below the sum), and of images without work the last `remembered` of each
+    replica are remembered by name. The price is that no item is drawn while `look_ahead` items wait that all belong
+    to busy homes.
 
-    Every operation takes constant time on average, whatever the number of replicas; `num_steps` counts them.
+    Every operation takes constant time on average, whatever the number of replicas; `num_steps` counts elementary
+    steps, for the test of that.
 
     Args:
+        items: in the order in which they are drawn.
+        image_of: names the image of an item.
         in_flight: items that a replica works on at once.
-        look_ahead: None: twice what all replicas have in flight, and at least 64.
-        remembered: images a replica whose features may still be cached there.
+        look_ahead: items that may be drawn and wait; None: twice what all replicas have in flight, and at least 64.
+        remembered: how many images without work each replica is remembered for, as it may still have them cached.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""What becomes of an item that went wrong: tried again, set aside, or a sign that the run should stop.
+"""What becomes of an item that went wrong: it is tried again, set aside, or taken as a sign that the run should stop.
 
-Pure: it is told what happened to a piece of work and gives a verdict. It knows neither replicas (`lives`) nor who
-gets the item next (`dispatch`).
+It is told what happened to a piece of work and returns a verdict. It knows neither replicas (`lives`) nor who gets
+the item next (`dispatch`).
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ class ItemLimits:
 class Failures:
     """Verdicts on work that went wrong.
 
-    Who was in flight with a poisonous item is struck like the item itself. So nobody is set aside for a death on
-    suspicion: the last try is alone on a replica, and an innocent item comes out of it with its result.
+    Items that are in flight beside one that kills replicas are lost with it, again and again. So no item is set aside
+    for a death on suspicion: its last try is alone on a replica, and an innocent item comes out of that with its
+    result.
     """
 
     def __init__(self, limits: ItemLimits) -> None:
@@ -52,14 +53,14 @@ class Failures:
         self._num_succeeded += 1
 
     def own_error(self) -> Verdict:
-        """The item itself is at fault, and would be again."""
+        """The item itself is at fault, and would be if it were tried again."""
         self._num_failed += 1
         if self._num_succeeded == 0 and self._num_failed >= self._limits.failures_before_giving_up:
             return "give up"
         return "quarantine"
 
     def died_with(self, work: Work[Any], *, alone: bool) -> Verdict:
-        """A replica died while it worked on this."""
+        """A replica died while it worked on this; `alone` if it worked on nothing else."""
         work.num_deaths += 1
         if work.num_deaths < self._limits.tries - 1:
             return "retry"
@@ -70,6 +71,6 @@ class Failures:
         return "retry alone" if verdict == "quarantine" and self._num_succeeded == 0 else verdict
 
     def ran_out_of_time(self, work: Work[Any]) -> Verdict:
-        """A call of this was cancelled."""
+        """A call for this was cancelled, because it took longer than `call_s`."""
         work.num_timeouts += 1
         return "retry" if work.num_timeouts < self._limits.tries else self.own_error()

@@ -1,7 +1,7 @@
 """The pool of generators behind the loop's `Generators` port: bounded work in flight, first come first served.
 
-A prompt is one actor call, so a slow rollout holds up nobody and a fast generator simply takes more. What this module
-does not know: what a rollout is for, and where results are kept.
+A prompt is one actor call, so a slow rollout holds up nobody and a fast generator simply takes more. This module does
+not know what a rollout is for, or where results are kept.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ _QUESTIONS_A_CALL = 32
 
 
 class GeneratorPool:
-    """Generators and scorers that are already starting; `wait_until_ready` blocks until they serve.
+    """Generators that are starting already, with their scorers; `wait_until_ready` blocks until they serve.
 
     Args:
-        adapters: of the phases already trained, oldest first.
+        replicas: owner of the actors.
+        adapters: folders of the phases already trained, oldest first.
     """
 
     def __init__(self, config: Generators, *, replicas: Replicas, adapters: Sequence[str]) -> None:
@@ -49,12 +50,17 @@ class GeneratorPool:
         return self._version
 
     def close(self) -> None:
-        """End the actors and what they pulled their weights from."""
+        """End the actors, and the registry from which they pull their weights."""
         self._replicas.close()
         self._registry.close()
 
     def wait_until_ready(self) -> None:
-        """Raises ActorFailure with the end of the actor's log if one cannot start, UserError if it says why."""
+        """Block until every generator serves the current policy.
+
+        Raises:
+            ActorFailure: one died while starting; the message ends with its log.
+            UserError: one cannot start for a reason that the user can mend.
+        """
         for slot, started in enumerate(self._started):
             try:
                 version = self._replicas.result(started, role="generator", slot=slot)
@@ -135,7 +141,7 @@ class GeneratorPool:
         )
 
     def _served(self, slots: Sequence[int], *, proof: Proof) -> tuple[dict[int, Served], dict[int, str]]:
-        """What these generators serve now, and what is wrong with some of them."""
+        """Let these generators pull and prove the current version: the proofs that hold, and the faults of others."""
         probes = list(proof.trained.probes)
         calls = {slot: self._replicas.actor("generator", slot).publish.remote(probes) for slot in slots}
         served: dict[int, Served] = {}
@@ -169,13 +175,13 @@ class GeneratorPool:
         in_flight: int,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[T, Any]]:
-        """`submit` every item to a generator that has room; results (or task errors) as they come."""
+        """Give every item to a generator that has room, and yield results or task errors as they come."""
         shell = Shell(self._replicas, hang_s=self._config.hang_s)
         return shell.map(items, image_of=image_of, submit=submit, in_flight=in_flight, stopped=stopped)
 
 
 def _by_image(questions: Sequence[Question]) -> list[list[Question]]:
-    """Calls of about `_QUESTIONS_A_CALL` questions; those about one image are never split."""
+    """Put questions together into calls of about `_QUESTIONS_A_CALL`; those about one image are never split."""
     groups: dict[str, list[Question]] = {}
     for question in questions:
         groups.setdefault(question.image, []).append(question)

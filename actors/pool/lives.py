@@ -1,7 +1,8 @@
 """The lives of one role's replicas: who serves, who is silent for too long, who is replaced, when too few are left.
 
-A replica is starting, serving (with work or quiet), suspect (silent for so long that it gets nothing new), or dead
-and forgotten. Pure: it is told what was heard and what time it is. It knows nothing of items and of who gets them.
+A replica is starting, serving (with work, or quiet without), suspect (silent for so long that it gets nothing new),
+or dead and forgotten. This is a state machine: it is told what was heard and what time it is. It knows nothing of
+items or of who gets them.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ _SUSPECT_SHARE = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class RoleLimits:
-    """How much trouble with the replicas of one role is borne, and for how long one is waited for.
+    """How much trouble with the replicas of one role is borne, and for how long one is waited for (in seconds).
 
     Attributes:
         start_s: a replica that takes longer to start is dead.
         hang_s: a replica that has work and is silent for so long is dead.
         ping_s: a replica without work from here that is silent for so long is asked for a sign of life.
-        restarts: dead replicas are replaced, so many within `restart_window_s`; more wait until the window allows it.
-        min_replicas: with fewer than so many that serve or start, the run gives up.
-        deaths_before_giving_up: so many deaths, beyond one for every replica, without one success in between:
-            whatever kills them will kill the next one too.
+        restarts: how many dead replicas are replaced within `restart_window_s`; more wait until the window allows it.
+        min_replicas: with fewer replicas that serve or start, the run gives up.
+        deaths_before_giving_up: the run gives up after this many deaths, beyond one for every replica, without one
+            success in between: whatever kills them will kill the next one too.
     """
 
     start_s: float = math.inf
@@ -48,7 +49,10 @@ class RoleLimits:
 
 
 class Lives:
-    """Every dict is ordered by the time of its deadline, so a look at the clock looks at the first of each."""
+    """The replicas of one role by condition.
+
+    Each dict is ordered by deadline, so to find who is late only the first replicas of each are looked at.
+    """
 
     def __init__(self, role: Role, limits: RoleLimits) -> None:
         self._role = role
@@ -69,7 +73,7 @@ class Lives:
 
     @property
     def has_vacancy(self) -> bool:
-        """Somebody is on the way; who waits for a replica of this role does not wait in vain."""
+        """Whether a replica is starting, so that whoever waits for one of this role does not wait in vain."""
         return bool(self._starting)
 
     def state_of(self, replica: Replica) -> State:
@@ -85,7 +89,7 @@ class Lives:
         self._most = max(self._most, len(self))
 
     def joined(self, replica: Replica, *, now_s: float) -> bool:
-        """Whether it serves from now on. False: it was given up before it was ready."""
+        """The replica is ready. Returns whether it serves from now on; not if it was given up before."""
         if self._is_over(replica):
             return False
         assert self.state_of(replica) in ("starting", "dead"), replica
@@ -95,11 +99,11 @@ class Lives:
         return True
 
     def left(self, replica: Replica) -> bool:
-        """Whether it was alive."""
+        """The replica was taken out on purpose. Returns whether it was alive."""
         return self._end(replica, reason="left")
 
     def died(self, replica: Replica, *, reason: str) -> bool:
-        """Whether it was alive. If so it waits for `replacements`."""
+        """The replica is dead. Returns whether it was alive; if so its slot waits for `replacements`."""
         if not self._end(replica, reason=f"died: {reason}"):
             return False
         self._to_replace.append(replica)
@@ -143,7 +147,10 @@ class Lives:
         return late
 
     def to_ping(self, *, now_s: float) -> list[Replica]:
-        """Who has been quiet for long and is asked now. The question is work: who does not answer is dead."""
+        """Replicas that have been quiet for long and are asked for a sign of life now.
+
+        The question counts as work, so a replica that does not answer it is dead after `hang_s`.
+        """
         late = self._late("quiet", now_s)
         for replica in late:
             self.has_work(replica, now_s=now_s)

@@ -1,4 +1,4 @@
-"""The one owner of generators and scorers: their actors from start to end, where their logs are, who takes a slot.
+"""The one owner of generators and scorers: it has their actors and logs, puts new actors into slots, and ends them.
 
 A slot is a place that one actor after the other may hold. Knows Ray's handles; decides nothing about work or about
 failures.
@@ -40,7 +40,7 @@ class Replicas:
         self._start_generator = start_generator
 
     def actors(self, role: Role) -> list[Any]:
-        """By slot."""
+        """The actors of a role, in the order of their slots."""
         return list(self._actors[role])
 
     def num(self, role: Role) -> int:

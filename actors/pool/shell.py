@@ -1,6 +1,6 @@
 """The thin shell around the pool's decisions: makes the calls they ask for, and tells them what came back.
 
-It decides nothing. What a replica is called there (`generator 1`) is here a Ray actor, a call is an object reference.
+It decides nothing. A replica of the decisions (`generator 1`) is a Ray actor here, and a call is an object reference.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _LOOK_UP_EVERY_S = 1.0
 
 
 class Shell:
-    """Actors that serve already. Nobody is replaced in mid-work yet: any death is the end of the run.
+    """Spreads work over actors that serve already. None is replaced in mid-work yet: any death is the run's end.
 
     Args:
-        hang_s: a generator that has work and is silent for so long is dead.
+        hang_s: a generator that has work and is silent for this many seconds is dead.
     """
 
     def __init__(self, replicas: Replicas, *, hang_s: float) -> None:
@@ -59,9 +59,9 @@ class Shell:
         in_flight: int,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[T, Any]]:
-        """Each item with its result, or with the RayTaskError that is its own, as they come.
+        """Yield each item with its result, or with the RayTaskError of its own call, in the order they finish.
 
-        `stopped` is asked at least once a second; if it says so, this ends, whatever is under way.
+        `stopped` is asked at least once a second, and if it returns true this ends, whatever is under way.
 
         Raises:
             ActorFailure: somebody died or hangs, or nothing but errors comes back. Says who, and ends with its log.
@@ -100,7 +100,10 @@ class Shell:
             events = self._events(running, results, until_s=decisions.next_deadline_s())
 
     def _events(self, running: dict[Any, Send[T]], results: dict[int, Any], *, until_s: float) -> list[Event]:
-        """What came back; waits for something until then. All who answered are named, so that nobody seems silent."""
+        """What came back, or nothing if nothing does until `until_s` (or for a second).
+
+        Results beyond a number are read later, but their replicas count as heard, so that none seems silent.
+        """
         ready, _ = ray.wait(list(running), num_returns=len(running), timeout=0.02, fetch_local=True)
         if not ready:
             wait_s = min(_LOOK_UP_EVERY_S, max(0.0, until_s - time.monotonic()))

@@ -1,6 +1,6 @@
-"""The counters of one actor: summed until somebody takes them, and shown to Prometheus as Ray metrics on the way.
+"""The counters of one actor: summed until the driver takes them, and meanwhile exported as Ray's metrics.
 
-What is counted, and what it means, is `csr_ray.counters.Counters`.
+What is counted, and what it means, stands in `csr_ray.counters.Counters`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _EXPORT_EVERY_S = 1.0
 
 
 class Counting:
-    """Counts of one actor, exported once a second as counters `csr_ray_<name>` with the tag `actor`."""
+    """The counts of one actor, exported at most once a second as Ray's counters `csr_ray_<name>`, tagged `actor`."""
 
     def __init__(self, *, actor: str) -> None:
         self._counted = Counters()

@@ -1,4 +1,4 @@
-"""What every actor process does first: send its chatter to a file and set its thread count."""
+"""What every actor process does first: it sends its output to a log file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 def log_to_file(path: Path | str) -> None:
     """Send this process's stdout and stderr, and those of its children, to `path` (appended).
 
-    A folder that cannot be written (a worker node without the run folder) leaves them where Ray puts them.
+    If the folder cannot be written, as on a worker node without the run folder, the output goes where Ray puts it.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

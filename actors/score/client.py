@@ -1,7 +1,7 @@
 """The generators' side of the scorers: an image always goes to the same one, and calls that coincide travel together.
 
-An engine step ends many sentences at once, of many trees. Each is scored alone as far as its tree can tell, but one
-actor call carries all that are ready: the hop costs more than the scores.
+One engine step ends many sentences, of many trees. Each tree asks for its own scores, but one actor call carries all
+requests that are ready at that moment, because the call costs more time than the scores.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ScorerPool:
         done: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
         if index not in self._waiting:
             self._waiting[index] = []
-            # The loop's next turn: whatever else this turn makes ready still gets on.
+            # Sent in the event loop's next turn, so that whatever this turn still makes ready travels along.
             asyncio.get_running_loop().call_soon(self._send, index)
         self._waiting[index].append((picture, tuple(texts), done))
         return await done

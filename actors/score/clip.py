@@ -1,6 +1,7 @@
-"""open_clip as the reward sees it: 100 times the cosine of images with texts, nothing embedded twice.
+"""open_clip as the reward sees it: 100 times the cosine of images with texts.
 
-Knows open_clip and its tokenizers; knows no actors and no trees.
+Embeddings are cached, so nothing is embedded twice while it stays in a cache. Knows open_clip and its tokenizers;
+knows no actors and no trees.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ _TEXTS_KEPT = 65536
 
 
 class ClipModel:
-    """An open_clip model on one device: 100 times the cosine of images with texts. Not thread-safe."""
+    """An open_clip model on one device, with caches of its embeddings. Not thread-safe.
+
+    Args:
+        model: a folder, or NAME or NAME/PRETRAINED of open_clip.
+        dtype: "float32", or "bfloat16" for autocast of the towers.
+        device: torch's name of it.
+    """
 
     def __init__(self, model: str, *, dtype: str, device: str) -> None:
         import open_clip
@@ -45,13 +52,13 @@ class ClipModel:
         self._num_images = self._num_texts = 0
 
     def take_encodes(self) -> tuple[int, int]:
-        """Images and texts embedded since the last call."""
+        """How many images and how many texts were embedded since the last call."""
         taken = self._num_images, self._num_texts
         self._num_images = self._num_texts = 0
         return taken
 
     def scores(self, pairs: Sequence[tuple[Picture, str]]) -> tuple[list[float], list[bool]]:
-        """For each (picture, text): 100 cos, and whether the text was cut at the context length."""
+        """For each (picture, text): 100 times the cosine, and whether the text was cut at the context length."""
         image_rows = self._image_rows([image for image, _ in pairs])
         text_rows = self._text_rows([text for _, text in pairs])
         images = self._torch.stack([image_rows[image] for image, _ in pairs])
@@ -60,7 +67,7 @@ class ClipModel:
         return scores, [text_rows[text][1] for _, text in pairs]
 
     def _image_rows(self, pictures: Sequence[Picture]) -> dict[Picture, torch.Tensor]:
-        """The embedding of each image. They are handed on and not read back: a batch may be larger than the cache."""
+        """The embedding of each image, not read from the cache later: a batch may be larger than the cache."""
         known = {picture: self._images[picture] for picture in dict.fromkeys(pictures) if picture in self._images}
         missing = [picture for picture in dict.fromkeys(pictures) if picture not in known]
         if not missing:
@@ -96,7 +103,7 @@ class ClipModel:
         return self._torch.nn.functional.normalize(rows.double(), dim=-1)
 
     def _is_cut(self, text: str, tokens: torch.Tensor) -> bool:
-        """A text that fills the whole context and does not fit is cut; shorter ones are padded and cannot be."""
+        """Whether a text was cut: it fills the whole context, and its tokens do not fit into it."""
         if int((tokens != 0).sum()) < self._context:
             return False
         encoder = getattr(self._tokenizer, "encode", None)

@@ -1,6 +1,7 @@
-"""The scorer actor: open_clip, batching whatever arrives while the last batch was computed.
+"""The scorer actor: open_clip on batches of whatever has arrived while the last batch was computed.
 
-An image is embedded once (it always comes to the same scorer), a text once while it stays in the cache.
+An image always comes to the same scorer, so it is embedded once; a text is embedded once by each scorer that gets it.
+Both hold as long as the embedding stays in the cache.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ class _Request:
 
 
 class ScorerActor:
-    """Answers `score` calls from many generators; one forward at a time, in a thread, as large as what waits."""
+    """Answers `score` calls from many generators, with one forward pass at a time for whatever waits.
+
+    Args:
+        log: file that this process's output goes to; None: wherever Ray puts it.
+    """
 
     def __init__(self, scorer: Scorer, *, scorers: Scorers, log: str | None = None) -> None:
         if log:
@@ -50,7 +55,7 @@ class ScorerActor:
         return True
 
     async def score(self, asked: Sequence[tuple[Picture, Sequence[str]]]) -> list[Scores | Exception]:
-        """For each (picture, texts): 100 cos of the picture with each text and how many were cut, or an error."""
+        """For each (picture, texts): 100 cos with each text and how many texts were cut, or the error of that one."""
         if self._worker is None or self._worker.done():
             self._worker = asyncio.get_running_loop().create_task(self._serve())
         requests = [_Request(picture, tuple(texts)) for picture, texts in asked]
@@ -96,7 +101,7 @@ class ScorerActor:
                 position = end
 
     async def _fill(self, batch: list[_Request]) -> None:
-        """Take what is there; if the batch is still small, wait for more, `max_wait_ms` at most."""
+        """Fill the batch with what waits; below `max_batch` sentences, wait up to `max_wait_ms` for more."""
         deadline_s = time.perf_counter() + self._max_wait_s
         while sum(len(request.texts) for request in batch) < self._max_batch:
             try:

@@ -1,1 +1,1 @@
-"""The train group: Ray Train, TRL, PEFT and DeepSpeed, fed round by round."""
+"""The train group: Ray Train, TRL, PEFT and DeepSpeed, fed cycle by cycle."""

@@ -1,4 +1,4 @@
-"""The training of one cycle: TRL's trainer on our examples, DeepSpeed under it, a PEFT adapter out of it.
+"""The training of one cycle: TRL's trainer with DeepSpeed turns examples into a PEFT adapter.
 
 Imports the whole training stack, so only train workers import it, after `actors.train.worker.prepare_process`. Knows
 one process of the group and its collectives; knows nothing of Ray, mailboxes or the loop.
@@ -48,7 +48,7 @@ from csr_ray.training.collate import LoadPicture, PairCollator, PairJudge, Share
 _log = logging.getLogger(__name__)
 
 _MAX_PROBES = 8
-# Most nats a token by which the shared-prefix form may differ from TRL's on the rehearsal pairs, on average.
+# By how many nats a token, on average, the shared-prefix form may differ from TRL's on the rehearsal pairs.
 _SAME_FORM = {"float32": 1e-3, "bfloat16": 0.1}
 
 
@@ -66,6 +66,10 @@ class CycleTrainer:
     """What one process of the group keeps from cycle to cycle: the processor and the policy to start from.
 
     All processes of the group make the same calls in the same order.
+
+    Args:
+        model: folder of the base model.
+        seed: of the run.
     """
 
     def __init__(self, train: Train, *, model: Path, seed: int) -> None:
@@ -77,23 +81,23 @@ class CycleTrainer:
         self._policy: PreTrainedModel | None = None
         self._policy_adapters: tuple[str, ...] = ()
         self._finished: PairTrainer | None = None
-        self._shares_prefix = train.step == "shared_prefix"  # settled by `rehearse`, so is the next
+        self._shares_prefix = train.step == "shared_prefix"  # this and the next are settled by `rehearse`
         self._uses_flex = False
-        # What the imports left behind lives for ever; without this each of the few collections a round asks for
-        # walks through millions of objects for half a second.
+        # What the imports left behind lives for ever. Without this each of the few garbage collections of a cycle
+        # would walk through millions of such objects for half a second.
         gc.collect()
         gc.freeze()
 
     @property
     def shares_prefix(self) -> bool:
-        """Whether a pair is one sequence; settled by `rehearse`."""
+        """Whether a pair is trained as one sequence; settled by `rehearse`."""
         return self._shares_prefix
 
     def rehearse(self) -> None:
         """Train two made-up pairs and forget them; settle whether this model can share the prefix of a pair.
 
-        So the first round finds everything lazily loaded already there, and a configuration that cannot train fails
-        before the first rollout, not after it.
+        After that everything that is loaded lazily is there when the first cycle trains, and a configuration that
+        cannot train fails early, while the first prompts are rolled out.
 
         Raises:
             ConfigError: `train.lora_targets` names layers the model does not have, or `train.step` asks for a form
@@ -136,20 +140,25 @@ class CycleTrainer:
     def _form_gap(
         self, trainer: PairTrainer, *, pairs: Sequence[Example], separate: Sequence[torch.Tensor]
     ) -> tuple[float, str]:
-        """Mean gap a token between both forms, the worst of all processes, and the gap or the error in words."""
+        """Compare the two forms of the pairs.
+
+        Returns:
+            The mean difference of a token's log-prob in nats, of the process where it is largest (infinite where the
+            form cannot be computed), and this process's own difference or error in words.
+        """
         try:
             together = trainer.answer_logps(pairs, collator=self._collator(rehearsal_picture, is_shared=True))
             gap = float((torch.cat(together) - torch.cat(list(separate))).abs().mean())
             reason = f"its log-probs differ by {gap:.3g} nats a token"
         except (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError) as error:
-            # Whatever a family's own forward makes of a row it was not written for.
+            # A model family's forward may raise any of these on a row that it was not written for.
             gap, reason = math.inf, f"{type(error).__name__}: {error}"
         worst = torch.tensor(gap if math.isfinite(gap) else math.inf, device=trainer.args.device)
         distributed.all_reduce(worst, op=distributed.ReduceOp.MAX)
         return float(worst), reason
 
     def prepare(self, adapters: Sequence[str]) -> None:
-        """Let go of the last round and load the policy that base and `adapters` make, so that `train` finds it ready.
+        """Let go of the last cycle and load the policy of base and `adapters`, so that `train` finds it ready.
 
         Raises:
             ConfigError: `train.lora_targets` names layers the model does not have.
@@ -169,7 +178,12 @@ class CycleTrainer:
     def train(
         self, source: ExampleSource, *, order: TrainOrder, adapters: Sequence[str], on_step: OnStep
     ) -> TrainResult:
-        """One cycle. Every process returns the result; rank 0 has written the adapter.
+        """Train one cycle. Every process returns the result; rank 0 has written the adapter.
+
+        Args:
+            source: where the cycle's examples come from.
+            adapters: folders that make the policy to start from, on top of the base model; oldest first.
+            on_step: called in every process after each optimizer step.
 
         Raises:
             ValueError: no example can be trained on.
@@ -223,7 +237,7 @@ class CycleTrainer:
         )
 
     def _judge(self, *, version: int) -> Verdict | None:
-        """What looks at each example before it is trained on; rank 0's alone."""
+        """What decides for each example whether it can be trained on; only rank 0 has one, the others None."""
         if distributed.get_rank() != 0:
             return None
         usable = PairJudge(processor=self._processor, load_picture=load_picture, max_length=self._train.max_length)
@@ -262,7 +276,7 @@ class CycleTrainer:
                 num_steps=num_steps,
                 checkpoints=checkpoints,
             ),
-            # Made-up pairs have no log-probs that a check could pass.
+            # The made-up pairs of a rehearsal have no log-probs of an engine, so there is nothing to compare.
             train=train.model_copy(update={"reference": "recompute"}) if is_rehearsal else train,
             examples=examples,
             collator=self._collator(load_picture, is_shared=self._shares_prefix),
@@ -321,19 +335,19 @@ def rehearsal_pairs(processor: Any) -> list[Example]:
 
 
 def rehearsal_picture(_: Picture) -> Image.Image:
-    """A gradient, so that no two patches are alike."""
+    """The picture of every rehearsal pair: a gradient, so that no two patches are alike."""
     return Image.linear_gradient("L").resize((96, 64)).convert("RGB")
 
 
 def reference_metrics(gaps: Sequence[float]) -> dict[str, float]:
-    """Mean and largest gap a token between engine and trainer, empty where none was measured."""
+    """Mean and largest of the gaps between engine and trainer, in nats a token; empty where none was measured."""
     if not gaps:
         return {}
     return {"reference_gap/mean": sum(gaps) / len(gaps), "reference_gap/max": max(gaps)}
 
 
 def load_policy(model: Path, *, adapters: Sequence[Path], dtype: torch.dtype) -> PreTrainedModel:
-    """Base plus adapters, rounded once to the checkpoint's dtype as the generators have it, then cast to `dtype`."""
+    """The base plus adapters, rounded once to the checkpoint's dtype as in the generators, then cast to `dtype`."""
     policy = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
     with torch.no_grad():
         for _, module, tensor in merged_by_module(model, adapters=adapters):
@@ -363,7 +377,7 @@ def lora_pattern(policy: torch.nn.Module, *, targets: Sequence[str]) -> str:
 
 
 def save_adapter(model: PeftModel, *, output_dir: Path) -> None:
-    """Write the adapter in PEFT's layout; the folder appears whole or not at all. All processes call it."""
+    """Write the adapter in PEFT's layout. All processes call it; rank 0 writes the folder, which appears whole."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     is_sharded = any(hasattr(parameter, "ds_id") for parameter in trained.values())
     with deepspeed.zero.GatheredParameters(list(trained.values()), enabled=is_sharded):
@@ -389,7 +403,7 @@ def _join_group(*, use_gpu: bool) -> None:
 
 
 def _release(trainer: PairTrainer) -> None:
-    """Clear what accelerate, transformers and DeepSpeed keep in module globals; else the next round cannot start."""
+    """Clear what accelerate, transformers and DeepSpeed keep in globals, or the next cycle could not start."""
     trainer.accelerator.free_memory()  # destroys the DeepSpeed engine, too
     unset_hf_deepspeed_config()
     AcceleratorState._reset_state()  # transformers' own way to a second Accelerator; the process group stays

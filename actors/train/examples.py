@@ -1,6 +1,6 @@
 """What one process of the group trains on in a cycle: a data set whose examples are read from files as they come.
 
-Imports torch. Knows files of examples and the order in which they are trained; knows nothing of Ray or models.
+Knows files of examples and the order in which they are trained; knows nothing of Ray or models.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from csr_ray.store.tables import ExampleReader
 from csr_ray.training.collate import pair_row
 
 Verdict = Callable[[Example], str | None]
-"""Why an example cannot be trained on; None if it can."""
+"""Says of an example why it cannot be trained on; None if it can."""
 
 
 class HeldExamples(Dataset[dict[str, Any]]):
-    """Examples that are in memory, as the same kind of data set."""
+    """Examples that are all in memory, as the same kind of data set as `ExampleStream`."""
 
     is_growing = False
 
@@ -44,11 +44,11 @@ class HeldExamples(Dataset[dict[str, Any]]):
 class ExampleStream(Dataset[dict[str, Any]]):
     """A map-style data set whose items are there once their files have been offered.
 
-    Memory does not grow with the examples but for their places in the files, eight bytes each.
+    Of each example only its place in the files stays in memory; the example itself is read when it is needed.
 
     Args:
-        judge: rank 0's; the other ranks have None and follow its verdicts. Two processes that disagreed on one flaky
-            image would train on different steps.
+        judge: decides which examples can be trained on. Only rank 0 has one; the other ranks have None and follow its
+            verdicts, because two processes that disagreed on one flaky image would train on different steps.
 
     Attributes:
         is_growing: training began before the last file was there, so nobody knows the length yet.
@@ -70,11 +70,11 @@ class ExampleStream(Dataset[dict[str, Any]]):
         self.is_growing = self._dropped is None
 
     def __len__(self) -> int:
-        """What is there, or, for whoever plans the steps of a stream ahead, what it may grow to."""
+        """The number of usable examples; of a growing stream, the most there may be, by which steps are planned."""
         return self._source.num_examples_at_most if self.is_growing else self.num_usable
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The row of usable example `index`, in the order they came; waits for it."""
+        """The row (`pair_row`) of usable example `index`, counted in the order they came; waits for it."""
         return pair_row(self.example(index), index=index)
 
     @property
@@ -122,7 +122,7 @@ class ExampleStream(Dataset[dict[str, Any]]):
 
 
 class ArrivalSampler(Sampler[int]):
-    """The first epoch in the order of arrival, as far as the stream goes; later ones shuffled, all ranks alike."""
+    """Samples the first epoch in the order of arrival, and shuffles later ones in the same way on all ranks."""
 
     def __init__(self, examples: ExampleStream, *, seed: int) -> None:
         self._examples = examples

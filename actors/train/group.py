@@ -1,9 +1,9 @@
 """The train group as the loop sees it: one Ray Train run for the whole program, fed cycle by cycle.
 
 A fresh `TorchTrainer.fit()` costs tens of seconds of process start and imports for what may be seconds of training,
-so there is one, in a background thread. Orders and answers travel through a small mailbox actor, not through
-`ray.train.report`, whose controller polls every two seconds. Knows Ray and the mailbox; what a worker does with an
-order stands in `actors.train.worker`.
+so there is only one, which runs in a background thread. Orders and answers travel through a small mailbox actor, not
+through `ray.train.report`, whose controller polls every two seconds. Knows Ray and the mailbox; what a worker does
+with an order stands in `actors.train.worker`.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ _CLOSE_S = 30.0
 
 
 class MailboxActor:
-    """Orders in, events out. Holds the order in work, so that a worker restarted by Ray Train gets it again.
+    """Hands orders and names of files of examples to the workers, and their events to the driver.
 
-    With it the names of its files of examples. Workers' calls for these are answered with None once closed.
+    It holds the order in work and the names of its files, so that a worker restarted by Ray Train gets them again.
+    Once it is closed, workers that ask for an order or for files are answered with None.
     """
 
     def __init__(self) -> None:
@@ -130,7 +131,7 @@ class TrainerGroup:
 
     Args:
         model: reference of the base model (`csr_ray.policy.source`); a folder has to be readable by every worker.
-        adapters: those of the phases already trained, oldest first (a resumed run).
+        adapters: folders of the phases already trained, oldest first; a resumed run has some.
         seed: of the run.
         storage: folder for Ray Train's own records.
 
@@ -188,7 +189,7 @@ class TrainerGroup:
 
     @property
     def num_early_steps(self) -> int:
-        """Steps of the open stream that `check` or `offer` has heard of."""
+        """How many steps of the open stream have been reported, as of the last `check` or `offer`."""
         return len(self._open.steps) if self._open else 0
 
     def finish(self, *, on_step: OnStep) -> TrainResult:
@@ -244,7 +245,7 @@ class TrainerGroup:
         self._thread = None
 
     def _fit(self) -> None:
-        # Here and not above: it imports torch, which the driver would wait seconds for before it starts anything.
+        # Imported here because it imports torch, for which the driver would wait seconds before it starts anything.
         from ray.train.torch import TorchConfig, TorchTrainer
 
         train = self._config

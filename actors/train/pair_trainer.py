@@ -1,9 +1,9 @@
-"""TRL's DPO trainer on our pairs: their token ids, their reference log-probs, one sequence a pair.
+"""TRL's DPO trainer on our pairs: on their token ids, with their reference log-probs, and with one sequence a pair.
 
-TRL keeps the optimizer loop, the losses it has, logging and DeepSpeed; what is added stands in four places: the batch
-(`csr_ray.training.collate`), the forward (`actors.train.shared_step`), the reference (the engine's own log-probs) and
-the objectives TRL lacks (`csr_ray.training.objectives`). Imports the whole training stack. Knows one process of the
-group; knows no rounds.
+TRL keeps the optimizer loop, the losses it has, logging and DeepSpeed. Four things are added: the batch
+(`csr_ray.training.collate`), the forward pass (`actors.train.shared_step`), the reference (the engine's own
+log-probs) and the objectives that TRL lacks (`csr_ray.training.objectives`). Imports the whole training stack. Knows
+one process of the group; knows no cycles.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class PairTrainer(DPOTrainer):
 
     Args:
         train: objective, reference and their settings.
-        use_flex: the policy's language model runs FlexAttention, `actors.train.shared_step.set_flex`.
-        examples: what is trained on; one at least is there already.
+        examples: what is trained on; at least one is there already.
+        lora: the adapter that is trained.
+        use_flex: the policy's language model runs FlexAttention (`actors.train.shared_step.set_flex`).
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class PairTrainer(DPOTrainer):
         self.remove_callback(PrinterCallback)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: TRL writes one into every checkpoint, which here nobody publishes."""
+        """Do nothing: TRL would write a model card into every checkpoint, and nobody publishes those."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if isinstance(self._examples, ExampleStream) and self._examples.is_growing:
@@ -85,8 +86,8 @@ class PairTrainer(DPOTrainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: Any) -> tuple[list, Any]:
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._examples.is_growing and 0 < len(batches) < num_batches:
-            # The base class knows a step's last micro-batch by the length of the data set, which a stream may not
-            # reach; those that are there stand in for the missing ones, so the step is of their mean.
+            # The base class finds a step's last micro-batch by the length of the data set, which a stream may not
+            # reach. The micro-batches that are there are repeated for the missing ones: the gradient is their mean.
             batches = [dict(batch) for batch in itertools.islice(itertools.cycle(batches), num_batches)]
         return batches, num_items
 
@@ -113,7 +114,7 @@ class PairTrainer(DPOTrainer):
         return loss
 
     def _forward(self, model: Any, *, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """What TRL's loss takes for its model, and the batch without what is only ours."""
+        """The stand-in that TRL's loss calls as its model, and the batch without the keys that TRL does not know."""
         shared = inputs.get("shared")
         rest = {key: value for key, value in inputs.items() if key != "shared"}
         if shared is None:
@@ -121,7 +122,7 @@ class PairTrainer(DPOTrainer):
         return SharedPrefixForward(model, shared=shared, use_flex=self.use_flex), rest
 
     def _set_reference(self, forward: Any, *, inputs: dict[str, Any], pair_index: Sequence[int]) -> None:
-        """Put the recomputed reference into the batch, or compare it with the one there."""
+        """As `train.reference` says, put a recomputed reference into the batch or compare it with the one there."""
         reference = self._train.reference
         is_sampled = reference == "check" and len(self.reference_gaps) < 2 * self._train.reference_sample
         if reference != "recompute" and not is_sampled:
@@ -162,7 +163,7 @@ class PairTrainer(DPOTrainer):
         return forward(**kept, labels=labels, fused_lm_head=True, use_cache=False).log_probs
 
     def _objective(self, loss: torch.Tensor, *, log_probs: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
-        """TRL's loss, or ours where TRL has none, plus the likelihood of the chosen answer if asked for."""
+        """TRL's loss, or ours where TRL has none, plus `train.nll_weight` times the chosen answers' NLL."""
         train = self._train
         if not _is_ours(train) and not train.nll_weight:
             return loss
@@ -176,7 +177,7 @@ class PairTrainer(DPOTrainer):
 
     @torch.no_grad()
     def sums_of_answers(self, answers: Sequence[tuple[Ask, Sequence[int]]]) -> tuple[float, ...]:
-        """Summed log-probs of answers under the policy as it is now, adapter on. All processes call it."""
+        """Summed log-prob of each answer, in nats, under the policy as it is now. All processes call it."""
         prompts = self._collator.prompts([ask for ask, _ in answers])
         batch = self._collator.batch(prompts, answers=[answer_ids for _, answer_ids in answers])
         with self._evaluating() as engine:
@@ -184,9 +185,13 @@ class PairTrainer(DPOTrainer):
 
     @torch.no_grad()
     def answer_logps(self, pairs: Sequence[Example], *, collator: PairCollator) -> list[torch.Tensor]:
-        """Log-prob of every token of each answer, chosen ones first, by the form that `collator` lays out.
+        """Log-probs of the tokens of each answer, computed in the form that `collator` lays out.
 
-        The answers stand in the order of the pairs, whatever order the batch has. All processes call it.
+        All processes call it.
+
+        Returns:
+            One tensor for each answer, with one log-prob for each token: all chosen answers in the order of the
+            pairs, whatever order the batch has, then all rejected ones.
         """
         batch = self._prepare_inputs(collator(pair_rows(pairs)))
         order = batch.pop("pair_index").tolist()
@@ -207,7 +212,13 @@ class PairTrainer(DPOTrainer):
 
 
 class StepClock(TrainerCallback):
-    """Hands every step on, and times the loop from its first batch to its last update."""
+    """Reports every optimizer step, and times the loop from its first batch to its last update.
+
+    Attributes:
+        losses: of every step, those before a restart included.
+        last_logs: TRL's metrics of the last step.
+        seconds: from the start of the loop to the last step.
+    """
 
     def __init__(self, *, on_step: OnStep) -> None:
         self.losses: list[float] = []

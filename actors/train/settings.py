@@ -15,7 +15,8 @@ from trl import DPOConfig
 
 from csr_ray.config.schema import Train
 
-# By TRL's names. What TRL lacks starts from its sigmoid and is put in its place by `actors.train.pair_trainer`.
+# TRL's names of the objectives. One that TRL lacks runs as its sigmoid, and `actors.train.pair_trainer` replaces the
+# loss.
 _LOSSES = {"sigmoid_average": "sigmoid_norm", "ipo": "ipo", "sft": "sft"}
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
@@ -23,7 +24,12 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 def training_arguments(
     train: Train, *, seed: int, round_index: int, num_steps: int, checkpoints: Path | None = None
 ) -> DPOConfig:
-    """TRL's and DeepSpeed's settings for one round; `checkpoints` is where optimizer state goes, if anywhere."""
+    """TRL's and DeepSpeed's settings for one cycle.
+
+    Args:
+        num_steps: optimizer steps that are planned.
+        checkpoints: folder for the optimizer state; None: it is not saved.
+    """
     saving = {"save_strategy": "steps", "save_steps": train.checkpoint_steps, "save_total_limit": 1}
     per_worker = train.batch_size // train.workers
     micro = train.micro_batch_size or per_worker
@@ -34,7 +40,7 @@ def training_arguments(
         loss_type=[_LOSSES.get(train.objective, "sigmoid")],
         learning_rate=train.learning_rate,
         lr_scheduler_type=_SCHEDULES[train.schedule],
-        warmup_steps=int(train.warmup_ratio * num_steps),  # down: the first warm-up step has learning rate 0
+        warmup_steps=int(train.warmup_ratio * num_steps),  # rounded down: the first of them has learning rate 0
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         num_train_epochs=train.epochs,
@@ -57,13 +63,13 @@ def training_arguments(
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest that was written to its end: transformers writes the trainer's own state last."""
+    """The newest whole checkpoint: one that has the trainer's own state, which transformers writes last."""
     whole = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def deepspeed_settings(train: Train, *, micro_batch_size: int, use_gpu: bool) -> dict[str, Any]:
-    """DeepSpeed's JSON for the group."""
+    """The settings of DeepSpeed, as its JSON has them."""
     return {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "train_batch_size": train.batch_size,
@@ -72,7 +78,7 @@ def deepspeed_settings(train: Train, *, micro_batch_size: int, use_gpu: bool) ->
         "bf16": {"enabled": train.dtype == "bfloat16"},
         "zero_optimization": {
             "stage": train.deepspeed_stage,
-            # Elements, allocated in full at start; a LoRA's gradients are small.
+            # In elements. The bucket is allocated in full at the start, and a LoRA's gradients are small.
             "reduce_bucket_size": 50_000_000 if use_gpu else 4_000_000,
             **({"offload_optimizer": {"device": "cpu"}} if train.offload_optimizer else {}),
         },

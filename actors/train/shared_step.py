@@ -3,7 +3,9 @@
 TRL's loss asks its model for the log-probs of [prompt | answer] rows; `SharedPrefixForward` stands in for that model,
 computes all rows from one sequence a pair and answers in TRL's shape. So every loss and metric of TRL stays TRL's.
 Attention is SDPA with an explicit mask on a CPU, FlexAttention with a block mask on a GPU. Knows transformers and
-TRL's fused head; knows nothing of optimizers, rounds or references.
+TRL's fused head; knows nothing of optimizers, cycles or references.
+
+Legend: as in `csr_ray.training.shared_prefix`: P pairs, A tokens of the longest answer, N answer tokens in the batch.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ _FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
 class SharedPrefixForward:
-    """Called as TRL calls its model: with `labels` [2P, 1 + A] and `fused_lm_head=True`. For one batch.
+    """The model of one batch for TRL's loss, which calls it with `labels` [2P, 1 + A] and `fused_lm_head=True`.
 
     Args:
         model: the engine, or whatever else runs the policy; its backbone went through `keep_only_sources`.
@@ -42,12 +44,12 @@ class SharedPrefixForward:
             **shared["images"],
         }
         self.log_probs: torch.Tensor | None = None
-        """[2P, A], chosen answers first, of the last call; 0 behind an answer's end."""
+        """[2P, A] log-probs of the last call, chosen answers first; 0 behind an answer's end."""
 
     def __call__(self, *, labels: torch.Tensor, **_: Any) -> Any:
         is_answer = labels[:, 1:] != -100
         targets = labels[:, 1:][is_answer][None]
-        # The backbone hands the head answer tokens only, so no logits are made of image and prompt, and those of the
+        # The head gets answer tokens only, so no logits are made of image and prompt, and the head makes those of the
         # answers tile by tile.
         output = self._model(**self._inputs, shift_labels=targets, fused_lm_head=True, use_cache=False)
         for field in _FIELDS:
@@ -59,7 +61,7 @@ class SharedPrefixForward:
 
 
 class Recording:
-    """TRL's model as it is, remembering the log-probs [2P, T - 1] it gave. For one batch."""
+    """TRL's model as it is for one batch; it remembers the log-probs that it gave, [2P, T - 1] (T as TRL's rows)."""
 
     def __init__(self, model: Callable[..., Any]) -> None:
         self._model = model
@@ -74,7 +76,7 @@ class Recording:
 def keep_only_sources(policy: PreTrainedModel) -> None:
     """Let the policy's backbone, given `answer_sources` [N], return the hidden states of these flat positions alone.
 
-    Without that argument it is unchanged. The hidden states come as [1, N, d].
+    They have the shape [1, N, hidden size]. Without that argument the backbone does what it did.
     """
     sources: list[torch.Tensor | None] = [None]
 
@@ -94,7 +96,7 @@ def keep_only_sources(policy: PreTrainedModel) -> None:
 
 
 def family_positions(policy: PreTrainedModel) -> Positions | None:
-    """The model's own position ids of a prompt where it has more than a count of tokens (Qwen-VL's three axes)."""
+    """The function for a model's own position ids; None where they simply count tokens (Qwen-VL has three axes)."""
     rope_index = getattr(policy.base_model, "get_rope_index", None)
     if rope_index is None:
         return None
@@ -112,7 +114,7 @@ def can_use_flex(policy: PreTrainedModel) -> bool:
 
 
 def set_flex(policy: PreTrainedModel, *, is_on: bool) -> None:
-    """Let the language model run FlexAttention, or SDPA again. The vision tower stays: it never sees the mask."""
+    """Let the language model run FlexAttention, or SDPA again; the vision tower never sees the mask and stays."""
     policy.set_attn_implementation({"text_config": "flex_attention" if is_on else "sdpa"})
 
 

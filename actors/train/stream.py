@@ -2,8 +2,8 @@
 
 The mailbox actor holds an `OpenStream`; workers reach it as an `ExampleSource` and read the files themselves. Rank 0
 judges the examples of each file, and all ranks follow its verdicts, so no two of them train on different steps and
-none has to wait for another while it loads data. A cycle whose examples are all there is a stream that has already
-ended. Knows nothing of Ray, torch or trainers.
+none has to wait for another while it loads data. There is one way for both settings of `train.streaming`: without it
+the first step waits until the stream has ended. Knows nothing of Ray, torch or trainers.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ExampleSource(Protocol):
         ...
 
     def judge(self, verdicts: Sequence[Sequence[str | None]], *, start: int) -> None:
-        """Post for the files from position `start` on why each example cannot be trained on, None where it can."""
+        """Say of each example in the files from position `start` on why it cannot be trained on; None: it can."""
         ...
 
     def judged(self, *, start: int, wait: bool) -> JudgedSoFar:
@@ -76,7 +76,7 @@ class OpenStream:
         self._has_ended = True
 
     def arrived(self, *, start: int) -> tuple[str, ...] | None:
-        """See `ExampleSource`; None while there is nothing to answer."""
+        """As of `ExampleSource`, but it does not wait: None while there is no file and no end."""
         paths = tuple(self._paths[start:])
         return paths if paths or self._has_ended else None
 

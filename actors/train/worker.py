@@ -1,10 +1,10 @@
-"""One worker of the train group: takes orders (a cycle each) until there are no more.
+"""One worker of the train group: takes orders, one for each cycle, until there are no more.
 
-Consumes: orders from the group's mailbox actor, and names of files of examples. Produces: steps, and one answer a
-cycle, back through it. Imports and the base model are loaded before the first order is asked for, and each following
-policy is merged while the loop is busy elsewhere, so an order finds a worker that is ready to step. What a step is
-stands in `actors.train.cycle`, imported here only after the process environment is set. Knows no Ray placement and no
-loop.
+Orders and names of files of examples come from the group's mailbox actor, and steps and one answer for each cycle go
+back through it. Libraries and the base model are loaded before the first order is asked for, and each following
+policy is merged while the loop is busy elsewhere, so an order finds a worker that is ready to step. How a cycle is
+trained stands in `actors.train.cycle`, which is imported only after the process environment is set. Knows nothing of
+Ray's placement or of the loop.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class NumberedOrder:
     """A cycle's training as the mailbox holds it, so that a restarted worker can take it up.
 
     Attributes:
-        number: position in the run of this group, from 0.
+        number: counts the orders of this group, from 0.
         adapters: what makes the policy to start from, on top of the base model; oldest first.
     """
 
@@ -79,7 +79,8 @@ class Failed:
 
     Attributes:
         user_error: the error, where the user can mend it.
-        may_pass: the cause may be another worker's death: what torch's collectives raise in those that are left.
+        may_pass: whether the cause may be another worker's death, so that a restart may help; torch's collectives
+            raise such errors in the workers that are left.
     """
 
     rank: int
@@ -93,7 +94,7 @@ Event = Ready | Step | Done | Failed
 
 
 class Stopped(Exception):
-    """The group is being closed; leave without a word."""
+    """The group is being closed, so the worker ends without reporting an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,7 @@ class MailboxSource:
 def train_loop(setup: Mapping[str, Any]) -> None:
     """What Ray Train runs in every worker process.
 
-    `setup` has train, seed, model, adapters (of the first order) and mailbox.
+    `setup` has the keys train, seed, model, adapters (those of the first order) and mailbox.
     """
     from ray import train
 
@@ -215,7 +216,7 @@ def _train(trainer: CycleTrainer, *, numbered: NumberedOrder, mailbox: Mailbox, 
 
 
 def prepare_process(config: Train) -> None:
-    """Set what torch, accelerate and DeepSpeed read from the environment; has to precede their import."""
+    """Set what torch, accelerate and DeepSpeed read from the environment; call it before they are imported."""
     # accelerate leaves DeepSpeed out, without a word, unless this stands before its first state object.
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

@@ -1,8 +1,8 @@
-"""What a person sees while a run goes on: a live line a stage, and a line that stays when it is done.
+"""What a person sees while a run goes on: a live line for the current stage, and one that stays when it is done.
 
 In a terminal the current stage has a bar with rate and time left; elsewhere (a log file, a job) the same facts
-come as plain lines, at most one every `PLAIN_EVERY_S` seconds. The chatter of the machinery is not here: each actor
-writes to its own file under the run folder.
+come as plain lines, at most one every `PLAIN_EVERY_S` seconds. What the libraries of the actors print is not shown
+here: each actor writes to a log file of its own in the run folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PLAIN_EVERY_S = 15.0
 
 
 class ConsoleView:
-    """The view on a terminal or in a log."""
+    """The `csr_ray.stages.view.View` for a terminal or a log."""
 
     def __init__(self, *, num_rounds: int, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)

@@ -57,7 +57,7 @@ print(json.dumps({"nodes": sum(node["Alive"] for node in ray.nodes()), **ray.clu
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing looked at. `missing` means that a run fails; `warn`, that it is slow or untested."""
+    """The result of one check. `missing` means that a run would fail; `warn`, that it is slow or untested."""
 
     name: str
     state: State

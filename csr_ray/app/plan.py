@@ -1,6 +1,6 @@
-"""What a config resolves to before anything is started: paths checked, actors counted, tokens estimated.
+"""The plan of a run before anything is started: paths are checked, actors counted, tokens estimated.
 
-Touches files, starts nothing, imports nothing heavy.
+Looks at files, but starts nothing and imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -55,7 +55,11 @@ def uses_world(config: Config) -> bool:
 
 
 def check_paths(config: Config) -> None:
-    """Raises ConfigError for the first path that cannot be used: key, value, what is missing."""
+    """Check every path of the config.
+
+    Raises:
+        ConfigError: a path cannot be used; names the key, its value and what is missing.
+    """
     check_policy(config.policy.model)
     if config.scorer is not None:
         _check_scorer(config.scorer.model)
@@ -73,7 +77,11 @@ def check_paths(config: Config) -> None:
 
 
 def make_plan(config: Config, *, num_prompts: int | None) -> Plan:
-    """Counts and estimates. `num_prompts` is what the prompt file holds, None if it was not read."""
+    """Count and estimate what a round needs.
+
+    Args:
+        num_prompts: how many usable prompts the prompt file has; None if it was not read.
+    """
     search = config.search
     depth = min(search.max_sentences, _EXPECTED_SENTENCES)
     most_alive = search.keep_all_up_to or search.width  # a depth with so few open nodes is not pruned
@@ -121,7 +129,7 @@ def print_plan(plan: Plan, *, console: Console | None = None) -> None:
 
 
 def _scorer_rows(config: Config) -> list[tuple[str, str, float, float, str]]:
-    """None for a method that asks no scorer."""
+    """The table's row of the scorers; no row if the config has no scorer."""
     if config.scorer is None:
         return []
     what = f"open_clip, {config.scorer.model}, {config.scorer.dtype}"
@@ -130,7 +138,11 @@ def _scorer_rows(config: Config) -> list[tuple[str, str, float, float, str]]:
 
 
 def check_policy(model: str) -> None:
-    """Raises ConfigError if `policy.model` is neither a Hugging Face model folder nor a hub id."""
+    """Check `policy.model`; of a hub id only the form is checked, nothing is fetched.
+
+    Raises:
+        ConfigError: it is neither a Hugging Face model folder nor a hub id.
+    """
     folder = Path(model).expanduser()
     if is_hub_id(model):
         return

@@ -1,6 +1,6 @@
-"""From a command to a finished run: config, world, prompts, machinery, loop, report. The order of things, no logic.
+"""From a command to a finished run: config, world, prompts, machinery, loop, report, in this order.
 
-The one place in this package that reaches for `actors`, and only when something has to be computed.
+This is the one module of the package that imports `actors`, and it does so only when something has to be computed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,16 @@ _MAY_DIFFER = ("run.dir", "run.rounds", "generators.", "scorers.", "train.cpus_p
 
 
 def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: bool) -> int:
-    """`csr-ray run`. Raises UserError for whatever the user can mend."""
+    """Do what `csr-ray run` does, and return the exit code.
+
+    Args:
+        path: the YAML config, of which `overrides` (`key.sub=value`) change single keys.
+        fresh: move an existing run folder aside first.
+        dry_run: check paths and print the plan, but start nothing.
+
+    Raises:
+        UserError: something is wrong that the user can mend.
+    """
     given = load_config(path, overrides=overrides)
     folder = RunFolder(Path(given.run.dir))
     view = ConsoleView(num_rounds=given.run.rounds)
@@ -80,7 +89,17 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
 def evaluate_model(
     model: Path, *, benchmark: str, data: Path | None, limit: int | None, dtype: str, output: Path
 ) -> None:
-    """`csr-ray eval`: the same questions and metrics as after a round, on any model folder."""
+    """Do what `csr-ray eval` does: measure any model folder with the questions and metrics of a run's evaluation.
+
+    Args:
+        data: folder of the benchmark's files.
+        limit: the first N images only; None: all.
+        dtype: "float32" or "bfloat16", of the weights while generating.
+        output: the JSON file to write; logs go to a hidden folder beside it.
+
+    Raises:
+        UserError: something is wrong that the user can mend.
+    """
     if benchmark not in BENCHMARKS:
         raise ConfigError(f"--benchmark = {benchmark!r}: allowed: {', '.join(BENCHMARKS)}")
     if data is None:
@@ -152,9 +171,9 @@ def _dry_run(config: Config) -> None:
 
 
 def _prompts(state: RunState) -> PromptFile:
-    """The run's prompts, of which one at least can be used. What cannot is in the quarantine.
+    """Open the run's prompts, of which at least one can be used, and quarantine the rows that cannot.
 
-    A picture is looked at when its prompt's turn comes; here only until one is found that can be read.
+    A picture is looked at when its prompt's turn comes; here pictures are opened only until one can be read.
 
     Raises:
         NoDataError: there is nothing usable.
@@ -182,7 +201,7 @@ def _state(config: Config, *, folder: RunFolder, journal: Journal) -> RunState:
 
 
 def _model_of_run(config: Config, *, journal: Journal) -> str:
-    """The base model's reference; a run that goes on has the revision that it began with."""
+    """The base model's reference. A resumed run keeps the revision of a hub model that it began with."""
     known = journal.find("model")
     reference = _reference(config.policy.model, revision=known["revision"] if known else None)
     if known is None:

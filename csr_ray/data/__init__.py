@@ -1,1 +1,1 @@
-"""What a run is fed with: prompt files, images and chat templates."""
+"""What goes into a run and its models: prompt files, images, changed pictures and chat templates."""

@@ -1,7 +1,7 @@
 """From a question to the exact prompt the policy sees: text, and token ids with one image token.
 
-The generator and the trainer both call these functions, so what is sampled after is what is trained after. Knows the
-model's own processor and chat template; knows nothing of engines, batches or answers.
+The generator and the trainer both call these functions, so an answer is trained behind exactly the prompt behind
+which it was sampled. Knows the model's own processor and chat template; knows nothing of engines, batches or answers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def prompt_text(processor: ProcessorMixin, *, question: str) -> str:
 
 
 def prompt_ids(processor: ProcessorMixin, *, question: str) -> list[int]:
-    """Token ids of `prompt_text`, the image still ONE token: what an engine expands by itself."""
+    """Token ids of `prompt_text`, with ONE token for the image; the engine expands it to as many as it needs."""
     text = prompt_text(processor, question=question)
     tokenizer = processor.tokenizer
     return list(tokenizer(text, add_special_tokens=needs_special_tokens(tokenizer, text=text))["input_ids"])

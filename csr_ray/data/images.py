@@ -1,6 +1,6 @@
-"""The one way an image file becomes pixels, for the engine, the scorer and the trainer alike.
+"""The one way in which an image file becomes pixels, for the engine, the scorer and the trainer alike.
 
-Knows files and pixels. Does not know any model's image processor (size, crop, normalisation come after).
+Knows files and pixels. Does not know any model's image processor, which resizes, crops and normalises afterwards.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "J
 def load_image(path: str) -> Image.Image:
     """Return an image as both the engine and the trainer must see it.
 
-    RGB, 8 bit, turned upright as its EXIF data says, first frame of an animation, transparency on white; 16-bit grey
-    is scaled, not clipped. Everybody reads images through here: CSR's release crops one way for sampling and another
-    for training.
+    That is RGB of 8 bit, turned upright as its EXIF data says, with transparent parts on white; of an animation the
+    first frame is taken, and 16-bit grey is scaled to 8 bit, not clipped. Everybody reads images through here, so
+    that sampling and training see the same pixels; CSR's release crops one way for sampling and another for training.
 
     Args:
         path: local path or fsspec URL.
@@ -45,7 +45,10 @@ def load_image(path: str) -> Image.Image:
 
 
 def check_image(path: str) -> str | None:
-    """Return why `load_image` would refuse an image, or None. Decodes all of it: a cut file has a sound header."""
+    """Return why `load_image` would refuse an image, or None.
+
+    The whole image is decoded, because a truncated file has a sound header.
+    """
     try:
         _decode(path)
     except ValueError as error:

@@ -31,7 +31,8 @@ def parse_row(row: Row, *, folders: tuple[str, ...] | None) -> Prompt | Rejectio
     """Make a prompt of a row, or the reason why there is none.
 
     Args:
-        folders: where its image is looked for; None: it is not, and the prompt has the name as it was written.
+        folders: where its image is looked for; None: it is not looked for, and the prompt keeps the image's name as
+            it is written in the row.
     """
     record = row.value
     identity: str | None = None

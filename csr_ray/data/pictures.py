@@ -1,7 +1,7 @@
 """From a `Picture` to pixels: the image file, and what is done to it before any model looks at it.
 
-Engine, scorer and trainer all read pictures through here, so they see the same pixels; caches and routes know a
-picture by its `key`, which names the change, too.
+Engine, scorer and trainer all read pictures through here, so they see the same pixels. Caches, and whatever decides
+which actor gets a picture, know it by its `key`, which names the change, too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ def load_picture(picture: Picture) -> Image.Image:
 
 
 def noised(image: Image.Image, strength: str, seed: int) -> Image.Image:
-    """Diffusion noise on the raw 0..1 pixels, `strength` of 1000 steps of POVID's schedule (vcd_add_noise.py)."""
+    """Add diffusion noise to the raw pixels in 0..1, as after step `strength` of POVID's schedule.
+
+    The schedule has 1000 steps; it is that of POVID's released vcd_add_noise.py.
+    """
     signal, noise = noise_coefficients(int(strength))
     pixels = np.asarray(image, dtype=np.float64) / 255.0
     drawn = np.random.default_rng(seed).standard_normal(pixels.shape)
@@ -45,7 +48,7 @@ def noised(image: Image.Image, strength: str, seed: int) -> Image.Image:
 
 
 def noise_coefficients(step: int) -> tuple[float, float]:
-    """Shares of signal and noise at a step: x_t = sqrt(abar_t) x + sqrt(1 - abar_t) eps.
+    """Coefficients of signal and noise at a step t, of x_t = sqrt(abar_t) x + sqrt(1 - abar_t) eps.
 
     Raises:
         ValueError: the step is not in 0..999.

@@ -52,13 +52,13 @@ class PromptFile:
     JSONL, a JSON list, CSV or Parquet with id, image, prompt and optionally truth; CSR's release (id, image, input)
     is read as it is. A JSON list, the release included, is held whole while it is read; a large one is better written
     as JSONL. Building it walks the file once and opens no image: whether an image can be read shows when it is used.
-    What stays of that walk is two bytes a row, and eight more for a row that repeats an id.
+    What stays in memory of that walk is two bytes for each row, and eight more for a row that repeats an id.
 
     Args:
         source: path or fsspec URL of the prompt file.
         images: folder that relative image names start from; None: the prompt file's own folder, or its `images`.
         limit: the first so many usable prompts are all there are; None: those of the whole file.
-        refuses: says of a prompt why it is of no use, None if it is; it sees the prompt's texts, not its image.
+        refuses: says of a prompt why it cannot be used, or None if it can; it sees the prompt's texts, not its image.
 
     Raises:
         ConfigError: the file or the image folder is missing, or the file is of no known format. The iterators raise
@@ -275,7 +275,10 @@ def _hash_of(identity: str) -> int:
 
 @contextmanager
 def _images_checked(items: Iterable[Prompt | Rejection]) -> Iterator[Iterator[Prompt | Rejection]]:
-    """Give the items in order, a prompt with a bad image as a Rejection. What was looked at in vain ends with it."""
+    """Give the items in order, with a Rejection for each prompt whose image is bad.
+
+    Images are decoded ahead in threads; at the end of the block, decodes that have not begun are cancelled.
+    """
     with ThreadPoolExecutor(_NUM_CHECKERS, thread_name_prefix="image-check") as pool:
         try:
             yield _with_images_checked(items, pool=pool)

@@ -1,7 +1,7 @@
-"""Marks a file of answers against a file of truth: `csr-ray score-answers`. No model, no images.
+"""Marks a file of answers against a file of truth, for `csr-ray score-answers`; needs neither model nor images.
 
-Knows the files' forms; the metrics are `pope`, `chair` and `world`. Answers and truth are matched by id, never by
-order: an answer file that lacks one line would otherwise be marked against its neighbours' truth.
+Knows the forms of the files; the metrics are those of `pope`, `chair` and `world`. Answers and truth are matched by
+id, never by order: an answer file that lacks one line would otherwise be marked against its neighbours' truth.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _read_by_id(
     what: str,
     skipped: Counter[str],
 ) -> dict[str, Value]:
-    """Read {id: parsed} in file order; the first of several lines with one id counts, the others are skipped."""
+    """Read a file into {id: parsed}, in file order. Of several lines with one id only the first counts."""
     found: dict[str, Value] = {}
     for row in read_json_rows(_read_text(path, what=what), name=path.name):
         try:

@@ -1,8 +1,8 @@
 """CHAIR: which objects does a description name that are not in the image? (Rohrbach et al. 2018, arXiv 1809.02156)
 
-Knows texts and object names; does not know files or images. The formula is the original one: every MENTION counts,
-above and below the line of chair_i. (Some later scripts count a hallucinated word once a caption above the line but
-every mention below it, which gives a lower chair_i.)
+Knows texts and object names; does not know files or images. The formula is the original one: in chair_i every
+MENTION counts, in the numerator and in the denominator. (Some later scripts count a hallucinated word once for each
+caption in the numerator but every mention in the denominator, which gives a lower chair_i.)
 
 Where it differs from the authors' tool, so that numbers must not be compared with published ones to the digit:
 
@@ -151,7 +151,7 @@ def chair_metrics(
 
 
 def chair_of_mentions(mentions: Sequence[Sequence[str]], *, present: Sequence[Set[str]]) -> dict[str, float]:
-    """The formulas of `chair_metrics`, once it is known what each answer mentions and what is in its image."""
+    """Compute the metrics of `chair_metrics` from what each answer mentions and what its image holds."""
     num_hallucinating = num_mentions = num_hallucinated = num_objects = num_named = 0
     for mentioned, objects in zip(mentions, present, strict=True):
         hallucinated = [mention for mention in mentioned if mention not in objects]

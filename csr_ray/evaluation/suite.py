@@ -1,8 +1,8 @@
-"""What a policy is asked after each round, and what its answers are worth.
+"""What a policy is asked before the first round and after each one, and how its answers are marked.
 
-The `world` benchmark describes held-out images (greedy, and once more at temperature 1) and answers yes/no questions;
-`pope` is the questions alone, `chair` the descriptions alone, of photos whose objects are known. Files are read once,
-before anything is started.
+With the `world` benchmark the policy describes held-out images (greedily, and once more at temperature 1) and answers
+yes/no questions about them. `pope` consists of such questions alone, and `chair` of such descriptions alone, both
+about photos whose objects are known. The files are read once, before anything is started.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from csr_ray.records import Question
 _YES_NO_TOKENS = 8
 
 Marking = Callable[..., dict[str, float]]
-"""Marks descriptions by id against `truth`, what is in each id's image."""
+"""Called with descriptions by id and with `truth`, which says by id what is in each image; returns the metrics."""
 
 
 def mark_photos(answers: Mapping[str, str], *, truth: Mapping[str, Sequence[str]]) -> dict[str, float]:
@@ -59,7 +59,7 @@ class Suite:
         return len(self.describe) * (2 if self.sampled else 1) + len(self.yes_no)
 
     def first(self, num_images: int) -> Suite:
-        """The same on the first images only."""
+        """The same benchmarks on the first `num_images` images only."""
         images = set(list(dict.fromkeys(item.image for item in (*self.describe, *self.yes_no)))[:num_images])
         return replace(
             self,
@@ -70,7 +70,10 @@ class Suite:
     def measure(
         self, generators: Generators, *, seed: int, on_answer: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
-        """Ask everything of the policy that is served now; fractions in 0..1."""
+        """Ask everything of the policy that is served now, and return the metrics.
+
+        They are fractions in 0..1, but for `num_images` and the mean number of `sentences`.
+        """
 
         def ask(questions: Sequence[Question], *, temperature: float, max_tokens: int) -> dict[str, str]:
             texts = {}

@@ -1,8 +1,8 @@
 """How far a description of an embedded-world image can be trusted, and what it leaves out.
 
 Knows texts and the objects of an image; knows nothing of images, files or models. Hallucination and recall are
-counted by `csr_ray/evaluation/chair.py` over the world's ten kinds, with repetition and length beside them: a policy
-that says less, or says the same thing again, must not look better for it.
+counted by `csr_ray/evaluation/chair.py` over the world's ten kinds. Repetition and length are measured beside them,
+because a policy that says less, or says the same thing again, must not look better for it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def describe_metrics(
     A quotient with nothing below the line is 0.0. Colours and places are not looked at.
 
     Args:
-        answers: one description an image id.
-        truth: the objects of each image id; `kind` of each is read. More ids than answers are allowed.
+        answers: one description for each image id.
+        truth: the objects in the image of each id, of which `kind` is read. It may have more ids than `answers`.
 
     Raises:
         ValueError: an answer's id is not in the truth, or an object has no `kind`.

@@ -1,8 +1,8 @@
 """An adapter folder as numbered, checked chunks of bytes, and back.
 
-What leaves the trainer are the LoRA matrices alone. A package says which policy version it makes and what every byte
-hashes to, version included, so that a truncated, mixed-up or misnumbered transfer is noticed before anything is
-loaded. Knows files and digests; knows no object store and no engine.
+Only the LoRA matrices leave the trainer. A package says which policy version it makes, and its digests cover every
+byte and that version, so that a truncated, mixed-up or misnumbered transfer is noticed before anything is loaded.
+Knows files and digests; knows no object store and no engine.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a package is.
+    """What a package consists of, and which policy version it makes.
 
     Attributes:
-        version: the policy version that base + all packages up to this one make.
-        sizes_bytes: of `FILES`, in that order.
+        version: the policy version that the base and all packages up to this one make together.
+        sizes_bytes: the sizes of `FILES`, in that order.
         chunk_digests: SHA-256 of every chunk.
         digest: SHA-256 over the version, the sizes and the chunks' digests.
     """
@@ -40,7 +40,7 @@ class Manifest:
 
 
 def pack_adapter(folder: Path, *, version: int, chunk_bytes: int) -> tuple[Manifest, list[bytes]]:
-    """Read an adapter folder.
+    """Read an adapter folder; return its manifest and its bytes as chunks of `chunk_bytes`, the last one shorter.
 
     Raises:
         ValueError: a file is missing.

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from csr_ray.errors import ConfigError
 
-# Weights as safetensors, what describes them, tokenizers and templates; not the same weights in other formats.
+# What is fetched of a model: its weights as safetensors, configs, tokenizers and chat templates. Many repositories
+# also have the same weights in other formats, which would double the download.
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
@@ -38,7 +39,7 @@ def reference_of(model: str, *, revision: str | None = None) -> str:
 
 
 def revision_of(reference: str) -> str | None:
-    """The commit of a reference to the hub; None for a folder."""
+    """The hub's commit that a reference names; None if it names a folder."""
     return None if reference.startswith("/") else reference.partition("@")[2]
 
 

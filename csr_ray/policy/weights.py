@@ -2,9 +2,9 @@
 
 Every merged tensor is base + sum_i (alpha_i / r_i) B_i A_i, formed in float32 from the ORIGINAL base and rounded
 once, so that whoever merges (trainer, generators, the exported model) gets the same bits. Tensors go by the base
-checkpoint's own names, whatever the training library calls its modules. The same sum as one adapter, for who keeps
-the base as it is: `combined_tensors`. Knows safetensors and PEFT's file layout; knows nothing of PEFT, engines or
-actors.
+checkpoint's own names, whatever the training library calls its modules. `combined_tensors` gives the same sum as one
+adapter, for engines that keep the base as it is. Knows safetensors and PEFT's file layout; knows nothing of PEFT,
+engines or actors.
 """
 
 from __future__ import annotations
@@ -119,8 +119,9 @@ def lora_deltas(adapter: Path) -> dict[str, LoraDelta]:
 def combined_tensors(adapters: Sequence[Path]) -> dict[str, torch.Tensor]:
     """One adapter that is the sum of `adapters`: its tensors in float32, under PEFT's names.
 
-    Every module gets A = [A_1; A_2; ...] and B = [s_1 B_1, s_2 B_2, ...] with s = alpha / r, so B A is the sum and
-    nothing is left to scale. The rank is the sum of the ranks; an adapter that leaves a module alone has zeros there.
+    Every module gets A = [A_1; A_2; ...] and B = [s_1 B_1, s_2 B_2, ...] with s_i = alpha_i / r_i, so that B A is the
+    sum and needs no further scaling. The rank is the sum of the ranks; where an adapter does not change a module, its
+    rows and columns are zeros.
 
     Raises:
         ValueError: an adapter cannot be read (`lora_deltas`), two give one module different shapes, or all are empty.
@@ -152,7 +153,7 @@ def combined_tensors(adapters: Sequence[Path]) -> dict[str, torch.Tensor]:
 
 
 def save_combined(tensors: Mapping[str, torch.Tensor], *, output: Path) -> None:
-    """Write `combined_tensors` as a PEFT folder. Appears at `output` all at once; a folder there is replaced."""
+    """Write `combined_tensors` as a PEFT folder, which appears at `output` whole and replaces a folder there."""
     modules = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
     rank = len(tensors[f"{modules[0]}.lora_A.weight"])
     config = {
@@ -190,10 +191,10 @@ def block_of(name: str) -> str:
 def merged_blocks(
     base: Path, *, adapters: Sequence[Path], also: Collection[str] = ()
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """As `merged_tensors`, then all else that the blocks in question hold, unchanged: (checkpoint name, tensor).
+    """Yield what `merged_tensors` yields, then, unchanged, every other tensor of the same blocks: (name, tensor).
 
-    For whoever keeps several tensors as one (q, k, v and their biases; gate and up) and so cannot take one of them
-    alone. The blocks are those that `adapters` change and those named in `also`.
+    This is for an engine that keeps several tensors as one (q, k, v and their biases; gate and up) and so cannot take
+    one of them alone. The blocks are those that `adapters` change and those named in `also` (see `block_of`).
     """
     blocks, changed = set(also), set()
     for name, tensor in merged_tensors(base, adapters=adapters):
@@ -208,7 +209,7 @@ def merged_blocks(
 
 
 def merged_by_module(base: Path, *, adapters: Sequence[Path]) -> Iterator[tuple[str, str, torch.Tensor]]:
-    """As `merged_tensors`, with the module name too: (checkpoint name, module name, tensor)."""
+    """Yield what `merged_tensors` yields, with the module's name: (checkpoint name, module name, tensor)."""
     files = tensor_files(base)
     updates: dict[str, list[LoraDelta]] = {}
     modules: dict[str, str] = {}
@@ -248,9 +249,9 @@ def checksum(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
 
 
 def save_merged(base: Path, *, adapters: Sequence[Path], output: Path) -> None:
-    """Write base plus adapters as a whole model folder: same files, shards, names and dtypes as `base`.
+    """Write base plus adapters as a whole model folder, with the same files, shards, names and dtypes as `base`.
 
-    Appears at `output` all at once; a model already there is replaced.
+    The folder appears at `output` whole, and replaces a model that is already there.
 
     Raises:
         ValueError: see `merged_tensors`.

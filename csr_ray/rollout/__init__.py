@@ -1,1 +1,1 @@
-"""Growing answers and judging them: the tree search, sentences, rewards."""
+"""How CSR's answers are rolled out and judged: the tree of sentences, where a sentence ends, what it is worth."""

@@ -1,7 +1,7 @@
-"""The released code's cleaning of a sentence before it is scored. Strings in, strings out; knows nothing of models.
+"""The released code's cleaning of a sentence before it is scored. Knows strings only, nothing of models.
 
-Released code: utils.py (clean_text, extract_new_text, clean_tree) and score.py (dfs_score) of YiyangZhou/CSR at
-353de42. `tests/data/released_cleaning.jsonl` holds what these functions themselves made of some 3,000 strings.
+The released code is utils.py (clean_text, extract_new_text, clean_tree) and score.py (dfs_score) of YiyangZhou/CSR at
+commit 353de42. `tests/data/released_cleaning.jsonl` holds what these functions themselves made of some 3,000 strings.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DROPPED: Final = re.compile(
 
 
 def scored_text(text: str) -> str | None:
-    """The text that CLIP sees of a sentence, or None where the sentence is dropped, and all that follows it.
+    """Return the text that CLIP sees of a sentence, or None if the sentence is dropped with all that follows it.
 
     First every character that is not a letter, a digit, white space or among a few signs is removed. What is left is
     dropped if it has under 4 characters, more than 5 newlines, Hangul, kana or Cyrillic, two "&nbsp;" side by

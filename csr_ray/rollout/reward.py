@@ -1,4 +1,4 @@
-"""What a sentence is worth, and what an answer made of sentences is worth. Pure arithmetic on floats.
+"""What a sentence is worth, and what an answer made of sentences is worth. Plain arithmetic on floats.
 
 CSR section 3.1: R(s) = lambda * R_I(s) + (1 - lambda) * R_T(s), with R_I(s) = max(100 cos, 0) and R_T(s) the policy's
 own probability of the sentence. The paper's R_T is a product of probabilities, at most 1, beside an R_I of 20 to 60:
@@ -17,10 +17,13 @@ from csr_ray.records import Candidate
 
 
 def self_score(logps: Sequence[float], *, kind: str, penalties: Sequence[float] = ()) -> float:
-    """R_T of one sentence from its tokens' log-probs, less `penalties` (one a token) if there are any.
+    """R_T of one sentence: the policy's own score of it.
 
-    `geometric_mean` is in 0..100, `product` in 0..1, `mean_logp` below 0 (released code: the sequence score of group
-    beam search).
+    Args:
+        logps: natural log-probs of the sentence's tokens.
+        kind: as in `reward.self_score`. `geometric_mean` gives 0..100, `product` 0..1, and `mean_logp` at most 0 (in
+            the released code it is the sequence score of group beam search).
+        penalties: what is subtracted from each log-prob first, one for each token; empty: nothing.
     """
     if not logps:
         return 0.0
@@ -31,15 +34,16 @@ def self_score(logps: Sequence[float], *, kind: str, penalties: Sequence[float] 
 
 
 def image_score(cosine_100: float, *, floor: bool) -> float:
-    """R_I of one sentence: 100 times the cosine; with `floor` never below zero (paper, section 3.1)."""
+    """R_I of one sentence: 100 times the cosine, and with `floor` never below zero (section 3.1 of the paper)."""
     return max(cosine_100, 0.0) if floor else cosine_100
 
 
 def family_rewards(family: Sequence[tuple[float | None, float]], *, config: Reward) -> list[float | None]:
     """The rewards of siblings from their (image, self) scores, in their order; None where the image score is None.
 
-    `sibling_ranks` (released code, construct.py): rank 1 is the best of n, ties go by order; the cost
-    (1 - a) rank_T / n + a rank_I / n is negated, so that more is better here too. A lone sibling gets -1.
+    With `reward.blend: sibling_ranks` (construct.py of the released code) rank 1 is the best of n siblings, and of
+    equal scores the first has the better rank. The released code's cost (1 - a) rank_T / n + a rank_I / n, where a is
+    `reward.weight`, is negated, so that more is better here too. A lone sibling gets -1.
     """
     scored = [position for position, (image, _) in enumerate(family) if image is not None]
     rewards: list[float | None] = [None] * len(family)
@@ -62,7 +66,7 @@ def family_rewards(family: Sequence[tuple[float | None, float]], *, config: Rewa
 def plain_sum(values: Iterable[float]) -> float:
     """Add one value after the other, as the released code does.
 
-    From Python 3.12 on `sum` makes up for rounding, and costs that are equal in the released code would not be.
+    From Python 3.12 on `sum` compensates for rounding, so sums that are equal in the released code might differ.
     """
     total = 0.0
     for value in values:
@@ -71,11 +75,11 @@ def plain_sum(values: Iterable[float]) -> float:
 
 
 def answer_reward(path: Iterable[Candidate], *, config: Reward) -> float | None:
-    """The reward of an answer from its sentences'; None for an answer without a scored sentence.
+    """The reward of an answer from the rewards of its sentences; None for an answer without a scored sentence.
 
-    `mean` by default: with the paper's `sum` every further sentence adds a positive amount, so the longest and most
-    repetitive answer wins. `mean_with_root` divides by one more than the sentences (released code): costs of short
-    answers come out too low.
+    The default of `reward.aggregate` is `mean`: with the paper's `sum` every further sentence adds a positive amount,
+    so the longest and most repetitive answer wins. The released code's `mean_with_root` divides by one more than the
+    number of sentences, so the costs of short answers come out too low.
     """
     rewards = [node.reward for node in path if node.reward is not None]
     if not rewards:

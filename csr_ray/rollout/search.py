@@ -24,7 +24,7 @@ Path = tuple[Candidate, ...]
 
 @dataclass(frozen=True)
 class _Live:
-    """A node that is being continued: its path so far. The root has an empty path."""
+    """A node that is being continued, with the path of candidates that leads to it. The root has an empty path."""
 
     path: Path
 
@@ -65,7 +65,7 @@ class _Grower:
     cost: _Cost = field(default_factory=_Cost)
 
     async def children(self, live: _Live) -> list[_Scored]:
-        """The node's distinct next sentences, each with its image score."""
+        """The next sentences behind a node, each with its scores and its reward."""
         prefix_ids = live.answer_ids
         sentences = await self.engine.continuations(
             self.prompt.ask,
@@ -93,7 +93,7 @@ class _Grower:
         return [scored_text(sentence.text) for sentence in family]
 
     async def _image_scores(self, texts: Sequence[str | None]) -> list[float | None]:
-        """One score a text, None for None."""
+        """The image score of each text; None where there is no text."""
         asked = [text for text in texts if text is not None]
         if not asked:
             return [None] * len(texts)
@@ -133,7 +133,7 @@ class _Grower:
         )
 
     def rank(self, path: Path) -> float:
-        """What pruning sorts by: the cumulative reward, or the cumulative self score (released code)."""
+        """What pruning sorts by: the reward of the path, or the sum of its self scores (as the released code)."""
         if self.search.guide == "self_score":
             return plain_sum(node.self_score or 0.0 for node in path)
         value = answer_reward(path, config=self.reward)
@@ -143,7 +143,7 @@ class _Grower:
 async def grow_tree(
     prompt: Prompt, *, engine: Engine, scorer: Scorer, search: Search, reward: Reward, policy_version: int, seed: int
 ) -> Rollout:
-    """Grow the whole tree of one prompt.
+    """Grow the whole tree of one prompt, and return it as a rollout.
 
     Children that end the answer (or hit a limit) are leaves; of the others at a depth, the `width - keep_worst` best
     and the `keep_worst` worst are continued. Every variation is a key of `search` or `reward`. The result does not
@@ -180,10 +180,10 @@ async def grow_tree(
 def prune(
     paths: Sequence[tuple[Candidate, ...]], *, ranks: Sequence[float], search: Search
 ) -> list[tuple[Candidate, ...]]:
-    """The paths that stay alive, best first: all if they are few, else the best and the worst; ties by their order.
+    """Choose the paths that stay alive: all of them if they are few, otherwise the best and the worst; best first.
 
-    Few is `keep_all_up_to`, by default the width. (The released code keeps 1 best and 2 worst of 5 and more, but all
-    of 4.)
+    Few means at most `keep_all_up_to`, which is the width by default. Paths of equal rank keep their order. (The
+    released code keeps 1 best and 2 worst of 5 or more, but all of 4.)
     """
     order = [paths[position] for position in sorted(range(len(paths)), key=lambda position: -ranks[position])]
     if len(order) <= (search.keep_all_up_to or search.width):
@@ -199,7 +199,7 @@ def derive_seed(*parts: int | str | tuple[int, ...]) -> int:
 
 
 def _distinct(sentences: Sequence[Sentence]) -> list[Sentence]:
-    """Merge equal siblings: same text and same way of ending. The first of its kind stays."""
+    """Merge siblings that have the same text and end in the same way; of several the first stays."""
     seen: dict[tuple[str, bool], Sentence] = {}
     for sentence in sentences:
         seen.setdefault((sentence.text, sentence.ended), sentence)

@@ -1,8 +1,8 @@
-"""Where a sentence ends. Strings in, answers out; knows nothing of tokens or models.
+"""Where a sentence ends. Knows strings only, nothing of tokens or models.
 
 A sentence ends at . ! or ? (with closing quotes and brackets behind it) before white space or the end of the text. A
-period inside a number or an address has something else behind it; one that ends an abbreviation does not count, nor
-one behind a bare number at the start (a list's "1.").
+period inside a number or an address is followed by something else, so it is no end. A period that ends an
+abbreviation does not count either, nor one behind a bare number at the start (the "1." of a list).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PLAIN_WORD: Final = re.compile(r"[^\W\d_A-Z]{2,}\.")
 
 
 class Ending(Enum):
-    """What is known of a sentence that was just decoded up to a stop."""
+    """What is known of a sentence that was just decoded up to a token with . ! or ? in it."""
 
     WHOLE = "it ends here"
     OPEN = "it goes on"
@@ -51,7 +51,7 @@ def ending(text: str) -> Ending:
     """Judge a sentence that was decoded from its start up to a token with a stop in it.
 
     Behind a plain word in lower-case letters a period ends the sentence at once, which is nearly always right and
-    spares a look ahead; behind digits, capitals, ! and ? the next character has to be seen.
+    spares a look at the next token; behind digits, capitals, ! and ? the next character has to be seen.
     """
     if first_end(text.rstrip() if text[-1:].isspace() else f"{text}x") is not None:
         return Ending.WHOLE  # what follows the stop is in the same token
@@ -68,7 +68,7 @@ def may_end_sentence(token: str) -> bool:
 
 
 def starts_new(behind: str) -> bool:
-    """Whether what was decoded behind a stop shows that the sentence was whole: nothing, or white space."""
+    """Whether the text decoded behind a stop (empty, or led by white space) shows that the sentence had ended."""
     return not behind or behind[0].isspace()
 
 

@@ -1,5 +1,5 @@
-"""The stages of a round, one file each: what the journal holds is returned, the rest is done and committed.
+"""The stages of a cycle, one file each. A stage returns what the journal holds, and does and commits the rest.
 
-What this room does not know: how anything is generated, scored or trained (it sees ports), and how a person is told
-about it (it calls a view).
+This room does not know how anything is generated, scored or trained (it sees ports), nor how a person is told about
+it (it calls a view).
 """

@@ -1,4 +1,4 @@
-"""Build: from committed rollouts to training examples, unit by unit, and at last all of a cycle in one file."""
+"""Build: makes training examples of committed rollouts, unit by unit, and at last joins a cycle's in one file."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from csr_ray.store.tables import (
 
 
 def build(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View) -> Iterator[str]:
-    """Yield files of examples: with `train.streaming` one a unit as they come, else one with all of them at the end.
+    """Yield files of examples: with `train.streaming` one for each unit as they come, else one with all at the end.
 
-    The last thing that happens is the journal's line, which says what became of every rollout.
+    When all units are built their examples are joined in one file, and then a line of the journal says how many
+    examples there are, and how many rollouts gave none for which reason.
 
     Raises:
         NoDataError: no rollout of the cycle gives an example.
@@ -72,7 +73,10 @@ def _decide(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View)
 
 
 def _build_unit(state: RunState, cycle: Cycle, unit: Unit) -> tuple[Path, Outcome]:
-    """The file of a unit's examples. It follows from the unit's rollouts alone, so it is there or is made again."""
+    """Find or write the file of a unit's examples; returns it with its outcome.
+
+    Such a file has no line in the journal: it follows from the unit's rollouts alone, so it can be made again.
+    """
     path = state.folder.example_unit(cycle, unit=unit.name)
     if (known := read_outcome(path)) is not None:
         return path, known
@@ -92,7 +96,7 @@ def _build_unit(state: RunState, cycle: Cycle, unit: Unit) -> tuple[Path, Outcom
 
 
 def remove_example_units(state: RunState, cycle: Cycle) -> None:
-    """All of them are in one file by now."""
+    """Remove the files of single units; at the end of a round all their examples are in the cycle's one file."""
     shutil.rmtree(state.folder.example_units(cycle), ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""What ends a round and a run: the last line, summary.json, the merged model."""
+"""Close: a round ends with its line in the journal and summary.json, a run with the merged model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from csr_ray.store.atomic import write_json
 
 
 def close_round(state: RunState, *, index: int, view: View) -> None:
-    """The round's last line, and summary.json as it stands."""
+    """Commit the round's last line, and write summary.json as of now."""
     for cycle in state.cycles(index):
         remove_example_units(state, cycle)
     if state.journal.find("round", round=index) is None:
@@ -22,7 +22,7 @@ def close_round(state: RunState, *, index: int, view: View) -> None:
 
 
 def save_model(state: RunState, *, view: View) -> None:
-    """`model/`: the last policy, merged, in the base model's own format."""
+    """Write `model/`, the last policy merged into the base model's own format, and commit that the run is done."""
     from csr_ray.policy.source import local_folder
     from csr_ray.policy.weights import save_merged
 
@@ -35,5 +35,5 @@ def save_model(state: RunState, *, view: View) -> None:
 
 
 def summarise(state: RunState) -> JsonDict:
-    """summary.json's content, from the journal alone."""
+    """The content of summary.json, which follows from the journal."""
     return summary(state.journal, config=state.config, versions=state.versions, cycles_of=state.cycles)

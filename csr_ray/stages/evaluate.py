@@ -1,4 +1,4 @@
-"""Evaluate: metrics of the policy that the generators serve."""
+"""Evaluate: measures the policy that the generators serve on the run's benchmarks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from csr_ray.stages.view import View
 def evaluate(
     state: RunState, *, suite: Suite, generators: Generators, version: int, view: View, round_index: int | None = None
 ) -> None:
-    """Metrics of the policy that the generators serve now; nothing to do without benchmarks."""
+    """Measure policy `version`, which the generators serve now, and commit the metrics.
+
+    There is nothing to do without benchmarks, or if the journal has this version's metrics. Between the first and the
+    last version `eval.limit_between` images are used.
+    """
     if suite.is_empty or state.journal.find("eval", version=version):
         return
     limit = state.config.eval.limit_between

@@ -1,4 +1,4 @@
-"""Publish: every generator serves the new version and has proved it."""
+"""Publish: brings every generator to the new policy version, which each has to prove."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from csr_ray.stages.view import View
 
 
 def publish(state: RunState, cycle: Cycle, trained: TrainResult, *, generators: Generators, view: View) -> None:
-    """Every generator serves the new version and has proved it. A resumed run starts its generators with it."""
+    """Bring every generator to the trained version, and commit the receipt of their proofs.
+
+    If the journal has the receipt there is nothing to do: a resumed run starts its generators with that version.
+    """
     if state.journal.find("publish", version=trained.version):
         return
     with view.stage("publish", total=1, unit="version", round_index=cycle.round_index) as stage:

@@ -1,4 +1,4 @@
-"""Roll out: what the policy says to the prompts of a cycle, committed unit by unit."""
+"""Roll out: lets the policy answer the prompts of a cycle, and commits the rollouts unit by unit."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def roll_out(
     view: View,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[Unit]:
-    """Yield the units of the cycle as they are committed, those of an earlier start first; no content is handed on.
+    """Yield the units of the cycle as they are committed, those of an earlier start of the run first.
 
-    A unit's content is on disk when its name is yielded. `check` is called now and then and may raise: whoever needs
-    the rollouts, and cannot start, should be known before they are all paid for.
+    A unit's content is on disk when its name is yielded, and only the name is handed on. `check` is called at most
+    once a second and may raise: a trainer that cannot start should be noticed before all rollouts are paid for.
     """
     cycle = turn.cycle
     yield from turn.committed()
@@ -49,7 +49,7 @@ def roll_out(
             for unit in units.take(result, is_last=num_left == 0):
                 now_s = time.perf_counter()
                 counters = Counters()
-                # Every actor is asked for its counters, so not for every unit.
+                # Not for every unit, because every actor has to be asked for its counters.
                 if units.num_open == 0 or now_s - counted_s >= _COUNT_EVERY_S:
                     counters = generators.counters()
                     stage.note = live_figures(counters, seconds=now_s - counted_s)
@@ -74,7 +74,7 @@ class _OpenUnit:
 
 
 class _OpenUnits:
-    """Puts prompts into units as they are drawn, and results to their units as they come.
+    """Puts prompts into units as they are drawn, and results into their prompts' units as they come.
 
     Prompts may be drawn by another thread than the one that takes results.
     """
@@ -101,7 +101,7 @@ class _OpenUnits:
         return len(self._open)
 
     def take(self, result: Rollout | Rejection, *, is_last: bool) -> Iterator[_OpenUnit]:
-        """The unit that this result completes, if it does; after the last result whatever is left."""
+        """Yield the unit that this result completes, if it completes one; with the last result, all that are left."""
         prompt_id = result.prompt.id if isinstance(result, Rollout) else str(result.id)
         unit = self._unit_of.pop(prompt_id)
         unit.results[prompt_id] = result
@@ -114,7 +114,7 @@ class _OpenUnits:
 
 
 def _now_and_then(call: Callable[[], None], *, every_s: float) -> Callable[[], None]:
-    """`call` at the first call and then at most every `every_s` seconds."""
+    """A function that calls `call` when it is first called, and from then on at most every `every_s` seconds."""
     last_s = float("-inf")
 
     def throttled() -> None:
@@ -127,7 +127,7 @@ def _now_and_then(call: Callable[[], None], *, every_s: float) -> Callable[[], N
 
 
 def _commit(state: RunState, cycle: Cycle, unit: _OpenUnit, *, seconds: float, counters: Counters) -> str:
-    """Write what came of a unit and then its line; returns its name."""
+    """Write the rollouts and rejections of a unit, then its line of the journal; returns its name."""
     name = unit_name(list(unit.results))
     results = list(unit.results.values())
     rollouts = [result for result in results if isinstance(result, Rollout)]

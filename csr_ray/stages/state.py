@@ -1,4 +1,4 @@
-"""What a stage works on: one run on disk."""
+"""What every stage works on: the state of one run, as its folder and journal have it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from csr_ray.store.run_folder import RunFolder
 class RunState:
     """One run on disk: its config, folder and journal.
 
-    `model` is the base policy's reference (`csr_ray.policy.source`); `versions` go into summary.json.
+    Attributes:
+        model: the base policy's reference (`csr_ray.policy.source`).
+        versions: of this package, of Python and of the libraries, by name; for summary.json.
+        method: the one that the config names.
     """
 
     config: Config
@@ -36,7 +39,10 @@ class RunState:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every round that the config asks for is done, and the model saved. More may be asked for later."""
+        """Whether every round that the config asks for is done and the model saved.
+
+        A finished run may be started again with more rounds, and then it is not finished any more.
+        """
         return any(entry["rounds"] >= self.config.run.rounds for entry in self.journal.all("finished"))
 
     def cycles(self, round_index: int) -> list[Cycle]:
@@ -64,7 +70,7 @@ class RunState:
 
     @contextlib.contextmanager
     def round_clock(self, index: int) -> Iterator[None]:
-        """Wall time of a round, for what its stages do not account for."""
+        """Measure the wall time of a round, which shows how much of it was spent outside the stages."""
         started_s = time.perf_counter()
         yield
         self._round_wall_s[index] = time.perf_counter() - started_s

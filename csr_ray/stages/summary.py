@@ -1,4 +1,4 @@
-"""summary.json from the journal. A pure function but for the machine's name."""
+"""Makes the content of summary.json from the journal; only the description of the machine is not from there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EVAL_KEYS = (
     "recall_t1",
 )
 _STAGES = ("rollout", "pairs", "train", "publish")
-# Of a round with several phases: what is added up.
+# What is added up over the phases of a round that has several.
 _SUMMED = (
     *(("rollout", key) for key in ("prompts", "failed", "nodes", "tokens", "seconds")),
     *(("score", key) for key in ("sentences", "seconds", "texts_cut")),
@@ -36,9 +36,10 @@ _SUMMED = (
 def summary(
     journal: Journal, *, config: Config, versions: dict[str, str], cycles_of: Callable[[int], Sequence[Cycle]]
 ) -> JsonDict:
-    """The run so far. Rates are fractions in 0..1, times seconds; what was not measured is null.
+    """The content of summary.json for the run so far.
 
-    `cycles_of` gives the cycles of a round (`RunState.cycles`).
+    Shares and metrics are fractions in 0..1, durations are in seconds, and what was not measured is null. `cycles_of`
+    gives the cycles of a round (`RunState.cycles`).
     """
     rounds = [
         _round(journal, index=entry["round"], cycles=cycles_of(entry["round"]), wall_s=entry["wall_s"])
@@ -60,13 +61,13 @@ def summary(
 
 
 def _round(journal: Journal, *, index: int, cycles: Sequence[Cycle], wall_s: float) -> JsonDict:
-    """The figures of a round; of a round with several phases their sum, and each phase's own under `phases`."""
+    """The entry of one round; if it has several phases, their sums, and each phase's own entry under `phases`."""
     phases = [_cycle(journal, cycle) for cycle in cycles]
     version = max((cycle.policy_version + 1 for cycle in cycles), default=0)
     evaluated = journal.find("eval", version=version) if cycles else None
     stages = {name: sum(phase["stages"][name] for phase in phases) for name in _STAGES}
     stages["eval"] = evaluated["seconds"] if evaluated else 0.0
-    # A resumed round's wall clock covers only what was left to do: its stages then say more than the clock.
+    # The wall clock of a resumed round covers only what was left to do, so its stages may add up to more.
     seconds = max(wall_s, sum(stages.values()))
     named = [{"phase": cycle.phase.name, **phase} for cycle, phase in zip(cycles, phases, strict=True)]
     whole = phases[0] if len(phases) == 1 else _together(phases)
@@ -82,7 +83,7 @@ def _round(journal: Journal, *, index: int, cycles: Sequence[Cycle], wall_s: flo
 
 
 def _together(phases: Sequence[JsonDict]) -> JsonDict:
-    """Counts and seconds of all phases added up; the first loss is the first phase's, all else the last phase's."""
+    """One entry out of several phases: the sums of `_SUMMED`, the first phase's first loss, else the last phase's."""
     if not phases:
         return {}
     whole: JsonDict = {name: dict(section) for name, section in phases[-1].items()}
@@ -156,11 +157,12 @@ def _cycle(journal: Journal, cycle: Cycle) -> JsonDict:
 
 
 def engine_ratios(counters: Counters) -> dict[str, float | None]:
-    """What the generators' counters say, as ratios; None where nothing was counted.
+    """Ratios and counts from the generators' counters; a ratio is None where nothing was counted.
 
-    `occupancy` is running requests over the most there may be, mean over engine steps; the hit rates are shares of
-    tokens (prefix cache) and of images looked up (processor cache); `continuation_misses` counts continuations that
-    had to compute a part of their prefix again.
+    `occupancy` is how many requests were running over how many may, and `queue_depth` how many waited, both as means
+    over engine steps. The hit rates are shares of the tokens looked up in the prefix cache, and of the images looked
+    up in the processor's cache. `continuation_misses` counts continuations that had to compute a part of their prefix
+    again.
     """
 
     def ratio(part: float, whole: float) -> float | None:

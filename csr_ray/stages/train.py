@@ -1,4 +1,4 @@
-"""Train: the next policy version, as an adapter on everything before it."""
+"""Train: makes the next policy version, as a LoRA adapter on top of the version before it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from csr_ray.stages.view import View
 
 
 def train(state: RunState, turn: Turn, files: Iterable[str], *, trainer: Trainer, view: View) -> TrainResult:
-    """Train on files of examples as they come; returns when the adapter of the cycle's version lies in its place.
+    """Train on files of examples as they come; returns when the cycle's adapter lies in its place.
 
-    A cycle whose examples are all there before the first file is offered is a stream that has already ended.
+    If all examples are built before the first file comes, the order says so (`TrainOrder.is_whole`), and the trainer
+    waits for the end of the stream before its first step.
     """
     cycle = turn.cycle
     adapter = state.folder.adapter(cycle)

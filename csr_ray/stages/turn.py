@@ -13,9 +13,9 @@ from csr_ray.stages.state import RunState
 class Turn:
     """The prompts of one cycle, walked in their order as a stream.
 
-    Every cycle takes all prompts (as the paper does) or, with `data.per_round`, the next so many, going on with the
-    first after the last. What has been rolled out stays in the cycle, whatever prompts came or went since; of the
-    others it takes as many more as its size allows.
+    Every cycle takes all prompts (as the paper does) or, with `data.per_round`, the next so many, wrapping around to
+    the first prompt behind the last. Prompts that this cycle has already rolled out stay in it, even if the prompt
+    file has changed since; of the others it takes as many more as its size allows.
     """
 
     def __init__(self, state: RunState, prompts: Prompts, *, cycle: Cycle) -> None:
@@ -34,13 +34,17 @@ class Turn:
 
     @cached_property
     def num_to_do(self) -> int:
+        """Prompts of the cycle that are not rolled out yet."""
         if not self._done.num_ids:
             return self._size
         num_open = sum(self._done.unit_with(prompt.id) is None for prompt in self._walk())
         return min(num_open, max(0, self._size - self._done.num_ids)) if self._is_part else num_open
 
     def committed(self) -> list[Unit]:
-        """What an earlier start has committed, each where its first prompt stands now; where all have gone, last."""
+        """The units that an earlier start of the run has committed, in the order of the prompts.
+
+        Each stands where the first of its prompts stands now; units whose prompts have all gone come last.
+        """
         position_of: dict[str, int] = {}
         if self._done.num_ids:
             for position, prompt in enumerate(self._walk()):

@@ -1,6 +1,6 @@
-"""What a stage of the loop tells whoever watches: how far it is, what it costs, what came out.
+"""How the stages tell whoever watches how far they are, how fast they go, and what came out.
 
-The stages call a `View`; `csr_ray.app.console` is the one for a terminal. Knows nothing of terminals or pages.
+The stages call a `View`; `csr_ray.app.console` has the one for a terminal. Knows nothing of terminals or pages.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ class View(Protocol):
 
 @dataclass
 class Progress:
-    """Progress of one stage. `on_change` is called at every change; the view decides what to show.
+    """Progress of one stage.
 
-    `note` is more to show beside the rates, as long as it goes on.
+    Attributes:
+        unit: what `done` and `total` count, in the plural; `total` is None while it is not known.
+        on_change: called at every change; the view decides what it shows.
+        note: more to show beside the rates while the stage goes on.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""Where a run lives on disk: its folder, its journal, its tables, and writes that happen whole or not at all."""
+"""A run on disk: its folder, its journal and its tables, and how files are written whole or not at all."""

@@ -15,7 +15,7 @@ from csr_ray.errors import StorageError
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn a failing disk into one clear line."""
+    """Turn an OSError of the block into a StorageError, whose one line names `path` and what to do."""
     try:
         yield
     except OSError as error:
@@ -26,9 +26,14 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, *, write: Callable[[Path], object], is_durable: bool = True) -> None:
-    """`write(temporary)` beside `path`, then rename: a reader sees the old file or the whole new one.
+    """Let `write` fill a temporary file beside `path`, then rename it, so nobody ever sees half of the new file.
 
-    What is not durable may be gone, or cut short, after a power cut; for what can be made again, syncing costs more.
+    Args:
+        is_durable: sync the file to disk before the rename. Without that the file may be gone, or cut short, after a
+            power cut; for what can be made again that is the better choice, because syncing costs more.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,8 +66,8 @@ def write_json(path: Path, *, value: object) -> None:
 def new_folder(target: Path) -> Iterator[Path]:
     """A folder to write into, which is moved to `target` at the end; an older one there disappears.
 
-    After an error nothing is left of it. Others may read what is in it: `mkdtemp` and safetensors make what they
-    write private to this user.
+    After an error nothing is left of it. Its files are made readable by others at the end, because `mkdtemp` and
+    safetensors make what they write private to this user.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

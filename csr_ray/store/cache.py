@@ -1,4 +1,4 @@
-"""Where this machine's user keeps what can be made again: finished worlds, between runs."""
+"""Where this machine's user keeps, between runs, what can be made again: finished worlds."""
 
 from __future__ import annotations
 

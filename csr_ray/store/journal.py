@@ -1,4 +1,4 @@
-"""The journal: one line a committed piece of work.
+"""The journal: one line for each committed piece of work.
 
 The line is written last, so a piece of work either happened or did not: a file without its line is overwritten when
 the work is done again, and a torn last line (the machine died while writing it) counts as not written.
@@ -20,8 +20,8 @@ from csr_ray.store.units import CommittedUnits
 class Journal:
     """The lines of one run, in memory and on disk.
 
-    Lines are looked up by kind and round without reading all of them. Lines with a `unit` are many, a hundred
-    thousand in a large round: of these only names, sums and hashes of ids stay in memory (`CommittedUnits`).
+    Lines are looked up by kind and round without reading all of them. There are many lines with a `unit`, a hundred
+    thousand in a large round, so of these only names, sums and hashes of ids stay in memory (`CommittedUnits`).
 
     Raises:
         ConfigError: it is the journal of an earlier version, which knew no phases.
@@ -49,11 +49,11 @@ class Journal:
         return [entry for entry in found if all(entry.get(key) == value for key, value in keys.items())]
 
     def units(self, *, round: int, phase: str) -> CommittedUnits:
-        """What has been committed of a cycle's rollouts so far; grows with every line."""
+        """The committed units of one cycle's rollouts. The object takes in every further line of that cycle."""
         return self._units.setdefault((round, phase), CommittedUnits())
 
     def commit(self, kind: str, **fields: object) -> JsonDict:
-        """Append a line and make it durable. Whatever it speaks of must be on disk already."""
+        """Append a line, make it durable and return it. Whatever it speaks of must be on disk already."""
         entry: JsonDict = {"kind": kind, **fields}
         line = json.dumps(entry, allow_nan=False).encode() + b"\n"
         with storage_errors(self._path), self._path.open("ab") as file:
@@ -72,7 +72,7 @@ class Journal:
             self._index.setdefault((entry["kind"], round_index), []).append(entry)
 
     def _load(self) -> None:
-        """Read line by line, and cut a torn last line off, or the next line would be glued to it."""
+        """Read the file line by line, and cut off a torn last line, because the next one would be appended to it."""
         num_whole_bytes = 0
         with self._path.open("rb") as file:
             for line in file:
@@ -94,14 +94,14 @@ class Journal:
 
 
 class Quarantine:
-    """quarantine.jsonl: a line an input that was set aside, once each, also where a resumed run meets it again."""
+    """quarantine.jsonl: one line for each input that was set aside, even if a resumed run meets the input again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._known: set[str] | None = None
 
     def add(self, rejections: Sequence[Rejection]) -> None:
-        """Append what is not there yet. The file is read once, at the first input to set aside."""
+        """Append the rejections that are not in the file yet. It is read once, when the first one is added."""
         if not rejections:
             return
         with storage_errors(self.path):

@@ -1,4 +1,4 @@
-"""Where everything of a run lies. Names only; nothing here reads or writes."""
+"""Where every file of a run lies. This module makes paths only; nothing here reads or writes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RunFolder:
         return self.root / f"round_{index:03d}"
 
     def cycle(self, cycle: Cycle) -> Path:
-        """The first phase of a round has the round's folder; every other one a folder of its name in it."""
+        """The folder of a cycle: the round's own for its first phase, a folder in it for every other phase."""
         folder = self.round(cycle.round_index)
         return folder if cycle.position == 0 else folder / cycle.phase.name
 
@@ -54,14 +54,14 @@ class RunFolder:
         return self.cycle(cycle) / "candidates" / f"unit_{unit}.parquet"
 
     def example_units(self, cycle: Cycle) -> Path:
-        """Examples as they are decided, a file a unit; gone when the round is over."""
+        """Folder of the examples as they are built, one file for each unit; removed when the round is over."""
         return self.cycle(cycle) / "examples"
 
     def example_unit(self, cycle: Cycle, *, unit: str) -> Path:
         return self.example_units(cycle) / f"unit_{unit}.parquet"
 
     def pairs(self, cycle: Cycle) -> Path:
-        """All examples of the cycle, once they are all decided."""
+        """The file with all examples of the cycle, once all of them are built."""
         return self.cycle(cycle) / "pairs.parquet"
 
     def adapter(self, cycle: Cycle) -> Path:

@@ -1,7 +1,8 @@
 """Candidates and examples as Parquet, and back. The columns are a contract (docs/architecture.md, "The run folder").
 
-A file holds whatever is needed to go on from it: a unit of candidates its prompts, a unit of examples what was left
-out and why. So the loop hands on names of files, and whoever needs the content reads it.
+A file holds whatever is needed to go on from it: a unit of candidates also holds the prompts, and a unit of examples
+also says which rollouts gave none, and why. So the loop hands on names of files, and whoever needs the content reads
+it.
 """
 
 from __future__ import annotations
@@ -78,19 +79,20 @@ _PAIRS = pa.schema(
 )
 _OUTCOME = b"csr_ray_outcome"
 _ROLES = ("chosen", "rejected")
-# Rows that are decoded together: a shuffled epoch reads single rows, and a file's footer describes every group.
+# Rows of one Parquet row group. A whole group is decoded to read one row, which a shuffled epoch does for each, so it
+# must not be large; the file's footer describes every group, so there must not be many.
 _ROWS_A_GROUP = 4096
 _GROUPS_KEPT = 64
 
 
 def write_rollouts(path: Path, *, rollouts: Iterable[Rollout]) -> None:
-    """One row a candidate, in the order of the rollouts."""
+    """Write a unit of rollouts, one row for each candidate, in the order of the rollouts."""
     rows = [_candidate_row(rollout, candidate) for rollout in rollouts for candidate in rollout.candidates]
     _write(path, table=pa.Table.from_pylist(rows, schema=_CANDIDATES))
 
 
 def read_rollouts(path: Path) -> list[Rollout]:
-    """The rollouts of one unit. Their costs are not kept in the file."""
+    """Read the rollouts of one unit. Their `stats` are not kept in the file, so those are zeros."""
     by_id: dict[str, list[dict[str, Any]]] = {}
     for row in _read(path).to_pylist():
         by_id.setdefault(row["id"], []).append(row)
@@ -141,13 +143,13 @@ def _rollout(rows: Sequence[Mapping[str, Any]]) -> Rollout:
 
 @dataclass
 class Outcome:
-    """What a method made of some rollouts, counted.
+    """Counts of what a method made of some rollouts.
 
     Attributes:
-        made: examples.
-        dropped: reason to number of rollouts without an example.
+        made: number of examples.
+        dropped: by reason, the number of rollouts that gave no example.
         rates: what the method says of its judge, by name: how often it was so, and out of how many times.
-        sums: over the examples, of the figures that are shown as means.
+        sums: by name such as "chosen_reward", the sum over all examples; `mean` divides it by their number.
     """
 
     made: int = 0
@@ -179,12 +181,12 @@ class Outcome:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def mean(self, name: str) -> float:
-        """Of a figure, over the examples."""
+        """The mean over all examples of one of `sums`; 0.0 without examples."""
         return self.sums.get(name, 0.0) / max(self.made, 1)
 
 
 def write_example_unit(path: Path, *, examples: Sequence[Example], outcome: Outcome) -> None:
-    """The examples of one unit of rollouts, and in the file's metadata what became of the others."""
+    """Write the examples of one unit of rollouts, and into the file's metadata the outcome of all of the unit."""
     table = pa.Table.from_pylist([_pair_row(example) for example in examples], schema=_PAIRS)
     text = json.dumps({name: getattr(outcome, name) for name in Outcome.__dataclass_fields__})
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _OUTCOME: text})
@@ -192,7 +194,10 @@ def write_example_unit(path: Path, *, examples: Sequence[Example], outcome: Outc
 
 
 def read_outcome(path: Path) -> Outcome | None:
-    """What `write_example_unit` was told; the examples are not read. None if the file is not there, or not whole."""
+    """Read the outcome that `write_example_unit` has written, without reading the examples.
+
+    Returns None if the file is not there, or is not whole.
+    """
     try:
         return _outcome(pq.read_schema(path))
     except (OSError, pa.ArrowException, KeyError, TypeError):
@@ -206,9 +211,9 @@ def _outcome(schema: pa.Schema) -> Outcome:
 
 
 def join_example_units(path: Path, *, units: Iterable[Path]) -> Outcome:
-    """All examples of a cycle in one file: the layout TRL's vision DPO takes as it is (an Image column, messages).
+    """Write all examples of a cycle to one file, in the layout of TRL's vision DPO (an Image column, and messages).
 
-    Returns what became of all of them, added up in the units' order: a sum of floats hangs on it.
+    Returns the sum of the units' outcomes. It is added up in the units' order, on which a sum of floats depends.
     """
     total = Outcome()
 
@@ -241,12 +246,12 @@ def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def read_examples(path: Path) -> list[Example]:
-    """All examples of a file, with plain texts again."""
+    """Read all examples of a file that `write_example_unit` or `join_example_units` has written."""
     return [_example(row) for row in _read(path).to_pylist()]
 
 
 class ExampleReader:
-    """Single examples out of many files. Keeps the last groups of rows that were asked for, not the whole."""
+    """Reads single examples out of many files. It keeps the groups of rows that were used last, not whole files."""
 
     def __init__(self) -> None:
         self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()

@@ -1,6 +1,6 @@
-"""What is remembered of a cycle's committed units: their names, what they add up to, and whose prompts are in them.
+"""What is remembered of a cycle's committed units: their names, sums of their counts, and which prompts they hold.
 
-A round may have a million prompts, so ids are kept as hashes of eight bytes.
+A cycle may have a million prompts, so their ids are kept as hashes of eight bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _NOT_SUMMED = ("kind", "round", "phase", "unit", "ids", "counters")
 
 
 def unit_name(ids: Sequence[str]) -> str:
-    """A unit is named by the prompts in it, so that prompts that come or go change no other unit's name."""
+    """The name of a unit, made from the ids in it, so that prompts that come or go change no other unit's name."""
     return hashlib.blake2b("\n".join(ids).encode(), digest_size=8).hexdigest()
 
 
@@ -25,8 +25,8 @@ class CommittedUnits:
     """The units of one cycle, in the order in which they were committed.
 
     Attributes:
-        names: of the units.
-        counters: summed over them.
+        names: the units' names.
+        counters: the sum of their counters.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class CommittedUnits:
         self._unit_of = array("L")
 
     def add(self, line: Mapping[str, object]) -> None:
-        """Take in the journal's line of a unit."""
+        """Take in a unit from its line of the journal."""
         ids = line["ids"]
         assert isinstance(ids, list)
         self._hashes.extend(_hash(prompt_id) for prompt_id in ids)
@@ -52,11 +52,11 @@ class CommittedUnits:
                 self._sums[key] = self._sums.get(key, 0) + value
 
     def total(self, key: str) -> float:
-        """A field of the lines, added up."""
+        """The sum of one field over all units; 0 if no line has it."""
         return self._sums.get(key, 0)
 
     def index(self) -> UnitIndex:
-        """Who is in which unit as of now."""
+        """Which prompt is in which unit, as of now."""
         hashes = np.array(self._hashes, dtype=np.uint64)
         order = np.argsort(hashes, kind="stable")
         return UnitIndex(hashes[order], np.array(self._unit_of, dtype=np.uint32)[order], tuple(self.names))
@@ -66,7 +66,9 @@ class UnitIndex:
     """Which unit a prompt is in; units that are committed later are not known here.
 
     Args:
-        hashes: of the prompts' ids, ascending; `positions` are those of their units in `names`.
+        hashes: of the prompts' ids, ascending.
+        positions: for each hash, the position in `names` of the unit that the prompt is in.
+        names: the units' names.
     """
 
     def __init__(self, hashes: np.ndarray, positions: np.ndarray, names: Sequence[str]) -> None:

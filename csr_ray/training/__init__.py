@@ -1,1 +1,1 @@
-"""What the trainers compute: batches, the shared prefix, the objectives."""
+"""What training computes, as plain functions of tensors: batches, the shared-prefix layout, the objectives."""

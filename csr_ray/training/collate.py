@@ -4,7 +4,8 @@ What was sampled is what is trained: the answers' token ids are used as they cam
 goes through the model's own processor (`csr_ray.data.chat`). Knows processors and batch layout; knows nothing of
 trainers.
 
-Legend: P pairs, T longest [prompt | answer] of the batch. Rows 0..P-1 hold the chosen answers, P..2P-1 the rejected.
+Legend: P is the number of pairs, T the length of the longest [prompt | answer] of the batch, in tokens. Rows 0..P-1
+hold the chosen answers, rows P..2P-1 the rejected ones.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ LoadPicture = Callable[[Picture], "Image"]
 Positions = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 """From a processor's output for P prompts to position ids [axes, P, T], by the model's own position scheme."""
 
-# What a processor returns one value a token; everything else it returns belongs to the images.
+# Of these keys a processor returns one value for each token; everything else that it returns belongs to the images.
 _TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
 class PairJudge:
-    """Says of a pair why it cannot be trained on: its picture cannot be read, its longer answer does not fit.
+    """Says of a pair why it cannot be trained on.
 
-    Or an answer is empty, or has the image token in it: a model may sample it, but no model trains on more of them
-    than it has image features. Prompt and image count towards `max_length` tokens. How many an image takes depends
-    only on its size, so one blank image of each size goes through the processor.
+    There are four reasons: its picture cannot be read; prompt, image and the longer answer have more than
+    `max_length` tokens together; an answer is empty; or an answer has the image token in it, which a model may sample
+    but cannot be trained on, because it has no image features for it. How many tokens an image takes depends only on
+    its size, so one blank image of each size goes through the processor to count them.
     """
 
     def __init__(self, *, processor: ProcessorMixin, load_picture: LoadPicture, max_length: int) -> None:
@@ -48,7 +50,7 @@ class PairJudge:
         self._text_tokens: dict[str, int] = {}
 
     def __call__(self, pair: Example) -> str | None:
-        """The reason, by which drops are counted; None if the pair is usable."""
+        """Return the reason, a short name by which dropped pairs are counted, or None if the pair can be used."""
         try:
             image = self._load_picture(pair.ask.picture)
         except ValueError:
@@ -74,7 +76,7 @@ def pair_rows(pairs: Sequence[Example]) -> list[dict[str, Any]]:
 
 
 def pair_row(pair: Example, *, index: int) -> dict[str, Any]:
-    """One row. The keys `image`, `prompt`, `chosen`, `rejected` are those by which TRL knows vision preferences."""
+    """The row of one pair. By the keys `image`, `prompt`, `chosen` and `rejected` TRL recognises vision pairs."""
     picture, chosen, rejected = pair.ask.picture, pair.chosen, pair.rejected
     return {
         "index": index,
@@ -90,7 +92,7 @@ def pair_row(pair: Example, *, index: int) -> dict[str, Any]:
 
 
 def row_ask(row: Mapping[str, Any]) -> Ask:
-    """What a row of `pair_row` asks."""
+    """The question of a row that `pair_row` made, with its picture."""
     picture = Picture(path=row["image"], change=row["change"], seed=row["change_seed"])
     return Ask(picture=picture, text=row["prompt"])
 
@@ -100,11 +102,13 @@ class PairCollator:
     """Rows of `pair_rows` to one batch.
 
     Returns a dict with
-        input_ids, attention_mask, completion_mask: [2P, T], padded on the right; completion_mask is 1 on answers;
+        input_ids, attention_mask, completion_mask: [2P, T], padded on the right; completion_mask is 1 on the tokens
+            of an answer and 0 elsewhere;
         pixel_values and whatever else the processor makes of images: each image processed once, then repeated for the
             rejected half, in the processor's own layout;
         token_type_ids, mm_token_type_ids: [2P, T] if the processor makes them, 0 on answers;
-        ref_chosen_logps, ref_rejected_logps: [P] float32, the engine's own log-probs;
+        ref_chosen_logps, ref_rejected_logps: [P] float32, the log-probs (nats, summed over an answer's tokens) that
+            the engine returned while sampling;
         pair_index: [P], the rows' `index`.
     """
 
@@ -135,7 +139,10 @@ class PairCollator:
     def batch(
         self, prompts: Mapping[str, torch.Tensor], *, answers: Sequence[Sequence[int]]
     ) -> dict[str, torch.Tensor]:
-        """[prompt | answer] rows. With k times as many answers as prompts, the prompts repeat k times in turn."""
+        """Put each answer behind its prompt, one row an answer: tensors as in `PairCollator`.
+
+        With k times as many answers as prompts, the whole list of prompts is repeated k times.
+        """
         num_prompts = len(prompts["input_ids"])
         repeats, rest = divmod(len(answers), num_prompts)
         assert rest == 0, (len(answers), num_prompts)
@@ -181,8 +188,8 @@ class SharedPrefixCollator(PairCollator):
             kinds (a dict) and images (a dict of what the processor made of them, each image once).
 
     Attributes:
-        positions: None where positions simply count the tokens.
-        budget: tokens a row may hold, see `csr_ray.training.shared_prefix.pack`.
+        positions: gives the position ids of the prompts; None where positions simply count the tokens.
+        budget: how many tokens a row may hold, see `csr_ray.training.shared_prefix.pack`; None: one pair a row.
     """
 
     positions: Positions | None = None
@@ -242,7 +249,7 @@ class SharedPrefixCollator(PairCollator):
 
 
 def _rows_per_image(images: Mapping[str, torch.Tensor], *, num_images: int) -> dict[str, list[int]] | None:
-    """How many rows of each tensor are an image's; None where that cannot be told."""
+    """For each tensor, how many of its rows belong to each image; None where that cannot be told."""
     counts = {}
     for key, value in images.items():
         if len(value) == num_images:

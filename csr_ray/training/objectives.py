@@ -1,8 +1,9 @@
-"""Objectives as pure functions of summed log-probabilities, one function an equation.
+"""Objectives as pure functions of summed log-probabilities, one function for each equation.
 
-Legend: P answers or pairs. Log-probabilities are natural logs summed over the tokens of one answer, `*_tokens` count
-them. Every function returns [P], one loss each, to be averaged over a batch. Knows nothing of models, batches or
-trainers. Where TRL has an objective the training runs TRL's, which is tested against the one here.
+Legend: P is the number of answers or pairs. Log-probabilities are natural logs, summed over the tokens of one answer;
+arguments that end in `_tokens` say how many tokens those are. Every function takes and returns tensors of shape [P],
+one loss for each answer or pair, to be averaged over a batch. Knows nothing of models, batches or trainers. Where TRL
+has an objective the training runs TRL's, which is tested against the one here.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ def length_averaged_dpo_loss(
     rejected_tokens: torch.Tensor,
     beta: float,
 ) -> torch.Tensor:
-    """Sigmoid DPO on log-ratios a token, so that a long answer weighs no more than a short one.
+    """Sigmoid DPO on log-ratios averaged over tokens, so that a long answer weighs no more than a short one.
 
-    `average_log_prob=True` of mllm-dpo (arXiv 2402.10884); TRL's `sigmoid_norm`.
+    It is what `average_log_prob=True` does in mllm-dpo (arXiv 2402.10884), and what TRL calls `sigmoid_norm`.
     """
     chosen = (policy_chosen_logp - ref_chosen_logp) / chosen_tokens
     rejected = (policy_rejected_logp - ref_rejected_logp) / rejected_tokens
@@ -66,10 +67,11 @@ def ipo_loss(
     rejected_tokens: torch.Tensor,
     beta: float,
 ) -> torch.Tensor:
-    """Identity preference optimisation: (log-ratio margin - 1 / (2 beta))^2, on log-ratios a token.
+    """Identity preference optimisation: (log-ratio margin - 1 / (2 beta))^2, on log-ratios averaged over tokens.
 
     Equation 17 of Azar et al., "A General Theoretical Paradigm to Understand Learning from Human Preferences"
-    (arXiv 2310.12036), beta for its tau; averaged over tokens as its authors confirmed to TRL.
+    (arXiv 2310.12036), with beta in the place of its tau. The average over tokens is what its authors confirmed to
+    TRL.
     """
     chosen = (policy_chosen_logp - ref_chosen_logp) / chosen_tokens
     rejected = (policy_rejected_logp - ref_rejected_logp) / rejected_tokens
@@ -88,8 +90,9 @@ def dpo_positive_loss(
     """DPO-Positive: DPO whose margin pays for every nat by which the chosen answer falls below the reference.
 
     -log sigmoid(beta * (margin - penalty * max(0, ref chosen - policy chosen))), equation 3 of Pal et al., "Smaug:
-    Fixing Failure Modes of Preference Optimisation with DPO-Positive" (arXiv 2402.13228), penalty for its lambda.
-    Plain DPO may lower both answers as long as the rejected one falls faster.
+    Fixing Failure Modes of Preference Optimisation with DPO-Positive" (arXiv 2402.13228), with `penalty` in the place
+    of its lambda. The penalty is there because plain DPO may lower the log-probs of both answers, as long as the
+    rejected one falls faster.
     """
     margin = _margin(policy_chosen_logp, policy_rejected_logp, ref_chosen_logp, ref_rejected_logp)
     fallen = torch.relu(ref_chosen_logp - policy_chosen_logp)
@@ -120,8 +123,8 @@ def two_rejected_dpo_loss(
 def nll_loss(logp: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood of an answer, summed over its tokens.
 
-    STIC adds alpha times this of the chosen answer to DPO (arXiv 2405.19716, stage 1); its released code has alpha =
-    1/1024 on the sum.
+    In its first stage STIC (arXiv 2405.19716) adds alpha times this loss of the chosen answer to DPO; its released
+    code has alpha = 1/1024.
     """
     return -logp
 
@@ -132,7 +135,10 @@ def sft_loss(logp: torch.Tensor, *, num_tokens: torch.Tensor) -> torch.Tensor:
 
 
 def weighted_sft_loss(logp: torch.Tensor, *, num_tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy a token of each answer, times its weight: ILLUME's answers and rationales (arXiv 2208.08241)."""
+    """Cross-entropy of each answer averaged over its tokens, times the answer's weight.
+
+    This is how ILLUME (arXiv 2208.08241) weights answers and rationales.
+    """
     return -weights * logp / num_tokens
 
 

@@ -5,7 +5,8 @@ the log-probs are those of two separate sequences (prefix sharing, arXiv 2410.20
 predicts nothing and is left out. Several pairs may share a row instead of being padded. Knows token ids, positions
 and masks; knows nothing of trainers, losses or model families.
 
-Legend: P pairs, R rows, L tokens of a row, A tokens of the longest answer, N answer tokens of the whole batch.
+Legend: P pairs in R rows of L tokens each; T tokens of one prefix, A of the longest answer, and N answer tokens in
+the whole batch.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ class PairTokens:
     Attributes:
         prefix: [T] ids of the prompt, image tokens expanded.
         positions: [axes, T] position ids of the prefix as the model's own position scheme has them.
-        kinds: other values a token that the processor made of the prefix, [T] each; 0 on answers.
-        chosen: ids of the answer, end token included; so is `rejected`.
+        kinds: what else the processor returned for each token of the prefix, such as token_type_ids; [T] each. Tokens
+            of answers get 0.
+        chosen, rejected: ids of the answers, end token included.
     """
 
     prefix: torch.Tensor
@@ -50,11 +52,11 @@ class SharedPrefixLayout:
         positions: [axes, R, L].
         pair: [R, L] which pair a token belongs to, `PADDING` behind the last.
         branch: [R, L] `PREFIX`, `CHOSEN` or `REJECTED`.
-        kinds: [R, L] each.
+        kinds: as in `PairTokens`, [R, L] each.
         sources: [N] the flat position (row * L + column) that predicts each answer token: all chosen answers in pair
             order, then all rejected ones. Where an answer begins this is the prompt's last token, for both.
-        is_answer: [2P, A] where those N values belong, one row an answer.
-        answers: [2P, A] ids, 0 where there is no token.
+        is_answer: [2P, A] bool, where those N values belong in a table with one row for each answer.
+        answers: [2P, A] ids of the answers' tokens, 0 where there is no token.
     """
 
     input_ids: torch.Tensor
@@ -68,10 +70,17 @@ class SharedPrefixLayout:
 
 
 def pack(lengths: Sequence[int], *, budget: int | None, keep_order: bool = False) -> list[list[int]]:
-    """Which items share a row of at most `budget` tokens: first fit, longest first. None: a row each.
+    """Decide which items share a row of at most `budget` tokens; without a budget each has a row of its own.
 
-    An item longer than the budget gets a row of its own. With `keep_order` the rows, read one after the other, hold
-    the items as they stand (next fit: a little looser); else rows and their items are in order of their first item.
+    The longest items are placed first, each into the first row with room for it (first fit). An item longer than the
+    budget gets a row of its own. With `keep_order` the rows, read one after the other, hold the items in their given
+    order, which packs a little less tightly (next fit).
+
+    Args:
+        lengths: tokens of each item.
+
+    Returns:
+        The rows, each a list of ascending positions in `lengths`; rows are ordered by their first item.
     """
     if budget is None:
         return [[item] for item in range(len(lengths))]
@@ -149,15 +158,20 @@ def visibility(pair: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
 
 
 def spread(values: torch.Tensor, *, is_answer: torch.Tensor) -> torch.Tensor:
-    """[N] values of `SharedPrefixLayout.sources` as [2P, A], 0 where there is no token. Keeps the gradient."""
+    """Bring [N] values in the order of `SharedPrefixLayout.sources` into [2P, A], with 0 where there is no token.
+
+    The gradient flows through.
+    """
     return values.new_zeros(is_answer.shape).masked_scatter(is_answer, values)
 
 
 def flops_ratio(*, num_prefix: int, num_chosen: int, num_rejected: int, reference_forward: bool) -> float:
-    """How many times the token-forwards of this layout the concatenated form takes, for one pair.
+    """How many times as much work the concatenated form does as this layout, for one pair.
 
-    Backward counts as two forwards. Concatenated: two sequences of prefix + answer, and a reference forward of both
-    if `reference_forward`; here: prefix and both answers once. Counts what is linear in tokens, not attention.
+    Work is counted in tokens that go forward through the model, and a backward pass counts as two forward passes; the
+    attention, which is not linear in tokens, is left out. The concatenated form runs two sequences of prefix and
+    answer, and both once more for the reference if `reference_forward`. This layout runs the prefix and both answers
+    once. Arguments are in tokens.
     """
     separate = 2 * num_prefix + num_chosen + num_rejected
     together = num_prefix + num_chosen - 1 + num_rejected - 1
