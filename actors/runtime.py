@@ -109,7 +109,7 @@ class Runtime:
             ActorFailure: an actor could not start; the message ends with its log.
         """
         with view.stage("start the machinery", total=None, unit="", round_index=None):
-            owns_ray = connect(num_cpus_needed=cpus_needed(config))
+            owns_ray = connect(num_cpus_needed=cpus_needed(config, method=method))
             serving = Serving._create(
                 EngineSettings.of(config, phases_a_round=_phases_a_round(method, config=config)),
                 model=model,
@@ -148,11 +148,11 @@ def _phases_a_round(method: Method, *, config: Config) -> int:
     return max([1, *(len(method.phases(index)) for index in range(config.run.rounds))])
 
 
-def cpus_needed(config: Config) -> float:
+def cpus_needed(config: Config, *, method: Method) -> float:
     """Ray CPUs that all actors of a run ask for together, and one to spare."""
     return (
         config.generators.min * config.generators.cpus
-        + config.scorers.min * config.scorers.cpus
+        + (config.scorers.min * config.scorers.cpus if method.needs_scorer else 0)
         + config.train.workers * config.train.cpus_per_worker
         + 1
     )

@@ -83,7 +83,7 @@ class HotAdapter:
         if rank > self._max_rank:
             raise ValueError(
                 f"{len(adapters)} adapters together have rank {rank}; the engine makes room for {self._max_rank} "
-                "(train.lora_rank times run.rounds); set generators.publish=merge"
+                "(train.lora_rank times run.rounds, for each phase of a round); set generators.publish=merge"
             )
         name = f"version_{len(adapters):03d}-{checksum(tensors.items())[:12]}"
         folder = Path(self._folder.name) / name
