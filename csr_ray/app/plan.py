@@ -16,6 +16,7 @@ from rich.table import Table
 from csr_ray.config.load import parse_config, to_plain
 from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
+from csr_ray.methods.base import method_of
 from csr_ray.policy.source import is_hub_id
 
 _WORLD = "${world}"
@@ -32,7 +33,7 @@ class Plan:
 
     config: Config
     num_prompts_a_round: int | None
-    nodes_a_prompt: int
+    nodes_a_prompt: int | None
     tokens_a_round: int | None
 
 
@@ -82,13 +83,15 @@ def make_plan(config: Config, *, num_prompts: int | None) -> Plan:
     Args:
         num_prompts: how many usable prompts the prompt file has; None if it was not read.
     """
+    per_round = config.data.per_round or num_prompts
+    if num_prompts is not None and per_round is not None:
+        per_round = min(per_round, num_prompts)
+    if not method_of(config).needs_scorer:  # what is known of a tree is not known of other rollouts
+        return Plan(config=config, num_prompts_a_round=per_round, nodes_a_prompt=None, tokens_a_round=None)
     search = config.search
     depth = min(search.max_sentences, _EXPECTED_SENTENCES)
     most_alive = search.keep_all_up_to or search.width  # a depth with so few open nodes is not pruned
     nodes = search.candidates * (1 + most_alive * (depth - 1))
-    per_round = config.data.per_round or num_prompts
-    if num_prompts is not None and per_round is not None:
-        per_round = min(per_round, num_prompts)
     tokens_a_sentence = min(search.max_sentence_tokens, _EXPECTED_SENTENCE_TOKENS)
     return Plan(
         config=config,
@@ -120,17 +123,21 @@ def print_plan(plan: Plan, *, console: Console | None = None) -> None:
     steps = "?"
     if plan.num_prompts_a_round is not None:
         steps = f"{config.train.epochs * math.ceil(plan.num_prompts_a_round / config.train.batch_size):,}"
+    tree = ""
+    if plan.nodes_a_prompt is not None:
+        tree = (
+            f"up to {plan.nodes_a_prompt} sentences each, {tokens} tokens to generate "
+            f"(at {_EXPECTED_SENTENCES} sentences an answer), "
+        )
     console.print(
-        f"a round: {prompts} prompts, up to {plan.nodes_a_prompt} sentences each, {tokens} tokens to generate "
-        f"(at {_EXPECTED_SENTENCES} sentences an answer), at most {steps} optimizer steps of "
-        f"{config.train.batch_size} pairs"
+        f"a round: {prompts} prompts, {tree}at most {steps} optimizer steps of {config.train.batch_size} pairs"
     )
     console.print(f"evaluation: {', '.join(config.eval.benchmarks) or 'none'}")
 
 
 def _scorer_rows(config: Config) -> list[tuple[str, str, float, float, str]]:
     """The table's row of the scorers; no row if the config has no scorer."""
-    if config.scorer is None:
+    if config.scorer is None or not method_of(config).needs_scorer:
         return []
     what = f"open_clip, {config.scorer.model}, {config.scorer.dtype}"
     actors = _span(config.scorers.min, config.scorers.max)

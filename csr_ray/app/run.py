@@ -27,6 +27,7 @@ from csr_ray.errors import EXIT_DONE, ConfigError, NoDataError
 from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
 from csr_ray.loop import run
+from csr_ray.methods.base import Method, method_of
 from csr_ray.policy.source import local_folder, reference_of, revision_of
 from csr_ray.ports import Machinery
 from csr_ray.report import write_report
@@ -60,8 +61,9 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
     given = load_config(path, overrides=overrides)
     folder = RunFolder(Path(given.run.dir))
     view = ConsoleView(num_rounds=given.run.rounds)
+    method = method_of(given)
     if dry_run:
-        _dry_run(given)
+        _dry_run(given, method=method)
         return EXIT_DONE
     if fresh:
         _move_aside(folder)
@@ -158,7 +160,7 @@ def _starter(state: RunState, *, view: View) -> Callable[[Sequence[str]], Machin
     return start
 
 
-def _dry_run(config: Config) -> None:
+def _dry_run(config: Config, *, method: Method) -> None:
     if uses_world(config):
         console = Console(highlight=False)
         console.print("embedded world: built on the first run, then found in the cache")
@@ -166,8 +168,11 @@ def _dry_run(config: Config) -> None:
         return
     check_paths(config)
     prompts, rejections = read_prompts(config.data.prompts, images=config.data.images, limit=config.data.limit)
-    print_plan(make_plan(config, num_prompts=len(prompts)))
-    print(f"prompts: {len(prompts)} usable, {len(rejections)} would be set aside")
+    refused = [reason for prompt in prompts if (reason := method.refuses(prompt)) is not None]
+    num_usable = len(prompts) - len(refused)
+    print_plan(make_plan(config, num_prompts=num_usable))
+    first = f"; first reason: {(refused or [rejections[0].reason])[0]}" if refused or rejections else ""
+    print(f"prompts: {num_usable} usable, {len(rejections) + len(refused)} would be set aside{first}")
 
 
 def _prompts(state: RunState) -> PromptFile:

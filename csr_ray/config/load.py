@@ -222,7 +222,7 @@ def _section_fields(location: Sequence[int | str], *, section: type[Section]) ->
 def _one_line(error: ValidationError, *, section: type[Section], prefix: str = "") -> str:
     errors = error.errors()
     first = errors[0]
-    key = prefix + ".".join(str(part) for part in first["loc"])
+    key = (prefix + ".".join(str(part) for part in first["loc"])).rstrip(".")
     value = first["input"]
     if first["type"] == "extra_forbidden":
         allowed = _section_fields(first["loc"][:-1], section=section)

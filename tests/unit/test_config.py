@@ -62,6 +62,8 @@ def complaint(tmp_path: Path, *overrides: str, text: str | None = None) -> str:
         ("train.deepspeed_stage=4", ["train.deepspeed_stage = 4", "0, 1, 2 or 3"]),
         ("search.preset=papers", ["search.preset = 'papers'", "'default', 'paper' or 'reference'"]),
         ("method=dpo", ["method = 'dpo'", "'csr'"]),
+        ("method=[csr]", ["method = ['csr']", "'csr'"]),
+        ("method_keys.x=1", ["method_keys: unknown key", "section csr"]),
         ("eval.benchmarks=[mme]", ["eval.benchmarks.0 = 'mme'", "'pope'"]),
         ("generators.max=0", ["generators.max = 0", "greater than or equal to 1"]),
         # contradictions name both keys and both values
