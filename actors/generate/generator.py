@@ -88,6 +88,8 @@ class GeneratorActor:
             seed=derive_seed(self._seed, *cycle.seed_parts, prompt.id),
         )
         assert self._version == version, "weights changed while the policy spoke"
+        if not rollout.candidates:  # a unit keeps candidates, so a rollout without any would be lost
+            return prompt.refused("the policy said nothing")
         self._counting.add(Counters(rollouts=1, candidates=len(rollout.candidates)))
         return rollout
 

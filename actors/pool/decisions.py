@@ -134,11 +134,12 @@ class Decisions(Generic[T]):
                 self._died(replica, reason)
             case Answered(replica):
                 self._heard(replica)
-            case Finished(number):
+            case Finished(number, shows_health):
                 if (done := self._ended(number)) is not None:
-                    self._failures.succeeded()
-                    for lives in self._lives.values():
-                        lives.worked()
+                    if shows_health:
+                        self._failures.succeeded()
+                        for lives in self._lives.values():
+                            lives.worked()
                     self._ends.append(Deliver(number, done.work.item))
             case Failed(number, reason, None):
                 if (failed := self._ended(number)) is not None:

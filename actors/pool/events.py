@@ -62,9 +62,15 @@ class Died:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The call returned a result."""
+    """The call returned a result.
+
+    Attributes:
+        shows_health: that the replica and whoever it calls work. A prompt that was refused before the engine saw it
+            shows nothing: one broken picture must not hide that every call to the engine fails.
+    """
 
     call: int
+    shows_health: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,14 @@ not know what a rollout is for, or where results are kept.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from actors.handover.proofs import Proof, Served, faults
 from actors.handover.registry import Registry
@@ -28,6 +29,7 @@ from csr_ray.records import Answer, Cycle, Prompt, PublishReceipt, Question, Rej
 _log = logging.getLogger(__name__)
 
 _QUESTIONS_A_CALL = 32
+_MOST_COUNTING_S = 2.0
 
 
 class GeneratorPool:
@@ -42,6 +44,7 @@ class GeneratorPool:
         self._config = config
         self._replicas = replicas
         self._version = len(adapters)
+        self._counting: dict[Any, Any] = {}  # actors that are asked for their counters, and the open calls
         self._registry = Registry(adapters, chunk_bytes=int(config.chunk_mib * 2**20))
         self._started = [actor.start.remote(self._registry.actor) for actor in replicas.actors("generator")]
 
@@ -162,9 +165,21 @@ class GeneratorPool:
             self._replicas.result(call, role="generator", slot=slot)
 
     def counters(self) -> Counters:
-        """See `csr_ray.ports.Generators`."""
-        actors = (*self._replicas.actors("generator"), *self._replicas.actors("scorer"))
-        return Counters.sum(ray.get([actor.counters.remote() for actor in actors]))
+        """See `csr_ray.ports.Generators`.
+
+        Waits for nobody for long: the count of an actor that is silent comes with a later call, and one that is dead
+        is left out, because the rollout that it is missed in says so with its name and log.
+        """
+        for actor in (*self._replicas.actors("generator"), *self._replicas.actors("scorer")):
+            if actor not in self._counting:
+                self._counting[actor] = actor.counters.remote()
+        ready, _ = ray.wait(list(self._counting.values()), num_returns=len(self._counting), timeout=_MOST_COUNTING_S)
+        counted = []
+        for actor in [actor for actor, reference in self._counting.items() if reference in ready]:
+            with contextlib.suppress(RayActorError):
+                counted.append(ray.get(self._counting[actor]))
+            del self._counting[actor]
+        return Counters.sum(counted)
 
     def _map(
         self,

@@ -33,6 +33,7 @@ from actors.pool.events import (
 from actors.pool.lives import RoleLimits
 from actors.pool.replicas import Replicas
 from csr_ray.errors import ActorFailure, ScorerFailure
+from csr_ray.records import Rejection
 
 # Results that the driver holds at once; the others stay in the object store until these are handed on.
 _RESULTS_A_TURN = 256
@@ -123,7 +124,7 @@ class Shell:
         except RayActorError as error:
             results[sent.call] = error
             return Died(sent.replica, str(error))
-        return Finished(sent.call)
+        return Finished(sent.call, shows_health=not isinstance(results[sent.call], Rejection))
 
     def _failure(self, action: GiveUp) -> ActorFailure:
         if action.replica is None:

@@ -185,19 +185,18 @@ def _prompts(state: RunState) -> PromptFile:
     """
     data = state.config.data
     prompts = PromptFile(data.prompts, images=data.images, limit=data.limit, refuses=state.method.refuses)
-    rejections = list(prompts.rejections())
-    state.quarantine.add(rejections)
+    num_set_aside = state.quarantine.add(prompts.rejections())
     has_readable, unreadable = find_readable(prompts.take())
     if not has_readable:
-        state.quarantine.add(unreadable)
-        rejections += unreadable
-        reasons = f"; first reason: {rejections[0].reason}" if rejections else "; the file has no rows"
+        first = next(prompts.rejections(), None) or next(iter(unreadable), None)
+        num_set_aside += state.quarantine.add(unreadable)
+        reasons = f"; first reason: {first.reason}" if first else "; the file has no rows"
         raise NoDataError(
-            f"data.prompts = {data.prompts!r}: no usable prompt ({len(rejections)} set aside in "
+            f"data.prompts = {data.prompts!r}: no usable prompt ({num_set_aside} set aside in "
             f"{state.folder.quarantine}){reasons}"
         )
-    if rejections:
-        print(f"  {len(rejections)} inputs set aside, see {state.folder.quarantine}")
+    if num_set_aside:
+        print(f"  {num_set_aside} inputs set aside, see {state.folder.quarantine}")
     return prompts
 
 

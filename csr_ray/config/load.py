@@ -121,6 +121,11 @@ def parse_config(tree: dict[str, Any]) -> Config:
     method = tree.get("method", Config.model_fields["method"].default)
     if method not in method_names():
         raise ConfigError(f"method = {method!r}: unknown; allowed: {', '.join(map(repr, method_names()))}")
+    for other in method_names():
+        if other != method and other in tree:
+            raise ConfigError(
+                f"{other}: a section of method {other}, but method = {method}; leave it out, or set method={other}"
+            )
     if _METHOD_KEYS in tree:
         raise ConfigError(f"{_METHOD_KEYS}: unknown key; the keys of a method stand in the section {method}")
     tree[_METHOD_KEYS] = _method_keys(method, given=tree.pop(method, None))

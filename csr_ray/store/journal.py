@@ -6,9 +6,11 @@ the work is done again, and a torn last line (the machine died while writing it)
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from csr_ray.errors import ConfigError
@@ -98,18 +100,34 @@ class Quarantine:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: set[str] | None = None
+        self._known: set[bytes] | None = None  # hashes of the lines: there may be as many as prompts
 
-    def add(self, rejections: Sequence[Rejection]) -> None:
-        """Append the rejections that are not in the file yet. It is read once, when the first one is added."""
-        if not rejections:
-            return
+    def add(self, rejections: Iterable[Rejection]) -> int:
+        """Append the rejections that are not in the file yet; it is read once. Returns how many were given."""
+        given = iter(rejections)
+        first = next(given, None)
+        if first is None:
+            return 0
+        num = 0
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self._known is None:
-                self._known = set(self.path.read_text().splitlines()) if self.path.exists() else set()
-            rows = [json.dumps({"id": item.id, "source": item.source, "reason": item.reason}) for item in rejections]
-            new = [row for row in dict.fromkeys(rows) if row not in self._known]
+                self._known = self._read()
             with self.path.open("a") as file:
-                file.writelines(row + "\n" for row in new)
-            self._known.update(new)
+                for item in chain([first], given):
+                    num += 1
+                    row = json.dumps({"id": item.id, "source": item.source, "reason": item.reason})
+                    if (key := _digest(row)) not in self._known:
+                        self._known.add(key)
+                        file.write(row + "\n")
+        return num
+
+    def _read(self) -> set[bytes]:
+        if not self.path.exists():
+            return set()
+        with self.path.open() as file:
+            return {_digest(line.rstrip("\n")) for line in file}
+
+
+def _digest(line: str) -> bytes:
+    return hashlib.blake2b(line.encode(), digest_size=8).digest()

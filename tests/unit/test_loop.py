@@ -11,6 +11,7 @@ import pytest
 from fakes import FakeGenerators, FakeMachinery, FakeTrainer, PromptList, tiny_config
 from rich.console import Console
 
+from actors.pool.ahead import Ahead
 from csr_ray import loop
 from csr_ray.app.console import ConsoleView
 from csr_ray.errors import ActorFailure, ConfigError, NoDataError
@@ -462,3 +463,32 @@ def test_the_driver_lets_go_of_a_rollout_when_its_unit_is_committed(tmp_path, mo
     driver.prompts = [Prompt(id=f"p{number}", image=f"{number}.png", text="Describe.") for number in range(400)]
     assert driver.run()["rounds"][0]["pairs"]["made"] == 400
     assert most <= 2 * 4
+
+
+class LazyGenerators(FakeGenerators):
+    """Draws prompts in a thread of its own, a few ahead, and finishes them out of order, as the real pool does."""
+
+    def rollout(self, prompts, *, cycle: Cycle):
+        def results(stopped):
+            window: list[Prompt] = []
+            for prompt in prompts:
+                window.append(prompt)
+                if len(window) == 7:
+                    yield self._rollout(window.pop(3), cycle=cycle)
+            for prompt in reversed(window):
+                yield self._rollout(prompt, cycle=cycle)
+
+        yield from Ahead(results)
+
+
+@pytest.mark.parametrize("num_prompts", [1, 4, 5, 23])
+@pytest.mark.parametrize("unit", [1, 4, 50])
+def test_units_are_whole_however_prompts_are_drawn(tmp_path, monkeypatch, num_prompts: int, unit: int) -> None:
+    monkeypatch.setattr("test_loop.FakeGenerators", LazyGenerators)
+    driver = Driver(tmp_path, run={"rounds": 1, "unit": unit})
+    driver.prompts = [Prompt(id=f"p{number:02d}", image="i.png", text="Describe.") for number in range(num_prompts)]
+    assert driver.run()["rounds"][0]["rollout"]["prompts"] == num_prompts
+    assert pair_ids(driver) == [prompt.id for prompt in driver.prompts]
+    lines = [json.loads(line) for line in driver.folder.journal.read_text().splitlines()]
+    sizes = sorted((len(line["ids"]) for line in lines if "unit" in line), reverse=True)
+    assert sizes == [unit] * (num_prompts // unit) + ([num_prompts % unit] if num_prompts % unit else [])

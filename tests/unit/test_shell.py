@@ -12,6 +12,7 @@ from actors.pool import replicas, shell
 from actors.pool.replicas import Replicas
 from actors.pool.shell import Shell
 from csr_ray.errors import ActorFailure, ScorerFailure
+from csr_ray.records import Rejection
 
 HUNG = object()
 
@@ -21,6 +22,7 @@ class FakeRay:
 
     def __init__(self) -> None:
         self.killed: list[Any] = []
+        self.returns: dict[Any, Any] = {}
 
     def wait(
         self, references: list[Any], *, num_returns: int, timeout: float | None, **_: Any
@@ -31,7 +33,7 @@ class FakeRay:
     def get(self, reference: Any) -> Any:
         if isinstance(reference[1], Exception):
             raise reference[1]
-        return f"{reference[1]} by {reference[0]}"
+        return self.returns.get(reference[1], f"{reference[1]} by {reference[0]}")
 
     def kill(self, actor: Any) -> None:
         self.killed.append(actor)
@@ -87,3 +89,13 @@ def test_nothing_but_errors_ends_the_run_with_the_last_one_as_its_cause(fake_ray
     with pytest.raises(ActorFailure, match="every item so far failed; the last: MemoryError: no room") as raised:
         run(*errors, logs=tmp_path)
     assert raised.value.__cause__ in errors
+
+
+def test_a_prompt_that_is_refused_says_nothing_of_the_engine(fake_ray: FakeRay, tmp_path: Path) -> None:
+    """One broken picture among them must not hide that every call to the engine fails."""
+    broken = Rejection(id="1", source="1.png", reason="cut short")
+    fake_ray.returns = {0: broken}
+    errors = [error(MemoryError(f"no room {number}")) for number in range(40)]
+    with pytest.raises(ActorFailure, match="every item so far failed"):
+        run(0, *errors, logs=tmp_path)
+    assert dict(run(0, 1, logs=tmp_path))[0] is broken
