@@ -165,10 +165,12 @@ class FakeGenerators:
     die_at_publish: int | None = None
     num_counts: int = 0
     method: Method | None = None
+    in_order: bool = False
     _num_counted: int = 0
 
     def rollout(self, prompts, *, cycle: Cycle):
-        for prompt in reversed(list(prompts)):  # not in the order they were asked for
+        drawn = list(prompts)
+        for prompt in drawn if self.in_order else reversed(drawn):  # by default not as they were asked for
             if self.stop_after is not None and len(self.grown) >= self.stop_after:
                 raise KeyboardInterrupt
             self.grown.append((cycle.round_index, prompt.id))

@@ -18,7 +18,6 @@ from ray.exceptions import RayActorError, RayTaskError
 from actors.handover.proofs import Proof, Served, faults
 from actors.handover.registry import Registry
 from actors.pool.ahead import Ahead
-from actors.pool.events import T
 from actors.pool.replicas import Replicas
 from actors.pool.shell import Shell, reason_of
 from csr_ray.config.schema import Generators
@@ -45,6 +44,7 @@ class GeneratorPool:
         self._replicas = replicas
         self._version = len(adapters)
         self._counting: dict[Any, Any] = {}  # actors that are asked for their counters, and the open calls
+        self._shell = Shell(replicas, hang_s=config.hang_s)
         self._registry = Registry(adapters, chunk_bytes=int(config.chunk_mib * 2**20))
         self._started = [actor.start.remote(self._registry.actor) for actor in replicas.actors("generator")]
 
@@ -77,7 +77,7 @@ class GeneratorPool:
         """See `csr_ray.ports.Generators`."""
 
         def results(stopped: Callable[[], bool]) -> Iterator[tuple[Prompt, Any]]:
-            return self._map(
+            return self._shell.map(
                 prompts,
                 image_of=lambda prompt: prompt.ask.picture.key,
                 submit=lambda generator, prompt: generator.rollout.remote(prompt, cycle),
@@ -101,7 +101,7 @@ class GeneratorPool:
         """See `csr_ray.ports.Generators`."""
         chunks = _by_image(questions)
         calls = max(2, self._config.max_num_seqs // _QUESTIONS_A_CALL)
-        for _, answers in self._map(
+        for _, answers in self._shell.map(
             chunks,
             image_of=lambda chunk: chunk[0].ask.picture.key,
             submit=lambda generator, chunk: generator.answer.remote(list(chunk), temperature, max_tokens, seed),
@@ -180,19 +180,6 @@ class GeneratorPool:
                 counted.append(ray.get(self._counting[actor]))
             del self._counting[actor]
         return Counters.sum(counted)
-
-    def _map(
-        self,
-        items: Iterable[T],
-        *,
-        image_of: Callable[[T], str],
-        submit: Callable[[Any, T], Any],
-        in_flight: int,
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> Iterator[tuple[T, Any]]:
-        """Give every item to a generator that has room, and yield results or task errors as they come."""
-        shell = Shell(self._replicas, hang_s=self._config.hang_s)
-        return shell.map(items, image_of=image_of, submit=submit, in_flight=in_flight, stopped=stopped)
 
 
 def _by_image(questions: Sequence[Question]) -> list[list[Question]]:

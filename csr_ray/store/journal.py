@@ -6,7 +6,6 @@ the work is done again, and a torn last line (the machine died while writing it)
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from pathlib import Path
 from csr_ray.errors import ConfigError
 from csr_ray.records import JsonDict, Rejection
 from csr_ray.store.atomic import storage_errors
-from csr_ray.store.units import CommittedUnits
+from csr_ray.store.units import CommittedUnits, short_hash
 
 
 class Journal:
@@ -100,7 +99,7 @@ class Quarantine:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: set[bytes] | None = None  # hashes of the lines: there may be as many as prompts
+        self._known: set[int] | None = None  # hashes of the lines: there may be as many as prompts
 
     def add(self, rejections: Iterable[Rejection]) -> int:
         """Append the rejections that are not in the file yet; it is read once. Returns how many were given."""
@@ -117,17 +116,13 @@ class Quarantine:
                 for item in chain([first], given):
                     num += 1
                     row = json.dumps({"id": item.id, "source": item.source, "reason": item.reason})
-                    if (key := _digest(row)) not in self._known:
+                    if (key := short_hash(row)) not in self._known:
                         self._known.add(key)
                         file.write(row + "\n")
         return num
 
-    def _read(self) -> set[bytes]:
+    def _read(self) -> set[int]:
         if not self.path.exists():
             return set()
         with self.path.open() as file:
-            return {_digest(line.rstrip("\n")) for line in file}
-
-
-def _digest(line: str) -> bytes:
-    return hashlib.blake2b(line.encode(), digest_size=8).digest()
+            return {short_hash(line.rstrip("\n")) for line in file}

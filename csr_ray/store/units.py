@@ -40,7 +40,7 @@ class CommittedUnits:
         """Take in a unit from its line of the journal."""
         ids = line["ids"]
         assert isinstance(ids, list)
-        self._hashes.extend(_hash(prompt_id) for prompt_id in ids)
+        self._hashes.extend(short_hash(prompt_id) for prompt_id in ids)
         self._unit_of.extend([len(self.names)] * len(ids))
         self.names.append(str(line["unit"]))
         counters = line.get("counters") or {}
@@ -85,12 +85,13 @@ class UnitIndex:
         """The name of the unit that a prompt is in; None if it is in none."""
         if not len(self._hashes):
             return None
-        wanted = np.uint64(_hash(prompt_id))
+        wanted = np.uint64(short_hash(prompt_id))
         place = int(np.searchsorted(self._hashes, wanted))
         if place == len(self._hashes) or self._hashes[place] != wanted:
             return None
         return self.names[int(self._positions[place])]
 
 
-def _hash(prompt_id: str) -> int:
-    return int.from_bytes(hashlib.blake2b(prompt_id.encode(), digest_size=8).digest(), "little")
+def short_hash(text: str) -> int:
+    """Eight bytes that stand for a text where there may be a million of them."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

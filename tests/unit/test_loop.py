@@ -70,7 +70,11 @@ class Driver:
         broken=None,
     ):
         self.generators = FakeGenerators(
-            self.config, stop_after=stop_after, fail_ids=fail_ids, die_at_publish=die_at_publish
+            self.config,
+            stop_after=stop_after,
+            fail_ids=fail_ids,
+            die_at_publish=die_at_publish,
+            in_order=FakeGenerators.in_order,
         )
         self.trainer = FakeTrainer(fail_at=fail_at, broken=broken)
         self.machinery = FakeMachinery(self.generators, self.trainer)
@@ -127,6 +131,20 @@ def test_a_run_killed_while_rolling_out_goes_on_and_repeats_no_committed_unit(tm
         assert ours["pairs"] == theirs["pairs"]
         assert ours["rollout"]["tokens"] == theirs["rollout"]["tokens"]
     assert driver.machinery.closed
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3, 4])
+def test_what_is_left_to_do_is_what_is_not_committed_wherever_it_stands(
+    tmp_path, monkeypatch, stop_after: int
+) -> None:
+    """Here the first prompts are done, and the last ones are left."""
+    monkeypatch.setattr(FakeGenerators, "in_order", True)
+    driver = Driver(tmp_path, run={"rounds": 1, "unit": 1})
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(stop_after=stop_after)
+    driver.run()
+    assert driver.generators.grown == [(0, prompt.id) for prompt in PROMPTS[stop_after:]]
+    assert pair_ids(driver) == [prompt.id for prompt in PROMPTS]
 
 
 def test_a_run_killed_while_training_trains_that_round_only(tmp_path) -> None:
