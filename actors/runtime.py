@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Serving:
         settings = EngineSettings(policy=policy, generators=generators)
         with view.stage("start the engine", total=None, unit="", round_index=None):
             owns_ray = connect(num_cpus_needed=generators.min * generators.cpus)
-            serving = cls._create(settings, model=model, logs=logs, owns_ray=owns_ray)
+            serving = cls._create(settings, model=model, logs=logs, owns_ray=owns_ray, dtypes=[policy.dtype])
             serving._wait()
         return serving
 
@@ -71,6 +71,7 @@ class Serving:
         model: str,
         logs: Path,
         owns_ray: bool,
+        dtypes: Collection[str],
         adapters: Sequence[str] = (),
         scorers: Sequence[Any] = (),
         method: Method | None = None,
@@ -87,7 +88,7 @@ class Serving:
             logs=logs,
             start_generator=start_generator,
         )
-        pool = GeneratorPool(settings.generators, replicas=replicas, adapters=adapters)
+        pool = GeneratorPool(settings.generators, replicas=replicas, adapters=adapters, dtypes=dtypes)
         return cls(pool, owns_ray=owns_ray)
 
 
@@ -115,6 +116,7 @@ class Runtime:
                 model=model,
                 logs=logs,
                 owns_ray=owns_ray,
+                dtypes=[config.policy.dtype, config.train.dtype],
                 adapters=adapters,
                 scorers=_scorers(config, logs=logs) if method.needs_scorer else (),
                 method=method,

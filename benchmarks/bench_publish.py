@@ -285,7 +285,7 @@ def _pool(dtype: str, *, model: Path, num_generators: int, directory: Path) -> t
             "data": {"prompts": "-"},
             "policy": {"model": str(model), "dtype": dtype, "max_model_len": 512},
             "scorer": {"model": "-"},
-            "generators": {"threads": 1, "kv_cache_gib": 0.2, "max_num_seqs": 32, "probe_tolerance": 0.01},
+            "generators": {"threads": 1, "kv_cache_gib": 0.2, "max_num_seqs": 32},
         }
     )
     _say(f"{dtype}: starting engines, {num_generators} of them")
@@ -297,7 +297,7 @@ def _pool(dtype: str, *, model: Path, num_generators: int, directory: Path) -> t
         for index in range(num_generators)
     ]
     receivers = Receivers(generators=generators, scorers=[], logs=logs)
-    pool = GeneratorPool(config.generators, replicas=receivers, adapters=())
+    pool = GeneratorPool(config.generators, replicas=receivers, adapters=(), dtypes=[dtype])
     try:
         pool.wait_until_ready()
     except Exception:

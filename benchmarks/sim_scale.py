@@ -156,7 +156,11 @@ def run_one(num_prompts: int, *, folder: Path) -> dict[str, float]:
     run_folder = RunFolder(folder / "run")
     run_folder.root.mkdir()
     # There are no weights to merge, and the module that would merge them imports torch.
-    sys.modules["csr_ray.policy.weights"] = SimpleNamespace(save_merged=lambda *_, **__: None)  # type: ignore[assignment]
+    sys.modules["csr_ray.policy.weights"] = SimpleNamespace(
+        save_merged=lambda *_, **__: SimpleNamespace(swallowed=0.0, kept=1.0),
+        combined_tensors=None,
+        save_combined=None,
+    )  # type: ignore[assignment]
     view = ConsoleView(num_rounds=1, console=Console(file=open(os.devnull, "w")))  # noqa: SIM115
     started_s = time.perf_counter()
     cpu_s = time.process_time()

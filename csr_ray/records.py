@@ -398,13 +398,22 @@ def _probes(rows: Sequence[Mapping[str, Any]]) -> tuple[Probe, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishReceipt:
-    """Proof that every generator serves `version`: bytes sent, seconds, and the worst probe gap (absolute)."""
+    """Proof that every generator serves `version`.
+
+    Attributes:
+        num_bytes: how many bytes of adapters were sent.
+        max_probe_gap: largest absolute difference of a probe answer's log-prob from the trainer's, in nats.
+        swallowed: |R - D| / |D| of the update D since the base, of which R arrived in the rounded weights.
+        kept: R D / |D|^2, the share of the update that arrived in its own direction.
+    """
 
     version: int
     num_bytes: int
     seconds: float
     num_generators: int
     max_probe_gap: float
+    swallowed: float = 0.0
+    kept: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

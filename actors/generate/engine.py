@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import itertools
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 _IMAGES_KEPT = 512
 _TEXTS_KEPT = 65_536
+_CACHE_TOKENS = 8  # of an answer, at which `probe` compares cached with fresh
+_RESET_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,7 @@ class LoadedPolicy:
         num_unseen: how many tensors' layers could not be looked at afterwards, such as those split over workers.
         max_tensor_gap: largest relative gap between a layer and its tensor (`actors.handover.layer_proof`).
         wrong_tensors: names of the tensors whose gap is larger than rounding explains, worst first.
+        swallowed, kept: what rounding to the engine's dtype left of the update (`csr_ray.policy.weights.Rounding`).
     """
 
     checksum: str
@@ -49,7 +53,22 @@ class LoadedPolicy:
     num_unseen: int
     max_tensor_gap: float
     wrong_tensors: tuple[str, ...]
+    swallowed: float
+    kept: float
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeReply:
+    """What an engine says of a probe's answer.
+
+    Attributes:
+        logp: of the answer, summed over its tokens, in nats, with nothing taken from a cache.
+        cache_gap: mean difference of a token's log-prob where cached prefixes may be used, in nats.
+    """
+
+    logp: float
+    cache_gap: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +173,8 @@ class VllmEngine:
             "enable_logging_iteration_details": True,
             "enforce_eager": on_cpu,
             "tensor_parallel_size": max(1, int(generators.gpus)),
+            # Logits of 16 to 32 lie 0.125 apart in bfloat16, and log-probs would be made of those.
+            "hf_overrides": {"head_dtype": "float32"},
         }
         if search.expand == "diverse_greedy":
             arguments["logits_processors"] = [COUPLING_CLASS]
@@ -210,9 +231,7 @@ class VllmEngine:
 
     async def answer_logp(self, ask: Ask, *, answer_ids: Sequence[int]) -> float:
         """See `csr_ray.ports.Engine`."""
-        final = await self._final(ask, suffix=answer_ids, max_tokens=1, temperature=0.0, prompt_logprobs=0)
-        tail = final.prompt_logprobs[-len(answer_ids) :]
-        return float(sum(entry[token].logprob for entry, token in zip(tail, answer_ids, strict=True)))
+        return sum(await self._answer_logps(ask, answer_ids=answer_ids))
 
     async def unreadable(self, picture: Picture) -> str | None:
         """Why a picture cannot be used, or None if it can; then it is kept for the requests that follow."""
@@ -222,25 +241,54 @@ class VllmEngine:
             return str(error)
         return None
 
-    async def cached_gap(self, ask: Ask, *, answer_ids: Sequence[int]) -> float:
-        """How much the log-prob of the answer's last token changes if cached prefixes may be used, in nats.
+    async def num_stale(self, ask: Ask, *, answer_ids: Sequence[int]) -> int:
+        """How many tokens of this prompt and answer are found in the prefix cache, right after new weights.
 
-        Teacher forcing computes every prefix anew, so it would miss a cache that still holds the old policy's.
+        With `generators.publish: adapter` it is not looked at: cached prefixes go by the LoRA's name there, which has
+        the tensors' checksum in it.
         """
-        *prefix, last = answer_ids
-        final = await self._final(ask, suffix=answer_ids, max_tokens=1, temperature=0.0, prompt_logprobs=0)
-        fresh = final.prompt_logprobs[-1][last].logprob
+        if self._hot is not None:
+            return 0
+        final = await self._final(ask, suffix=answer_ids, max_tokens=1, temperature=0.0)
+        return int(final.num_cached_tokens or 0)
+
+    async def probe(self, ask: Ask, *, answer_ids: Sequence[int]) -> ProbeReply:
+        """The answer's log-prob computed anew, and how far its tokens' are from it if cached prefixes may be used.
+
+        Teacher forcing computes every prefix anew, so it would miss a cache that still holds another policy's.
+        """
+        positions = self.compared_positions(len(answer_ids))
+        # These come first: what teacher forcing computes goes into the cache.
+        cached = await asyncio.gather(*(self._forced(ask, answer_ids=answer_ids, position=at) for at in positions))
+        fresh = await self._answer_logps(ask, answer_ids=answer_ids)
+        gaps = [abs(logp - fresh[at]) for at, logp in zip(positions, cached, strict=True)]
+        return ProbeReply(logp=sum(fresh), cache_gap=sum(gaps) / len(gaps))
+
+    @staticmethod
+    def compared_positions(num_tokens: int) -> list[int]:
+        """The positions in an answer at which cached and fresh log-probs are compared, the last among them."""
+        return sorted({round((num_tokens - 1) * number / _CACHE_TOKENS) for number in range(1, _CACHE_TOKENS + 1)})
+
+    async def _forced(self, ask: Ask, *, answer_ids: Sequence[int], position: int) -> float:
+        """The log-prob of the answer's token at `position`, as a request that continues the tokens before it."""
+        token = answer_ids[position]
         # Logprobs are those of the raw distribution, so forcing the token does not change its own.
         outputs = await self._generate(
             ask,
-            suffix=prefix,
+            suffix=answer_ids[:position],
             n=1,
             max_tokens=1,
             temperature=0.0,
             logprobs=0,
-            allowed_token_ids=[last],
+            allowed_token_ids=[token],
         )
-        return abs(float(fresh) - float(outputs[0].logprobs[0][last].logprob))
+        return float(outputs[0].logprobs[0][token].logprob)
+
+    async def _answer_logps(self, ask: Ask, *, answer_ids: Sequence[int]) -> list[float]:
+        """The log-prob of each of the answer's tokens, all computed anew."""
+        final = await self._final(ask, suffix=answer_ids, max_tokens=1, temperature=0.0, prompt_logprobs=0)
+        tail = final.prompt_logprobs[-len(answer_ids) :]
+        return [float(entry[token].logprob) for entry, token in zip(tail, answer_ids, strict=True)]
 
     async def load_policy(self, *, adapters: Sequence[str]) -> LoadedPolicy:
         """Serve the base plus all `adapters` (folders, oldest first); nothing cached of the old policy is used again.
@@ -252,13 +300,28 @@ class VllmEngine:
         else:
             results = await self._llm.collective_rpc("load_policy", args=(self._model, list(adapters)))
             # Encoder outputs and cached prefixes belong to the old weights; a stale one would be silently wrong.
-            await self._llm.reset_prefix_cache()
+            await self._reset_prefix_cache()
             await self._llm.reset_mm_cache()
             await self._llm.reset_encoder_cache()
         checksums = {result["checksum"] for result in results}
         assert len(checksums) == 1, f"tensor-parallel ranks read different weights: {checksums}"
         wrong = tuple(name for result in results for name in result["wrong_tensors"])
         return LoadedPolicy(**{**results[0], "wrong_tensors": wrong})
+
+    async def _reset_prefix_cache(self) -> None:
+        """Empty the prefix cache.
+
+        Raises:
+            RuntimeError: vLLM refuses for `_RESET_S` seconds, because requests still hold blocks of it.
+        """
+        deadline_s = time.monotonic() + _RESET_S
+        while not await self._llm.reset_prefix_cache():
+            # The blocks of a request that has just ended are given back with the engine's next step.
+            if time.monotonic() > deadline_s:
+                raise RuntimeError(
+                    "vLLM did not empty its prefix cache: requests still hold blocks of the old policy"
+                )
+            await asyncio.sleep(0.05)
 
     async def check_health(self) -> None:
         await self._llm.check_health()

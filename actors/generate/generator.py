@@ -131,14 +131,17 @@ class GeneratorActor:
         loaded = await self._engine.load_policy(adapters=self._receiver.adapters)
         self._version = version
         engine = self._engine
-        logps = await asyncio.gather(*(engine.answer_logp(one.ask, answer_ids=one.answer_ids) for one in probes))
-        gaps = await asyncio.gather(*(engine.cached_gap(one.ask, answer_ids=one.answer_ids) for one in probes))
+        stale = [await engine.num_stale(one.ask, answer_ids=one.answer_ids) for one in probes[:1]]
+        replies = await asyncio.gather(*(engine.probe(one.ask, answer_ids=one.answer_ids) for one in probes))
         return Served(
             version=version,
             checksum=loaded.checksum,
             wrong_tensors=loaded.wrong_tensors,
-            probe_logps=tuple(logps),
-            cache_gaps=tuple(gaps),
+            swallowed=loaded.swallowed,
+            kept=loaded.kept,
+            num_stale=sum(stale),
+            probe_logps=tuple(reply.logp for reply in replies),
+            cache_gaps=tuple(reply.cache_gap for reply in replies),
             num_bytes=self._receiver.num_bytes - sent,
             seconds=time.perf_counter() - started_s,
         )

@@ -25,15 +25,19 @@ class PolicyLoader:
         border.
         """
         from actors.handover.layer_proof import tensor_gaps, tolerance
-        from csr_ray.policy.weights import block_of, checksum, merged_blocks
+        from csr_ray.policy.weights import Rounding, block_of, checksum, merged_blocks
 
         started_s = time.perf_counter()
+        dtype = self.vllm_config.model_config.dtype  # type: ignore[attr-defined]
+        rounding = Rounding()
         # vLLM fuses q, k, v and their biases (and gate with up) and rebuilds a fused layer from nothing: what it is
         # not given of one stays uninitialised memory. And what only an earlier policy changed has to go back.
         paths = [Path(adapter) for adapter in adapters]
-        tensors = list(merged_blocks(Path(base), adapters=paths, also=self._adapted_blocks))
+        tensors = list(
+            merged_blocks(Path(base), adapters=paths, also=self._adapted_blocks, dtype=dtype, rounding=rounding)
+        )
         self._adapted_blocks = frozenset(block_of(name) for name, _ in tensors)
-        self.model_runner.reload_weights(weights_iterator=iter(tensors))  # type: ignore[attr-defined]
+        self.reload_weights(weights_iterator=iter(tensors))  # type: ignore[attr-defined]
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
         gaps, num_unseen = tensor_gaps(model, dict(tensors))
         wrong = sorted((name for name, gap in gaps.items() if not gap <= tolerance(model)), key=lambda n: -gaps[n])
@@ -43,6 +47,8 @@ class PolicyLoader:
             "num_unseen": num_unseen,
             "max_tensor_gap": max(gaps.values(), default=0.0),
             "wrong_tensors": wrong,
+            "swallowed": rounding.swallowed,
+            "kept": rounding.kept,
             "seconds": time.perf_counter() - started_s,
         }
 
@@ -53,10 +59,12 @@ class PolicyLoader:
         border.
         """
         from actors.handover.layer_proof import adapter_gaps
-        from csr_ray.policy.weights import checksum, combined_tensors
+        from csr_ray.policy.weights import checksum, combined_rounding, combined_tensors
 
         started_s = time.perf_counter()
+        dtype = self.vllm_config.model_config.dtype  # type: ignore[attr-defined]
         tensors = combined_tensors([Path(adapter) for adapter in adapters]) if adapters else {}
+        rounding = combined_rounding(tensors, dtype=dtype)
         gaps: dict[str, float] = {}
         num_unseen = 0
         if adapters:
@@ -68,5 +76,7 @@ class PolicyLoader:
             "num_unseen": num_unseen,
             "max_tensor_gap": max(gaps.values(), default=0.0),
             "wrong_tensors": sorted((name for name, gap in gaps.items() if gap != 0.0), key=lambda n: -gaps[n]),
+            "swallowed": rounding.swallowed,
+            "kept": rounding.kept,
             "seconds": time.perf_counter() - started_s,
         }

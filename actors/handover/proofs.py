@@ -6,13 +6,50 @@ happens to a generator that fails, is decided in `actors.pool.generators`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from csr_ray.records import TrainResult
 
 _MAX_NAMES = 3
+# Standard deviation of the difference of one token's log-prob between two right computations, in nats, with logits in
+# float32. `benchmarks/bench_proof.py` measures 0.036 in bfloat16 with 12 layers; released models have 32 and more.
+_TOKEN_NOISE = {"float32": 2e-5, "bfloat16": 0.05}
+# A sum is off by five of its standard deviations once in two million times.
+_DEVIATIONS = 5
+# The mean of eight absolute differences is 0.8 standard deviations, give or take 0.2.
+_DEVIATIONS_OF_MEAN = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """By how much two right computations of the same log-probs may differ, because they round in different places.
+
+    Attributes:
+        token: standard deviation of a token's difference, in nats. Differences of an answer's tokens are taken to be
+            independent, so that of their sum grows with the square root of their number.
+    """
+
+    token: float
+
+    def of_answer(self, num_tokens: int) -> float:
+        """The most that rounding explains for the sum over an answer's tokens, in nats."""
+        return _DEVIATIONS * self.token * math.sqrt(num_tokens)
+
+    def of_cache(self) -> float:
+        """The most that rounding explains for the mean of eight tokens' absolute differences, in nats."""
+        return _DEVIATIONS_OF_MEAN * self.token
+
+
+def noise_of(dtypes: Collection[str]) -> Noise:
+    """The noise between computations in these dtypes: that of the coarsest.
+
+    Args:
+        dtypes: "float32" or "bfloat16", of the generators' and the trainer's weights.
+    """
+    return Noise(token=max(_TOKEN_NOISE[dtype] for dtype in dtypes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +59,10 @@ class Served:
     Attributes:
         checksum: of the tensors that it loaded.
         wrong_tensors: names of the tensors from which their layers differ, worst first.
+        swallowed, kept: what rounding left of the update (`csr_ray.policy.weights.Rounding`).
+        num_stale: tokens of the first probe that were found in a prefix cache that had just been emptied.
         probe_logps: log-probs of the probes' answers, each summed over its tokens, in nats.
-        cache_gaps: one for each probe, in nats; see `VllmEngine.cached_gap`.
+        cache_gaps: one for each probe, in nats; see `actors.generate.engine.ProbeReply`.
         num_bytes: how many bytes of adapters it has pulled for this hand-over.
         seconds: from the request to the last probe.
     """
@@ -31,6 +70,9 @@ class Served:
     version: int
     checksum: str
     wrong_tensors: tuple[str, ...]
+    swallowed: float
+    kept: float
+    num_stale: int
     probe_logps: tuple[float, ...]
     cache_gaps: tuple[float, ...]
     num_bytes: int
@@ -42,11 +84,14 @@ class Proof:
     """What a generator has to agree with.
 
     Attributes:
-        tolerance: nats a token, `generators.probe_tolerance`.
+        noise: how far right log-probs may lie apart.
+        tolerance: nats a token that an answer's log-prob may be off instead, `generators.probe_tolerance`; None: what
+            `noise` says.
     """
 
     trained: TrainResult
-    tolerance: float
+    noise: Noise
+    tolerance: float | None = None
 
     def gap(self, served: Served) -> float:
         """Largest absolute difference of a probe answer's log-prob between generator and trainer, in nats."""
@@ -62,21 +107,35 @@ class Proof:
             names = ", ".join(served.wrong_tensors[:_MAX_NAMES])
             more = len(served.wrong_tensors) - _MAX_NAMES
             return f"its weights differ from what was sent: {names}" + (f" and {more} more" if more > 0 else "")
+        if served.num_stale:
+            return (
+                f"{served.num_stale} tokens of a probe were found in its prefix cache right after that was emptied; "
+                "it still holds another policy's"
+            )
         answers = zip(self.trained.probes, served.probe_logps, served.cache_gaps, strict=True)
         for probe, logp, cache_gap in answers:
-            allowed = self.tolerance * len(probe.answer_ids)
+            allowed = self._allowed(len(probe.answer_ids))
             off = abs(logp - probe.logp)
             if not off <= allowed:
                 return (
                     f"the log-prob of probe answer {probe.id} is {off:.4g} off the trainer's, allowed {allowed:.4g} "
-                    "(generators.probe_tolerance a token); it serves other weights"
+                    f"over {len(probe.answer_ids)} tokens ({self._rule}); it serves other weights"
                 )
-            if not cache_gap <= max(self.tolerance, 1e-3):
+            if not cache_gap <= self.noise.of_cache():
                 return (
-                    f"the last token of probe answer {probe.id} has a log-prob {cache_gap:.4g} off when cached "
-                    f"prefixes are used; a cache still holds another policy's"
+                    f"the tokens of probe answer {probe.id} have log-probs {cache_gap:.4g} off on average when "
+                    f"cached prefixes are used, allowed {self.noise.of_cache():.4g}; a cache holds another policy's"
                 )
         return None
+
+    @property
+    def _rule(self) -> str:
+        if self.tolerance is None:
+            return "what rounding explains; generators.probe_tolerance sets it by hand"
+        return "generators.probe_tolerance a token"
+
+    def _allowed(self, num_tokens: int) -> float:
+        return self.noise.of_answer(num_tokens) if self.tolerance is None else self.tolerance * num_tokens
 
 
 def faults(served: Mapping[int, Served], *, proof: Proof) -> dict[int, str]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.handover.proofs import Proof, Served, faults
+from actors.handover.proofs import Proof, Served, faults, noise_of
 from actors.handover.registry import Registry
 from actors.pool.ahead import Ahead
 from actors.pool.replicas import Replicas
@@ -37,10 +37,15 @@ class GeneratorPool:
     Args:
         replicas: owner of the actors.
         adapters: folders of the phases already trained, oldest first.
+        dtypes: "float32" or "bfloat16", of the generators' and the trainer's weights; the proofs allow for as much
+            rounding.
     """
 
-    def __init__(self, config: Generators, *, replicas: Replicas, adapters: Sequence[str]) -> None:
+    def __init__(
+        self, config: Generators, *, replicas: Replicas, adapters: Sequence[str], dtypes: Collection[str]
+    ) -> None:
         self._config = config
+        self._noise = noise_of(dtypes)
         self._replicas = replicas
         self._version = len(adapters)
         self._counting: dict[Any, Any] = {}  # actors that are asked for their counters, and the open calls
@@ -122,7 +127,7 @@ class GeneratorPool:
         """
         started_s = time.perf_counter()
         self._registry.add(trained.adapter, version=trained.version)
-        proof = Proof(trained=trained, tolerance=self._config.probe_tolerance)
+        proof = Proof(trained=trained, noise=self._noise, tolerance=self._config.probe_tolerance)
         num_generators = self._replicas.num("generator")
         served, failed = self._served(range(num_generators), proof=proof)
         if len(failed) == num_generators:
@@ -141,6 +146,8 @@ class GeneratorPool:
             seconds=time.perf_counter() - started_s,
             num_generators=num_generators,
             max_probe_gap=max(proof.gap(answer) for answer in served.values()),
+            swallowed=max(answer.swallowed for answer in served.values()),
+            kept=min(answer.kept for answer in served.values()),
         )
 
     def _served(self, slots: Sequence[int], *, proof: Proof) -> tuple[dict[int, Served], dict[int, str]]:

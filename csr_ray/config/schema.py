@@ -422,11 +422,12 @@ class Generators(Section):
         "nothing more; adapter: the base stays as it is and their sum is one LoRA that vLLM swaps "
         "while running, which costs time for every token",
     )
-    probe_tolerance: float = Field(
-        0.05,
+    probe_tolerance: float | None = Field(
+        None,
         gt=0,
         description="after a hand-over, the most by which a generator's log-prob of a probe answer may differ "
-        "from the trainer's, in nats a token; the default suits bfloat16",
+        "from the trainer's, in nats a token; null: what rounding in policy.dtype and train.dtype explains, which "
+        "grows with the square root of the answer's tokens",
     )
     chunk_mib: float = Field(
         16.0, gt=0, description="size of the chunks in which an adapter travels to the generators, in MiB"

@@ -1,10 +1,10 @@
 """Policy weights on disk: a base checkpoint plus LoRA adapters, merged without drift.
 
 Every merged tensor is base + sum_i (alpha_i / r_i) B_i A_i, formed in float32 from the ORIGINAL base and rounded
-once, so that whoever merges (trainer, generators, the exported model) gets the same bits. Tensors go by the base
-checkpoint's own names, whatever the training library calls its modules. `combined_tensors` gives the same sum as one
-adapter, for engines that keep the base as it is. Knows safetensors and PEFT's file layout; knows nothing of PEFT,
-engines or actors.
+once, to the dtype in which it is used, so that trainer and generators of one dtype get the same bits. `Rounding` says
+how much of the update that rounding leaves. Tensors go by the base checkpoint's own names, whatever the training
+library calls its modules. `combined_tensors` gives the same sum as one adapter, for those who keep the base as it is.
+Knows safetensors and PEFT's file layout; knows nothing of PEFT, engines or actors.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -29,6 +29,8 @@ _SINGLE = "model.safetensors"
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
+_ROWS_LOOKED_AT = 256
+_VECTORS = 16
 
 # Where released checkpoints and transformers' module trees keep the decoder layers of a vision-language model. The
 # same layer is `language_model.model.layers.0` in a LLaVA checkpoint, `model.layers.0` in a Qwen2.5-VL one and
@@ -55,6 +57,37 @@ class LoraDelta:
     def dense(self) -> torch.Tensor:
         """[out, in] in float32."""
         return (self.up.float() @ self.down.float()) * self.scale
+
+
+@dataclass
+class Rounding:
+    """How much of an update is left where base + update is rounded, summed over the tensors that were added.
+
+    D is the update in float32, and R the difference between the rounded sum and the rounded base. In bfloat16 a step
+    at 0.02 is 1.2e-4, and an update below half of it changes nothing at all if the base lies on that grid already.
+    Some `_ROWS_LOOKED_AT` rows of each tensor are looked at.
+    """
+
+    _update: float = field(default=0.0, init=False)  # sum of D^2
+    _off: float = field(default=0.0, init=False)  # sum of (R - D)^2
+    _along: float = field(default=0.0, init=False)  # sum of R D
+
+    @property
+    def swallowed(self) -> float:
+        """|R - D| / |D|: 0 if nothing is lost, 1 if nothing arrives, more where it arrives with noise."""
+        return math.sqrt(self._off / self._update) if self._update else 0.0
+
+    @property
+    def kept(self) -> float:
+        """R D / |D|^2: the share of the update that arrives in its own direction, whatever noise comes with it."""
+        return self._along / self._update if self._update else 1.0
+
+    def add(self, update: torch.Tensor, *, arrived: torch.Tensor) -> None:
+        """Count D and R of one tensor, or of some of its rows."""
+        wanted, got = update.double(), arrived.double()
+        self._update += float(wanted.square().sum())
+        self._off += float((got - wanted).square().sum())
+        self._along += float((got * wanted).sum())
 
 
 def tensor_files(base: Path) -> dict[str, Path]:
@@ -152,10 +185,31 @@ def combined_tensors(adapters: Sequence[Path]) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def combined_rounding(tensors: Mapping[str, torch.Tensor], *, dtype: torch.dtype) -> Rounding:
+    """What is left of the update of `combined_tensors` where its A and B are each rounded to `dtype`.
+
+    B A is compared by what it makes of a few fixed random vectors.
+    """
+    rounding = Rounding()
+    for _, down, up in lora_pairs(tensors):
+        random = torch.Generator().manual_seed(down.shape[1])
+        vectors = torch.randn(down.shape[1], _VECTORS, generator=random)
+        rounding.add(up @ (down @ vectors), arrived=up.to(dtype).float() @ (down.to(dtype).float() @ vectors))
+    return rounding
+
+
+def lora_pairs(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Every module of `combined_tensors`, with its A [r, in] and its B [out, r]."""
+    for name, down in tensors.items():
+        if name.endswith(".lora_A.weight"):
+            module = name.removesuffix(".lora_A.weight")
+            yield module.removeprefix(_PEFT_PREFIX), down, tensors[f"{module}.lora_B.weight"]
+
+
 def save_combined(tensors: Mapping[str, torch.Tensor], *, output: Path) -> None:
     """Write `combined_tensors` as a PEFT folder, which appears at `output` whole and replaces a folder there."""
-    modules = sorted(name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight"))
-    rank = len(tensors[f"{modules[0]}.lora_A.weight"])
+    pairs = {module: len(down) for module, down, _ in lora_pairs(tensors)}
+    rank = next(iter(pairs.values()))
     config = {
         "peft_type": "LORA",
         "r": rank,
@@ -163,22 +217,32 @@ def save_combined(tensors: Mapping[str, torch.Tensor], *, output: Path) -> None:
         "lora_dropout": 0.0,
         "bias": "none",
         "inference_mode": True,
-        "target_modules": [module.removeprefix(_PEFT_PREFIX) for module in modules],
+        "target_modules": sorted(pairs),
     }
     with new_folder(output) as staging:
         (staging / _ADAPTER_CONFIG).write_text(json.dumps(config))
         save_file(dict(tensors), staging / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
-def merged_tensors(base: Path, *, adapters: Sequence[Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that `adapters` change, merged into `base`: (checkpoint name, [out, in] in the base's dtype).
+def merged_tensors(
+    base: Path,
+    *,
+    adapters: Sequence[Path],
+    dtype: torch.dtype | None = None,
+    rounding: Rounding | None = None,
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that `adapters` change, merged into `base`: (checkpoint name, [out, in]).
 
     One tensor is in memory at a time. Without adapters there is nothing to yield.
+
+    Args:
+        dtype: what the sums are rounded to, which is what they are used in; None: the dtype they have in `base`.
+        rounding: counts how much of the updates that leaves.
 
     Raises:
         ValueError: an adapter changes a layer the checkpoint does not have (lists them), or of another shape.
     """
-    for name, _, tensor in merged_by_module(base, adapters=adapters):
+    for name, _, tensor in merged_by_module(base, adapters=adapters, dtype=dtype, rounding=rounding):
         yield name, tensor
 
 
@@ -189,7 +253,12 @@ def block_of(name: str) -> str:
 
 
 def merged_blocks(
-    base: Path, *, adapters: Sequence[Path], also: Collection[str] = ()
+    base: Path,
+    *,
+    adapters: Sequence[Path],
+    also: Collection[str] = (),
+    dtype: torch.dtype | None = None,
+    rounding: Rounding | None = None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield what `merged_tensors` yields, then, unchanged, every other tensor of the same blocks: (name, tensor).
 
@@ -197,7 +266,7 @@ def merged_blocks(
     one of them alone. The blocks are those that `adapters` change and those named in `also` (see `block_of`).
     """
     blocks, changed = set(also), set()
-    for name, tensor in merged_tensors(base, adapters=adapters):
+    for name, tensor in merged_tensors(base, adapters=adapters, dtype=dtype, rounding=rounding):
         blocks.add(block_of(name))
         changed.add(name)
         yield name, tensor
@@ -208,7 +277,13 @@ def merged_blocks(
             yield name, weights.get_tensor(name)
 
 
-def merged_by_module(base: Path, *, adapters: Sequence[Path]) -> Iterator[tuple[str, str, torch.Tensor]]:
+def merged_by_module(
+    base: Path,
+    *,
+    adapters: Sequence[Path],
+    dtype: torch.dtype | None = None,
+    rounding: Rounding | None = None,
+) -> Iterator[tuple[str, str, torch.Tensor]]:
     """Yield what `merged_tensors` yields, with the module's name: (checkpoint name, module name, tensor)."""
     files = tensor_files(base)
     updates: dict[str, list[LoraDelta]] = {}
@@ -225,17 +300,25 @@ def merged_by_module(base: Path, *, adapters: Sequence[Path]) -> Iterator[tuple[
             modules[name] = module
     for name in sorted(updates, key=lambda name: (str(files[name]), name)):
         with safe_open(files[name], framework="pt") as weights:
-            yield name, modules[name], _merge(weights.get_tensor(name), deltas=updates[name], name=name)
+            weight = weights.get_tensor(name)
+        total = _sum(weight, deltas=updates[name], name=name)
+        merged = total.to(dtype or weight.dtype)
+        if rounding is not None:
+            rows = slice(None, None, max(1, len(total) // _ROWS_LOOKED_AT))
+            rounded = weight[rows].to(merged.dtype)
+            rounding.add(total[rows] - weight[rows].float(), arrived=merged[rows].double() - rounded.double())
+        yield name, modules[name], merged
 
 
-def _merge(weight: torch.Tensor, *, deltas: Sequence[LoraDelta], name: str) -> torch.Tensor:
+def _sum(weight: torch.Tensor, *, deltas: Sequence[LoraDelta], name: str) -> torch.Tensor:
+    """[out, in] weight plus all updates, in float32."""
     total = weight.to(torch.float32, copy=True)  # never in place: the file may be mapped into memory
     for delta in deltas:
         dense = delta.dense()
         if dense.shape != total.shape:
             raise ValueError(f"adapter update of {name} is {list(dense.shape)}, the weight {list(total.shape)}")
         total += dense
-    return total.to(weight.dtype)
+    return total
 
 
 def checksum(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -248,14 +331,16 @@ def checksum(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
-def save_merged(base: Path, *, adapters: Sequence[Path], output: Path) -> None:
+def save_merged(base: Path, *, adapters: Sequence[Path], output: Path) -> Rounding:
     """Write base plus adapters as a whole model folder, with the same files, shards, names and dtypes as `base`.
 
-    The folder appears at `output` whole, and replaces a model that is already there.
+    The folder appears at `output` whole, and replaces a model that is already there. Returns what rounding to the
+    base's dtypes left of the adapters.
 
     Raises:
         ValueError: see `merged_tensors`.
     """
+    rounding = Rounding()
     with new_folder(output) as staging:
         shards = set(tensor_files(base).values())
         for path in sorted(base.iterdir()):
@@ -263,9 +348,10 @@ def save_merged(base: Path, *, adapters: Sequence[Path], output: Path) -> None:
                 shutil.copy2(path, staging / path.name)
             elif path.is_dir():
                 shutil.copytree(path, staging / path.name)
-        merged = dict(merged_tensors(base, adapters=adapters))
+        merged = dict(merged_tensors(base, adapters=adapters, rounding=rounding))
         for shard in sorted(shards):
             _write_shard(shard, merged=merged, output=staging / shard.name)
+    return rounding
 
 
 def _write_shard(shard: Path, *, merged: dict[str, torch.Tensor], output: Path) -> None:

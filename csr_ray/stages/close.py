@@ -1,4 +1,7 @@
-"""Close: a round ends with its line in the journal and summary.json, a run with the merged model."""
+"""Close: a round ends with its line in the journal and summary.json, a run with the merged model.
+
+Where the policy was served and trained as a LoRA beside the base, that LoRA is written, too.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from pathlib import Path
 
 from csr_ray.records import JsonDict
 from csr_ray.stages.build import remove_example_units
+from csr_ray.stages.publish import SWALLOWED_AT_MOST
 from csr_ray.stages.state import RunState
 from csr_ray.stages.summary import summary
 from csr_ray.stages.view import View
@@ -24,13 +28,22 @@ def close_round(state: RunState, *, index: int, view: View) -> None:
 def save_model(state: RunState, *, view: View) -> None:
     """Write `model/`, the last policy merged into the base model's own format, and commit that the run is done."""
     from csr_ray.policy.source import local_folder
-    from csr_ray.policy.weights import save_merged
+    from csr_ray.policy.weights import combined_tensors, save_combined, save_merged
 
+    is_unmerged = state.config.generators.publish == "adapter"
     with view.stage("save the model", total=1, unit="model", round_index=None) as stage:
         adapters = [Path(adapter) for adapter in state.adapters]
-        save_merged(local_folder(state.model), adapters=adapters, output=state.folder.model)
+        rounding = save_merged(local_folder(state.model), adapters=adapters, output=state.folder.model)
+        if is_unmerged:
+            save_combined(combined_tensors(adapters), output=state.folder.adapter_of_all)
         stage.advance()
-    state.journal.commit("finished", rounds=state.config.run.rounds)
+    if rounding.swallowed > SWALLOWED_AT_MOST:
+        better = f"; {state.folder.adapter_of_all} on the base model is unrounded" if is_unmerged else ""
+        view.say(
+            f"[yellow]{state.folder.model} has the base model's dtype, in which {rounding.kept:.0%} of what was "
+            f"learned arrived, with an error of {rounding.swallowed:.0%} of its size{better}[/yellow]"
+        )
+    state.journal.commit("finished", rounds=state.config.run.rounds, swallowed=rounding.swallowed, kept=rounding.kept)
     write_json(state.folder.summary, value=summarise(state))
 
 

@@ -7,6 +7,9 @@ from csr_ray.records import Cycle, TrainResult
 from csr_ray.stages.state import RunState
 from csr_ray.stages.view import View
 
+# Share of an update that rounding may take before the user is told.
+SWALLOWED_AT_MOST = 0.3
+
 
 def publish(state: RunState, cycle: Cycle, trained: TrainResult, *, generators: Generators, view: View) -> None:
     """Bring every generator to the trained version, and commit the receipt of their proofs.
@@ -26,4 +29,13 @@ def publish(state: RunState, cycle: Cycle, trained: TrainResult, *, generators: 
         seconds=receipt.seconds,
         generators=receipt.num_generators,
         max_probe_gap=receipt.max_probe_gap,
+        swallowed=receipt.swallowed,
+        kept=receipt.kept,
     )
+    if receipt.swallowed > SWALLOWED_AT_MOST:
+        view.say(
+            f"[yellow]what was learned is about as small as a rounding step of the {state.config.policy.dtype} "
+            f"weights into which it is merged: {receipt.kept:.0%} of the update arrived, with an error of "
+            f"{receipt.swallowed:.0%} of its size. generators.publish=adapter serves and trains it unrounded; "
+            "docs/training.md says more (What rounding takes)[/yellow]"
+        )

@@ -146,6 +146,8 @@ def _cycle(journal: Journal, cycle: Cycle) -> JsonDict:
             "bytes": published.get("bytes"),
             "seconds": published.get("seconds"),
             "max_probe_gap": published.get("max_probe_gap"),
+            "swallowed": published.get("swallowed"),
+            "kept": published.get("kept"),
         },
         "stages": {
             "rollout": seconds,

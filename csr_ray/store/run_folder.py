@@ -39,6 +39,11 @@ class RunFolder:
         return self.root / "model"
 
     @property
+    def adapter_of_all(self) -> Path:
+        """The sum of all phases' adapters as one PEFT folder, with `generators.publish: adapter`."""
+        return self.root / "adapter"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

@@ -220,14 +220,30 @@ def test_engine_serves_base_plus_exactly_the_given_adapters(family: Family, targ
 def test_a_prefix_cache_of_the_old_policy_is_noticed(family: Family) -> None:
     ask, num_tokens = family.prompts[0].ask, 200  # several blocks of the cache
     answer = (sum(family.answers, ()) * num_tokens)[:num_tokens]
-    gap = lambda: family.run(family.engine.cached_gap(ask, answer_ids=answer))  # noqa: E731
+    gap = lambda: family.run(family.engine.probe(ask, answer_ids=answer)).cache_gap  # noqa: E731
     assert max(gap(), gap()) < TOLERANCE
     adapter = random_adapter(family, targets=ALL_TARGETS, seed=7)
-    with patch.object(family.engine._llm, "reset_prefix_cache", AsyncMock()):
+    with patch.object(family.engine._llm, "reset_prefix_cache", AsyncMock(return_value=True)):
         family.run(family.engine.load_policy(adapters=[str(adapter)]))
     assert gap() > 10 * TOLERANCE
+    assert family.run(family.engine.num_stale(ask, answer_ids=answer)) > num_tokens / 2
     family.run(family.engine.load_policy(adapters=[]))
+    assert family.run(family.engine.num_stale(ask, answer_ids=answer)) == 0
     assert gap() < TOLERANCE
+
+
+def test_an_engine_that_does_not_empty_its_prefix_cache_serves_no_new_policy(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.generate.engine._RESET_S", 0.2)
+    refused = AsyncMock(return_value=False)
+    with (
+        patch.object(family.engine._llm, "reset_prefix_cache", refused),
+        pytest.raises(RuntimeError, match="did not empty its prefix cache"),
+    ):
+        family.run(family.engine.load_policy(adapters=[]))
+    assert refused.await_count > 1, "asked again while requests may still end"
+    family.run(family.engine.load_policy(adapters=[]))
 
 
 def test_every_end_token_of_the_model_ends_an_answer(family: Family) -> None:

@@ -21,7 +21,7 @@ from test_families import ALL_TARGETS, Family, make_pairs, random_adapter, servi
 from actors.generate.engine import EngineSettings
 from actors.generate.generator import GeneratorActor
 from actors.handover.hot_adapter import refusal
-from actors.handover.proofs import Proof
+from actors.handover.proofs import Proof, noise_of
 from actors.handover.registry import Package
 from csr_ray.config.schema import LORA_RANKS
 from csr_ray.policy.package import pack_adapter
@@ -102,7 +102,7 @@ def _probes(family: Family, *adapters: Path) -> tuple[Probe, ...]:
 
 def _proof(family: Family, *adapters: Path) -> Proof:
     trained = train_result(adapter="-", version=len(adapters), probes=_probes(family, *adapters))
-    return Proof(trained=trained, tolerance=TOLERANCE)
+    return Proof(trained=trained, noise=noise_of(["float32"]), tolerance=TOLERANCE)
 
 
 def test_ranks_are_those_of_the_engine() -> None:
@@ -177,7 +177,7 @@ def test_a_continuation_does_not_meet_the_cache_of_another_version(family: Famil
         _serve(family, *adapters[:version])
         assert _cached_tokens(family, ask, answer=answer) == 0
         assert _cached_tokens(family, ask, answer=answer) > num_tokens / 2, "its own it meets"
-        assert family.run(family.engine.cached_gap(ask, answer_ids=answer)) < TOLERANCE
+        assert family.run(family.engine.probe(ask, answer_ids=answer)).cache_gap < TOLERANCE
 
 
 @one_family

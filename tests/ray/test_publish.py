@@ -16,13 +16,15 @@ from fake_generator import LOGPS, DyingScorer, FakeGenerator, ScoringGenerator
 from fakes import train_result
 from safetensors.torch import save_file
 
-from actors.handover.proofs import Proof, Served, faults
+from actors.handover.proofs import Proof, Served, faults, noise_of
 from actors.pool.generators import GeneratorPool
 from actors.pool.replicas import Replicas
 from csr_ray.config.load import parse_config
 from csr_ray.config.schema import Config
 from csr_ray.errors import ActorFailure
 from csr_ray.records import Cycle, Prompt, TrainResult
+
+NOISE = noise_of(["bfloat16"])
 
 
 def _config() -> Config:
@@ -31,7 +33,7 @@ def _config() -> Config:
             "data": {"prompts": "-"},
             "policy": {"model": "-"},
             "scorer": {"model": "-"},
-            "generators": {"probe_tolerance": 0.01, "chunk_mib": 0.001},
+            "generators": {"chunk_mib": 0.001},
         }
     )
 
@@ -66,7 +68,7 @@ def start(ray_session: None, tmp_path: Path) -> Iterator[Start]:
             logs=tmp_path,
             start_generator=lambda slot: generator(replacement),
         )
-        pool = GeneratorPool(_config().generators, replicas=replicas, adapters=adapters)
+        pool = GeneratorPool(_config().generators, replicas=replicas, adapters=adapters, dtypes=["bfloat16"])
         pool.wait_until_ready()
         pools.append(pool)
         return pool
@@ -93,6 +95,7 @@ def test_every_generator_pulls_what_it_lacks_and_the_bytes_are_counted(start: St
 
 def test_faulty_generators_are_replaced_by_ones_that_hold_every_version(start: Start, tmp_path: Path) -> None:
     faults = ["dies", "out of memory", "other weights", "no number", "old version", "one layer", "stale cache"]
+    faults += ["cache not empty"]
     old, new = (_adapter(tmp_path, value=value) for value in (1.0, 2.0))
     pool = start(None, *faults, adapters=(old,))
     before = _generators(pool)
@@ -135,13 +138,16 @@ def test_one_that_loaded_other_tensors_than_the_rest_is_found() -> None:
             version=1,
             checksum=checksum,
             wrong_tensors=(),
+            swallowed=0.0,
+            kept=1.0,
+            num_stale=0,
             probe_logps=LOGPS,
             cache_gaps=(0.0, 0.0),
             num_bytes=0,
             seconds=0.0,
         )
 
-    proof = Proof(trained=_trained("-", version=1), tolerance=0.01)
+    proof = Proof(trained=_trained("-", version=1), noise=NOISE)
     assert faults({0: served("a"), 1: served("a")}, proof=proof) == {}
     found = faults({0: served("a"), 1: served("b"), 2: served("a")}, proof=proof)
     assert list(found) == [1] and "other tensors" in found[1]
@@ -151,7 +157,7 @@ def test_a_scorer_that_died_is_named_and_not_the_generator_that_asked_it(ray_ses
     scorer: Any = ray.remote(DyingScorer).options(num_cpus=0).remote(str(tmp_path / "scorer_0.log"))
     generator: Any = ray.remote(ScoringGenerator).options(num_cpus=0).remote([scorer])
     replicas = Replicas(generators=[generator], scorers=[scorer], logs=tmp_path)
-    pool = GeneratorPool(_config().generators, replicas=replicas, adapters=())
+    pool = GeneratorPool(_config().generators, replicas=replicas, adapters=(), dtypes=["bfloat16"])
     try:
         pool.wait_until_ready()
         prompts = [Prompt(id=str(number), image="i.png", text="What?") for number in range(3)]

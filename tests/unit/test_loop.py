@@ -17,6 +17,7 @@ from csr_ray.app.console import ConsoleView
 from csr_ray.errors import ActorFailure, ConfigError, NoDataError
 from csr_ray.evaluation.suite import Suite
 from csr_ray.methods.csr import Csr
+from csr_ray.policy.weights import Rounding
 from csr_ray.records import Candidate, Cycle, Phase, Prompt, Question, Rollout, Unit
 from csr_ray.stages.build import build
 from csr_ray.stages.roll_out import roll_out
@@ -35,7 +36,8 @@ SUITE = Suite(yes_no=(Question(id="q1", image="1.png", text="Is it?"),), labels=
 def merged_model(monkeypatch) -> None:
     """The fakes have no weights to merge."""
     monkeypatch.setattr(
-        "csr_ray.policy.weights.save_merged", lambda base, *, adapters, output: output.mkdir(exist_ok=True)
+        "csr_ray.policy.weights.save_merged",
+        lambda base, *, adapters, output: output.mkdir(exist_ok=True) or Rounding(),
     )
 
 
@@ -410,7 +412,9 @@ def test_a_run_killed_after_any_line_of_the_journal_ends_as_one_that_was_not(
     with pytest.raises(KeyboardInterrupt):
         driver.run()
     monkeypatch.undo()
-    monkeypatch.setattr("csr_ray.policy.weights.save_merged", lambda base, *, adapters, output: output.mkdir())
+    monkeypatch.setattr(
+        "csr_ray.policy.weights.save_merged", lambda base, *, adapters, output: output.mkdir() or Rounding()
+    )
     before = [json.loads(line) for line in driver.folder.journal.read_text().splitlines()]
     assert len(before) == num_lines
     first_grown, first_trained = driver.generators.grown, driver.trainer.trained

@@ -44,7 +44,7 @@ def path(tmp_path: Path) -> Path:
     journal.commit("examples", **key, seconds=0.5, rates={"parsed": [3, 4]}, **pairs)
     trained = {"num_pairs": 3, "num_steps": 1, "optimizer_s": 8.0, "loss_first": 0.69, "loss_last": 0.6}
     journal.commit("train", **key, seconds=20.0, **trained)
-    journal.commit("publish", **key, version=1, bytes=600, seconds=2.0, max_probe_gap=1e-5)
+    journal.commit("publish", **key, version=1, bytes=600, seconds=2.0, max_probe_gap=1e-5, swallowed=0.4, kept=0.7)
     journal.commit("eval", version=1, metrics={"chair_s": 0.25, "recall": 0.9}, seconds=5.0)
     journal.commit("round", round=0, wall_s=41.0)
     return path
@@ -87,7 +87,7 @@ def test_a_round_names_what_each_stage_said(journal: Journal) -> None:
     train = entry["train"]
     assert (train["pairs"], train["steps"], train["seconds"], train["optimizer_seconds"]) == (3, 1, 20.0, 8.0)
     assert (train["loss_first"], train["loss_last"]) == (0.69, 0.6)
-    assert entry["publish"] == {"bytes": 600, "seconds": 2.0, "max_probe_gap": 1e-5}
+    assert entry["publish"] == {"bytes": 600, "seconds": 2.0, "max_probe_gap": 1e-5, "swallowed": 0.4, "kept": 0.7}
 
 
 def test_seconds_are_the_round_s_clock_and_the_stages_with_the_rest_add_up_to_it(journal: Journal) -> None:
