@@ -24,7 +24,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from actors.train.stream import JudgedSoFar, OpenStream
 from actors.train.worker import Done, Event, Failed, NumberedOrder, Ready, Step, train_loop
 from csr_ray.config.schema import Train
-from csr_ray.errors import ActorFailure, ConfigError
+from csr_ray.errors import ActorFailure
 from csr_ray.ports import OnStep
 from csr_ray.records import TrainOrder, TrainResult
 
@@ -134,17 +134,9 @@ class TrainerGroup:
         adapters: folders of the phases already trained, oldest first; a resumed run has some.
         seed: of the run.
         storage: folder for Ray Train's own records.
-
-    Raises:
-        ConfigError: bfloat16 is asked for without GPUs.
     """
 
     def __init__(self, config: Train, *, model: str, adapters: Sequence[Path], storage: Path, seed: int = 0) -> None:
-        if config.dtype == "bfloat16" and config.gpus_per_worker == 0:
-            raise ConfigError(
-                "train.dtype = 'bfloat16' contradicts train.gpus_per_worker = 0: transformers trains bfloat16 on "
-                "GPUs only; set train.dtype=float32"
-            )
         self._config = config
         self._seed = seed
         self._model = model

@@ -48,6 +48,8 @@ def training_arguments(
         gradient_accumulation_steps=per_worker // micro,
         gradient_checkpointing=train.gradient_checkpointing,
         bf16=train.dtype == "bfloat16",
+        # transformers refuses bfloat16 on a CPU unless it is told that the CPU is meant; DeepSpeed has it there.
+        use_cpu=not use_gpu,
         max_length=None,  # pairs too long are set aside before; cutting one would cut its image
         optim="adamw_torch",  # DeepSpeed's own CPU Adam would have to be compiled first
         seed=(seed * 1_000_003 + round_index) % 2**31,

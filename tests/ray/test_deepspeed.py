@@ -126,6 +126,45 @@ def test_stages_and_offloading_give_the_same_adapter(
     _assert_same(result, plain)
 
 
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_bfloat16_trains_on_a_cpu_and_finds_nearly_the_adapter_of_float32(
+    training_process: ProcessPoolExecutor,
+    plain: TrainResult,
+    model: Path,
+    pairs: list[Example],
+    tmp_path: Path,
+    stage: int,
+) -> None:
+    settings = {"dtype": "bfloat16", "deepspeed_stage": stage}
+    result = training_process.submit(_train, model, pairs, tmp_path / "adapter", settings).result(timeout=300)
+    assert result.metrics["deepspeed_stage"] == stage
+    assert result.loss_first == pytest.approx(plain.loss_first, rel=0.02)
+    ours, theirs = _adapter(result), _adapter(plain)
+    assert {tensor.dtype for tensor in ours.values()} == {torch.bfloat16}
+    for name, expected in theirs.items():
+        if "lora_B" in name:  # it starts at zero, so all of it was learned
+            alike = torch.nn.functional.cosine_similarity(ours[name].float().flatten(), expected.flatten(), dim=0)
+            assert alike > 0.9, (name, alike)
+
+
+def test_bfloat16_does_not_swallow_steps_below_its_spacing(
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path
+) -> None:
+    """Between 2^-5 and 2^-4 bfloat16 numbers are 2.4e-4 apart, so a step of 6e-5 alone rounds to nothing. Where three
+    steps go the same way, they do not: the optimizer adds them up in float32.
+    """
+
+    def trained(learning_rate: float) -> torch.Tensor:
+        settings = {"dtype": "bfloat16", "learning_rate": learning_rate, "schedule": "constant", "warmup_ratio": 0}
+        output_dir = tmp_path / f"{learning_rate}" / "adapter"
+        result = training_process.submit(_train, model, pairs, output_dir, settings).result(timeout=300)
+        return torch.cat([tensor.flatten() for name, tensor in _adapter(result).items() if "lora_A" in name])
+
+    unmoved, moved = trained(1e-12), trained(6e-5)
+    is_far_apart = (unmoved.abs() >= 2**-5) & (unmoved.abs() < 2**-4)
+    assert (unmoved != moved)[is_far_apart].float().mean() > 0.05
+
+
 @pytest.mark.parametrize("stage", [3])
 def test_a_round_goes_on_from_its_checkpoint_in_another_process(
     plain: TrainResult, model: Path, pairs: list[Example], tmp_path: Path, stage: int
