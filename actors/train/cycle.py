@@ -28,7 +28,7 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import save_file
 from torch import distributed
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from actors.train.examples import ExampleStream, HeldExamples, Verdict
@@ -39,6 +39,7 @@ from actors.train.stream import ExampleSource
 from csr_ray.config.schema import Train
 from csr_ray.data.pictures import load_picture
 from csr_ray.errors import ConfigError, StalePolicyError
+from csr_ray.policy.processor import load_processor
 from csr_ray.policy.weights import merged_by_module
 from csr_ray.ports import OnStep
 from csr_ray.records import Ask, Example, Picture, Probe, Target, TrainOrder, TrainResult
@@ -77,7 +78,7 @@ class CycleTrainer:
         self._seed = seed
         self._model = model
         _join_group(use_gpu=train.gpus_per_worker > 0)
-        self._processor = AutoProcessor.from_pretrained(model)
+        self._processor = load_processor(model)
         self._policy: PreTrainedModel | None = None
         self._policy_adapters: tuple[str, ...] = ()
         self._finished: PairTrainer | None = None
