@@ -37,7 +37,7 @@ from actors.train.settings import last_checkpoint, training_arguments
 from actors.train.shared_step import can_use_flex, family_positions, set_flex
 from actors.train.stream import ExampleSource
 from csr_ray.config.schema import Train
-from csr_ray.data.pictures import load_picture
+from csr_ray.data.pictures import load_picture, picture_size
 from csr_ray.errors import ConfigError, StalePolicyError
 from csr_ray.policy.processor import load_processor
 from csr_ray.policy.weights import merged_by_module
@@ -241,7 +241,7 @@ class CycleTrainer:
         """What decides for each example whether it can be trained on; only rank 0 has one, the others None."""
         if distributed.get_rank() != 0:
             return None
-        usable = PairJudge(processor=self._processor, load_picture=load_picture, max_length=self._train.max_length)
+        usable = PairJudge(processor=self._processor, picture_size=picture_size, max_length=self._train.max_length)
 
         def judge(example: Example) -> str | None:
             if example.policy_version != version:

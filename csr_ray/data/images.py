@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import Iterator
 from typing import IO, Final
 
 import fsspec
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 # Where Pillow starts to warn of a decompression bomb: 256 MiB of RGB.
 MAX_PIXELS: Final = 89_478_485
@@ -23,6 +24,7 @@ MIN_SIDE_PX: Final = 4
 
 # A closed list: Pillow would otherwise hand an EPS file to Ghostscript, whatever the file is called.
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
+_TURNED: Final = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
 def load_image(path: str) -> Image.Image:
@@ -44,6 +46,27 @@ def load_image(path: str) -> Image.Image:
         raise ValueError(f"image {path}: {error}") from error
 
 
+def image_size(path: str) -> tuple[int, int]:
+    """Width and height in pixels of what `load_image` would return, read from the file's header.
+
+    A file that is damaged behind its header has a size, too. Of a PNG without EXIF data in its header the pixels are
+    decoded after all, because such data may follow them.
+
+    Raises:
+        ValueError: `load_image` would refuse the image because of what its header says, or there is no file.
+    """
+    try:
+        with _opened(path) as image:
+            width, height = image.size
+            turned = False
+            if image.format != "TIFF":  # whose size Pillow gives upright
+                with contextlib.suppress(Exception):  # as in `_decode`
+                    turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+            return (height, width) if turned else (width, height)
+    except ValueError as error:
+        raise ValueError(f"image {path}: {error}") from error
+
+
 def check_image(path: str) -> str | None:
     """Return why `load_image` would refuse an image, or None.
 
@@ -57,15 +80,22 @@ def check_image(path: str) -> str | None:
 
 
 def _decode(path: str) -> Image.Image:
+    with _opened(path) as image:
+        image.load()
+        # Damaged EXIF data raises anything; the pixels are sound, and everybody reads them here.
+        with contextlib.suppress(Exception):
+            ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[Image.Image]:
+    """An image of which the header has been read. Whatever goes wrong with it inside is a ValueError."""
     with _open_file(path) as file:
         try:
             with Image.open(file, formats=_FORMATS) as image:
                 _refuse_absurd_size(*image.size)
-                image.load()
-                # Damaged EXIF data raises anything; the pixels are sound, and everybody reads them here.
-                with contextlib.suppress(Exception):
-                    ImageOps.exif_transpose(image, in_place=True)
-                return _to_rgb(image)
+                yield image
         except UnidentifiedImageError as error:
             raise ValueError("not an image in a format that is read here (JPEG, PNG, WebP, GIF, ...)") from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from csr_ray.data.images import load_image
+from csr_ray.data.images import image_size, load_image
 from csr_ray.records import Picture
 
 NUM_NOISE_STEPS: Final = 1000
@@ -27,12 +27,28 @@ def load_picture(picture: Picture) -> Image.Image:
         ValueError: there is no usable image, or no such change; names the path and the reason.
     """
     image = load_image(picture.path)
-    if not picture.change:
-        return image
     name, _, strength = picture.change.partition(":")
+    return _change(picture)(image, strength, picture.seed) if name else image
+
+
+def picture_size(picture: Picture) -> tuple[int, int]:
+    """Width and height in pixels of the picture, from the header of its file: no change changes them.
+
+    Raises:
+        ValueError: there is no image, or no such change; names the path and the reason. Damage behind the header is
+            not seen.
+    """
+    size = image_size(picture.path)
+    if picture.change:
+        _change(picture)
+    return size
+
+
+def _change(picture: Picture) -> Callable[[Image.Image, str, int], Image.Image]:
+    name = picture.change.partition(":")[0]
     if name not in CHANGES:
         raise ValueError(f"picture {picture.path}: no change is called {name!r}; there are {', '.join(CHANGES)}")
-    return CHANGES[name](image, strength, picture.seed)
+    return CHANGES[name]
 
 
 def noised(image: Image.Image, strength: str, seed: int) -> Image.Image:

@@ -35,15 +35,23 @@ _TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_i
 class PairJudge:
     """Says of a pair why it cannot be trained on.
 
-    There are four reasons: its picture cannot be read; prompt, image and the longer answer have more than
+    There are four reasons: its picture cannot be opened; prompt, image and the longer answer have more than
     `max_length` tokens together; an answer is empty; or an answer has the image token in it, which a model may sample
     but cannot be trained on, because it has no image features for it. How many tokens an image takes depends only on
     its size, so one blank image of each size goes through the processor to count them.
+
+    The pictures are not decoded: the engine and the scorer have, before there was a pair. One that is deleted or
+    emptied since then is found here; one that is damaged since then ends the training with an error that names it.
+
+    Args:
+        picture_size: width and height of a picture, in pixels; raises ValueError where it cannot be opened.
     """
 
-    def __init__(self, *, processor: ProcessorMixin, load_picture: LoadPicture, max_length: int) -> None:
+    def __init__(
+        self, *, processor: ProcessorMixin, picture_size: Callable[[Picture], tuple[int, int]], max_length: int
+    ) -> None:
         self._processor = processor
-        self._load_picture = load_picture
+        self._picture_size = picture_size
         self._max_length = max_length
         self._image_token = getattr(processor, "image_token_id", None)
         self._image_tokens: dict[tuple[int, int], int] = {}
@@ -52,7 +60,7 @@ class PairJudge:
     def __call__(self, pair: Example) -> str | None:
         """Return the reason, a short name by which dropped pairs are counted, or None if the pair can be used."""
         try:
-            image = self._load_picture(pair.ask.picture)
+            size = self._picture_size(pair.ask.picture)
         except ValueError:
             return "unreadable_image"
         answers = [target.token_ids for target in pair.targets]
@@ -60,11 +68,11 @@ class PairJudge:
             return "empty_answer"
         if any(self._image_token in answer for answer in answers):
             return "image_token_in_answer"
-        if image.size not in self._image_tokens:
-            self._image_tokens[image.size] = _num_extra_tokens(self._processor, size=image.size)
+        if size not in self._image_tokens:
+            self._image_tokens[size] = _num_extra_tokens(self._processor, size=size)
         if pair.ask.text not in self._text_tokens:
             self._text_tokens[pair.ask.text] = len(prompt_ids(self._processor, question=pair.ask.text))
-        prompt_length = self._text_tokens[pair.ask.text] + self._image_tokens[image.size]
+        prompt_length = self._text_tokens[pair.ask.text] + self._image_tokens[size]
         if prompt_length + max(len(answer) for answer in answers) > self._max_length:
             return "too_long"
         return None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from tiny_models import NUM_IMAGE_TOKENS, build_tiny_llava
 
 from csr_ray.data.chat import needs_special_tokens, prompt_ids, prompt_text
+from csr_ray.data.pictures import load_picture, picture_size
 from csr_ray.records import Example, Picture
 from csr_ray.training.collate import PairCollator, PairJudge, SharedPrefixCollator, pair_rows
 
@@ -19,6 +21,10 @@ def _load(picture: Picture) -> Image.Image:
     if picture.path not in COLOURS:
         raise ValueError(f"image {picture.path}: no such file")
     return Image.new("RGB", (48, 40), COLOURS[picture.path])
+
+
+def _size(picture: Picture) -> tuple[int, int]:
+    return _load(picture).size
 
 
 def _pair(id: str, *, image: str = "red", chosen: tuple[int, ...], rejected: tuple[int, ...]) -> Example:
@@ -163,9 +169,26 @@ def test_unusable_pairs_are_counted_by_reason_and_length_counts_image_and_prompt
         _pair("b", chosen=(30, 2), rejected=(40, 41, 2)),
         _pair("b", image="gone", chosen=(1,), rejected=(2,)),
     )
-    judge = PairJudge(processor=processor, load_picture=_load, max_length=length)
+    judge = PairJudge(processor=processor, picture_size=_size, max_length=length)
     assert [judge(pair) for pair in pairs] == [None, "too_long", "unreadable_image"]
-    assert PairJudge(processor=processor, load_picture=_load, max_length=length - 1)(fits) == "too_long"
+    assert PairJudge(processor=processor, picture_size=_size, max_length=length - 1)(fits) == "too_long"
+
+
+def test_judging_does_not_decode_the_picture_and_training_names_one_damaged_since(
+    processor: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "photo.jpg"
+    Image.effect_noise((64, 64), 80).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    pair = _pair("b", image=str(path), chosen=(30, 2), rejected=(40, 2))
+    judge = PairJudge(processor=processor, picture_size=picture_size, max_length=64)
+    assert judge(pair) is None
+    with pytest.raises(ValueError, match=r"image .*photo\.jpg: .*truncated"):
+        PairCollator(processor=processor, load_picture=load_picture)(pair_rows([pair]))
+    path.write_bytes(b"")
+    assert judge(pair) == "unreadable_image"
+    path.unlink()
+    assert judge(pair) == "unreadable_image"
 
 
 class _PatchProcessor:

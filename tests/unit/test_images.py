@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csr_ray.data.images import check_image, load_image
+from csr_ray.data.images import check_image, image_size, load_image
 
 WHITE, RED, BLACK = (255, 255, 255), (255, 0, 0), (0, 0, 0)
 
@@ -144,6 +144,51 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "x.png", exif=exif)
     assert np.array_equal(np.asarray(load_image(str(tmp_path / "x.png"))), upright)
+
+
+@pytest.mark.parametrize("orientation", [None, *range(0, 10)])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff", "avif"])
+def test_size_from_the_header_is_that_of_the_upright_pixels(
+    tmp_path: Path, suffix: str, orientation: int | None
+) -> None:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    path = tmp_path / f"x.{suffix}"
+    Image.new("RGB", (16, 8), RED).save(path, exif=exif)
+    assert image_size(str(path)) == load_image(str(path)).size
+
+
+@pytest.mark.parametrize("suffix", ["gif", "bmp", "ppm", "ico", "jp2"])
+def test_size_from_the_header_needs_no_exif_data(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    Image.new("RGB", (16, 8), RED).save(path)
+    assert image_size(str(path)) == load_image(str(path)).size
+
+
+def test_size_of_a_png_whose_exif_data_follows_its_pixels(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "x.png"
+    Image.new("RGB", (16, 8), RED).save(path, exif=exif)
+    data = path.read_bytes()
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    end_chunk = data.index(b"IEND") - 4
+    path.write_bytes(data[:start] + data[end:end_chunk] + data[start:end] + data[end_chunk:])
+    assert image_size(str(path)) == load_image(str(path)).size == (8, 16)
+
+
+def test_size_is_refused_where_the_header_says_enough(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.jpg").write_bytes(b"hello")
+    Image.new("RGB", (3, 50)).save(tmp_path / "strip.png")
+    for name in ("none.jpg", "empty.jpg", "text.jpg", "strip.png"):
+        with pytest.raises(ValueError) as loading:
+            load_image(str(tmp_path / name))
+        with pytest.raises(ValueError) as measuring:
+            image_size(str(tmp_path / name))
+        assert str(measuring.value) == str(loading.value)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from csr_ray.data.pictures import load_picture, noise_coefficients
+from csr_ray.data.pictures import load_picture, noise_coefficients, picture_size
 from csr_ray.records import Picture
 
 
@@ -34,6 +34,14 @@ def test_a_noised_picture_is_the_same_every_time_and_another_by_seed(path: str) 
     assert not np.array_equal(first, plain)
     slight = np.asarray(load_picture(Picture(path=path, change="noise:1", seed=1))).astype(int)
     assert np.abs(slight - plain).max() <= 10, "one step is almost the image itself"
+
+
+def test_the_size_of_a_changed_picture_is_the_images_and_an_unknown_change_has_none(path: str) -> None:
+    assert (
+        picture_size(Picture(path=path, change="noise:500", seed=1)) == picture_size(Picture(path=path)) == (32, 24)
+    )
+    with pytest.raises(ValueError, match=r"plain\.png: no change is called 'blur'"):
+        picture_size(Picture(path=path, change="blur:1"))
 
 
 def test_what_cannot_be_done_names_the_picture(path: str) -> None:
