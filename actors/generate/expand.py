@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -25,6 +25,12 @@ COUPLING: Final = "hamming"
 """The key of a request's `extra_args` under which it is told of its group."""
 COUPLING_CLASS: Final = "actors.generate.hamming:HammingGroups"
 """The logits processor that reads it, by name: its module imports vLLM, which only engine processes should."""
+COUPLED: Final[Mapping[str, str]] = {"diverse_greedy": COUPLING_CLASS}
+"""The values of `search.expand` whose requests read each other's tokens while they run, and what couples them.
+
+Their engine runs without async scheduling and on vLLM's first model runner (`actors.generate.arguments`). Whoever
+adds a coupled decode, as VDD or contrastive decoding would be, names it here and needs nothing else.
+"""
 MEMBER_LOGPROBS_BEYOND: Final = 4
 """How many more log-probs a member of a diverse group asks for than there are members: one, and three to spare."""
 _ROUNDING: Final = 1e-5  # nats; log-probs closer than this count as equal

@@ -11,7 +11,13 @@ Members are separate requests, so one may be admitted later than another, be pre
 that lags behind reads the earlier ones' tokens; one that runs ahead cannot be right, and then the whole group is
 broken off: its rows are made to choose the `broken` token, at which the requests stop, and `actors.generate.expand`
 decodes the group again, one member after the other (then `earlier` carries the tokens, and nothing can go wrong).
-This module does not know trees, sentences, or how a group is submitted.
+
+Members read each other's tokens at every step, so a step has to know how the last one ended. With async scheduling
+vLLM plans a step before it has seen the last one's stops: a member that has ended gets one row more, whose token is
+thrown away. Such phantom rows are recognised here and ignored, but any other coupled decode (two passes over one
+answer, as in VDD or contrastive decoding) meets them too, and is one step behind wherever it reads a partner's token
+from the engine. So engines with a coupled expansion run without async scheduling; `actors.generate.expand.COUPLED`
+is the one place that says which those are. This module does not know trees, sentences, or how a group is submitted.
 """
 
 from __future__ import annotations
@@ -88,6 +94,14 @@ class _Row:
     def position(self) -> int:
         return len(self.output_ids)
 
+    @property
+    def is_phantom(self) -> bool:
+        """Whether the member has ended before this position, so that the engine will throw away what is chosen."""
+        if self.group is None:
+            return False
+        end = self.group.tracks[self.member].end
+        return end is not None and end < self.position
+
 
 class HammingGroups(LogitsProcessor):
     """See the module. Reads `SamplingParams.extra_args["hamming"]`, which `actors.generate.expand` fills."""
@@ -115,8 +129,9 @@ class HammingGroups(LogitsProcessor):
         Args:
             logits: [B, V], float32.
         """
-        for member in sorted({row.member for row in self._rows.values()}):
-            self._apply_member(logits, rows={i: row for i, row in self._rows.items() if row.member == member})
+        rows = {index: row for index, row in self._rows.items() if not row.is_phantom}
+        for member in sorted({row.member for row in rows.values()}):
+            self._apply_member(logits, rows={i: row for i, row in rows.items() if row.member == member})
         return logits
 
     def _apply_member(self, logits: torch.Tensor, *, rows: Mapping[int, _Row]) -> None:

@@ -87,13 +87,20 @@ class MadeUpEngine:
         )
         self.batch = slots
         self.processor.update_state(update if added or moved or update.removed else None)
-        logits = self.processor.apply(torch.stack([logits_after(self.said[row]) for row in self.batch]))
+        logits = self.processor.apply(torch.stack([self._logits(row) for row in self.batch]))
+        self._copied()
         for row, token in zip(self.batch, logits.argmax(dim=-1).tolist(), strict=True):
             if row in thrown_away:
                 continue
             self.said[row].append(token)
             if token in (STOP, BROKEN) or len(self.said[row]) == MAX_TOKENS:
                 self.finished.add(row)
+
+    def _logits(self, row: tuple[int, int]) -> torch.Tensor:
+        return logits_after(self.said[row])
+
+    def _copied(self) -> None:
+        """What an engine may still have to do before it appends this step's tokens."""
 
     def _parameters(self, row: tuple[int, int]) -> SamplingParams:
         coupling = {"member": row[1], "penalty": PENALTY, "stops": [STOP], "broken": BROKEN, "group": f"g{row[0]}"}
@@ -138,6 +145,91 @@ def test_whatever_the_engine_does_a_group_is_right_or_broken_off(seed: int) -> N
         assert broken or said == expected
     if seed == 0:
         assert num_broken, "this test never saw a group whose order was lost"
+
+
+class AsyncEngine(MadeUpEngine):
+    """Plans a step before it has seen the last one's tokens, as vLLM does on GPUs unless it is told not to.
+
+    So a member that has stopped runs for one step more, and what comes out of that is thrown away.
+
+    Args:
+        copies_back: the last step's tokens are in the rows' lists when the processor is asked, as vLLM's first model
+            runner sees to; otherwise they are -1 by then.
+    """
+
+    def __init__(self, *, num_groups: int, seed: int, copies_back: bool) -> None:
+        super().__init__(num_groups=num_groups, seed=seed)
+        self.copies_back = copies_back
+        self.stopped: set[tuple[int, int]] = set()
+        self.newest: dict[tuple[int, int], int] = {}
+        self.num_phantoms = 0
+
+    def step(self, running: list[tuple[int, int]], *, thrown_away: set[tuple[int, int]] = frozenset()) -> None:
+        phantoms = {row for row in running if row in self.stopped}
+        self.num_phantoms += len(phantoms)
+        before = set(self.finished)
+        super().step(running, thrown_away=phantoms)
+        self.stopped |= self.finished - before
+        self.finished = before | phantoms
+        self.newest = {row: self.said[row][-1] for row in running}
+
+    def _logits(self, row: tuple[int, int]) -> torch.Tensor:
+        logits = super()._logits(row)
+        if row in self.newest and not self.copies_back:
+            self.said[row][-1] = -1
+        return logits
+
+    def _copied(self) -> None:
+        for row, token in self.newest.items():
+            self.said[row][-1] = token
+
+
+@pytest.mark.parametrize("copies_back", [True, False])
+@pytest.mark.parametrize("seed", range(25))
+def test_an_ended_members_phantom_row_costs_nobody_anything(seed: int, copies_back: bool) -> None:
+    engine = AsyncEngine(num_groups=3, seed=seed, copies_back=copies_back)
+    expected, _ = decoded_in_a_loop()
+    for _ in range(1000):
+        if len(engine.finished) == len(engine.said):
+            break
+        running = []
+        for group in range(3):
+            # Phantoms always run: their step was planned before anybody knew that they had ended.
+            rows = [(group, member) for member in range(MEMBERS) if (group, member) not in engine.finished]
+            phantoms = [row for row in rows if row in engine.stopped]
+            others = [row for row in rows if row not in engine.stopped]
+            running += phantoms + others[: engine.rng.randint(0, len(others))]
+        engine.rng.shuffle(running)
+        if running:
+            engine.step(running)
+    assert engine.num_phantoms == 3 * MEMBERS
+    assert all(engine.said[group, member] == expected[member] for group in range(3) for member in range(MEMBERS))
+
+
+def test_a_group_that_ends_where_the_phantom_is_pays_nothing_for_it() -> None:
+    """Nothing would be noticed later: nobody is left who could find the group out of order.
+
+    Member 0 ends at position 0. Its phantom at position 1 likes token 3, as member 1 does there, which then stops.
+    """
+    processor = MadeUpEngine(num_groups=1, seed=0).processor
+    rows: dict[int, list[int]] = {0: [], 1: []}
+    parameters = MadeUpEngine(num_groups=1, seed=0)
+    added = [(member, parameters._parameters((0, member)), None, said) for member, said in rows.items()]
+    processor.update_state(BatchUpdate(batch_size=2, removed=[], added=added, moved=[]))
+
+    def step(*liked: dict[int, float]) -> list[int]:
+        scores = torch.full((2, VOCABULARY), -9.0)
+        for row, given in enumerate(liked):
+            for token, value in given.items():
+                scores[row, token] = value
+        return processor.apply(scores).argmax(dim=-1).tolist()
+
+    for member, token in enumerate(step({STOP: 5.0, 2: 4.0}, {4: 5.0})):
+        rows[member].append(token)
+    assert rows == {0: [STOP], 1: [4]}
+    assert step({3: 5.0}, {3: 5.0, 5: 4.0})[1] == 3
+    assert processor._groups["g0"].tracks[0].end == 0
+    assert processor._groups["g0"].tracks[0].charged == [2]
 
 
 def test_given_what_the_earlier_are_charged_for_a_member_needs_nobody() -> None:
