@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -23,13 +24,15 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from random_llava import Shape, build, picture
 
+from actors.generate.arguments import engine_arguments
 from actors.generate.engine import EngineSettings, VllmEngine
 from actors.handover.proofs import noise_of
 from actors.process.counters import Counting
@@ -148,9 +151,15 @@ def _model(arguments: argparse.Namespace, *, directory: Path) -> Path:
     return model
 
 
-class _HeadInModelDtype(VllmEngine):
-    def _arguments(self, *, on_cpu: bool) -> dict[str, Any]:
-        return {**super()._arguments(on_cpu=on_cpu), "hf_overrides": {"head_dtype": "model"}}
+@contextlib.contextmanager
+def _head_in(dtype: str) -> Iterator[None]:
+    """Let engines that start here make their logits in `dtype`: "float32", as they do anyway, or "model"."""
+
+    def arguments(*given: Any, **named: Any) -> dict[str, Any]:
+        return {**engine_arguments(*given, **named), "hf_overrides": {"head_dtype": dtype}}
+
+    with patch("actors.generate.engine.engine_arguments", arguments):
+        yield
 
 
 def _probed(model: Path, *, asks: Sequence[Ask], head: str, num_tokens: int) -> list[Probed]:
@@ -162,9 +171,9 @@ def _probed(model: Path, *, asks: Sequence[Ask], head: str, num_tokens: int) -> 
             "generators": {"kv_cache_gib": 1.0, "max_num_seqs": 64},
         }
     )
-    kind = VllmEngine if head == "float32" else _HeadInModelDtype
-    engine = kind(EngineSettings.of(config), model=model, counting=Counting(actor="generator"))
-    answers, fresh, cached = asyncio.run(_by_engine(engine, asks=asks, num_tokens=num_tokens))
+    engine = VllmEngine(EngineSettings.of(config), model=model, counting=Counting(actor="generator"))
+    with _head_in("float32" if head == "float32" else "model"):
+        answers, fresh, cached = asyncio.run(_by_engine(engine, asks=asks, num_tokens=num_tokens))
     kept = [index for index, ids in enumerate(answers) if len(ids) > 1]
     trainer = _by_trainer(model, answers=[(asks[index], answers[index]) for index in kept], head=head)
     return [

@@ -3,8 +3,8 @@
 The embedded world's policy is saved in bfloat16, as real checkpoints are. For every learning rate one round of CSR
 runs on it (the engine in bfloat16, the trainer in float32), and what it learned is then put onto the base in three
 ways: exactly; merged into bfloat16 weights, as `generators.publish: merge` serves it; and as a LoRA in bfloat16
-beside the base, as `generators.publish: adapter` does. Each is asked, in float32, by how much the margin between chosen and
-rejected answers of the round's own pairs has grown. So only the rounding of weights differs between the three.
+beside the base, as `generators.publish: adapter` does. Each is asked, in float32, by how much the margin between
+chosen and rejected answers of the round's own pairs has grown. So only the rounding of weights differs between them.
 
     learned_nats          growth of the mean margin, exact
     merged_share          share of it that the merged weights have

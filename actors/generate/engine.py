@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import logging
 import os
 import time
 from collections import OrderedDict
@@ -18,7 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actors.generate.expand import COUPLING_CLASS, MEMBER_LOGPROBS_BEYOND, Draft, Expansion, Tokens
+from actors.generate.arguments import engine_arguments, engine_environment
+from actors.generate.capacity import Limit, Room, tree_tokens, trees_that_fit
+from actors.generate.expand import Draft, Expansion, Tokens
 from actors.handover.hot_adapter import HotAdapter, refusal
 from actors.process.counters import Counting
 from csr_ray.config.schema import Config, Generators, Policy, Search
@@ -30,6 +33,9 @@ from csr_ray.records import Ask, Picture, Sentence
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_log = logging.getLogger(__name__)
+
+_TRIES = 3
 _IMAGES_KEPT = 512
 _TEXTS_KEPT = 65_536
 _CACHE_TOKENS = 8  # of an answer, at which `probe` compares cached with fresh
@@ -108,14 +114,17 @@ class VllmEngine:
     Args:
         model: folder of the base policy.
         counting: where the engine adds what it does.
+
+    Attributes:
+        room: lets in as many trees as the KV cache holds; there once the engine has started.
     """
 
+    room: Room
+
     def __init__(self, settings: EngineSettings, *, model: Path | str, counting: Counting) -> None:
-        self._policy = settings.policy
+        self._settings = settings
         self._model = str(model)
-        self._generators = settings.generators
         self._search = settings.search
-        self._seed = settings.seed
         self._counting = counting
         self._hot: HotAdapter | None = None
         if settings.generators.publish == "adapter":
@@ -131,14 +140,14 @@ class VllmEngine:
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        if self._search.expand == "diverse_greedy":
-            # vLLM's second model runner (its choice on GPUs) has another interface for logits processors and refuses
-            # this one. Read when the engine's processes start.
-            os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+        os.environ.update(engine_environment(self._search))
         self._processor = await asyncio.to_thread(AutoProcessor.from_pretrained, self._model)
         from actors.generate.engine_stats import stat_logger
 
-        arguments = AsyncEngineArgs(**self._arguments(on_cpu=current_platform.is_cpu()))
+        arguments = AsyncEngineArgs(
+            **engine_arguments(self._settings, model=self._model, on_cpu=current_platform.is_cpu()),
+            **(self._hot.engine_arguments() if self._hot else {}),
+        )
         try:
             self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger(self._counting)])
         except Exception as error:
@@ -146,6 +155,7 @@ class VllmEngine:
                 raise reason from error
             raise
         self._block_size = self._llm.vllm_config.cache_config.block_size
+        self.room = Room(await self._limit())
         tokenizer = self._processor.tokenizer
         ends = _end_tokens(self._model, tokenizer=tokenizer)
         tokens = Tokens.of(tokenizer, search=self._search, ends=ends, unused=_image_token(self._llm.model_config))
@@ -153,44 +163,37 @@ class VllmEngine:
             self._search, tokens, on_broken=lambda: self._counting.add(Counters(groups_redone=1))
         )
 
-    def _arguments(self, *, on_cpu: bool) -> dict[str, Any]:
-        from vllm.v1.executor import UniProcExecutor
+    async def _limit(self) -> Limit:
+        """How many trees the KV cache holds, for pictures of about a megapixel."""
+        cache_tokens = self._llm.vllm_config.cache_config.kv_cache_size_tokens
+        needed = tree_tokens(
+            self._search,
+            prompt_tokens=await self._num_prompt_tokens(),
+            max_model_len=self._llm.model_config.max_model_len,
+            block_tokens=self._block_size,
+        )
+        limit = Limit(most=self._settings.generators.most_in_flight, fits=trees_that_fit(cache_tokens, needed=needed))
+        if limit.now < limit.most:
+            _log.warning(
+                "the KV cache holds %d tokens and a tree needs about %d: %d trees at once to begin with, not %d",
+                cache_tokens,
+                needed,
+                limit.now,
+                limit.most,
+            )
+        return limit
 
-        generators, search = self._generators, self._search
-        # One image a prompt: a modality not named here would count as allowed, and be warmed up and kept room for.
-        arguments: dict[str, Any] = {
-            "model": self._model,
-            "dtype": self._policy.dtype,
-            "max_model_len": self._policy.max_model_len,
-            "max_num_seqs": generators.max_num_seqs,
-            "limit_mm_per_prompt": {"image": 1, "video": 0, "audio": 0},
-            "enable_prefix_caching": True,
-            "mm_processor_cache_gb": 1,
-            "max_logprobs": max(20, search.candidates + MEMBER_LOGPROBS_BEYOND),
-            "worker_extension_cls": "actors.handover.loader.PolicyLoader",
-            "seed": self._seed,
-            "disable_log_stats": True,  # vLLM's own loggers; ours is given when the engine is made
-            "enable_logging_iteration_details": True,
-            "enforce_eager": on_cpu,
-            "tensor_parallel_size": max(1, int(generators.gpus)),
-            # Logits of 16 to 32 lie 0.125 apart in bfloat16, and log-probs would be made of those.
-            "hf_overrides": {"head_dtype": "float32"},
-        }
-        if search.expand == "diverse_greedy":
-            arguments["logits_processors"] = [COUPLING_CLASS]
-        if on_cpu:
-            arguments["kv_cache_memory_bytes"] = int(generators.kv_cache_gib * 2**30)
-            # Only whole blocks are found again, and a tree's branches share a prefix of some tens of tokens: with the
-            # default of 128 a short prompt is never found. 32 is the smallest that vLLM's CPU attention takes.
-            arguments["block_size"] = 32
-            # One process fewer to start and to talk to. vLLM asks for a worker process of its own so that it can set
-            # that one's thread count; here the actor's environment has set it already.
-            arguments["distributed_executor_backend"] = UniProcExecutor
-            # A seeded request whose prefill is split dies on CPU in vLLM 0.32 ("CPU Generator does not use offset").
-            arguments["enable_chunked_prefill"] = False
-        else:
-            arguments["gpu_memory_utilization"] = generators.gpu_memory_utilization
-        return arguments if self._hot is None else {**arguments, **self._hot.engine_arguments()}
+    async def _num_prompt_tokens(self) -> int:
+        """Tokens of a short prompt with a picture of a megapixel, which only the model's own processor knows."""
+        from PIL import Image
+
+        prompt_ids = self._prompt_ids("Describe this image in detail.")
+        try:
+            rendered = await self._render(prompt_ids, image=Image.new("RGB", (1024, 1024)), key="a blank megapixel")
+        except ValueError:  # longer than the context
+            return int(self._llm.model_config.max_model_len)
+        await self._llm.reset_mm_cache()  # the engine's process has never seen that picture
+        return len(rendered["prompt_token_ids"])
 
     async def continuations(
         self, ask: Ask, *, prefix_ids: tuple[int, ...], num: int, max_tokens: int, seed: int
@@ -352,20 +355,41 @@ class VllmEngine:
 
         The prompt is rendered (and its image looked up) once for all of them.
         """
+        image = await self._image(ask.picture)
+        prompt = [*self._prompt_ids(ask.text), *suffix]
+        finals: dict[int, Any] = {}
+        for _ in range(_TRIES):
+            left = [number for number in range(len(options)) if number not in finals]
+            rendered = await self._render(prompt, image=image, key=ask.picture.key)
+            # A rendered prompt is submitted without a pause on the way, so tasks that start in order submit in order.
+            done = await asyncio.gather(*(self._run(rendered, options[number]) for number in left))
+            # The engine's process may have lost a picture that this one thinks it has: the two caches of processed
+            # pictures see them in different orders. vLLM notices, returns an error, and takes the picture next time.
+            finals |= {
+                number: final
+                for number, final in zip(left, done, strict=True)
+                if all(output.finish_reason != "error" for output in final.outputs)
+            }
+            if len(finals) == len(options):
+                break
+        else:
+            raise RuntimeError(f"vLLM refused a request {_TRIES} times (finish_reason 'error'); its log says why")
+        in_order = [finals[number] for number in range(len(options))]
+        if suffix:
+            self._count_continuations(in_order)
+        return in_order
+
+    async def _render(self, token_ids: Sequence[int], *, image: Image, key: str) -> Any:
         from vllm.inputs import TokensPrompt
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
         prompt = TokensPrompt(
-            prompt_token_ids=[*self._prompt_ids(ask.text), *suffix],
-            multi_modal_data={"image": await self._image(ask.picture)},
-            multi_modal_uuids={"image": hashlib.blake2b(ask.picture.key.encode(), digest_size=16).hexdigest()},
+            prompt_token_ids=list(token_ids),
+            multi_modal_data={"image": image},
+            multi_modal_uuids={"image": hashlib.blake2b(key.encode(), digest_size=16).hexdigest()},
         )
         (rendered,) = await self._llm.renderer.render_cmpl_async([parse_model_prompt(self._llm.model_config, prompt)])
-        # A rendered prompt is submitted without a pause on the way, so tasks that start in order submit in order.
-        finals = list(await asyncio.gather(*(self._run(rendered, one) for one in options)))
-        if suffix:
-            self._count_continuations(finals)
-        return finals
+        return rendered
 
     def _count_continuations(self, finals: Sequence[Any]) -> None:
         """Count continuations, and those that miss the cache.
@@ -379,6 +403,7 @@ class VllmEngine:
             if not final.prompt_logprobs
         )
         self._counting.add(Counters(continuations=len(finals), continuation_misses=misses))
+        self.room.saw(continuations=len(finals), misses=misses)
 
     async def _run(self, rendered: Any, options: dict[str, Any]) -> Any:
         from vllm import SamplingParams

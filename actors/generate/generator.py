@@ -1,6 +1,7 @@
 """The generator actor: a vLLM engine on which a method rolls out. It also answers questions and takes new weights.
 
-Each call of `rollout` is one prompt's coroutine; the engine's continuous batching fills up from all of them.
+Each call of `rollout` is one prompt's coroutine; the engine's continuous batching fills up from all of them, as many
+at once as its KV cache holds (`actors.generate.capacity`).
 Everything that leaves here is stamped with the policy version that made it.
 """
 
@@ -77,16 +78,17 @@ class GeneratorActor:
         """
         assert self._method is not None, "started to answer questions only"
         version = self._current_version()
-        if (reason := await self._engine.unreadable(prompt.ask.picture)) is not None:
-            return prompt.refused(reason)
-        rollout = await self._method.rollout(
-            cycle.phase,
-            prompt,
-            engine=self._engine,
-            scorer=self._scorers,
-            policy_version=version,
-            seed=derive_seed(self._seed, *cycle.seed_parts, prompt.id),
-        )
+        async with self._engine.room:
+            if (reason := await self._engine.unreadable(prompt.ask.picture)) is not None:
+                return prompt.refused(reason)
+            rollout = await self._method.rollout(
+                cycle.phase,
+                prompt,
+                engine=self._engine,
+                scorer=self._scorers,
+                policy_version=version,
+                seed=derive_seed(self._seed, *cycle.seed_parts, prompt.id),
+            )
         assert self._version == version, "weights changed while the policy spoke"
         if not rollout.candidates:  # a unit keeps candidates, so a rollout without any would be lost
             return prompt.refused("the policy said nothing")

@@ -86,7 +86,7 @@ class GeneratorPool:
                 prompts,
                 image_of=lambda prompt: prompt.ask.picture.key,
                 submit=lambda generator, prompt: generator.rollout.remote(prompt, cycle),
-                in_flight=self._config.in_flight,
+                in_flight=self._config.most_in_flight,
                 stopped=stopped,
             )
 

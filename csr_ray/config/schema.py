@@ -410,8 +410,19 @@ class Generators(Section):
     threads: int | None = Field(
         None, ge=1, description="OpenMP threads of an engine on the CPU; null: one less than the machine has cores"
     )
-    in_flight: int = Field(64, ge=1, description="prompts that each generator works on at once")
+    in_flight: int | None = Field(
+        None,
+        ge=1,
+        description="most prompts that each generator works on at once; null: a quarter of max_num_seqs, which keeps "
+        "all sequences busy. Fewer are begun if the KV cache holds fewer, or if prefixes fall out of it",
+    )
     max_num_seqs: int = Field(256, ge=1, description="sequences that the engine decodes at once")
+    max_num_batched_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="most tokens that go through the model in one step, prompts and image tokens included; null: "
+        "8192 on a GPU, the engine's own choice on a CPU. Fewer save a GPU's memory",
+    )
     kv_cache_gib: float = Field(1.0, gt=0, description="size of the KV cache of an engine on the CPU, in GiB")
     gpu_memory_utilization: float = Field(
         0.85, gt=0, le=1, description="share of a GPU's memory that the engine takes"
@@ -438,6 +449,15 @@ class Generators(Section):
         allow_inf_nan=False,
         description="a generator that has work and is silent for this many seconds is taken for dead",
     )
+
+    @property
+    def most_in_flight(self) -> int:
+        """Prompts that each generator is sent at once.
+
+        A tree asks for a handful of sequences at its root, for more later, and for none while it is scored; with a
+        quarter as many trees as sequences the engine is never short of work.
+        """
+        return self.in_flight or max(1, self.max_num_seqs // 4)
 
     @model_validator(mode="after")
     def _min_max(self) -> Generators:

@@ -1,0 +1,90 @@
+"""What an engine is started with: vLLM's arguments and environment, worked out from a config without asking a GPU.
+
+Everything that differs between a CPU and a GPU is decided here, by pure functions, so that tests can say what would
+be asked for on machines that are not at hand.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from actors.generate.expand import COUPLED, MEMBER_LOGPROBS_BEYOND
+from csr_ray.config.schema import Search
+
+if TYPE_CHECKING:
+    from actors.generate.engine import EngineSettings
+
+# Tokens of one step. vLLM's own default for an engine that is neither its `LLM` nor its server is 2,048, whatever the
+# GPU; as many image tokens go through the vision tower in a step, so that would be three pictures of LLaVA-1.5.
+_BATCHED_TOKENS_ON_GPU: Final = 8192
+# Room in the cache of processed pictures for each tree: about 2.7 megapixels of Qwen2.5-VL, whose processor makes the
+# most of a picture (12 bytes a pixel in bfloat16). It is a limit; nothing is set aside.
+_MIB_A_PICTURE: Final = 32
+
+
+def engine_arguments(settings: EngineSettings, *, model: str, on_cpu: bool) -> dict[str, Any]:
+    """Arguments of vLLM's `AsyncEngineArgs`, without those of a LoRA (`HotAdapter.engine_arguments`).
+
+    Args:
+        model: folder of the base policy.
+        on_cpu: whether vLLM runs on its CPU platform.
+    """
+    generators, search = settings.generators, settings.search
+    # One image a prompt: a modality not named here would count as allowed, and be warmed up and kept room for.
+    arguments: dict[str, Any] = {
+        "model": model,
+        "dtype": settings.policy.dtype,
+        "max_model_len": settings.policy.max_model_len,
+        "max_num_seqs": generators.max_num_seqs,
+        "limit_mm_per_prompt": {"image": 1, "video": 0, "audio": 0},
+        "enable_prefix_caching": True,
+        "mm_processor_cache_gb": picture_cache_gib(generators.most_in_flight),
+        "max_logprobs": max(20, search.candidates + MEMBER_LOGPROBS_BEYOND),
+        "worker_extension_cls": "actors.handover.loader.PolicyLoader",
+        "seed": settings.seed,
+        "disable_log_stats": True,  # vLLM's own loggers; ours is given when the engine is made
+        "enable_logging_iteration_details": True,
+        "enforce_eager": on_cpu,
+        "tensor_parallel_size": max(1, int(generators.gpus)),
+        # Logits of 16 to 32 lie 0.125 apart in bfloat16, and log-probs would be made of those.
+        "hf_overrides": {"head_dtype": "float32"},
+    }
+    if generators.max_num_batched_tokens is not None:
+        arguments["max_num_batched_tokens"] = generators.max_num_batched_tokens
+    elif not on_cpu:
+        arguments["max_num_batched_tokens"] = _BATCHED_TOKENS_ON_GPU
+    if search.expand in COUPLED:
+        arguments["logits_processors"] = [COUPLED[search.expand]]
+        arguments["async_scheduling"] = False
+    if on_cpu:
+        from vllm.v1.executor import UniProcExecutor
+
+        arguments["kv_cache_memory_bytes"] = int(generators.kv_cache_gib * 2**30)
+        # Only whole blocks are found again, and a tree's branches share a prefix of some tens of tokens: with the
+        # default of 128 a short prompt is never found. 32 is the smallest that vLLM's CPU attention takes.
+        arguments["block_size"] = 32
+        # One process fewer to start and to talk to. vLLM asks for a worker process of its own so that it can set
+        # that one's thread count; here the actor's environment has set it already.
+        arguments["distributed_executor_backend"] = UniProcExecutor
+        # A seeded request whose prefill is split dies on CPU in vLLM 0.32 ("CPU Generator does not use offset").
+        arguments["enable_chunked_prefill"] = False
+    else:
+        arguments["gpu_memory_utilization"] = generators.gpu_memory_utilization
+        # The actor has all of its GPUs on its own node. Left to itself, vLLM would start Ray workers of its own
+        # wherever the actor sits in a placement group.
+        arguments["distributed_executor_backend"] = "uni" if arguments["tensor_parallel_size"] == 1 else "mp"
+    return arguments
+
+
+def engine_environment(search: Search) -> dict[str, str]:
+    """Environment variables that have to be set before the engine's processes start."""
+    # vLLM's second model runner (its choice on GPUs) has another interface for logits processors and refuses ours.
+    return {"VLLM_USE_V2_MODEL_RUNNER": "0"} if search.expand in COUPLED else {}
+
+
+def picture_cache_gib(num_trees: int) -> float:
+    """Limit of vLLM's cache of processed pictures, in GiB, so that those of all trees at work fit, and at least 1.
+
+    A picture that has fallen out is processed and sent to the engine's process anew at every request.
+    """
+    return max(1.0, num_trees * _MIB_A_PICTURE / 2**10)

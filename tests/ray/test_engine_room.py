@@ -1,0 +1,52 @@
+"""The engine's two caches, on the real one: of pictures, where a loss must not be noticed, and of keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from fakes import tiny_config
+from PIL import Image
+from tiny_models import build_tiny_llava
+
+from actors.generate.engine import EngineSettings, VllmEngine
+from actors.process.counters import Counting
+from csr_ray.records import Ask, Picture
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[VllmEngine]:
+    model = build_tiny_llava(tmp_path_factory.mktemp("model"), seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        config = tiny_config(
+            policy={"model": str(model), "dtype": "float32", "max_model_len": 256},
+            generators={"kv_cache_gib": 0.01},
+        )
+        made = VllmEngine(EngineSettings.of(config), model=model, counting=Counting(actor="test"))
+        await made.start()
+    yield made
+    made.close()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_picture_that_the_engines_process_has_lost_is_sent_again(engine: VllmEngine, tmp_path: Path) -> None:
+    """vLLM answers such a request with nothing, which would be taken for an empty sentence."""
+    Image.new("RGB", (40, 40), (200, 30, 30)).save(tmp_path / "red.png")
+    ask = Ask(picture=Picture(path=str(tmp_path / "red.png")), text="What do you see?")
+    before = await engine.answer(ask, temperature=0.0, max_tokens=6, seed=0)
+    await engine._llm.engine_core.reset_mm_cache_async()  # of the engine's process alone
+    assert len(before.token_ids) == 6
+    assert await engine.answer(ask, temperature=0.0, max_tokens=6, seed=0) == before
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_engine_knows_how_many_trees_its_cache_holds(engine: VllmEngine) -> None:
+    cache = engine._llm.vllm_config.cache_config
+    assert cache.kv_cache_size_tokens == cache.num_gpu_blocks * cache.block_size
+    limit = engine.room._limit
+    assert limit.most == 64
+    assert 1 <= limit.now == limit.fits < 16
