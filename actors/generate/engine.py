@@ -28,6 +28,7 @@ from csr_ray.config.schema import Config, Generators, Policy, Search
 from csr_ray.counters import Counters
 from csr_ray.data.chat import prompt_ids
 from csr_ray.data.pictures import load_picture
+from csr_ray.policy.processor import load_processor
 from csr_ray.records import Ask, Picture, Sentence
 
 if TYPE_CHECKING:
@@ -135,13 +136,12 @@ class VllmEngine:
         self._llm: Any = None
 
     async def start(self) -> None:
-        from transformers import AutoProcessor
         from vllm import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
         os.environ.update(engine_environment(self._search))
-        self._processor = await asyncio.to_thread(AutoProcessor.from_pretrained, self._model)
+        self._processor = await asyncio.to_thread(load_processor, self._model)
         from actors.generate.engine_stats import stat_logger
 
         arguments = AsyncEngineArgs(

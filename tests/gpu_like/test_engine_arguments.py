@@ -58,6 +58,7 @@ def test_on_a_gpu(config: str) -> None:
         "enable_prefix_caching": True,
         "mm_processor_cache_gb": pictures_gib,
         "max_logprobs": 20,
+        "hf_overrides": {"head_dtype": "float32"},
         "worker_extension_cls": "actors.handover.loader.PolicyLoader",
         "seed": 0,
         "disable_log_stats": True,
