@@ -128,6 +128,7 @@ class Runtime:
                 adapters=[Path(adapter) for adapter in adapters],
                 storage=logs / "train",
                 seed=config.run.seed,
+                merges=config.generators.publish == "merge",
             )
             runtime = cls(serving=serving, trainer=trainer)
             try:

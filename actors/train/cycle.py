@@ -45,6 +45,7 @@ from csr_ray.ports import OnStep
 from csr_ray.records import Ask, Example, Picture, Probe, Target, TrainOrder, TrainResult
 from csr_ray.store.atomic import new_folder
 from csr_ray.training.collate import LoadPicture, PairCollator, PairJudge, SharedPrefixCollator
+from csr_ray.training.unmerged import add_unmerged
 
 _log = logging.getLogger(__name__)
 
@@ -71,10 +72,13 @@ class CycleTrainer:
     Args:
         model: folder of the base model.
         seed: of the run.
+        merges: whether earlier phases' adapters are merged into the weights, or add to them unmerged
+            (`csr_ray.training.unmerged`).
     """
 
-    def __init__(self, train: Train, *, model: Path, seed: int) -> None:
+    def __init__(self, train: Train, *, model: Path, seed: int, merges: bool = True) -> None:
         self._train = train
+        self._merges = merges
         self._seed = seed
         self._model = model
         _join_group(use_gpu=train.gpus_per_worker > 0)
@@ -172,7 +176,8 @@ class CycleTrainer:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         dtype = getattr(torch, self._train.dtype)
-        policy = load_policy(self._model, adapters=[Path(adapter) for adapter in adapters], dtype=dtype)
+        earlier = [Path(adapter) for adapter in adapters]
+        policy = load_policy(self._model, adapters=earlier, dtype=dtype, merges=self._merges)
         lora_pattern(policy, targets=self._train.lora_targets)
         self._policy = policy
 
@@ -347,11 +352,14 @@ def reference_metrics(gaps: Sequence[float]) -> dict[str, float]:
     return {"reference_gap/mean": sum(gaps) / len(gaps), "reference_gap/max": max(gaps)}
 
 
-def load_policy(model: Path, *, adapters: Sequence[Path], dtype: torch.dtype) -> PreTrainedModel:
-    """The base plus adapters, rounded once to the checkpoint's dtype as in the generators, then cast to `dtype`."""
+def load_policy(model: Path, *, adapters: Sequence[Path], dtype: torch.dtype, merges: bool = True) -> PreTrainedModel:
+    """The base plus adapters in `dtype`, as the generators have it: merged with one rounding, or unmerged."""
     policy = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
+    if not merges:
+        add_unmerged(policy, adapters=adapters)
+        return policy
     with torch.no_grad():
-        for _, module, tensor in merged_by_module(model, adapters=adapters):
+        for _, module, tensor in merged_by_module(model, adapters=adapters, dtype=dtype):
             policy.get_parameter(f"{module}.weight").copy_(tensor)
     return policy
 

@@ -134,10 +134,21 @@ class TrainerGroup:
         adapters: folders of the phases already trained, oldest first; a resumed run has some.
         seed: of the run.
         storage: folder for Ray Train's own records.
+        merges: whether earlier phases' adapters are merged into the weights, as `generators.publish` says.
     """
 
-    def __init__(self, config: Train, *, model: str, adapters: Sequence[Path], storage: Path, seed: int = 0) -> None:
+    def __init__(
+        self,
+        config: Train,
+        *,
+        model: str,
+        adapters: Sequence[Path],
+        storage: Path,
+        seed: int = 0,
+        merges: bool = True,
+    ) -> None:
         self._config = config
+        self._merges = merges
         self._seed = seed
         self._model = model
         self._adapters = tuple(str(adapter) for adapter in adapters)
@@ -247,6 +258,7 @@ class TrainerGroup:
             "train": train,
             "seed": self._seed,
             "model": self._model,
+            "merges": self._merges,
             "adapters": self._adapters,
             "mailbox": self._mailbox,
         }

@@ -150,7 +150,7 @@ class MailboxSource:
 def train_loop(setup: Mapping[str, Any]) -> None:
     """What Ray Train runs in every worker process.
 
-    `setup` has the keys train, seed, model, adapters (those of the first order) and mailbox.
+    `setup` has the keys train, seed, model, merges, adapters (those of the first order) and mailbox.
     """
     from ray import train
 
@@ -161,6 +161,7 @@ def train_loop(setup: Mapping[str, Any]) -> None:
             setup["train"],
             seed=setup["seed"],
             model=local_folder(setup["model"]),
+            merges=setup["merges"],
             adapters=setup["adapters"],
             mailbox=mailbox,
             rank=rank,
@@ -183,12 +184,21 @@ def train_loop(setup: Mapping[str, Any]) -> None:
         raise
 
 
-def _serve(config: Train, *, seed: int, model: Path, adapters: tuple[str, ...], mailbox: Mailbox, rank: int) -> None:
+def _serve(
+    config: Train,
+    *,
+    seed: int,
+    model: Path,
+    merges: bool,
+    adapters: tuple[str, ...],
+    mailbox: Mailbox,
+    rank: int,
+) -> None:
     started = time.monotonic()
     prepare_process(config)
     from actors.train.cycle import CycleTrainer
 
-    trainer = CycleTrainer(config, model=model, seed=seed)
+    trainer = CycleTrainer(config, model=model, seed=seed, merges=merges)
     trainer.rehearse()
     trainer.prepare(adapters)
     seconds = time.monotonic() - started
