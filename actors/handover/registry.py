@@ -1,19 +1,24 @@
 """Which policy is current, and the packages that make it: generators pull, nobody pushes.
 
 A generator that starts late, or again, asks here like any other and gets every package it lacks; the trainer's side
-never waits for a fixed set of receivers. The bytes lie in Ray's object store, so nodes fetch chunks from each other;
-this actor holds references only. Knows versions and packages; knows no weights.
+never waits for a fixed set of receivers. Adapters lie in the run folder; a package's bytes go into Ray's object store
+when it is asked for, so that nodes fetch chunks from each other, and only those of the last two that were asked for
+stay there. Knows versions and packages; knows no weights.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from csr_ray.errors import ActorFailure
-from csr_ray.policy.package import Manifest, pack_adapter, unpack_adapter
+from csr_ray.policy.package import FILES, Manifest, pack_adapter, unpack_adapter
+
+# The newest, which all generators pull at once, and an older one that a newcomer pulls on its way to the newest.
+_PACKAGES_KEPT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,36 +30,60 @@ class Package:
 
 
 class RegistryActor:
-    """The packages of a run, version 1 first."""
+    """The adapters of a run, version 1 first. Runs where their folders can be read: on the driver's node.
 
-    def __init__(self) -> None:
-        self._packages: list[Package] = []
+    Args:
+        chunk_bytes: size of the chunks in which a package travels.
+    """
 
-    def add(self, package: Package) -> int:
-        """Make `package` the current policy; returns its version.
+    def __init__(self, chunk_bytes: int) -> None:
+        self._chunk_bytes = chunk_bytes
+        self._adapters: list[Path] = []
+        self._kept: OrderedDict[int, Package] = OrderedDict()  # by version; the last one asked for last
+
+    def add(self, adapter: str, *, version: int) -> None:
+        """Make an adapter folder the current policy.
 
         Raises:
-            ValueError: it is not the next version.
+            ValueError: it is not the next version, or a file is missing.
         """
-        version = package.manifest.version
-        if version != len(self._packages) + 1:
-            raise ValueError(f"package of version {version} after version {len(self._packages)}")
-        self._packages.append(package)
-        return version
+        if version != len(self._adapters) + 1:
+            raise ValueError(f"adapter of version {version} after version {len(self._adapters)}")
+        for file in FILES:
+            if not Path(adapter, file).is_file():
+                raise ValueError(f"adapter {adapter}: no {file}")
+        self._adapters.append(Path(adapter))
 
-    def packages(self, *, after: int) -> list[Package]:
-        """The packages that lead from version `after` to the current one, oldest first."""
-        return self._packages[after:]
+    def package(self, *, after: int) -> Package | None:
+        """The package that leads from version `after` to the one behind it; None if `after` is the current version.
+
+        Chunks live as long as somebody holds their references, here or where they are pulled, so dropping a package
+        never takes it away from a generator that is still at it.
+        """
+        import ray
+
+        if after >= len(self._adapters):
+            return None
+        version = after + 1
+        if version not in self._kept:
+            manifest, chunks = pack_adapter(self._adapters[after], version=version, chunk_bytes=self._chunk_bytes)
+            self._kept[version] = Package(manifest=manifest, chunks=tuple(ray.put(chunk) for chunk in chunks))
+        self._kept.move_to_end(version)
+        while len(self._kept) > _PACKAGES_KEPT:
+            self._kept.popitem(last=False)
+        return self._kept[version]
 
 
 class Registry:
-    """The driver's side: packs adapters and puts their chunks into the object store."""
+    """The driver's side: says which adapter folders make the policy."""
 
     def __init__(self, adapters: Sequence[str], *, chunk_bytes: int) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self.actor = ray.remote(RegistryActor).options(num_cpus=0).remote()
-        self._chunk_bytes = chunk_bytes
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"num_cpus": 0, "scheduling_strategy": here}
+        self.actor: Any = ray.remote(RegistryActor).options(**options).remote(chunk_bytes)
         self._num_packages = 0
         for version, adapter in enumerate(adapters, start=1):
             self.add(adapter, version=version)
@@ -67,11 +96,14 @@ class Registry:
     def add(self, adapter: str, *, version: int) -> None:
         """Make an adapter folder the package of `version`; does nothing if that version is current already.
 
+        The folder has to stay: a generator that starts later is sent it from there.
+
         It is current already if the driver died between training and hand-over: started again, it begins with every
         adapter that is trained, and then hands over the last of them.
 
         Raises:
             ActorFailure: `version` is neither the current one nor the next.
+            ValueError: a file of the folder is missing.
         """
         import ray
 
@@ -79,9 +111,7 @@ class Registry:
             raise ActorFailure(f"asked to hand over version {version} behind version {self._num_packages}")
         if version == self._num_packages:
             return
-        manifest, chunks = pack_adapter(Path(adapter), version=version, chunk_bytes=self._chunk_bytes)
-        references = tuple(ray.put(chunk) for chunk in chunks)
-        ray.get(self.actor.add.remote(Package(manifest=manifest, chunks=references)))
+        ray.get(self.actor.add.remote(str(Path(adapter).absolute()), version=version))
         self._num_packages = version
 
     def close(self) -> None:
@@ -107,7 +137,7 @@ class Receiver:
         """
         import asyncio
 
-        for package in await self._registry.packages.remote(after=len(self.adapters)):
+        while (package := await self._registry.package.remote(after=len(self.adapters))) is not None:
             manifest = package.manifest
             chunks = await asyncio.gather(*package.chunks)
             folder = unpack_adapter(manifest, chunks, folder=self._folder / f"version_{manifest.version:03d}")

@@ -60,17 +60,17 @@ class _Registry:
         self.current = len(adapters)
 
     @property
-    def packages(self) -> Any:
+    def package(self) -> Any:
         return self
 
-    async def remote(self, *, after: int) -> list[Package]:
+    async def remote(self, *, after: int) -> Package | None:
         async def arrive(chunk: bytes) -> bytes:
             return chunk
 
-        return [
-            Package(manifest=manifest, chunks=tuple(arrive(chunk) for chunk in chunks))
-            for manifest, chunks in self._packages[after : self.current]
-        ]
+        if after >= self.current:
+            return None
+        manifest, chunks = self._packages[after]
+        return Package(manifest=manifest, chunks=tuple(arrive(chunk) for chunk in chunks))
 
 
 def _serve(family: Family, *adapters: Path) -> Any:
