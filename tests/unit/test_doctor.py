@@ -148,3 +148,13 @@ def test_the_report_shows_every_fact_and_the_count_of_what_is_missing() -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for part in ("fine [not markup]", "try this", "get it", "1 missing; 1 warning."):
         assert part in text
+
+
+def test_what_a_cpu_scorer_does_is_told_in_seconds_a_tree() -> None:
+    (check,) = doctor.check_cpu_scorer(50.0, gpus=[])
+    # 382 GFLOP of the picture and 80 sentences of 4.6.
+    assert (check.state, check.remedy) == ("ok", "")
+    assert check.fact.startswith("one thread does 50 GFLOP/s at most: ") and check.fact.endswith("takes 15.0 s")
+    (check,) = doctor.check_cpu_scorer(50.0, gpus=[("H100", 2**36)])
+    assert "scorers.gpus=0.1" in check.remedy
+    assert list(doctor.check_cpu_scorer(0.0, gpus=[])) == []

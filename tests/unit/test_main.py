@@ -269,7 +269,7 @@ def test_doctor_fails_only_where_something_is_missing(
     check = doctor.Check(name="torch", state=state, fact="as planted")
     for name in ("python", "packages", "engine", "gpus", "compiler", "cores", "memory", "shared_memory", "ray"):
         monkeypatch.setattr(doctor, f"check_{name}", _fine(name))
-    monkeypatch.setattr(doctor, "check_torch", lambda: (check, []))
+    monkeypatch.setattr(doctor, "check_torch", lambda: (check, [], 0.0))
     monkeypatch.setattr(doctor, "check_folder", lambda folder, *, name: doctor.Check(name=name, state="ok", fact="-"))
     assert main(["doctor"]) == code
     text = capsys.readouterr().out

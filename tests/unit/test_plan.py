@@ -105,7 +105,7 @@ def usable(tmp_path: Path) -> dict[str, dict]:
 
 def test_a_config_whose_paths_are_there_is_accepted(usable: dict[str, dict]) -> None:
     check_paths(tiny_config(**usable))
-    remote = {"policy": {"model": "llava-hf/llava-1.5-7b-hf"}, "scorer": {"model": "ViT-L-14-336/openai"}}
+    remote = {"policy": {"model": "llava-hf/llava-1.5-7b-hf"}, "scorer": {"model": "ViT-L-14-336-quickgelu/openai"}}
     check_paths(tiny_config(**{**usable, **remote, "data": {"prompts": "s3://bucket/prompts.jsonl"}}))
 
 
@@ -153,3 +153,54 @@ def test_a_value_of_the_world_without_the_world_is_refused() -> None:
     assert not uses_world(tiny_config())
     with pytest.raises(ConfigError, match=r"world\.enabled = false contradicts"):
         uses_world(tiny_config(policy={"model": "${world}/policy"}))
+
+
+# ---- what a scorer on the CPU costs ----
+
+VIT_L = {"model": "ViT-L-14-336-quickgelu/openai"}
+
+
+def test_a_large_clip_on_the_cpu_is_warned_of_where_gpus_generate() -> None:
+    config = tiny_config(scorer=VIT_L, generators={"gpus": 1}, search={"max_sentences": 6})
+    plan = make_plan(config, num_prompts=2000)
+    # 382 GFLOP a picture and 4.6 a sentence of 25 + 2 tokens, 80 of which a tree has, at 50 GFLOP/s.
+    assert plan.cpu_scoring_s == pytest.approx(2000 * (382 + 80 * 4.61) / 50, rel=0.01)
+    assert plan.gpu_rollout_s == 2000 * 80 * 25 / 3000
+    text = " ".join(printed(config, num_prompts=2000).split())
+    assert "WARNING: scoring on the CPU: about 8.3 h a round (assumed: 50 GFLOP/s a thread)" in text
+    assert "generating takes about 22 min (assumed: 3000 tokens/s a generator)" in text
+    assert "set scorers.gpus=0.1 and generators.gpus=0.9" in text
+    assert "WARNING" not in printed(config, num_prompts=10)  # two minutes
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        (
+            {"scorer": VIT_L},
+            "\nscoring on the CPU: about 8.3 h a round",
+        ),  # everything computes on the CPU: no warning
+        (
+            {"scorer": VIT_L, "scorers": {"threads": 8, "min": 2, "max": 2}},
+            "\nscoring on the CPU: about 31 min a round",
+        ),
+        ({"scorer": VIT_L, "scorers": {"gpus": 0.1}}, None),
+        ({"scorer": {"model": "${world}/clip"}, "world": {"enabled": True}}, None),
+    ],
+)
+def test_what_the_plan_says_of_scoring(sections: dict, says: str | None) -> None:
+    text = printed(tiny_config(**sections), num_prompts=2000)
+    assert (says in text) if says else "scoring" not in text
+    assert "WARNING" not in text
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({}, None),
+        ({"generators": {"gpus": 0.9}, "scorers": {"gpus": 0.1}, "train": {"gpus_per_worker": 1}}, "GPUs: 2 on one"),
+    ],
+)
+def test_the_plan_says_how_many_gpus_a_run_needs(sections: dict, says: str | None) -> None:
+    text = printed(tiny_config(**sections), num_prompts=5)
+    assert (says in text) if says else "GPUs: " not in text
