@@ -224,7 +224,7 @@ def check_room(asks: Sequence[Ask], *, config: Config | None = None) -> None:
 def _object_store_bytes(config: Config, *, model: str) -> int:
     return object_store_bytes(
         adapter_bytes=adapter_bytes(local_folder(model), train=config.train),
-        num_rollouts=config.generators.min * config.generators.in_flight,
+        num_rollouts=config.generators.min * config.generators.most_in_flight,
         memory_bytes=memory_bytes(),
         shared_memory_bytes=shared_memory_bytes(),
     )
