@@ -18,6 +18,8 @@ from csr_ray.config.schema import Search
 
 _log = logging.getLogger(__name__)
 
+# The most tokens that an answer or a sentence may have, over what most have.
+_MOST_OVER_USUAL: Final = 3
 # Continuations by which a limit is judged, at least and for each tree (about one depth of it), and the shares of
 # misses above which it falls and below which it rises.
 _WINDOW: Final = 200
@@ -27,22 +29,24 @@ _FEW_MISSES: Final = 0.05
 
 
 def tree_tokens(search: Search, *, prompt_tokens: int, max_model_len: int, block_tokens: int) -> int:
-    """Tokens of KV cache that a tree needs, averaged over its life.
+    """Tokens of KV cache that a tree needs, averaged over its life, if it is like most.
 
-    The prompt with its picture is held once. Behind it are the kept nodes' answers, which grow from nothing to at
-    most `max_answer_tokens`, and the sentence that each of their `candidates` children is at: on average half of
-    either. Every child's last block is half empty. No tree needs more than twice this.
+    The prompt with its picture is held once. Behind it are the kept nodes' answers and their children's sentences,
+    and most of either are a third as long as they may be (a sentence of LLaVA-1.5 has 20 to 25 tokens, of 74). Over a
+    tree's life answers grow from nothing, so half of that on average. Half of a depth's children are still being
+    decoded at a time; those hold half of their sentence and half of a block. The largest tree needs about four times
+    as much as this.
 
     Args:
         prompt_tokens: image tokens included.
         block_tokens: tokens of one block of the cache.
     """
     longest = min(search.max_answer_tokens, search.max_sentences * search.max_sentence_tokens)
-    answer = min(longest, max(1, max_model_len - prompt_tokens))
-    sentence = min(search.max_sentence_tokens, answer)
+    answer = min(longest, max(1, max_model_len - prompt_tokens)) / _MOST_OVER_USUAL
+    sentence = min(search.max_sentence_tokens / _MOST_OVER_USUAL, answer)
     nodes = max(search.width, search.keep_all_up_to or 0)
     children = nodes * search.candidates
-    return prompt_tokens + (nodes * answer + children * (sentence + block_tokens)) // 2
+    return round(prompt_tokens + nodes * answer / 2 + children * (sentence + block_tokens) / 4)
 
 
 def trees_that_fit(cache_tokens: int, *, needed: int) -> int:
@@ -55,7 +59,7 @@ class Limit:
     """How many trees may grow at once, as a pure decision.
 
     It starts at what is estimated to fit. When more than a fifth of a window's continuations miss the cache, a
-    quarter of the trees has to go; when fewer than a twentieth do, one tree in sixteen may come on top, up to `most`.
+    quarter of the trees has to go; when fewer than a twentieth do, one tree in eight may come on top, up to `most`.
     It never falls below a quarter of the estimate: so few trees cannot be the cause, whatever else it may be (a cache
     that finds only some prefixes again, say), and one tree after the other would cost more than the misses.
     """
@@ -91,7 +95,7 @@ class Limit:
         if share > _MANY_MISSES:
             self.now = min(before, max(1, self.fits // 4, before * 3 // 4))
         elif share < _FEW_MISSES and growing == before:
-            self.now = min(self.most, before + max(1, before // 16))
+            self.now = min(self.most, before + max(1, before // 8))
         if self.now >= before:
             return None
         self._is_settling = True
