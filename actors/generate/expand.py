@@ -1,8 +1,12 @@
 """How a node gets its children: the three ways of `search.expand`, in terms of requests to one engine.
 
 All of them stop at tokens, never at strings: the engine's core decides by itself, and nothing is decoded to text
-while it runs. Whether a stop really ends a sentence is judged here (`csr_ray.rollout.sentences`), and a sentence that
-goes on is continued. This module does not know vLLM's classes, images or trees.
+while it runs. A large vocabulary has hundreds of tokens at which a sentence may end (562 of Qwen's 151,643), and vLLM
+looks through a request's list of them for every token, copies it, and sends it to its other process. So a request
+names the plainest only (`Tokens.asked`), and what comes back is cut at the first of the others: a token depends on
+those before it alone, so that is what the engine would have returned. Whether a stop really ends a sentence is judged
+here (`csr_ray.rollout.sentences`), and a sentence that goes on is continued. This module does not know vLLM's
+classes, images or trees.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from csr_ray.config.schema import Search
@@ -33,6 +38,7 @@ adds a coupled decode, as VDD or contrastive decoding would be, names it here an
 """
 MEMBER_LOGPROBS_BEYOND: Final = 4
 """How many more log-probs a member of a diverse group asks for than there are members: one, and three to spare."""
+_MOST_STOPS_ASKED: Final = 32
 _ROUNDING: Final = 1e-5  # nats; log-probs closer than this count as equal
 
 
@@ -101,6 +107,14 @@ class Tokens:
             )
         return cls(tokenizer, stops, frozenset(ends), unused)
 
+    @cached_property
+    def asked(self) -> list[int]:
+        """The stops that a request names: the plainest `_MOST_STOPS_ASKED`, first a lone . ! or ? in white space."""
+        if len(self.stops) <= _MOST_STOPS_ASKED:
+            return sorted(self.stops)
+        plainest = sorted(self.stops, key=lambda token: (len(self.text([token]).strip()), token))
+        return plainest[:_MOST_STOPS_ASKED]
+
     def text(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
@@ -147,11 +161,15 @@ class Expansion:
             "first_token": self._first_token,
             "diverse_greedy": self._diverse_greedy,
         }[self.search.expand]
-        drafts = await expand(decode, prefix_ids, num, max_tokens, seed)
+
+        async def cut(suffix: Sequence[int], options: Sequence[dict[str, Any]]) -> list[list[Draft]]:
+            return [[self._cut(draft) for draft in drafts] for drafts in await decode(suffix, options)]
+
+        drafts = await expand(cut, prefix_ids, num, max_tokens, seed)
         if self.search.sentence_end == "sentence":
             drafts = await asyncio.gather(
                 *(
-                    self._to_sentence_end(decode, prefix_ids, draft, max_tokens, derive_seed(seed, position))
+                    self._to_sentence_end(cut, prefix_ids, draft, max_tokens, derive_seed(seed, position))
                     for position, draft in enumerate(drafts)
                 )
             )
@@ -172,6 +190,16 @@ class Expansion:
             )
             for draft in drafts
         ]
+
+    def _cut(self, draft: Draft) -> Draft:
+        """The draft as if its request had named all stops."""
+        end = next((position for position, token in enumerate(draft.ids) if token in self.tokens.stops), None)
+        if end is None or draft.stop == draft.ids[end]:
+            return draft
+        if end + 1 == len(draft.ids):
+            return replace(draft, stop=draft.ids[end])
+        ids, logps = draft.ids[: end + 1], draft.logps[: end + 1]
+        return replace(draft, ids=ids, logps=logps, stop=ids[end], ended=False, full=False, last=())
 
     async def _sample(
         self, decode: Decode, prefix: Sequence[int], num: int, max_tokens: int, seed: int
@@ -252,6 +280,8 @@ class Expansion:
         """
         return {
             **self._greedy(max_tokens=max_tokens),
+            # All of them: where a member ends, its runner-up is read, and others have to know of its end.
+            "stop_token_ids": list(self.tokens.stops),
             "logprobs": num + MEMBER_LOGPROBS_BEYOND,
             "flat_logprobs": True,
         }
@@ -342,7 +372,7 @@ class Expansion:
         return {
             "temperature": 0.0,
             "max_tokens": max_tokens,
-            "stop_token_ids": list(self.tokens.stops),
+            "stop_token_ids": self.tokens.asked,
             "ignore_eos": self.search.eos == "continue",
             "logprobs": 0,
         }

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actors.generate import expand
 from actors.generate.expand import Draft, Expansion, Tokens
 from csr_ray.config.schema import Search
 from csr_ray.rollout.sentences import Ending, ending, first_end
@@ -129,9 +133,14 @@ words = st.sampled_from(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(words, min_size=1, max_size=12), st.integers(1, 60))
-def test_an_expansion_cuts_where_the_whole_text_would_be_cut(spoken: list[str], limit: int) -> None:
-    text = " ".join(spoken)
+@given(st.lists(words, min_size=1, max_size=12), st.integers(1, 60), st.sampled_from([1, 2, 32]))
+def test_an_expansion_cuts_where_the_whole_text_would_be_cut(spoken: list[str], limit: int, most_asked: int) -> None:
+    """However many of the stops the engine is told of."""
+    with patch.object(expand, "_MOST_STOPS_ASKED", most_asked):
+        check_cut(" ".join(spoken), limit=limit)
+
+
+def check_cut(text: str, *, limit: int) -> None:
     search = Search(candidates=2)
     tokens = Tokens.of(Letters(), search=search, ends=[END], unused=0)  # type: ignore[arg-type]
     reciter = Reciter(text)
@@ -146,3 +155,28 @@ def test_an_expansion_cuts_where_the_whole_text_would_be_cut(spoken: list[str], 
     assert sentence.ended == (end is None and len(text) < limit)
     assert sentence.token_ids == reciter.ids[: len(sentence.token_ids)]
     assert len(sentence.logps) == len(sentence.token_ids) <= limit
+
+
+def test_a_request_names_the_plainest_stops_and_a_coupled_one_all() -> None:
+    stops = {".": 90, ".\n\n": 80, "!": 70, ' ("!")': 1, "...": 2, ").": 3}
+    texts = {token: text for text, token in stops.items()}
+    tokenizer = SimpleNamespace(decode=lambda ids, skip_special_tokens: texts[ids[0]])
+    with patch.object(expand, "_MOST_STOPS_ASKED", 4):
+        tokens = Tokens(tokenizer, frozenset(texts), frozenset([END]), 0)  # type: ignore[arg-type]
+        assert tokens.asked == [70, 80, 90, 3]
+        expansion = Expansion(Search(expand="diverse_greedy"), tokens)
+        assert expansion._sampled(n=5, seed=0, max_tokens=9)["stop_token_ids"] == tokens.asked
+        assert set(expansion._member(5, max_tokens=9)["stop_token_ids"]) == tokens.stops
+    assert len(Tokens(tokenizer, frozenset(texts), frozenset([END]), 0).asked) == 6  # type: ignore[arg-type]
+
+
+def test_a_draft_is_cut_as_if_the_engine_had_known_all_stops() -> None:
+    tokens = Tokens(None, frozenset([7, 8]), frozenset([END]), 0)  # type: ignore[arg-type]
+    cut = Expansion(Search(), tokens)._cut
+    whole = Draft(ids=(1, 2, 7), logps=(-1.0, -2.0, -3.0), stop=7)
+    assert cut(whole) == whole
+    assert cut(replace(whole, stop=None)) == whole, "the stop that it was not told of came last"
+    assert cut(Draft(ids=(1, 2, 7, 5, END), logps=(-1.0, -2.0, -3.0, -4.0, -5.0), ended=True, full=True)) == whole
+    assert cut(Draft(ids=(1, 2, 7, 5, 8), logps=(-1.0, -2.0, -3.0, -4.0, -5.0), stop=8)) == whole
+    without = Draft(ids=(1, END), logps=(-1.0, -2.0), ended=True)
+    assert cut(without) == without
