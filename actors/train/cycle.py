@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import os
 import re
 import shutil
 import tempfile
@@ -36,6 +37,7 @@ from actors.train.pair_trainer import PairTrainer, StepClock
 from actors.train.settings import last_checkpoint, training_arguments
 from actors.train.shared_step import can_use_flex, family_positions, set_flex
 from actors.train.stream import ExampleSource
+from actors.train.threads import loader_threads, num_local_workers
 from csr_ray.config.schema import Train
 from csr_ray.data.pictures import load_picture, picture_size
 from csr_ray.errors import ConfigError, StalePolicyError
@@ -83,6 +85,9 @@ class CycleTrainer:
         self._model = model
         _join_group(use_gpu=train.gpus_per_worker > 0)
         self._processor = load_processor(model)
+        self._loader_threads = loader_threads(
+            train, num_cores=os.cpu_count() or 1, num_local_workers=num_local_workers()
+        )
         self._policy: PreTrainedModel | None = None
         self._policy_adapters: tuple[str, ...] = ()
         self._finished: PairTrainer | None = None
@@ -217,6 +222,9 @@ class CycleTrainer:
             _log.info("%s: going on from %s", order.cycle, resumed)
         waited_before_s = examples.waited_s
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        waited_s = examples.waited_s - waited_before_s
+        if trainer.waited_for_batches_s is not None:  # files were waited for while steps were made
+            waited_s = min(waited_s, trainer.waited_for_batches_s)
         engine = trainer.model_wrapped
         # accelerate falls back to plain data parallelism when one of its many conditions is not met.
         assert isinstance(engine, DeepSpeedEngine), type(engine)
@@ -235,7 +243,7 @@ class CycleTrainer:
             num_pairs=examples.num_usable,
             num_steps=len(clock.losses),
             seconds=time.monotonic() - started,
-            optimizer_s=clock.seconds - (examples.waited_s - waited_before_s),
+            optimizer_s=clock.seconds - waited_s,
             loss_first=clock.losses[0],
             loss_last=clock.losses[-1],
             probes=probes,
@@ -287,6 +295,7 @@ class CycleTrainer:
             examples=examples,
             collator=self._collator(load_picture, is_shared=self._shares_prefix),
             use_flex=self._uses_flex,
+            loader_threads=self._loader_threads,
             lora=LoraConfig(
                 r=train.lora_rank,
                 lora_alpha=train.lora_alpha,
@@ -297,12 +306,14 @@ class CycleTrainer:
         )
 
     def _collator(self, load_picture: LoadPicture, *, is_shared: bool) -> PairCollator:
+        threads = max(1, self._loader_threads)
         if not is_shared:
-            return PairCollator(processor=self._processor, load_picture=load_picture)
+            return PairCollator(processor=self._processor, load_picture=load_picture, threads=threads)
         assert self._policy is not None
         return SharedPrefixCollator(
             processor=self._processor,
             load_picture=load_picture,
+            threads=threads,
             positions=family_positions(self._policy),
             budget=self._train.pack_tokens,
         )

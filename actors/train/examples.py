@@ -6,6 +6,7 @@ Knows files of examples and the order in which they are trained; knows nothing o
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,6 +60,7 @@ class ExampleStream(Dataset[dict[str, Any]]):
         self._source = source
         self._judge = judge
         self._reader = ExampleReader()
+        self._reading = threading.Lock()  # a loader's thread reads ahead of the one that names an example
         self._paths: list[str] = []
         self._file_of = array("L")
         self._row_of = array("L")
@@ -89,7 +91,8 @@ class ExampleStream(Dataset[dict[str, Any]]):
         """Usable example `index`; waits for it."""
         if not self.has(index):
             raise IndexError(index)
-        return self._reader.example(self._paths[self._file_of[index]], row=self._row_of[index])
+        with self._reading:
+            return self._reader.example(self._paths[self._file_of[index]], row=self._row_of[index])
 
     def has(self, index: int) -> bool:
         """Wait until there is a usable example `index`, or it is certain that there will be none."""
@@ -118,7 +121,12 @@ class ExampleStream(Dataset[dict[str, Any]]):
         return [self.example(index) for index in range(min(num, self.num_usable))]
 
     def _verdicts(self, path: str, *, judge: Verdict) -> list[str | None]:
-        return [judge(self._reader.example(path, row=row)) for row in range(self._reader.num_examples(path))]
+        verdicts = []
+        for row in range(self._reader.num_examples(path)):
+            with self._reading:
+                example = self._reader.example(path, row=row)
+            verdicts.append(judge(example))
+        return verdicts
 
 
 class ArrivalSampler(Sampler[int]):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from actors.train.examples import ArrivalSampler, ExampleStream, HeldExamples
+from actors.train.loader import AheadLoader
 from actors.train.shared_step import Recording, SharedPrefixForward, keep_only_sources
 from csr_ray.config.schema import Train
 from csr_ray.errors import ReferenceGapError
@@ -41,6 +43,7 @@ class PairTrainer(DPOTrainer):
         examples: what is trained on; at least one is there already.
         lora: the adapter that is trained.
         use_flex: the policy's language model runs FlexAttention (`actors.train.shared_step.set_flex`).
+        loader_threads: if there are any, batches are made ahead (`actors.train.loader`).
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class PairTrainer(DPOTrainer):
         collator: PairCollator,
         lora: LoraConfig,
         use_flex: bool = False,
+        loader_threads: int = 0,
     ) -> None:
         super().__init__(
             policy,
@@ -72,11 +76,26 @@ class PairTrainer(DPOTrainer):
         self._examples = examples
         self._collator = collator
         self.use_flex = use_flex
+        self._loader_threads = loader_threads
+        self._loader: AheadLoader | None = None
+        self._step_losses: list[tuple[torch.Tensor, Sequence[int]]] = []
         keep_only_sources(policy)
         self.remove_callback(PrinterCallback)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: TRL would write a model card into every checkpoint, and nobody publishes those."""
+
+    @property
+    def waited_for_batches_s(self) -> float | None:
+        """Seconds that training waited for batches; None where they are not made ahead."""
+        return None if self._loader is None else self._loader.waited_s
+
+    def get_train_dataloader(self) -> Any:
+        # accelerate has put its own loader around torch's: it moves batches to the device and sees the last one.
+        shard = super().get_train_dataloader()
+        if self._loader_threads:
+            self._loader = shard.base_dataloader = AheadLoader(shard.base_dataloader)
+        return shard
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if isinstance(self._examples, ExampleStream) and self._examples.is_growing:
@@ -100,18 +119,28 @@ class PairTrainer(DPOTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        pair_index = inputs.pop("pair_index").tolist()
+        pair_index = inputs.pop("pair_index")
         forward, inputs = self._forward(model, inputs=inputs)
         self._set_reference(forward, inputs=inputs, pair_index=pair_index)
         loss = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
         loss = self._objective(loss, log_probs=forward.log_probs, inputs=inputs)
-        if not torch.isfinite(loss):
-            ids = ", ".join(self._examples.example(index).id for index in pair_index)
-            raise FloatingPointError(
-                f"step {self.state.global_step + 1}: the loss is {loss.item()}; pairs of the batch: {ids}. "
-                f"Lower train.learning_rate, or look at these pairs' log-probs"
-            )
+        self._refuse_no_number(loss, pair_index=pair_index)
         return loss
+
+    def _refuse_no_number(self, loss: torch.Tensor, *, pair_index: Sequence[int]) -> None:
+        """Look at the losses of a whole step at once, before its update: each look waits for the GPU."""
+        self._step_losses.append((loss.detach(), pair_index))
+        if not self.accelerator.sync_gradients:
+            return  # more micro-batches of this step will come
+        of_step, self._step_losses = self._step_losses, []
+        losses = torch.stack([loss for loss, _ in of_step]).tolist()
+        for number, (_, pair_index) in zip(losses, of_step, strict=True):
+            if not math.isfinite(number):
+                ids = ", ".join(self._examples.example(index).id for index in pair_index)
+                raise FloatingPointError(
+                    f"step {self.state.global_step + 1}: the loss is {number}; pairs of the batch: {ids}. "
+                    f"Lower train.learning_rate, or look at these pairs' log-probs"
+                )
 
     def _forward(self, model: Any, *, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The stand-in that TRL's loss calls as its model, and the batch without the keys that TRL does not know."""
@@ -194,7 +223,7 @@ class PairTrainer(DPOTrainer):
             pairs, whatever order the batch has, then all rejected ones.
         """
         batch = self._prepare_inputs(collator(pair_rows(pairs)))
-        order = batch.pop("pair_index").tolist()
+        order = batch.pop("pair_index")
         with self._evaluating() as engine:
             forward, inputs = self._forward(engine, inputs=batch)
             logps = self._token_logps(forward, inputs=inputs)

@@ -58,8 +58,9 @@ def training_arguments(
         logging_steps=1,
         report_to=[],
         disable_tqdm=True,
+        logging_nan_inf_filter=False,  # it waits for the GPU after every backward pass; the trainer looks by itself
         dataloader_pin_memory=use_gpu,
-        accelerator_config={"use_configured_state": True},
+        accelerator_config={"use_configured_state": True, "non_blocking": use_gpu},
         deepspeed=deepspeed_settings(train, micro_batch_size=micro, use_gpu=use_gpu),
     )
 

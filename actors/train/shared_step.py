@@ -43,15 +43,15 @@ class SharedPrefixForward:
             **shared["kinds"],
             **shared["images"],
         }
+        self._targets = shared["targets"][None]
         self.log_probs: torch.Tensor | None = None
         """[2P, A] log-probs of the last call, chosen answers first; 0 behind an answer's end."""
 
     def __call__(self, *, labels: torch.Tensor, **_: Any) -> Any:
         is_answer = labels[:, 1:] != -100
-        targets = labels[:, 1:][is_answer][None]
         # The head gets answer tokens only, so no logits are made of image and prompt, and the head makes those of the
         # answers tile by tile.
-        output = self._model(**self._inputs, shift_labels=targets, fused_lm_head=True, use_cache=False)
+        output = self._model(**self._inputs, shift_labels=self._targets, fused_lm_head=True, use_cache=False)
         for field in _FIELDS:
             value = getattr(output, field)
             if value is not None:

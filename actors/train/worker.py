@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.train.stream import JudgedSoFar
+from actors.train.threads import num_local_workers, torch_threads
 from csr_ray.config.schema import Train
 from csr_ray.errors import StalePolicyError, UserError
 from csr_ray.policy.source import local_folder
@@ -234,7 +235,7 @@ def prepare_process(config: Train) -> None:
     if config.gpus_per_worker == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ["DS_ACCELERATOR"] = "cpu"
-        import torch
+    import torch
 
-        # Ray has set OMP_NUM_THREADS to the worker's CPU share, at least 1; this overrides it.
-        torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    # Ray has set OMP_NUM_THREADS to the worker's CPU share, at least 1; this overrides it.
+    torch.set_num_threads(torch_threads(config, num_cores=os.cpu_count() or 1, num_local_workers=num_local_workers()))

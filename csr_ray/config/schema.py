@@ -300,7 +300,9 @@ class Train(Section):
         "vision tower's",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        "bfloat16", description="data type of the frozen weights while training"
+        "bfloat16",
+        description="data type of the weights while training, also of the LoRA, of which the optimizer keeps a copy "
+        "in float32; bfloat16 runs on a CPU, too, mostly slower there",
     )
     step: Literal["auto", "shared_prefix", "concatenated"] = Field(
         "auto",
@@ -354,7 +356,15 @@ class Train(Section):
     threads: int | None = Field(
         None,
         ge=1,
-        description="torch threads of a worker that trains on the CPU; null: as many as the machine has cores",
+        description="torch threads of a worker; null: on the CPU as many as the machine has cores, on a GPU a "
+        "worker's share of them, at most 8",
+    )
+    loader_threads: int | None = Field(
+        None,
+        ge=0,
+        description="threads of a worker that read and decode the next batches while one is trained; 0: none, each "
+        "batch is made when it is needed; null: none on the CPU, on a GPU a worker's share of the cores, at "
+        "most 4",
     )
 
     @model_validator(mode="after")

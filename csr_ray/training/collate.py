@@ -11,6 +11,7 @@ hold the chosen answers, rows P..2P-1 the rejected ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -117,28 +118,33 @@ class PairCollator:
         token_type_ids, mm_token_type_ids: [2P, T] if the processor makes them, 0 on answers;
         ref_chosen_logps, ref_rejected_logps: [P] float32, the log-probs (nats, summed over an answer's tokens) that
             the engine returned while sampling;
-        pair_index: [P], the rows' `index`.
+        pair_index: list of P ints, the rows' `index`; no tensor, because reading one back from a GPU waits for it.
+
+    Attributes:
+        threads: how many pictures of a batch are read and decoded at a time.
     """
 
     processor: ProcessorMixin
     load_picture: LoadPicture
+    threads: int = 1
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         prompts = self.prompts([row_ask(row) for row in rows])
         answers = [row["chosen"] for row in rows] + [row["rejected"] for row in rows]
-        batch = self.batch(prompts, answers=answers)
+        batch: dict[str, Any] = self.batch(prompts, answers=answers)
         batch["ref_chosen_logps"] = torch.tensor([row["chosen_logp"] for row in rows], dtype=torch.float32)
         batch["ref_rejected_logps"] = torch.tensor([row["rejected_logp"] for row in rows], dtype=torch.float32)
-        batch["pair_index"] = torch.tensor([row["index"] for row in rows])
+        batch["pair_index"] = [row["index"] for row in rows]
         return batch
 
     def prompts(self, asks: Sequence[Ask]) -> Mapping[str, torch.Tensor]:
         """The processor's output for some prompts, image tokens expanded; token keys are [P, longest prompt]."""
         texts = [prompt_text(self.processor, question=ask.text) for ask in asks]
-        images = [[self.load_picture(ask.picture)] for ask in asks]
+        with ThreadPoolExecutor(max_workers=self.threads) as pool:
+            images = list(pool.map(self.load_picture, [ask.picture for ask in asks]))
         return self.processor(
             text=texts,
-            images=images,
+            images=[[image] for image in images],
             padding=True,
             add_special_tokens=needs_special_tokens(self.processor.tokenizer, text=texts[0]),
             return_tensors="pt",
@@ -193,7 +199,8 @@ class SharedPrefixCollator(PairCollator):
             wants them; the pairs may stand in another order than the rows;
         ref_chosen_logps, ref_rejected_logps, pair_index: [P] as in `PairCollator`;
         shared: what the model gets, a dict of input_ids, positions, pair, branch, sources (see `SharedPrefixLayout`),
-            kinds (a dict) and images (a dict of what the processor made of them, each image once).
+            targets ([N], the token that each source predicts), kinds (a dict) and images (a dict of what the
+            processor made of them, each image once).
 
     Attributes:
         positions: gives the position ids of the prompts; None where positions simply count the tokens.
@@ -223,13 +230,14 @@ class SharedPrefixCollator(PairCollator):
             "completion_mask": torch.cat([zeros[:, None], is_answer], dim=1),
             "ref_chosen_logps": torch.tensor([rows[item]["chosen_logp"] for item in order], dtype=torch.float32),
             "ref_rejected_logps": torch.tensor([rows[item]["rejected_logp"] for item in order], dtype=torch.float32),
-            "pair_index": torch.tensor([rows[item]["index"] for item in order]),
+            "pair_index": [rows[item]["index"] for item in order],
             "shared": {
                 "input_ids": layout.input_ids,
                 "positions": layout.positions,
                 "pair": layout.pair,
                 "branch": layout.branch,
                 "sources": layout.sources,
+                "targets": layout.answers[layout.is_answer],
                 "kinds": dict(layout.kinds),
                 "images": images,
             },

@@ -160,9 +160,10 @@ def visibility(pair: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
 def spread(values: torch.Tensor, *, is_answer: torch.Tensor) -> torch.Tensor:
     """Bring [N] values in the order of `SharedPrefixLayout.sources` into [2P, A], with 0 where there is no token.
 
-    The gradient flows through.
+    The gradient flows through, and a GPU need not be waited for, as for the number of elements of a boolean mask.
     """
-    return values.new_zeros(is_answer.shape).masked_scatter(is_answer, values)
+    places = (is_answer.flatten().cumsum(0) - 1).clamp(min=0)
+    return torch.where(is_answer, values.index_select(0, places).view(is_answer.shape), 0)
 
 
 def flops_ratio(*, num_prefix: int, num_chosen: int, num_rejected: int, reference_forward: bool) -> float:

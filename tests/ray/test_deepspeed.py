@@ -126,6 +126,24 @@ def test_stages_and_offloading_give_the_same_adapter(
     _assert_same(result, plain)
 
 
+@pytest.mark.parametrize("num_planned", [None, 2 * NUM_STEPS], ids=["whole", "streamed"])
+def test_batches_made_ahead_give_the_same_adapter(
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path, num_planned: int | None
+) -> None:
+    adapters = []
+    for threads in (0, 3):
+        output_dir = tmp_path / f"{threads}" / "adapter"
+        output_dir.parent.mkdir()
+        settings = {"loader_threads": threads, "epochs": 2, "micro_batch_size": 1}
+        job = training_process.submit(_train, model, pairs, output_dir, settings, None, num_planned)
+        result = job.result(timeout=300)
+        assert (result.num_pairs, result.num_steps) == (2 * NUM_STEPS, 2 * NUM_STEPS)
+        assert result.optimizer_s > 0
+        adapters.append(_adapter(result))
+    for name, expected in adapters[0].items():
+        assert torch.equal(adapters[1][name], expected), name
+
+
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_bfloat16_trains_on_a_cpu_and_finds_nearly_the_adapter_of_float32(
     training_process: ProcessPoolExecutor,

@@ -28,7 +28,7 @@ from actors.generate.engine import EngineSettings, VllmEngine
 from actors.process.counters import Counting
 from csr_ray.config.load import parse_config
 from csr_ray.config.schema import Config, Train
-from csr_ray.data.pictures import load_picture
+from csr_ray.data.pictures import load_picture, picture_size
 from csr_ray.records import Cycle, Example, Prompt, Sentence, TrainOrder, TrainResult
 from csr_ray.training.collate import PairCollator, PairJudge
 
@@ -311,7 +311,7 @@ def test_image_token_in_an_answer_kills_no_engine_and_is_not_trained_on(family: 
     pair = make_pairs(family)[0]
     ids = (*pair.rejected.token_ids, family.processor.image_token_id, *pair.chosen.token_ids)
     odd = altered(pair, rejected={"token_ids": ids})
-    judge = PairJudge(processor=family.processor, load_picture=load_picture, max_length=512)
+    judge = PairJudge(processor=family.processor, picture_size=picture_size, max_length=512)
     assert (judge(odd), judge(pair)) == ("image_token_in_answer", None)
     ask = family.prompts[0].ask
     grown = family.engine.continuations(ask, prefix_ids=ids, num=2, max_tokens=4, seed=0)

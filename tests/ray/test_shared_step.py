@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from tiny_models import (
     build_tiny_qwen3_vl,
     build_tiny_qwen_vl,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 from training_examples import altered
 
 from csr_ray.config.schema import Train
@@ -345,6 +347,52 @@ def test_check_measures_the_gap_and_names_the_pair_beyond_it(llava: Family, tmp_
     off = [*true[:2], altered(true[2], rejected={"logp": true[2].rejected.logp - 3.0}), true[3]]
     with pytest.raises(ReferenceGapError, match=r"pair-2 of policy version 0.*train\.reference_tolerance = 0\.001"):
         _computed(trainer, trainer.data_collator(pair_rows(off)))
+
+
+class _Waits(TorchDispatchMode):
+    """Notes where our own files do what makes a CPU wait for a GPU: read a number, or count a mask's elements."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        by_mask = func in (aten.index.Tensor, aten.index_put_.default) and any(
+            index is not None and index.dtype == torch.bool for index in args[1]
+        )
+        waits = (aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default)
+        if by_mask or func in waits:
+            frames = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename][:-1]
+            if "/actors/" in frames[-1].filename or "/csr_ray/" in frames[-1].filename:
+                self.found.append(f"{frames[-1].filename}:{frames[-1].lineno}: {func}")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("budget", [None, 4096])
+def test_no_line_of_ours_waits_for_the_gpu_in_a_micro_batch(
+    llava: Family, tmp_path: Path, budget: int | None
+) -> None:
+    """Counted on the CPU by the operations that wait on a GPU; TRL's own metrics wait some 17 times."""
+    trainer = _trainer(llava, directory=tmp_path, train=Train(beta=BETA, dtype="float32"), budget=budget)
+    batch = trainer.data_collator(pair_rows(llava.pairs))
+    trainer.model.train()
+    trainer.accelerator.gradient_state._set_sync_gradients(False)  # not the last micro-batch of its step
+    with _Waits() as waits:
+        loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
+        loss.backward()
+    assert waits.found == []
+
+
+def test_loss_of_any_micro_batch_that_is_no_number_is_named_before_the_update(llava: Family, tmp_path: Path) -> None:
+    trainer = _trainer(llava, directory=tmp_path, train=Train(beta=BETA, dtype="float32"), budget=100)
+    broken = pair_rows([altered(llava.pairs[0], chosen={"logp": float("nan")})])
+    state = trainer.accelerator.gradient_state
+    state._set_sync_gradients(False)
+    _computed(trainer, trainer.data_collator([{**broken[0], "index": 2}]))
+    state._set_sync_gradients(True)
+    with pytest.raises(FloatingPointError, match=r"step 1: the loss is nan; pairs of the batch: pair-2\."):
+        _computed(trainer, trainer.data_collator(pair_rows(llava.pairs)))
 
 
 def test_loss_that_is_no_number_names_the_pairs(llava: Family, tmp_path: Path) -> None:

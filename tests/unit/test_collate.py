@@ -120,7 +120,7 @@ def test_reference_comes_from_the_record(processor: Any) -> None:
     batch = PairCollator(processor=processor, load_picture=_load)(pair_rows(PAIRS))
     assert batch["ref_chosen_logps"].tolist() == [-1.5, -1.5]
     assert batch["ref_rejected_logps"].tolist() == [-2.25, -2.25]
-    assert batch["pair_index"].tolist() == [0, 1]
+    assert batch["pair_index"] == [0, 1]
 
 
 def test_start_token_appears_once_whether_tokenizer_or_template_writes_it(processor: Any) -> None:
@@ -250,7 +250,7 @@ def test_images_follow_their_pairs_into_packed_rows(processor: Any, patches: boo
     num_tokens = (plain["shared"]["pair"] >= 0).sum(dim=1).tolist()
     budget = num_tokens[0] + num_tokens[2]
     batch = SharedPrefixCollator(processor=kind, load_picture=_load, budget=budget)(pair_rows(pairs))
-    assert batch["pair_index"].tolist() == [0, 2, 1], "the long one does not fit between them"
+    assert batch["pair_index"] == [0, 2, 1], "the long one does not fit between them"
     assert len(batch["shared"]["input_ids"]) == 2
     pixels, expected = (item["shared"]["images"]["pixel_values"] for item in (batch, plain))
     per_image = len(expected) // 3
