@@ -35,7 +35,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from actors.train.examples import ExampleStream, HeldExamples, Verdict
 from actors.train.pair_trainer import PairTrainer, StepClock
 from actors.train.settings import last_checkpoint, training_arguments
-from actors.train.shared_step import can_use_flex, family_positions, set_flex
+from actors.train.shared_step import FLEX_BLOCK, can_use_flex, family_positions, set_flex
 from actors.train.stream import ExampleSource
 from actors.train.threads import loader_threads, num_local_workers
 from csr_ray.config.schema import Train
@@ -293,7 +293,7 @@ class CycleTrainer:
             # The made-up pairs of a rehearsal have no log-probs of an engine, so there is nothing to compare.
             train=train.model_copy(update={"reference": "recompute"}) if is_rehearsal else train,
             examples=examples,
-            collator=self._collator(load_picture, is_shared=self._shares_prefix),
+            collator=self._collator(load_picture, is_shared=self._shares_prefix, use_flex=self._uses_flex),
             use_flex=self._uses_flex,
             loader_threads=self._loader_threads,
             lora=LoraConfig(
@@ -305,7 +305,7 @@ class CycleTrainer:
             ),
         )
 
-    def _collator(self, load_picture: LoadPicture, *, is_shared: bool) -> PairCollator:
+    def _collator(self, load_picture: LoadPicture, *, is_shared: bool, use_flex: bool = False) -> PairCollator:
         threads = max(1, self._loader_threads)
         if not is_shared:
             return PairCollator(processor=self._processor, load_picture=load_picture, threads=threads)
@@ -316,6 +316,7 @@ class CycleTrainer:
             threads=threads,
             positions=family_positions(self._policy),
             budget=self._train.pack_tokens,
+            multiple=FLEX_BLOCK if use_flex else 1,
         )
 
 

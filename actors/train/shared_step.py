@@ -18,8 +18,13 @@ import torch
 from transformers import PreTrainedModel
 
 from csr_ray.training.collate import Positions
-from csr_ray.training.shared_prefix import PREFIX, spread, visibility
+from csr_ray.training.shared_prefix import PREFIX, spread, visibility, visible_blocks
 
+FLEX_BLOCK = 128  # tokens; the side of a block that FlexAttention skips or computes, and torch's own choice
+# How many variants of a function torch compiles before it runs it uncompiled; 8 by default. FlexAttention uncompiled
+# makes all scores, which it is there to avoid. Variants differ in: gradients or none, training or not, one row or
+# several, one block or several, lengths as numbers (the first) or as symbols (the others).
+_MAX_VARIANTS = 64
 _FIELDS = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
@@ -34,11 +39,12 @@ class SharedPrefixForward:
     def __init__(self, model: Callable[..., Any], *, shared: Mapping[str, Any], use_flex: bool) -> None:
         self._model = model
         positions = shared["positions"]
-        mask = block_mask if use_flex else visibility
+        pair, branch = shared["pair"], shared["branch"]
+        mask = block_mask(pair, branch, num_pairs=shared["num_pairs"]) if use_flex else visibility(pair, branch)
         self._inputs = {
             "input_ids": shared["input_ids"],
             "position_ids": positions[0] if len(positions) == 1 else positions,
-            "attention_mask": mask(shared["pair"], shared["branch"]),
+            "attention_mask": mask,
             "answer_sources": shared["sources"],
             **shared["kinds"],
             **shared["images"],
@@ -115,16 +121,33 @@ def can_use_flex(policy: PreTrainedModel) -> bool:
 
 def set_flex(policy: PreTrainedModel, *, is_on: bool) -> None:
     """Let the language model run FlexAttention, or SDPA again; the vision tower never sees the mask and stays."""
+    if is_on:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MAX_VARIANTS)
     policy.set_attn_implementation({"text_config": "flex_attention" if is_on else "sdpa"})
 
 
-def block_mask(pair: torch.Tensor, branch: torch.Tensor) -> Any:
-    """`visibility` of the shared prefix as FlexAttention's block mask: whole blocks of hidden keys are skipped."""
-    from torch.nn.attention.flex_attention import create_block_mask
+def block_mask(pair: torch.Tensor, branch: torch.Tensor, *, num_pairs: int) -> Any:
+    """`visibility` of the shared prefix as FlexAttention's block mask: whole blocks of hidden keys are skipped.
+
+    torch's own `create_block_mask` would first make the dense mask, R x L x L bools several times over.
+
+    Args:
+        pair, branch: [R, L]; L is a multiple of `FLEX_BLOCK`.
+        num_pairs: P.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
 
     def may_see(row: Any, head: Any, query: Any, key: Any) -> Any:
         same_answer = (branch[row, key] == PREFIX) | (branch[row, key] == branch[row, query])
         return (query >= key) & (pair[row, query] == pair[row, key]) & same_answer
 
-    num_rows, length = pair.shape
-    return create_block_mask(may_see, B=num_rows, H=None, Q_LEN=length, KV_LEN=length, device=pair.device)
+    whole, partial = visible_blocks(pair, branch, num_pairs=num_pairs, block=FLEX_BLOCK)
+    return BlockMask.from_kv_blocks(
+        *_listed(partial), *_listed(whole), BLOCK_SIZE=FLEX_BLOCK, mask_mod=may_see, seq_lengths=(pair.shape[1],) * 2
+    )
+
+
+def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many blocks of keys each block of queries has, [R, 1, blocks], and which: their numbers come first."""
+    numbers = blocks.int()[:, None]
+    return numbers.sum(dim=-1, dtype=torch.int32), numbers.argsort(dim=-1, descending=True, stable=True).int()

@@ -199,16 +199,18 @@ class SharedPrefixCollator(PairCollator):
             wants them; the pairs may stand in another order than the rows;
         ref_chosen_logps, ref_rejected_logps, pair_index: [P] as in `PairCollator`;
         shared: what the model gets, a dict of input_ids, positions, pair, branch, sources (see `SharedPrefixLayout`),
-            targets ([N], the token that each source predicts), kinds (a dict) and images (a dict of what the
-            processor made of them, each image once).
+            targets ([N], the token that each source predicts), num_pairs (an int), kinds (a dict) and images (a dict
+            of what the processor made of them, each image once).
 
     Attributes:
         positions: gives the position ids of the prompts; None where positions simply count the tokens.
         budget: how many tokens a row may hold, see `csr_ray.training.shared_prefix.pack`; None: one pair a row.
+        multiple: rows are padded to the next multiple of so many tokens.
     """
 
     positions: Positions | None = None
     budget: int | None = None
+    multiple: int = 1
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         prompts = self.prompts([row_ask(row) for row in rows])
@@ -219,7 +221,11 @@ class SharedPrefixCollator(PairCollator):
         order = [item for row in packed for item in row]
         if counts is not None and order != sorted(order):
             images = {key: _reordered(value, counts=counts[key], order=order) for key, value in images.items()}
-        layout = lay_out([[pairs[item] for item in row] for row in packed], pad_token_id=self._pad_token_id())
+        layout = lay_out(
+            [[pairs[item] for item in row] for row in packed],
+            pad_token_id=self._pad_token_id(),
+            multiple=self.multiple,
+        )
         last = torch.stack([pairs[item].prefix[-1] for item in order]).repeat(2)
         is_answer = layout.is_answer.long()
         ones, zeros = torch.ones_like(last), torch.zeros_like(last)
@@ -238,6 +244,7 @@ class SharedPrefixCollator(PairCollator):
                 "branch": layout.branch,
                 "sources": layout.sources,
                 "targets": layout.answers[layout.is_answer],
+                "num_pairs": len(pairs),
                 "kinds": dict(layout.kinds),
                 "images": images,
             },

@@ -98,9 +98,14 @@ def pack(lengths: Sequence[int], *, budget: int | None, keep_order: bool = False
     return sorted((sorted(row) for row in rows), key=lambda row: row[0])
 
 
-def lay_out(rows: Sequence[Sequence[PairTokens]], *, pad_token_id: int) -> SharedPrefixLayout:
-    """Put pairs into rows; the pairs are numbered as they stand, row after row."""
-    length = max(sum(pair.num_tokens for pair in row) for row in rows)
+def lay_out(rows: Sequence[Sequence[PairTokens]], *, pad_token_id: int, multiple: int = 1) -> SharedPrefixLayout:
+    """Put pairs into rows; the pairs are numbered as they stand, row after row.
+
+    Args:
+        multiple: rows are padded to the next multiple of so many tokens.
+    """
+    longest = max(sum(pair.num_tokens for pair in row) for row in rows)
+    length = -(-longest // multiple) * multiple
     pairs = [pair for row in rows for pair in row]
     axes = pairs[0].positions.shape[0]
     input_ids = torch.full((len(rows), length), pad_token_id, dtype=torch.long)
@@ -155,6 +160,37 @@ def visibility(pair: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
     same_pair = pair[:, :, None] == pair[:, None, :]
     same_answer = (branch[:, None, :] == PREFIX) | (branch[:, :, None] == branch[:, None, :])
     return (is_earlier & same_pair & same_answer)[:, None]
+
+
+def visible_blocks(
+    pair: torch.Tensor, branch: torch.Tensor, *, num_pairs: int, block: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summarise `visibility` by blocks of tokens, without making it: memory grows with (L / block)^2, not with L^2.
+
+    Args:
+        pair, branch: [R, L] as in `SharedPrefixLayout`; L is a multiple of `block`.
+        num_pairs: P; reading it from `pair` would wait for the GPU.
+        block: side of a block, in tokens.
+
+    Returns:
+        Two bools [R, L / block, L / block] for blocks of queries (axis 1) and of keys (axis 2): whether every query
+        sees every key, and whether some but not all do.
+    """
+    num_rows, length = pair.shape
+    num_blocks, rest = divmod(length, block)
+    assert rest == 0, (length, block)
+    # A part is what sees, and is seen, as a whole: a pair's prefix, each of its answers, and the padding behind all.
+    num_parts = 3 * num_pairs + 1
+    part = torch.where(pair == PADDING, 3 * num_pairs, 3 * pair + branch).view(num_rows, num_blocks, block)
+    has_part = torch.zeros(num_rows, num_blocks, num_parts, device=pair.device).scatter_(2, part, 1.0)
+    parts = torch.arange(num_parts, device=pair.device)
+    owner, kind = parts // 3, parts % 3
+    sees = (owner[:, None] == owner[None, :]) & ((kind[None, :] == PREFIX) | (kind[:, None] == kind[None, :]))
+    has_seen, has_hidden = (has_part @ allowed.float() @ has_part.transpose(1, 2) > 0 for allowed in (sees, ~sees))
+    order = torch.arange(num_blocks, device=pair.device)
+    is_earlier = order[:, None] > order[None, :]
+    is_diagonal = order[:, None] == order[None, :]  # each token sees itself, and not the next
+    return is_earlier & ~has_hidden, (is_earlier & has_seen & has_hidden) | is_diagonal
 
 
 def spread(values: torch.Tensor, *, is_answer: torch.Tensor) -> torch.Tensor:

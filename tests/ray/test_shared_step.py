@@ -159,7 +159,15 @@ def _by_trl(family: Family, *, directory: Path, pairs: Sequence[Example] = (), *
     return _computed(trainer, batch)
 
 
-def _trainer(family: Family, *, directory: Path, train: Train, budget: int | None = None, **settings: Any) -> Any:
+def _trainer(
+    family: Family,
+    *,
+    directory: Path,
+    train: Train,
+    budget: int | None = None,
+    multiple: int = 1,
+    **settings: Any,
+) -> Any:
     from actors.train.examples import HeldExamples
     from actors.train.pair_trainer import PairTrainer
     from actors.train.shared_step import family_positions
@@ -172,7 +180,11 @@ def _trainer(family: Family, *, directory: Path, train: Train, budget: int | Non
         train=train,
         examples=HeldExamples(family.pairs),
         collator=SharedPrefixCollator(
-            processor=family.processor, load_picture=load_picture, positions=family_positions(policy), budget=budget
+            processor=family.processor,
+            load_picture=load_picture,
+            positions=family_positions(policy),
+            budget=budget,
+            multiple=multiple,
         ),
         lora=_lora(),
     )
@@ -210,6 +222,17 @@ def test_loss_and_every_gradient_are_trls(
         assert ours.metrics[key] == pytest.approx(theirs.metrics[key], rel=RELATIVE, abs=1e-4), (
             key
         )  # differences of sums
+
+
+@pytest.mark.parametrize("budget", [None, 4096])
+def test_padding_to_whole_blocks_changes_nothing(
+    family: Family, theirs: Computed, tmp_path: Path, budget: int | None
+) -> None:
+    """FlexAttention gets its rows so."""
+    trainer = _trainer(family, directory=tmp_path, train=RECOMPUTE, budget=budget, multiple=128)
+    batch = trainer.data_collator(pair_rows(family.pairs))
+    assert batch["shared"]["input_ids"].shape[1] % 128 == 0
+    _assert_same(_computed(trainer, batch), theirs)
 
 
 @pytest.mark.parametrize("budget", [None, 100])

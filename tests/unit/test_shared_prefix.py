@@ -1,9 +1,20 @@
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
-from csr_ray.training.shared_prefix import PADDING, PairTokens, flops_ratio, lay_out, pack, spread, visibility
+from csr_ray.training.shared_prefix import (
+    PADDING,
+    PairTokens,
+    flops_ratio,
+    lay_out,
+    pack,
+    spread,
+    visibility,
+    visible_blocks,
+)
 
 
 def _pair(num_prefix: int, *, chosen: tuple[int, ...], rejected: tuple[int, ...], first: int = 100) -> PairTokens:
@@ -94,3 +105,30 @@ def test_flops_ratio_is_that_of_the_worked_example() -> None:
     # 8 x 726 units against 3 x 844: 606 prefix tokens, 120 of each answer, last answer tokens left out
     ratio = flops_ratio(num_prefix=606, num_chosen=120, num_rejected=120, reference_forward=True)
     assert ratio == pytest.approx(8 * 726 / (3 * 844))
+
+
+def test_rows_are_padded_to_a_multiple_and_padding_belongs_to_nobody() -> None:
+    plain, padded = (lay_out([[A], [B]], pad_token_id=9, multiple=multiple) for multiple in (1, 8))
+    assert padded.input_ids.tolist() == [[*row, 9, 9] for row in plain.input_ids.tolist()]
+    assert padded.pair[:, 5:].tolist() == [[0, PADDING, PADDING], [PADDING] * 3]
+    assert padded.input_ids.flatten()[padded.sources].tolist() == plain.input_ids.flatten()[plain.sources].tolist()
+    assert torch.equal(padded.answers, plain.answers)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_blocks_are_those_of_the_dense_mask(seed: int) -> None:
+    rng = random.Random(seed)
+    block = rng.choice((4, 8, 16))
+    rows = [
+        [
+            _pair(rng.randrange(1, 40), chosen=(1,) * rng.randrange(1, 30), rejected=(2,) * rng.randrange(1, 30))
+            for _ in range(rng.randrange(1, 5))
+        ]
+        for _ in range(rng.randrange(1, 4))
+    ]
+    layout = lay_out(rows, pad_token_id=0, multiple=block)
+    whole, partial = visible_blocks(layout.pair, layout.branch, num_pairs=sum(len(row) for row in rows), block=block)
+    dense = visibility(layout.pair, layout.branch)[:, 0]
+    blocks = dense.unflatten(2, (-1, block)).unflatten(1, (-1, block))  # [R, L / block, block, L / block, block]
+    assert torch.equal(whole, blocks.all(dim=4).all(dim=2))
+    assert torch.equal(partial, blocks.any(dim=4).any(dim=2) & ~whole)
