@@ -7,12 +7,13 @@ knows no actors and no trees.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cachetools import LRUCache
 
 from csr_ray.data.pictures import load_picture
+from csr_ray.errors import ConfigError
+from csr_ray.policy.clip_source import clip_source
 from csr_ray.records import Picture
 
 if TYPE_CHECKING:
@@ -26,26 +27,33 @@ class ClipModel:
     """An open_clip model on one device, with caches of its embeddings. Not thread-safe.
 
     Args:
-        model: a folder, or NAME or NAME/PRETRAINED of open_clip.
+        model: as `scorer.model`, see `csr_ray.policy.clip_source`.
         dtype: "float32", or "bfloat16" for autocast of the towers.
         device: torch's name of it.
+
+    Raises:
+        ConfigError: the model cannot be loaded, or its scores would not be its own.
     """
 
     def __init__(self, model: str, *, dtype: str, device: str) -> None:
+        source = clip_source(model)
+
         import open_clip
         import torch
 
         self._torch = torch
         self._device = device
-        name, _, pretrained = model.partition("/")
-        folder = Path(model)
-        where = {"model_name": f"local-dir:{folder}"} if folder.is_dir() else {"model_name": name}
-        if not folder.is_dir() and pretrained:
-            where["pretrained"] = pretrained
-        self._model, _, self._transform = open_clip.create_model_and_transforms(**where, device=device)
+        try:
+            # Unlike create_model, it raises where no weights are found.
+            self._model, self._transform = open_clip.create_model_from_pretrained(
+                source.name, source.weights, device=device
+            )
+            self._tokenizer = open_clip.get_tokenizer(source.name)
+        except Exception as error:  # of many kinds: the hub's, the file's, torch's
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            raise ConfigError(f"scorer.model = {model!r}: open_clip cannot load it: {reason}") from error
         self._model.eval().requires_grad_(False)
         self._autocast = dtype == "bfloat16"
-        self._tokenizer = open_clip.get_tokenizer(where["model_name"])
         self._context = int(getattr(self._tokenizer, "context_length", 77) or 77)
         self._images: LRUCache[Picture, torch.Tensor] = LRUCache(_IMAGES_KEPT)
         self._texts: LRUCache[str, tuple[torch.Tensor, bool]] = LRUCache(_TEXTS_KEPT)
@@ -72,7 +80,7 @@ class ClipModel:
         missing = [picture for picture in dict.fromkeys(pictures) if picture not in known]
         if not missing:
             return known
-        batch = self._torch.stack([self._transform(load_picture(picture)) for picture in missing]).to(self._device)
+        batch = self._torch.stack([self._transform(load_picture(picture)) for picture in missing])
         new = dict(zip(missing, self._unit(self._model.encode_image, batch), strict=True))
         self._images.update(new)
         self._num_images += len(new)
@@ -84,7 +92,7 @@ class ClipModel:
         missing = [text for text in dict.fromkeys(texts) if text not in known]
         if not missing:
             return known
-        tokens = self._tokenizer(missing).to(self._device)
+        tokens = self._tokenizer(missing)
         cut = [self._is_cut(text, row) for text, row in zip(missing, tokens, strict=True)]
         new = dict(zip(missing, zip(self._unit(self._model.encode_text, tokens), cut, strict=True), strict=True))
         self._texts.update(new)
@@ -97,7 +105,7 @@ class ClipModel:
             self._torch.inference_mode(),
             self._torch.autocast(device_type, dtype=self._torch.bfloat16, enabled=self._autocast),
         ):
-            rows = encode(batch)
+            rows = encode(batch.to(self._device))
         # In double precision from here on: it costs nothing beside a tower, and leaves of the score's rounding only
         # the tower's own (2e-7 of the score, from one batch to another).
         return self._torch.nn.functional.normalize(rows.double(), dim=-1)

@@ -1,6 +1,6 @@
 """The plan of a run before anything is started: paths are checked, actors counted, tokens estimated.
 
-Looks at files, but starts nothing and imports nothing heavy.
+Looks at files, but starts nothing, and imports nothing heavy but open_clip for a scorer that is on open_clip's list.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from csr_ray.machine.clip_cost import GFLOPS_A_THREAD, ClipCost, clip_cost, open
 from csr_ray.machine.fit import gpus_needed
 from csr_ray.machine.placement import asks_of
 from csr_ray.methods.base import method_of
+from csr_ray.policy.clip_source import clip_source
 from csr_ray.policy.source import is_hub_id
 
 _WORLD = "${world}"
@@ -91,7 +92,7 @@ def check_paths(config: Config) -> None:
     """
     check_policy(config.policy.model)
     if config.scorer is not None:
-        _check_scorer(config.scorer.model)
+        clip_source(config.scorer.model)
     if "://" not in config.data.prompts and not Path(config.data.prompts).expanduser().is_file():
         raise ConfigError(f"data.prompts = {config.data.prompts!r}: no such file")
     images = config.data.images
@@ -225,16 +226,6 @@ def _missing_model_files(folder: Path) -> list[str]:
     if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
         missing.append("preprocessor_config.json (the image processor)")
     return missing
-
-
-def _check_scorer(model: str) -> None:
-    folder = Path(model).expanduser()
-    if not folder.exists():
-        if model.startswith((".", "/", "~")):
-            raise ConfigError(f"scorer.model = {model!r}: no such folder")
-        return
-    if not (folder / "open_clip_config.json").is_file():
-        raise ConfigError(f"scorer.model = {model!r}: not an open_clip folder; missing: open_clip_config.json")
 
 
 def _span(low: int, high: int) -> str:

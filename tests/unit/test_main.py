@@ -43,7 +43,7 @@ def own_data(tmp_path: Path) -> dict[str, Any]:
         "run": {"dir": str(tmp_path / "run")},
         "data": {"prompts": str(tmp_path / "prompts.jsonl")},
         "policy": {"model": str(model)},
-        "scorer": {"model": "ViT-B-32/openai"},
+        "scorer": {"model": "ViT-B-32-quickgelu/openai"},
     }
 
 
@@ -131,6 +131,17 @@ def test_dry_run_checks_the_paths(
 ) -> None:
     assert main(["run", config_file(tmp_path, own_data), "policy.model=./none", "--dry-run"]) == 2
     assert "policy.model = './none'" in error_line(capsys)
+
+
+def test_a_scorer_that_would_not_be_what_it_says_ends_a_run_before_anything_starts(
+    tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for more in ([], ["--dry-run"]):
+        for model, says in (("ViT-B-32/openai", "write ViT-B-32-quickgelu/openai"), ("ViT-B-32", "random")):
+            assert main(["run", config_file(tmp_path, own_data), f"scorer.model={model}", *more]) == 2
+            line = error_line(capsys)
+            assert f"scorer.model = '{model}'" in line and says in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_run_on_data_without_a_usable_row_says_where_the_quarantine_is(

@@ -92,7 +92,8 @@ def usable(tmp_path: Path) -> dict[str, dict]:
         folder.mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"):
         (model / name).write_text("")
-    (scorer / "open_clip_config.json").write_text("")
+    (scorer / "open_clip_config.json").write_text('{"model_cfg": {}}')
+    (scorer / "open_clip_model.safetensors").write_text("")
     (tmp_path / "prompts.jsonl").write_text("")
     return {
         "run": {"dir": str(tmp_path / "run")},
@@ -116,6 +117,7 @@ def test_a_config_whose_paths_are_there_is_accepted(usable: dict[str, dict]) -> 
         ("policy", "model", "{folder}/held", "missing: config.json, *.safetensors (weights), tokenizer.json, prepro"),
         ("policy", "model", "{folder}/prompts.jsonl", "it is a file, not a folder"),
         ("scorer", "model", "./none", "no such folder"),
+        ("scorer", "model", "ViT-L-14-336/openai", "write ViT-L-14-336-quickgelu/openai"),
         ("scorer", "model", "{folder}/held", "not an open_clip folder; missing: open_clip_config.json"),
         ("data", "prompts", "{folder}/none.jsonl", "no such file"),
         ("data", "images", "{folder}/none", "no such folder"),

@@ -1,0 +1,146 @@
+"""Where the scorer's weights come from, and whether they would run under the activation they were trained with.
+
+OpenAI and some others trained CLIP under QuickGELU, x sigmoid(1.702 x), most under GELU. open_clip computes what the
+model's name says. Where the weights were trained under the other one it only warns, and every score is off; where it
+finds no weights it only logs so, and scores with random towers. Here both are errors, and all that open_clip's own
+tables tell is told before anything is loaded. Knows no actors.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from csr_ray.errors import ConfigError
+
+_FOLDER = "local-dir:"
+_HUB = "hf-hub:"
+_CONFIG = "open_clip_config.json"
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pth")  # what open_clip looks for in a folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSource:
+    """What open_clip is to be asked for.
+
+    Args:
+        name: open_clip's name of the model, with its prefix if it has one (`local-dir:`, `hf-hub:`).
+        weights: a tag of open_clip's list, or a file; None where `name` brings its weights along.
+    """
+
+    name: str
+    weights: str | None = None
+
+
+def clip_source(model: str) -> ClipSource:
+    """Read `scorer.model`: a folder, hf-hub:OWNER/NAME, NAME/TAG or NAME/FILE.
+
+    Loads and fetches no weights. A folder costs nothing; NAME/... costs the import of open_clip, 6 s where it is not
+    loaded yet. A folder and a hub's repository say themselves which activation to build (`quick_gelu` in
+    `model_cfg`), and with NAME/FILE the name says it: there is nothing to compare them with.
+
+    Raises:
+        ConfigError: open_clip has no such model or weights, no weights are named, or they were trained under another
+            activation than the one that would be computed; says what to write instead.
+    """
+    folder = Path(model.removeprefix(_FOLDER)).expanduser()
+    if folder.is_dir():
+        _check_folder(folder, model=model)
+        return ClipSource(name=f"{_FOLDER}{folder}")
+    if model.startswith((_FOLDER, ".", "/", "~")):
+        raise _refused(model, "no such folder")
+    if model.startswith(_HUB):
+        if not re.fullmatch(r"[^/@]+/[^/@]+", model.removeprefix(_HUB)):
+            raise _refused(model, f"write {_HUB}OWNER/NAME, without a revision (open_clip takes none)")
+        return ClipSource(name=model)
+    return _listed(model)
+
+
+def _check_folder(folder: Path, *, model: str) -> None:
+    if not (folder / _CONFIG).is_file():
+        raise _refused(model, f"not an open_clip folder; missing: {_CONFIG}")
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _refused(model, f"{_CONFIG} is not JSON: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
+        raise _refused(model, f"{_CONFIG} has no model_cfg, from which open_clip builds the towers")
+    if not any(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
+        raise _refused(model, f"no weights in the folder; missing: one of {', '.join(_WEIGHTS)}")
+
+
+def _listed(model: str) -> ClipSource:
+    """Look NAME/TAG or NAME/FILE up in open_clip's tables."""
+    import open_clip
+
+    name, _, weights = model.partition("/")
+    if name not in open_clip.list_models():
+        names = {listed for listed, _ in open_clip.list_pretrained()}
+        raise _refused(model, f"no such folder, and open_clip has no model {name!r}" + _near(name, possible=names))
+    if not weights:
+        fitting = [_fitting(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+        some = [text for text in fitting if text is not None][:4]
+        remedy = f"NAME/TAG, for example {', '.join(some)}" if some else "NAME/FILE, open_clip lists none that fits"
+        raise _refused(model, f"it names no weights, so that the towers would be random; write {remedy}")
+    tag = open_clip.get_pretrained_cfg(name, weights)
+    if not tag:
+        file = Path(weights).expanduser()
+        if file.is_file():
+            return ClipSource(name=name, weights=str(file))
+        possible = {f"{listed}/{its}" for listed, its in open_clip.list_pretrained() if _fits(listed, its)}
+        raise _refused(
+            model,
+            f"open_clip lists no weights {weights!r} for {name}, and there is no such file"
+            + _near(model, possible=possible),
+        )
+    if not _fits(name, weights):
+        trained, built = ("QuickGELU", "GELU") if tag.get("quick_gelu") else ("GELU", "QuickGELU")
+        exact = _fitting(name, weights)
+        remedy = f"write {exact}"
+        if exact is None:
+            repository = str(tag.get("hf_hub", "")).rpartition("/")[0]
+            remedy = f"open_clip has no name for them under {trained}"
+            if repository:
+                remedy += f"; write {_HUB}{repository}, whose own config says which one to compute"
+        raise _refused(
+            model,
+            f"by open_clip's list the weights were trained under {trained}, but would run under {built}, and every "
+            f"score would be off; {remedy}",
+        )
+    return ClipSource(name=name, weights=weights)
+
+
+def _fits(name: str, tag: str) -> bool:
+    """Whether a name of open_clip computes the activation that a tag's weights were trained under."""
+    import open_clip
+
+    return _quick_gelu(open_clip.get_model_config(name)) == _quick_gelu(open_clip.get_pretrained_cfg(name, tag))
+
+
+def _fitting(name: str, tag: str) -> str | None:
+    """NAME/TAG of the same weights under their own activation; None if open_clip has no name for that."""
+    import open_clip
+
+    weights = open_clip.get_pretrained_cfg(name, tag)
+    for other in (name, *open_clip.list_pretrained_models_by_tag(tag)):
+        if open_clip.get_pretrained_cfg(other, tag) == weights and _fits(other, tag):
+            return f"{other}/{tag}"
+    return None
+
+
+def _quick_gelu(config: dict[str, Any]) -> bool:
+    return bool(config.get("quick_gelu", False))
+
+
+def _near(word: str, *, possible: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, sorted(possible), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def _refused(model: str, reason: str) -> ConfigError:
+    return ConfigError(f"scorer.model = {model!r}: {reason}")
