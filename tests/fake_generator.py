@@ -69,11 +69,25 @@ class ScoringGenerator:
 
 
 class DyingScorer:
-    """Dies when it is asked, and says why in its log first."""
+    """Dies where it is told to, `ready` or `score`, and says why in its log first."""
 
-    def __init__(self, log: str) -> None:
-        self._log = Path(log)
+    def __init__(self, log: str, *, at: str = "score") -> None:
+        self._log, self._at = Path(log), at
+
+    async def ready(self) -> None:
+        if self._at == "ready":
+            self._die()
 
     async def score(self, asked: list[Any]) -> None:
+        self._die()
+
+    def _die(self) -> None:
         self._log.write_text("cannot allocate 3 GiB for the image tower\n")
         os._exit(1)
+
+
+class FailingScorer:
+    """Lives, but cannot get ready."""
+
+    async def ready(self) -> None:
+        raise MemoryError("cannot allocate 3 GiB")

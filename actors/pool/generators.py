@@ -18,6 +18,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from actors.handover.proofs import Proof, Served, faults, noise_of
 from actors.handover.registry import Registry
 from actors.pool.ahead import Ahead
+from actors.pool.events import Role
 from actors.pool.replicas import Replicas
 from actors.pool.shell import Shell, reason_of
 from csr_ray.config.schema import Generators
@@ -51,6 +52,7 @@ class GeneratorPool:
         self._counting: dict[Any, Any] = {}  # actors that are asked for their counters, and the open calls
         self._shell = Shell(replicas, hang_s=config.hang_s)
         self._registry = Registry(adapters, chunk_bytes=int(config.chunk_mib * 2**20))
+        self._loaded = [actor.ready.remote() for actor in replicas.actors("scorer")]
         self._started = [actor.start.remote(self._registry.actor) for actor in replicas.actors("generator")]
 
     @property
@@ -63,20 +65,26 @@ class GeneratorPool:
         self._registry.close()
 
     def wait_until_ready(self) -> None:
-        """Block until every generator serves the current policy.
+        """Block until every scorer has its model and every generator serves the current policy.
 
         Raises:
-            ActorFailure: one died while starting; the message ends with its log.
+            ActorFailure: one could not start; names it, and ends with its log.
             UserError: one cannot start for a reason that the user can mend.
         """
+        for slot, loaded in enumerate(self._loaded):
+            self._result_of_start(loaded, role="scorer", slot=slot)
         for slot, started in enumerate(self._started):
-            try:
-                version = self._replicas.result(started, role="generator", slot=slot)
-            except RayTaskError as error:
-                if isinstance(error.cause, UserError):
-                    raise error.cause from None
-                raise
+            version = self._result_of_start(started, role="generator", slot=slot)
             assert version == self.version, (version, self.version)
+
+    def _result_of_start(self, call: Any, *, role: Role, slot: int) -> Any:
+        try:
+            return self._replicas.result(call, role=role, slot=slot)
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            last_lines = self._replicas.last_lines(role, slot)
+            raise ActorFailure(f"{role} {slot} cannot start: {reason_of(error)}\n{last_lines}") from error
 
     def rollout(self, prompts: Iterable[Prompt], *, cycle: Cycle) -> Iterator[Rollout | Rejection]:
         """See `csr_ray.ports.Generators`."""

@@ -39,23 +39,28 @@ class ScorerActor:
     def __init__(self, scorer: Scorer, *, scorers: Scorers, log: str | None = None) -> None:
         if log:
             log_to_file(log)
-        import torch
-
-        device = "cuda" if scorers.gpus and torch.cuda.is_available() else "cpu"
-        if device == "cpu":
-            torch.set_num_threads(scorers.threads)
-        self._clip = ClipModel(scorer.model, dtype=scorer.dtype, device=device)
+        self._scorer, self._scorers = scorer, scorers
+        self._loading: asyncio.Task[ClipModel] | None = None
         self._max_batch = scorer.max_batch
         self._max_wait_s = scorer.max_wait_ms / 1e3
         self._waiting: asyncio.Queue[_Request] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
         self._counting = Counting(actor="scorer")
 
-    async def ready(self) -> bool:
-        return True
+    async def ready(self) -> None:
+        """Wait until the model is loaded; the first call begins it.
+
+        Raises:
+            ConfigError: it cannot be loaded, or its scores would not be its own.
+        """
+        # Not in the constructor, because Ray hands on an error of a call, and of a constructor only its text.
+        if self._loading is None:
+            self._loading = asyncio.get_running_loop().create_task(asyncio.to_thread(self._load))
+        self._clip = await self._loading
 
     async def score(self, asked: Sequence[tuple[Picture, Sequence[str]]]) -> list[Scores | Exception]:
         """For each (picture, texts): 100 cos with each text and how many texts were cut, or the error of that one."""
+        await self.ready()
         if self._worker is None or self._worker.done():
             self._worker = asyncio.get_running_loop().create_task(self._serve())
         requests = [_Request(picture, tuple(texts)) for picture, texts in asked]
@@ -67,6 +72,14 @@ class ScorerActor:
     async def counters(self) -> Counters:
         """What was counted since the last call."""
         return self._counting.take()
+
+    def _load(self) -> ClipModel:
+        import torch
+
+        device = "cuda" if self._scorers.gpus and torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            torch.set_num_threads(self._scorers.threads)
+        return ClipModel(self._scorer.model, dtype=self._scorer.dtype, device=device)
 
     async def _serve(self) -> None:
         while True:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
+from fake_generator import DyingScorer, FailingScorer
 from fakes import tiny_config
 
+from actors.pool.generators import GeneratorPool
+from actors.pool.replicas import Replicas
 from csr_ray.app.run import world_spec
 from csr_ray.config.schema import World
+from csr_ray.errors import ActorFailure, ConfigError
 from csr_ray.records import Picture
 from csr_ray.world.build import cached_world
 
@@ -117,3 +122,33 @@ def test_one_bad_image_fails_alone(ray_session: None, world: Path, one_by_one: S
     assert good[0] == pytest.approx([score], **EQUAL)
     assert isinstance(broken, ValueError) and "bad.png" in str(broken)
     ray.kill(actor)
+
+
+def wait_for(scorers: list[Any], *, logs: Path) -> None:
+    pool = GeneratorPool(
+        tiny_config().generators, replicas=Replicas(generators=[], scorers=scorers, logs=logs), adapters=()
+    )
+    try:
+        pool.wait_until_ready()
+    finally:
+        pool.close()
+
+
+def test_a_model_that_a_scorer_refuses_reaches_the_user_as_his_own_error(ray_session: None, tmp_path: Path) -> None:
+    from actors.score.scorer import ScorerActor
+
+    scorer = ray.remote(ScorerActor).options(num_cpus=0, max_concurrency=1000)
+    config = tiny_config(scorer={"model": "ViT-B-32/openai"})
+    with pytest.raises(ConfigError, match=r"^scorer\.model = 'ViT-B-32/openai': .* write ViT-B-32-quickgelu/openai$"):
+        wait_for([scorer.remote(config.scorer, scorers=config.scorers)], logs=tmp_path)
+
+
+def test_a_scorer_that_dies_or_fails_at_its_start_is_named_with_its_log(ray_session: None, tmp_path: Path) -> None:
+    log = tmp_path / "scorer_0.log"
+    dying: Any = ray.remote(DyingScorer).options(num_cpus=0).remote(str(log), at="ready")
+    with pytest.raises(ActorFailure, match=r"(?s)^scorer 0 died: .*scorer_0\.log:\ncannot allocate 3 GiB for the im"):
+        wait_for([dying], logs=tmp_path)
+    log.write_text("the image tower\n")
+    failing: Any = ray.remote(FailingScorer).options(num_cpus=0).remote()
+    with pytest.raises(ActorFailure, match=r"(?s)^scorer 0 cannot start: MemoryError: cannot allocate 3 GiB\nlast "):
+        wait_for([failing], logs=tmp_path)

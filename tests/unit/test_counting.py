@@ -20,7 +20,7 @@ class Actor:
 
     def __init__(self, name: str) -> None:
         self.name, self.calls = name, 0
-        self.start = self.counters = self
+        self.start = self.ready = self.counters = self
 
     def remote(self, *_: Any) -> tuple[Actor, int]:
         self.calls += 1
