@@ -232,12 +232,35 @@ class PairTrainer(DPOTrainer):
         halves = rows[: len(pairs)], rows[len(pairs) :]
         return [half[order.index(index)] for half in halves for index in range(len(pairs))]
 
+    def try_backward(self, pairs: Sequence[Example], *, collator: PairCollator) -> None:
+        """Compute the LoRA's gradients in the form that `collator` lays out, and drop them.
+
+        DeepSpeed, which would exchange them, has no part in it, so a process that fails leaves no other waiting. With
+        parameters in shards (stage 3) even a forward pass is common work, and nothing is tried.
+        """
+        model = self.accelerator.unwrap_model(self.model)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if any(hasattr(parameter, "ds_id") for parameter in trained):
+            return
+        batch = self._prepare_inputs(collator(pair_rows(pairs)))
+        del batch["pair_index"]
+        model.train()
+        forward, inputs = self._forward(model, inputs=batch)
+        torch.autograd.grad(self._sums(forward, inputs=inputs).sum(), trained)
+
+    def step(self, pairs: Sequence[Example], *, collator: PairCollator) -> None:
+        """One optimizer step in the form that `collator` lays out. All processes call it, after `train`."""
+        self.accelerator.gradient_state._set_sync_gradients(True)
+        self.training_step(self.model_wrapped, collator(pair_rows(pairs)))
+
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[Callable[..., Any]]:
         engine = self.model_wrapped
         engine.eval()
-        yield engine
-        engine.train()
+        try:
+            yield engine
+        finally:
+            engine.train()
 
 
 class StepClock(TrainerCallback):

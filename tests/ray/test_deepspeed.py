@@ -60,6 +60,7 @@ def _train(
     settings: dict[str, Any],
     dies_at: int | None = None,
     num_planned: int | None = None,
+    rehearses: bool = True,
 ) -> TrainResult:
     """One cycle on the pairs of one file, or on a stream that was planned for so many; each pair is a file then."""
     from actors.train.cycle import CycleTrainer
@@ -71,7 +72,8 @@ def _train(
             os._exit(1)
 
     trainer = CycleTrainer(Train(**train), model=model, seed=0)
-    trainer.rehearse()
+    if rehearses:
+        trainer.rehearse()
     units = [[pair] for pair in pairs] if num_planned else [pairs]
     files = [write_examples(output_dir.parent / f"unit_{at}.parquet", unit) for at, unit in enumerate(units)]
     order = TrainOrder(
@@ -124,6 +126,20 @@ def test_stages_and_offloading_give_the_same_adapter(
     assert result.metrics["deepspeed_stage"] == stage
     assert result.num_steps == NUM_STEPS
     _assert_same(result, plain)
+
+
+def test_the_rehearsal_leaves_no_trace_in_the_adapter(
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path
+) -> None:
+    adapters = []
+    for rehearses in (True, False):
+        output_dir = tmp_path / f"{rehearses}" / "adapter"
+        output_dir.parent.mkdir()
+        settings = {"step": "shared_prefix"}
+        job = training_process.submit(_train, model, pairs, output_dir, settings, rehearses=rehearses)
+        adapters.append(_adapter(job.result(timeout=300)))
+    for name, expected in adapters[1].items():
+        assert torch.equal(adapters[0][name], expected), name
 
 
 @pytest.mark.parametrize("num_planned", [None, 2 * NUM_STEPS], ids=["whole", "streamed"])

@@ -5,19 +5,23 @@ TRL gets the same token ids in its own concatenated batch and computes its own r
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
+import shutil
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from fakes import preference_pair
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_models import (
     build_tiny_gemma3,
     build_tiny_llava,
@@ -27,6 +31,7 @@ from tiny_models import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_examples import altered
+from training_process import start_training_process
 
 from csr_ray.config.schema import Train
 from csr_ray.data.pictures import load_picture
@@ -34,6 +39,7 @@ from csr_ray.errors import ConfigError, ReferenceGapError
 from csr_ray.records import Example
 from csr_ray.training import objectives
 from csr_ray.training.collate import PairCollator, SharedPrefixCollator, pair_rows
+from csr_ray.training.shared_prefix import CHOSEN, REJECTED, lay_out, visibility
 
 FAMILIES: dict[str, Callable[..., Path]] = {
     "llava": build_tiny_llava,
@@ -426,16 +432,89 @@ def test_loss_that_is_no_number_names_the_pairs(llava: Family, tmp_path: Path) -
         _computed(trainer, trainer.data_collator(rows))
 
 
-def _rehearsed(model: Path, step: str) -> bool:
+def _answers_see_each_other(pair: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+    return visibility(pair, torch.zeros_like(branch))
+
+
+def _rejected_sees_the_last_chosen_token(pair: torch.Tensor, branch: torch.Tensor) -> torch.Tensor:
+    is_last = (branch == CHOSEN) & (branch.roll(-1, dims=1) != CHOSEN)
+    leak = (branch == REJECTED)[:, :, None] & is_last[:, None, :] & (pair[:, :, None] == pair[:, None, :])
+    return visibility(pair, branch) | leak[:, None]
+
+
+def _positions_go_on(rows: Any, **settings: Any) -> Any:
+    layout = lay_out(rows, **settings)
+    num_chosen = (layout.branch == CHOSEN).sum(dim=1, keepdim=True)  # with one pair a row
+    moved = layout.positions + torch.where(layout.branch == REJECTED, num_chosen, 0)
+    return dataclasses.replace(layout, positions=moved)
+
+
+WRONG = {
+    "answers see each other": ("actors.train.shared_step.visibility", _answers_see_each_other),
+    "rejected sees one token": ("actors.train.shared_step.visibility", _rejected_sees_the_last_chosen_token),
+    "positions go on": ("csr_ray.training.collate.lay_out", _positions_go_on),
+}
+
+
+def _rehearsed(model: Path, step: str, settings: dict[str, Any] | None = None, wrong: str | None = None) -> bool:
     from actors.train.cycle import CycleTrainer
 
-    train = {"step": step, "batch_size": 2, "lora_rank": 4, "dtype": "float32", "threads": 1, "pack_tokens": 4096}
+    train = {"step": step, "batch_size": 2, "lora_rank": 4, "dtype": "float32", "threads": 1, **(settings or {})}
     trainer = CycleTrainer(Train(**train), model=model, seed=0)
     try:
-        trainer.rehearse()
+        with mock.patch(*WRONG[wrong]) if wrong else contextlib.nullcontext():
+            trainer.rehearse()
+        num_steps = trainer._finished.model_wrapped.global_steps  # type: ignore[union-attr]
+        assert num_steps == (2 if trainer.shares_prefix else 1), "the settled form was trained, too"
     finally:
         trainer.prepare(())  # lets go of the process's DeepSpeed, so that the next family finds it free
     return trainer.shares_prefix
+
+
+def _sharpened(model: Path, *, directory: Path) -> Path:
+    """A copy whose attention and answers are far from uniform, as those of a trained model are."""
+    shutil.copytree(model, directory)
+    tensors = load_file(directory / "model.safetensors")
+    for name, tensor in tensors.items():
+        if name.endswith("lm_head.weight"):
+            tensor *= 4
+        elif "language_model" in name and name.endswith(("q_proj.weight", "k_proj.weight")):
+            tensor *= 1.5
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_rehearsal_takes_the_right_form_and_no_wrong_one(
+    training_process: ProcessPoolExecutor, tmp_path: Path, dtype: str
+) -> None:
+    for name, build in FAMILIES.items():
+        plain = build(tmp_path / name, seed=0)
+        for model in (plain, _sharpened(plain, directory=tmp_path / f"{name}_sharp")):
+            for wrong in (None, *WRONG):
+                job = training_process.submit(_rehearsed, model, "auto", {"dtype": dtype}, wrong)
+                assert job.result(timeout=120) is (wrong is None), (model.name, wrong)
+    gemma = build_tiny_gemma3(tmp_path / "gemma", seed=0)
+    assert training_process.submit(_rehearsed, gemma, "auto", {"dtype": dtype}).result(timeout=120) is False
+
+
+class _CompilerError(Exception):
+    """As Triton's and torch.compile's, some of which are no RuntimeError."""
+
+
+def _rehearsed_with(model: Path, error: BaseException) -> bool:
+    with mock.patch("actors.train.pair_trainer.PairTrainer.try_backward", side_effect=error):
+        return _rehearsed(model, "auto")
+
+
+def test_a_form_without_a_backward_pass_is_left_out_and_an_interrupt_is_not_swallowed(
+    training_process: ProcessPoolExecutor, tmp_path: Path
+) -> None:
+    model = build_tiny_llava(tmp_path / "model", seed=0)
+    for error in (_CompilerError("no kernel"), torch.OutOfMemoryError("2 GiB"), NotImplementedError("backward")):
+        assert training_process.submit(_rehearsed_with, model, error).result(timeout=120) is False
+    with start_training_process() as pool, pytest.raises(KeyboardInterrupt):
+        pool.submit(_rehearsed_with, model, KeyboardInterrupt()).result(timeout=120)
 
 
 def test_each_family_is_probed_and_one_that_cannot_share_falls_back(
@@ -447,7 +526,7 @@ def test_each_family_is_probed_and_one_that_cannot_share_falls_back(
         model = tmp_path / name
         if not model.exists():
             {**FAMILIES, "gemma3": build_tiny_gemma3}[name](model, seed=0)
-        return training_process.submit(_rehearsed, model, step).result(timeout=120)
+        return training_process.submit(_rehearsed, model, step, {"pack_tokens": 4096}).result(timeout=120)
 
     assert [rehearsed(name, step="auto") for name in FAMILIES] == [True] * len(FAMILIES)
     assert rehearsed("gemma3", step="auto") is False
