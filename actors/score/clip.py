@@ -41,6 +41,8 @@ class ClipModel:
         import open_clip
         import torch
 
+        from actors.score.text_tower import TextTower
+
         self._torch = torch
         self._device = device
         try:
@@ -53,6 +55,7 @@ class ClipModel:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
             raise ConfigError(f"scorer.model = {model!r}: open_clip cannot load it: {reason}") from error
         self._model.eval().requires_grad_(False)
+        self._text_tower = TextTower(self._model)
         self._autocast = dtype == "bfloat16"
         self._context = int(getattr(self._tokenizer, "context_length", 77) or 77)
         self._images: LRUCache[Picture, torch.Tensor] = LRUCache(_IMAGES_KEPT)
@@ -94,7 +97,8 @@ class ClipModel:
             return known
         tokens = self._tokenizer(missing)
         cut = [self._is_cut(text, row) for text, row in zip(missing, tokens, strict=True)]
-        new = dict(zip(missing, zip(self._unit(self._model.encode_text, tokens), cut, strict=True), strict=True))
+        tokens = tokens[:, : self._text_tower.num_needed(tokens)]
+        new = dict(zip(missing, zip(self._unit(self._text_tower.encode, tokens), cut, strict=True), strict=True))
         self._texts.update(new)
         self._num_texts += len(new)
         return known | new

@@ -97,3 +97,20 @@ def test_weights_that_do_not_load_are_the_users_error_with_the_reason(weights: P
     for model in (f"{NAME}/{tmp_path / 'torn.safetensors'}", f"RN50/{weights}"):
         with pytest.raises(ConfigError, match=r"^scorer\.model = .*: open_clip cannot load it: "):
             ClipModel(model, dtype="float32", device="cpu")
+
+
+# ---- the numbers ----
+
+
+def test_sentences_go_to_the_tower_without_their_padding(
+    weights: Path, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from actors.score.text_tower import TextTower
+
+    shapes = []
+    encode = TextTower.encode
+    monkeypatch.setattr(
+        TextTower, "encode", lambda tower, tokens: shapes.append(tokens.shape) or encode(tower, tokens)
+    )
+    scores(f"{QUICK}/{weights}", pictures)
+    assert shapes == [(len(TEXTS), 13)], "the longest has 11 tokens, a start and an end; the context has 77"
