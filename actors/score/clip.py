@@ -28,7 +28,8 @@ class ClipModel:
 
     Args:
         model: as `scorer.model`, see `csr_ray.policy.clip_source`.
-        dtype: "float32", or "bfloat16" for autocast of the towers.
+        dtype: "float32"; "tf32" for float32 whose products a GPU rounds to 10 bits (the CPU does not); or "bfloat16"
+            for autocast of the towers.
         device: torch's name of it.
 
     Raises:
@@ -45,6 +46,8 @@ class ClipModel:
 
         self._torch = torch
         self._device = device
+        # Of the whole process. torch's own default lets convolutions, here the image tower's patches, round to TF32.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == "tf32"
         try:
             # Unlike create_model, it raises where no weights are found.
             self._model, self._transform = open_clip.create_model_from_pretrained(
@@ -104,15 +107,17 @@ class ClipModel:
         return known | new
 
     def _unit(self, encode: Any, batch: torch.Tensor) -> torch.Tensor:
-        device_type = self._device.split(":")[0]
+        """Unit rows of a batch that lies on the CPU; they do, too, so that the caches take no GPU memory."""
+        on_gpu = self._device != "cpu"
         with (
             self._torch.inference_mode(),
-            self._torch.autocast(device_type, dtype=self._torch.bfloat16, enabled=self._autocast),
+            self._torch.autocast(self._device.split(":")[0], dtype=self._torch.bfloat16, enabled=self._autocast),
         ):
-            rows = encode(batch.to(self._device))
+            # Only from pinned memory does a copy not hold up the thread that launches the tower.
+            rows = encode(batch.pin_memory().to(self._device, non_blocking=True) if on_gpu else batch)
         # In double precision from here on: it costs nothing beside a tower, and leaves of the score's rounding only
-        # the tower's own (2e-7 of the score, from one batch to another).
-        return self._torch.nn.functional.normalize(rows.double(), dim=-1)
+        # the tower's own (2e-7 of the score, from one batch to another, in float32).
+        return self._torch.nn.functional.normalize(rows.cpu().double(), dim=-1)
 
     def _is_cut(self, text: str, tokens: torch.Tensor) -> bool:
         """Whether a text was cut: it fills the whole context, and its tokens do not fit into it."""

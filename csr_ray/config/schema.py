@@ -95,8 +95,11 @@ class Scorer(Section):
         "refused (OpenAI's need ViT-L-14-336-quickgelu/openai); a FILE does not say, so give NAME its -quickgelu "
         "where the weights need it",
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="data type in which the image and text towers compute"
+    dtype: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32",
+        description="numbers in which the image and text towers compute. float32: a score is the same whatever is "
+        "scored with it, to 2e-7; tf32: float32, but a GPU rounds the factors of every product to 10 bits for speed, "
+        "and a score is off by about 0.01 of 100 (a CPU does not round); bfloat16: off by about 0.1",
     )
     max_batch: int = Field(
         64,

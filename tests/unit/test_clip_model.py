@@ -114,3 +114,44 @@ def test_sentences_go_to_the_tower_without_their_padding(
     )
     scores(f"{QUICK}/{weights}", pictures)
     assert shapes == [(len(TEXTS), 13)], "the longest has 11 tokens, a start and an end; the context has 77"
+
+
+def test_bfloat16_runs_on_the_cpu_and_is_off_by_tenths(weights: Path, pictures: list[Picture]) -> None:
+    off = (scores(f"{QUICK}/{weights}", pictures, dtype="bfloat16") - scores(f"{QUICK}/{weights}", pictures)).abs()
+    assert 1e-3 < off.max() < 1.0 and off.mean() < 0.3
+
+
+def test_products_of_float32_are_rounded_on_a_gpu_only_where_the_config_says_so(weights: Path) -> None:
+    # torch's default would be True for convolutions.
+    for dtype, allowed in (("tf32", True), ("float32", False), ("bfloat16", False)):
+        ClipModel(f"{QUICK}/{weights}", dtype=dtype, device="cpu")
+        assert torch.backends.cuda.matmul.allow_tf32 is allowed and torch.backends.cudnn.allow_tf32 is allowed
+
+
+def test_tf32_would_move_a_score_by_hundredths(weights: Path, pictures: list[Picture]) -> None:
+    """A stand-in for the GPU: the factors of every product are rounded to TF32's 10 bits, the sums are float32's."""
+    plain = scores(f"{QUICK}/{weights}", pictures)
+    with _Tf32():
+        rounded = scores(f"{QUICK}/{weights}", pictures)
+    off = (rounded - plain).abs()
+    assert 1e-4 < off.max() < 0.1 and off.mean() < 0.03
+
+
+class _Tf32(torch.overrides.TorchFunctionMode):
+    """Rounds what goes into linear layers, convolutions, attention and matrix products."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        if name in ("linear", "conv2d", "matmul", "__matmul__", "scaled_dot_product_attention"):
+            args = tuple(self._rounded(value) for value in args)
+        if name == "_native_multi_head_attention":  # the whole of it in one call: round input and weights
+            args = tuple(self._rounded(value) for value in args)
+        return function(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _rounded(value):
+        if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
+            return value
+        with torch._C.DisableTorchFunction():
+            bits = value.contiguous().view(torch.int32)
+            return ((bits + 0xFFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
