@@ -224,7 +224,7 @@ async def _gathered(calls: Any) -> list[Any]:
 def _by_trainer(model: Path, *, answers: Sequence[tuple[Ask, Sequence[int]]], head: str) -> list[list[float]]:
     """Log-probs of the answers' tokens by transformers under TRL's fused head."""
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
     from trl.trainer.utils import add_fused_lm_head
 
     from csr_ray.data.pictures import load_picture
@@ -232,7 +232,9 @@ def _by_trainer(model: Path, *, answers: Sequence[tuple[Ask, Sequence[int]]], he
 
     policy = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.bfloat16).eval()
     add_fused_lm_head(policy, cast_lm_head_to_fp32=head == "float32")
-    collator = PairCollator(processor=AutoProcessor.from_pretrained(model), load_picture=load_picture)
+    from csr_ray.policy.processor import load_processor
+
+    collator = PairCollator(processor=load_processor(model), load_picture=load_picture)
     logps: list[list[float]] = []
     for start in range(0, len(answers), 8):
         some = answers[start : start + 8]

@@ -207,11 +207,11 @@ def _gaps(
     arguments: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """The engine's own log-probs of what it sampled against a forward of transformers in the same dtype."""
-    from transformers import AutoProcessor
 
+    from csr_ray.policy.processor import load_processor
     from csr_ray.records import Question
 
-    image_token = AutoProcessor.from_pretrained(model).image_token_id
+    image_token = load_processor(model).image_token_id
     asks = [probes[index % NUM_PROBES][0] for index in range(arguments.answers)]
     questions = [Question(id=str(index), image=ask.picture.path, text=ask.text) for index, ask in enumerate(asks)]
     sampled = [
@@ -329,7 +329,7 @@ def _trainer_logps(
 ) -> tuple[float, ...]:
     """Summed log-probs of the answers under base plus `adapters`, by transformers."""
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     from csr_ray.data.pictures import load_picture
     from csr_ray.policy.weights import save_merged
@@ -340,7 +340,9 @@ def _trainer_logps(
         folder = directory / "merged"
         save_merged(model, adapters=[Path(adapter) for adapter in adapters], output=folder)
     policy = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-    collator = PairCollator(processor=AutoProcessor.from_pretrained(model), load_picture=load_picture)
+    from csr_ray.policy.processor import load_processor
+
+    collator = PairCollator(processor=load_processor(model), load_picture=load_picture)
     prompts = collator.prompts([ask for ask, _ in answers])
     batch = collator.batch(prompts, answers=[answer_ids for _, answer_ids in answers])
     is_answer = batch.pop("completion_mask")[:, 1:]

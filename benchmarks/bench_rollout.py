@@ -199,12 +199,13 @@ def to_request(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def prompt_text_of(config: Config, prompt: Prompt) -> str:
-    from transformers import AutoProcessor
 
     from csr_ray.data.chat import prompt_text
 
     if not hasattr(prompt_text_of, "processor"):
-        prompt_text_of.processor = AutoProcessor.from_pretrained(config.policy.model)  # type: ignore[attr-defined]
+        from csr_ray.policy.processor import load_processor
+
+        prompt_text_of.processor = load_processor(config.policy.model)  # type: ignore[attr-defined]
     return prompt_text(prompt_text_of.processor, question=prompt.text)  # type: ignore[attr-defined]
 
 

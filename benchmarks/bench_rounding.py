@@ -36,11 +36,12 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")  # peft imports DeepSpeed, which 
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from csr_ray.app.run import world_spec
 from csr_ray.config.load import load_config
 from csr_ray.data.pictures import load_picture
+from csr_ray.policy.processor import load_processor
 from csr_ray.policy.weights import combined_tensors, merged_by_module, save_combined, tensor_files
 from csr_ray.records import Example
 from csr_ray.store.tables import ExampleReader
@@ -168,7 +169,7 @@ def _policy(base: Path, *, adapter: Path | None = None, dtype: torch.dtype = tor
 @torch.no_grad()
 def _margins(policy: PreTrainedModel, *, base: Path, pairs: Sequence[Example]) -> torch.Tensor:
     """For each pair, log p(chosen) - log p(rejected), in nats."""
-    collator = PairCollator(processor=AutoProcessor.from_pretrained(base), load_picture=load_picture)
+    collator = PairCollator(processor=load_processor(base), load_picture=load_picture)
     margins = []
     for start in range(0, len(pairs), _BATCH):
         some = pairs[start : start + _BATCH]

@@ -319,10 +319,12 @@ def _lora(arguments: argparse.Namespace) -> Any:
 
 def _load(model: Path) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     policy = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
-    return AutoProcessor.from_pretrained(model), policy
+    from csr_ray.policy.processor import load_processor
+
+    return load_processor(model), policy
 
 
 def _texts(arguments: argparse.Namespace) -> Any:

@@ -20,7 +20,7 @@ from csr_ray.machine.clip_cost import GFLOPS_A_THREAD, ClipCost, clip_cost, open
 from csr_ray.machine.fit import gpus_needed
 from csr_ray.machine.placement import asks_of
 from csr_ray.methods.base import method_of
-from csr_ray.policy.clip_source import clip_source
+from csr_ray.policy.clip_source import check_clip_source
 from csr_ray.policy.source import is_hub_id
 
 _WORLD = "${world}"
@@ -92,7 +92,7 @@ def check_paths(config: Config) -> None:
     """
     check_policy(config.policy.model)
     if config.scorer is not None:
-        clip_source(config.scorer.model)
+        check_clip_source(config.scorer.model)
     if "://" not in config.data.prompts and not Path(config.data.prompts).expanduser().is_file():
         raise ConfigError(f"data.prompts = {config.data.prompts!r}: no such file")
     images = config.data.images

@@ -11,6 +11,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +61,32 @@ def clip_source(model: str) -> ClipSource:
             raise _refused(model, f"write {_HUB}OWNER/NAME, without a revision (open_clip takes none)")
         return ClipSource(name=model)
     return _listed(model)
+
+
+def check_clip_source(model: str) -> None:
+    """Raise what `clip_source` raises, without importing open_clip into this process.
+
+    A driver would hold the import's 900 MB for the whole run, so open_clip's tables are read in a process of its own.
+
+    Raises:
+        ConfigError: see `clip_source`.
+    """
+    if "open_clip" in sys.modules or model.startswith((_FOLDER, _HUB, ".", "/", "~")) or Path(model).is_dir():
+        clip_source(model)
+        return
+    code = f"from {__name__} import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, model], capture_output=True, text=True)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise ConfigError(lines[-1] if lines else f"scorer.model = {model!r}: open_clip cannot be asked about it")
+
+
+def main() -> None:
+    """Check the model that is this process's argument; ends with what is wrong with it as its last line of stderr."""
+    try:
+        clip_source(sys.argv[1])
+    except ConfigError as error:
+        sys.exit(str(error))
 
 
 def _check_folder(folder: Path, *, model: str) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import open_clip
 import pytest
 
+from csr_ray.config.load import load_config
 from csr_ray.errors import ConfigError
-from csr_ray.policy.clip_source import ClipSource, clip_source
+from csr_ray.policy.clip_source import ClipSource, check_clip_source, clip_source
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def refusal(model: str) -> str:
@@ -97,3 +101,19 @@ def test_a_folder_from_which_open_clip_would_make_random_towers_or_none_is_refus
     config.write_text(json.dumps({"model_cfg": {}}))
     (tmp_path / "weights.pt").write_bytes(b"")  # open_clip does not look for this ending
     assert "no weights in the folder; missing: one of *.safetensors, *.bin, *.pth" in refusal(str(tmp_path))
+
+
+def test_a_driver_learns_it_from_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "open_clip", raising=False)
+    check_clip_source("ViT-L-14-336-quickgelu/openai")
+    words = r"^scorer\.model = 'ViT-L-14-336/openai': .*write ViT-L-14-336-quickgelu/openai"
+    with pytest.raises(ConfigError, match=words):
+        check_clip_source("ViT-L-14-336/openai")
+    assert "open_clip" not in sys.modules
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_of_ours_names_weights_under_their_own_activation(config: Path) -> None:
+    scorer = load_config(config, overrides=()).scorer
+    if scorer is not None and "${world}" not in scorer.model:
+        clip_source(scorer.model)
