@@ -21,6 +21,7 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
+from trl.trainer.utils import add_fused_lm_head
 
 from actors.train.examples import ArrivalSampler, ExampleStream, HeldExamples
 from actors.train.loader import AheadLoader
@@ -32,6 +33,8 @@ from csr_ray.records import Ask, Example
 from csr_ray.training.collate import PairCollator, pair_rows
 from csr_ray.training.objectives import dpo_loss, dpo_positive_loss, nll_loss
 
+# What TRL's DPO loss and metrics read of the head.
+_HEAD_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 _REFERENCE_KEYS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
@@ -80,6 +83,9 @@ class PairTrainer(DPOTrainer):
         self._loader: AheadLoader | None = None
         self._step_losses: list[tuple[torch.Tensor, Sequence[int]]] = []
         keep_only_sources(policy)
+        # TRL has given the policy this head already, with logits in the policy's dtype. As the engine's, ours are in
+        # float32: between 16 and 32 bfloat16 has steps of 0.125.
+        add_fused_lm_head(self.model.get_base_model(), cast_lm_head_to_fp32=True, outputs=_HEAD_OUTPUTS)
         self.remove_callback(PrinterCallback)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -413,6 +413,34 @@ def test_no_line_of_ours_waits_for_the_gpu_in_a_micro_batch(
     assert waits.found == []
 
 
+def test_logits_of_a_bfloat16_policy_are_in_float32(llava: Family, tmp_path: Path) -> None:
+    """Where logits reach 30, log-probs made of bfloat16 ones would be off by up to a sixteenth."""
+    trainer = _trainer(llava, directory=tmp_path, train=Train(beta=BETA, dtype="float32"))
+    policy = trainer.model.get_base_model()
+    with torch.no_grad():
+        policy.lm_head.weight.mul_(10.0 / policy.lm_head.weight.std() / policy.lm_head.weight.shape[1] ** 0.5)
+    trainer.model.to(torch.bfloat16)
+    kept: list[torch.Tensor] = []
+    hook = policy.base_model.register_forward_hook(
+        lambda module, args, output: kept.append(output.last_hidden_state), always_call=True
+    )
+    pairs = llava.pairs[:1]
+    collator = PairCollator(processor=llava.processor, load_picture=load_picture)
+    batch = collator(pair_rows(pairs))
+    batch["pixel_values"] = batch["pixel_values"].to(torch.bfloat16)
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    inputs = {key: value for key, value in batch.items() if key in ("input_ids", "attention_mask", "pixel_values")}
+    with torch.no_grad():
+        logps = policy(**inputs, labels=labels, fused_lm_head=True, use_cache=False).log_probs
+        logits = kept[0].float() @ policy.lm_head.weight.float().T
+    hook.remove()
+    targets = labels[:, 1:]
+    expected = logits[:, :-1].log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    is_answer = targets != -100
+    assert logits[:, :-1][is_answer].abs().max() > 16
+    torch.testing.assert_close(logps[is_answer], expected[is_answer], rtol=1e-5, atol=1e-4)
+
+
 def test_loss_of_any_micro_batch_that_is_no_number_is_named_before_the_update(llava: Family, tmp_path: Path) -> None:
     trainer = _trainer(llava, directory=tmp_path, train=Train(beta=BETA, dtype="float32"), budget=100)
     broken = pair_rows([altered(llava.pairs[0], chosen={"logp": float("nan")})])
