@@ -46,14 +46,6 @@ class DirectScorer:
         return scores, sum(cut)
 
 
-class TightEngine(VllmEngine):
-    """So few tokens and sequences a step that the members of a group are admitted in different steps."""
-
-    def _arguments(self, *, on_cpu: bool) -> dict:
-        arguments = super()._arguments(on_cpu=on_cpu)
-        return {**arguments, "max_num_batched_tokens": self._policy.max_model_len, "max_num_seqs": 7}
-
-
 @pytest.fixture(scope="module")
 def world() -> Path:
     return cached_world(world_spec(World(quick=True, num_train_images=32, num_heldout_images=48)), progress=False)
@@ -84,13 +76,24 @@ def released(world: Path, prompts: list[Prompt]) -> Iterator[Released]:
 
 
 def reference_config(
-    world: Path, *, max_new_tokens: int = MAX_NEW_TOKENS, max_chars: int = MAX_CHARS, max_model_len: int = 320
+    world: Path,
+    *,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_chars: int = MAX_CHARS,
+    max_model_len: int = 320,
+    is_tight: bool = False,
 ) -> Config:
+    """The reference preset.
+
+    Args:
+        is_tight: so few tokens and sequences a step that the members of a group are admitted in different steps.
+    """
+    tight = {"max_num_batched_tokens": max_model_len, "max_num_seqs": 7, "in_flight": NUM_PROMPTS}
     return tiny_config(
         search={"preset": "reference", "max_chars": max_chars, "max_sentence_tokens": max_new_tokens},
         policy={"model": str(world / "policy"), "dtype": "float32", "max_model_len": max_model_len},
         scorer={"model": str(world / "clip")},
-        generators={"kv_cache_gib": 0.25},
+        generators={"kv_cache_gib": 0.25, **(tight if is_tight else {})},
     )
 
 
@@ -162,12 +165,11 @@ def test_the_reference_preset_grows_the_plain_loops_trees(
     world: Path, prompts: list[Prompt], released: Released, kind: str
 ) -> None:
     """With four prompts and all in flight, with members side by side and squeezed into few slots."""
-    config = reference_config(world)
+    config = reference_config(world, is_tight=kind == "tight")
 
     async def run() -> None:
         counting = Counting(actor="generator")
-        kind_of_engine = TightEngine if kind == "tight" else VllmEngine
-        engine = kind_of_engine(EngineSettings.of(config), model=world / "policy", counting=counting)
+        engine = VllmEngine(EngineSettings.of(config), model=world / "policy", counting=counting)
         await engine.start()
         try:
             for in_flight in (NUM_PROMPTS, 4) if kind == "roomy" else (NUM_PROMPTS,):
@@ -176,6 +178,7 @@ def test_the_reference_preset_grows_the_plain_loops_trees(
             # Every image went through the tower once, and every continuation found what its parent had computed.
             assert counters.image_encodes <= NUM_PROMPTS
             assert counters.continuations > 0
+            assert (counters.engine_waiting > 0) == (kind == "tight"), "members wait for a place"
             if kind != "tight":
                 assert counters.continuation_misses == 0, counters
             print(kind, counters)

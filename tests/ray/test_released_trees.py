@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from released_search import Branch, Models, released_tree
-from test_reference_tree import TightEngine, grow_all, reference_config
+from test_reference_tree import grow_all, reference_config
 
 from actors.generate.engine import EngineSettings, VllmEngine
 from actors.process.counters import Counting
@@ -48,9 +48,11 @@ def prompts(size: str) -> list[Prompt]:
     ]
 
 
-def config_of(size: str) -> Config:
+def config_of(size: str, *, is_tight: bool = False) -> Config:
     max_new_tokens, max_chars = SIZES[size]
-    return reference_config(DATA, max_new_tokens=max_new_tokens, max_chars=max_chars, max_model_len=640)
+    return reference_config(
+        DATA, max_new_tokens=max_new_tokens, max_chars=max_chars, max_model_len=640, is_tight=is_tight
+    )
 
 
 def families(nodes: Sequence[Any], parent: Any) -> dict[int | None, list[Any]]:
@@ -132,8 +134,8 @@ def test_the_real_engine_grows_the_released_trees(kind: str) -> None:
 
     async def run() -> None:
         counting = Counting(actor="generator")
-        kind_of_engine = TightEngine if kind == "tight" else VllmEngine
-        engine = kind_of_engine(EngineSettings.of(configs["full"]), model=DATA / "policy", counting=counting)
+        settings = EngineSettings.of(config_of("full", is_tight=kind == "tight"))
+        engine = VllmEngine(settings, model=DATA / "policy", counting=counting)
         await engine.start()
         try:
             for size, together, in_flight in ALL_WAYS if os.environ.get("CSR_RAY_LONG_TESTS") else WAYS[kind]:
@@ -142,7 +144,10 @@ def test_the_real_engine_grows_the_released_trees(kind: str) -> None:
                 trees = await grow_all(config, engine, prompts(size), in_flight=in_flight)
                 how = f"{kind}, {in_flight} in flight, {'together' if together else 'in turn'}"
                 check_all(size, trees, config=config, how=how)
-                assert counting.take().groups_redone == 0, "side by side was in turn after all"
+                counters = counting.take()
+                assert counters.groups_redone == 0, "side by side was in turn after all"
+                if kind == "tight" and in_flight > 1:
+                    assert counters.engine_waiting > 0, "members wait for a place"
         finally:
             engine.close()
 
