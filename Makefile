@@ -9,13 +9,14 @@ ENGINE  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 # imports anew, which costs minutes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-unit test-long sim bench lint clean
+.PHONY: help install demo test test-unit test-long test-gpu sim bench lint clean
 
 help:
 	@echo "make install   create $(VENV) with the $(ENGINE) engine (does nothing when up to date)"
 	@echo "make demo      train a tiny hallucinating model, improve it by three rounds of CSR, write a report"
 	@echo "make test      every test this machine can run      (make test-unit: the fast ones)"
 	@echo "make test-long the tests that also have a long form, in that form"
+	@echo "make test-gpu  what nobody has seen yet: the first machine with a GPU, from a kernel to 7B shapes (an hour)"
 	@echo "make sim       the driver at a thousand to a million prompts, with instant actors"
 	@echo "make bench     every benchmark this machine can run"
 	@echo "make lint      ruff and mypy"
@@ -48,6 +49,11 @@ test-unit: install
 
 test-long: install
 	@CSR_RAY_LONG_TESTS=1 $(BIN)/python -m pytest tests/ray/test_released_trees.py
+
+# Without a GPU the tests would be skipped one by one; here that is an error.
+test-gpu: install
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no GPU here: torch.cuda.is_available() is false")'
+	@$(BIN)/python -m pytest tests/gpu -x -s -rs --durations=0
 
 sim: install
 	@$(BIN)/python benchmarks/sim_scale.py

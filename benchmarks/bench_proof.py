@@ -88,6 +88,7 @@ def main() -> None:
         default=4.0,
         help="standard deviation of a token's logits; the largest are 4 to 5 times that",
     )
+    parser.add_argument("--gpu", action="store_true", help="on a GPU, engine and trainer one after the other")
     parser.add_argument("--json", type=Path, default=None, help="also write everything to this file")
     arguments = parser.parse_args()
     os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
@@ -122,7 +123,7 @@ def measure(arguments: argparse.Namespace, *, directory: Path) -> list[dict[str,
     rows = []
     for head in ("bfloat16", "float32"):
         started_s = time.perf_counter()
-        probed = _probed(model, asks=asks, head=head, num_tokens=arguments.tokens)
+        probed = _probed(model, asks=asks, head=head, num_tokens=arguments.tokens, on_gpu=arguments.gpu)
         _say(f"{head} logits: {len(probed)} probes in {time.perf_counter() - started_s:.0f} s")
         rows += _rows(probed, head=head)
     return rows
@@ -162,20 +163,22 @@ def _head_in(dtype: str) -> Iterator[None]:
         yield
 
 
-def _probed(model: Path, *, asks: Sequence[Ask], head: str, num_tokens: int) -> list[Probed]:
+def _probed(model: Path, *, asks: Sequence[Ask], head: str, num_tokens: int, on_gpu: bool) -> list[Probed]:
+    room = {"gpus": 1, "gpu_memory_utilization": 0.5} if on_gpu else {"kv_cache_gib": 1.0}
     config = parse_config(
         {
             "data": {"prompts": "-"},
             "policy": {"model": str(model), "dtype": "bfloat16", "max_model_len": 512},
             "scorer": {"model": "-"},
-            "generators": {"kv_cache_gib": 1.0, "max_num_seqs": 64},
+            "generators": {**room, "max_num_seqs": 64},
         }
     )
     engine = VllmEngine(EngineSettings.of(config), model=model, counting=Counting(actor="generator"))
     with _head_in("float32" if head == "float32" else "model"):
         answers, fresh, cached = asyncio.run(_by_engine(engine, asks=asks, num_tokens=num_tokens))
     kept = [index for index, ids in enumerate(answers) if len(ids) > 1]
-    trainer = _by_trainer(model, answers=[(asks[index], answers[index]) for index in kept], head=head)
+    device = "cuda" if on_gpu else "cpu"
+    trainer = _by_trainer(model, answers=[(asks[index], answers[index]) for index in kept], head=head, device=device)
     return [
         Probed(fresh=fresh[index], cached=cached[index], trainer=logps)
         for index, logps in zip(kept, trainer, strict=True)
@@ -221,7 +224,9 @@ async def _gathered(calls: Any) -> list[Any]:
     return list(await asyncio.gather(*calls))
 
 
-def _by_trainer(model: Path, *, answers: Sequence[tuple[Ask, Sequence[int]]], head: str) -> list[list[float]]:
+def _by_trainer(
+    model: Path, *, answers: Sequence[tuple[Ask, Sequence[int]]], head: str, device: str
+) -> list[list[float]]:
     """Log-probs of the answers' tokens by transformers under TRL's fused head."""
     import torch
     from transformers import AutoModelForImageTextToText
@@ -230,7 +235,7 @@ def _by_trainer(model: Path, *, answers: Sequence[tuple[Ask, Sequence[int]]], he
     from csr_ray.data.pictures import load_picture
     from csr_ray.training.collate import PairCollator
 
-    policy = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.bfloat16).eval()
+    policy = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.bfloat16).eval().to(device)
     add_fused_lm_head(policy, cast_lm_head_to_fp32=head == "float32")
     from csr_ray.policy.processor import load_processor
 
@@ -245,7 +250,8 @@ def _by_trainer(model: Path, *, answers: Sequence[tuple[Ask, Sequence[int]]], he
         labels[:, 0] = -100
         batch["pixel_values"] = batch["pixel_values"].to(policy.dtype)
         with torch.no_grad():
-            found = policy(**batch, labels=labels, fused_lm_head=True, use_cache=False).log_probs
+            there = {key: value.to(device) for key, value in batch.items()}
+            found = policy(**there, labels=labels.to(device), fused_lm_head=True, use_cache=False).log_probs.cpu()
         logps += [row[mask].tolist() for row, mask in zip(found, is_answer, strict=True)]
     return logps
 

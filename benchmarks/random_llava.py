@@ -50,8 +50,21 @@ class TextPair:
     rejected: str
 
 
-def build(directory: Path, *, shape: Shape, seed: int = 0) -> Path:
-    """Write model and processor in Hugging Face's layout."""
+# LLaVA-1.5-7B: a Llama of 32 layers, CLIP's ViT-L/14 at 336 pixels.
+LLAVA_7B = Shape(
+    hidden=4096,
+    layers=32,
+    heads=32,
+    intermediate=11008,
+    vocab=32064,
+    tower_hidden=1024,
+    tower_layers=24,
+    image_px=336,
+)
+
+
+def build(directory: Path, *, shape: Shape, seed: int = 0, dtype: str = "float32") -> Path:
+    """Write model and processor in Hugging Face's layout, the weights in `dtype`."""
     import torch
     from transformers import (
         CLIPImageProcessor,
@@ -91,7 +104,12 @@ def build(directory: Path, *, shape: Shape, seed: int = 0) -> Path:
         vision_feature_select_strategy="default",
     )
     torch.manual_seed(seed)
-    LlavaForConditionalGeneration(config).save_pretrained(directory)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))  # made in that dtype, not cast: a large model has no room for both
+    try:
+        LlavaForConditionalGeneration(config).save_pretrained(directory)
+    finally:
+        torch.set_default_dtype(before)
     _name_tower_as_vllm_does(directory)
     side = {"height": shape.image_px, "width": shape.image_px}
     LlavaProcessor(

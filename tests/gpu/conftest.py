@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))  # random models of any size
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
