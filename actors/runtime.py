@@ -26,10 +26,10 @@ from csr_ray.machine.fit import Node, check_fit
 from csr_ray.machine.memory import adapter_bytes, memory_bytes, object_store_bytes, shared_memory_bytes
 from csr_ray.machine.placement import (
     ActorOptions,
-    Ask,
-    asks_of,
+    Demand,
     check_engine_has_gpu,
-    generator_ask,
+    demands_of,
+    generator_demand,
     generator_options,
     scorer_options,
     serves_on_gpus,
@@ -63,7 +63,7 @@ class Serving:
         """
         settings = EngineSettings(policy=policy, generators=generators)
         with view.stage("start the engine", total=None, unit="", round_index=None):
-            owns_ray = _connect_for([generator_ask(generators)], generators=generators)
+            owns_ray = _connect_for([generator_demand(generators)], generators=generators)
             serving = cls._create(settings, model=model, logs=logs, owns_ray=owns_ray, dtypes=[policy.dtype])
             serving._wait()
         return serving
@@ -130,7 +130,7 @@ class Runtime:
         """
         with view.stage("start the machinery", total=None, unit="", round_index=None):
             owns_ray = _connect_for(
-                asks_of(config, needs_scorer=method.needs_scorer),
+                demands_of(config, needs_scorer=method.needs_scorer),
                 generators=config.generators,
                 config=config,
                 object_store=_object_store_bytes(config, model=model),
@@ -176,7 +176,7 @@ def _phases_a_round(method: Method, *, config: Config) -> int:
 
 
 def _connect_for(
-    asks: Sequence[Ask],
+    demands: Sequence[Demand],
     *,
     generators: Generators,
     config: Config | None = None,
@@ -184,9 +184,11 @@ def _connect_for(
 ) -> bool:
     """`connect`, and refuse what there is no room for before anything is started; returns what `connect` returns."""
     check_engine_has_gpu(generators, needs_gpu=serves_on_gpus())
-    owns_ray = connect(num_cpus_needed=sum(ask.num * ask.cpus for ask in asks) + 1, object_store=object_store)
+    owns_ray = connect(
+        num_cpus_needed=sum(demand.num * demand.cpus for demand in demands) + 1, object_store=object_store
+    )
     try:
-        check_room(asks, config=config)
+        check_room(demands, config=config)
     except BaseException:
         if owns_ray:
             ray.shutdown()
@@ -194,7 +196,7 @@ def _connect_for(
     return owns_ray
 
 
-def check_room(asks: Sequence[Ask], *, config: Config | None = None) -> None:
+def check_room(demands: Sequence[Demand], *, config: Config | None = None) -> None:
     """Compare what is asked for with the nodes of the Ray that this process uses.
 
     Ray has no public word on whether an autoscaler would add nodes, so the user says so (`CSR_RAY_AUTOSCALES=1`), and
@@ -214,7 +216,7 @@ def check_room(asks: Sequence[Ask], *, config: Config | None = None) -> None:
         for number, node in enumerate(node for node in ray.nodes() if node["Alive"])
     ]
     try:
-        check_fit(asks, nodes=nodes, config=config)
+        check_fit(demands, nodes=nodes, config=config)
     except ConfigError as error:
         if not _cluster_address():
             raise

@@ -18,7 +18,7 @@ from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
 from csr_ray.machine.clip_cost import GFLOPS_A_THREAD, ClipCost, clip_cost, open_clip_config
 from csr_ray.machine.fit import gpus_needed
-from csr_ray.machine.placement import asks_of
+from csr_ray.machine.placement import demands_of
 from csr_ray.methods.base import method_of
 from csr_ray.policy.clip_source import check_clip_source
 from csr_ray.policy.source import is_hub_id
@@ -168,7 +168,7 @@ def print_plan(plan: Plan, *, console: Console | None = None) -> None:
         f"a round: {prompts} prompts, {tree}at most {steps} optimizer steps of {config.train.batch_size} pairs"
     )
     console.print(f"evaluation: {', '.join(config.eval.benchmarks) or 'none'}")
-    if gpus := gpus_needed(asks_of(config, needs_scorer=method_of(config).needs_scorer)):
+    if gpus := gpus_needed(demands_of(config, needs_scorer=method_of(config).needs_scorer)):
         console.print(f"GPUs: {gpus} on one machine; one with less is refused when the run starts")
     if (line := _scoring_line(plan)) is not None:
         console.print(line)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
-from csr_ray.machine.placement import Ask
+from csr_ray.machine.placement import Demand
 
 # Ray counts in steps of 1/10,000, so that 0.4 + 0.2 + 0.4 is exactly 1.
 _UNIT = 10_000
@@ -63,15 +63,15 @@ class _Room:
         self.cpus = _units(node.cpus)
         self.gpus = [_UNIT] * node.gpus
 
-    def choice(self, ask: Ask, *, taken: set[int]) -> tuple[int, ...] | None:
+    def choice(self, demand: Demand, *, taken: set[int]) -> tuple[int, ...] | None:
         """The GPUs that Ray would give an actor here; None if it cannot sit here.
 
         Args:
             taken: GPUs with another actor of a role that may not share one.
         """
-        if _units(ask.cpus) > self.cpus:
+        if _units(demand.cpus) > self.cpus:
             return None
-        need = _units(ask.gpus)
+        need = _units(demand.gpus)
         if need == 0:
             return ()
         if need < _UNIT:
@@ -81,49 +81,50 @@ class _Room:
         whole = [number for number, free in enumerate(self.gpus) if free == _UNIT]
         return tuple(whole[: need // _UNIT]) if len(whole) * _UNIT >= need else None
 
-    def take(self, ask: Ask, *, gpus: Sequence[int]) -> None:
-        self.cpus -= _units(ask.cpus)
+    def take(self, demand: Demand, *, gpus: Sequence[int]) -> None:
+        self.cpus -= _units(demand.cpus)
         for number in gpus:
-            self.gpus[number] -= min(_UNIT, _units(ask.gpus))
+            self.gpus[number] -= min(_UNIT, _units(demand.gpus))
 
 
-def seating(asks: Sequence[Ask], *, nodes: Sequence[Node]) -> Seating:
+def seating(demands: Sequence[Demand], *, nodes: Sequence[Node]) -> Seating:
     """Seat every actor in the order of starting, as Ray would; on several nodes, where the least is left unused."""
     rooms = [_Room(node) for node in nodes]
     seats: list[Seat] = []
     standing: list[str] = []
-    for ask in asks:
+    for demand in demands:
         taken: dict[str, set[int]] = {room.name: set() for room in rooms}
-        for _ in range(ask.num):
+        for _ in range(demand.num):
             choices = [
                 (room, gpus)
                 for room in rooms
-                if (gpus := room.choice(ask, taken=set() if ask.may_share_gpus else taken[room.name])) is not None
+                if (gpus := room.choice(demand, taken=set() if demand.may_share_gpus else taken[room.name]))
+                is not None
             ]
             if not choices:
-                standing.append(ask.role)
+                standing.append(demand.role)
                 continue
             room, gpus = min(choices, key=lambda choice: (sum(choice[0].gpus), choice[0].cpus, choice[0].name))
-            room.take(ask, gpus=gpus)
+            room.take(demand, gpus=gpus)
             taken[room.name].update(gpus)
-            seats.append(Seat(role=ask.role, node=room.name, gpus=gpus))
+            seats.append(Seat(role=demand.role, node=room.name, gpus=gpus))
     free = {room.name: tuple(units / _UNIT for units in room.gpus) for room in rooms}
     return Seating(seats=tuple(seats), standing=tuple(standing), free_gpus=free)
 
 
-def gpus_needed(asks: Sequence[Ask]) -> int:
+def gpus_needed(demands: Sequence[Demand]) -> int:
     """The GPUs that one machine with enough CPUs must have to seat everybody."""
-    most = sum(ask.num * max(1, int(ask.gpus)) for ask in asks if ask.gpus)
-    cpus = sum(ask.num * ask.cpus for ask in asks)
+    most = sum(demand.num * max(1, int(demand.gpus)) for demand in demands if demand.gpus)
+    cpus = sum(demand.num * demand.cpus for demand in demands)
     fits = (
         number
         for number in range(most + 1)
-        if not seating(asks, nodes=[Node(name="-", cpus=cpus, gpus=number)]).standing
+        if not seating(demands, nodes=[Node(name="-", cpus=cpus, gpus=number)]).standing
     )
     return next(fits, most)
 
 
-def check_fit(asks: Sequence[Ask], *, nodes: Sequence[Node], config: Config | None = None) -> None:
+def check_fit(demands: Sequence[Demand], *, nodes: Sequence[Node], config: Config | None = None) -> None:
     """Refuse a run for which there is no room.
 
     What other users of a cluster hold is not counted: that is waited for.
@@ -134,30 +135,30 @@ def check_fit(asks: Sequence[Ask], *, nodes: Sequence[Node], config: Config | No
     Raises:
         ConfigError: says what is asked for, what is there and who is left without a place.
     """
-    for ask in asks:
-        if ask.gpus > 1 and not float(ask.gpus).is_integer():
-            raise ConfigError(f"{ask.gpus:g} GPUs for a {ask.role}: more than one GPU have to be whole ones")
-    standing = seating(asks, nodes=nodes).standing
+    for demand in demands:
+        if demand.gpus > 1 and not float(demand.gpus).is_integer():
+            raise ConfigError(f"{demand.gpus:g} GPUs for a {demand.role}: more than one GPU have to be whole ones")
+    standing = seating(demands, nodes=nodes).standing
     if not standing:
         return
     left_out = ", ".join(
         f"{standing.count(role)} {role}{_s(standing.count(role))}" for role in dict.fromkeys(standing)
     )
     wanted = ", ".join(
-        f"{ask.num} {ask.role}{_s(ask.num)} with {ask.cpus:g} CPU and {ask.gpus:g} GPU each"
-        for ask in asks
-        if ask.num
+        f"{demand.num} {demand.role}{_s(demand.num)} with {demand.cpus:g} CPU and {demand.gpus:g} GPU each"
+        for demand in demands
+        if demand.num
     )
     there = "; ".join(f"{node.name}: {node.cpus:g} CPU and {node.gpus} GPU" for node in nodes) or "no node"
-    change = smallest_change(config, asks=asks, nodes=nodes) if config is not None else None
+    change = smallest_change(config, demands=demands, nodes=nodes) if config is not None else None
     if change:
         remedy = "the smallest change that fits: " + " ".join(f"{key}={value:g}" for key, value in change.items())
     else:
-        remedy = f"on one machine it takes {gpus_needed(asks)} GPUs"
+        remedy = f"on one machine it takes {gpus_needed(demands)} GPUs"
     raise ConfigError(f"no room for {left_out} (asked for: {wanted}; there is: {there}); {remedy}")
 
 
-def smallest_change(config: Config, *, asks: Sequence[Ask], nodes: Sequence[Node]) -> dict[str, float] | None:
+def smallest_change(config: Config, *, demands: Sequence[Demand], nodes: Sequence[Node]) -> dict[str, float] | None:
     """The overrides with which a run fits.
 
     Those with the fewest keys, of these the ones that leave a model the largest share of its GPU, then those that
@@ -169,19 +170,19 @@ def smallest_change(config: Config, *, asks: Sequence[Ask], nodes: Sequence[Node
     Returns:
         Values by key, empty if it fits as it is; None if nothing smaller fits either.
     """
-    if any(ask.gpus for ask in asks) and not any(node.gpus for node in nodes):
+    if any(demand.gpus for demand in demands) and not any(node.gpus for node in nodes):
         return None
-    alternatives = _alternatives(config, needs_scorer=any(ask.role == "scorer" for ask in asks))
-    before = _weight(asks)
+    alternatives = _alternatives(config, needs_scorer=any(demand.role == "scorer" for demand in demands))
+    before = _weight(demands)
     for num_keys in range(len(alternatives) + 1):
         found = []
         for keys in itertools.combinations(alternatives, num_keys):
             for values in itertools.product(*(alternatives[key] for key in keys)):
                 change = dict(zip(keys, values, strict=True))
-                changed = _changed(asks, change=change)
+                changed = _changed(demands, change=change)
                 if not seating(changed, nodes=nodes).standing:
                     actors, gpus = _weight(changed)
-                    shares = [ask.gpus for ask in changed if ask.gpus and ask.role != "scorer"]
+                    shares = [demand.gpus for demand in changed if demand.gpus and demand.role != "scorer"]
                     lost = (before[0] - actors, before[1] - gpus, -changed[-1].num)
                     found.append(((-min(shares, default=0.0), *lost), change))
         if found:
@@ -220,15 +221,19 @@ def _fewer(number: int) -> tuple[int, ...]:
     return (number // 2, *_fewer(number // 2))
 
 
-def _changed(asks: Sequence[Ask], *, change: Mapping[str, float]) -> tuple[Ask, ...]:
+def _changed(demands: Sequence[Demand], *, change: Mapping[str, float]) -> tuple[Demand, ...]:
     keys = {
         "generator": ("generators.min", "generators.gpus"),
         "scorer": ("scorers.min", "scorers.gpus"),
         "train worker": ("train.workers", "train.gpus_per_worker"),
     }
     return tuple(
-        replace(ask, num=int(change.get(keys[ask.role][0], ask.num)), gpus=change.get(keys[ask.role][1], ask.gpus))
-        for ask in asks
+        replace(
+            demand,
+            num=int(change.get(keys[demand.role][0], demand.num)),
+            gpus=change.get(keys[demand.role][1], demand.gpus),
+        )
+        for demand in demands
     )
 
 
@@ -240,8 +245,8 @@ def _with_memory(change: dict[str, float], *, config: Config) -> dict[str, float
     return change
 
 
-def _weight(asks: Sequence[Ask]) -> tuple[int, float]:
-    return sum(ask.num for ask in asks), sum(ask.num * _units(ask.gpus) for ask in asks) / _UNIT
+def _weight(demands: Sequence[Demand]) -> tuple[int, float]:
+    return sum(demand.num for demand in demands), sum(demand.num * _units(demand.gpus) for demand in demands) / _UNIT
 
 
 def _units(amount: float) -> int:

@@ -18,7 +18,7 @@ _THREADS_BESIDE_A_GPU = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ask:
+class Demand:
     """What all actors of one role ask for.
 
     Attributes:
@@ -45,15 +45,15 @@ class ActorOptions:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def asks_of(config: Config, *, needs_scorer: bool) -> tuple[Ask, ...]:
+def demands_of(config: Config, *, needs_scorer: bool) -> tuple[Demand, ...]:
     """What a run asks for, in the order in which its actors are started."""
     train = config.train
-    asks = [generator_ask(config.generators)]
+    demands = [generator_demand(config.generators)]
     if needs_scorer:
         scorers = config.scorers
-        asks.append(Ask(role="scorer", num=scorers.min, cpus=scorers.cpus, gpus=scorers.gpus))
-    asks.append(
-        Ask(
+        demands.append(Demand(role="scorer", num=scorers.min, cpus=scorers.cpus, gpus=scorers.gpus))
+    demands.append(
+        Demand(
             role="train worker",
             num=train.workers,
             cpus=train.cpus_per_worker,
@@ -61,11 +61,11 @@ def asks_of(config: Config, *, needs_scorer: bool) -> tuple[Ask, ...]:
             may_share_gpus=False,
         )
     )
-    return tuple(asks)
+    return tuple(demands)
 
 
-def generator_ask(generators: Generators) -> Ask:
-    return Ask(role="generator", num=generators.min, cpus=generators.cpus, gpus=generators.gpus)
+def generator_demand(generators: Generators) -> Demand:
+    return Demand(role="generator", num=generators.min, cpus=generators.cpus, gpus=generators.gpus)
 
 
 def generator_options(generators: Generators, *, num_cores: int) -> ActorOptions:

@@ -18,7 +18,7 @@ from csr_ray.config.load import load_config
 from csr_ray.config.schema import Config
 from csr_ray.machine.clip_cost import open_clip_config
 from csr_ray.machine.fit import Node, seating
-from csr_ray.machine.placement import asks_of
+from csr_ray.machine.placement import demands_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GIB = 2**30
@@ -238,9 +238,9 @@ def test_everybody_has_a_seat_on_the_machine_that_the_header_names(
     config = config_of(name, overrides)
     words = {1: "One GPU", 2: "two GPUs", 4: "four GPUs", 8: "eight GPUs"}
     assert f"{words[num_gpus]} of 80 GB" in (CONFIGS / name).read_text()
-    found = seating(asks_of(config, needs_scorer=True), nodes=[Node(name="a", cpus=64, gpus=num_gpus)])
+    found = seating(demands_of(config, needs_scorer=True), nodes=[Node(name="a", cpus=64, gpus=num_gpus)])
     assert found.standing == ()
-    fewer = seating(asks_of(config, needs_scorer=True), nodes=[Node(name="a", cpus=64, gpus=num_gpus - 1)])
+    fewer = seating(demands_of(config, needs_scorer=True), nodes=[Node(name="a", cpus=64, gpus=num_gpus - 1)])
     assert fewer.standing, "the header could name a smaller machine"
 
 

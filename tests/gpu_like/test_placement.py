@@ -11,8 +11,8 @@ from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
 from csr_ray.machine.fit import Node, check_fit, seating
 from csr_ray.machine.placement import (
-    asks_of,
     check_engine_has_gpu,
+    demands_of,
     generator_options,
     scorer_options,
     serves_on_gpus,
@@ -52,7 +52,7 @@ SEATS = [
 def test_who_sits_where_and_which_gpus_have_room_left(
     name: str, machine: str, seats: str, left: tuple[int, ...]
 ) -> None:
-    found = seating(asks_of(config_of(name), needs_scorer=True), nodes=[MACHINES[machine]])
+    found = seating(demands_of(config_of(name), needs_scorer=True), nodes=[MACHINES[machine]])
     assert found.standing == ()
     letters = {"generator": "G", "scorer": "S", "train worker": "T"}
     shown = " ".join(letters[seat.role] + "".join(map(str, seat.gpus)) for seat in found.seats)
@@ -78,16 +78,16 @@ def test_what_does_not_fit_is_refused_with_the_smallest_change_that_does(
 ) -> None:
     config = config_of(name)
     with pytest.raises(ConfigError) as error:
-        check_fit(asks_of(config, needs_scorer=True), nodes=[MACHINES[machine]], config=config)
+        check_fit(demands_of(config, needs_scorer=True), nodes=[MACHINES[machine]], config=config)
     assert error.value.exit_code == 2
     assert str(error.value).startswith(f"no room for {left_out} (asked for: ")
     assert str(error.value).endswith(change)
 
 
 def test_two_machines_seat_what_one_cannot() -> None:
-    asks = asks_of(config_of("llava15-7b"), needs_scorer=True)
+    demands = demands_of(config_of("llava15-7b"), needs_scorer=True)
     nodes = [Node(name="a", cpus=48, gpus=4), Node(name="b", cpus=48, gpus=4)]
-    found = seating(asks, nodes=nodes)
+    found = seating(demands, nodes=nodes)
     assert found.standing == ()
     assert found.free_gpus == {"a": (0, 0, 0, 0), "b": (0, 0, 0, 0)}
 

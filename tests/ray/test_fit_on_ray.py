@@ -41,7 +41,7 @@ def test_ray_seats_who_we_say_and_where_we_say() -> None:
             from ray.util.placement_group import placement_group, remove_placement_group
             from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
             from csr_ray.machine.fit import Node, seating
-            from csr_ray.machine.placement import Ask
+            from csr_ray.machine.placement import Demand
 
             ray.init(address="local", num_cpus=16, num_gpus=4, include_dashboard=False, log_to_driver=False)
 
@@ -50,12 +50,12 @@ def test_ray_seats_who_we_say_and_where_we_say() -> None:
                 def gpus(self):
                     return tuple(int(number) for number in ray.get_gpu_ids())
 
-            def ask(role, num, gpus):
-                return Ask(role=role, num=num, cpus=0.1, gpus=gpus, may_share_gpus=role != "train worker")
+            def demand(role, num, gpus):
+                return Demand(role=role, num=num, cpus=0.1, gpus=gpus, may_share_gpus=role != "train worker")
 
-            def seats_of_ray(asks):
+            def seats_of_ray(demands):
                 actors, seats, group = [], [], None
-                for one in asks:
+                for one in demands:
                     options = [{"num_gpus": one.gpus, "num_cpus": one.cpus}] * one.num
                     if one.role == "train worker":
                         group = placement_group([{"GPU": one.gpus, "CPU": one.cpus}] * one.num, strategy="PACK")
@@ -79,23 +79,23 @@ def test_ray_seats_who_we_say_and_where_we_say() -> None:
                 return seats
 
             cases = [
-                [ask("generator", 1, 2), ask("scorer", 1, 0.5), ask("train worker", 1, 0.5)],
-                [ask("generator", 2, 0.6), ask("train worker", 2, 0.4)],
-                [ask("generator", 1, 0.5), ask("scorer", 1, 0.1), ask("train worker", 1, 0.4)],
-                [ask("generator", 2, 1), ask("scorer", 1, 0.5), ask("train worker", 2, 1)],
+                [demand("generator", 1, 2), demand("scorer", 1, 0.5), demand("train worker", 1, 0.5)],
+                [demand("generator", 2, 0.6), demand("train worker", 2, 0.4)],
+                [demand("generator", 1, 0.5), demand("scorer", 1, 0.1), demand("train worker", 1, 0.4)],
+                [demand("generator", 2, 1), demand("scorer", 1, 0.5), demand("train worker", 2, 1)],
             ]
-            for asks in cases:
-                found = seating(asks, nodes=[Node(name="a", cpus=16, gpus=4)])
-                theirs = seats_of_ray(asks)
+            for demands in cases:
+                found = seating(demands, nodes=[Node(name="a", cpus=16, gpus=4)])
+                theirs = seats_of_ray(demands)
                 ours = [seat.gpus for seat in found.seats]
                 if found.standing:
                     # Ray places a whole train group or none of it.
-                    assert None in theirs, (asks, theirs)
+                    assert None in theirs, (demands, theirs)
                 else:
                     # The numbers may be others, who shares with whom may not.
                     def partners(seats):
                         return [[a == b for b in seats] for a in seats]
-                    assert None not in theirs and partners(ours) == partners(theirs), (asks, ours, theirs)
+                    assert None not in theirs and partners(ours) == partners(theirs), (demands, ours, theirs)
                 print(len(ours), theirs)
             """
         )
@@ -129,14 +129,14 @@ def test_a_run_that_does_not_fit_is_refused_within_seconds_and_starts_nothing() 
             "generators": config.generators.model_copy(update={"gpus": 0.5}),
             "train": config.train.model_copy(update={"gpus_per_worker": 0.4}),
         })
-        check_room(placement.asks_of(small, needs_scorer=True), config=small)
-        asks = placement.asks_of(config, needs_scorer=True)
+        check_room(placement.demands_of(small, needs_scorer=True), config=small)
+        demands = placement.demands_of(config, needs_scorer=True)
         os.environ["CSR_RAY_AUTOSCALES"] = "1"
-        check_room(asks)
+        check_room(demands)
         os.environ["CSR_RAY_AUTOSCALES"] = "0"
         os.environ["RAY_ADDRESS"] = "somewhere"
         try:
-            check_room(asks)
+            check_room(demands)
         except ConfigError as error:
             print(error)
         """

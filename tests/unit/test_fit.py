@@ -8,11 +8,11 @@ from fakes import tiny_config
 from csr_ray.config.load import parse_config
 from csr_ray.errors import ConfigError
 from csr_ray.machine.fit import Node, check_fit, gpus_needed, seating, smallest_change
-from csr_ray.machine.placement import Ask, asks_of
+from csr_ray.machine.placement import Demand, demands_of
 
 
-def ask(role: str, num: int, gpus: float, *, cpus: float = 1) -> Ask:
-    return Ask(role=role, num=num, cpus=cpus, gpus=gpus, may_share_gpus=role != "train worker")
+def demand(role: str, num: int, gpus: float, *, cpus: float = 1) -> Demand:
+    return Demand(role=role, num=num, cpus=cpus, gpus=gpus, may_share_gpus=role != "train worker")
 
 
 def node(gpus: int, *, cpus: float = 64, name: str = "a") -> Node:
@@ -20,39 +20,47 @@ def node(gpus: int, *, cpus: float = 64, name: str = "a") -> Node:
 
 
 @pytest.mark.parametrize(
-    ("asks", "nodes", "standing"),
+    ("demands", "nodes", "standing"),
     [
-        ([ask("generator", 1, 0)], [node(0)], []),
-        ([ask("generator", 1, 1)], [node(0)], ["generator"]),
+        ([demand("generator", 1, 0)], [node(0)], []),
+        ([demand("generator", 1, 1)], [node(0)], ["generator"]),
         # Fractions share a GPU to the last tenth, whatever 0.4 + 0.2 + 0.4 is in floating point.
-        ([ask("generator", 1, 0.4), ask("scorer", 1, 0.2), ask("train worker", 1, 0.4)], [node(1)], []),
-        ([ask("generator", 1, 0.7), ask("scorer", 1, 0.1), ask("train worker", 1, 0.2)], [node(1)], []),
+        ([demand("generator", 1, 0.4), demand("scorer", 1, 0.2), demand("train worker", 1, 0.4)], [node(1)], []),
+        ([demand("generator", 1, 0.7), demand("scorer", 1, 0.1), demand("train worker", 1, 0.2)], [node(1)], []),
         # 1.4 GPUs of two, but no fraction is laid over two GPUs.
-        ([ask("generator", 2, 0.7), ask("scorer", 1, 0.4)], [node(2)], ["scorer"]),
+        ([demand("generator", 2, 0.7), demand("scorer", 1, 0.4)], [node(2)], ["scorer"]),
         # Two GPUs for one actor are two free ones of one node.
-        ([ask("scorer", 1, 0.1), ask("generator", 1, 2)], [node(2)], ["generator"]),
-        ([ask("generator", 1, 2)], [node(1, name="a"), node(1, name="b")], ["generator"]),
-        ([ask("generator", 1, 2), ask("train worker", 1, 1)], [node(1, name="a"), node(2, name="b")], []),
+        ([demand("scorer", 1, 0.1), demand("generator", 1, 2)], [node(2)], ["generator"]),
+        ([demand("generator", 1, 2)], [node(1, name="a"), node(1, name="b")], ["generator"]),
+        ([demand("generator", 1, 2), demand("train worker", 1, 1)], [node(1, name="a"), node(2, name="b")], []),
         # A fraction goes onto the fullest GPU that has room, so the other stays whole.
-        ([ask("generator", 1, 0.9), ask("scorer", 1, 0.1), ask("train worker", 1, 1)], [node(2)], []),
-        ([ask("generator", 2, 1), ask("scorer", 1, 0.5), ask("train worker", 2, 1)], [node(4)], ["train worker"]),
+        ([demand("generator", 1, 0.9), demand("scorer", 1, 0.1), demand("train worker", 1, 1)], [node(2)], []),
+        (
+            [demand("generator", 2, 1), demand("scorer", 1, 0.5), demand("train worker", 2, 1)],
+            [node(4)],
+            ["train worker"],
+        ),
         # NCCL takes no two ranks of a group on one device, and that is where Ray would put these.
-        ([ask("train worker", 2, 0.5)], [node(2)], ["train worker"]),
-        ([ask("generator", 2, 0.6), ask("train worker", 2, 0.4)], [node(2)], []),
+        ([demand("train worker", 2, 0.5)], [node(2)], ["train worker"]),
+        ([demand("generator", 2, 0.6), demand("train worker", 2, 0.4)], [node(2)], []),
         # CPUs are counted on each node for itself.
-        ([ask("generator", 1, 0, cpus=3)], [node(0, cpus=2, name="a"), node(0, cpus=2, name="b")], ["generator"]),
-        ([ask("generator", 2, 0, cpus=2)], [node(0, cpus=2, name="a"), node(0, cpus=2, name="b")], []),
+        ([demand("generator", 1, 0, cpus=3)], [node(0, cpus=2, name="a"), node(0, cpus=2, name="b")], ["generator"]),
+        ([demand("generator", 2, 0, cpus=2)], [node(0, cpus=2, name="a"), node(0, cpus=2, name="b")], []),
         # Who needs no GPU leaves the CPUs of a node with GPUs to those that do.
-        ([ask("scorer", 1, 0), ask("generator", 1, 1)], [node(1, cpus=1, name="a"), node(0, cpus=1, name="b")], []),
+        (
+            [demand("scorer", 1, 0), demand("generator", 1, 1)],
+            [node(1, cpus=1, name="a"), node(0, cpus=1, name="b")],
+            [],
+        ),
     ],
 )
-def test_who_finds_no_place(asks: list[Ask], nodes: list[Node], standing: list[str]) -> None:
-    assert list(seating(asks, nodes=nodes).standing) == standing
+def test_who_finds_no_place(demands: list[Demand], nodes: list[Node], standing: list[str]) -> None:
+    assert list(seating(demands, nodes=nodes).standing) == standing
 
 
 def test_where_everybody_sits_and_what_is_left() -> None:
-    asks = [ask("generator", 2, 1), ask("scorer", 1, 0.25), ask("train worker", 1, 1)]
-    found = seating(asks, nodes=[node(4)])
+    demands = [demand("generator", 2, 1), demand("scorer", 1, 0.25), demand("train worker", 1, 1)]
+    found = seating(demands, nodes=[node(4)])
     assert [(seat.role, seat.gpus) for seat in found.seats] == [
         ("generator", (0,)),
         ("generator", (1,)),
@@ -63,16 +71,16 @@ def test_where_everybody_sits_and_what_is_left() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asks", "gpus"),
+    ("demands", "gpus"),
     [
-        ([ask("generator", 1, 0), ask("train worker", 1, 0)], 0),
-        ([ask("generator", 1, 0.9), ask("scorer", 1, 0.1), ask("train worker", 1, 1)], 2),
-        ([ask("generator", 3, 1), ask("scorer", 1, 1), ask("train worker", 4, 1)], 8),
-        ([ask("generator", 1, 4), ask("scorer", 1, 0.1)], 5),
+        ([demand("generator", 1, 0), demand("train worker", 1, 0)], 0),
+        ([demand("generator", 1, 0.9), demand("scorer", 1, 0.1), demand("train worker", 1, 1)], 2),
+        ([demand("generator", 3, 1), demand("scorer", 1, 1), demand("train worker", 4, 1)], 8),
+        ([demand("generator", 1, 4), demand("scorer", 1, 0.1)], 5),
     ],
 )
-def test_how_many_gpus_one_machine_must_have(asks: list[Ask], gpus: int) -> None:
-    assert gpus_needed(asks) == gpus
+def test_how_many_gpus_one_machine_must_have(demands: list[Demand], gpus: int) -> None:
+    assert gpus_needed(demands) == gpus
 
 
 CASES = [
@@ -102,15 +110,15 @@ CASES = [
 @pytest.mark.parametrize(("sections", "gpus", "change"), CASES)
 def test_the_smallest_change_is_the_one_that_takes_least(sections: dict, gpus: int, change: dict | None) -> None:
     config = tiny_config(**sections)
-    asks = asks_of(config, needs_scorer=True)
-    assert smallest_change(config, asks=asks, nodes=[node(gpus)]) == change
+    demands = demands_of(config, needs_scorer=True)
+    assert smallest_change(config, demands=demands, nodes=[node(gpus)]) == change
 
 
 @pytest.mark.parametrize(("sections", "gpus", "change"), [case for case in CASES if case[2]])
 def test_a_config_with_the_change_is_valid_and_fits(sections: dict, gpus: int, change: dict) -> None:
     config = tiny_config(**sections)
     with pytest.raises(ConfigError) as error:
-        check_fit(asks_of(config, needs_scorer=True), nodes=[node(gpus)], config=config)
+        check_fit(demands_of(config, needs_scorer=True), nodes=[node(gpus)], config=config)
     text = str(error.value)
     overrides = text.partition("the smallest change that fits: ")[2].split()
     assert dict(item.split("=") for item in overrides) == {key: f"{value:g}" for key, value in change.items()}
@@ -120,13 +128,13 @@ def test_a_config_with_the_change_is_valid_and_fits(sections: dict, gpus: int, c
         section, _, name = key.partition(".")
         tree[section][name] = type(tree[section][name])(float(value))
     changed = parse_config(tree)
-    check_fit(asks_of(changed, needs_scorer=True), nodes=[node(gpus)], config=changed)
+    check_fit(demands_of(changed, needs_scorer=True), nodes=[node(gpus)], config=changed)
 
 
 def test_a_refusal_says_what_is_asked_for_what_is_there_and_who_is_left_out() -> None:
-    asks = [ask("generator", 2, 1), ask("scorer", 1, 0.5), ask("train worker", 2, 1)]
+    demands = [demand("generator", 2, 1), demand("scorer", 1, 0.5), demand("train worker", 2, 1)]
     with pytest.raises(ConfigError) as error:
-        check_fit(asks, nodes=[node(4, cpus=16, name="node 0 (10.0.0.1)")])
+        check_fit(demands, nodes=[node(4, cpus=16, name="node 0 (10.0.0.1)")])
     assert str(error.value) == (
         "no room for 1 train worker (asked for: 2 generators with 1 CPU and 1 GPU each, 1 scorer with 1 CPU and 0.5 "
         "GPU each, 2 train workers with 1 CPU and 1 GPU each; there is: node 0 (10.0.0.1): 16 CPU and 4 GPU); on one "
@@ -136,7 +144,7 @@ def test_a_refusal_says_what_is_asked_for_what_is_there_and_who_is_left_out() ->
 
 def test_more_than_one_gpu_for_an_actor_are_whole_ones() -> None:
     with pytest.raises(ConfigError, match=r"1\.5 GPUs for a train worker"):
-        check_fit([ask("train worker", 1, 1.5)], nodes=[node(8)])
+        check_fit([demand("train worker", 1, 1.5)], nodes=[node(8)])
 
 
 @pytest.mark.parametrize(
