@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ from fakes import tiny_config
 from PIL import Image
 from tiny_models import build_tiny_llava
 
+from actors.generate.capacity import Limit, Room
 from actors.generate.engine import EngineSettings, VllmEngine
 from actors.process.counters import Counting
-from csr_ray.records import Ask, Picture
+from csr_ray.records import Ask, Picture, Prompt
+from csr_ray.rollout.search import grow_tree
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -49,4 +53,36 @@ async def test_the_engine_knows_how_many_trees_its_cache_holds(engine: VllmEngin
     assert cache.kv_cache_size_tokens == cache.num_gpu_blocks * cache.block_size
     limit = engine.room._limit
     assert limit.most == 64
-    assert 1 <= limit.now == limit.fits < 16
+    assert 1 <= limit.now == limit.fits < limit.most
+
+
+class _AnyScorer:
+    """Scores that have nothing to do with the texts."""
+
+    async def score(self, picture: Picture, *, texts: Sequence[str]) -> tuple[list[float], int]:
+        return [float(zlib.crc32(text.encode()) % 100) for text in texts], 0
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_more_trees_than_the_cache_holds_become_fewer(
+    engine: VllmEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The estimate is made too high by ten, and what falls out of the real cache corrects it."""
+    right = engine.room._limit.fits
+    limit = Limit(most=64, fits=min(64, 10 * right))
+    monkeypatch.setattr(engine, "room", Room(limit))
+    Image.new("RGB", (40, 40), (30, 200, 30)).save(tmp_path / "green.png")
+    search = tiny_config(search={"max_sentences": 6, "max_sentence_tokens": 16}).search
+    reward = tiny_config().reward
+
+    async def grow(number: int) -> None:
+        # A question of its own for each, so that trees share no prefix.
+        prompt = Prompt(id=str(number), image=str(tmp_path / "green.png"), text=f"{'near ' * (number % 40)}{number}?")
+        rest = {"search": search, "reward": reward, "policy_version": 0, "seed": number}
+        async with engine.room:
+            await grow_tree(prompt, engine=engine, scorer=_AnyScorer(), **rest)
+
+    before = limit.now
+    await asyncio.gather(*(grow(number) for number in range(96)))
+    assert limit.now < before, (before, right)
+    assert "did not find their prefix in the KV cache" in caplog.text
