@@ -202,6 +202,8 @@ class VllmEngine:
 
         async def decode(suffix: Sequence[int], options: Sequence[dict[str, Any]]) -> list[list[Draft]]:
             finals = await self._finals(ask, suffix=suffix, options=options)
+            if suffix:
+                self._count_continuations(finals)
             return [[self._draft(final, output) for output in _in_order(final)] for final in finals]
 
         return await self._expansion.children(
@@ -374,10 +376,7 @@ class VllmEngine:
                 break
         else:
             raise RuntimeError(f"vLLM refused a request {_TRIES} times (finish_reason 'error'); its log says why")
-        in_order = [finals[number] for number in range(len(options))]
-        if suffix:
-            self._count_continuations(in_order)
-        return in_order
+        return [finals[number] for number in range(len(options))]
 
     async def _render(self, token_ids: Sequence[int], *, image: Image, key: str) -> Any:
         from vllm.inputs import TokensPrompt
@@ -400,7 +399,6 @@ class VllmEngine:
         misses = sum(
             (final.num_cached_tokens or 0) < (len(final.prompt_token_ids) - 1) // self._block_size * self._block_size
             for final in finals
-            if not final.prompt_logprobs
         )
         self._counting.add(Counters(continuations=len(finals), continuation_misses=misses))
         self.room.saw(continuations=len(finals), misses=misses)
