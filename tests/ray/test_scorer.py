@@ -126,7 +126,10 @@ def test_one_bad_image_fails_alone(ray_session: None, world: Path, one_by_one: S
 
 def wait_for(scorers: list[Any], *, logs: Path) -> None:
     pool = GeneratorPool(
-        tiny_config().generators, replicas=Replicas(generators=[], scorers=scorers, logs=logs), adapters=()
+        tiny_config().generators,
+        replicas=Replicas(generators=[], scorers=scorers, logs=logs),
+        adapters=(),
+        dtypes=["float32"],
     )
     try:
         pool.wait_until_ready()
