@@ -38,8 +38,11 @@ $(STAMP): setup.cfg setup.py Makefile
 	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --override $(VENV)/overrides.txt -e '.[$(ENGINE),dev]'
 	@touch $(STAMP)
 
+# The GPU's engine serves on GPUs only, and the demo needs no more than one for everybody.
+ON_ONE_GPU := generators.gpus=0.4 generators.gpu_memory_utilization=0.35 scorers.gpus=0.2 train.gpus_per_worker=0.4
+
 demo: install
-	@$(BIN)/csr-ray run configs/tiny-world.yaml
+	@$(BIN)/csr-ray run configs/tiny-world.yaml $(if $(filter gpu,$(ENGINE)),$(ON_ONE_GPU))
 
 test: install
 	@$(BIN)/python -m pytest tests

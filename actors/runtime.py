@@ -20,7 +20,7 @@ from actors.pool.generators import GeneratorPool
 from actors.pool.replicas import Replicas
 from actors.score.scorer import ScorerActor
 from actors.train.group import TrainerGroup
-from csr_ray.config.schema import Config, Generators, Policy
+from csr_ray.config.schema import Config, Generators, Policy, Train
 from csr_ray.errors import ConfigError
 from csr_ray.machine.fit import Node, check_fit
 from csr_ray.machine.memory import adapter_bytes, memory_bytes, object_store_bytes, shared_memory_bytes
@@ -31,6 +31,7 @@ from csr_ray.machine.placement import (
     demands_of,
     generator_demand,
     generator_options,
+    precision_of,
     scorer_options,
     serves_on_gpus,
 )
@@ -64,7 +65,13 @@ class Serving:
         settings = EngineSettings(policy=policy, generators=generators)
         with view.stage("start the engine", total=None, unit="", round_index=None):
             owns_ray = _connect_for([generator_demand(generators)], generators=generators)
-            serving = cls._create(settings, model=model, logs=logs, owns_ray=owns_ray, dtypes=[policy.dtype])
+            serving = cls._create(
+                settings,
+                model=model,
+                logs=logs,
+                owns_ray=owns_ray,
+                precisions=_precisions(policy, generators=generators),
+            )
             serving._wait()
         return serving
 
@@ -89,7 +96,7 @@ class Serving:
         model: str,
         logs: Path,
         owns_ray: bool,
-        dtypes: Collection[str],
+        precisions: Collection[str],
         adapters: Sequence[str] = (),
         scorers: Sequence[Any] = (),
         method: Method | None = None,
@@ -106,7 +113,7 @@ class Serving:
             logs=logs,
             start_generator=start_generator,
         )
-        pool = GeneratorPool(settings.generators, replicas=replicas, adapters=adapters, dtypes=dtypes)
+        pool = GeneratorPool(settings.generators, replicas=replicas, adapters=adapters, precisions=precisions)
         return cls(pool, owns_ray=owns_ray)
 
 
@@ -140,7 +147,7 @@ class Runtime:
                 model=model,
                 logs=logs,
                 owns_ray=owns_ray,
-                dtypes=[config.policy.dtype, config.train.dtype],
+                precisions=_precisions(config.policy, generators=config.generators, train=config.train),
                 adapters=adapters,
                 scorers=_scorers(config, logs=logs) if method.needs_scorer else (),
                 method=method,
@@ -168,6 +175,12 @@ class Runtime:
         """End what was started here, and Ray only if this process started it."""
         self.trainer.close()
         self._serving.close()
+
+
+def _precisions(policy: Policy, *, generators: Generators, train: Train | None = None) -> list[str]:
+    """The precisions in which generators and trainer compute."""
+    found = [precision_of(policy.dtype, on_gpu=generators.gpus > 0)]
+    return found if train is None else [*found, precision_of(train.dtype, on_gpu=train.gpus_per_worker > 0)]
 
 
 def _phases_a_round(method: Method, *, config: Config) -> int:

@@ -287,7 +287,11 @@ def _rows(probed: Sequence[Probed], *, head: str) -> list[dict[str, Any]]:
             share([each.answer_gap > _OLD_TOLERANCE * each.num_tokens for each in probed]),
             "of probes, 0.05 a token",
         ),
-        row("false_alarms_cache", share([gap > noise.of_cache() for gap in means]), "of probes"),
+        row(
+            "false_alarms_cache",
+            share([gap > noise.of_cache(len(each.cached)) for gap, each in zip(means, probed, strict=True)]),
+            "of probes",
+        ),
         row(
             "false_alarms_answer",
             share([each.answer_gap > noise.of_answer(each.num_tokens) for each in probed]),

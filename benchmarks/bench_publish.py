@@ -297,7 +297,7 @@ def _pool(dtype: str, *, model: Path, num_generators: int, directory: Path) -> t
         for index in range(num_generators)
     ]
     receivers = Receivers(generators=generators, scorers=[], logs=logs)
-    pool = GeneratorPool(config.generators, replicas=receivers, adapters=(), dtypes=[dtype])
+    pool = GeneratorPool(config.generators, replicas=receivers, adapters=(), precisions=[dtype])
     try:
         pool.wait_until_ready()
     except Exception:

@@ -139,7 +139,7 @@ class Side:
         ]
         self.generator = self.generators[0]
         replicas = Replicas(generators=self.generators, scorers=[scorer], logs=Path("unused"))
-        self.pool = GeneratorPool(config.generators, replicas=replicas, adapters=(), dtypes=["bfloat16"])
+        self.pool = GeneratorPool(config.generators, replicas=replicas, adapters=(), precisions=["bfloat16"])
         self.pool.wait_until_ready()
         self._round = 0
         processes = ray.get([generator.processes.remote() for generator in self.generators])

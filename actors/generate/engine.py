@@ -23,6 +23,7 @@ from actors.generate.arguments import engine_arguments, engine_environment
 from actors.generate.capacity import Limit, Room, tree_tokens, trees_that_fit
 from actors.generate.expand import Draft, Expansion, Tokens
 from actors.handover.hot_adapter import HotAdapter, refusal
+from actors.handover.proofs import COMPARED_TOKENS
 from actors.process.counters import Counting
 from csr_ray.config.schema import Config, Generators, Policy, Search
 from csr_ray.counters import Counters
@@ -39,7 +40,6 @@ _log = logging.getLogger(__name__)
 _TRIES = 3
 _IMAGES_KEPT = 512
 _TEXTS_KEPT = 65_536
-_CACHE_TOKENS = 8  # of an answer, at which `probe` compares cached with fresh
 _RESET_S = 10.0
 
 
@@ -272,7 +272,9 @@ class VllmEngine:
     @staticmethod
     def compared_positions(num_tokens: int) -> list[int]:
         """The positions in an answer at which cached and fresh log-probs are compared, the last among them."""
-        return sorted({round((num_tokens - 1) * number / _CACHE_TOKENS) for number in range(1, _CACHE_TOKENS + 1)})
+        return sorted(
+            {round((num_tokens - 1) * number / COMPARED_TOKENS) for number in range(1, COMPARED_TOKENS + 1)}
+        )
 
     async def _forced(self, ask: Ask, *, answer_ids: Sequence[int], position: int) -> float:
         """The log-prob of the answer's token at `position`, as a request that continues the tokens before it."""

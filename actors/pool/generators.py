@@ -38,15 +38,15 @@ class GeneratorPool:
     Args:
         replicas: owner of the actors.
         adapters: folders of the phases already trained, oldest first.
-        dtypes: "float32" or "bfloat16", of the generators' and the trainer's weights; the proofs allow for as much
-            rounding.
+        precisions: in which generators and trainer compute (`csr_ray.machine.placement.precision_of`); the proofs
+            allow for as much rounding.
     """
 
     def __init__(
-        self, config: Generators, *, replicas: Replicas, adapters: Sequence[str], dtypes: Collection[str]
+        self, config: Generators, *, replicas: Replicas, adapters: Sequence[str], precisions: Collection[str]
     ) -> None:
         self._config = config
-        self._noise = noise_of(dtypes)
+        self._noise = noise_of(precisions)
         self._replicas = replicas
         self._version = len(adapters)
         self._counting: dict[Any, Any] = {}  # actors that are asked for their counters, and the open calls

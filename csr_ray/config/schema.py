@@ -357,7 +357,9 @@ class Train(Section):
     )
     workers: int = Field(1, ge=1, le=1024, description="number of Ray Train workers")
     cpus_per_worker: float = Field(1, ge=0, description="Ray CPUs that each worker reserves")
-    gpus_per_worker: float = Field(0, ge=0, description="Ray GPUs that each worker reserves")
+    gpus_per_worker: float = Field(
+        0, ge=0, le=1, description="share of a GPU that each worker reserves; it uses one, whatever more there is"
+    )
     threads: int | None = Field(
         None,
         ge=1,

@@ -154,7 +154,8 @@ def check_fit(demands: Sequence[Demand], *, nodes: Sequence[Node], config: Confi
     if change:
         remedy = "the smallest change that fits: " + " ".join(f"{key}={value:g}" for key, value in change.items())
     else:
-        remedy = f"on one machine it takes {gpus_needed(demands)} GPUs"
+        gpus, cpus = gpus_needed(demands), sum(demand.num * demand.cpus for demand in demands)
+        remedy = f"on one machine it takes {gpus} GPU{_s(gpus)} and {cpus:g} CPUs"
     raise ConfigError(f"no room for {left_out} (asked for: {wanted}; there is: {there}); {remedy}")
 
 

@@ -25,8 +25,8 @@ class Demand:
         role: as an error message calls one of them.
         num: how many actors.
         cpus, gpus: what Ray reserves for each.
-        may_share_gpus: whether two of them may sit on one GPU. The workers of a train group may not: NCCL refuses two
-            ranks on one device.
+        may_share_gpus: whether two of them may sit on one GPU. Train workers may not: NCCL refuses two ranks on one
+            device. Nor may engines, each of which would count the other's memory as its own while it starts.
     """
 
     role: str
@@ -47,11 +47,11 @@ class ActorOptions:
 
 def demands_of(config: Config, *, needs_scorer: bool) -> tuple[Demand, ...]:
     """What a run asks for, in the order in which its actors are started."""
-    train = config.train
-    demands = [generator_demand(config.generators)]
+    train, scorers = config.train, config.scorers
+    demands = []
     if needs_scorer:
-        scorers = config.scorers
         demands.append(Demand(role="scorer", num=scorers.min, cpus=scorers.cpus, gpus=scorers.gpus))
+    demands.append(generator_demand(config.generators))
     demands.append(
         Demand(
             role="train worker",
@@ -65,7 +65,9 @@ def demands_of(config: Config, *, needs_scorer: bool) -> tuple[Demand, ...]:
 
 
 def generator_demand(generators: Generators) -> Demand:
-    return Demand(role="generator", num=generators.min, cpus=generators.cpus, gpus=generators.gpus)
+    return Demand(
+        role="generator", num=generators.min, cpus=generators.cpus, gpus=generators.gpus, may_share_gpus=False
+    )
 
 
 def generator_options(generators: Generators, *, num_cores: int) -> ActorOptions:
@@ -94,6 +96,11 @@ def scorer_options(scorers: Scorers) -> ActorOptions:
     return ActorOptions(
         num_cpus=scorers.cpus, num_gpus=scorers.gpus, environment={"OMP_NUM_THREADS": str(scorers.threads)}
     )
+
+
+def precision_of(dtype: str, *, on_gpu: bool) -> str:
+    """How weights of a dtype are computed with: "float32", "tf32" or "bfloat16"."""
+    return "tf32" if on_gpu and dtype == "float32" else dtype
 
 
 def installed_version(name: str) -> str | None:

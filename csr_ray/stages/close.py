@@ -41,7 +41,7 @@ def save_model(state: RunState, *, view: View) -> None:
         better = f"; {state.folder.adapter_of_all} on the base model is unrounded" if is_unmerged else ""
         view.say(
             f"[yellow]{state.folder.model} has the base model's dtype, in which {rounding.kept:.0%} of what was "
-            f"learned arrived, with an error of {rounding.swallowed:.0%} of its size{better}[/yellow]"
+            f"learned arrived, with noise of {rounding.swallowed:.0%} of its size{better}[/yellow]"
         )
     state.journal.commit("finished", rounds=state.config.run.rounds, swallowed=rounding.swallowed, kept=rounding.kept)
     write_json(state.folder.summary, value=summarise(state))

@@ -34,8 +34,8 @@ def publish(state: RunState, cycle: Cycle, trained: TrainResult, *, generators: 
     )
     if receipt.swallowed > SWALLOWED_AT_MOST:
         view.say(
-            f"[yellow]what was learned is about as small as a rounding step of the {state.config.policy.dtype} "
-            f"weights into which it is merged: {receipt.kept:.0%} of the update arrived, with an error of "
-            f"{receipt.swallowed:.0%} of its size. generators.publish=adapter serves and trains it unrounded; "
-            "docs/training.md says more (What rounding takes)[/yellow]"
+            f"[yellow]the update is not much larger than the rounding steps of the {state.config.policy.dtype} "
+            f"weights into which it is merged: {receipt.kept:.0%} of it arrived, and rounding adds noise of "
+            f"{receipt.swallowed:.0%} of its size. A run with generators.publish=adapter serves and trains it "
+            "unrounded; docs/training.md says more (What rounding takes)[/yellow]"
         )

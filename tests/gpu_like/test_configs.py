@@ -18,9 +18,10 @@ from csr_ray.config.load import load_config
 from csr_ray.config.schema import Config
 from csr_ray.machine.clip_cost import open_clip_config
 from csr_ray.machine.fit import Node, seating
-from csr_ray.machine.placement import demands_of
+from csr_ray.machine.placement import check_engine_has_gpu, demands_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+MAKEFILE = CONFIGS.parent / "Makefile"
 GIB = 2**30
 # What an 80 GB GPU offers (nvidia-smi: 79.6 GiB on an H100, 79.3 on an A100), less what drivers take.
 GPU_GIB = 79.0
@@ -182,7 +183,7 @@ def test_every_lora_target_is_a_layer_of_every_block(name: str, overrides: tuple
 def test_bfloat16_is_what_these_gpus_train_and_serve_in(name: str, overrides: tuple[str, ...], num_gpus: int) -> None:
     config = config_of(name, overrides)
     assert (config.policy.dtype, config.train.dtype) == ("bfloat16", "bfloat16")
-    assert config.train.gpus_per_worker > 0, "transformers trains bfloat16 on GPUs only"
+    assert config.train.gpus_per_worker > 0, "on a CPU bfloat16 takes several times as long"
 
 
 # ---- lengths ----
@@ -330,3 +331,12 @@ def test_a_scorer_beside_an_engine_has_what_the_engine_leaves(
 def test_an_adapter_of_llava_7b_has_610_mib() -> None:
     config = config_of("llava15-7b.yaml")
     assert 2 * lora_parameters(config) / 2**20 == pytest.approx(610, abs=1)
+
+
+def test_the_demo_on_a_machine_with_one_gpu_has_a_seat_for_everybody() -> None:
+    """`make demo` there installs vLLM's GPU build, which serves on GPUs only."""
+    (line,) = (line for line in MAKEFILE.read_text().splitlines() if line.startswith("ON_ONE_GPU := "))
+    config = config_of("tiny-world.yaml", line.removeprefix("ON_ONE_GPU := ").split())
+    check_engine_has_gpu(config.generators, needs_gpu=True)
+    assert seating(demands_of(config, needs_scorer=True), nodes=[Node(name="a", cpus=8, gpus=1)]).standing == ()
+    assert "$(if $(filter gpu,$(ENGINE)),$(ON_ONE_GPU))" in MAKEFILE.read_text()

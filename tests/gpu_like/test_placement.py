@@ -37,14 +37,14 @@ def config_of(name: str) -> Config:
 # Config, machine, the GPUs of each actor in the order of starting (G generator, S scorer, T train worker), and those
 # with room left.
 SEATS = [
-    ("llava15-7b", "8xA100", "G0 G1 G2 S3 T4 T5 T6 T7", ()),
-    ("llava15-13b", "8xA100", "G0 G1 G2 S3 T4 T5 T6 T7", ()),
-    ("llava15-13b-mllm-dpo", "8xA100", "G0 G1 G2 S3 T4 T5 T6 T7", ()),
-    ("qwen25-vl-7b", "4xL4", "G0 G1 S0 T2 T3", (1,)),
-    ("qwen25-vl-7b", "8xA100", "G0 G1 S0 T2 T3", (1, 4, 5, 6, 7)),
-    ("own-data", "4xL4", "G0 S0 T1", (2, 3)),
-    ("own-data", "8xA100", "G0 S0 T1", (2, 3, 4, 5, 6, 7)),
-    ("tiny-world", "1xH100", "G S T", (0,)),
+    ("llava15-7b", "8xA100", "S0 G1 G2 G3 T4 T5 T6 T7", ()),
+    ("llava15-13b", "8xA100", "S0 G1 G2 G3 T4 T5 T6 T7", ()),
+    ("llava15-13b-mllm-dpo", "8xA100", "S0 G1 G2 G3 T4 T5 T6 T7", ()),
+    ("qwen25-vl-7b", "4xL4", "S0 G0 G1 T2 T3", (1,)),
+    ("qwen25-vl-7b", "8xA100", "S0 G0 G1 T2 T3", (1, 4, 5, 6, 7)),
+    ("own-data", "4xL4", "S0 G0 T1", (2, 3)),
+    ("own-data", "8xA100", "S0 G0 T1", (2, 3, 4, 5, 6, 7)),
+    ("tiny-world", "1xH100", "S G T", (0,)),
 ]
 
 

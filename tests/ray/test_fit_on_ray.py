@@ -143,6 +143,6 @@ def test_a_run_that_does_not_fit_is_refused_within_seconds_and_starts_nothing() 
     )
     assert time.monotonic() - started_s < 60
     first, second = [line for line in out.splitlines() if "no room" in line]
-    assert first.startswith("2 True no room for 1 train worker (asked for: 1 generator with 1 CPU and 0.9 GPU each")
+    assert first.startswith("2 True no room for 1 train worker (asked for: 1 scorer with 1 CPU and 0.1 GPU each")
     assert "generators.gpus=0.5 train.gpus_per_worker=0.4 generators.gpu_memory_utilization=0.45" in first
     assert second.endswith("If an autoscaler adds nodes to this cluster, set CSR_RAY_AUTOSCALES=1")

@@ -68,7 +68,7 @@ def start(ray_session: None, tmp_path: Path) -> Iterator[Start]:
             logs=tmp_path,
             start_generator=lambda slot: generator(replacement),
         )
-        pool = GeneratorPool(_config().generators, replicas=replicas, adapters=adapters, dtypes=["bfloat16"])
+        pool = GeneratorPool(_config().generators, replicas=replicas, adapters=adapters, precisions=["bfloat16"])
         pool.wait_until_ready()
         pools.append(pool)
         return pool
@@ -157,7 +157,7 @@ def test_a_scorer_that_died_is_named_and_not_the_generator_that_asked_it(ray_ses
     scorer: Any = ray.remote(DyingScorer).options(num_cpus=0).remote(str(tmp_path / "scorer_0.log"))
     generator: Any = ray.remote(ScoringGenerator).options(num_cpus=0).remote([scorer])
     replicas = Replicas(generators=[generator], scorers=[scorer], logs=tmp_path)
-    pool = GeneratorPool(_config().generators, replicas=replicas, adapters=(), dtypes=["bfloat16"])
+    pool = GeneratorPool(_config().generators, replicas=replicas, adapters=(), precisions=["bfloat16"])
     try:
         pool.wait_until_ready()
         prompts = [Prompt(id=str(number), image="i.png", text="What?") for number in range(3)]

@@ -68,7 +68,7 @@ def pool(
         )
     )
     replicas = Replicas(generators=[generator], scorers=[scorer], logs=tmp_path_factory.mktemp("logs"))
-    pool = GeneratorPool(config.generators, replicas=replicas, adapters=(), dtypes=["bfloat16"])
+    pool = GeneratorPool(config.generators, replicas=replicas, adapters=(), precisions=["bfloat16"])
     pool.wait_until_ready()
     yield pool
     pool.close()

@@ -129,7 +129,7 @@ def wait_for(scorers: list[Any], *, logs: Path) -> None:
         tiny_config().generators,
         replicas=Replicas(generators=[], scorers=scorers, logs=logs),
         adapters=(),
-        dtypes=["float32"],
+        precisions=["float32"],
     )
     try:
         pool.wait_until_ready()
@@ -155,3 +155,18 @@ def test_a_scorer_that_dies_or_fails_at_its_start_is_named_with_its_log(ray_sess
     failing: Any = ray.remote(FailingScorer).options(num_cpus=0).remote()
     with pytest.raises(ActorFailure, match=r"(?s)^scorer 0 cannot start: MemoryError: cannot allocate 3 GiB\nlast "):
         wait_for([failing], logs=tmp_path)
+
+
+def test_a_scorer_that_was_promised_a_gpu_does_not_compute_on_the_cpu_in_silence(
+    ray_session: None, tmp_path: Path
+) -> None:
+    import torch
+
+    from actors.score.scorer import ScorerActor
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    config = tiny_config(scorer={"model": str(tmp_path)}, scorers={"gpus": 0.1})
+    scorer = ray.remote(ScorerActor).options(num_cpus=0, max_concurrency=1000)
+    with pytest.raises(ConfigError, match=r"^scorers\.gpus = 0\.1: torch sees no GPU .* or set scorers\.gpus=0$"):
+        wait_for([scorer.remote(config.scorer, scorers=config.scorers)], logs=tmp_path)

@@ -545,6 +545,26 @@ def test_a_form_without_a_backward_pass_is_left_out_and_an_interrupt_is_not_swal
         pool.submit(_rehearsed_with, model, KeyboardInterrupt()).result(timeout=120)
 
 
+def _rehearsed_in_shards(model: Path) -> str:
+    from csr_ray.errors import ConfigError
+
+    with mock.patch("actors.train.pair_trainer.PairTrainer.step", side_effect=RuntimeError("no kernel")):
+        try:
+            _rehearsed(model, "auto", {"deepspeed_stage": 3})
+        except ConfigError as error:
+            return str(error)
+    return "it went through"
+
+
+def test_a_step_that_fails_for_all_workers_together_names_the_form_that_trains(tmp_path: Path) -> None:
+    """At stage 3 a form's backward pass is not tried apart, so there is no next form to fall back to."""
+    model = build_tiny_llava(tmp_path / "model", seed=0)
+    with start_training_process() as pool:  # of its own, because a failed rehearsal leaves DeepSpeed's marks
+        message = pool.submit(_rehearsed_in_shards, model).result(timeout=120)
+    assert message.startswith("train.step = 'auto': ") and message.endswith("set train.step=concatenated")
+    assert "RuntimeError: no kernel" in message
+
+
 def test_each_family_is_probed_and_one_that_cannot_share_falls_back(
     training_process: ProcessPoolExecutor, tmp_path: Path
 ) -> None:

@@ -56,7 +56,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
 
 def pool(tmp_path: Path) -> GeneratorPool:
     replicas = Replicas(generators=[Actor("a"), Actor("b")], scorers=[Actor("c")], logs=tmp_path)
-    return GeneratorPool(tiny_config().generators, replicas=replicas, adapters=(), dtypes=["bfloat16"])
+    return GeneratorPool(tiny_config().generators, replicas=replicas, adapters=(), precisions=["bfloat16"])
 
 
 def test_a_silent_actor_is_left_out_and_its_count_is_not_lost(ray: FakeRay, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_refusal_says_what_is_asked_for_what_is_there_and_who_is_left_out() ->
     assert str(error.value) == (
         "no room for 1 train worker (asked for: 2 generators with 1 CPU and 1 GPU each, 1 scorer with 1 CPU and 0.5 "
         "GPU each, 2 train workers with 1 CPU and 1 GPU each; there is: node 0 (10.0.0.1): 16 CPU and 4 GPU); on one "
-        "machine it takes 5 GPUs"
+        "machine it takes 5 GPUs and 5 CPUs"
     )
 
 

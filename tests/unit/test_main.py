@@ -166,6 +166,20 @@ def test_run_into_the_folder_of_another_config_is_refused(
     assert main(["run", config, "train.beta=0.3", "--fresh"]) == 3, "the earlier run is moved aside"
 
 
+def test_a_run_may_go_on_with_other_resources_but_not_with_another_way_to_serve(
+    tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is named as the smallest change that fits can be set without a new run folder."""
+    config = config_file(tmp_path, own_data)
+    (tmp_path / "there.png").unlink()
+    assert main(["run", config]) == 3
+    less = ["generators.gpus=0.5", "generators.gpu_memory_utilization=0.45", "scorers.gpus=0.1"]
+    assert main(["run", config, *less, "train.gpus_per_worker=0.4", "train.workers=2"]) == 3
+    capsys.readouterr()
+    assert main(["run", config, "generators.publish=adapter"]) == 2
+    assert "generators.publish" in error_line(capsys)
+
+
 # ---- config ----
 
 
