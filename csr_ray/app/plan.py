@@ -1,6 +1,6 @@
 """The plan of a run before anything is started: paths are checked, actors counted, tokens estimated.
 
-Looks at files, but starts nothing, and imports nothing heavy but open_clip for a scorer that is on open_clip's list.
+Looks at files, but starts nothing and imports nothing heavy; open_clip's list is read in a process of its own.
 """
 
 from __future__ import annotations
