@@ -188,19 +188,25 @@ def test_the_proof_of_a_hand_over_raises_no_false_alarm(tmp_path: Path) -> None:
 
 # The tiny models on a part of the GPU each; what differs from a CPU is left at its defaults.
 ON_ONE_GPU = (
-    "policy.dtype=bfloat16", "scorer.dtype=bfloat16", "train.dtype=bfloat16", "train.reference=check",
     "generators.gpus=0.4", "scorers.gpus=0.2", "train.gpus_per_worker=0.4", "generators.gpu_memory_utilization=0.35",
 )  # fmt: skip
+IN_BFLOAT16 = ("policy.dtype=bfloat16", "scorer.dtype=bfloat16", "train.dtype=bfloat16")
 TINY = (
     "world.quick=true", "world.num_train_images=32", "world.num_heldout_images=16", "data.per_round=16",
-    "eval.limit=16", "run.rounds=2",
+    "eval.limit=16", "run.rounds=2", "train.reference=check",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("train.streaming=true",), ("generators.publish=adapter",), ("search.preset=paper",)],
-    ids=["plain", "streaming", "hot adapter", "coupled decodes"],
+    [
+        (),  # float32, which kernels there round to TF32
+        IN_BFLOAT16,
+        (*IN_BFLOAT16, "train.streaming=true"),
+        (*IN_BFLOAT16, "generators.publish=adapter"),
+        (*IN_BFLOAT16, "search.preset=paper"),
+    ],
+    ids=["float32", "bfloat16", "streaming", "hot adapter", "coupled decodes"],
 )
 def test_a_run_ends_and_every_hand_over_is_proved(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     """Proves that engine, scorer and trainer share one GPU, over NCCL and with CUDA graphs; that every policy is
@@ -216,8 +222,8 @@ def test_a_run_ends_and_every_hand_over_is_proved(tmp_path: Path, overrides: tup
 
 
 def test_the_demo_learns_on_a_gpu_what_it_learns_on_a_cpu(tmp_path: Path) -> None:
-    """Proves that the whole method works there: hallucinations fall by more than half and recall stays. Six minutes,
-    half of them for the world's models, which are trained on the CPU.
+    """Proves that the whole method works there, by what `make demo` runs: hallucinations fall by more than half and
+    recall stays. Six minutes, half of them for the world's models, which are trained on the CPU.
     """
     summary = _run(ROOT / "configs/tiny-world.yaml", *ON_ONE_GPU, folder=tmp_path)
     base, last = summary["base"]["eval"], summary["rounds"][-1]["eval"]
