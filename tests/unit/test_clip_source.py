@@ -116,4 +116,5 @@ def test_a_driver_learns_it_from_another_process(monkeypatch: pytest.MonkeyPatch
 def test_every_config_of_ours_names_weights_under_their_own_activation(config: Path) -> None:
     scorer = load_config(config, overrides=()).scorer
     if scorer is not None and "${world}" not in scorer.model:
-        clip_source(scorer.model)
+        source = clip_source(scorer.model)
+        assert f"{source.name}/{source.weights}" == scorer.model

@@ -166,4 +166,4 @@ def test_gpus_that_a_generator_cannot_have_are_refused(generators: dict, says: s
     [{"gpus": gpus} for gpus in (0, 1, 2, 8.0, 0.9)] + [{"gpus": 0.5, "gpu_memory_utilization": 0.45}],
 )
 def test_gpus_that_a_generator_can_have_are_taken(generators: dict) -> None:
-    tiny_config(generators=generators)
+    assert tiny_config(generators=generators).generators.gpus == generators["gpus"]
