@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 JsonDict = dict[str, Any]
+Fault = Literal["input", "policy", "machine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +64,9 @@ class Prompt:
     def ask(self) -> Ask:
         return Ask(picture=Picture(path=self.image), text=self.text)
 
-    def refused(self, reason: str) -> Rejection:
+    def refused(self, reason: str, *, fault: Fault = "input") -> Rejection:
         """The line for the quarantine that says why this prompt was set aside."""
-        return Rejection(id=self.id, source=self.source or self.image, reason=reason)
+        return Rejection(id=self.id, source=self.source or self.image, reason=reason, fault=fault)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -418,8 +419,15 @@ class PublishReceipt:
 
 @dataclass(frozen=True, kw_only=True)
 class Rejection:
-    """An input set aside: its id if it had one, where it came from, and why."""
+    """An input set aside: its id if it had one, where it came from, why, and whose fault it was.
+
+    Attributes:
+        fault: "input": the input cannot be used, and never will be as it is. "policy": the policy made nothing of it.
+            "machine": an engine, a scorer or the storage failed. Only the first is final: a run that is started again
+            tries the others once more.
+    """
 
     id: str | None
     source: str
     reason: str
+    fault: Fault = "input"

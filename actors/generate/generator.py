@@ -91,7 +91,7 @@ class GeneratorActor:
             )
         assert self._version == version, "weights changed while the policy spoke"
         if not rollout.candidates:  # a unit keeps candidates, so a rollout without any would be lost
-            return prompt.refused("the policy said nothing")
+            return prompt.refused("the policy said nothing", fault="policy")
         self._counting.add(Counters(rollouts=1, candidates=len(rollout.candidates)))
         return rollout
 
