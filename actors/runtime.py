@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ import ray
 
 from actors.generate.engine import EngineSettings
 from actors.generate.generator import GeneratorActor
+from actors.pool.events import Role
 from actors.pool.generators import GeneratorPool
 from actors.pool.replicas import Replicas
+from actors.process.pulse import actor_class
 from actors.score.scorer import ScorerActor
 from actors.train.group import TrainerGroup
 from csr_ray.config.schema import Config, Generators, Policy, Train
@@ -71,6 +73,7 @@ class Serving:
                 logs=logs,
                 owns_ray=owns_ray,
                 precisions=_precisions(policy, generators=generators),
+                view=view,
             )
             serving._wait()
         return serving
@@ -97,23 +100,44 @@ class Serving:
         logs: Path,
         owns_ray: bool,
         precisions: Collection[str],
+        view: View,
         adapters: Sequence[str] = (),
-        scorers: Sequence[Any] = (),
+        scorers: _ScorerStarter | None = None,
         method: Method | None = None,
         seed: int = 0,
     ) -> Serving:
         def start_generator(slot: int) -> Any:
-            actor = _generator_actor(settings.generators)
-            log = str((logs / f"generator_{slot}.log").absolute())
-            return actor.remote(settings, model=model, scorers=list(scorers), method=method, seed=seed, log=log)
+            # A generator that is started later knows the scorers of that moment.
+            known = replicas.actors("scorer") if replicas else started
+            return _generator_actor(settings.generators).remote(
+                settings,
+                model=model,
+                scorers=known,
+                scorer_wait_s=scorers.section.start_s if scorers else 0.0,
+                method=method,
+                seed=seed,
+                log=str((logs / f"generator_{slot}.log").absolute()),
+            )
 
+        replicas: Replicas | None = None
+        started = [scorers.start(slot) for slot in range(scorers.section.min)] if scorers else []
+        starters: dict[Role, Callable[[int], Any]] = {"generator": start_generator}
+        if scorers:
+            starters["scorer"] = scorers.start
         replicas = Replicas(
             generators=[start_generator(slot) for slot in range(settings.generators.min)],
-            scorers=scorers,
+            scorers=started,
             logs=logs,
-            start_generator=start_generator,
+            starters=starters,
         )
-        pool = GeneratorPool(settings.generators, replicas=replicas, adapters=adapters, precisions=precisions)
+        pool = GeneratorPool(
+            settings.generators,
+            replicas=replicas,
+            adapters=adapters,
+            precisions=precisions,
+            scorers=scorers.section if scorers else None,
+            notice=view.say,
+        )
         return cls(pool, owns_ray=owns_ray)
 
 
@@ -148,8 +172,9 @@ class Runtime:
                 logs=logs,
                 owns_ray=owns_ray,
                 precisions=_precisions(config.policy, generators=config.generators, train=config.train),
+                view=view,
                 adapters=adapters,
-                scorers=_scorers(config, logs=logs) if method.needs_scorer else (),
+                scorers=_ScorerStarter(config, logs=logs) if method.needs_scorer else None,
                 method=method,
                 seed=config.run.seed,
             )
@@ -279,13 +304,19 @@ def connect(*, num_cpus_needed: float, object_store: int | None = None) -> bool:
     return True
 
 
-def _scorers(config: Config, *, logs: Path) -> list[Any]:
-    assert config.scorer is not None, "the method has asked for it"
-    actor = _placed(ScorerActor, options=scorer_options(config.scorers), max_concurrency=1000)
-    return [
-        actor.remote(config.scorer, scorers=config.scorers, log=str((logs / f"scorer_{slot}.log").absolute()))
-        for slot in range(config.scorers.min)
-    ]
+class _ScorerStarter:
+    """Starts the scorer of a slot, as often as it is needed."""
+
+    def __init__(self, config: Config, *, logs: Path) -> None:
+        assert config.scorer is not None, "the method has asked for it"
+        self._scorer = config.scorer
+        self._logs = logs
+        self.section = config.scorers
+
+    def start(self, slot: int) -> Any:
+        actor = _placed(ScorerActor, options=scorer_options(self.section), max_concurrency=1000)
+        log = str((self._logs / f"scorer_{slot}.log").absolute())
+        return actor.remote(self._scorer, scorers=self.section, log=log)
 
 
 def _generator_actor(generators: Generators) -> Any:
@@ -294,7 +325,7 @@ def _generator_actor(generators: Generators) -> Any:
 
 
 def _placed(actor: type, *, options: ActorOptions, max_concurrency: int) -> Any:
-    return ray.remote(actor).options(
+    return actor_class(actor).options(
         num_cpus=options.num_cpus,
         num_gpus=options.num_gpus,
         max_concurrency=max_concurrency,

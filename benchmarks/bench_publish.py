@@ -28,7 +28,7 @@ from typing import Any
 
 from random_llava import Shape, TextPair, as_examples, build, pairs_of, picture
 
-from actors.pool.events import Role
+from actors.pool.events import Replica
 from actors.pool.generators import GeneratorPool
 from actors.pool.replicas import Replicas
 from csr_ray.records import Ask
@@ -105,7 +105,7 @@ def measure(arguments: argparse.Namespace, *, shape: Shape, directory: Path) -> 
     try:
         rows, gaps = _hand_overs(arguments, model=model, probes=probes, directory=directory)
         rows += _transfer_against_copy(arguments.transfer_mib * 2**20, directory=directory)
-        pool, _ = _pool("bfloat16", model=model, num_generators=1, directory=directory)
+        pool = _pool("bfloat16", model=model, num_generators=1, directory=directory)
         try:
             gaps += _gaps(pool, "bfloat16", model=model, adapters=(), probes=probes, arguments=arguments)
         finally:
@@ -119,7 +119,7 @@ def _hand_overs(
     arguments: argparse.Namespace, *, model: Path, probes: Sequence[Answered], directory: Path
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of every case, and those of the log-prob gap under the last policy handed over."""
-    pool, receivers = _pool("float32", model=model, num_generators=max(arguments.receivers), directory=directory)
+    pool = _pool("float32", model=model, num_generators=max(arguments.receivers), directory=directory)
     adapters: list[str] = []
     cases: dict[tuple[int, int], list[dict[str, Any]]] = {}
 
@@ -130,9 +130,10 @@ def _hand_overs(
     try:
         hand_over(min(arguments.ranks))  # each engine's first image pays for its processor's start
         _say("every engine has had its first hand-over, which is not counted")
-        # Most receivers first: those left out later are behind, and would have to catch up.
+        # Most receivers first; those that are too many for the next case are let go.
         for num_receivers in sorted(set(arguments.receivers), reverse=True):
-            receivers.num_receivers = num_receivers
+            for slot in range(num_receivers, max(arguments.receivers)):
+                pool._supervisor.release(Replica("generator", slot))
             for rank in sorted(set(arguments.ranks)):
                 done = [hand_over(rank) for _ in range(arguments.repeats)]
                 cases[rank, num_receivers] = done
@@ -262,20 +263,7 @@ def _transfer_against_copy(num_bytes: int, *, directory: Path) -> list[dict[str,
     ]
 
 
-class Receivers(Replicas):
-    """Actors of which only the first `num_receivers` generators take part; all of them end together."""
-
-    num_receivers: int | None = None
-
-    def actors(self, role: Role) -> list[Any]:
-        actors = super().actors(role)
-        return actors[: self.num_receivers] if role == "generator" else actors
-
-    def num(self, role: Role) -> int:
-        return len(self.actors(role))
-
-
-def _pool(dtype: str, *, model: Path, num_generators: int, directory: Path) -> tuple[GeneratorPool, Receivers]:
+def _pool(dtype: str, *, model: Path, num_generators: int, directory: Path) -> GeneratorPool:
     from actors.generate.engine import EngineSettings
     from actors.runtime import _generator_actor
     from csr_ray.config.load import parse_config
@@ -296,15 +284,15 @@ def _pool(dtype: str, *, model: Path, num_generators: int, directory: Path) -> t
         )
         for index in range(num_generators)
     ]
-    receivers = Receivers(generators=generators, scorers=[], logs=logs)
-    pool = GeneratorPool(config.generators, replicas=receivers, adapters=(), precisions=[dtype])
+    replicas = Replicas(generators=generators, scorers=[], logs=logs)
+    pool = GeneratorPool(config.generators, replicas=replicas, adapters=(), precisions=[dtype])
     try:
         pool.wait_until_ready()
     except Exception:
         print((logs / "generator_0.log").read_text()[-3000:], file=sys.stderr)  # the folder goes with this process
         raise
     _say("they serve")
-    return pool, receivers
+    return pool
 
 
 def _adapter(model: Path, *, rank: int, folder: Path) -> str:

@@ -17,6 +17,7 @@ from actors.generate.generator import GeneratorActor
 from actors.pool.generators import GeneratorPool
 from actors.pool.replicas import Replicas
 from actors.process.counters import Counting
+from actors.process.pulse import actor_class
 from actors.score.scorer import ScorerActor
 from csr_ray.config.load import parse_config
 from csr_ray.config.schema import Config
@@ -121,12 +122,12 @@ class Side:
             "PYTHONPATH": os.environ["PYTHONPATH"],
         }
         scorer = (
-            ray.remote(ScorerActor)
+            actor_class(ScorerActor)
             .options(num_cpus=0, max_concurrency=1000)
             .remote(config.scorer, scorers=config.scorers)
         )
         self.generators = [
-            ray.remote(BenchGenerator)
+            actor_class(BenchGenerator)
             .options(num_cpus=0, max_concurrency=10_000, runtime_env={"env_vars": environment})
             .remote(
                 EngineSettings.of(config),

@@ -28,6 +28,7 @@ class Counters:
         score_requests, score_wait_s: requests to the scorer, and how long they waited for their batch to start.
         score_queue: sum over batches of the sentences that waited when one began.
         scorer_image_encodes, scorer_text_encodes: what went through the scorer's towers.
+        generator_deaths, scorer_deaths: actors that were lost.
     """
 
     rollouts: float = 0
@@ -54,6 +55,8 @@ class Counters:
     score_queue: float = 0
     scorer_image_encodes: float = 0
     scorer_text_encodes: float = 0
+    generator_deaths: float = 0
+    scorer_deaths: float = 0
 
     def add(self, other: Counters) -> None:
         for field in fields(self):

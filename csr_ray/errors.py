@@ -41,12 +41,20 @@ class ActorFailure(RuntimeError):
     """An actor died or answered wrongly. The message names the actor and, if known, its log file."""
 
 
-class ScorerFailure(ActorFailure):
-    """A scorer died while a generator waited for its scores; `index` is the scorer's number."""
+class EngineFailure(ActorFailure):
+    """A generator's engine died, so the generator is of no more use; its process lives."""
 
-    def __init__(self, index: int, reason: str) -> None:
-        super().__init__(index, reason)  # as arguments, so that it survives the way from the generator's process
+
+class ScorerFailure(ActorFailure):
+    """A scorer died while a generator waited for its scores, and no other took its place in time.
+
+    `index` is the scorer's number, and `life` counts how many held that number before it.
+    """
+
+    def __init__(self, index: int, life: int, reason: str) -> None:
+        super().__init__(index, life, reason)  # as arguments, to survive the way from the generator's process
         self.index = index
+        self.life = life
         self.reason = reason
 
     def __str__(self) -> str:

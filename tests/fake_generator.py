@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
+import signal
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +15,22 @@ from safetensors.numpy import load_file
 
 from actors.handover.proofs import Served
 from actors.handover.registry import Receiver
+from actors.process.pulse import Heart, Progress, Pulse
 from actors.score.client import ScorerPool
+from csr_ray.errors import EngineFailure
 from csr_ray.records import Cycle, Probe, Prompt
 
 LOGPS = (-10.0, -20.0)
 
 
-class FakeGenerator:
+class Living:
+    """Gives signs of life, as every actor does."""
+
+    def pulse(self) -> Pulse:
+        return Heart(Progress(), what="its work").pulse()
+
+
+class FakeGenerator(Living):
     """Pulls like the real one, and proves what `fault` lets it."""
 
     def __init__(self, directory: str, fault: str | None) -> None:
@@ -54,21 +67,85 @@ class FakeGenerator:
         return [float(load_file(file)["x"].sum()) for file in files]
 
 
-class ScoringGenerator:
+class ScoringGenerator(Living):
     """Asks its scorers as the real one does, and says nothing itself."""
 
     def __init__(self, scorers: list[Any]) -> None:
         self._handles = scorers
 
     async def start(self, registry: Any) -> int:
-        self._scorers = ScorerPool(self._handles)
+        self._scorers = ScorerPool(self._handles, wait_s=5.0)
         return 0
 
     async def rollout(self, prompt: Prompt, cycle: Cycle) -> None:
         await self._scorers.score(prompt.ask.picture, texts=["A star."])
 
 
-class DyingScorer:
+class SlowGenerator(Living):
+    """Takes a moment for every prompt, and asks a scorer on the way if it has one.
+
+    A prompt whose text begins with "error" fails, with "engine" the engine dies, with "kill" the process does.
+    """
+
+    def __init__(self, scorers: Sequence[Any] = (), *, seconds: float = 0.1) -> None:
+        self._handles, self._seconds = list(scorers), seconds
+
+    async def start(self, registry: Any) -> int:
+        self._scorers = ScorerPool(self._handles, wait_s=60.0)
+        self._receiver = Receiver(registry, folder=Path(tempfile.mkdtemp()))
+        return await self._receiver.pull()
+
+    async def publish(self, probes: list[Probe]) -> Served:
+        version = await self._receiver.pull()
+        return Served(
+            version=version,
+            checksum="1",
+            wrong_tensors=(),
+            swallowed=0.0,
+            kept=1.0,
+            num_stale=0,
+            probe_logps=LOGPS,
+            cache_gaps=(0.0, 0.0),
+            num_bytes=1,
+            seconds=0.0,
+        )
+
+    async def rollout(self, prompt: Prompt, cycle: Cycle) -> tuple[str, int]:
+        if prompt.text.startswith("error"):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if prompt.text.startswith("long"):
+            raise ValueError("the prompt is longer than the context")
+        if prompt.text.startswith("engine"):
+            raise EngineFailure("its engine died: EngineDeadError")
+        if prompt.text.startswith("kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        await asyncio.sleep(self._seconds)
+        if self._handles:
+            await self._scorers.score(prompt.ask.picture, texts=["A star."])
+        return prompt.id, os.getpid()
+
+    async def use_scorer(self, slot: int, life: int, scorer: Any) -> None:
+        self._scorers.replace(slot, life=life, scorer=scorer)
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+
+class SlowScorer(Living):
+    """Answers after a moment."""
+
+    async def ready(self) -> None:
+        pass
+
+    async def score(self, asked: list[Any]) -> list[Any]:
+        await asyncio.sleep(0.05)
+        return [([1.0] * len(texts), 0) for _, texts in asked]
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+
+class DyingScorer(Living):
     """Dies where it is told to, `ready` or `score`, and says why in its log first."""
 
     def __init__(self, log: str, *, at: str = "score") -> None:
@@ -86,7 +163,7 @@ class DyingScorer:
         os._exit(1)
 
 
-class FailingScorer:
+class FailingScorer(Living):
     """Lives, but cannot get ready."""
 
     async def ready(self) -> None:

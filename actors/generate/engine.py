@@ -25,6 +25,7 @@ from actors.generate.expand import Draft, Expansion, Tokens
 from actors.handover.hot_adapter import HotAdapter, refusal
 from actors.handover.proofs import COMPARED_TOKENS
 from actors.process.counters import Counting
+from actors.process.pulse import Progress
 from csr_ray.config.schema import Config, Generators, Policy, Search
 from csr_ray.counters import Counters
 from csr_ray.data.chat import prompt_ids
@@ -118,6 +119,7 @@ class VllmEngine:
 
     Attributes:
         room: lets in as many trees as the KV cache holds; there once the engine has started.
+        progress: of the requests under way, a step of the engine at a time.
     """
 
     room: Room
@@ -134,6 +136,7 @@ class VllmEngine:
         self._images: OrderedDict[Picture, Image] = OrderedDict()
         self._requests = itertools.count()
         self._llm: Any = None
+        self.progress = Progress()
 
     async def start(self) -> None:
         from vllm import AsyncEngineArgs
@@ -149,7 +152,9 @@ class VllmEngine:
             **(self._hot.engine_arguments() if self._hot else {}),
         )
         try:
-            self._llm = AsyncLLM.from_engine_args(arguments, stat_loggers=[stat_logger(self._counting)])
+            self._llm = AsyncLLM.from_engine_args(
+                arguments, stat_loggers=[stat_logger(self._counting, progress=self.progress)]
+            )
         except Exception as error:
             if self._hot is not None and (reason := refusal(arguments.create_model_config())):
                 raise reason from error
@@ -330,8 +335,10 @@ class VllmEngine:
                 )
             await asyncio.sleep(0.05)
 
-    async def check_health(self) -> None:
-        await self._llm.check_health()
+    @property
+    def has_died(self) -> bool:
+        """Whether the engine's process is gone. May be asked in any thread."""
+        return self._llm is not None and bool(self._llm.errored)
 
     def close(self) -> None:
         if self._llm is not None:
@@ -412,8 +419,12 @@ class VllmEngine:
         parameters = SamplingParams(output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False, **options)
         lora = self._hot.request if self._hot else None
         request, final = str(next(self._requests)), None
-        async for output in self._llm.generate(rendered, parameters, request_id=request, lora_request=lora):
-            final = output
+        self.progress.begin()
+        try:
+            async for output in self._llm.generate(rendered, parameters, request_id=request, lora_request=lora):
+                final = output
+        finally:
+            self.progress.end()
         assert final is not None and final.finished
         return final
 

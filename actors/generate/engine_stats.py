@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from actors.process.counters import Counting
+from actors.process.pulse import Progress
 from csr_ray.counters import Counters
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
 
 
-def stat_logger(counting: Counting) -> Callable[[VllmConfig, int], StatLoggerBase]:
-    """A factory for `AsyncLLM.from_engine_args(stat_loggers=[...])` that adds to `counting`."""
+def stat_logger(counting: Counting, *, progress: Progress) -> Callable[[VllmConfig, int], StatLoggerBase]:
+    """A factory for `AsyncLLM.from_engine_args(stat_loggers=[...])` that adds to `counting` and tells `progress`."""
 
     class _Adder(StatLoggerBase):
         def __init__(self, vllm_config: VllmConfig, engine_index: int = 0) -> None:
@@ -33,6 +34,7 @@ def stat_logger(counting: Counting) -> Callable[[VllmConfig, int], StatLoggerBas
             mm_cache_stats: MultiModalCacheStats | None = None,
             engine_idx: int = 0,
         ) -> None:
+            progress.step()
             counters = _of_scheduler(scheduler_stats, max_num_seqs=self._max_num_seqs)
             if iteration_stats is not None:
                 counters.engine_tokens = iteration_stats.num_generation_tokens

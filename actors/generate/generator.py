@@ -8,9 +8,10 @@ Everything that leaves here is stamped with the policy version that made it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from actors.handover.proofs import Served
 from actors.handover.registry import Receiver
 from actors.process.counters import Counting
 from actors.process.logs import log_to_file
+from actors.process.pulse import Heart, Pulse
 from actors.score.client import ScorerPool
 from csr_ray.counters import Counters
-from csr_ray.errors import StalePolicyError
+from csr_ray.errors import EngineFailure, StalePolicyError
 from csr_ray.methods.base import Method
 from csr_ray.policy.source import local_folder
 from csr_ray.records import Answer, Cycle, Probe, Prompt, Question, Rejection, Rollout
@@ -34,6 +36,7 @@ class GeneratorActor:
     Args:
         model: reference of the base policy (`csr_ray.policy.source`).
         scorers: handles of the scorer actors; empty for a method that needs none.
+        scorer_wait_s: for how many seconds to wait for the replacement of a scorer that died.
         method: what rolls out; None: this generator answers questions only.
         seed: of the run; what is drawn for a prompt follows from it, the cycle and the prompt's id.
         log: file that this process's output goes to; None: wherever Ray puts it.
@@ -45,6 +48,7 @@ class GeneratorActor:
         *,
         model: str,
         scorers: Sequence[Any] = (),
+        scorer_wait_s: float = 60.0,
         method: Method | None = None,
         seed: int = 0,
         log: str | None = None,
@@ -55,13 +59,15 @@ class GeneratorActor:
         self._seed = seed
         self._counting = Counting(actor="generator")
         self._engine = VllmEngine(settings, model=local_folder(model), counting=self._counting)
-        self._scorers = ScorerPool(scorers)
+        self._scorers = ScorerPool(scorers, wait_s=scorer_wait_s)
+        self._heart = Heart(self._engine.progress, what="its engine")
         self._version: int | None = None
         self._receiver: Receiver | None = None
         self._directory = tempfile.TemporaryDirectory(prefix="csr-ray-adapters-")
 
     async def start(self, registry: Any) -> int:
         """Bring the engine up with the registry's current policy; returns the version it serves."""
+        self._heart.start()
         self._receiver = Receiver(registry, folder=Path(self._directory.name))
         await self._engine.start()
         version = await self._receiver.pull()
@@ -75,13 +81,19 @@ class GeneratorActor:
 
         Raises:
             StalePolicyError: this generator does not hold the current policy.
+            EngineFailure: the engine is dead.
+            ScorerFailure: a scorer is dead, and nobody took its place.
         """
         assert self._method is not None, "started to answer questions only"
         version = self._current_version()
+        with self._engine_failures():
+            return await self._rollout(prompt, cycle=cycle, version=version, method=self._method)
+
+    async def _rollout(self, prompt: Prompt, *, cycle: Cycle, version: int, method: Method) -> Rollout | Rejection:
         async with self._engine.room:
             if (reason := await self._engine.unreadable(prompt.ask.picture)) is not None:
                 return prompt.refused(reason)
-            rollout = await self._method.rollout(
+            rollout = await method.rollout(
                 cycle.phase,
                 prompt,
                 engine=self._engine,
@@ -102,6 +114,7 @@ class GeneratorActor:
 
         Raises:
             StalePolicyError: this generator does not hold the current policy.
+            EngineFailure: the engine is dead.
         """
         version = self._current_version()
 
@@ -117,7 +130,8 @@ class GeneratorActor:
                 policy_version=version,
             )
 
-        return list(await asyncio.gather(*(one(question) for question in questions)))
+        with self._engine_failures():
+            return list(await asyncio.gather(*(one(question) for question in questions)))
 
     async def publish(self, probes: Sequence[Probe]) -> Served:
         """Pull and serve the registry's current policy, and say what can be checked about it.
@@ -152,6 +166,24 @@ class GeneratorActor:
         if self._version is None:
             raise StalePolicyError("this generator does not hold the current policy: not started, or failed")
         return self._version
+
+    @contextlib.contextmanager
+    def _engine_failures(self) -> Iterator[None]:
+        """Whatever goes wrong once the engine is dead is the engine's failure, and not the prompt's."""
+        try:
+            yield
+        except Exception as error:
+            if not self._engine.has_died:
+                raise
+            raise EngineFailure(f"its engine died: {type(error).__name__}: {error}") from error
+
+    async def use_scorer(self, slot: int, life: int, scorer: Any) -> None:
+        """Ask this scorer from now on in place of the one that had its slot before."""
+        self._scorers.replace(slot, life=life, scorer=scorer)
+
+    async def pulse(self) -> Pulse:
+        """See `actors.process.pulse`."""
+        return self._heart.pulse(ends="its engine died" if self._engine.has_died else "")
 
     async def counters(self) -> Counters:
         """What this actor and its engine have counted since the last call."""

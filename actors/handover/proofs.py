@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from csr_ray.records import TrainResult
 
+_Generator = TypeVar("_Generator", bound=Hashable)  # whatever names one
 _MAX_NAMES = 3
 # Tokens of an answer at which its log-probs are compared with and without cached prefixes, at most.
 COMPARED_TOKENS = 8
@@ -144,18 +146,18 @@ class Proof:
         return self.noise.of_answer(num_tokens) if self.tolerance is None else self.tolerance * num_tokens
 
 
-def faults(served: Mapping[int, Served], *, proof: Proof) -> dict[int, str]:
+def faults(served: Mapping[_Generator, Served], *, proof: Proof) -> dict[_Generator, str]:
     """What is wrong, by generator; generators with nothing wrong are left out.
 
     A generator whose checksum is not that of the majority is wrong, too.
     """
-    found = {index: fault for index, answer in served.items() if (fault := proof.fault(answer))}
-    passed = {index: answer.checksum for index, answer in served.items() if index not in found}
+    found = {one: fault for one, answer in served.items() if (fault := proof.fault(answer))}
+    passed = {one: answer.checksum for one, answer in served.items() if one not in found}
     if passed:
         common = Counter(passed.values()).most_common(1)[0][0]
         found |= {
-            index: f"it loaded other tensors than the rest (checksum {checksum[:12]}, not {common[:12]})"
-            for index, checksum in passed.items()
+            one: f"it loaded other tensors than the rest (checksum {checksum[:12]}, not {common[:12]})"
+            for one, checksum in passed.items()
             if checksum != common
         }
     return found

@@ -3,22 +3,29 @@
 A generator that starts late, or again, asks here like any other and gets every package it lacks; the trainer's side
 never waits for a fixed set of receivers. Adapters lie in the run folder; a package's bytes go into Ray's object store
 when it is asked for, so that nodes fetch chunks from each other, and only those of the last two that were asked for
-stay there. Knows versions and packages; knows no weights.
+stay there. Ray starts the actor again when it dies, and then it reads from a file what it was told before. Knows
+versions and packages; knows no weights.
 """
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.process.pulse import Heart, Progress, Pulse, actor_class
 from csr_ray.errors import ActorFailure
 from csr_ray.policy.package import FILES, Manifest, pack_adapter, unpack_adapter
+from csr_ray.store.atomic import write_json
 
 # The newest, which all generators pull at once, and an older one that a newcomer pulls on its way to the newest.
 _PACKAGES_KEPT = 2
+# Covers the time in which a registry that hangs is noticed, ended and started again.
+_ADD_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,25 +41,36 @@ class RegistryActor:
 
     Args:
         chunk_bytes: size of the chunks in which a package travels.
+        memory: file that survives this process, with the adapters' folders.
     """
 
-    def __init__(self, chunk_bytes: int) -> None:
+    def __init__(self, chunk_bytes: int, memory: str) -> None:
         self._chunk_bytes = chunk_bytes
-        self._adapters: list[Path] = []
+        self._memory = Path(memory)
+        known = json.loads(self._memory.read_text()) if self._memory.exists() else []
+        self._adapters = [Path(adapter) for adapter in known]
+        self._heart = Heart(Progress(), what="its work")
         self._kept: OrderedDict[int, Package] = OrderedDict()  # by version; the last one asked for last
 
     def add(self, adapter: str, *, version: int) -> None:
-        """Make an adapter folder the current policy.
+        """Make an adapter folder the current policy; nothing if it is already, because Ray may call once more.
 
         Raises:
             ValueError: it is not the next version, or a file is missing.
         """
+        if version == len(self._adapters) and self._adapters[-1] == Path(adapter):
+            return
         if version != len(self._adapters) + 1:
             raise ValueError(f"adapter of version {version} after version {len(self._adapters)}")
         for file in FILES:
             if not Path(adapter, file).is_file():
                 raise ValueError(f"adapter {adapter}: no {file}")
+        write_json(self._memory, value=[str(known) for known in (*self._adapters, adapter)])
         self._adapters.append(Path(adapter))
+
+    def pulse(self) -> Pulse:
+        """See `actors.process.pulse`."""
+        return self._heart.pulse()
 
     def package(self, *, after: int) -> Package | None:
         """The package that leads from version `after` to the one behind it; None if `after` is the current version.
@@ -82,8 +100,12 @@ class Registry:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"num_cpus": 0, "scheduling_strategy": here}
-        self.actor: Any = ray.remote(RegistryActor).options(**options).remote(chunk_bytes)
+        self._folder = tempfile.TemporaryDirectory(prefix="csr-ray-registry-")
+        self.actor: Any = (
+            actor_class(RegistryActor)
+            .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)
+            .remote(chunk_bytes, str(Path(self._folder.name) / "adapters.json"))
+        )
         self._num_packages = 0
         for version, adapter in enumerate(adapters, start=1):
             self.add(adapter, version=version)
@@ -111,13 +133,18 @@ class Registry:
             raise ActorFailure(f"asked to hand over version {version} behind version {self._num_packages}")
         if version == self._num_packages:
             return
-        ray.get(self.actor.add.remote(str(Path(adapter).absolute()), version=version))
+        adding = self.actor.add.remote(str(Path(adapter).absolute()), version=version)
+        try:
+            ray.get(adding, timeout=_ADD_S)
+        except ray.exceptions.GetTimeoutError as error:
+            raise ActorFailure(f"the registry did not take version {version} within {_ADD_S:g} s") from error
         self._num_packages = version
 
     def close(self) -> None:
         import ray
 
         ray.kill(self.actor)
+        self._folder.cleanup()
 
 
 class Receiver:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Generic
+from typing import Any, Generic, get_args
 
 from actors.pool.dispatch import Dispatch
 from actors.pool.events import (
@@ -33,17 +33,22 @@ from actors.pool.events import (
     Role,
     Starting,
     T,
+    Useless,
 )
 from actors.pool.failures import Failures, ItemLimits, Verdict
 from actors.pool.lives import Lives, RoleLimits, State
 from actors.pool.seats import Call, Work
+from csr_ray.records import Fault
 
 
 class Decisions(Generic[T]):
     """Every item ends exactly once, by a `Deliver` or a `Quarantine`, or the run ends by a `GiveUp` that says why.
 
-    Items are sent to generators. Scorers are called by the generators; here they are only kept alive. An item whose
-    call failed because a scorer died waits until the scorer's replacement serves.
+    Items are sent to generators. Scorers are called by the generators; here they are only kept alive, and so is the
+    registry. An item whose call failed because a scorer died waits until the scorer's replacement serves.
+
+    An item that is set aside for the machine's fault is held back until another succeeds, and the run is given up
+    without it if none does: nothing is set aside for what a broken machine did to everything.
 
     Args:
         items: drawn as there is room for them; see `Dispatch` for what is held at a time.
@@ -52,46 +57,75 @@ class Decisions(Generic[T]):
         limits: for each role; replicas of a role that is not named here are never replaced and never late.
         item_limits: when an item is set aside.
         look_ahead, remembered: see `Dispatch`.
+        is_resident: replicas are kept alive also while there are no items.
     """
 
     def __init__(
         self,
-        items: Iterable[T],
+        items: Iterable[T] = (),
         *,
-        image_of: Callable[[T], str],
-        in_flight: int,
+        image_of: Callable[[T], str] = str,
+        in_flight: int = 1,
         limits: Mapping[Role, RoleLimits] | None = None,
         item_limits: ItemLimits | None = None,
         look_ahead: int | None = None,
         remembered: int = 256,
+        is_resident: bool = False,
     ) -> None:
         limits = limits or {}
         self._item_limits = item_limits or ItemLimits()
-        self.dispatch: Dispatch[T] = Dispatch(
-            items, image_of=image_of, in_flight=in_flight, look_ahead=look_ahead, remembered=remembered
-        )
-        self._failures = Failures(self._item_limits)
-        roles: tuple[Role, ...] = ("generator", "scorer")
-        self._lives = {role: Lives(role, limits.get(role, RoleLimits())) for role in roles}
-        self._parked: list[tuple[Work[T], bool]] = []  # lost to a scorer's death, until its replacement serves
+        self._is_resident = is_resident
+        self._lives: dict[Role, Lives] = {
+            role: Lives(role, limits.get(role, RoleLimits())) for role in get_args(Role)
+        }
         self._gave_up = False
         self._now_s = -math.inf
         # What this turn asks for, in the order in which it is to be done.
         self._deeds: list[Action[T]] = []
         self._ends: list[Action[T]] = []
+        self._begin(items, image_of=image_of, in_flight=in_flight, look_ahead=look_ahead, remembered=remembered)
+
+    def begin(self, items: Iterable[T], *, image_of: Callable[[T], str], in_flight: int) -> None:
+        """Work on other items; those before have ended, or nobody wants their results any more.
+
+        Calls that are still under way are forgotten, and what is told of them is ignored.
+        """
+        assert self._is_resident
+        self._begin(items, image_of=image_of, in_flight=in_flight, first_call=self.dispatch.num_calls)
+
+    def _begin(self, items: Iterable[T], *, image_of: Callable[[T], str], in_flight: int, **options: Any) -> None:
+        self.dispatch: Dispatch[T] = Dispatch(items, image_of=image_of, in_flight=in_flight, **options)
+        self._failures = Failures(self._item_limits)
+        self._parked: list[tuple[Work[T], bool]] = []  # lost to a scorer's death, until its replacement serves
+        self._held: list[Quarantine[T]] = []  # the machine's fault, until something succeeds
+        for replica in self._lives["generator"].serving:
+            self.dispatch.join(replica)
+            self.dispatch.pause(replica, paused=self.state_of(replica) == "suspect")
 
     @property
     def done(self) -> bool:
         """Nothing is left to do: every item has ended, or the run was given up."""
-        return self._gave_up or (self.dispatch.done and not self._parked)
+        return self._gave_up or (self.dispatch.done and not self._parked and not self._held)
 
     @property
     def num_held(self) -> int:
         """Items drawn that have not ended."""
-        return self.dispatch.num_held + len(self._parked)
+        return self.dispatch.num_held + len(self._parked) + len(self._held)
 
     def state_of(self, replica: Replica) -> State:
         return self._lives[replica.role].state_of(replica)
+
+    def serving(self, role: Role) -> list[Replica]:
+        """Replicas of a role that serve."""
+        return self._lives[role].serving
+
+    def starting_since(self, role: Role) -> dict[Replica, float]:
+        """Replicas of a role that are starting, and since when."""
+        return self._lives[role].starting_since
+
+    def is_expecting(self, role: Role) -> bool:
+        """Whether a replica of this role is starting, or will be after a pause."""
+        return self._lives[role].is_expecting(now_s=self._now_s)
 
     def next_deadline_s(self) -> float:
         """By when `step` must be called although nothing happened; infinity if nothing is waited for with a limit."""
@@ -115,6 +149,7 @@ class Decisions(Generic[T]):
         self._replace_or_give_up()
         if not self.done:
             self._send()
+        self._release_at_the_end()
         deeds, self._deeds = self._deeds, []
         ends, self._ends = self._ends, []
         return deeds + ends
@@ -128,22 +163,29 @@ class Decisions(Generic[T]):
                     self.dispatch.join(replica)
             case Left(replica):
                 if self._lives[replica.role].left(replica):
-                    for call in self.dispatch.leave(replica):
+                    for call in self._lost(replica):
                         self._retry(call, f"{replica} left")
             case Died(replica, reason):
                 self._died(replica, reason)
+            case Useless(replica, reason):
+                if self.state_of(replica) != "dead":
+                    self._kill(replica, reason)
             case Answered(replica):
-                self._heard(replica)
+                self._answered(event)
             case Finished(number, shows_health):
                 if (done := self._ended(number)) is not None:
                     if shows_health:
-                        self._failures.succeeded()
+                        self._failures.succeeded(done.replica)
                         for lives in self._lives.values():
                             lives.worked()
+                        self._ends += self._held
+                        self._held.clear()
                     self._ends.append(Deliver(number, done.work.item))
+            case Failed(number, reason, None, "machine"):
+                self._machines_error(number, reason)
             case Failed(number, reason, None):
                 if (failed := self._ended(number)) is not None:
-                    self._judge(failed, self._failures.own_error(), reason)
+                    self._judge(failed, self._failures.own_error(), reason, fault=event.fault)
             case Failed(number, reason, Replica() as blamed):
                 self._blame(number, reason, blamed)
 
@@ -153,11 +195,29 @@ class Decisions(Generic[T]):
             self._heard(call.replica)
         return call
 
+    def _answered(self, event: Answered) -> None:
+        """The replica lives; whether its work goes on is told as well."""
+        replica = event.replica
+        lives = self._lives[replica.role]
+        if lives.state_of(replica) in ("serving", "suspect"):
+            stalls = lives.stalls(stalled_s=event.stalled_s, longest_s=event.longest_s)
+            if stalls is not None:
+                self._kill(replica, f"{event.what} has stood still {stalls}")
+                return
+        self._heard(replica)
+
     def _heard(self, replica: Replica) -> None:
-        has_work = self.dispatch.is_busy(replica)
-        was_suspect = self._lives[replica.role].heard(replica, has_work=has_work, now_s=self._now_s)
+        was_suspect = self._lives[replica.role].heard(replica, now_s=self._now_s)
         if was_suspect and replica.role == "generator":
             self.dispatch.pause(replica, paused=False)
+
+    def _machines_error(self, number: int, reason: str) -> None:
+        if (call := self._ended(number)) is None:
+            return
+        verdict, is_broken = self._failures.machines_error(call.work, replica=call.replica)
+        self._judge(call, verdict, reason, fault="machine")
+        if is_broken and not self._gave_up:
+            self._kill(call.replica, f"gave nothing but errors; the last: {reason}")
 
     def _blame(self, number: int, reason: str, blamed: Replica) -> None:
         """The error says that a replica is dead. It is killed to be sure: somebody else may still reach it."""
@@ -174,10 +234,14 @@ class Decisions(Generic[T]):
         self._died(replica, reason)
 
     def _died(self, replica: Replica, reason: str) -> None:
-        if self._lives[replica.role].died(replica, reason=reason):
-            for call in self.dispatch.leave(replica):
+        if self._lives[replica.role].died(replica, reason=reason, now_s=self._now_s):
+            for call in self._lost(replica):
                 verdict = self._failures.died_with(call.work, alone=call.alone)
                 self._judge(call, verdict, f"{replica} died: {reason}")
+
+    def _lost(self, replica: Replica) -> list[Call[T]]:
+        self._failures.gone(replica)
+        return self.dispatch.leave(replica)
 
     def _look_at_the_clock(self) -> None:
         for lives in self._lives.values():
@@ -188,11 +252,11 @@ class Decisions(Generic[T]):
                 self._kill(replica, reason)
             self._deeds.extend(Ping(replica) for replica in lives.to_ping(now_s=self._now_s))
         for call in self._late_calls():
-            self.dispatch.end(call.number)  # not heard: it is the replica's silence that made this call late
+            self.dispatch.end(call.number)
             self._deeds.append(Cancel(call.number, call.replica))
             verdict = self._failures.ran_out_of_time(call.work)
             times = f"{call.work.num_timeouts} of {self._item_limits.tries} times"
-            self._judge(call, verdict, f"ran out of time ({self._item_limits.call_s:g} s) {times}")
+            self._judge(call, verdict, f"ran out of time ({self._item_limits.call_s:g} s) {times}", fault="machine")
 
     def _late_calls(self) -> list[Call[T]]:
         late = []
@@ -202,30 +266,39 @@ class Decisions(Generic[T]):
             late.append(call)
         return late
 
-    def _judge(self, call: Call[T], verdict: Verdict, reason: str, *, parked: bool = False) -> None:
+    def _judge(
+        self, call: Call[T], verdict: Verdict, reason: str, *, parked: bool = False, fault: Fault = "input"
+    ) -> None:
         work = call.work
         if verdict == "quarantine":
-            if work.num_deaths:
+            if work.num_deaths and fault == "input":
                 reason = f"{work.num_deaths} replicas died with it in a row; the last: {reason}"
-            self._ends.append(Quarantine(call.number, work.item, reason))
+            aside = Quarantine(call.number, work.item, reason, fault)
+            (self._held if fault == "machine" else self._ends).append(aside)
+            if len(self._held) >= self._item_limits.failures_before_giving_up:
+                reason = f"every item since the last success failed; the last: {reason}"
+                self._give_up(GiveUp(reason, call=call.number))
         elif verdict == "give up":
             self._give_up(GiveUp(f"every item so far failed; the last: {reason}", call=call.number))
         elif parked:
             self._deeds.append(Retry(work.item, reason))
             self._parked.append((work, verdict == "retry alone"))
         else:
-            self._retry(call, reason, alone=verdict == "retry alone")
+            self._retry(call, reason, alone=verdict == "retry alone", elsewhere=fault == "machine")
 
-    def _retry(self, call: Call[T], reason: str, *, alone: bool = False) -> None:
+    def _retry(self, call: Call[T], reason: str, *, alone: bool = False, elsewhere: bool = False) -> None:
         self._deeds.append(Retry(call.work.item, reason))
-        self.dispatch.again(call.work, alone=alone)
+        if elsewhere:
+            self.dispatch.elsewhere(call)
+        else:
+            self.dispatch.again(call.work, alone=alone)
 
     def _replace_or_give_up(self) -> None:
-        if self.done:
+        if self._gave_up or (self.done and not self._is_resident):
             return
         for lives in self._lives.values():
             self._deeds.extend(Replace(dead, new) for dead, new in lives.replacements(now_s=self._now_s))
-            if (why := lives.reason_to_give_up()) is not None:
+            if (why := lives.reason_to_give_up(now_s=self._now_s)) is not None:
                 self._give_up(GiveUp(why[0], replica=why[1]))
                 return
 
@@ -233,14 +306,23 @@ class Decisions(Generic[T]):
         self._gave_up = True
         self._ends.append(action)
 
+    def _release_at_the_end(self) -> None:
+        """Items held back for the machine's fault, when nothing is left that could succeed after them."""
+        if self._gave_up or not self._held or self._parked or not self.dispatch.done:
+            return
+        if self._failures.has_succeeded:
+            self._ends += self._held
+        else:
+            last = self._held[-1]
+            self._give_up(GiveUp(f"every item failed; the last: {last.reason}", call=last.call))
+        self._held.clear()
+
     def _send(self) -> None:
-        if self._parked and not self._lives["scorer"].has_vacancy:
+        if self._parked and not self.is_expecting("scorer"):
             parked, self._parked = self._parked, []
             for work, alone in parked:
                 self.dispatch.again(work, alone=alone)
         # What would be sent now might only fail and be parked as well; without a limit all items would end up here.
         if len(self._parked) > self.dispatch.num_slots:
             return
-        for send in self.dispatch.sends(now_s=self._now_s):
-            self._lives[send.replica.role].has_work(send.replica, now_s=self._now_s)
-            self._deeds.append(send)
+        self._deeds.extend(self.dispatch.sends(now_s=self._now_s))

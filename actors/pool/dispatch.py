@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
 from actors.pool.events import Replica, Send, T
@@ -24,7 +25,8 @@ class Dispatch(Generic[T]):
 
     While any work of an image is in flight, all its work goes to its home. An image whose work only waits may be
     taken over by a replica that has nothing else to do; one whose home has gone finds a new home. An item that is
-    tried alone runs wherever a replica is empty, whatever its image.
+    tried alone runs wherever a replica is empty, whatever its image, and one that failed by the machine's fault is
+    tried by another replica than the one where it failed, if there is another.
 
     What is held is bounded, however many items there are: at most `in_flight` items a replica are in flight,
     at most `look_ahead` more are drawn and wait for their homes (items that come back from a dead replica were in
@@ -41,6 +43,7 @@ class Dispatch(Generic[T]):
         in_flight: items that a replica works on at once.
         look_ahead: items that may be drawn and wait; None: twice what all replicas have in flight, and at least 64.
         remembered: how many images without work each replica is remembered for, as it may still have them cached.
+        first_call: the number of the first call; calls of earlier work have lower ones.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Dispatch(Generic[T]):
         in_flight: int,
         look_ahead: int | None = None,
         remembered: int = 256,
+        first_call: int = 0,
     ) -> None:
         if in_flight < 1 or (look_ahead is not None and look_ahead < 1) or remembered < 0:
             raise ValueError(f"in_flight {in_flight}, look_ahead {look_ahead}, remembered {remembered}: too small")
@@ -60,7 +64,7 @@ class Dispatch(Generic[T]):
         self._look_ahead = look_ahead
         self._num_remembered = remembered
         self._exhausted = False
-        self._num_calls = 0
+        self.num_calls = first_call
         self._num_waiting = 0
         self.num_steps = 0
         self.calls: OrderedDict[int, Call[T]] = OrderedDict()  # in the order in which they were sent
@@ -73,6 +77,7 @@ class Dispatch(Generic[T]):
         self._own: OrderedDict[Replica, Seat[T]] = OrderedDict()
         self._idle: OrderedDict[Replica, Seat[T]] = OrderedDict()
         self._alone: deque[Work[T]] = deque()
+        self._strays: deque[tuple[Work[T], Replica]] = deque()  # and where each has failed
         self._cell: Seat[T] | None = None  # is emptied, then tries the items of `_alone` one by one
 
     @property
@@ -94,10 +99,6 @@ class Dispatch(Generic[T]):
     def num_names(self) -> int:
         """Images and replicas that are known by name."""
         return len(self._images) + len(self._home_of) + len(self._seats)
-
-    def is_busy(self, replica: Replica) -> bool:
-        seat = self._seats.get(replica)
-        return seat is not None and bool(seat.calls)
 
     def join(self, replica: Replica) -> None:
         assert replica not in self._seats, replica
@@ -142,7 +143,7 @@ class Dispatch(Generic[T]):
         seat = self._seats[call.replica]
         del seat.calls[number]
         seat.num_free += 1
-        if not call.alone:
+        if not call.is_stray:
             image = seat.images[call.work.image]
             image.num_in_flight -= 1
             if image.num_in_flight == 0:
@@ -161,9 +162,17 @@ class Dispatch(Generic[T]):
         else:
             self._queue(self._image(work.image), work, first=True)
 
+    def elsewhere(self, failed: Call[T]) -> None:
+        """Queue work that failed before all other, for another replica than the one where it failed."""
+        self._num_waiting += 1
+        self._strays.append((failed.work, failed.replica))
+
     def sends(self, *, now_s: float) -> list[Send[T]]:
         """What to send now. Afterwards no replica has room for anything that may be sent to it."""
         sends = self._try_alone(now_s)
+        while self._strays and (free := self._free_beside(self._strays[0][1])) is not None:
+            work, _ = self._strays.popleft()
+            sends.append(self._send(work, free, alone=False, is_stray=True, now_s=now_s))
         while True:
             self.num_steps += 1
             if self._own:
@@ -183,6 +192,14 @@ class Dispatch(Generic[T]):
                 sends.append(self._send_first(image, seat, now_s))
             else:
                 return sends
+
+    def _free_beside(self, replica: Replica) -> Seat[T] | None:
+        """A replica with room, other than this one unless there is no other."""
+        for seat in chain(self._idle.values(), self._own.values()):
+            self.num_steps += 1
+            if seat.replica != replica or len(self._seats) == 1:
+                return seat
+        return None
 
     def _may_draw(self) -> bool:
         most = self._look_ahead or max(_LOOK_AHEAD, 2 * self.num_slots)
@@ -249,17 +266,17 @@ class Dispatch(Generic[T]):
         if image.waiting:
             seat.waiting[image.name] = image  # behind the others: images take turns
         image.num_in_flight += 1
-        return self._send(work, seat, alone=False, now_s=now_s)
+        return self._send(work, seat, alone=False, is_stray=False, now_s=now_s)
 
-    def _send(self, work: Work[T], seat: Seat[T], *, alone: bool, now_s: float) -> Send[T]:
+    def _send(self, work: Work[T], seat: Seat[T], *, alone: bool, is_stray: bool, now_s: float) -> Send[T]:
         self._num_waiting -= 1
-        number = self._num_calls
-        self._num_calls += 1
-        call = Call(number=number, work=work, replica=seat.replica, alone=alone, sent_s=now_s)
+        number = self.num_calls
+        self.num_calls += 1
+        call = Call(number=number, work=work, replica=seat.replica, alone=alone, is_stray=is_stray, sent_s=now_s)
         self.calls[number] = seat.calls[number] = call
         seat.num_free -= 1
         self._file(seat)
-        return Send(call=number, replica=seat.replica, item=work.item, alone=alone)
+        return Send(call=number, replica=seat.replica, item=work.item, alone=alone, is_stray=is_stray)
 
     def _try_alone(self, now_s: float) -> list[Send[T]]:
         """Items to be tried alone get one replica, the emptiest; it takes nothing new until it has tried them all."""
@@ -270,7 +287,7 @@ class Dispatch(Generic[T]):
         if cell is None or cell.calls or cell.paused:
             return []
         if self._alone:
-            return [self._send(self._alone.popleft(), cell, alone=True, now_s=now_s)]
+            return [self._send(self._alone.popleft(), cell, alone=True, is_stray=True, now_s=now_s)]
         self._cell = None
         self._file(cell)
         return []

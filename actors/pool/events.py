@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, Literal, NamedTuple, TypeVar
 
+from csr_ray.records import Fault
+
 T = TypeVar("T")
 
-Role = Literal["generator", "scorer"]
+Role = Literal["generator", "scorer", "registry"]
 
 
 class Replica(NamedTuple):
@@ -61,6 +63,14 @@ class Died:
 
 
 @dataclass(frozen=True, slots=True)
+class Useless:
+    """The replica lives but is of no more use: its engine is gone, or it holds other weights. It is to be killed."""
+
+    replica: Replica
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The call returned a result.
 
@@ -79,32 +89,50 @@ class Failed:
 
     Attributes:
         blames: the replica whose death the error reports: the scorer that the call waited for, or the generator
-            itself when its engine is gone. None: the error is the item's own (a bad image, a prompt too long).
+            itself when its engine is gone. None: nobody died.
+        fault: "input": the item itself cannot be used (a prompt too long); "machine": anything else, so that another
+            try may help.
     """
 
     call: int
     reason: str
     blames: Replica | None = None
+    fault: Fault = "input"
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A sign of life that ends no call: a ping's answer, a cancelled call that returned, a result not yet read."""
+    """A sign of life that ends no call: a ping's answer, a cancelled call that returned, a result not yet read.
+
+    Attributes:
+        stalled_s: for how long its work has stood still, as the replica itself says. Seconds, as the next.
+        longest_s: the longest that one step of its work has taken so far; None: not known yet.
+        what: what has stood still, for the log.
+    """
 
     replica: Replica
+    stalled_s: float = 0.0
+    longest_s: float | None = None
+    what: str = "its work"
 
 
-Event = Starting | Joined | Left | Died | Finished | Failed | Answered
+Event = Starting | Joined | Left | Died | Useless | Finished | Failed | Answered
 
 
 @dataclass(frozen=True, slots=True)
 class Send(Generic[T]):
-    """Call the replica with the item. `alone`: nothing else is with it, to see whether this item kills replicas."""
+    """Call the replica with the item.
+
+    Attributes:
+        alone: nothing else is with it, to see whether this item kills replicas.
+        is_stray: it is sent past its image's home, because it is tried alone or has failed there.
+    """
 
     call: int
     replica: Replica
     item: T
     alone: bool = False
+    is_stray: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +145,7 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Ask the replica for a sign of life and report `Answered`: it has no work by which one could tell."""
+    """Ask the replica for a sign of life and report `Answered`: it has not been heard for a while."""
 
     replica: Replica
 
@@ -156,11 +184,12 @@ class Deliver(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Quarantine(Generic[T]):
-    """The item has no result and never will; it is set aside. `call` is the last one made for it."""
+    """The item has no result; it is set aside. `call` is the last one for it, `fault` says whose fault it was."""
 
     call: int
     item: T
     reason: str
+    fault: Fault = "input"
 
 
 @dataclass(frozen=True, slots=True)

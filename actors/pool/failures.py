@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from actors.pool.events import Replica
 from actors.pool.seats import Work
 
 Verdict = Literal["retry", "retry alone", "quarantine", "give up"]
@@ -21,19 +22,22 @@ class ItemLimits:
 
     Attributes:
         tries: an item is quarantined when so many replicas died with it in a row, the last one working on nothing
-            else, or when it ran out of time so often.
+            else, or when it ran out of time or failed by the machine's fault so often.
         call_s: a call that takes longer is cancelled.
         failures_before_giving_up: so many items failing before a single one succeeds is no bad data but a broken
-            engine.
+            engine, and so many failing by the machine's fault since the last success a broken machine.
+        errors_a_replica: a replica that gives so many errors by the machine's fault in a row is replaced.
     """
 
     tries: int = 3
     call_s: float = math.inf
     failures_before_giving_up: int = 16
+    errors_a_replica: int = 8
 
     def __post_init__(self) -> None:
-        if self.tries < 1 or self.failures_before_giving_up < 1 or not self.call_s > 0:
-            raise ValueError(f"{self}: tries and failures_before_giving_up are at least 1, call_s is above 0")
+        counts = (self.tries, self.failures_before_giving_up, self.errors_a_replica)
+        if min(counts) < 1 or not self.call_s > 0:
+            raise ValueError(f"{self}: counts are at least 1, call_s is above 0")
 
 
 class Failures:
@@ -48,9 +52,20 @@ class Failures:
         self._limits = limits
         self._num_succeeded = 0
         self._num_failed = 0
+        self._errors_in_a_row: dict[Replica, int] = {}
 
-    def succeeded(self) -> None:
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether any item has: until then the machine is as good a suspect as the items."""
+        return self._num_succeeded > 0
+
+    def succeeded(self, replica: Replica) -> None:
         self._num_succeeded += 1
+        self._errors_in_a_row.pop(replica, None)
+
+    def gone(self, replica: Replica) -> None:
+        """The replica will not be heard of again."""
+        self._errors_in_a_row.pop(replica, None)
 
     def own_error(self) -> Verdict:
         """The item itself is at fault, and would be if it were tried again."""
@@ -58,6 +73,19 @@ class Failures:
         if self._num_succeeded == 0 and self._num_failed >= self._limits.failures_before_giving_up:
             return "give up"
         return "quarantine"
+
+    def machines_error(self, work: Work[Any], *, replica: Replica) -> tuple[Verdict, bool]:
+        """A call failed, and not by the item's fault; also returns whether the replica should be replaced for it.
+
+        It should if it gave many errors in a row, like a GPU after its first fault, while items have succeeded
+        elsewhere or before. Where nothing has ever succeeded, a new replica would not do better.
+        """
+        in_a_row = self._errors_in_a_row[replica] = self._errors_in_a_row.get(replica, 0) + 1
+        work.num_errors += 1
+        verdict = self.own_error()
+        if verdict == "quarantine" and (work.num_errors < self._limits.tries or not self.has_succeeded):
+            verdict = "retry"
+        return verdict, self.has_succeeded and in_a_row >= self._limits.errors_a_replica
 
     def died_with(self, work: Work[Any], *, alone: bool) -> Verdict:
         """A replica died while it worked on this; `alone` if it worked on nothing else."""

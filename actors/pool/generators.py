@@ -1,7 +1,8 @@
 """The pool of generators behind the loop's `Generators` port: bounded work in flight, first come first served.
 
-A prompt is one actor call, so a slow rollout holds up nobody and a fast generator simply takes more. This module does
-not know what a rollout is for, or where results are kept.
+A prompt is one actor call, so a slow rollout holds up nobody and a fast generator simply takes more. A generator or
+scorer that dies is replaced while the others go on, and what it had in work is done again. This module does not know
+what a rollout is for, or where results are kept.
 """
 
 from __future__ import annotations
@@ -12,24 +13,30 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from actors.handover.proofs import Proof, Served, faults, noise_of
 from actors.handover.registry import Registry
-from actors.pool.ahead import Ahead
-from actors.pool.events import Role
+from actors.pool.counting import Counting
+from actors.pool.events import Replica, Role
+from actors.pool.failures import ItemLimits
+from actors.pool.lives import RoleLimits
 from actors.pool.replicas import Replicas
-from actors.pool.shell import Shell, reason_of
-from csr_ray.config.schema import Generators
+from actors.pool.supervisor import SetAside, Supervisor, reason_of
+from actors.process import pulse
+from csr_ray.config.schema import Generators, Replicated, Scorers
 from csr_ray.counters import Counters
-from csr_ray.errors import ActorFailure, StalePolicyError, UserError
+from csr_ray.errors import ActorFailure, StalePolicyError
 from csr_ray.records import Answer, Cycle, Prompt, PublishReceipt, Question, Rejection, Rollout, TrainResult
 
 _log = logging.getLogger(__name__)
 
 _QUESTIONS_A_CALL = 32
-_MOST_COUNTING_S = 2.0
+# An actor that was not heard for so long is asked whether it is there.
+_PING_S = 2.0
+_REGISTRY_START_S = 120.0
+# Calls that bring a generator up, at most: the version may change while it starts.
+_TRIES = 4
 
 
 class GeneratorPool:
@@ -40,20 +47,44 @@ class GeneratorPool:
         adapters: folders of the phases already trained, oldest first.
         precisions: in which generators and trainer compute (`csr_ray.machine.placement.precision_of`); the proofs
             allow for as much rounding.
+        scorers: limits of the scorers.
+        notice: told in words who died, who is replaced and what is waited for.
     """
 
     def __init__(
-        self, config: Generators, *, replicas: Replicas, adapters: Sequence[str], precisions: Collection[str]
+        self,
+        config: Generators,
+        *,
+        replicas: Replicas,
+        adapters: Sequence[str],
+        precisions: Collection[str],
+        scorers: Scorers | None = None,
+        notice: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._config = config
         self._noise = noise_of(precisions)
         self._replicas = replicas
         self._version = len(adapters)
-        self._counting: dict[Any, Any] = {}  # actors that are asked for their counters, and the open calls
-        self._shell = Shell(replicas, hang_s=config.hang_s)
+        self._proof: Proof | None = None  # of the version that was handed over last
+        self._served: dict[Replica, Served] = {}
+        self._counting = Counting(replicas)
         self._registry = Registry(adapters, chunk_bytes=int(config.chunk_mib * 2**20))
-        self._loaded = [actor.ready.remote() for actor in replicas.actors("scorer")]
-        self._started = [actor.start.remote(self._registry.actor) for actor in replicas.actors("generator")]
+        replicas.adopt_registry(self._registry.actor)
+        sections: dict[Role, Replicated] = {"generator": config, "scorer": scorers or Scorers()}
+        limits = {
+            role: _limits(section, can_replace=replicas.can_replace(role), num=replicas.num(role))
+            for role, section in sections.items()
+        }
+        limits["registry"] = RoleLimits(
+            start_s=_REGISTRY_START_S, ping_s=_PING_S, silent_s=config.silent_s, restarts=config.restarts
+        )
+        self._supervisor = Supervisor(
+            replicas,
+            limits=limits,
+            item_limits=ItemLimits(call_s=config.call_s),
+            bring_up=self._bring_up,
+            notice=notice,
+        )
 
     @property
     def version(self) -> int:
@@ -61,6 +92,7 @@ class GeneratorPool:
 
     def close(self) -> None:
         """End the actors, and the registry from which they pull their weights."""
+        self._supervisor.close()
         self._replicas.close()
         self._registry.close()
 
@@ -71,130 +103,111 @@ class GeneratorPool:
             ActorFailure: one could not start; names it, and ends with its log.
             UserError: one cannot start for a reason that the user can mend.
         """
-        for slot, loaded in enumerate(self._loaded):
-            self._result_of_start(loaded, role="scorer", slot=slot)
-        for slot, started in enumerate(self._started):
-            version = self._result_of_start(started, role="generator", slot=slot)
-            assert version == self.version, (version, self.version)
+        self._supervisor.wait_until_ready()
 
-    def _result_of_start(self, call: Any, *, role: Role, slot: int) -> Any:
-        try:
-            return self._replicas.result(call, role=role, slot=slot)
-        except RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
-            last_lines = self._replicas.last_lines(role, slot)
-            raise ActorFailure(f"{role} {slot} cannot start: {reason_of(error)}\n{last_lines}") from error
+    def _bring_up(self, replica: Replica, actor: Any, answers: Sequence[Any]) -> Any:
+        """See `actors.pool.supervisor.BringUp`. A generator that comes late proves what it serves like all others."""
+        if replica.role == "registry":
+            return None if answers else pulse.ask(actor)
+        if replica.role == "scorer":
+            return None if answers else actor.ready.remote()
+        if not answers:
+            return actor.start.remote(self._registry.actor)
+        proof, answer = self._proof, answers[-1]
+        if proof is None:
+            assert answer == self._version, (answer, self._version)
+            return None
+        if not isinstance(answer, Served) or (answer.version != proof.trained.version and len(answers) < _TRIES):
+            return actor.publish.remote(list(proof.trained.probes))
+        serving = {one: served for one, served in self._served.items() if served.version == answer.version}
+        if fault := faults({**serving, replica: answer}, proof=proof).get(replica):
+            raise ActorFailure(fault)
+        self._served[replica] = answer
+        return None
 
     def rollout(self, prompts: Iterable[Prompt], *, cycle: Cycle) -> Iterator[Rollout | Rejection]:
         """See `csr_ray.ports.Generators`."""
-
-        def results(stopped: Callable[[], bool]) -> Iterator[tuple[Prompt, Any]]:
-            return self._shell.map(
-                prompts,
-                image_of=lambda prompt: prompt.ask.picture.key,
-                submit=lambda generator, prompt: generator.rollout.remote(prompt, cycle),
-                in_flight=self._config.most_in_flight,
-                stopped=stopped,
-            )
-
-        for prompt, result in Ahead(results):
-            if isinstance(result, RayTaskError):
-                yield prompt.refused(f"rollout failed: {reason_of(result)}")
-                continue
-            if isinstance(result, Rollout) and result.policy_version != self.version:
-                raise StalePolicyError(
-                    f"rollout {prompt.id}: policy version {result.policy_version}, expected {self.version}"
-                )
-            yield result
+        results = self._supervisor.map(
+            prompts,
+            image_of=lambda prompt: prompt.ask.picture.key,
+            submit=lambda generator, prompt: generator.rollout.remote(prompt, cycle),
+            in_flight=self._config.most_in_flight,
+        )
+        with contextlib.closing(results):
+            for prompt, result in results:
+                if isinstance(result, SetAside):
+                    yield prompt.refused(f"rollout failed: {result.reason}", fault=result.fault)
+                    continue
+                if isinstance(result, Rollout) and result.policy_version != self.version:
+                    raise StalePolicyError(
+                        f"rollout {prompt.id}: policy version {result.policy_version}, expected {self.version}"
+                    )
+                yield result
 
     def answer(
         self, questions: Sequence[Question], *, temperature: float, max_tokens: int, seed: int
     ) -> Iterator[Answer]:
         """See `csr_ray.ports.Generators`."""
-        chunks = _by_image(questions)
-        calls = max(2, self._config.max_num_seqs // _QUESTIONS_A_CALL)
-        for _, answers in self._shell.map(
-            chunks,
+        results = self._supervisor.map(
+            _by_image(questions),
             image_of=lambda chunk: chunk[0].ask.picture.key,
             submit=lambda generator, chunk: generator.answer.remote(list(chunk), temperature, max_tokens, seed),
-            in_flight=calls,
-        ):
-            if isinstance(answers, RayTaskError):
-                raise ActorFailure(f"evaluation failed: {reason_of(answers)}") from answers
-            yield from answers
+            in_flight=max(2, self._config.max_num_seqs // _QUESTIONS_A_CALL),
+        )
+        with contextlib.closing(results):
+            for _, answers in results:
+                if isinstance(answers, SetAside):
+                    raise ActorFailure(f"evaluation failed: {answers.reason}")
+                yield from answers
 
     def publish(self, trained: TrainResult) -> PublishReceipt:
         """See `csr_ray.ports.Generators`.
 
-        A generator that dies, or whose answer is not the trainer's, is taken out and replaced by a new one.
+        A generator that dies, or whose answer is not the trainer's, is replaced by a new one, which proves what it
+        serves before it gets work. Those that are replaced are not waited for, as long as others serve.
 
         Raises:
-            ActorFailure: none passed, or a replacement failed too (it says which tensor or probe differs), or the
-                version is neither the one that is served nor the next.
+            ActorFailure: of those that answered none passed (it says which tensor or probe differs), or the version
+                is neither the one that is served nor the next.
         """
         started_s = time.perf_counter()
         self._registry.add(trained.adapter, version=trained.version)
-        proof = Proof(trained=trained, noise=self._noise, tolerance=self._config.probe_tolerance)
-        num_generators = self._replicas.num("generator")
-        served, failed = self._served(range(num_generators), proof=proof)
-        if len(failed) == num_generators:
-            raise ActorFailure(f"no generator can be brought to version {trained.version}: {_listed(failed)}")
-        if failed:
-            _log.error("hand-over of version %d: replacing %s", trained.version, _listed(failed))
-            self._replace(list(failed))
-            again, failed = self._served(list(failed), proof=proof)
-            served |= again
-        if failed:
-            raise ActorFailure(f"replaced at version {trained.version}, and failed again: {_listed(failed)}")
+        proof = self._proof = Proof(trained=trained, noise=self._noise, tolerance=self._config.probe_tolerance)
         self._version = trained.version
+        self._served = {}
+        probes = list(trained.probes)
+        served: dict[Replica, Served] = {}
+        while not served:
+            answers = self._supervisor.ask(
+                "generator", lambda actor: actor.publish.remote(probes), limit_s=self._config.publish_s
+            )
+            served = {replica: answer for replica, answer in answers.items() if isinstance(answer, Served)}
+            failed = faults(served, proof=proof)
+            failed |= {
+                replica: reason_of(answer) for replica, answer in answers.items() if isinstance(answer, RayTaskError)
+            }
+            if failed and len(failed) == len(answers):
+                raise ActorFailure(f"no generator can be brought to version {trained.version}: {_listed(failed)}")
+            for replica, fault in failed.items():
+                _log.error("hand-over of version %d: replacing %s: %s", trained.version, replica, fault)
+                self._supervisor.condemn(replica, f"hand-over of version {trained.version}: {fault}")
+            served = {replica: answer for replica, answer in served.items() if replica not in failed}
+            self._served.update(served)
         return PublishReceipt(
             version=trained.version,
             num_bytes=sum(answer.num_bytes for answer in served.values()),
             seconds=time.perf_counter() - started_s,
-            num_generators=num_generators,
+            num_generators=len(served),
             max_probe_gap=max(proof.gap(answer) for answer in served.values()),
             swallowed=max(answer.swallowed for answer in served.values()),
             kept=min(answer.kept for answer in served.values()),
         )
 
-    def _served(self, slots: Sequence[int], *, proof: Proof) -> tuple[dict[int, Served], dict[int, str]]:
-        """Let these generators pull and prove the current version: the proofs that hold, and the faults of others."""
-        probes = list(proof.trained.probes)
-        calls = {slot: self._replicas.actor("generator", slot).publish.remote(probes) for slot in slots}
-        served: dict[int, Served] = {}
-        failed: dict[int, str] = {}
-        for slot, call in calls.items():
-            try:
-                served[slot] = self._replicas.result(call, role="generator", slot=slot)
-            except RayTaskError as error:
-                failed[slot] = reason_of(error)
-            except ActorFailure as error:
-                failed[slot] = str(error)
-        failed |= faults(served, proof=proof)
-        return {slot: answer for slot, answer in served.items() if slot not in failed}, failed
-
-    def _replace(self, slots: Sequence[int]) -> None:
-        started = [self._replicas.replace_generator(slot).start.remote(self._registry.actor) for slot in slots]
-        for slot, call in zip(slots, started, strict=True):
-            self._replicas.result(call, role="generator", slot=slot)
-
     def counters(self) -> Counters:
-        """See `csr_ray.ports.Generators`.
-
-        Waits for nobody for long: the count of an actor that is silent comes with a later call, and one that is dead
-        is left out, because the rollout that it is missed in says so with its name and log.
-        """
-        for actor in (*self._replicas.actors("generator"), *self._replicas.actors("scorer")):
-            if actor not in self._counting:
-                self._counting[actor] = actor.counters.remote()
-        ready, _ = ray.wait(list(self._counting.values()), num_returns=len(self._counting), timeout=_MOST_COUNTING_S)
-        counted = []
-        for actor in [actor for actor, reference in self._counting.items() if reference in ready]:
-            with contextlib.suppress(RayActorError):
-                counted.append(ray.get(self._counting[actor]))
-            del self._counting[actor]
-        return Counters.sum(counted)
+        """See `csr_ray.ports.Generators`."""
+        counted = self._counting.take()
+        counted.add(self._supervisor.take_deaths())
+        return counted
 
 
 def _by_image(questions: Sequence[Question]) -> list[list[Question]]:
@@ -211,5 +224,17 @@ def _by_image(questions: Sequence[Question]) -> list[list[Question]]:
     return chunks
 
 
-def _listed(failed: dict[int, str]) -> str:
-    return "; ".join(f"generator {slot}: {fault}" for slot, fault in sorted(failed.items()))
+def _limits(section: Replicated, *, can_replace: bool, num: int) -> RoleLimits:
+    """The limits of a role; where nobody can be replaced (in tests, say) any death is one too many."""
+    return RoleLimits(
+        start_s=section.start_s,
+        ping_s=_PING_S,
+        silent_s=section.silent_s,
+        hang_s=section.hang_s,
+        restarts=section.restarts if can_replace else 0,
+        min_replicas=1 if can_replace else max(1, num),
+    )
+
+
+def _listed(failed: dict[Replica, str]) -> str:
+    return "; ".join(f"{replica.role} {replica.slot}: {fault}" for replica, fault in sorted(failed.items()))

@@ -1,13 +1,16 @@
 """The lives of one role's replicas: who serves, who is silent for too long, who is replaced, when too few are left.
 
-A replica is starting, serving (with work, or quiet without), suspect (silent for so long that it gets nothing new),
-or dead and forgotten. This is a state machine: it is told what was heard and what time it is. It knows nothing of
-items or of who gets them.
+A replica is starting, serving, suspect (silent for so long that it gets nothing new), or dead and forgotten. Who has
+not been heard for a while is asked for a sign of life, whether it has work or not: a result may take an hour, an
+answer to that question takes a moment. This is a state machine: it is told what was heard and what time it is. It
+knows nothing of items or of who gets them.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
+import random
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import Literal
@@ -15,8 +18,16 @@ from typing import Literal
 from actors.pool.events import Replica, Role
 
 State = Literal["starting", "serving", "suspect", "dead"]
-# A replica that has been silent for this share of `hang_s` gets no new work until it is heard again.
+# A replica that has not answered for this share of `silent_s` gets no new work until it is heard again.
 _SUSPECT_SHARE = 0.5
+# A replica whose work stands still for so many times as long as its longest step so far is dead, and for so many
+# seconds at least. The least doubles with every replica that was ended for it, in case it was only slow.
+_STALL_FACTOR = 20.0
+_LEAST_STALL_S = 10.0
+# A replica that died before it served is replaced after a pause, which doubles from one failed start to the next.
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 60.0
+_YOUNG_S = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,26 +36,33 @@ class RoleLimits:
 
     Attributes:
         start_s: a replica that takes longer to start is dead.
-        hang_s: a replica that has work and is silent for so long is dead.
-        ping_s: a replica without work from here that is silent for so long is asked for a sign of life.
-        restarts: how many dead replicas are replaced within `restart_window_s`; more wait until the window allows it.
+        ping_s: a replica that was not heard for so long is asked for a sign of life.
+        silent_s: one that does not answer that for so long is dead.
+        hang_s: one that answers, but whose work stands still for so long, is dead, too; sooner where its steps have
+            been short (`_STALL_FACTOR`).
+        restarts: how often the replica of one slot is replaced within `restart_window_s`; then its place stays empty
+            until the window allows it.
         min_replicas: with fewer replicas that serve or start, the run gives up.
-        deaths_before_giving_up: the run gives up after this many deaths, beyond one for every replica, without one
-            success in between: whatever kills them will kill the next one too.
+        first_starts: while no replica has ever served, the run gives up after so many failed starts of one slot.
+        deaths_before_giving_up: the run gives up after this many young deaths (`_YOUNG_S`), beyond one for every
+            replica, without one success in between: whatever kills them will kill the next one too.
     """
 
     start_s: float = math.inf
-    hang_s: float = math.inf
     ping_s: float = math.inf
+    silent_s: float = math.inf
+    hang_s: float = math.inf
     restarts: int = 0
     restart_window_s: float = 3600.0
     min_replicas: int = 1
+    first_starts: int = 3
     deaths_before_giving_up: int = 16
 
     def __post_init__(self) -> None:
-        if not (self.start_s > 0 and self.hang_s > 0 and self.ping_s > 0 and self.restart_window_s > 0):
+        times_s = (self.start_s, self.ping_s, self.silent_s, self.hang_s, self.restart_window_s)
+        if not all(time_s > 0 for time_s in times_s):
             raise ValueError(f"{self}: times are above 0")
-        if self.restarts < 0 or self.min_replicas < 1 or self.deaths_before_giving_up < 1:
+        if self.restarts < 0 or min(self.min_replicas, self.first_starts, self.deaths_before_giving_up) < 1:
             raise ValueError(f"{self}: restarts is at least 0, the other counts at least 1")
 
 
@@ -58,30 +76,44 @@ class Lives:
         self._role = role
         self._limits = limits
         self._starting: OrderedDict[Replica, float] = OrderedDict()  # since when
-        self._awaited: OrderedDict[Replica, float] = OrderedDict()  # has work; last heard, or work given, when
-        self._suspect: OrderedDict[Replica, float] = OrderedDict()  # the same
-        self._quiet: OrderedDict[Replica, float] = OrderedDict()  # serves and has no work; last heard when
+        # A replica is in one of these from the first sign of life on: last heard when, asked when, asked when.
+        self._quiet: OrderedDict[Replica, float] = OrderedDict()
+        self._asked: OrderedDict[Replica, float] = OrderedDict()
+        self._suspect: OrderedDict[Replica, float] = OrderedDict()
+        self._serving: dict[Replica, float] = {}  # since when
         self._dead_lives: dict[int, int] = {}  # slot: how many lives of it are over
-        self._to_replace: deque[Replica] = deque()
-        self._restarted_s: deque[float] = deque()
+        self._to_replace: list[tuple[float, Replica]] = []  # a heap of who may be replaced from when on
+        self._restarted_s: dict[int, deque[float]] = {}  # by slot
+        self._failed_starts: dict[int, int] = {}  # by slot, in a row
+        self._least_stall_s = _LEAST_STALL_S
+        self._silent_s = limits.silent_s
+        self._has_served = False
         self._most = 0
         self._deaths_in_a_row = 0
         self._last_death: tuple[Replica, str] | None = None
 
     def __len__(self) -> int:
-        return len(self._starting) + len(self._awaited) + len(self._suspect) + len(self._quiet)
+        return len(self._starting) + len(self._serving)
 
     @property
-    def has_vacancy(self) -> bool:
-        """Whether a replica is starting, so that whoever waits for one of this role does not wait in vain."""
-        return bool(self._starting)
+    def serving(self) -> list[Replica]:
+        """Those that serve, suspect ones included, in the order in which they joined."""
+        return list(self._serving)
+
+    @property
+    def starting_since(self) -> dict[Replica, float]:
+        return dict(self._starting)
+
+    def is_expecting(self, *, now_s: float) -> bool:
+        """Whether a replica is starting, or will after a pause, so that whoever waits for one may go on waiting."""
+        return bool(self._starting) or self._num_pausing(now_s) > 0
 
     def state_of(self, replica: Replica) -> State:
         if replica in self._starting:
             return "starting"
-        if replica in self._suspect:
-            return "suspect"
-        return "serving" if replica in self._awaited or replica in self._quiet else "dead"
+        if replica not in self._serving:
+            return "dead"
+        return "suspect" if replica in self._suspect else "serving"
 
     def starting(self, replica: Replica, *, now_s: float) -> None:
         assert self.state_of(replica) == "dead" and not self._is_over(replica), replica
@@ -94,7 +126,10 @@ class Lives:
             return False
         assert self.state_of(replica) in ("starting", "dead"), replica
         self._starting.pop(replica, None)
-        self._quiet[replica] = now_s
+        self._serving[replica] = now_s
+        self._has_served = True
+        self._failed_starts.pop(replica.slot, None)
+        self._calm(replica, now_s=now_s)
         self._most = max(self._most, len(self))
         return True
 
@@ -102,31 +137,58 @@ class Lives:
         """The replica was taken out on purpose. Returns whether it was alive."""
         return self._end(replica, reason="left")
 
-    def died(self, replica: Replica, *, reason: str) -> bool:
+    def died(self, replica: Replica, *, reason: str, now_s: float) -> bool:
         """The replica is dead. Returns whether it was alive; if so its slot waits for `replacements`."""
+        served_since_s = self._serving.get(replica)
         if not self._end(replica, reason=f"died: {reason}"):
             return False
-        self._to_replace.append(replica)
-        self._deaths_in_a_row += 1
+        pause_s = 0.0
+        if served_since_s is None:
+            failed = self._failed_starts[replica.slot] = self._failed_starts.get(replica.slot, 0) + 1
+            # Many that failed together, as on a node that was lost, should not come back in the same instant.
+            jitter = random.Random(f"{replica}").uniform(0.5, 1.0)
+            pause_s = jitter * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(failed - 1, 30))
+        from_s = max(now_s + pause_s, self._restart_free_s(replica.slot, now_s=now_s))
+        heapq.heappush(self._to_replace, (from_s, replica))
+        # Who has served for a while shows that replicas can; a death of old age must not count against the others.
+        self._deaths_in_a_row += served_since_s is None or now_s - served_since_s < _YOUNG_S
         return True
+
+    def _restart_free_s(self, slot: int, *, now_s: float) -> float:
+        """From when on `restarts` and its window allow that the replica of this slot is replaced once more."""
+        restarted_s = self._restarted_s.setdefault(slot, deque())
+        while restarted_s and restarted_s[0] + self._limits.restart_window_s <= now_s:
+            restarted_s.popleft()
+        if len(restarted_s) < self._limits.restarts:
+            return now_s
+        return restarted_s[0] + self._limits.restart_window_s if restarted_s else math.inf
 
     def worked(self) -> None:
         """A replica of this role did what it is for."""
         self._deaths_in_a_row = 0
 
-    def has_work(self, replica: Replica, *, now_s: float) -> None:
-        if self._quiet.pop(replica, None) is not None:
-            self._awaited[replica] = now_s
-
-    def heard(self, replica: Replica, *, has_work: bool, now_s: float) -> bool:
-        """A sign of life. Returns whether the replica had been suspect."""
-        if self.state_of(replica) in ("dead", "starting"):
+    def heard(self, replica: Replica, *, now_s: float) -> bool:
+        """A sign of life. Returns whether the replica serves and had been suspect."""
+        if self.state_of(replica) == "dead":
             return False
-        was_suspect = self._suspect.pop(replica, None) is not None
-        self._awaited.pop(replica, None)
-        self._quiet.pop(replica, None)
-        (self._awaited if has_work else self._quiet)[replica] = now_s
+        was_suspect = self.state_of(replica) == "suspect"
+        self._calm(replica, now_s=now_s)
         return was_suspect
+
+    def stalls(self, *, stalled_s: float, longest_s: float | None) -> str | None:
+        """Why a replica whose work has stood still for `stalled_s` counts as dead; None: it does not.
+
+        Args:
+            longest_s: the longest that one step of it has taken so far; None: not known, so `hang_s` is the limit.
+        """
+        limit_s = self._limits.hang_s
+        if longest_s is not None:
+            limit_s = min(limit_s, max(self._least_stall_s, _STALL_FACTOR * longest_s))
+        if stalled_s <= limit_s:
+            return None
+        self._least_stall_s = min(2 * self._least_stall_s, self._limits.hang_s)
+        before = "" if longest_s is None else f"; its longest step before took {longest_s:.2g} s"
+        return f"for {stalled_s:.0f} s (at most {limit_s:.0f} s are waited for{before})"
 
     def overdue(self, *, now_s: float) -> list[tuple[Replica, str]]:
         """Who has to be killed, and why. The caller reports each as `died`."""
@@ -135,59 +197,68 @@ class Lives:
             (replica, f"did not start within {limits.start_s:g} s (start_s)")
             for replica in self._late("starting", now_s)
         ]
-        return late + [
-            (replica, f"had work and was silent for {limits.hang_s:g} s (hang_s)")
-            for replica in self._late("suspect", now_s)
-        ]
-
-    def newly_suspect(self, *, now_s: float) -> list[Replica]:
-        late = self._late("awaited", now_s)
-        for replica in late:
-            self._suspect[replica] = self._awaited.pop(replica)
+        silent = f"gave no sign of life for {self._silent_s:g} s (silent_s)"
+        known = {replica for replica, _ in late}
+        late += [(replica, silent) for replica in self._late("suspect", now_s) if replica not in known]
+        if any(replica in self._starting and reason == silent for replica, reason in late):
+            # A process that loads libraries from a slow disk cannot answer either, so the next ones get more time.
+            self._silent_s = min(2 * self._silent_s, limits.start_s)
         return late
 
-    def to_ping(self, *, now_s: float) -> list[Replica]:
-        """Replicas that have been quiet for long and are asked for a sign of life now.
+    def newly_suspect(self, *, now_s: float) -> list[Replica]:
+        """Those that serve and should get nothing new, because they have not answered for a while."""
+        late = self._late("asked", now_s)
+        for replica in late:
+            self._suspect[replica] = self._asked.pop(replica)
+        return [replica for replica in late if replica in self._serving]
 
-        The question counts as work, so a replica that does not answer it is dead after `hang_s`.
-        """
+    def to_ping(self, *, now_s: float) -> list[Replica]:
+        """Replicas that have not been heard for a while and are asked for a sign of life now."""
         late = self._late("quiet", now_s)
         for replica in late:
-            self.has_work(replica, now_s=now_s)
+            del self._quiet[replica]
+            self._asked[replica] = now_s
         return late
 
     def replacements(self, *, now_s: float) -> list[tuple[Replica, Replica]]:
         """(dead, successor) of those that are replaced now; the successors are starting."""
-        while self._restarted_s and self._restarted_s[0] + self._limits.restart_window_s <= now_s:
-            self._restarted_s.popleft()
         replaced = []
-        while self._to_replace and len(self._restarted_s) < self._limits.restarts:
-            dead = self._to_replace.popleft()
-            self._restarted_s.append(now_s)
+        while self._to_replace and self._to_replace[0][0] <= now_s:
+            _, dead = heapq.heappop(self._to_replace)
+            self._restarted_s[dead.slot].append(now_s)
             self.starting(dead.successor(), now_s=now_s)
             replaced.append((dead, dead.successor()))
         return replaced
 
-    def reason_to_give_up(self) -> tuple[str, Replica] | None:
+    def reason_to_give_up(self, *, now_s: float) -> tuple[str, Replica] | None:
         """Why the run cannot go on, and the replica whose end decided it. Asked after `replacements`."""
         limits = self._limits
         if self._last_death is None:
             return None
         replica, how = self._last_death
-        if len(self) < limits.min_replicas:
+        if len(self) + self._num_pausing(now_s) < limits.min_replicas:
             left = f"{len(self)} of {self._most} {self._role}s left, {limits.min_replicas} needed"
-            spent = f"{len(self._restarted_s)} of {limits.restarts} restarts used in {limits.restart_window_s:g} s"
-            return f"{replica} {how} ({left}; {spent})", replica
+            spent = f"{len(self._restarted_s.get(replica.slot, ()))} of {limits.restarts} restarts used"
+            return f"{replica} {how} ({left}; {spent} in {limits.restart_window_s:g} s)", replica
+        if not self._has_served and (failed := self._failed_starts.get(replica.slot, 0)) >= limits.first_starts:
+            return f"{replica} {how} ({failed} starts failed, and no {self._role} has served yet)", replica
         if self._deaths_in_a_row >= limits.deaths_before_giving_up + self._most:
             return f"{self._deaths_in_a_row} {self._role}s in a row died without a success; {replica} {how}", replica
         return None
 
     def next_deadline_s(self) -> float:
         """When a look at the clock will have something new to say, if nothing is heard until then."""
-        heads = [self._due_s(name) for name in ("starting", "awaited", "suspect", "quiet")]
-        if self._to_replace and self._limits.restarts:
-            heads.append(self._restarted_s[0] + self._limits.restart_window_s if self._restarted_s else -math.inf)
-        return min(heads)
+        heads = [self._due_s(name) for name in ("starting", "quiet", "asked", "suspect")]
+        return min(heads + [from_s for from_s, _ in self._to_replace[:1]])
+
+    def _num_pausing(self, now_s: float) -> int:
+        """Those on their way back after a pause; whoever has used its restarts up is not."""
+        return sum(from_s <= now_s + _LONGEST_PAUSE_S for from_s, _ in self._to_replace)
+
+    def _calm(self, replica: Replica, *, now_s: float) -> None:
+        for replicas in (self._quiet, self._asked, self._suspect):
+            replicas.pop(replica, None)
+        self._quiet[replica] = now_s
 
     def _is_over(self, replica: Replica) -> bool:
         return replica.life < self._dead_lives.get(replica.slot, 0)
@@ -195,7 +266,8 @@ class Lives:
     def _end(self, replica: Replica, *, reason: str) -> bool:
         if self.state_of(replica) == "dead":
             return False
-        for replicas in (self._starting, self._awaited, self._suspect, self._quiet):
+        self._serving.pop(replica, None)
+        for replicas in (self._starting, self._quiet, self._asked, self._suspect):
             replicas.pop(replica, None)
         self._dead_lives[replica.slot] = replica.life + 1
         self._last_death = (replica, reason)
@@ -206,9 +278,9 @@ class Lives:
         limits = self._limits
         return {
             "starting": (self._starting, limits.start_s),
-            "awaited": (self._awaited, limits.hang_s * _SUSPECT_SHARE),
-            "suspect": (self._suspect, limits.hang_s),
             "quiet": (self._quiet, limits.ping_s),
+            "asked": (self._asked, self._silent_s * _SUSPECT_SHARE),
+            "suspect": (self._suspect, self._silent_s),
         }[name]
 
     def _due_s(self, name: str) -> float:

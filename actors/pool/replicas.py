@@ -6,16 +6,14 @@ failures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
 
 from actors.pool.events import Role
 from actors.process.logs import tail
-from csr_ray.errors import ActorFailure
 
 
 class Replicas:
@@ -24,7 +22,7 @@ class Replicas:
     Args:
         generators, scorers: actors that are starting already; they end with this owner.
         logs: folder of the actors' logs, named by role and slot.
-        start_generator: starts the actor for a slot; None: a generator that fails is not replaced.
+        starters: for each role that can be replaced, what starts the actor of a slot.
     """
 
     def __init__(
@@ -33,11 +31,23 @@ class Replicas:
         generators: Sequence[Any],
         scorers: Sequence[Any],
         logs: Path,
-        start_generator: Callable[[int], Any] | None = None,
+        starters: Mapping[Role, Callable[[int], Any]] | None = None,
     ) -> None:
         self._actors: dict[Role, list[Any]] = {"generator": list(generators), "scorer": list(scorers)}
-        self._logs = logs
-        self._start_generator = start_generator
+        self._starters = dict(starters or {})
+        self.logs = logs
+
+    def adopt_registry(self, actor: Any) -> None:
+        """The registry is looked after as well, but it ends with its own owner, and Ray starts it again."""
+        self._actors["registry"] = [actor]
+        self._starters["registry"] = lambda slot: actor
+
+    def can_replace(self, role: Role) -> bool:
+        return role in self._starters
+
+    @property
+    def roles(self) -> list[Role]:
+        return list(self._actors)
 
     def actors(self, role: Role) -> list[Any]:
         """The actors of a role, in the order of their slots."""
@@ -50,38 +60,24 @@ class Replicas:
         return self._actors[role][slot]
 
     def log(self, role: Role, slot: int) -> Path:
-        return self._logs / f"{role}_{slot}.log"
+        return self.logs / f"{role}_{slot}.log"
 
     def last_lines(self, role: Role, slot: int) -> str:
-        """The end of an actor's log, for an error message."""
+        """The end of an actor's log, for an error message; empty if it has none."""
         log = self.log(role, slot)
-        return f"last lines of {log}:\n{tail(log)}"
+        lines = tail(log)
+        return f"last lines of {log}:\n{lines}" if lines else ""
 
     def kill(self, role: Role, slot: int) -> None:
-        ray.kill(self._actors[role][slot])
+        """End an actor's process, also one that hangs."""
+        ray.kill(self._actors[role][slot], no_restart=role != "registry")
 
-    def replace_generator(self, slot: int) -> Any:
-        """End the generator of a slot and start another there, which still has to be brought up."""
-        if self._start_generator is None:
-            raise ActorFailure(f"generator {slot} failed and cannot be replaced here")
-        self.kill("generator", slot)
-        self._actors["generator"][slot] = self._start_generator(slot)
-        return self._actors["generator"][slot]
-
-    def result(self, reference: Any, *, role: Role, slot: int) -> Any:
-        """What a call of an actor returned.
-
-        Raises:
-            ActorFailure: the actor died; ends with its log.
-        """
-        try:
-            return ray.get(reference)
-        except RayTaskError:
-            raise  # the call failed; Ray makes its error look like its cause, which may be another actor's death
-        except RayActorError as error:
-            raise ActorFailure(f"{role} {slot} died: {error}\n{self.last_lines(role, slot)}") from error
+    def start(self, role: Role, slot: int) -> Any:
+        """Start another actor in a slot whose actor is dead; it still has to be brought up."""
+        self._actors[role][slot] = self._starters[role](slot)
+        return self._actors[role][slot]
 
     def close(self) -> None:
-        for actors in self._actors.values():
-            for actor in actors:
+        for role in ("generator", "scorer"):
+            for actor in self._actors[role]:  # type: ignore[index]
                 ray.kill(actor)

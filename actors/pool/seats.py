@@ -11,12 +11,13 @@ from actors.pool.events import Replica, T
 
 @dataclass(slots=True)
 class Work(Generic[T]):
-    """An item on its way: how often it was in flight when a replica died, and how often it ran out of time."""
+    """An item on its way: how often a replica died with it, it ran out of time, or an error that was not its own."""
 
     item: T
     image: str
     num_deaths: int = 0
     num_timeouts: int = 0
+    num_errors: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Call(Generic[T]):
     work: Work[T]
     replica: Replica
     alone: bool
+    is_stray: bool
     sent_s: float
 
 

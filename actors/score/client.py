@@ -1,7 +1,8 @@
 """The generators' side of the scorers: an image always goes to the same one, and calls that coincide travel together.
 
 One engine step ends many sentences, of many trees. Each tree asks for its own scores, but one actor call carries all
-requests that are ready at that moment, because the call costs more time than the scores.
+requests that are ready at that moment, because the call costs more time than the scores. When a scorer dies, what was
+asked of it is asked again of the one that takes its place, and the trees that wait for it lose nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray.exceptions import RayActorError
@@ -20,18 +22,44 @@ from csr_ray.records import Picture
 _Asked = tuple[Picture, tuple[str, ...], "asyncio.Future[Scores]"]
 
 
-class ScorerPool:
-    """`csr_ray.ports.Scorer` on scorer actors. Belongs to one event loop."""
+@dataclass
+class _Place:
+    """A scorer's slot: who has it now, how many had it before, and whether that one is known to be dead."""
 
-    def __init__(self, scorers: Sequence[Any]) -> None:
-        self._scorers = list(scorers)
+    scorer: Any
+    life: int = 0
+    is_dead: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class ScorerPool:
+    """`csr_ray.ports.Scorer` on scorer actors. Belongs to one event loop.
+
+    Args:
+        wait_s: how long to wait for the replacement of a scorer that died, in seconds.
+    """
+
+    def __init__(self, scorers: Sequence[Any], *, wait_s: float = 60.0) -> None:
+        self._places = [_Place(scorer) for scorer in scorers]
+        self._wait_s = wait_s
         self._waiting: dict[int, list[_Asked]] = {}
         self._calls: set[asyncio.Task[None]] = set()
 
+    def replace(self, index: int, *, life: int, scorer: Any) -> None:
+        """This scorer has taken the place of the one with this number, and is the `life`-th after the first."""
+        place = self._places[index]
+        if life > place.life:
+            place.changed.set()  # for those who wait with the old one
+            self._places[index] = _Place(scorer, life=life)
+
     async def score(self, picture: Picture, *, texts: Sequence[str]) -> Scores:
-        """See `csr_ray.ports.Scorer`."""
+        """See `csr_ray.ports.Scorer`.
+
+        Raises:
+            ScorerFailure: the image's scorer died, and nobody took its place within `wait_s`.
+        """
         digest = hashlib.blake2b(picture.key.encode(), digest_size=8).digest()
-        index = int.from_bytes(digest, "big") % len(self._scorers)
+        index = int.from_bytes(digest, "big") % len(self._places)
         done: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
         if index not in self._waiting:
             self._waiting[index] = []
@@ -47,9 +75,7 @@ class ScorerPool:
 
     async def _call(self, index: int, asked: Sequence[_Asked]) -> None:
         try:
-            answers = await self._scorers[index].score.remote([(picture, texts) for picture, texts, _ in asked])
-        except RayActorError as error:  # everybody who waits for it has to know who died
-            answers = [ScorerFailure(index, " ".join(str(error).split())[:300])] * len(asked)
+            answers = await self._answers(index, asked)
         except Exception as error:
             answers = [error] * len(asked)
         for (_, _, done), answer in zip(asked, answers, strict=True):
@@ -59,3 +85,25 @@ class ScorerPool:
                 done.set_exception(answer)
             else:
                 done.set_result(answer)
+
+    async def _answers(self, index: int, asked: Sequence[_Asked]) -> Sequence[Scores | Exception]:
+        request = [(picture, texts) for picture, texts, _ in asked]
+        while True:
+            place = self._places[index]
+            if place.is_dead:
+                await self._replaced(place, index=index, reason="its death is known")
+                continue
+            try:
+                answers: Sequence[Scores | Exception] = await place.scorer.score.remote(request)
+                return answers
+            except RayActorError as error:
+                place.is_dead = True
+                await self._replaced(place, index=index, reason=" ".join(str(error).split())[:300])
+
+    async def _replaced(self, place: _Place, *, index: int, reason: str) -> None:
+        if self._places[index] is not place:
+            return
+        try:
+            await asyncio.wait_for(place.changed.wait(), self._wait_s)
+        except asyncio.TimeoutError:
+            raise ScorerFailure(index, place.life, reason) from None

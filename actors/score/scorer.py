@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from actors.process.counters import Counting
 from actors.process.logs import log_to_file
+from actors.process.pulse import Heart, Progress, Pulse
 from actors.score.clip import ClipModel
 from csr_ray.config.schema import Scorer, Scorers
 from csr_ray.counters import Counters
@@ -47,6 +48,8 @@ class ScorerActor:
         self._waiting: asyncio.Queue[_Request] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
         self._counting = Counting(actor="scorer")
+        self._progress = Progress()
+        self._heart = Heart(self._progress, what="its forward pass")
 
     async def ready(self) -> None:
         """Wait until the model is loaded; the first call begins it.
@@ -55,6 +58,7 @@ class ScorerActor:
             ConfigError: it cannot be loaded, or its scores would not be its own.
         """
         # Not in the constructor, because Ray hands on an error of a call, and of a constructor only its text.
+        self._heart.start()
         if self._loading is None:
             self._loading = asyncio.get_running_loop().create_task(asyncio.to_thread(self._load))
         self._clip = await self._loading
@@ -69,6 +73,10 @@ class ScorerActor:
             self._waiting.put_nowait(request)
         answers = await asyncio.gather(*(request.done for request in requests), return_exceptions=True)
         return [_plain(answer) for answer in answers]
+
+    async def pulse(self) -> Pulse:
+        """See `actors.process.pulse`."""
+        return self._heart.pulse()
 
     async def counters(self) -> Counters:
         """What was counted since the last call."""
@@ -95,7 +103,7 @@ class ScorerActor:
             pairs = [(request.picture, text) for request in batch for text in request.texts]
             num_waiting = self._waiting.qsize()
             try:
-                scores, cut = await asyncio.to_thread(self._clip.scores, pairs)
+                scores, cut = await self._scores(pairs)
             except Exception as error:
                 # One bad image must not fail its neighbours: each request is tried alone, and gets its own error.
                 await self._one_by_one(batch, error=error)
@@ -119,6 +127,13 @@ class ScorerActor:
                 self._finish(request, scores=scores[position:end], num_cut=sum(cut[position:end]))
                 position = end
 
+    async def _scores(self, pairs: list[tuple[Picture, str]]) -> tuple[list[float], list[bool]]:
+        self._progress.begin(size=len(pairs))
+        try:
+            return await asyncio.to_thread(self._clip.scores, pairs)
+        finally:
+            self._progress.end()
+
     async def _fill(self, batch: list[_Request]) -> None:
         """Fill the batch with what waits; below `max_batch` sentences, wait up to `max_wait_ms` for more."""
         deadline_s = time.perf_counter() + self._max_wait_s
@@ -138,9 +153,7 @@ class ScorerActor:
         for request in batch:
             if len(batch) > 1:
                 try:
-                    scores, cut = await asyncio.to_thread(
-                        self._clip.scores, [(request.picture, text) for text in request.texts]
-                    )
+                    scores, cut = await self._scores([(request.picture, text) for text in request.texts])
                     self._finish(request, scores=scores, num_cut=sum(cut))
                     continue
                 except Exception as own_error:

@@ -410,7 +410,37 @@ class Train(Section):
         return self
 
 
-class Generators(Section):
+class Replicated(Section):
+    """Limits of actors that are replaced when they die."""
+
+    start_s: float = Field(
+        1800.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="one that does not serve within this many seconds of its start is ended and started anew",
+    )
+    silent_s: float = Field(
+        10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="one whose process gives no sign of life for this many seconds is taken for dead; all are asked "
+        "for one every two seconds, whether they have work or not",
+    )
+    hang_s: float = Field(
+        600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="one that gives signs of life, but whose work makes no step for this many seconds, is taken for "
+        "dead as well; sooner where its steps have been short: after 20 times the longest so far, 10 s at least",
+    )
+    restarts: int = Field(
+        8,
+        ge=0,
+        description="how often in an hour each is replaced; whatever kills it more often than that is no accident",
+    )
+
+
+class Generators(Replicated):
     min: int = Field(1, ge=1, description="how many generator actors are started")
     max: int = Field(
         1,
@@ -463,11 +493,18 @@ class Generators(Section):
     chunk_mib: float = Field(
         16.0, gt=0, description="size of the chunks in which an adapter travels to the generators, in MiB"
     )
-    hang_s: float = Field(
-        600.0,
+    call_s: float = Field(
+        3600.0,
         gt=0,
         allow_inf_nan=False,
-        description="a generator that has work and is silent for this many seconds is taken for dead",
+        description="a prompt that a generator has had for this many seconds is taken from it and tried again; after "
+        "the third time it is set aside",
+    )
+    publish_s: float = Field(
+        900.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="a generator that has not loaded and proved new weights after this many seconds is replaced",
     )
 
     @property
@@ -500,7 +537,7 @@ class Generators(Section):
         return self
 
 
-class Scorers(Section):
+class Scorers(Replicated):
     min: int = Field(1, ge=1, description="how many scorer actors are started")
     max: int = Field(
         1, ge=1, description="most scorer actors there may be; the pool does not grow yet, so only `min` are started"

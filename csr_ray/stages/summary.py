@@ -111,6 +111,8 @@ def _cycle(journal: Journal, cycle: Cycle) -> JsonDict:
             "nodes_per_s": _ratio(units.total("nodes"), seconds),
             "tokens_per_s": _ratio(units.total("tokens"), seconds),
             "groups_redone": counters.groups_redone,
+            "generator_deaths": counters.generator_deaths,
+            "scorer_deaths": counters.scorer_deaths,
             **engine_ratios(counters),
         },
         "score": {

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from actors.handover.proofs import Proof, Served, faults, noise_of
 from actors.pool.generators import GeneratorPool
 from actors.pool.replicas import Replicas
+from actors.process.pulse import actor_class
 from csr_ray.config.load import parse_config
 from csr_ray.config.schema import Config
 from csr_ray.errors import ActorFailure
@@ -59,19 +60,26 @@ def start(ray_session: None, tmp_path: Path) -> Iterator[Start]:
     """Starts a pool whose first generators have the given faults; replacements have `replacement`'s."""
     pools = []
 
-    def make(*given: str | None, replacement: str | None = None, adapters: tuple[str, ...] = ()) -> GeneratorPool:
+    def make(
+        *given: str | None,
+        replacement: str | None = None,
+        adapters: tuple[str, ...] = (),
+        notice: Callable[[str], None] = print,
+    ) -> GeneratorPool:
         def generator(fault: str | None) -> Any:
-            return ray.remote(FakeGenerator).options(num_cpus=0).remote(str(tmp_path / "received"), fault)
+            return actor_class(FakeGenerator).options(num_cpus=0).remote(str(tmp_path / "received"), fault)
 
         replicas = Replicas(
             generators=[generator(fault) for fault in given],
             scorers=[],
             logs=tmp_path,
-            start_generator=lambda slot: generator(replacement),
+            starters={"generator": lambda slot: generator(replacement)},
         )
-        pool = GeneratorPool(_config().generators, replicas=replicas, adapters=adapters, precisions=["bfloat16"])
-        pool.wait_until_ready()
+        pool = GeneratorPool(
+            _config().generators, replicas=replicas, adapters=adapters, precisions=["bfloat16"], notice=notice
+        )
         pools.append(pool)
+        pool.wait_until_ready()
         return pool
 
     yield make
@@ -102,6 +110,7 @@ def test_faulty_generators_are_replaced_by_ones_that_hold_every_version(start: S
     before = _generators(pool)
     pool.publish(_trained(new, version=2))
     assert pool.version == 2
+    pool.wait_until_ready()
     kept = [actor is other for actor, other in zip(_generators(pool), before, strict=True)]
     assert dict(zip([None, *faults], kept, strict=True)) == {None: True, **dict.fromkeys(faults, False)}
     assert ray.get([actor.held.remote() for actor in _generators(pool)]) == [[1000.0, 2000.0]] * len(before)
@@ -113,13 +122,19 @@ def test_if_all_fail_the_run_stops_and_says_which_tensor_differs(start: Start, t
         ActorFailure, match=r"version 1: generator 0: .*layers\.1\.q_proj\.weight; generator 1: .*probe answer 0 "
     ):
         pool.publish(_trained(_adapter(tmp_path, value=1.0), version=1))
-    assert pool.version == 0
 
 
-def test_a_replacement_that_fails_too_stops_the_run(start: Start, tmp_path: Path) -> None:
-    pool = start(None, "stale cache", replacement="stale cache")
-    with pytest.raises(ActorFailure, match=r"failed again: generator 1: .*cached"):
-        pool.publish(_trained(_adapter(tmp_path, value=1.0), version=1))
+def test_a_replacement_that_fails_too_gets_no_work_and_the_others_go_on(start: Start, tmp_path: Path) -> None:
+    said: list[str] = []
+    pool = start(None, "stale cache", replacement="stale cache", notice=said.append)
+    receipt = pool.publish(_trained(_adapter(tmp_path, value=1.0), version=1))
+    assert receipt.num_generators == 1
+    deadline_s = time.monotonic() + 60
+    while sum("generator 1 is lost" in line and "cached" in line for line in said) < 3:
+        assert time.monotonic() < deadline_s, said
+        time.sleep(0.1)
+    assert not any("serves again" in line for line in said)
+    assert [replica.slot for replica in pool._supervisor.serving("generator")] == [0]
 
 
 def _answers(actor: Any) -> bool:
@@ -133,6 +148,7 @@ def _answers(actor: Any) -> bool:
 def test_closing_ends_the_actors_that_hold_the_slots_now(start: Start, tmp_path: Path) -> None:
     pool = start(None, "dies")
     pool.publish(_trained(_adapter(tmp_path, value=1.0), version=1))
+    pool.wait_until_ready()
     actors = _generators(pool)
     assert ray.get([actor.held.remote() for actor in actors]) == [[1000.0]] * 2
     pool.close()
@@ -165,8 +181,8 @@ def test_one_that_loaded_other_tensors_than_the_rest_is_found() -> None:
 
 
 def test_a_scorer_that_died_is_named_and_not_the_generator_that_asked_it(ray_session: None, tmp_path: Path) -> None:
-    scorer: Any = ray.remote(DyingScorer).options(num_cpus=0).remote(str(tmp_path / "scorer_0.log"))
-    generator: Any = ray.remote(ScoringGenerator).options(num_cpus=0).remote([scorer])
+    scorer: Any = actor_class(DyingScorer).options(num_cpus=0).remote(str(tmp_path / "scorer_0.log"))
+    generator: Any = actor_class(ScoringGenerator).options(num_cpus=0).remote([scorer])
     replicas = Replicas(generators=[generator], scorers=[scorer], logs=tmp_path)
     pool = GeneratorPool(_config().generators, replicas=replicas, adapters=(), precisions=["bfloat16"])
     try:

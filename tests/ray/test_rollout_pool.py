@@ -17,6 +17,7 @@ from actors.generate.engine import EngineSettings
 from actors.generate.generator import GeneratorActor
 from actors.pool.generators import GeneratorPool
 from actors.pool.replicas import Replicas
+from actors.process.pulse import actor_class
 from actors.score.scorer import ScorerActor
 from csr_ray.app.run import world_spec
 from csr_ray.config.schema import World
@@ -52,12 +53,12 @@ def pool(
     )
     environment = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
     scorer: Any = (
-        ray.remote(ScorerActor)
+        actor_class(ScorerActor)
         .options(num_cpus=0, max_concurrency=1000)
         .remote(config.scorer, scorers=config.scorers)
     )
     generator: Any = (
-        ray.remote(GeneratorActor)
+        actor_class(GeneratorActor)
         .options(num_cpus=0, max_concurrency=1000, runtime_env={"env_vars": environment})
         .remote(
             EngineSettings.of(config),

@@ -12,6 +12,7 @@ from fakes import tiny_config
 
 from actors.pool.generators import GeneratorPool
 from actors.pool.replicas import Replicas
+from actors.process.pulse import actor_class
 from csr_ray.app.run import world_spec
 from csr_ray.config.schema import World
 from csr_ray.errors import ActorFailure, ConfigError
@@ -76,7 +77,7 @@ def test_many_callers_share_batches_and_each_gets_its_own_scores(
 
     config = tiny_config(tmp_path, scorer={"model": str(world / "clip"), "max_batch": 7, "max_wait_ms": 20})
     actor = (
-        ray.remote(ScorerActor)
+        actor_class(ScorerActor)
         .options(num_cpus=0, max_concurrency=1000)
         .remote(config.scorer, scorers=config.scorers)
     )
@@ -113,7 +114,7 @@ def test_one_bad_image_fails_alone(ray_session: None, world: Path, one_by_one: S
     bad.write_bytes(b"not an image")
     config = tiny_config(tmp_path, scorer={"model": str(world / "clip"), "max_wait_ms": 20})
     actor = (
-        ray.remote(ScorerActor)
+        actor_class(ScorerActor)
         .options(num_cpus=0, max_concurrency=1000)
         .remote(config.scorer, scorers=config.scorers)
     )
@@ -140,7 +141,7 @@ def wait_for(scorers: list[Any], *, logs: Path) -> None:
 def test_a_model_that_a_scorer_refuses_reaches_the_user_as_his_own_error(ray_session: None, tmp_path: Path) -> None:
     from actors.score.scorer import ScorerActor
 
-    scorer = ray.remote(ScorerActor).options(num_cpus=0, max_concurrency=1000)
+    scorer = actor_class(ScorerActor).options(num_cpus=0, max_concurrency=1000)
     config = tiny_config(scorer={"model": "ViT-B-32/openai"})
     with pytest.raises(ConfigError, match=r"^scorer\.model = 'ViT-B-32/openai': .* write ViT-B-32-quickgelu/openai$"):
         wait_for([scorer.remote(config.scorer, scorers=config.scorers)], logs=tmp_path)
@@ -148,11 +149,11 @@ def test_a_model_that_a_scorer_refuses_reaches_the_user_as_his_own_error(ray_ses
 
 def test_a_scorer_that_dies_or_fails_at_its_start_is_named_with_its_log(ray_session: None, tmp_path: Path) -> None:
     log = tmp_path / "scorer_0.log"
-    dying: Any = ray.remote(DyingScorer).options(num_cpus=0).remote(str(log), at="ready")
+    dying: Any = actor_class(DyingScorer).options(num_cpus=0).remote(str(log), at="ready")
     with pytest.raises(ActorFailure, match=r"(?s)^scorer 0 died: .*scorer_0\.log:\ncannot allocate 3 GiB for the im"):
         wait_for([dying], logs=tmp_path)
     log.write_text("the image tower\n")
-    failing: Any = ray.remote(FailingScorer).options(num_cpus=0).remote()
+    failing: Any = actor_class(FailingScorer).options(num_cpus=0).remote()
     with pytest.raises(ActorFailure, match=r"(?s)^scorer 0 cannot start: MemoryError: cannot allocate 3 GiB\nlast "):
         wait_for([failing], logs=tmp_path)
 
@@ -167,6 +168,6 @@ def test_a_scorer_that_was_promised_a_gpu_does_not_compute_on_the_cpu_in_silence
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     config = tiny_config(scorer={"model": str(tmp_path)}, scorers={"gpus": 0.1})
-    scorer = ray.remote(ScorerActor).options(num_cpus=0, max_concurrency=1000)
+    scorer = actor_class(ScorerActor).options(num_cpus=0, max_concurrency=1000)
     with pytest.raises(ConfigError, match=r"^scorers\.gpus = 0\.1: torch sees no GPU .* or set scorers\.gpus=0$"):
         wait_for([scorer.remote(config.scorer, scorers=config.scorers)], logs=tmp_path)

@@ -27,7 +27,9 @@ from actors.pool.events import (
     Retry,
     Send,
     Starting,
+    Useless,
 )
+from actors.pool.failures import ItemLimits
 
 
 class Referee:
@@ -43,7 +45,7 @@ class Referee:
         self.gave_up: str | None = None
         self._items: dict[int, Any] = {}
         self._ended: dict[int, str] = {}
-        self._calls: dict[int, tuple[Replica, Any, bool]] = {}  # in flight, as the decisions were told
+        self._calls: dict[int, tuple[Replica, Any, bool, bool]] = {}  # in flight, as the decisions were told
         self._on: dict[Replica, set[int]] = {}  # replicas that serve and may be sent to, and what they have
         self._where: dict[str, Counter[Replica]] = {}  # image: who has it in flight, not counting trials alone
         self._homes: dict[str, Replica] = {}
@@ -53,6 +55,7 @@ class Referee:
         self._gone: set[Replica] = set()
         self._in_flight_ids: set[int] = set()
         self._late: Counter[int] = Counter()
+        self._errors: Counter[int] = Counter()
         self._last_was_alone: dict[int, bool] = {}
         self._failed: set[int] = set()
         self._ever: set[Replica] = set()
@@ -79,15 +82,18 @@ class Referee:
                     self._finished[call] = known[1]
                 else:
                     self.tally["late messages"] += 1
+            case Failed(call, _, None, "machine"):
+                if (known := self._take(call)) is not None:
+                    self._errors[known[1].id] += 1
             case Failed(call, _, blames):
                 if blames is not None and call in self._calls:
-                    item, alone = self._calls[call][1:]
+                    item, alone = self._calls[call][1:3]
                     self._lose(blames, death=True)
                     if self._take(call) is not None:
                         self._strike(item, alone)
                 elif (known := self._take(call)) is not None:
                     self._failed.add(known[1].id)
-            case Starting() | Answered():
+            case Starting() | Answered() | Useless():
                 pass
 
     def judge(self, actions: Iterable[Action[Any]]) -> Iterator[Action[Any]]:
@@ -118,12 +124,14 @@ class Referee:
                 assert self._finished.pop(call, None) is item, "it delivers what nobody returned"
                 self._end(item, "delivered")
                 assert item.kind == "good", item
-            case Quarantine(_, item, reason):
+            case Quarantine(_, item, reason, fault):
                 assert reason
+                by_machine = self._errors[item.id] + self._late[item.id] >= self._tries
+                assert (fault == "machine") == (by_machine and item.id not in self._failed), (item, fault)
                 self.quarantined.append(item)
                 self._end(item, "quarantined")
                 convicted = self._deaths[item.id] >= self._tries and self._last_was_alone[item.id]
-                assert item.id in self._failed or convicted or self._late[item.id] >= self._tries, (item, reason)
+                assert item.id in self._failed or convicted or by_machine, (item, reason)
             case GiveUp(reason):
                 self.gave_up = reason
                 assert any(word in reason for word in ("generator", "scorer", "every item"))
@@ -142,9 +150,10 @@ class Referee:
             assert not self._on[replica], f"{item} is not alone on {replica}"
             self.tally["alone"] += 1
         else:
-            assert not any(alone for _, _, alone in map(self._calls.__getitem__, self._on[replica])), (
+            assert not any(alone for _, _, alone, _ in map(self._calls.__getitem__, self._on[replica])), (
                 "not alone any more"
             )
+        if not send.is_stray:
             others = self._where.setdefault(item.image, Counter())
             assert set(others) <= {replica}, f"{item.image} is served by {replica} and {set(others)}"
             others[replica] += 1
@@ -152,16 +161,18 @@ class Referee:
             if home != replica:
                 self.tally["moved from the dead" if home not in self._on else "moved from the living"] += 1
                 self._homes[item.image] = replica
-        self._calls[send.call] = (replica, item, send.alone)
+        elif not send.alone:
+            self.tally["elsewhere"] += 1
+        self._calls[send.call] = (replica, item, send.alone, send.is_stray)
         self._on[replica].add(send.call)
 
-    def _take(self, call: int) -> tuple[Replica, Any, bool] | None:
+    def _take(self, call: int) -> tuple[Replica, Any, bool, bool] | None:
         known = self._calls.pop(call, None)
         if known is not None:
-            replica, item, alone = known
+            replica, item, _, is_stray = known
             self._on[replica].discard(call)
             self._in_flight_ids.discard(item.id)
-            if not alone:
+            if not is_stray:
                 where = self._where[item.image]
                 where[replica] -= 1
                 if not where[replica]:
@@ -194,6 +205,7 @@ class Referee:
         # Calls that fail because a scorer is gone wait beside all others, until its replacement serves.
         slots = self._max_slots * (3 if scenario.num_scorers else 1)
         look_ahead = scenario.look_ahead or max(64, 2 * self._max_slots)
+        look_ahead += ItemLimits().failures_before_giving_up  # held back until another succeeds
         assert len(self._items) <= look_ahead + slots, "more is drawn than may be held"
         names = len(self._items) + len(self._on) * (1 + scenario.remembered)
         assert decisions.dispatch.num_names <= names, "names are kept without need"

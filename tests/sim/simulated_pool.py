@@ -42,15 +42,19 @@ from actors.pool.failures import ItemLimits
 from actors.pool.lives import RoleLimits
 
 MAX_SIMULATED_S = 5e4
+_ALIVE = ("up", "stalled", "broken")
 
 
 @dataclass(frozen=True)
 class Item:
-    """`bad` fails by its own error, `poison` kills the replica that works on it, `stuck` never returns."""
+    """`bad` fails by its own error, `poison` kills the replica that works on it, `stuck` never returns.
+
+    Calls of `cursed` fail by an error that is not the item's own, on every replica.
+    """
 
     id: int
     image: str
-    kind: Literal["good", "bad", "poison", "stuck"] = "good"
+    kind: Literal["good", "bad", "poison", "stuck", "cursed"] = "good"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +68,14 @@ class Scenario:
     in_flight: int
     deaths_per_s: float = 0.0
     hangs_per_s: float = 0.0
+    stalls_per_s: float = 0.0
+    breaks_per_s: float = 0.0
     num_joiners: int = 0
     num_leavers: int = 0
     bad_share: float = 0.0
     num_poison: int = 0
     num_stuck: int = 0
+    num_cursed: int = 0
     straggler_share: float = 0.02
     failed_start_share: float = 0.0
     stale_share: float = 0.0
@@ -84,17 +91,23 @@ class Scenario:
     @property
     def calm(self) -> bool:
         """Nothing goes wrong but that some calls take long."""
-        troubles = (self.deaths_per_s, self.hangs_per_s, self.num_leavers, self.bad_share, self.num_poison)
-        return not any(troubles) and not self.num_stuck and not self.failed_start_share
+        troubles = (self.deaths_per_s, self.hangs_per_s, self.stalls_per_s, self.breaks_per_s, self.num_leavers)
+        items = (self.bad_share, self.num_poison, self.num_stuck, self.num_cursed)
+        return not any(troubles) and not any(items) and not self.failed_start_share
 
 
 @dataclass
 class Actor:
-    """What a replica really is, whatever the decisions know of it."""
+    """What a replica really is, whatever the decisions know of it.
+
+    One that is hung says nothing, one that stalls answers pings but its work stands still, and of a broken one every
+    call fails, like those of a GPU after its first fault.
+    """
 
     replica: Replica
-    state: Literal["starting", "up", "hung", "gone"] = "starting"
+    state: Literal["starting", "up", "hung", "stalled", "broken", "gone"] = "starting"
     calls: dict[int, Item] = field(default_factory=dict)
+    stalled_s: float = 0.0  # since when
 
 
 class SimulatedPool:
@@ -158,12 +171,12 @@ class SimulatedPool:
             case Cancel(call, replica):
                 actor = self._actors[replica]
                 actor.calls.pop(call, None)
-                if actor.state == "up":
+                if actor.state in _ALIVE:
                     self._later(0.1, self._tell_if_up, actor, Answered(replica))
             case Ping(replica):
-                self._later(0.1, self._tell_if_up, self._actors[replica], Answered(replica))
+                self._later(0.1, self._pulse, self._actors[replica])
             case Kill(replica, _):
-                if self._actors[replica].state != "up" and self._random.random() < 0.3:
+                if self._actors[replica].state not in _ALIVE and self._random.random() < 0.3:
                     self._later(0.5, self._tell, Joined(replica))  # it had been ready all the same
                 self._end(self._actors[replica], notice=self._random.random() < 0.5)
             case Replace(_, new):
@@ -190,7 +203,9 @@ class SimulatedPool:
             return
         actor.state = "up"
         self._inbox.append(Joined(actor.replica))
-        for rate, happens in ((self.scenario.deaths_per_s, self._end), (self.scenario.hangs_per_s, self._hang)):
+        scenario = self.scenario
+        rates = (scenario.deaths_per_s, scenario.hangs_per_s, scenario.stalls_per_s, scenario.breaks_per_s)
+        for rate, happens in zip(rates, (self._end, self._hang, self._stall, self._break), strict=True):
             if rate:
                 self._later(self._random.expovariate(rate), happens, actor)
 
@@ -208,16 +223,18 @@ class SimulatedPool:
 
     def _return(self, actor: Actor, call: int, item: Item) -> None:
         """The call comes to its end, if its replica still lives and its scorer answers."""
-        if call not in actor.calls or actor.state == "hung":
+        if call not in actor.calls or actor.state in ("hung", "stalled"):
             return
         if actor.state == "gone" and self._random.random() < 0.5:
             return  # the other half had been sent before the replica died, and arrives late
         scorer = self._scorer_of(item)
-        if scorer is not None and scorer.state in ("hung", "starting") and actor.state == "up":
+        if scorer is not None and scorer.state in ("hung", "stalled", "starting") and actor.state in _ALIVE:
             self._later(1.0, self._return, actor, call, item)
             return
         del actor.calls[call]
-        if item.kind == "bad":
+        if item.kind == "cursed" or actor.state == "broken":
+            self._inbox.append(Failed(call, "CUDA error", fault="machine"))
+        elif item.kind == "bad":
             self._inbox.append(Failed(call, "cannot read the image"))
         elif scorer is not None and scorer.replica.life and self._random.random() < self.scenario.stale_share:
             dead = scorer.replica._replace(life=scorer.replica.life - 1)
@@ -249,9 +266,23 @@ class SimulatedPool:
         if actor.state == "up":
             actor.state = "hung"
 
+    def _stall(self, actor: Actor) -> None:
+        if actor.state == "up":
+            actor.state, actor.stalled_s = "stalled", self._now_s
+
+    def _break(self, actor: Actor) -> None:
+        if actor.state == "up" and actor.replica.role == "generator":
+            actor.state = "broken"
+
+    def _pulse(self, actor: Actor) -> None:
+        stalled_s = self._now_s - actor.stalled_s if actor.state == "stalled" and actor.calls else 0.0
+        if actor.state == "stalled" and actor.replica.role == "scorer":
+            stalled_s = self._now_s - actor.stalled_s
+        self._tell_if_up(actor, Answered(actor.replica, stalled_s, 0.1))
+
     def _leave(self) -> None:
         """A generator is taken out on purpose, never the last one."""
-        up = [a for a in self._actors.values() if a.state == "up" and a.replica.role == "generator"]
+        up = [a for a in self._actors.values() if a.state in _ALIVE and a.replica.role == "generator"]
         if len(up) > max(1, self.scenario.min_replicas):
             actor = self._random.choice(up)
             actor.state = "gone"
@@ -261,7 +292,7 @@ class SimulatedPool:
         self._inbox.append(event)
 
     def _tell_if_up(self, actor: Actor, event: Event) -> None:
-        if actor.state == "up":
+        if actor.state in _ALIVE:
             self._inbox.append(event)
 
     def _later(self, seconds: float, happens: Callable[..., None], *arguments: Any) -> None:
@@ -271,8 +302,9 @@ class SimulatedPool:
         scenario = self.scenario
         return RoleLimits(
             start_s=scenario.start_s,
+            ping_s=hang_s / 8,
+            silent_s=hang_s / 4,
             hang_s=hang_s,
-            ping_s=hang_s / 2,
             restarts=scenario.restarts,
             restart_window_s=600.0,
             min_replicas=scenario.min_replicas,
@@ -280,11 +312,11 @@ class SimulatedPool:
 
     def _draw(self) -> Iterator[Item]:
         scenario = self.scenario
-        num_odd = min(scenario.num_items, scenario.num_poison + scenario.num_stuck)
-        odd = self._random.sample(range(scenario.num_items), num_odd)
-        poison, stuck = set(odd[: scenario.num_poison]), set(odd[scenario.num_poison :])
+        odd = ["poison"] * scenario.num_poison + ["stuck"] * scenario.num_stuck + ["cursed"] * scenario.num_cursed
+        odd = odd[: scenario.num_items]
+        kinds: dict[int, Any] = dict(zip(self._random.sample(range(scenario.num_items), len(odd)), odd, strict=True))
         for number in range(scenario.num_items):
-            kind: Any = "poison" if number in poison else "stuck" if number in stuck else "good"
+            kind = kinds.get(number, "good")
             if kind == "good" and self._random.random() < scenario.bad_share:
                 kind = "bad"
             # Prompts about one image stand close to each other, as in most data.

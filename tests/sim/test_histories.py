@@ -41,11 +41,14 @@ def scenario_of(seed: int) -> Scenario:
         calm,
         deaths_per_s=rng.choice((0.0, 0.002, 0.01, 0.05)),
         hangs_per_s=rng.choice((0.0, 0.0, 0.002, 0.01)),
+        stalls_per_s=rng.choice((0.0, 0.0, 0.002, 0.01)),
+        breaks_per_s=rng.choice((0.0, 0.0, 0.002, 0.01)),
         num_joiners=rng.choice((0, 0, 2)),
         num_leavers=rng.choice((0, 0, 2)),
         bad_share=rng.choice((0.0, 0.05, 0.5)),
         num_poison=rng.choice((0, 0, 1, 2)),
         num_stuck=rng.choice((0, 0, 1)),
+        num_cursed=rng.choice((0, 0, 1, 3)),
         failed_start_share=rng.choice((0.0, 0.0, 0.2)),
         stale_share=rng.choice((0.0, 0.0, 0.1, 1.0)),
         restarts=rng.choice((0, 2, 10, 50)),
@@ -103,11 +106,12 @@ def the_histories_were_not_idle(seen: Counter[str]) -> None:
         "Ping",
         "Retry",
         "alone",
+        "elsewhere",
     ):
         assert seen[what] > 100, (what, seen)
     for what in ("late messages", "moved from the dead", "moved from the living"):
         assert seen[what] > 100, (what, seen)
-    for kind in ("bad", "poison", "stuck"):
+    for kind in ("bad", "poison", "stuck", "cursed"):
         assert seen[f"{kind} quarantined"] > 50, (kind, seen)
 
 
@@ -119,11 +123,14 @@ LARGE = Scenario(
     in_flight=4,
     deaths_per_s=0.002,
     hangs_per_s=0.0005,
+    stalls_per_s=0.0005,
+    breaks_per_s=0.0005,
     num_joiners=200,
     num_leavers=100,
     bad_share=0.01,
     num_poison=5,
     num_stuck=5,
+    num_cursed=5,
     failed_start_share=0.05,
     restarts=5_000,
 )

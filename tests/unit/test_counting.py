@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import tiny_config
 from ray.exceptions import RayActorError
 
-from actors.pool import generators
-from actors.pool.generators import GeneratorPool
+from actors.pool import counting
+from actors.pool.counting import Counting
 from actors.pool.replicas import Replicas
 from csr_ray.counters import Counters
 
@@ -48,27 +47,24 @@ class FakeRay:
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay()
-    monkeypatch.setattr(generators, "ray", fake)
-    monkeypatch.setattr(generators, "Registry", lambda *_, **__: Actor("registry"))
-    monkeypatch.setattr(Actor, "actor", None, raising=False)
+    monkeypatch.setattr(counting, "ray", fake)
     return fake
 
 
-def pool(tmp_path: Path) -> GeneratorPool:
-    replicas = Replicas(generators=[Actor("a"), Actor("b")], scorers=[Actor("c")], logs=tmp_path)
-    return GeneratorPool(tiny_config().generators, replicas=replicas, adapters=(), precisions=["bfloat16"])
+def counting_of(logs: Path) -> Counting:
+    return Counting(Replicas(generators=[Actor("a"), Actor("b")], scorers=[Actor("c")], logs=logs))
 
 
 def test_a_silent_actor_is_left_out_and_its_count_is_not_lost(ray: FakeRay, tmp_path: Path) -> None:
-    made = pool(tmp_path)
+    made = counting_of(tmp_path)
     ray.silent = {"b"}
-    assert made.counters().engine_steps == 2
-    assert made.counters().engine_steps == 2
+    assert made.take().engine_steps == 2
+    assert made.take().engine_steps == 2
     ray.silent = set()
-    assert made.counters().engine_steps == 3, "the call to b that was open all the time, and no second one"
+    assert made.take().engine_steps == 3, "the call to b that was open all the time, and no second one"
 
 
 def test_a_dead_actor_is_left_out(ray: FakeRay, tmp_path: Path) -> None:
-    made = pool(tmp_path)
+    made = counting_of(tmp_path)
     ray.dead = {"a", "c"}
-    assert made.counters().engine_steps == 1
+    assert made.take().engine_steps == 1

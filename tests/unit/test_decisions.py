@@ -98,8 +98,10 @@ def test_restarts_come_back_with_the_window() -> None:
     made = decisions(*"abcdefgh", generators=RoleLimits(restarts=1, restart_window_s=100.0))
     made.step([Joined(ONE), Joined(TWO)], now_s=0.0)
     made.step([Died(ONE, "signal 9")], now_s=10.0)
+    made.step([Joined(ONE.successor())], now_s=15.0)
+    made.step([Finished(0)], now_s=16.0)
     died = made.step([Died(ONE.successor(), "signal 9")], now_s=20.0)
-    assert died == [] and made.next_deadline_s() == 110.0
+    assert not any(isinstance(action, Replace) for action in died) and made.next_deadline_s() == 110.0
     assert made.step([], now_s=110.0) == [Replace(ONE.successor(), Replica("generator", 0, life=2))]
 
 
@@ -123,20 +125,87 @@ def test_poison_is_found_by_trying_alone_and_who_was_with_it_goes_free() -> None
     assert poison.item == "poison" and "3 replicas died with it in a row" in poison.reason and replica.life == 3
 
 
+def test_one_that_fails_to_start_is_tried_again_after_a_pause_that_grows() -> None:
+    made = decisions("a", generators=RoleLimits(restarts=9, first_starts=99))
+    made.step([Starting(ONE)], now_s=0.0)
+    replica, now_s, pauses_s = ONE, 0.0, []
+    for _ in range(9):
+        assert not made.step([Died(replica, "no GPU")], now_s=now_s)
+        pauses_s.append(made.next_deadline_s() - now_s)
+        now_s = made.next_deadline_s()
+        assert made.step([], now_s=now_s) == [Replace(replica, replica.successor())]
+        replica = replica.successor()
+    assert all(0.5 <= pause_s / min(60.0, 2.0**number) <= 1.0 for number, pause_s in enumerate(pauses_s)), pauses_s
+    (last,) = made.step([Died(replica, "no GPU")], now_s=now_s)
+    assert isinstance(last, GiveUp) and "generator 0 (life 9) died: no GPU" in last.reason
+
+
+def test_where_none_has_ever_served_a_few_failed_starts_are_enough() -> None:
+    made = decisions("a", generators=RoleLimits(restarts=99, first_starts=2))
+    made.step([Starting(ONE), Starting(TWO)], now_s=0.0)
+    made.step([Died(ONE, "no GPU")], now_s=1.0)
+    made.step([], now_s=made.next_deadline_s())
+    (last,) = made.step([Died(ONE.successor(), "no GPU")], now_s=9.0)
+    assert isinstance(last, GiveUp) and "no GPU (2 starts failed, and no generator has served yet)" in last.reason
+
+
 def test_a_silent_replica_gets_nothing_new_and_is_dead_in_the_end() -> None:
-    made = decisions(*"abcdefgh", generators=RoleLimits(hang_s=10.0))
+    made = decisions(*"abcdefgh", generators=RoleLimits(ping_s=2.0, silent_s=10.0))
     made.step([Joined(ONE), Joined(TWO)], now_s=0.0)
-    made.step([Finished(0)], now_s=4.0)
-    assert made.step([], now_s=made.next_deadline_s()) == [] and made.state_of(TWO) == "suspect"
-    actions = made.step([Finished(1)], now_s=6.0)  # call 1 was replica TWO's: it is heard again
+    assert {Ping(ONE), Ping(TWO)} <= set(made.step([], now_s=2.0))
+    made.step([Answered(ONE)], now_s=2.5)
+    assert Ping(ONE) in made.step([], now_s=7.0) and made.state_of(TWO) == "suspect"
+    actions = made.step([Finished(1), Answered(ONE)], now_s=7.5)  # call 1 was replica TWO's: it is heard again
     assert made.state_of(TWO) == "serving" and any(isinstance(a, Send) and a.replica == TWO for a in actions)
-    made.step([Finished(2)], now_s=14.0)
-    actions = made.step([], now_s=16.0)
-    assert Kill(TWO, "had work and was silent for 10 s (hang_s)") in actions and made.state_of(TWO) == "dead"
+    assert {Ping(ONE), Ping(TWO)} <= set(made.step([], now_s=9.5))
+    made.step([Answered(ONE)], now_s=9.6)
+    for now_s in (14.5, 19.4):
+        made.step([Answered(ONE)], now_s=now_s)
+        assert made.state_of(TWO) == "suspect"
+    actions = made.step([Answered(ONE)], now_s=19.5)
+    assert Kill(TWO, "gave no sign of life for 10 s (silent_s)") in actions and made.state_of(TWO) == "dead"
 
 
-def test_one_that_has_no_work_is_asked_and_one_that_does_not_start_is_given_up() -> None:
-    scorers = RoleLimits(start_s=30.0, hang_s=10.0, ping_s=60.0, restarts=1)
+def test_results_may_take_as_long_as_they_like_while_the_replica_answers() -> None:
+    made = decisions("a", generators=RoleLimits(ping_s=2.0, silent_s=10.0))
+    made.step([Joined(ONE)], now_s=0.0)
+    for turn in range(1, 2000):
+        (ping,) = made.step([], now_s=3.0 * turn)
+        assert ping == Ping(ONE)
+        assert made.step([Answered(ONE)], now_s=3.0 * turn + 0.5) == []
+
+
+def test_an_engine_that_stands_still_is_dead_by_the_measure_of_its_own_steps() -> None:
+    for stalled_s, longest_s, is_dead in (
+        (9.0, 0.01, False),  # may have been busy with something else for a moment
+        (11.0, 0.01, True),
+        (50.0, 4.0, False),  # a large model on a CPU
+        (81.0, 4.0, True),
+        (601.0, 500.0, True),
+        (599.0, None, False),  # too few steps to tell
+        (601.0, None, True),
+    ):
+        made = decisions("a", generators=RoleLimits(hang_s=600.0, restarts=1))
+        made.step([Joined(ONE)], now_s=0.0)
+        actions = made.step([Answered(ONE, stalled_s, longest_s, what="its engine")], now_s=700.0)
+        assert [type(action) for action in actions] == ([Kill, Retry, Replace] if is_dead else []), stalled_s
+        if is_dead:
+            assert actions[0].reason.startswith(f"its engine has stood still for {stalled_s:.0f} s")
+
+
+def test_one_that_was_ended_for_standing_still_may_stand_still_for_twice_as_long_the_next_time() -> None:
+    made = decisions("a", generators=RoleLimits(hang_s=600.0, restarts=9))
+    replica = ONE
+    made.step([Joined(replica)], now_s=0.0)
+    for limit_s in (10.0, 20.0, 40.0, 80.0):
+        assert made.step([Answered(replica, limit_s, 0.1)], now_s=0.0) == []
+        assert isinstance(made.step([Answered(replica, limit_s + 1, 0.1)], now_s=0.0)[0], Kill)
+        replica = replica.successor()
+        made.step([Joined(replica)], now_s=0.0)
+
+
+def test_one_that_does_not_start_is_given_up() -> None:
+    scorers = RoleLimits(start_s=30.0, silent_s=10.0, ping_s=60.0, restarts=1)
     made = decisions("a", scorers=scorers)
     made.step([Joined(ONE), Starting(SCORER)], now_s=0.0)
     made.step([Joined(SCORER)], now_s=1.0)
@@ -146,7 +215,7 @@ def test_one_that_has_no_work_is_asked_and_one_that_does_not_start_is_given_up()
     made.step([], now_s=127.0)
     kill, replace = made.step([], now_s=132.0)
     assert (kill, replace) == (
-        Kill(SCORER, "had work and was silent for 10 s (hang_s)"),
+        Kill(SCORER, "gave no sign of life for 10 s (silent_s)"),
         Replace(SCORER, SCORER.successor()),
     )
     *_, last = made.step([], now_s=162.0)
@@ -154,12 +223,90 @@ def test_one_that_has_no_work_is_asked_and_one_that_does_not_start_is_given_up()
     assert last.reason.startswith("scorer 0 (life 1) died: did not start within 30 s (start_s) (0 of 1 scorers left")
 
 
+def test_one_that_is_stopped_while_it_starts_is_noticed_before_its_start_is_over() -> None:
+    made = decisions("a", generators=RoleLimits(start_s=600.0, ping_s=3.0, silent_s=10.0, restarts=1))
+    made.step([Starting(ONE)], now_s=0.0)
+    assert made.next_deadline_s() == 600.0, "until its process is there nobody can answer"
+    made.step([Answered(ONE, stalled_s=100.0)], now_s=5.0)
+    assert made.state_of(ONE) == "starting" and made.step([], now_s=8.0) == [Ping(ONE)]
+    made.step([], now_s=13.0)
+    assert made.state_of(ONE) == "starting"
+    assert [type(action) for action in made.step([], now_s=18.0)] == [Kill]
+
+
 def test_a_call_that_takes_too_long_is_tried_again_and_then_set_aside() -> None:
-    made = decisions("a", call_s=5.0, tries=2)
+    made = decisions("a", "b", call_s=5.0, tries=2)
     made.step([Joined(ONE)], now_s=0.0)
-    assert made.step([], now_s=5.0)[::2] == [Cancel(0, ONE), Send(1, ONE, "a")]
+    made.step([Finished(1)], now_s=1.0)
+    assert made.step([], now_s=5.0)[::2] == [Cancel(0, ONE), Send(2, ONE, "a", is_stray=True)]
     cancel, aside = made.step([Answered(ONE)], now_s=10.0)
-    assert cancel == Cancel(1, ONE) and isinstance(aside, Quarantine) and "2 of 2 times" in aside.reason
+    assert cancel == Cancel(2, ONE) and isinstance(aside, Quarantine) and "2 of 2 times" in aside.reason
+    assert aside.fault == "machine"
+
+
+def test_the_machines_fault_is_tried_again_and_set_aside_only_once_something_else_succeeds() -> None:
+    made = decisions("a", "b", "c", tries=2)
+    made.step([Joined(ONE)], now_s=0.0)
+    retried = made.step([Failed(0, "CUDA error", fault="machine")], now_s=1.0)
+    assert retried == [Retry("a", "CUDA error"), Send(2, ONE, "a", is_stray=True)]
+    made.step([Finished(1)], now_s=2.0)
+    assert made.step([Failed(2, "CUDA error", fault="machine")], now_s=3.0) == [] and not made.done
+    assert made.num_held == 2
+    assert made.step([Finished(3)], now_s=4.0) == [Quarantine(2, "a", "CUDA error", "machine"), Deliver(3, "c")]
+    assert made.done
+
+
+def test_nothing_is_set_aside_for_what_a_broken_machine_does_to_everything() -> None:
+    made = decisions(*"abcdefghijklmnopqrstuvwxyz", tries=2, errors_a_replica=99)
+    actions = made.step([Joined(ONE)], now_s=0.0)
+    made.step([Finished(0)], now_s=0.5)
+    replica, now_s = ONE, 1.0
+    while not made.done:
+        calls = list(made.dispatch.calls)
+        actions = made.step([Failed(call, "CUDA error", fault="machine") for call in calls], now_s=now_s)
+        assert not any(isinstance(action, Quarantine | Deliver) for action in actions[:-1])
+        now_s += 1.0
+    assert isinstance(actions[-1], GiveUp) and actions[-1].reason.startswith("every item since the last success"), (
+        actions
+    )
+    assert replica == ONE
+
+
+def test_a_replica_that_gives_nothing_but_errors_is_replaced_and_swallows_nothing() -> None:
+    made = decisions(*(f"{number}" for number in range(20)), tries=3, generators=RoleLimits(restarts=3))
+    actions = made.step([Joined(ONE), Joined(TWO)], now_s=0.0)
+    ended: list[Any] = []
+    replaced = False
+    for turn in range(1, 200):
+        events: list[Any] = []
+        for send in [action for action in actions if isinstance(action, Send)]:
+            broken = send.replica == ONE
+            events.append(Failed(send.call, "CUDA error", fault="machine") if broken else Finished(send.call))
+        for new in [action.new for action in actions if isinstance(action, Replace)]:
+            replaced = True
+            events.append(Joined(new))
+        actions = made.step(events, now_s=float(turn))
+        ended += [action for action in actions if isinstance(action, Deliver | Quarantine | GiveUp)]
+        if made.done:
+            break
+    assert replaced and len(ended) == 20 and all(isinstance(action, Deliver) for action in ended), ended
+
+
+def test_a_pool_that_rests_still_replaces_and_what_it_does_next_goes_to_the_living() -> None:
+    limits = {"generator": RoleLimits(ping_s=3.0, silent_s=10.0, restarts=3)}
+    made: Decisions[str] = Decisions(limits=limits, is_resident=True)
+    made.step([Joined(ONE), Joined(TWO)], now_s=0.0)
+    assert made.done and set(made.step([], now_s=3.0)) == {Ping(ONE), Ping(TWO)}
+    new = ONE.successor()
+    assert made.step([Died(ONE, "signal 9"), Answered(TWO)], now_s=4.0) == [Replace(ONE, new)]
+    made.begin(["a", "b", "c"], image_of=str, in_flight=1)
+    assert [action for action in made.step([], now_s=5.0) if isinstance(action, Send)] == [Send(0, TWO, "a")]
+    assert [action for action in made.step([Joined(new)], now_s=5.5) if isinstance(action, Send)] == [
+        Send(1, new, "b")
+    ]
+    made.begin(["d"], image_of=str, in_flight=1)
+    assert made.step([Finished(0), Finished(1)], now_s=5.6) == [Send(2, TWO, "d")]
+    assert made.step([Finished(2)], now_s=5.7) == [Deliver(2, "d")] and made.done
 
 
 def test_a_scorers_death_is_the_scorers_and_its_items_wait_for_the_next_one() -> None:
@@ -200,7 +347,9 @@ def test_who_leaves_on_purpose_is_not_replaced_and_strikes_nobody() -> None:
     assert [type(action) for action in actions] == [Retry, Retry, Send, Send]
 
 
-@pytest.mark.parametrize("limits", [{"hang_s": 0.0}, {"restarts": -1}, {"min_replicas": 0}, {"start_s": math.nan}])
+@pytest.mark.parametrize(
+    "limits", [{"hang_s": 0.0}, {"silent_s": 0.0}, {"restarts": -1}, {"min_replicas": 0}, {"start_s": math.nan}]
+)
 def test_limits_of_a_role_that_make_no_sense_are_refused(limits: Any) -> None:
     with pytest.raises(ValueError, match=r"at least|above 0"):
         RoleLimits(**limits)

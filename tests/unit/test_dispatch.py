@@ -103,7 +103,7 @@ def test_what_is_tried_alone_is_alone() -> None:
     end(made, "c1")
     assert sent(made) == []  # it is being emptied
     end(made, "d1")
-    assert made.sends(now_s=0.0) == [Send(call=4, replica=TWO, item="a1", alone=True)]
+    assert made.sends(now_s=0.0) == [Send(call=4, replica=TWO, item="a1", alone=True, is_stray=True)]
     assert sent(made) == []
     end(made, "a1")
     assert sent(made) == [(TWO, "e1")]

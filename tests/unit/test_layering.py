@@ -42,12 +42,12 @@ LEVELS = (
 # Rooms of the machinery meet in the composition root; what they take from each other otherwise is listed here.
 ROOMS_OF_ACTORS = {
     "process": set(),
-    "handover": set(),
+    "handover": {"process"},
     "score": {"process"},
     "generate": {"handover", "process", "score"},
     "pool": {"handover", "process"},
     "train": set(),
-    "runtime": {"generate", "pool", "score", "train"},
+    "runtime": {"generate", "pool", "process", "score", "train"},
 }
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import queue
+import threading
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from fakes import FakeGenerators, FakeMachinery, FakeTrainer, PromptList, tiny_config
 from rich.console import Console
 
-from actors.pool.ahead import Ahead
 from csr_ray import loop
 from csr_ray.app.console import ConsoleView
 from csr_ray.errors import ActorFailure, ConfigError, NoDataError
@@ -491,7 +493,7 @@ class LazyGenerators(FakeGenerators):
     """Draws prompts in a thread of its own, a few ahead, and finishes them out of order, as the real pool does."""
 
     def rollout(self, prompts, *, cycle: Cycle):
-        def results(stopped):
+        def results():
             window: list[Prompt] = []
             for prompt in prompts:
                 window.append(prompt)
@@ -500,7 +502,11 @@ class LazyGenerators(FakeGenerators):
             for prompt in reversed(window):
                 yield self._rollout(prompt, cycle=cycle)
 
-        yield from Ahead(results)
+        finished: queue.Queue[Any] = queue.Queue(maxsize=5)
+        drawing = threading.Thread(target=lambda: [finished.put(one) for one in (*results(), None)])
+        drawing.start()
+        yield from iter(finished.get, None)
+        drawing.join()
 
 
 @pytest.mark.parametrize("num_prompts", [1, 4, 5, 23])
