@@ -29,6 +29,7 @@ from actors.process.pulse import Progress
 from csr_ray.config.schema import Config, Generators, Policy, Search
 from csr_ray.counters import Counters
 from csr_ray.data.chat import prompt_ids
+from csr_ray.data.files import UnreadableError
 from csr_ray.data.pictures import load_picture
 from csr_ray.policy.processor import load_processor
 from csr_ray.records import Ask, Picture, Sentence
@@ -243,12 +244,12 @@ class VllmEngine:
         """See `csr_ray.ports.Engine`."""
         return sum(await self._answer_logps(ask, answer_ids=answer_ids))
 
-    async def unreadable(self, picture: Picture) -> str | None:
+    async def unreadable(self, picture: Picture) -> UnreadableError | None:
         """Why a picture cannot be used, or None if it can; then it is kept for the requests that follow."""
         try:
             await self._image(picture)
-        except ValueError as error:
-            return str(error)
+        except UnreadableError as error:
+            return error
         return None
 
     async def num_stale(self, ask: Ask, *, answer_ids: Sequence[int]) -> int:

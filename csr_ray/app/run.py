@@ -175,7 +175,8 @@ def _dry_run(config: Config, *, method: Method) -> None:
         print_plan(make_plan(config, num_prompts=config.world.num_train_images), console=console)
         return
     check_paths(config)
-    prompts, rejections = read_prompts(config.data.prompts, images=config.data.images, limit=config.data.limit)
+    data = config.data
+    prompts, rejections = read_prompts(data.prompts, images=data.images, limit=data.limit, urls=data.urls)
     refused = [reason for prompt in prompts if (reason := method.refuses(prompt)) is not None]
     num_usable = len(prompts) - len(refused)
     print_plan(make_plan(config, num_prompts=num_usable))
@@ -192,7 +193,9 @@ def _prompts(state: RunState) -> PromptFile:
         NoDataError: there is nothing usable.
     """
     data = state.config.data
-    prompts = PromptFile(data.prompts, images=data.images, limit=data.limit, refuses=state.method.refuses)
+    prompts = PromptFile(
+        data.prompts, images=data.images, limit=data.limit, refuses=state.method.refuses, urls=data.urls
+    )
     num_set_aside = state.quarantine.add(prompts.rejections())
     has_readable, unreadable = find_readable(prompts.take())
     if not has_readable:

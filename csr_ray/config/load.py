@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from csr_ray.config.schema import Config, Section
 from csr_ray.errors import ConfigError
+from csr_ray.redaction import has_credentials, without_credentials
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,6 +118,7 @@ def load_config(path: Path | str, *, overrides: Sequence[str] = ()) -> Config:
 
 def parse_config(tree: dict[str, Any]) -> Config:
     """Validate a tree of plain values. Raises ConfigError with one line."""
+    _refuse_credentials(tree)
     tree = _with_preset(tree)
     method = tree.get("method", Config.model_fields["method"].default)
     if method not in method_names():
@@ -153,6 +155,21 @@ def method_section(method: str) -> type[Section]:
     """The class of the method's own keys. It is found by its name, because nothing but its file lists a method."""
     section: type[Section] = getattr(importlib.import_module(f"csr_ray.methods.{method}"), "Keys", Section)
     return section
+
+
+def _refuse_credentials(value: Any, *, key: str = "") -> None:
+    """The run folder keeps the config, and a run folder is shown to others."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _refuse_credentials(item, key=f"{key}.{name}" if key else str(name))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _refuse_credentials(item, key=key)
+    elif isinstance(value, str) and has_credentials(value):
+        raise ConfigError(
+            f"{key} = {without_credentials(value)!r}: a password, key or signature in a URL would stand in the run "
+            "folder and in logs; give it to the machine (environment variables, or the store's own config file)"
+        )
 
 
 def _method_keys(method: str, *, given: Any) -> Section:

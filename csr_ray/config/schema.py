@@ -57,6 +57,12 @@ class Data(Section):
         description="folder that relative image names start from; null: the prompt file's own folder, or the "
         "folder `images` in it",
     )
+    urls: bool = Field(
+        False,
+        description="whether images may be web pages (http, https), which every actor that needs one then fetches; "
+        "only public addresses are asked, and a server that does not answer costs its prompt until the run is "
+        "started again",
+    )
     limit: int | None = Field(
         None,
         ge=1,

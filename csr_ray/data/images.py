@@ -1,19 +1,19 @@
 """The one way in which an image file becomes pixels, for the engine, the scorer and the trainer alike.
 
-Knows files and pixels. Does not know any model's image processor, which resizes, crops and normalises afterwards.
+Knows pixels; how a file is opened, and which are, is `csr_ray.data.files`. Does not know any model's image processor,
+which resizes, crops and normalises afterwards.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 from collections.abc import Iterator
-from typing import IO, Final
+from typing import Final
 
-import fsspec
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from csr_ray.data.files import UnreadableError, open_file, system_error
 
 # Where Pillow starts to warn of a decompression bomb: 256 MiB of RGB.
 MAX_PIXELS: Final = 89_478_485
@@ -24,6 +24,7 @@ MIN_SIDE_PX: Final = 4
 
 # A closed list: Pillow would otherwise hand an EPS file to Ghostscript, whatever the file is called.
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
+_SHOWN_CHARS: Final = 300  # of a name, in a message
 _TURNED: Final = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
@@ -35,15 +36,13 @@ def load_image(path: str) -> Image.Image:
     that sampling and training see the same pixels; CSR's release crops one way for sampling and another for training.
 
     Args:
-        path: local path or fsspec URL.
+        path: local path or URL (`csr_ray.data.files`).
 
     Raises:
-        ValueError: there is no usable image there; names the path and the reason.
+        UnreadableError: there is no usable image there; names the path and the reason, and says whose fault it is.
     """
-    try:
+    with _named(path):
         return _decode(path)
-    except ValueError as error:
-        raise ValueError(f"image {path}: {error}") from error
 
 
 def image_size(path: str) -> tuple[int, int]:
@@ -53,30 +52,37 @@ def image_size(path: str) -> tuple[int, int]:
     decoded after all, because such data may follow them.
 
     Raises:
-        ValueError: `load_image` would refuse the image because of what its header says, or there is no file.
+        UnreadableError: `load_image` would refuse the image because of what its header says, or there is no file.
     """
-    try:
-        with _opened(path) as image:
-            width, height = image.size
-            turned = False
-            if image.format != "TIFF":  # whose size Pillow gives upright
-                with contextlib.suppress(Exception):  # as in `_decode`
-                    turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-            return (height, width) if turned else (width, height)
-    except ValueError as error:
-        raise ValueError(f"image {path}: {error}") from error
+    with _named(path), _opened(path) as image:
+        width, height = image.size
+        turned = False
+        if image.format != "TIFF":  # whose size Pillow gives upright
+            with contextlib.suppress(Exception):  # as in `_decode`
+                turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+        return (height, width) if turned else (width, height)
 
 
-def check_image(path: str) -> str | None:
-    """Return why `load_image` would refuse an image, or None.
+def check_image(path: str) -> UnreadableError | None:
+    """Return what `load_image` would raise, or None.
 
     The whole image is decoded, because a truncated file has a sound header.
     """
     try:
-        _decode(path)
-    except ValueError as error:
-        return str(error)
+        load_image(path)
+    except UnreadableError as error:
+        return UnreadableError(str(error), fault=error.fault)  # without the traceback, which holds the file's bytes
     return None
+
+
+@contextlib.contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Whatever is wrong inside names the path; some rows have a whole image (data:...) where a name belongs."""
+    try:
+        yield
+    except UnreadableError as error:
+        shown = path if len(path) <= _SHOWN_CHARS else f"{path[:_SHOWN_CHARS]}..."
+        raise UnreadableError(f"image {shown}: {error}", fault=error.fault) from error
 
 
 def _decode(path: str) -> Image.Image:
@@ -90,54 +96,36 @@ def _decode(path: str) -> Image.Image:
 
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[Image.Image]:
-    """An image of which the header has been read. Whatever goes wrong with it inside is a ValueError."""
-    with _open_file(path) as file:
+    """An image of which the header has been read. Whatever goes wrong with it inside is an UnreadableError."""
+    with open_file(path) as file:
         try:
             with Image.open(file, formats=_FORMATS) as image:
                 _refuse_absurd_size(*image.size)
                 yield image
         except UnidentifiedImageError as error:
-            raise ValueError("not an image in a format that is read here (JPEG, PNG, WebP, GIF, ...)") from error
+            raise UnreadableError("not an image in a format that is read here (JPEG, PNG, WebP, GIF, ...)") from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise ValueError(f"more than {MAX_PIXELS} pixels; scale it down") from error
-        except ValueError:
+            raise UnreadableError(f"more than {MAX_PIXELS} pixels; scale it down") from error
+        except UnreadableError:
             raise
+        except MemoryError as error:
+            raise UnreadableError("not enough memory to decode it", fault="machine") from error
         # Pillow's decoders let anything escape on damaged bytes (struct.error, IndexError, zlib.error, ...), and one
         # bad file of a hundred thousand must not end the run.
         except Exception as error:
-            raise ValueError(f"cannot be decoded: {' '.join(str(error).split()) or type(error).__name__}") from error
-
-
-def _open_file(path: str) -> IO[bytes]:
-    """Open a non-empty regular file; anything else (no file, a folder, a pipe that would block) is a ValueError."""
-    if "://" in path:
-        try:
-            with fsspec.open(path, "rb") as remote:
-                data = remote.read()
-        except FileNotFoundError as error:
-            raise ValueError("no such file") from error
-        except Exception as error:  # each file system has its own errors, and a missing one an ImportError
-            raise ValueError(f"cannot be read: {' '.join(str(error).split())}") from error
-        if not data:
-            raise ValueError("empty file (0 bytes)")
-        return io.BytesIO(data)
-    if not os.path.isfile(path):
-        raise ValueError("a folder, not a file" if os.path.isdir(path) else "no such file")
-    if os.path.getsize(path) == 0:
-        raise ValueError("empty file (0 bytes)")
-    try:
-        return open(path, "rb")
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from error
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the decoder's
+                raise system_error(error) from error
+            said = " ".join(str(error).split())[:300] or type(error).__name__
+            raise UnreadableError(f"cannot be decoded: {said}") from error
 
 
 def _refuse_absurd_size(width: int, height: int) -> None:
     if min(width, height) < MIN_SIDE_PX:
-        raise ValueError(f"{width} x {height} pixels; at least {MIN_SIDE_PX} a side are needed")
+        raise UnreadableError(f"{width} x {height} pixels; at least {MIN_SIDE_PX} a side are needed")
     if width * height > MAX_PIXELS:
-        raise ValueError(f"{width} x {height} is more than {MAX_PIXELS} pixels; scale it down")
+        raise UnreadableError(f"{width} x {height} is more than {MAX_PIXELS} pixels; scale it down")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ValueError(f"{width} x {height} is narrower than 1:{MAX_ASPECT}; cut it into pieces")
+        raise UnreadableError(f"{width} x {height} is narrower than 1:{MAX_ASPECT}; cut it into pieces")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -154,7 +142,7 @@ def _grey_from_wide(values: np.ndarray) -> Image.Image:
     """Scale grey values [H, W] of 16 bit, 32 bit or float to 8 bit; Pillow's own conversion may clip them at 255."""
     low, high = float(values.min()), float(values.max())
     if not 0 <= low <= high <= 65535:
-        raise ValueError(f"grey values from {low:g} to {high:g}; 0 to 65535 are understood")
+        raise UnreadableError(f"grey values from {low:g} to {high:g}; 0 to 65535 are understood")
     is_float = values.dtype.kind == "f"
     if values.dtype.itemsize == 2 or high > 255:
         full = 65535.0

@@ -11,9 +11,11 @@ from typing import Final
 
 import fsspec
 
+from csr_ray.data.files import check_scheme
 from csr_ray.data.rows import Row
 from csr_ray.errors import ConfigError
 from csr_ray.records import Prompt, Rejection
+from csr_ray.redaction import has_credentials, without_credentials
 
 PLACEHOLDER: Final = "<image>"
 
@@ -27,10 +29,11 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def parse_row(row: Row, *, folders: tuple[str, ...] | None) -> Prompt | Rejection:
+def parse_row(row: Row, *, folders: tuple[str, ...] | None, urls: bool = False) -> Prompt | Rejection:
     """Make a prompt of a row, or the reason why there is none.
 
     Args:
+        urls: whether its image may be a web page (`data.urls`).
         folders: where its image is looked for; None: it is not looked for, and the prompt keeps the image's name as
             it is written in the row.
     """
@@ -50,7 +53,7 @@ def parse_row(row: Row, *, folders: tuple[str, ...] | None) -> Prompt | Rejectio
             if not image.get("path"):
                 raise ValueError("image is embedded in the file; write it to a file of its own and name that")
             image = image["path"]
-        name = _text(image, key="image")
+        name = _image_name(image, urls=urls)
         key = "prompt" if record.get("prompt") is not None else "input"
         raw = _text(record.get(key), key="prompt" if key not in record else key)
         text = " ".join(part.strip() for part in raw.split(PLACEHOLDER)).strip()
@@ -62,6 +65,24 @@ def parse_row(row: Row, *, folders: tuple[str, ...] | None) -> Prompt | Rejectio
         return Prompt(id=identity, image=path, text=text, truth=truth, source=row.source)
     except ValueError as error:
         return Rejection(id=identity, source=row.source, reason=str(error))
+
+
+def _image_name(value: object, *, urls: bool) -> str:
+    name = _text(value, key="image")
+    if name.startswith("data:"):
+        raise ValueError("image is the picture itself (data:...); write it to a file of its own and name that")
+    if "\0" in name:
+        raise ValueError("image has a NUL in its name")
+    if has_credentials(name):
+        raise ValueError(
+            f"image {without_credentials(name)} has a password or a signature in its URL, which would stand in the "
+            "run folder; fetch the file, or give the credentials to the machine"
+        )
+    try:
+        check_scheme(name, urls=urls)
+    except ValueError as error:
+        raise ValueError(f"image is {error}") from None
+    return name
 
 
 def _identity(value: object) -> str:
@@ -99,12 +120,17 @@ def _type_name(value: object) -> str:
 # ---- where images are ----
 
 
-def image_folders(source: str, *, images: str | None) -> tuple[str, ...]:
+def image_folders(source: str, *, images: str | None, urls: bool = False) -> tuple[str, ...]:
     """The folders that relative image names of a prompt file start from, in the order they are tried.
 
     Raises:
-        ConfigError: the folder that the config names does not exist.
+        ConfigError: the folder that the config names does not exist, or one of the two is where nobody may read.
     """
+    for key, value in (("prompts", source), ("images", images)):
+        try:
+            check_scheme(value or "", urls=urls)
+        except ValueError as error:
+            raise ConfigError(f"data.{key} = {value!r}: {error}") from None
     if images is not None:
         images = os.path.expanduser(images)
         if "://" not in images and not os.path.isdir(images):

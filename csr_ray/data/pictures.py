@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
+from csr_ray.data.files import UnreadableError
 from csr_ray.data.images import image_size, load_image
 from csr_ray.records import Picture
 
@@ -24,7 +25,7 @@ def load_picture(picture: Picture) -> Image.Image:
     """Return the picture as RGB, 8 bit, changed as it says.
 
     Raises:
-        ValueError: there is no usable image, or no such change; names the path and the reason.
+        UnreadableError: there is no usable image, or no such change; names the path and the reason.
     """
     image = load_image(picture.path)
     name, _, strength = picture.change.partition(":")
@@ -35,7 +36,7 @@ def picture_size(picture: Picture) -> tuple[int, int]:
     """Width and height in pixels of the picture, from the header of its file: no change changes them.
 
     Raises:
-        ValueError: there is no image, or no such change; names the path and the reason. Damage behind the header is
+        UnreadableError: there is no image, or no such change; names path and reason. Damage behind the header is
             not seen.
     """
     size = image_size(picture.path)
@@ -47,7 +48,7 @@ def picture_size(picture: Picture) -> tuple[int, int]:
 def _change(picture: Picture) -> Callable[[Image.Image, str, int], Image.Image]:
     name = picture.change.partition(":")[0]
     if name not in CHANGES:
-        raise ValueError(f"picture {picture.path}: no change is called {name!r}; there are {', '.join(CHANGES)}")
+        raise UnreadableError(f"picture {picture.path}: no change is called {name!r}; there are {', '.join(CHANGES)}")
     return CHANGES[name]
 
 

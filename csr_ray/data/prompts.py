@@ -19,6 +19,7 @@ from typing import Final
 
 import numpy as np
 
+from csr_ray.data.files import UnreadableError
 from csr_ray.data.images import check_image, load_image
 from csr_ray.data.parsing import image_folders, is_unicode, parse_row
 from csr_ray.data.rows import Row, RowFile, decode_text, read_json_rows
@@ -59,6 +60,7 @@ class PromptFile:
         images: folder that relative image names start from; None: the prompt file's own folder, or its `images`.
         limit: the first so many usable prompts are all there are; None: those of the whole file.
         refuses: says of a prompt why it cannot be used, or None if it can; it sees the prompt's texts, not its image.
+        urls: whether images may be web pages (`data.urls`).
 
     Raises:
         ConfigError: the file or the image folder is missing, or the file is of no known format. The iterators raise
@@ -72,10 +74,12 @@ class PromptFile:
         images: str | None,
         limit: int | None,
         refuses: Callable[[Prompt], str | None] = lambda _: None,
+        urls: bool = False,
     ) -> None:
         source = os.path.expanduser(source)
         self._refuses = refuses
-        self._folders = image_folders(source, images=images)
+        self._urls = urls
+        self._folders = image_folders(source, images=images, urls=urls)
         self._rows = RowFile(source)
         parsed, repeats, first_numbers = self._walk(limit)
         usable = np.frombuffer(parsed, dtype=np.bool_).copy()
@@ -132,7 +136,7 @@ class PromptFile:
             raise self._changed()
 
     def _item(self, row: Row, *, folders: tuple[str, ...] | None) -> Prompt | Rejection:
-        item = parse_row(row, folders=folders)
+        item = parse_row(row, folders=folders, urls=self._urls)
         if isinstance(item, Prompt) and (reason := self._refuses(item)) is not None:
             return item.refused(reason)
         return item
@@ -199,7 +203,12 @@ class PromptFile:
 
 
 def read_prompts(
-    source: str, *, images: str | None, limit: int | None, on_progress: OnProgress | None = None
+    source: str,
+    *,
+    images: str | None,
+    limit: int | None,
+    on_progress: OnProgress | None = None,
+    urls: bool = False,
 ) -> tuple[list[Prompt], list[Rejection]]:
     """Read the first `limit` usable prompts of a file, in file order, and what was set aside on the way.
 
@@ -210,17 +219,18 @@ def read_prompts(
         source: path or fsspec URL of the prompt file.
         images: folder that relative image names start from; None: the prompt file's own folder, or its `images`.
         limit: stop after so many usable prompts; None: read all.
+        urls: whether images may be web pages (`data.urls`).
 
     Raises:
         ConfigError: the file or the image folder is missing, or the file is of no known format.
     """
     source = os.path.expanduser(source)
-    folders = image_folders(source, images=images)
+    folders = image_folders(source, images=images, urls=urls)
     file = RowFile(source)
     num_rows = 0 if on_progress is None else file.count()
     prompts: list[Prompt] = []
     rejections: list[Rejection] = []
-    with _images_checked(_parse_rows(file.rows(), folders=folders)) as items:
+    with _images_checked(_parse_rows(file.rows(), folders=folders, urls=urls)) as items:
         for item in items:
             if isinstance(item, Prompt):
                 prompts.append(replace(item, source=""))
@@ -249,10 +259,10 @@ def find_readable(prompts: Iterable[Prompt]) -> tuple[bool, list[Rejection]]:
     return False, rejections
 
 
-def _parse_rows(rows: Iterable[Row], *, folders: tuple[str, ...]) -> Iterator[Prompt | Rejection]:
+def _parse_rows(rows: Iterable[Row], *, folders: tuple[str, ...], urls: bool) -> Iterator[Prompt | Rejection]:
     first_seen: dict[str, str] = {}
     for row in rows:
-        item = parse_row(row, folders=folders)
+        item = parse_row(row, folders=folders, urls=urls)
         if isinstance(item, Prompt) and item.id in first_seen:
             item = _repeated(item, first_source=first_seen[item.id])
         elif isinstance(item, Prompt):
@@ -290,30 +300,23 @@ def _with_images_checked(
     items: Iterable[Prompt | Rejection], *, pool: ThreadPoolExecutor
 ) -> Iterator[Prompt | Rejection]:
     """Yield the items in order; looks a few rows ahead, not to the end. An image is decoded once."""
-    checks: dict[str, Future[str | None]] = {}
-    reasons: dict[str, str | None] = {}
+    checks: dict[str, Future[UnreadableError | None]] = {}
+    faults: dict[str, UnreadableError | None] = {}
     waiting: deque[Prompt | Rejection] = deque()
 
     def settle(item: Prompt | Rejection) -> Prompt | Rejection:
         if isinstance(item, Rejection):
             return item
         if item.image in checks:
-            reasons[item.image] = checks.pop(item.image).result()
-        reason = reasons[item.image]
-        if reason is None:
-            return item
-        return Rejection(id=item.id, source=item.source, reason=f"image {_shortened(item.image)}: {reason}")
+            faults[item.image] = checks.pop(item.image).result()
+        error = faults[item.image]
+        return item if error is None else item.refused(str(error), fault=error.fault)
 
     for item in items:
-        if isinstance(item, Prompt) and item.image not in checks and item.image not in reasons:
+        if isinstance(item, Prompt) and item.image not in checks and item.image not in faults:
             checks[item.image] = pool.submit(check_image, item.image)
         waiting.append(item)
         if len(waiting) > 4 * _NUM_CHECKERS:
             yield settle(waiting.popleft())
     while waiting:
         yield settle(waiting.popleft())
-
-
-def _shortened(name: str) -> str:
-    """A file name for a message; some rows have a whole image (data:...) where a name belongs."""
-    return name if len(name) <= 300 else f"{name[:300]}..."

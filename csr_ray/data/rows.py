@@ -12,7 +12,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import chain, compress, islice, repeat
 from pathlib import PurePosixPath
@@ -20,6 +20,7 @@ from typing import IO, Any, Final
 
 import fsspec
 
+from csr_ray.data.files import WEB, UnreadableError, check_scheme, open_local, scheme_of
 from csr_ray.errors import ConfigError
 
 _SUFFIXES: Final = {
@@ -31,6 +32,15 @@ _SUFFIXES: Final = {
     ".pq": "parquet",
 }
 _HEAD_BYTES: Final = 4096
+# Longer than any prompt: a row beyond it is set aside without being held. A field of CSV may have 128 KiB (Python's
+# own limit).
+_MAX_ROW_CHARS: Final = 4 * 2**20
+# A JSON list is held whole, and as Python's values it takes several times as much.
+_MAX_LIST_BYTES: Final = 256 * 2**20
+_MAX_COLUMNS: Final = 10_000
+# The footer of a Parquet file is read whole.
+_MAX_FOOTER_BYTES: Final = 64 * 2**20
+_SILENT_S: Final = 60.0
 # A batch of Parquet rows, and how much of a column is read ahead for it (Arrow would take in the whole row group).
 _BATCH_ROWS: Final = 512
 _READ_AHEAD_BYTES: Final = 1 << 18
@@ -79,7 +89,8 @@ class RowFile:
             raise ConfigError(f"data.prompts = {source!r}: unknown format; {expected}")
         if kind in ("json", "jsonl"):
             with _opened(source) as file:
-                kind = "jsonl" if _is_json_lines(self._text(file, newline="\n"), name=self._name) else "json"
+                lines = (line or "" for _, line in _bounded_lines(self._text(file, newline="\n")))
+                kind = "jsonl" if _is_json_lines(lines, name=self._name) else "json"
         self._kind = kind
 
     def rows(self, *, chosen: Iterable[int] | None = None, start: int = 0) -> Iterator[Row]:
@@ -103,12 +114,18 @@ class RowFile:
     def _unparsed(self, file: IO[bytes]) -> Iterator[Row | tuple[int, str]]:
         """The rows as cheaply as they can be told apart: of JSONL, the line and its number."""
         if self._kind == "jsonl":
-            return _numbered_lines(self._text(file, newline="\n"))
+            return _jsonl_rows(self._text(file, newline="\n"), place=f"{self._name}:")
         if self._kind == "parquet":
             return _parquet_rows(file, name=self._name)
         if self._kind == "csv":
             return _csv_rows(self._text(file, newline=""), name=self._name)
-        return iter(read_json_rows(decode_text(file.read()), name=self._name))
+        data = file.read(_MAX_LIST_BYTES + 1)
+        if len(data) > _MAX_LIST_BYTES:
+            raise ConfigError(
+                f"{self._name}: a JSON list of more than {_MAX_LIST_BYTES // 2**20} MiB would have to be held whole; "
+                "write it as JSONL, one record a line"
+            )
+        return iter(read_json_rows(decode_text(data), name=self._name))
 
     def _text(self, file: IO[bytes], *, newline: str) -> IO[str]:
         encoding, errors = self._encoding
@@ -122,16 +139,35 @@ class RowFile:
 def _opened(source: str) -> Iterator[IO[bytes]]:
     """Open a file; whatever then goes wrong with it is a ConfigError that names the config's key."""
     try:
-        with fsspec.open(source, "rb") if "://" in source else open(source, "rb") as file:
+        with _file_of(source) as file:
             yield file
-    except ConfigError as error:
+    except (ConfigError, UnreadableError) as error:
         raise ConfigError(f"data.prompts = {source!r}: {error}") from error
     except FileNotFoundError as error:
         raise ConfigError(f"data.prompts = {source!r}: no such file") from error
     except IsADirectoryError as error:
-        raise ConfigError(f"data.prompts = {source!r}: a folder; name the file in it") from error
-    except (OSError, ImportError, ValueError) as error:
-        raise ConfigError(f"data.prompts = {source!r}: cannot be read: {error}") from error
+        raise ConfigError(f"data.prompts = {source!r}: a folder, not a file; name the file in it") from error
+    except Exception as error:
+        # A store has errors of its own, which are no OSErrors.
+        if "://" not in source and not isinstance(error, OSError | ValueError):
+            raise
+        said = " ".join(str(error).split())[:500] or type(error).__name__
+        raise ConfigError(f"data.prompts = {source!r}: cannot be read: {said}") from error
+
+
+def _file_of(source: str) -> AbstractContextManager[IO[bytes]]:
+    check_scheme(source, urls=True)  # the config's own word; `csr_ray.data.parsing` has asked whether it may be one
+    scheme = scheme_of(source)
+    if scheme in ("", "file"):
+        return open_local(source)
+    options: dict[str, Any] = {}
+    if scheme in WEB:
+        import aiohttp
+
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_SILENT_S, sock_read=_SILENT_S)
+        options = {"client_kwargs": {"timeout": timeout}}
+    opened: AbstractContextManager[IO[bytes]] = fsspec.open(source, "rb", **options)
+    return opened
 
 
 def decode_text(data: bytes) -> str:
@@ -190,6 +226,27 @@ def read_json_rows(text: str, *, name: str) -> list[Row]:
     return [_json_line(line, place=f"{name}:", number=number) for number, line in lines]
 
 
+def _bounded_lines(text: IO[str]) -> Iterator[tuple[int, str | None]]:
+    """The lines of a file with their numbers; None for one that is too long, of which only a piece is held."""
+    number = 0
+    while line := text.readline(_MAX_ROW_CHARS + 1):
+        number += 1
+        if len(line) <= _MAX_ROW_CHARS or line.endswith("\n"):
+            yield number, line
+            continue
+        while (piece := text.readline(_MAX_ROW_CHARS)) and not piece.endswith("\n"):
+            pass
+        yield number, None
+
+
+def _jsonl_rows(text: IO[str], *, place: str) -> Iterator[Row | tuple[int, str]]:
+    for number, line in _bounded_lines(text):
+        if line is None:
+            yield Row(place=place, number=number, problem=_TOO_LONG)
+        elif stripped := line.strip():
+            yield number, stripped
+
+
 def _is_json_lines(lines: Iterable[str], *, name: str) -> bool:
     """Whether the first lines alone tell that `read_json_rows` would take a file line by line.
 
@@ -218,6 +275,9 @@ def _numbered_lines(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
+_TOO_LONG: Final = f"a row of more than {_MAX_ROW_CHARS // 2**20} million characters"
+
+
 def _json_line(line: str, *, place: str, number: int) -> Row:
     try:
         return Row(place=place, number=number, value=json.loads(line))
@@ -229,17 +289,26 @@ def _json_line(line: str, *, place: str, number: int) -> Row:
 
 # ---- tables ----
 
+_OVERLONG_FIELD: Final = "x" * 131_073 + "\n"
+
 
 def _csv_rows(text: IO[str], *, name: str) -> Iterator[Row]:
     head: list[str] = []
-    for line in text:
+    # Of a line that is too long its beginning would do harm, and its absence would shift the numbers: it becomes one
+    # field, which is longer than a field may be.
+    lines = (_OVERLONG_FIELD if line is None else line for _, line in _bounded_lines(text))
+    for line in lines:
         head.append(line)
         if line.strip():
             break
     else:
         return
-    reader = csv.DictReader(chain(head, text), skipinitialspace=True)
-    _require_columns(reader.fieldnames or (), name=name)
+    reader = csv.DictReader(chain(head, lines), skipinitialspace=True)
+    try:
+        columns = reader.fieldnames or ()
+    except csv.Error as error:
+        raise ConfigError(f"{name}: its first line is not CSV: {error}") from error
+    _require_columns(columns, name=name)
     place = f"{name}:"
     while True:
         try:
@@ -261,7 +330,8 @@ def _parquet_rows(file: IO[bytes], *, name: str) -> Iterator[Row]:
     import pyarrow.parquet
 
     try:
-        seekable = file if file.seekable() else io.BytesIO(file.read())
+        seekable = file if file.seekable() else io.BytesIO(file.read(_MAX_LIST_BYTES))
+        _check_footer(seekable, name=name)
         table = pyarrow.parquet.ParquetFile(seekable, buffer_size=_READ_AHEAD_BYTES)
         schema = table.schema_arrow
         _require_columns(schema.names, name=name)
@@ -279,8 +349,22 @@ def _parquet_rows(file: IO[bytes], *, name: str) -> Iterator[Row]:
         raise ConfigError(f"{name}: not readable as Parquet: {' '.join(str(error).split())}") from error
 
 
+def _check_footer(file: IO[bytes], *, name: str) -> None:
+    """Refuse a footer that would take gigabytes as objects; whatever else is wrong with it, Arrow says."""
+    num_bytes = file.seek(0, io.SEEK_END)
+    file.seek(max(0, num_bytes - 8))
+    if int.from_bytes(file.read(4), "little") > _MAX_FOOTER_BYTES and file.read(4) == b"PAR1":
+        raise ConfigError(
+            f"{name}: its footer is larger than {_MAX_FOOTER_BYTES // 2**20} MiB; write it with fewer columns, or "
+            "larger row groups"
+        )
+    file.seek(0)
+
+
 def _require_columns(columns: Iterable[str], *, name: str) -> None:
     present = list(columns)
+    if len(present) > _MAX_COLUMNS:
+        raise ConfigError(f"{name}: {len(present)} columns; id, image, prompt and truth are needed, write only those")
     if not {"id", "image"} <= set(present) or not {"prompt", "input"} & set(present):
         found = ", ".join(repr(column) for column in present[:8])
         raise ConfigError(f"{name}: needs the columns id, image, prompt; found {found}")

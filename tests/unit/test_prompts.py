@@ -170,11 +170,11 @@ def test_whole_number_ids_become_text(folder: Path) -> None:
         ({"id": "a", "image": "a.png", "prompt": "\ud800"}, "not valid Unicode"),
         ({"id": "a", "image": "a.png", "prompt": "?", "truth": ["x"]}, "truth is a list"),
         ({"id": "a", "image": "none.png", "prompt": "?"}, "none.png: no such file"),
-        ({"id": "a", "image": "a\0.png", "prompt": "?"}, "no such file"),
+        ({"id": "a", "image": "a\0.png", "prompt": "?"}, "image has a NUL in its name"),
         ({"id": "a", "image": "x" * 5000, "prompt": "?"}, "no such file"),
         ({"id": "a", "image": ".", "prompt": "?"}, "a folder"),
         ({"id": "a", "image": "memory://none.png", "prompt": "?"}, "no such file"),
-        ({"id": "a", "image": "nosuch://none.png", "prompt": "?"}, "cannot be read"),
+        ({"id": "a", "image": "nosuch://none.png", "prompt": "?"}, "image is a URL of the scheme 'nosuch'"),
     ],
 )
 def test_a_bad_row_is_set_aside_with_its_reason(folder: Path, record: object, reason: str) -> None:
