@@ -33,6 +33,9 @@ def engine_arguments(settings: EngineSettings, *, model: str, on_cpu: bool) -> d
     # One image a prompt: a modality not named here would count as allowed, and be warmed up and kept room for.
     arguments: dict[str, Any] = {
         "model": model,
+        # Never a pickle, nor Python that came with the model: both would run what its author wrote.
+        "load_format": "safetensors",
+        "trust_remote_code": False,
         "dtype": settings.policy.dtype,
         "max_model_len": settings.policy.max_model_len,
         "max_num_seqs": generators.max_num_seqs,

@@ -23,6 +23,16 @@ _IMAGES_KEPT = 4096
 _TEXTS_KEPT = 65536
 
 
+def _tokenizer(name: str) -> Any:
+    """A model's tokenizer, without Python of its author's, which its config could ask for."""
+    import open_clip
+
+    try:
+        return open_clip.get_tokenizer(name, trust_remote_code=False)
+    except TypeError:  # open_clip's own tokenizer, which has no such argument and reads no code
+        return open_clip.get_tokenizer(name)
+
+
 class ClipModel:
     """An open_clip model on one device, with caches of its embeddings. Not thread-safe.
 
@@ -51,9 +61,9 @@ class ClipModel:
         try:
             # Unlike create_model, it raises where no weights are found.
             self._model, self._transform = open_clip.create_model_from_pretrained(
-                source.name, source.weights, device=device
+                source.name, source.weights, device=device, weights_only=True
             )
-            self._tokenizer = open_clip.get_tokenizer(source.name)
+            self._tokenizer = _tokenizer(source.name)
         except Exception as error:  # of many kinds: the hub's, the file's, torch's
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
             raise ConfigError(f"scorer.model = {model!r}: open_clip cannot load it: {reason}") from error

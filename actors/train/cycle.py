@@ -443,7 +443,9 @@ def reference_metrics(gaps: Sequence[float]) -> dict[str, float]:
 
 def load_policy(model: Path, *, adapters: Sequence[Path], dtype: torch.dtype, merges: bool = True) -> PreTrainedModel:
     """The base plus adapters in `dtype`, as the generators have it: merged with one rounding, or unmerged."""
-    policy = AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
+    policy = AutoModelForImageTextToText.from_pretrained(
+        model, dtype=dtype, use_safetensors=True, trust_remote_code=False
+    )
     if not merges:
         add_unmerged(policy, adapters=adapters)
         return policy

@@ -24,6 +24,8 @@ from csr_ray.policy.clip_source import check_clip_source
 from csr_ray.policy.source import is_hub_id
 
 _WORLD = "${world}"
+_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "image_processor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 # Sentences of an answer to a "describe" prompt, for the estimate only.
@@ -219,13 +221,20 @@ def check_policy(model: str) -> None:
 
 def _missing_model_files(folder: Path) -> list[str]:
     missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    if not any(folder.glob("*.safetensors")):
-        missing.append("*.safetensors (weights)")
+    if not any((folder / name).is_file() for name in _WEIGHT_FILES):
+        missing.append(f"{_WEIGHT_FILES[0]} (weights{_pickled_note(folder)})")
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         missing.append("tokenizer.json")
     if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
         missing.append("preprocessor_config.json (the image processor)")
     return missing
+
+
+def _pickled_note(folder: Path) -> str:
+    pickled = next((path.name for pattern in _PICKLED for path in sorted(folder.glob(pattern))), None)
+    if pickled is None:
+        return ""
+    return f"; {pickled} is a pickle, which runs code when it is read: write it as safetensors where that may happen"
 
 
 def _span(low: int, high: int) -> str:

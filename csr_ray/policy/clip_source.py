@@ -98,8 +98,17 @@ def _check_folder(folder: Path, *, model: str) -> None:
         raise _refused(model, f"{_CONFIG} is not JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
         raise _refused(model, f"{_CONFIG} has no model_cfg, from which open_clip builds the towers")
+    if _asks_for_code(config["model_cfg"]):
+        raise _refused(model, f"{_CONFIG} asks for trust_remote_code, which would run its author's Python here")
     if not any(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
         raise _refused(model, f"no weights in the folder; missing: one of {', '.join(_WEIGHTS)}")
+
+
+def _asks_for_code(model_config: dict[str, Any]) -> bool:
+    """Whether what open_clip hands on to other libraries tells them to run the model's own Python."""
+    parts = [part for part in model_config.values() if isinstance(part, dict)]
+    parts += [inner for part in parts for inner in part.values() if isinstance(inner, dict)]
+    return any(part.get("trust_remote_code") for part in parts)
 
 
 def _listed(model: str) -> ClipSource:

@@ -24,9 +24,9 @@ def load_processor(model: str | Path) -> ProcessorMixin:
     """
     from transformers import AutoConfig, AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(model)
+    processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
     if hasattr(processor, "patch_size") and hasattr(processor, "vision_feature_select_strategy"):
-        _fill_in(processor, config=AutoConfig.from_pretrained(model))
+        _fill_in(processor, config=AutoConfig.from_pretrained(model, trust_remote_code=False))
     return processor
 
 

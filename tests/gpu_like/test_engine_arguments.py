@@ -50,6 +50,8 @@ def test_on_a_gpu(config: str) -> None:
     max_num_seqs, max_model_len, pictures_gib, memory = TABLE[config]
     assert asked_for(config) == {
         "model": "MODEL",
+        "load_format": "safetensors",
+        "trust_remote_code": False,
         "dtype": "bfloat16",
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,

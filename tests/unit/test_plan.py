@@ -114,7 +114,12 @@ def test_a_config_whose_paths_are_there_is_accepted(usable: dict[str, dict]) -> 
     ("section", "key", "value", "says"),
     [
         ("policy", "model", "./none", "no such folder (and not a hub id of the form owner/name)"),
-        ("policy", "model", "{folder}/held", "missing: config.json, *.safetensors (weights), tokenizer.json, prepro"),
+        (
+            "policy",
+            "model",
+            "{folder}/held",
+            "missing: config.json, model.safetensors (weights), tokenizer.json",
+        ),
         ("policy", "model", "{folder}/prompts.jsonl", "it is a file, not a folder"),
         ("scorer", "model", "./none", "no such folder"),
         ("scorer", "model", "ViT-L-14-336/openai", "write ViT-L-14-336-quickgelu/openai"),
