@@ -9,7 +9,7 @@ ENGINE  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 # imports anew, which costs minutes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-unit test-long test-gpu sim bench lint clean
+.PHONY: help install demo test test-unit test-long test-gpu bad-inputs sim bench lint clean
 
 help:
 	@echo "make install   create $(VENV) with the $(ENGINE) engine (does nothing when up to date)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test      every test this machine can run      (make test-unit: the fast ones)"
 	@echo "make test-long the tests that also have a long form, in that form"
 	@echo "make test-gpu  what nobody has seen yet: the first machine with a GPU, from a kernel to 7B shapes (an hour)"
+	@echo "make bad-inputs  read some 200 bad pictures and prompt files, and write what became of each"
 	@echo "make sim       the driver at a thousand to a million prompts, with instant actors"
 	@echo "make bench     every benchmark this machine can run"
 	@echo "make lint      ruff and mypy"
@@ -57,6 +58,9 @@ test-long: install
 test-gpu: install
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no GPU here: torch.cuda.is_available() is false")'
 	@$(BIN)/python -m pytest tests/gpu -x -s -rs --durations=0
+
+bad-inputs: install
+	@PYTHONWARNINGS=ignore $(BIN)/python tests/bad_inputs.py docs/bad_inputs.md
 
 sim: install
 	@$(BIN)/python benchmarks/sim_scale.py

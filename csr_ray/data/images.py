@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Final
+from typing import IO, Final
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -19,12 +19,16 @@ from csr_ray.data.files import UnreadableError, open_file, system_error
 MAX_PIXELS: Final = 89_478_485
 # CLIP-like processors scale the SHORT side to 336 first; a strip of 1:1000 would become a 340-megabyte image there.
 MAX_ASPECT: Final = 100
+# Encoders make about ten.
+MAX_SCANS: Final = 100
 # Processors that guess the axis order take a side of 1 or 3 pixels for the colour channels.
 MIN_SIDE_PX: Final = 4
 
 # A closed list: Pillow would otherwise hand an EPS file to Ghostscript, whatever the file is called.
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
 _SHOWN_CHARS: Final = 300  # of a name, in a message
+_SCAN: Final = b"\xff\xda"
+_ROWS_AT_ONCE: Final = 256
 _TURNED: Final = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 
@@ -101,6 +105,8 @@ def _opened(path: str) -> Iterator[Image.Image]:
         try:
             with Image.open(file, formats=_FORMATS) as image:
                 _refuse_absurd_size(*image.size)
+                if image.format == "JPEG" and image.info.get("progressive"):
+                    _refuse_many_scans(file)
                 yield image
         except UnidentifiedImageError as error:
             raise UnreadableError("not an image in a format that is read here (JPEG, PNG, WebP, GIF, ...)") from error
@@ -128,9 +134,24 @@ def _refuse_absurd_size(width: int, height: int) -> None:
         raise UnreadableError(f"{width} x {height} is narrower than 1:{MAX_ASPECT}; cut it into pieces")
 
 
+def _refuse_many_scans(file: IO[bytes]) -> None:
+    """A progressive JPEG draws the whole picture once a scan, and a scan may have twelve bytes."""
+    place = file.tell()
+    file.seek(0)
+    num_scans, last = 0, b""
+    while data := file.read(1 << 20):
+        num_scans += data.count(_SCAN) + (last + data[:1]).count(_SCAN)
+        last = data[-1:]
+    file.seek(place)
+    if num_scans > MAX_SCANS:
+        raise UnreadableError(f"{num_scans} scans, at most {MAX_SCANS} are drawn; save it anew")
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode[:1] in ("I", "F"):
-        return _grey_from_wide(np.asarray(image)).convert("RGB")
+        values = np.asarray(image)
+        image.close()  # the pixels are there twice otherwise
+        return _grey_from_wide(values).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -148,4 +169,8 @@ def _grey_from_wide(values: np.ndarray) -> Image.Image:
         full = 65535.0
     else:
         full = 1.0 if is_float and high <= 1 else 255.0
-    return Image.fromarray(np.rint(values.astype(np.float64) * (255.0 / full)).astype(np.uint8))
+    grey = np.empty(values.shape, dtype=np.uint8)
+    for start in range(0, len(values), _ROWS_AT_ONCE):  # in double precision, of which a large picture has no room
+        some = values[start : start + _ROWS_AT_ONCE].astype(np.float64)
+        grey[start : start + _ROWS_AT_ONCE] = np.rint(some * (255.0 / full))
+    return Image.fromarray(grey)

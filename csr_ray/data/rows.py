@@ -19,6 +19,7 @@ from pathlib import PurePosixPath
 from typing import IO, Any, Final
 
 import fsspec
+import numpy as np
 
 from csr_ray.data.files import WEB, UnreadableError, check_scheme, open_local, scheme_of
 from csr_ray.errors import ConfigError
@@ -43,6 +44,7 @@ _MAX_FOOTER_BYTES: Final = 64 * 2**20
 _SILENT_S: Final = 60.0
 # A batch of Parquet rows, and how much of a column is read ahead for it (Arrow would take in the whole row group).
 _BATCH_ROWS: Final = 512
+_COLUMNS: Final = ("id", "image", "prompt", "input", "truth")
 _READ_AHEAD_BYTES: Final = 1 << 18
 
 
@@ -332,21 +334,49 @@ def _parquet_rows(file: IO[bytes], *, name: str) -> Iterator[Row]:
     try:
         seekable = file if file.seekable() else io.BytesIO(file.read(_MAX_LIST_BYTES))
         _check_footer(seekable, name=name)
-        table = pyarrow.parquet.ParquetFile(seekable, buffer_size=_READ_AHEAD_BYTES)
-        schema = table.schema_arrow
+        schema = pyarrow.parquet.read_schema(seekable)
+        # A page may name one long text many times; as a dictionary the text is there once.
+        texts = [column for column in _COLUMNS if column in schema.names and _is_text(schema.field(column).type)]
+        seekable.seek(0)
+        table = pyarrow.parquet.ParquetFile(seekable, buffer_size=_READ_AHEAD_BYTES, read_dictionary=texts)
         _require_columns(schema.names, name=name)
-        wanted = [column for column in ("id", "image", "prompt", "input", "truth") if column in schema.names]
+        wanted = [column for column in _COLUMNS if column in schema.names]
         # Of the image column of a Hugging Face data set, {bytes, path}, the pictures are left on the disk.
         image = schema.field(schema.names.index("image")).type
         if pyarrow.types.is_struct(image) and image.get_field_index("path") >= 0:
             wanted[wanted.index("image")] = "image.path"
         batches = table.iter_batches(batch_size=_BATCH_ROWS, columns=wanted, use_threads=False)
-        records = chain.from_iterable(batch.to_pylist() for batch in batches)
+        records = chain.from_iterable(_records(batch) for batch in batches)
         place = f"{name}:row "
         for number, record in enumerate(records, 1):
-            yield Row(place=place, number=number, value=record)
-    except (pyarrow.ArrowException, OSError) as error:
+            yield Row(place=place, number=number, value=record, problem=_TOO_LONG if record is None else None)
+    # Arrow's own errors, and Python's for values that it has no room for: a date in the year 30,000, broken UTF-8.
+    except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: not readable as Parquet: {' '.join(str(error).split())}") from error
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow
+
+    return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
+
+
+def _records(batch: Any) -> Iterator[dict[str, Any] | None]:
+    """The rows of a batch as Python's values, few at a time if they are long; None for one that is too long."""
+    import pyarrow
+    import pyarrow.compute
+
+    num_bytes = np.zeros(batch.num_rows, dtype=np.int64)
+    for column in batch.columns:
+        if pyarrow.types.is_dictionary(column.type):
+            of_each = pyarrow.compute.binary_length(column.dictionary).to_numpy(zero_copy_only=False)
+            places = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+            num_bytes += np.append(np.nan_to_num(of_each), 0).astype(np.int64)[places]
+    if num_bytes.sum() <= _MAX_ROW_CHARS:
+        yield from batch.to_pylist()
+        return
+    for row in range(batch.num_rows):
+        yield batch.slice(row, 1).to_pylist()[0] if num_bytes[row] <= _MAX_ROW_CHARS else None
 
 
 def _check_footer(file: IO[bytes], *, name: str) -> None:
