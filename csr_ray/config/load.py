@@ -68,6 +68,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+_MOST_VALUES: Final = 100_000
+_MOST_LEVELS: Final = 20
 _METHOD_KEYS: Final = "method_keys"
 
 
@@ -106,9 +108,11 @@ def load_config(path: Path | str, *, overrides: Sequence[str] = ()) -> Config:
     if not path.is_file():
         raise ConfigError(f"config {path}: no such file")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader subclass: plain values only
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"config {path}: not YAML: {' '.join(str(error).split())}") from error
+        tree = _read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"config {path}: not YAML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"config {path}: cannot be read: {error.strerror}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"config {path}: expected sections (run, data, policy, ...), found {type(tree).__name__}")
     for override in overrides:
@@ -116,8 +120,18 @@ def load_config(path: Path | str, *, overrides: Sequence[str] = ()) -> Config:
     return parse_config(tree)
 
 
+def _read_yaml(text: str) -> Any:
+    """The plain values of a YAML text; whatever is wrong with it is a ValueError of one line."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader subclass: plain values only
+    # Besides its own errors PyYAML lets those of Python's constructors escape: the 99th of May, a list for a key.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(" ".join(str(error).split())[:500] or type(error).__name__) from error
+
+
 def parse_config(tree: dict[str, Any]) -> Config:
     """Validate a tree of plain values. Raises ConfigError with one line."""
+    _refuse_bombs(tree)
     _refuse_credentials(tree)
     tree = _with_preset(tree)
     method = tree.get("method", Config.model_fields["method"].default)
@@ -155,6 +169,26 @@ def method_section(method: str) -> type[Section]:
     """The class of the method's own keys. It is found by its name, because nothing but its file lists a method."""
     section: type[Section] = getattr(importlib.import_module(f"csr_ray.methods.{method}"), "Keys", Section)
     return section
+
+
+def _refuse_bombs(tree: Any) -> None:
+    """YAML's aliases name one value many times, and a value that holds itself: small texts, endless trees."""
+    num_left, level = _MOST_VALUES, [tree]
+    for _ in range(_MOST_LEVELS):
+        level = [
+            item
+            for value in level
+            if isinstance(value, (dict, list, tuple))
+            for item in (value.values() if isinstance(value, dict) else value)
+        ]
+        num_left -= len(level)
+        if not level:
+            return
+        if num_left < 0:
+            break
+    raise ConfigError(
+        f"config: more than {_MOST_VALUES} values, or values {_MOST_LEVELS} deep; write it without aliases (&, *)"
+    )
 
 
 def _refuse_credentials(value: Any, *, key: str = "") -> None:
@@ -203,9 +237,9 @@ def _apply_override(tree: dict[str, Any], *, override: str) -> None:
         if not isinstance(place, dict):
             raise ConfigError(f"override {override!r}: {part} is a value, not a section")
     try:
-        place[parts[-1]] = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: value is not YAML: {' '.join(str(error).split())}") from error
+        place[parts[-1]] = _read_yaml(value)
+    except ValueError as error:
+        raise ConfigError(f"override {override!r}: value is not YAML: {error}") from error
 
 
 def _with_preset(tree: dict[str, Any]) -> dict[str, Any]:
