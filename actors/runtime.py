@@ -37,6 +37,7 @@ from csr_ray.machine.placement import (
     scorer_options,
     serves_on_gpus,
 )
+from csr_ray.machine.private_ray import cluster_address
 from csr_ray.methods.base import Method
 from csr_ray.policy.source import local_folder
 from csr_ray.stages.view import View
@@ -256,7 +257,7 @@ def check_room(demands: Sequence[Demand], *, config: Config | None = None) -> No
     try:
         check_fit(demands, nodes=nodes, config=config)
     except ConfigError as error:
-        if not _cluster_address():
+        if not cluster_address():
             raise
         raise ConfigError(f"{error}. If an autoscaler adds nodes to this cluster, set {_AUTOSCALES}=1") from None
 
@@ -268,12 +269,6 @@ def _object_store_bytes(config: Config, *, model: str) -> int:
         memory_bytes=memory_bytes(),
         shared_memory_bytes=shared_memory_bytes(),
     )
-
-
-def _cluster_address() -> str:
-    """The cluster to join; "" for a private Ray, which RAY_ADDRESS may also ask for as `local`."""
-    address = os.environ.get("RAY_ADDRESS", "")
-    return "" if address == "local" else address
 
 
 def connect(*, num_cpus_needed: float, object_store: int | None = None) -> bool:
@@ -291,7 +286,7 @@ def connect(*, num_cpus_needed: float, object_store: int | None = None) -> bool:
     if ray.is_initialized():
         return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if _cluster_address():
+    if cluster_address():
         ray.init(**quiet)
         return False
     ray.init(

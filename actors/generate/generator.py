@@ -91,7 +91,7 @@ class GeneratorActor:
 
     async def _rollout(self, prompt: Prompt, *, cycle: Cycle, version: int, method: Method) -> Rollout | Rejection:
         async with self._engine.room:
-if (error := await self._engine.unreadable(prompt.ask.picture)) is not None:
+            if (error := await self._engine.unreadable(prompt.ask.picture)) is not None:
                 return prompt.refused(str(error), fault=error.fault)
             rollout = await method.rollout(
                 cycle.phase,

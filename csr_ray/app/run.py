@@ -28,6 +28,7 @@ from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
 from csr_ray.loop import run
 from csr_ray.machine.placement import check_engine_has_gpu, serves_on_gpus
+from csr_ray.machine.private_ray import listen_on_this_machine_only
 from csr_ray.methods.base import Method, method_of
 from csr_ray.policy.source import local_folder, reference_of, revision_of
 from csr_ray.ports import Machinery
@@ -122,6 +123,7 @@ def evaluate_model(
             "eval": {"benchmarks": [benchmark], "data": str(data), **({"limit": limit} if limit else {})},
         }
     )
+    listen_on_this_machine_only()
     from actors.runtime import Serving
 
     check_policy(str(model))
@@ -155,6 +157,7 @@ def world_spec(world: World) -> WorldSpec:
 
 def _starter(state: RunState, *, view: View) -> Callable[[Sequence[str]], Machinery]:
     def start(adapters: Sequence[str]) -> Machinery:
+        listen_on_this_machine_only()
         from actors.runtime import Runtime
 
         started_s = time.perf_counter()
