@@ -15,8 +15,9 @@ from collections.abc import Callable
 from typing import IO, Any, Final
 
 from csr_ray.records import Fault
+from csr_ray.redaction import without_credentials
 
-# The most that is read of one picture: a 16-bit TIFF of as many pixels as are allowed has twice that and is refused.
+# The most that is read of one picture: as much as the pixels of the largest that is allowed, in RGB of 8 bit.
 MAX_FILE_BYTES: Final = 256 * 2**20
 # A store that has not given a whole picture after so many seconds is given up for now.
 STORE_S: Final = 60.0
@@ -174,9 +175,9 @@ def _read_store(name: str, *, max_bytes: int) -> bytes:
     except IsADirectoryError as error:
         raise UnreadableError("a folder, not a file") from error
     except ImportError as error:  # of the package that knows the store
-        raise UnreadableError(f"cannot be read: {' '.join(str(error).split())}", fault="machine") from error
+        raise UnreadableError(f"cannot be read: {' '.join(str(error).split())[:300]}", fault="machine") from error
     except Exception as error:  # each store has its own errors, most of them of the network or of credentials
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = without_credentials(" ".join(str(error).split()))[:300] or type(error).__name__
         raise UnreadableError(f"cannot be read: {reason}", fault="machine") from error
     if len(data) > max_bytes:
         raise too_large(max_bytes)

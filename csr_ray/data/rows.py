@@ -23,6 +23,7 @@ import numpy as np
 
 from csr_ray.data.files import WEB, UnreadableError, check_scheme, open_local, scheme_of
 from csr_ray.errors import ConfigError
+from csr_ray.redaction import without_credentials
 
 _SUFFIXES: Final = {
     ".jsonl": "jsonl",
@@ -153,7 +154,7 @@ def _opened(source: str) -> Iterator[IO[bytes]]:
         # A store has errors of its own, which are no OSErrors.
         if "://" not in source and not isinstance(error, OSError | ValueError):
             raise
-        said = " ".join(str(error).split())[:500] or type(error).__name__
+        said = without_credentials(" ".join(str(error).split()))[:500] or type(error).__name__
         raise ConfigError(f"data.prompts = {source!r}: cannot be read: {said}") from error
 
 

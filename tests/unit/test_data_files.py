@@ -163,12 +163,12 @@ class Silent(MemoryFileSystem):
 
 
 class Broken(MemoryFileSystem):
-    """A store that has an error of its own."""
+    """A store that has an error of its own, with a secret in it."""
 
     protocol = "gs"
 
     def _open(self, *_: Any, **__: Any) -> Any:
-        raise RuntimeError("503 SlowDown")
+        raise RuntimeError("503 SlowDown https://bucket/a.png?X-Amz-Signature=hush")
 
 
 @pytest.fixture
@@ -187,6 +187,7 @@ def test_a_silent_store_is_given_up_and_is_the_machines_fault(stores: None, monk
     assert time.monotonic() - started_s < 5
     error = refusal("gs://bucket/a.png")
     assert ("503 SlowDown" in str(error), error.fault) == (True, "machine")
+    assert "hush" not in str(error)
 
 
 def test_what_the_disk_says_is_the_machines_fault_and_what_the_path_says_the_inputs(
