@@ -367,6 +367,7 @@ def _records(batch: Any) -> Iterator[dict[str, Any] | None]:
     import pyarrow
     import pyarrow.compute
 
+    batch.validate(full=True)  # a damaged page may name a text that its dictionary has not
     num_bytes = np.zeros(batch.num_rows, dtype=np.int64)
     for column in batch.columns:
         if pyarrow.types.is_dictionary(column.type):

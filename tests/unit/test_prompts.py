@@ -550,3 +550,14 @@ def test_what_a_method_refuses_is_set_aside_where_it_stands(folder: Path) -> Non
     assert [(item.id, item.source, item.reason) for item in file.rejections()] == [
         ("b", "p.jsonl:2", "truth is missing")
     ]
+
+
+def test_a_page_of_a_table_that_names_a_text_its_dictionary_has_not_is_refused() -> None:
+    """Arrow believes the indices; what lies behind the dictionary is somebody else's memory."""
+    import pyarrow as pa
+
+    from csr_ray.data.rows import _records
+
+    wrong = pa.DictionaryArray.from_arrays(pa.array([0, 5], pa.int32()), pa.array(["a"]), safe=False)
+    with pytest.raises(pa.ArrowInvalid, match="out of bounds"):
+        list(_records(pa.RecordBatch.from_arrays([wrong], names=["id"])))
