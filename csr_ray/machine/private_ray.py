@@ -15,8 +15,8 @@ def listen_on_this_machine_only() -> None:
     """Let a private Ray listen on 127.0.0.1 alone; by default whoever reaches the machine reaches its ports.
 
     Call it before Ray is imported, which reads it then. Ray has this for macOS and Windows, where it supports no
-    cluster of several machines. An address of 127.0.0.1 that it is given it replaces by the machine's own, so there is
-    no other way to say it.
+    cluster of several machines. An address of 127.0.0.1 that Ray is given it replaces by the machine's own, so there
+    is no other way to say it.
     """
     if not cluster_address():
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
