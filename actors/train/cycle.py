@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -33,9 +32,10 @@ from torch import distributed
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from actors.train.checkpoints import Checkpoint, CheckpointFolder, checkpoints_of, training_key
 from actors.train.examples import ExampleStream, HeldExamples, Verdict
-from actors.train.pair_trainer import PairTrainer, StepClock
-from actors.train.settings import last_checkpoint, training_arguments
+from actors.train.pair_trainer import CheckpointClock, PairTrainer, StepClock
+from actors.train.settings import training_arguments
 from actors.train.shared_step import FLEX_BLOCK, can_use_flex, family_positions, set_flex
 from actors.train.stream import ExampleSource
 from actors.train.threads import loader_threads, num_local_workers
@@ -233,7 +233,8 @@ class CycleTrainer:
     def train(
         self, source: ExampleSource, *, order: TrainOrder, adapters: Sequence[str], on_step: OnStep
     ) -> TrainResult:
-        """Train one cycle. Every process returns the result; rank 0 has written the adapter.
+        """Train one cycle, or go on from its newest checkpoint. Every process returns the result; rank 0 has written
+        the adapter, and leaves the checkpoints to whoever commits it.
 
         Args:
             source: where the cycle's examples come from.
@@ -250,22 +251,27 @@ class CycleTrainer:
             self.prepare(adapters)
         output_dir = Path(order.output_dir)
         examples = ExampleStream(source, judge=self._judge(version=len(adapters)))
+        training = training_key(self._train, seed=self._seed, cycle=order.cycle, merges=self._merges)
+        checkpoints = CheckpointFolder(checkpoints_of(output_dir))
+        resumed = _take_up(checkpoints, training=training, examples=examples)
+        if resumed is not None:
+            _log.info("%s: going on from %s", order.cycle, resumed.path)
         if not examples.has(0):
             raise ValueError(f"{order.cycle}: no example can be trained on; dropped: {dict(examples.dropped)}")
-        checkpoints = output_dir.parent / "checkpoints" if self._train.checkpoint_steps else None
         trainer = self._new_trainer(
             examples,
             round_index=order.cycle.round_index,
             objective=order.cycle.phase.objective,
             checkpoints=checkpoints,
+            training=training,
         )
         clock = StepClock(on_step=on_step)
         trainer.add_callback(clock)
-        resumed = last_checkpoint(checkpoints) if checkpoints else None
-        if resumed:
-            _log.info("%s: going on from %s", order.cycle, resumed)
+        trainer.add_callback(
+            CheckpointClock(every_s=self._train.checkpoint_s, every_steps=self._train.checkpoint_steps)
+        )
         waited_before_s = examples.waited_s
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+        trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
         waited_s = examples.waited_s - waited_before_s
         if trainer.waited_for_batches_s is not None:  # files were waited for while steps were made
             waited_s = min(waited_s, trainer.waited_for_batches_s)
@@ -274,10 +280,10 @@ class CycleTrainer:
         assert isinstance(engine, DeepSpeedEngine), type(engine)
         save_adapter(trainer.model, output_dir=output_dir)
         probes = _probes(trainer, examples=examples.leading(_MAX_PROBES))
-        if checkpoints and distributed.get_rank() == 0:
-            shutil.rmtree(checkpoints, ignore_errors=True)
         metrics = {**clock.last_logs, "deepspeed_stage": float(engine.zero_optimization_stage())}
         metrics |= {f"dropped/{reason}": float(count) for reason, count in examples.dropped.items()}
+        if resumed is not None:
+            metrics["resumed_from_step"] = float(resumed.progress.step)
         metrics["shared_prefix"] = float(self._shares_prefix)
         metrics |= reference_metrics(trainer.reference_gaps)
         self._policy, self._finished = None, trainer
@@ -318,7 +324,8 @@ class CycleTrainer:
         objective: str | None = None,
         load_picture: LoadPicture = load_picture,
         is_rehearsal: bool = False,
-        checkpoints: Path | None = None,
+        checkpoints: CheckpointFolder | None = None,
+        training: str = "",
     ) -> PairTrainer:
         train = self._train if objective is None else self._train.model_copy(update={"objective": objective})
         assert self._policy is not None
@@ -332,7 +339,7 @@ class CycleTrainer:
                 seed=self._seed,
                 round_index=round_index,
                 num_steps=num_steps,
-                checkpoints=checkpoints,
+                output_dir=None if checkpoints is None else checkpoints.staging,
             ),
             # The made-up pairs of a rehearsal have no log-probs of an engine, so there is nothing to compare.
             train=train.model_copy(update={"reference": "recompute"}) if is_rehearsal else train,
@@ -340,6 +347,8 @@ class CycleTrainer:
             collator=self._collator(load_picture, is_shared=self._shares_prefix, use_flex=self._uses_flex),
             use_flex=self._uses_flex,
             loader_threads=self._loader_threads,
+            checkpoints=checkpoints,
+            training=training,
             lora=LoraConfig(
                 r=train.lora_rank,
                 lora_alpha=train.lora_alpha,
@@ -362,6 +371,22 @@ class CycleTrainer:
             budget=self._train.pack_tokens,
             multiple=FLEX_BLOCK if use_flex else 1,
         )
+
+
+def _take_up(checkpoints: CheckpointFolder, *, training: str, examples: ExampleStream) -> Checkpoint | None:
+    """The newest checkpoint that is whole and of these examples, which are then in its order; None: begin anew.
+
+    Rank 0 looks which are whole, because a disk that fails may answer two processes differently.
+    """
+    found: list[Any] = [checkpoints.whole(training=training) if distributed.get_rank() == 0 else None]
+    distributed.broadcast_object_list(found, src=0)
+    for checkpoint in found[0]:
+        progress = checkpoint.progress
+        keys = checkpoint.example_keys()
+        if examples.take_up(keys, num_planned=progress.num_planned, is_growing=progress.is_growing):
+            return checkpoint
+        _log.warning("train: %s has seen examples that this cycle does not have, and is passed over", checkpoint.path)
+    return None
 
 
 def _probes(trainer: PairTrainer, *, examples: Sequence[Example]) -> tuple[Probe, ...]:

@@ -9,12 +9,14 @@ import itertools
 import threading
 import time
 from array import array
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from actors.train.checkpoints import KEY_BYTES, example_key
 from actors.train.stream import ExampleSource
 from csr_ray.records import Example
 from csr_ray.store.tables import ExampleReader
@@ -45,7 +47,8 @@ class HeldExamples(Dataset[dict[str, Any]]):
 class ExampleStream(Dataset[dict[str, Any]]):
     """A map-style data set whose items are there once their files have been offered.
 
-    Of each example only its place in the files stays in memory; the example itself is read when it is needed.
+    Of each example only its place in the files stays in memory; the example itself is read when it is needed. They
+    are trained in the order in which they came, or in that of a checkpoint that training goes on from (`take_up`).
 
     Args:
         judge: decides which examples can be trained on. Only rank 0 has one; the other ranks have None and follow its
@@ -64,24 +67,29 @@ class ExampleStream(Dataset[dict[str, Any]]):
         self._paths: list[str] = []
         self._file_of = array("L")
         self._row_of = array("L")
+        self._order = array("L")  # of training: numbers of examples as they came
+        self._keys = (
+            bytearray()
+        )  # of examples as they came; rank 0 alone has them, who reads each of them once anyway
         self._num_files_seen = 0
+        self._num_planned = source.num_examples_at_most
         self._dropped: Mapping[str, int] | None = None
         self.waited_s = 0.0
         if source.is_whole:
-            self.has(source.num_examples_at_most)  # there is none of this number, so this waits for the end
+            self.wait_for_end()
         self.is_growing = self._dropped is None
 
     def __len__(self) -> int:
         """The number of usable examples; of a growing stream, the most there may be, by which steps are planned."""
-        return self._source.num_examples_at_most if self.is_growing else self.num_usable
+        return self._num_planned if self.is_growing else self.num_usable
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The row (`pair_row`) of usable example `index`, counted in the order they came; waits for it."""
+        """The row (`pair_row`) of usable example `index`, counted in the order of training; waits for it."""
         return pair_row(self.example(index), index=index)
 
     @property
     def num_usable(self) -> int:
-        return len(self._row_of)
+        return len(self._order)
 
     @property
     def dropped(self) -> Mapping[str, int]:
@@ -91,8 +99,59 @@ class ExampleStream(Dataset[dict[str, Any]]):
         """Usable example `index`; waits for it."""
         if not self.has(index):
             raise IndexError(index)
+        return self._arrived_example(self._order[index])
+
+    def _arrived_example(self, number: int) -> Example:
         with self._reading:
-            return self._reader.example(self._paths[self._file_of[index]], row=self._row_of[index])
+            return self._reader.example(self._paths[self._file_of[number]], row=self._row_of[number])
+
+    def wait_for_end(self) -> None:
+        """Wait until every file has been offered and judged."""
+        self.has(self._source.num_examples_at_most)  # there is none of this number
+
+    def take_up(self, keys: Sequence[bytes], *, num_planned: int, is_growing: bool) -> bool:
+        """Go on from a checkpoint: train its examples first, in its order, then the others as they come.
+
+        Waits until all of them have come. All processes of the group come to the same answer.
+
+        Args:
+            keys: `example_key` of each example of the checkpoint.
+            num_planned, is_growing: of the training that wrote the checkpoint; its steps were planned by them.
+
+        Returns:
+            Whether that is possible. If not, nothing has changed.
+        """
+        # Only what is the same in every process decides: how much has come by now is not.
+        if (not is_growing and self.is_growing) or self._source.num_examples_at_most > num_planned:
+            return False
+        wanted = Counter(keys)
+        num_wanted, num_looked_at = len(keys), 0
+        places: dict[bytes, list[int]] = defaultdict(list)
+        while num_wanted:
+            if not self.has(num_looked_at):
+                return False
+            key = self._key(num_looked_at)
+            if wanted[key]:
+                wanted[key] -= 1
+                num_wanted -= 1
+                places[key].append(num_looked_at)
+            num_looked_at += 1
+        if not is_growing and self.num_usable != len(keys):
+            return False
+        first = [places[key].pop(0) for key in keys]
+        taken = set(first)
+        self._order = array("L", [*first, *(number for number in self._order if number not in taken)])
+        self.is_growing, self._num_planned = is_growing, num_planned
+        return True
+
+    def keys(self) -> list[bytes]:
+        """`example_key` of each usable example so far, in the order of training."""
+        return [self._key(number) for number in tuple(self._order)]
+
+    def _key(self, number: int) -> bytes:
+        if self._judge is None:
+            return example_key(self._arrived_example(number))
+        return bytes(self._keys[number * KEY_BYTES : (number + 1) * KEY_BYTES])
 
     def has(self, index: int) -> bool:
         """Wait until there is a usable example `index`, or it is certain that there will be none."""
@@ -109,15 +168,17 @@ class ExampleStream(Dataset[dict[str, Any]]):
                 news = self._source.judged(start=len(self._paths), wait=True)
                 self.waited_s += time.monotonic() - started
             for file in news.files:
+                num_before = len(self._row_of)
                 self._file_of.extend([len(self._paths)] * len(file.rows))
                 self._row_of.extend(file.rows)
                 self._paths.append(file.path)
+                self._order.extend(range(num_before, len(self._row_of)))
             self._dropped = news.dropped
             assert self.num_usable <= self._source.num_examples_at_most, "steps were planned for fewer examples"
         return index < self.num_usable
 
     def leading(self, num: int) -> list[Example]:
-        """The first `num` usable examples in the order they came."""
+        """The first `num` usable examples in the order of training."""
         return [self.example(index) for index in range(min(num, self.num_usable))]
 
     def _verdicts(self, path: str, *, judge: Verdict) -> list[str | None]:
@@ -126,6 +187,8 @@ class ExampleStream(Dataset[dict[str, Any]]):
             with self._reading:
                 example = self._reader.example(path, row=row)
             verdicts.append(judge(example))
+            if verdicts[-1] is None:
+                self._keys += example_key(example)
         return verdicts
 
 
@@ -141,6 +204,7 @@ class ArrivalSampler(Sampler[int]):
         if self._epoch == 0:
             yield from itertools.takewhile(self._examples.has, itertools.count())
             return
+        self._examples.wait_for_end()  # they are there, unless training goes on in this epoch
         generator = torch.Generator().manual_seed(self._seed + self._epoch)
         yield from torch.randperm(self._examples.num_usable, generator=generator).tolist()
 

@@ -17,12 +17,19 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from peft import LoraConfig
+from torch import distributed
 from transformers import PreTrainedModel, TrainerCallback
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
+from actors.train.checkpoints import CheckpointFolder, Progress
 from actors.train.examples import ArrivalSampler, ExampleStream, HeldExamples
 from actors.train.loader import AheadLoader
 from actors.train.shared_step import Recording, SharedPrefixForward, keep_only_sources
@@ -47,6 +54,8 @@ class PairTrainer(DPOTrainer):
         lora: the adapter that is trained.
         use_flex: the policy's language model runs FlexAttention (`actors.train.shared_step.set_flex`).
         loader_threads: if there are any, batches are made ahead (`actors.train.loader`).
+        checkpoints: where checkpoints go; None: none is written.
+        training: `actors.train.checkpoints.training_key`.
     """
 
     def __init__(
@@ -60,6 +69,8 @@ class PairTrainer(DPOTrainer):
         lora: LoraConfig,
         use_flex: bool = False,
         loader_threads: int = 0,
+        checkpoints: CheckpointFolder | None = None,
+        training: str = "",
     ) -> None:
         super().__init__(
             policy,
@@ -80,6 +91,8 @@ class PairTrainer(DPOTrainer):
         self._collator = collator
         self.use_flex = use_flex
         self._loader_threads = loader_threads
+        self._checkpoints = checkpoints
+        self._training = training
         self._loader: AheadLoader | None = None
         self._step_losses: list[tuple[torch.Tensor, Sequence[int]]] = []
         keep_only_sources(policy)
@@ -90,6 +103,47 @@ class PairTrainer(DPOTrainer):
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: TRL would write a model card into every checkpoint, and nobody publishes those."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Let transformers and DeepSpeed write into a folder that gets its name when all of it is there."""
+        assert self._checkpoints is not None and isinstance(self._examples, ExampleStream)
+        is_first = distributed.get_rank() == 0
+        if is_first:
+            self._checkpoints.clear_staging()
+        distributed.barrier()
+        self.model_wrapped.checkpoint_engine = PlainCheckpointEngine()
+        super()._save_checkpoint(model, trial)
+        distributed.barrier()
+        if is_first:
+            progress = Progress(
+                training=self._training,
+                step=self.state.global_step,
+                is_growing=self._examples.is_growing,
+                num_planned=len(self._examples),
+            )
+            self._checkpoints.commit(progress, example_keys=self._examples.keys())
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Do nothing: a checkpoint has the LoRA in DeepSpeed's files, and the base model is elsewhere."""
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            # The base class does the same, but with DeepSpeed's own reader, which runs whatever code a pickle names.
+            self.model_wrapped.checkpoint_engine = PlainCheckpointEngine()
+            deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        # The base class counts epochs by the planned length of one, which a stream may not reach.
+        epochs, steps = super()._init_training_state(*args, **kwargs)
+        if not self._examples.is_growing or not self.state.global_step:
+            return epochs, steps
+        assert self.state.epoch is not None
+        epochs = int(self.state.epoch)
+        num_batches = len(self.get_train_dataloader())
+        return epochs, round((self.state.epoch - epochs) * num_batches)
 
     @property
     def waited_for_batches_s(self) -> float | None:
@@ -267,6 +321,60 @@ class PairTrainer(DPOTrainer):
             yield engine
         finally:
             engine.train()
+
+
+class PlainCheckpointEngine(TorchCheckpointEngine):
+    """DeepSpeed's files of tensors and numbers, read without running code.
+
+    They are pickles, as torch writes them. Torch's `weights_only` reader builds tensors and the few plain classes
+    named here, and refuses everything else.
+    """
+
+    def save(self, state_dict: Any, path: str) -> None:
+        torch.save(state_dict, path)
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            return torch.load(path, map_location=map_location, weights_only=True)
+
+
+class CheckpointClock(TrainerCallback):
+    """Says after which steps a checkpoint is written; all processes of the group say the same.
+
+    Args:
+        every_s: since the last one, or since training began.
+        every_steps: as well.
+    """
+
+    def __init__(self, *, every_s: float | None, every_steps: int | None) -> None:
+        self._every_s = every_s
+        self._every_steps = every_steps
+        self._last_s = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._last_s = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if state.global_step < state.max_steps:  # after the last step comes the adapter
+            control.should_save = self._is_due_by_steps(state.global_step) or self._is_due_by_time(args.device)
+        return control
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._last_s = time.monotonic()
+
+    def _is_due_by_steps(self, step: int) -> bool:
+        return self._every_steps is not None and step % self._every_steps == 0
+
+    def _is_due_by_time(self, device: torch.device) -> bool:
+        """Rank 0's clock decides: two processes that disagreed would wait for each other for ever."""
+        if self._every_s is None:
+            return False
+        is_due = time.monotonic() - self._last_s >= self._every_s
+        if distributed.get_world_size() == 1:
+            return is_due
+        of_first = torch.tensor(float(is_due), device=device)
+        distributed.broadcast(of_first, src=0)
+        return bool(of_first)
 
 
 class StepClock(TrainerCallback):

@@ -9,8 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import DPOConfig
 
 from csr_ray.config.schema import Train
@@ -22,20 +20,19 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 
 
 def training_arguments(
-    train: Train, *, seed: int, round_index: int, num_steps: int, checkpoints: Path | None = None
+    train: Train, *, seed: int, round_index: int, num_steps: int, output_dir: Path | None = None
 ) -> DPOConfig:
     """TRL's and DeepSpeed's settings for one cycle.
 
     Args:
         num_steps: optimizer steps that are planned.
-        checkpoints: folder for the optimizer state; None: it is not saved.
+        output_dir: where transformers is to write checkpoints, if it writes any.
     """
-    saving = {"save_strategy": "steps", "save_steps": train.checkpoint_steps, "save_total_limit": 1}
     per_worker = train.batch_size // train.workers
     micro = train.micro_batch_size or per_worker
     use_gpu = train.gpus_per_worker > 0
     return DPOConfig(
-        output_dir=str(checkpoints or tempfile.gettempdir()),  # without checkpoints nothing is written there
+        output_dir=str(output_dir or tempfile.gettempdir()),  # without checkpoints nothing is written there
         beta=train.beta,
         loss_type=[_LOSSES.get(train.objective, "sigmoid")],
         learning_rate=train.learning_rate,
@@ -54,7 +51,7 @@ def training_arguments(
         optim="adamw_torch",  # DeepSpeed's own CPU Adam would have to be compiled first
         seed=(seed * 1_000_003 + round_index) % 2**31,
         remove_unused_columns=False,
-        **(saving if checkpoints else {"save_strategy": "no"}),
+        save_strategy="no",  # `actors.train.pair_trainer.CheckpointClock` says when
         logging_steps=1,
         report_to=[],
         disable_tqdm=True,
@@ -63,12 +60,6 @@ def training_arguments(
         accelerator_config={"use_configured_state": True, "non_blocking": use_gpu},
         deepspeed=deepspeed_settings(train, micro_batch_size=micro, use_gpu=use_gpu),
     )
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint: one that has the trainer's own state, which transformers writes last."""
-    whole = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def deepspeed_settings(train: Train, *, micro_batch_size: int, use_gpu: bool) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class ExampleSource(Protocol):
 
 @dataclass
 class OpenStream:
-    """The files of one order as they came. Keeps their names, so that a restarted worker can begin again."""
+    """The files of one order as they came."""
 
     _paths: list[str] = field(default_factory=list)
     _judged: list[JudgedFile] = field(default_factory=list)
@@ -81,7 +81,7 @@ class OpenStream:
         return paths if paths or self._has_ended else None
 
     def judge(self, verdicts: Sequence[Sequence[str | None]], *, start: int) -> None:
-        """The first verdict on a file stands: a restarted rank 0 judges the same files again."""
+        """The first verdict on a file stands."""
         num_judged = len(self._judged)
         assert start <= num_judged, (start, num_judged)
         for path, reasons in zip(self._paths[num_judged:], verdicts[num_judged - start :], strict=False):

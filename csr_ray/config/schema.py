@@ -352,14 +352,32 @@ class Train(Section):
         2, description="ZeRO stage of DeepSpeed; 0: DeepSpeed without partitioning"
     )
     offload_optimizer: bool = Field(False, description="keep the optimizer state in host memory (ZeRO stages 1 to 3)")
+    checkpoint_s: float | None = Field(
+        300.0,
+        gt=0,
+        description="save the optimizer state at the end of a step if the last time is so many seconds ago; a train "
+        "group or a run that is started again goes on from there; null: not by time",
+    )
     checkpoint_steps: int | None = Field(
-        None,
-        ge=1,
-        description="save the optimizer state after every N steps, from where a restarted train group goes on; "
-        "null: it begins the round's training again",
+        None, ge=1, description="save the optimizer state after every N steps, too; null: only by checkpoint_s"
     )
     restarts: int = Field(
-        0, ge=0, description="how many times in a run the train group is started again after one of its workers died"
+        3,
+        ge=0,
+        description="how many times in one cycle the train group is started again, from its last checkpoint, after "
+        "one of its processes died or fell silent; 0: the run stops",
+    )
+    silence_s: float = Field(
+        10.0,
+        ge=3,
+        description="a train worker that has not said for so long that it lives is taken for dead; a thread of its "
+        "own says so every second, also in a long step",
+    )
+    hang_s: float = Field(
+        1800.0,
+        ge=10,
+        description="a train worker that lives, but has finished no step for so long while it does not wait for "
+        "examples, is taken for dead; has to be longer than a step and than loading and rehearsing the model",
     )
     workers: int = Field(1, ge=1, le=1024, description="number of Ray Train workers")
     cpus_per_worker: float = Field(1, ge=0, description="Ray CPUs that each worker reserves")
@@ -403,11 +421,6 @@ class Train(Section):
         if self.offload_optimizer and self.deepspeed_stage == 0:
             raise ValueError(
                 "offload_optimizer = true contradicts deepspeed_stage = 0: offloading needs stage 1 to 3"
-            )
-        if self.streaming and self.checkpoint_steps is not None:
-            raise ValueError(
-                f"checkpoint_steps = {self.checkpoint_steps} contradicts streaming = true: a checkpoint counts "
-                "pairs, and a stream that starts again may begin with others"
             )
         if self.pack_tokens is not None and self.step == "concatenated":
             raise ValueError(

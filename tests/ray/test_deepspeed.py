@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -206,15 +207,41 @@ def test_a_round_goes_on_from_its_checkpoint_in_another_process(
     output_dir, settings = tmp_path / "adapter", {"deepspeed_stage": stage, "checkpoint_steps": 1}
     with start_training_process() as pool, pytest.raises(BrokenProcessPool):
         pool.submit(_train, model, pairs, output_dir, settings, 3).result(timeout=300)
-    saved = [path.name for path in (tmp_path / "checkpoints").iterdir()]
-    assert saved == ["checkpoint-2"], "the process died in its third step's report, before that was saved"
+    saved = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert saved == {"checkpoint-1", "checkpoint-2"}, "the process died in its third step's report, before it saved"
     assert not output_dir.exists()
-    (tmp_path / "checkpoints" / "checkpoint-3").mkdir()  # as a death while it is written would leave it
+    (tmp_path / "checkpoints" / ".staging" / "checkpoint-3").mkdir(parents=True)  # as a death while it is written
+    newest = next((tmp_path / "checkpoints" / "checkpoint-2").rglob("*optim_states.pt"))
+    damaged = bytearray(newest.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    newest.write_bytes(damaged)
     with start_training_process() as pool:
         result = pool.submit(_train, model, pairs, output_dir, settings).result(timeout=300)
+    assert result.metrics["resumed_from_step"] == 1, "the newest has one flipped bit"
     assert (result.num_steps, result.loss_first) == (NUM_STEPS, pytest.approx(plain.loss_first, rel=1e-4))
     _assert_same(result, plain)
-    assert not (tmp_path / "checkpoints").exists()
+
+
+def _read_what_runs_code(path: Path) -> str:
+    """Read a file that would make a folder, as a checkpoint of DeepSpeed's; returns what came of it."""
+    from actors.train.pair_trainer import PlainCheckpointEngine
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(path.with_suffix(".made")),)
+
+    torch.save({"optimizer_state_dict": Evil()}, path)
+    try:
+        PlainCheckpointEngine().load(str(path))
+    except pickle.UnpicklingError as error:
+        return str(error)
+    return "was read"
+
+
+def test_a_checkpoint_runs_no_code(training_process: ProcessPoolExecutor, tmp_path: Path) -> None:
+    answer = training_process.submit(_read_what_runs_code, tmp_path / "optimizer.pt").result(timeout=120)
+    assert "mkdir" in answer and "Weights only load failed" in answer
+    assert not (tmp_path / "optimizer.made").exists()
 
 
 def test_a_stream_shorter_than_planned_makes_whole_steps_in_every_epoch(

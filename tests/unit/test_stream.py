@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from fakes import preference_pair
 
+from actors.train.checkpoints import example_key
 from actors.train.examples import ArrivalSampler, ExampleStream
 from actors.train.stream import JudgedFile, JudgedSoFar, OpenStream
 from csr_ray.records import Example
@@ -195,3 +196,60 @@ def test_any_example_is_found_in_a_file_of_many_groups(tmp_path: Path, monkeypat
     assert [reader.example(str(joined), row=row).id for row in order] == ["32", "00", "12", "20", "00", "31", "10"]
     with pytest.raises(IndexError):
         reader.example(str(joined), row=12)
+
+
+def _keys(*ids: str, folder: Path) -> list[bytes]:
+    """The keys of examples as a checkpoint has them, which read the same examples from other files."""
+    reader, path = ExampleReader(), _write(folder / "elsewhere.parquet", *ids)
+    return [example_key(reader.example(path, row=row)) for row in range(len(ids))]
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("judge", [_judge, None], ids=["rank 0", "another rank"])
+def test_a_checkpoints_examples_are_trained_first_in_its_order(
+    tmp_path: Path, is_whole: bool, judge: Callable[[Example], str | None] | None
+) -> None:
+    source = Source(tmp_path, num_examples_at_most=6, is_whole=is_whole)
+    source.put("a", "long", "b")
+    source.put("c", "d")
+    if is_whole:
+        source.end()
+    if judge is None:
+        ExampleStream(source, judge=_judge).has(3)  # somebody has to judge
+    stream = ExampleStream(source, judge=judge)
+    keys = _keys("d", "a", "c", folder=tmp_path)
+    assert stream.take_up(keys, num_planned=6, is_growing=True)
+    if not is_whole:
+        source.put("e")
+        source.end()
+        if judge is None:
+            ExampleStream(source, judge=_judge).has(5)
+    assert stream.is_growing and len(stream) == 6, "steps stay planned as they were"
+    assert list(ArrivalSampler(stream, seed=0)) == list(range(stream.num_usable))
+    assert _ids(stream) == ["d", "a", "c", "b", *([] if is_whole else ["e"])]
+    assert [example.id for example in stream.leading(2)] == ["d", "a"]
+    assert stream.keys()[:3] == keys, "the next checkpoint says the same"
+
+
+@pytest.mark.parametrize(
+    ("ids", "is_growing", "num_planned"),
+    [
+        (("a", "gone"), True, 6),
+        (("a", "a"), True, 6),
+        (("a", "b"), True, 5),
+        (("a", "b"), False, 6),
+    ],
+    ids=["an example is not there", "an example is there once", "more are planned", "some were not there"],
+)
+def test_a_checkpoint_that_does_not_fit_changes_nothing(
+    tmp_path: Path, ids: tuple[str, ...], is_growing: bool, num_planned: int
+) -> None:
+    source = Source(tmp_path, num_examples_at_most=6, is_whole=True)
+    source.put("b", "a", "c")
+    source.end()
+    stream = ExampleStream(source, judge=_judge)
+    assert not stream.take_up(_keys(*ids, folder=tmp_path), num_planned=num_planned, is_growing=is_growing)
+    assert _ids(stream) == ["b", "a", "c"]
+    assert not stream.is_growing
+    assert stream.take_up(_keys("a", "c", "b", folder=tmp_path), num_planned=6, is_growing=False)
+    assert _ids(stream) == ["a", "c", "b"]

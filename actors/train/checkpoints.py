@@ -1,0 +1,207 @@
+"""Checkpoints of a cycle's training: where they lie, which are whole, and what each remembers of the examples.
+
+A checkpoint appears under its name when all of it is on disk, and lists the digest of each of its files, so a damaged
+one is passed over for the one before. It remembers the examples that it has seen by what is in them, not by the files
+that they came in: a run that goes on may find them in other files and in another order. Knows files; knows nothing of
+torch or Ray, so the driver may look, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from csr_ray.config.schema import Train
+from csr_ray.records import Cycle, Example
+from csr_ray.store.atomic import storage_errors
+
+_log = logging.getLogger(__name__)
+
+_PREFIX = "checkpoint-"  # transformers' own, which writes the folder
+_STAGING = ".staging"
+_STATE = "csr_ray_state.json"
+_EXAMPLES = "csr_ray_examples.bin"
+_DIGESTS = "csr_ray_digests.json"
+_KEPT = 2
+KEY_BYTES = 16
+# What may differ between a checkpoint and the training that goes on from it.
+_OPERATIONAL = {
+    "streaming",
+    "checkpoint_s",
+    "checkpoint_steps",
+    "restarts",
+    "silence_s",
+    "hang_s",
+    "cpus_per_worker",
+    "threads",
+    "loader_threads",
+}
+
+
+def checkpoints_of(adapter: Path | str) -> Path:
+    """The folder of the checkpoints of the training that is to write this adapter."""
+    return Path(adapter).parent / "checkpoints"
+
+
+def newest_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint, unverified."""
+    return max((_step(path) for path in _named(folder)), default=None)
+
+
+def example_key(example: Example) -> bytes:
+    """What two examples have in common only if all that is trained on is the same."""
+    return xxhash.xxh3_128_digest(repr(example).encode())
+
+
+def training_key(train: Train, *, seed: int, cycle: Cycle, merges: bool) -> str:
+    """What two trainings have in common only if the same examples make the same adapter in both."""
+    settings = train.model_dump(mode="json", exclude=_OPERATIONAL)
+    return json.dumps({**settings, "seed": seed, "cycle": asdict(cycle), "merges": merges}, sort_keys=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a checkpoint says of the training that wrote it.
+
+    Attributes:
+        training: `training_key`.
+        is_growing: the stream had not ended when training began, so steps were planned for `num_planned` examples.
+    """
+
+    training: str
+    step: int
+    is_growing: bool
+    num_planned: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A whole checkpoint."""
+
+    path: Path
+    progress: Progress
+
+    def example_keys(self) -> list[bytes]:
+        """`example_key` of every example that could be trained on by then, in the order of training."""
+        data = (self.path / _EXAMPLES).read_bytes()
+        return [data[at : at + KEY_BYTES] for at in range(0, len(data), KEY_BYTES)]
+
+
+class CheckpointFolder:
+    """The checkpoints of one cycle's training; rank 0 alone writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @property
+    def staging(self) -> Path:
+        """Where a checkpoint is made before it gets its name."""
+        return self._folder / _STAGING
+
+    def clear_staging(self) -> None:
+        """Make room for a new checkpoint; what lies there is half of one, left by a death."""
+        shutil.rmtree(self.staging, ignore_errors=True)
+        with storage_errors(self.staging):
+            self.staging.mkdir(parents=True)
+
+    def commit(self, progress: Progress, *, example_keys: Sequence[bytes]) -> None:
+        """Give the checkpoint in `staging` its name, and remove all but the newest ones."""
+        name = f"{_PREFIX}{progress.step}"
+        made, target = self.staging / name, self._folder / name
+        with storage_errors(target):
+            (made / _STATE).write_text(json.dumps(asdict(progress)))
+            (made / _EXAMPLES).write_bytes(b"".join(example_keys))
+            digests = {path.relative_to(made).as_posix(): _digest(path) for path in _files(made)}
+            (made / _DIGESTS).write_text(json.dumps({"files": digests, "of_this_list": _digest_of_list(digests)}))
+            _sync(made)
+            shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
+            os.rename(made, target)
+            _sync_folder(self._folder)
+            shutil.rmtree(self.staging, ignore_errors=True)
+        for old in sorted(_named(self._folder), key=_step)[:-_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def whole(self, *, training: str) -> list[Checkpoint]:
+        """The checkpoints of this training that are whole, the newest first; warns of those that are passed over."""
+        found = []
+        for path in sorted(_named(self._folder), key=_step, reverse=True):
+            try:
+                progress = _verified(path)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                _log.warning("train: %s is damaged (%s) and passed over", path, error)
+                continue
+            if progress.training != training:
+                _log.warning("train: %s is of another training (other settings or seed) and passed over", path)
+                continue
+            found.append(Checkpoint(path=path, progress=progress))
+        return found
+
+
+def _verified(path: Path) -> Progress:
+    """What the checkpoint says of itself.
+
+    Raises:
+        ValueError: a file is missing, too many, or not as it was written.
+    """
+    listed: dict[str, Any] = json.loads((path / _DIGESTS).read_text())
+    digests = listed["files"]
+    if listed["of_this_list"] != _digest_of_list(digests):
+        raise ValueError(f"{_DIGESTS} was changed")
+    there = {file.relative_to(path).as_posix() for file in _files(path)} - {_DIGESTS}
+    if there != set(digests):
+        raise ValueError(f"its files are not those listed: {sorted(there ^ set(digests))[:3]}")
+    for name, digest in digests.items():
+        if _digest(path / name) != digest:
+            raise ValueError(f"{name} was changed")
+    return Progress(**json.loads((path / _STATE).read_text()))
+
+
+def _named(folder: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return [path for path in folder.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
+    return []
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix(_PREFIX))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _digest(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _digest_of_list(digests: dict[str, str]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(digests, sort_keys=True).encode())
+
+
+def _sync(folder: Path) -> None:
+    for path in _files(folder):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for path in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
+        _sync_folder(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
