@@ -183,9 +183,10 @@ class Runtime:
                 config.train,
                 model=model,
                 adapters=[Path(adapter) for adapter in adapters],
-                storage=logs / "train",
+                logs=logs,
                 seed=config.run.seed,
                 merges=config.generators.publish == "merge",
+                notice=view.say,
             )
             runtime = cls(serving=serving, trainer=trainer)
             try:

@@ -140,7 +140,7 @@ def start_up(arguments: argparse.Namespace) -> dict[str, Any]:
         picture(index, side_px=_shape(arguments).image_px).save(images[-1])
     connect(num_cpus_needed=3)
     model = str(arguments.model.absolute())
-    group = TrainerGroup(config.train, model=model, adapters=(), storage=folder / "storage", seed=config.run.seed)
+    group = TrainerGroup(config.train, model=model, adapters=(), logs=folder / "logs", seed=config.run.seed)
     group.start()
     from transformers import AutoTokenizer
 

@@ -1,28 +1,33 @@
 """The train group as the loop sees it: one Ray Train run for the whole program, fed cycle by cycle.
 
 A fresh `TorchTrainer.fit()` costs tens of seconds of process start and imports for what may be seconds of training,
-so there is only one, which runs in a background thread. Orders and answers travel through a small mailbox actor, not
-through `ray.train.report`, whose controller polls every two seconds. Knows Ray and the mailbox; what a worker does
-with an order stands in `actors.train.worker`.
+so there is only one, until it dies. Orders and answers travel through a small mailbox actor, not through
+`ray.train.report`, whose controller polls every two seconds.
+
+A thread of the driver, the keeper, is the only one that talks to the mailbox. It compares the loop's wishes with
+what the group knows and hears every worker's pulse. Where a worker, the mailbox or Ray's controller dies or hangs,
+it ends what is left, starts all of it again and repeats the order; the workers go on from their last checkpoint
+(`actors.train.checkpoints`). There is one road for all deaths. Knows Ray by `actors.train.attempt`; what a worker
+does with an order stands in `actors.train.worker`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
+import random
+import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-
-from actors.train.stream import JudgedSoFar, OpenStream
-from actors.train.worker import Done, Event, Failed, NumberedOrder, Ready, Step, train_loop
+from actors.process.logs import tail
+from actors.train.attempt import Attempt, MailboxDied, Setup
+from actors.train.checkpoints import checkpoints_of, newest_step
+from actors.train.deaths import Death, Restarts, Silences, silent_worker, waits_for, worker_death
+from actors.train.messages import Done, Event, Failed, LastBeat, NumberedOrder, Placed, Ready, Step
+from actors.train.pulse import worker_log
 from csr_ray.config.schema import Train
 from csr_ray.errors import ActorFailure
 from csr_ray.ports import OnStep
@@ -31,99 +36,30 @@ from csr_ray.records import TrainOrder, TrainResult
 _log = logging.getLogger(__name__)
 
 _POLL_S = 1.0
-_CLOSE_S = 30.0
-
-
-class MailboxActor:
-    """Hands orders and names of files of examples to the workers, and their events to the driver.
-
-    It holds the order in work and the names of its files, so that a worker restarted by Ray Train gets them again.
-    Once it is closed, workers that ask for an order or for files are answered with None.
-    """
-
-    def __init__(self) -> None:
-        self._changed = asyncio.Condition()
-        self._order: NumberedOrder | None = None
-        self._stream = OpenStream()
-        self._events: list[Event] = []
-        self._closed = False
-
-    async def place(self, order: NumberedOrder) -> None:
-        async with self._changed:
-            self._order, self._stream = order, OpenStream()
-            self._changed.notify_all()
-
-    async def next_order(self, *, after: int) -> NumberedOrder | None:
-        """Wait for an order later than number `after`; None once closed."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._closed or self._is_later(after))
-            return None if self._closed else self._order
-
-    async def offer(self, paths: Sequence[str]) -> None:
-        async with self._changed:
-            self._stream.offer(paths)
-            self._changed.notify_all()
-
-    async def end(self) -> None:
-        """Every file of the order has been offered."""
-        async with self._changed:
-            self._stream.end()
-            self._changed.notify_all()
-
-    async def arrived(self, *, start: int) -> tuple[str, ...] | None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._closed or self._stream.arrived(start=start) is not None)
-            return None if self._closed else self._stream.arrived(start=start)
-
-    async def judge(self, verdicts: Sequence[Sequence[str | None]], *, start: int) -> bool | None:
-        async with self._changed:
-            self._stream.judge(verdicts, start=start)
-            self._changed.notify_all()
-            return None if self._closed else True
-
-    async def judged(self, *, start: int, wait: bool) -> JudgedSoFar | None:
-        def is_news() -> bool:
-            found = self._stream.judged(start=start)
-            return bool(found.files) or found.dropped is not None
-
-        async with self._changed:
-            if wait:
-                await self._changed.wait_for(lambda: self._closed or is_news())
-            return None if self._closed else self._stream.judged(start=start)
-
-    async def post(self, event: Event) -> bool:
-        """Add an event; False once closed."""
-        async with self._changed:
-            if isinstance(event, Done):
-                self._order = None
-            self._events.append(event)
-            self._changed.notify_all()
-            return not self._closed
-
-    async def events(self, *, start: int, timeout_s: float) -> list[Event]:
-        """The events from position `start` on; waits up to `timeout_s` for the first of them."""
-        async with self._changed:
-            if timeout_s > 0:
-                arrived = self._changed.wait_for(lambda: len(self._events) > start)
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(arrived, timeout_s)
-            return self._events[start:]
-
-    async def close(self) -> None:
-        async with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-    def _is_later(self, after: int) -> bool:
-        return self._order is not None and self._order.number > after
+_CLOSE_S = 1.0  # for workers that wait for an order to end by themselves
+_NOTICE_S = 30.0
+# A worker's first beat comes after its process has imported torch, maybe from a cold disk.
+_START_S = 60.0
+# After a worker's error that may come from another's death, Ray needs up to two polls to say who died.
+_VERDICT_S = 10.0
 
 
 @dataclass(kw_only=True)
 class _Open:
-    """The stream that the driver has opened: its order, and the steps reported before it was ended."""
+    """The order in work: all that a new group has to be told."""
 
     order: NumberedOrder
-    steps: list[Step] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    has_ended: bool = False
+
+
+@dataclass(kw_only=True)
+class _Told:
+    """What the mailbox of the running attempt has been told."""
+
+    number: int = -1
+    num_files: int = 0
+    has_ended: bool = False
 
 
 class TrainerGroup:
@@ -133,8 +69,9 @@ class TrainerGroup:
         model: reference of the base model (`csr_ray.policy.source`); a folder has to be readable by every worker.
         adapters: folders of the phases already trained, oldest first; a resumed run has some.
         seed: of the run.
-        storage: folder for Ray Train's own records.
+        logs: folder of the workers' logs; Ray Train's own records go into a folder in it.
         merges: whether earlier phases' adapters are merged into the weights, as `generators.publish` says.
+        notice: is told in one line when the group starts again, and every half minute what `finish` waits for.
     """
 
     def __init__(
@@ -143,180 +80,321 @@ class TrainerGroup:
         *,
         model: str,
         adapters: Sequence[Path],
-        storage: Path,
+        logs: Path,
         seed: int = 0,
         merges: bool = True,
+        notice: Callable[[str], None] = _log.warning,
     ) -> None:
         self._config = config
         self._merges = merges
         self._seed = seed
         self._model = model
         self._adapters = tuple(str(adapter) for adapter in adapters)
-        self._storage = storage
-        self._mailbox: Any = None
-        self._thread: threading.Thread | None = None
-        self._fit_error: BaseException | None = None
-        self._failure: Failed | None = None
-        self._passing_failure: Failed | None = None  # final only if the group does not start again
+        self._logs = logs
+        self._notice = notice
+        self._restarts = Restarts(most=config.restarts, rng=random.Random(seed))
+        self._keeper: threading.Thread | None = None
+        self._attempt: Attempt | None = None
         self._num_orders = 0
-        self._num_events_read = 0
+        self._finished: Path | None = None  # the checkpoints of the last order, which are not needed any more
+        # What the two threads share, under the lock of `_changed`.
+        self._changed = threading.Condition()
         self._open: _Open | None = None
+        self._events: list[Step | Done] = []
+        self._notices: list[str] = []
+        self._beats: dict[int, LastBeat] = {}
+        self._error: Exception | None = None
+        self._is_closing = False
+        self._early: list[Step] = []
         self.worker_pids: dict[int, int] = {}  # by rank; filled as workers become ready
+        self.deaths: list[Death] = []
 
     def start(self) -> None:
         """Begin to start the workers and return at once; they load the model meanwhile. Needs an initialised Ray."""
-        assert self._thread is None, "started twice"
-        self._mailbox = ray.remote(MailboxActor).options(num_cpus=0, max_concurrency=1000).remote()
-        self._thread = threading.Thread(target=self._fit, name="train-group", daemon=True)
-        self._thread.start()
+        assert self._keeper is None, "started twice"
+        self._keeper = threading.Thread(target=self._keep, name="train-keeper", daemon=True)
+        self._keeper.start()
 
     def begin(self, order: TrainOrder) -> None:
         """See `csr_ray.ports.Trainer`. Raises what `finish` raises, if the group has failed meanwhile."""
-        assert self._thread is not None, "not started"
+        assert self._keeper is not None, "not started"
         assert self._open is None, "a stream is open"
         assert order.cycle.policy_version == len(self._adapters), (order, self._adapters)
+        self._forget_finished()
         where = str(Path(order.output_dir).absolute())
         numbered = NumberedOrder(
             number=self._num_orders, order=replace(order, output_dir=where), adapters=self._adapters
         )
         self._num_orders += 1
         self.check()
-        ray.get(self._mailbox.place.remote(numbered))
-        self._open = _Open(order=numbered)
+        with self._changed:
+            self._open = _Open(order=numbered)
+        self._wake()
 
     def offer(self, files: Sequence[str]) -> None:
         """See `csr_ray.ports.Trainer`. Raises what `finish` raises, if the group has failed meanwhile."""
         assert self._open is not None, "no stream is open"
-        ray.get(self._mailbox.offer.remote([str(Path(file).absolute()) for file in files]))
+        with self._changed:
+            self._open.files += [str(Path(file).absolute()) for file in files]
+        self._wake()
         self.check()
 
     @property
     def num_early_steps(self) -> int:
         """How many steps of the open stream have been reported, as of the last `check` or `offer`."""
-        return len(self._open.steps) if self._open else 0
+        return len(self._early)
 
     def finish(self, *, on_step: OnStep) -> TrainResult:
         """See `csr_ray.ports.Trainer`. Blocks until the adapter lies in its place.
 
         Raises:
-            ActorFailure: a worker or the group died; says of what.
+            ActorFailure: the group died more often than `train.restarts` allows, or training failed; says of what.
             UserError: a worker found that the user has to change something.
         """
         assert self._open is not None, "no stream is open"
         started = time.monotonic()
         self.check()
-        ray.get(self._mailbox.end.remote())
-        numbered, early = self._open.order, self._open.steps
-        self._open = None
+        with self._changed:
+            self._open.has_ended = True
+            numbered = self._open.order
+        self._wake()
+        early, self._early = self._early, []
         for step in early:
             on_step(step.step, step.num_steps, step.loss)
         result = self._wait_for(numbered, on_step=on_step)
         if not numbered.order.is_whole:
             metrics = {**result.metrics, "streamed/steps_before_last_example": float(len(early))}
             result = replace(result, seconds=time.monotonic() - started, metrics=metrics)
-        self._adapters = (*self._adapters, result.adapter)
+        self._finished = checkpoints_of(result.adapter)
         return result
 
     def _wait_for(self, order: NumberedOrder, *, on_step: OnStep) -> TrainResult:
+        heard_s = time.monotonic()
         while True:
-            for event in self._read_events(timeout_s=_POLL_S):
+            for event in self._take_events(timeout_s=_POLL_S):
+                heard_s = time.monotonic()
                 if isinstance(event, Step) and event.number == order.number:
                     on_step(event.step, event.num_steps, event.loss)
                 elif isinstance(event, Done) and event.number == order.number:
                     return event.result
-            self._raise_failure()
+            if time.monotonic() - heard_s > _NOTICE_S:
+                heard_s = time.monotonic()
+                self._notice(f"train: waiting for {waits_for(self._beats, num_workers=self._config.workers)}")
 
     def check(self) -> None:
         """See `csr_ray.ports.Trainer`."""
-        events = self._read_events(timeout_s=0.0)
-        if self._open is not None:
-            self._open.steps += [event for event in events if isinstance(event, Step)]
-        self._raise_failure()
+        self._early += [event for event in self._take_events(timeout_s=0.0) if isinstance(event, Step)]
 
     def close(self) -> None:
-        """End the workers; the step in work is the last. Safe to call twice."""
-        if self._thread is None:
+        """End the workers, also in mid-step: what they have kept is on disk. Safe to call twice."""
+        if self._keeper is None:
             return
-        try:
-            ray.get(self._mailbox.close.remote(), timeout=_POLL_S)
-        except ray.exceptions.RayError as error:
-            _log.warning("train group: mailbox gone at close: %s", error)
-        self._thread.join(timeout=_CLOSE_S)
-        if self._thread.is_alive():
-            _log.warning("train group: workers did not end within %.0f s; they end with the Ray job", _CLOSE_S)
-        ray.kill(self._mailbox)
-        self._thread = None
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+            if self._attempt is not None:
+                self._attempt.leave()
+        self._keeper.join()
+        self._keeper = None
+        self._forget_finished()
 
-    def _fit(self) -> None:
-        # Imported here because it imports torch, for which the driver would wait seconds before it starts anything.
-        from ray.train.torch import TorchConfig, TorchTrainer
+    def _forget_finished(self) -> None:
+        """Remove the checkpoints of the last order: by now its journal line is written."""
+        if self._finished is not None:
+            shutil.rmtree(self._finished, ignore_errors=True)
+            self._finished = None
 
-        train = self._config
-        use_gpu = train.gpus_per_worker > 0
-        resources = {"CPU": train.cpus_per_worker, **({"GPU": train.gpus_per_worker} if use_gpu else {})}
-        setup = {
-            "train": train,
-            "seed": self._seed,
-            "model": self._model,
-            "merges": self._merges,
-            "adapters": self._adapters,
-            "mailbox": self._mailbox,
-        }
-        try:
-            TorchTrainer(
-                train_loop,
-                train_loop_config=setup,
-                torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-                scaling_config=ScalingConfig(
-                    num_workers=train.workers, use_gpu=use_gpu, resources_per_worker=resources
-                ),
-                run_config=RunConfig(
-                    name=f"train-{int(time.time())}",
-                    storage_path=str(self._storage.absolute()),
-                    failure_config=FailureConfig(max_failures=train.restarts),
-                ),
-            ).fit()
-        except BaseException as error:  # whatever ends this thread has to reach the one that waits in `finish`
-            self._fit_error = error
-
-    def _read_events(self, *, timeout_s: float) -> list[Event]:
-        is_over = self._thread is None or not self._thread.is_alive()
-        try:
-            reading = self._mailbox.events.remote(
-                start=self._num_events_read, timeout_s=0.0 if is_over else timeout_s
-            )
-            events: list[Event] = ray.get(reading)
-        except ray.exceptions.RayActorError as error:
-            raise ActorFailure(f"train group: its mailbox actor died: {error}") from error
-        self._num_events_read += len(events)
-        for event in events:
-            if isinstance(event, Ready):
-                self.worker_pids[event.rank] = event.pid
-                self._passing_failure = None
-                _log.info(
-                    "train worker %d (pid %d on %s) ready after %.1f s",
-                    event.rank,
-                    event.pid,
-                    event.host,
-                    event.seconds,
-                )
-            elif isinstance(event, Failed) and self._failure is None:
-                _log.error("train worker %d:\n%s", event.rank, event.details)
-                if event.may_pass and self._config.restarts:
-                    self._passing_failure = event
-                else:
-                    self._failure = event
-        if is_over and not events and self._failure is None:
-            self._failure = self._passing_failure
-            if self._failure is None:
-                raise ActorFailure(
-                    f"train group: ended: {self._fit_error or 'without an error'}"
-                ) from self._fit_error
+    def _take_events(self, *, timeout_s: float) -> list[Step | Done]:
+        with self._changed:
+            if timeout_s > 0:
+                self._changed.wait_for(lambda: self._events or self._error or self._notices, timeout=timeout_s)
+            events, self._events = self._events, []
+            notices, self._notices = self._notices, []
+            error = self._error
+        for line in notices:
+            self._notice(line)
+        if error is not None and not any(isinstance(event, Done) for event in events):
+            raise error
         return events
 
-    def _raise_failure(self) -> None:
-        if self._failure is None:
+    def _wake(self) -> None:
+        if self._attempt is not None:
+            self._attempt.wake()
+
+    # What follows runs in the keeper's thread.
+
+    def _keep(self) -> None:
+        try:
+            while True:
+                setup = self._setup()
+                with self._changed:
+                    if self._is_closing:
+                        return
+                    self._attempt = attempt = Attempt(setup)
+                wait_s = None
+                try:
+                    death = self._watch(attempt)
+                    if death is not None:
+                        wait_s = self._take_restart(death)
+                finally:
+                    attempt.end(grace_s=_CLOSE_S if self._is_closing else 0.0)
+                if wait_s is None:
+                    return
+                with self._changed:
+                    self._changed.wait_for(lambda: self._is_closing, timeout=wait_s)
+        except Exception as error:  # whatever ends this thread has to reach the one that waits
+            self._fail(error)
+
+    def _setup(self) -> Setup:
+        with self._changed:
+            adapters = self._open.order.adapters if self._open is not None else self._adapters
+        return Setup(
+            train=self._config,
+            seed=self._seed,
+            model=self._model,
+            merges=self._merges,
+            adapters=adapters,
+            storage=self._logs / "train",
+            logs=self._logs,
+        )
+
+    def _watch(self, attempt: Attempt) -> Death | None:
+        """Serve the attempt until something in it dies; None: the group is being closed, or has failed for good."""
+        told, silences = _Told(), Silences()
+        passing: Failed | None = None
+        passing_s = 0.0
+        while not self._is_closing and self._error is None:
+            was_over = attempt.is_over  # asked before the news, so that none is missed
+            try:
+                self._tell(attempt, told)
+                news = attempt.news(timeout_s=0.0 if was_over else _POLL_S)
+            except MailboxDied as error:
+                if self._is_closing:
+                    return None
+                return Death(who="the mailbox of the train group", of=str(error))
+            with self._changed:
+                self._beats = news.beats
+            for event in news.events:
+                if isinstance(event, Failed):
+                    _log.error("train worker %d:\n%s", event.rank, event.details)
+                    if not event.may_pass:
+                        self._fail(self._failure(event))
+                    elif passing is None:
+                        passing, passing_s = event, time.monotonic()
+                else:
+                    self._hear(event)
+            if self._error is not None:
+                return None
+            if was_over and not news.events:
+                return self._verdict(attempt, passing=passing)
+            now_s = time.monotonic()
+            death = silent_worker(
+                news.beats,
+                silent_s=silences.hear(news.beats, now_s=now_s),
+                spawned_for_s={rank: now_s - at_s for rank, at_s in attempt.spawned_at_s.items()},
+                start_s=_START_S,
+                silence_s=self._config.silence_s,
+                hang_s=self._config.hang_s,
+            )
+            if death is not None and not was_over:
+                return death
+            if passing is not None and now_s - passing_s > _VERDICT_S:
+                return self._verdict(attempt, passing=passing)
+        return None
+
+    def _tell(self, attempt: Attempt, told: _Told) -> None:
+        with self._changed:
+            wish = self._open
+            if wish is None:
+                return
+            is_new = told.number != wish.order.number
+            if is_new:
+                told.number, told.num_files, told.has_ended = wish.order.number, 0, False
+            files, has_ended = wish.files[told.num_files :], wish.has_ended and not told.has_ended
+            told.num_files, told.has_ended = len(wish.files), wish.has_ended
+        if is_new or files or has_ended:
+            attempt.update(wish.order if is_new else None, files=files, has_ended=has_ended)
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Placed | Ready):
+            self.worker_pids[event.rank] = event.pid
+        if isinstance(event, Ready):
+            _log.info(
+                "train worker %d (pid %d on %s) ready after %.1f s",
+                event.rank,
+                event.pid,
+                event.host,
+                event.seconds,
+            )
+        if not isinstance(event, Step | Done):
             return
-        if self._failure.user_error is not None:
-            raise self._failure.user_error
-        raise ActorFailure(f"train worker {self._failure.rank}: {self._failure.summary}")
+        with self._changed:
+            if isinstance(event, Done):
+                if self._open is None or self._open.order.number != event.number:
+                    return
+                # At once, so that a group that dies now is not asked for the same again.
+                self._open = None
+                self._adapters = (*self._adapters, event.result.adapter)
+                self._restarts.give_back()
+            self._events.append(event)
+            self._changed.notify_all()
+
+    def _verdict(self, attempt: Attempt, *, passing: Failed | None) -> Death | None:
+        """Of what an attempt ended whose Ray Train is over, or which has a worker with an error that may pass."""
+        death = attempt.cause()
+        if death is not None:
+            return death
+        if passing is None:
+            return Death(who="the train group", of="ended without an error")
+        if passing.is_lost_peer:
+            return worker_death(passing.rank, f"lost another worker: {passing.summary}")
+        self._fail(self._failure(passing))
+        return None
+
+    def _take_restart(self, death: Death) -> float | None:
+        """Seconds to wait before the group starts again, which is announced; None: this death is the end."""
+        self.deaths.append(death)
+        _log.error("train group: %s", death)
+        wait_s = self._restarts.take()
+        if wait_s is None:
+            self._fail(self._last_death(death))
+            return None
+        number = f"restart {self._restarts.used} of {self._restarts.most} in this cycle"
+        with self._changed:
+            self._notices.append(f"train: {death}; the group starts again ({number}), {self._kept()}")
+            self._changed.notify_all()
+        return wait_s
+
+    def _kept(self) -> str:
+        """Where training goes on, in words."""
+        if self._open is None:
+            return "with the next training"
+        step = newest_step(checkpoints_of(self._open.order.order.output_dir))
+        return "from the cycle's beginning: there is no checkpoint yet" if step is None else f"from step {step}"
+
+    def _last_death(self, death: Death) -> ActorFailure:
+        with self._changed:
+            kept = self._kept()
+        most = self._restarts.most
+        spent = f"all {most} restarts of this cycle (train.restarts) are used" if most else "train.restarts is 0"
+        return ActorFailure(
+            f"{death}; {spent}. What was committed is kept, and the same command goes on {kept}"
+            f"{self._end_of_log(death.rank)}"
+        )
+
+    def _failure(self, failed: Failed) -> Exception:
+        if failed.user_error is not None:
+            return failed.user_error
+        return ActorFailure(f"train worker {failed.rank}: {failed.summary}{self._end_of_log(failed.rank)}")
+
+    def _end_of_log(self, rank: int | None) -> str:
+        if rank is None:
+            return ""
+        log = worker_log(self._logs, rank=rank)
+        end = tail(log)
+        return f". The end of {log}:\n{end}" if end else ""
+
+    def _fail(self, error: Exception) -> None:
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()

@@ -15,83 +15,23 @@ import socket
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.train.messages import Done, Event, Failed, NumberedOrder, Ready, Step
+from actors.train.pulse import pulse
 from actors.train.stream import JudgedSoFar
 from actors.train.threads import num_local_workers, torch_threads
 from csr_ray.config.schema import Train
 from csr_ray.errors import StalePolicyError, UserError
 from csr_ray.policy.source import local_folder
-from csr_ray.records import TrainOrder, TrainResult
+from csr_ray.records import TrainResult
 
 if TYPE_CHECKING:
     from actors.train.cycle import CycleTrainer
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class NumberedOrder:
-    """A cycle's training as the mailbox holds it, so that a restarted worker can take it up.
-
-    Attributes:
-        number: counts the orders of this group, from 0.
-        adapters: what makes the policy to start from, on top of the base model; oldest first.
-    """
-
-    number: int
-    order: TrainOrder
-    adapters: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ready:
-    """A worker can take its first order; `seconds` is what its imports, model load and rehearsal took."""
-
-    rank: int
-    host: str
-    pid: int
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """An optimizer step of order `number` is done."""
-
-    number: int
-    step: int
-    num_steps: int
-    loss: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Done:
-    """The answer to order `number`."""
-
-    number: int
-    result: TrainResult
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failed:
-    """A worker ends with an error.
-
-    Attributes:
-        user_error: the error, where the user can mend it.
-        may_pass: whether the cause may be another worker's death, so that a restart may help; torch's collectives
-            raise such errors in the workers that are left.
-    """
-
-    rank: int
-    summary: str
-    details: str
-    may_pass: bool
-    user_error: UserError | None = field(default=None)
-
-
-Event = Ready | Step | Done | Failed
 
 
 class Stopped(Exception):
@@ -108,7 +48,8 @@ class Mailbox:
         """Wait for the order that follows number `after`; None when there will be none."""
         import ray
 
-        return ray.get(self.actor.next_order.remote(after=after))
+        with pulse().waiting("its wait for an order"):
+            return ray.get(self.actor.next_order.remote(after=after))
 
     def post(self, event: Event) -> None:
         """Hand an event to the driver.
@@ -131,13 +72,15 @@ class MailboxSource:
     is_whole: bool
 
     def arrived(self, *, start: int) -> tuple[str, ...]:
-        return self._ask("arrived", start=start)
+        with pulse().waiting("its wait for files of examples"):
+            return self._ask("arrived", start=start)
 
     def judge(self, verdicts: Sequence[Sequence[str | None]], *, start: int) -> None:
         self._ask("judge", verdicts, start=start)
 
     def judged(self, *, start: int, wait: bool) -> JudgedSoFar:
-        return self._ask("judged", start=start, wait=wait)
+        with pulse().waiting("its wait for files of examples"):
+            return self._ask("judged", start=start, wait=wait)
 
     def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
         import ray
@@ -176,6 +119,7 @@ def train_loop(setup: Mapping[str, Any]) -> None:
             summary=f"{type(error).__name__}: {error}",
             details=traceback.format_exc(),
             may_pass=isinstance(error, RuntimeError) and not isinstance(error, StalePolicyError),
+            is_lost_peer=_is_lost_peer(error),
             user_error=error if isinstance(error, UserError) else None,
         )
         try:
@@ -183,6 +127,14 @@ def train_loop(setup: Mapping[str, Any]) -> None:
         except Stopped:
             return
         raise
+
+
+def _is_lost_peer(error: Exception) -> bool:
+    """Whether the error says by itself that another process of the group was lost."""
+    from torch import distributed
+
+    # Gloo has no error class of its own.
+    return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
 def _serve(
@@ -196,11 +148,14 @@ def _serve(
     rank: int,
 ) -> None:
     started = time.monotonic()
+    pulse().at("its imports")
     prepare_process(config)
     from actors.train.cycle import CycleTrainer
 
     trainer = CycleTrainer(config, model=model, seed=seed, merges=merges)
+    pulse().at("its rehearsal")
     trainer.rehearse()
+    pulse().at("the loading of the policy")
     trainer.prepare(adapters)
     seconds = time.monotonic() - started
     mailbox.post(Ready(rank=rank, host=socket.gethostname(), pid=os.getpid(), seconds=seconds))
@@ -210,6 +165,7 @@ def _serve(
         result = _train(trainer, numbered=order, mailbox=mailbox, rank=rank)
         if rank == 0:
             mailbox.post(Done(number=number, result=result))
+        pulse().at("the loading of the policy")
         trainer.prepare((*order.adapters, result.adapter))
 
 
@@ -217,12 +173,14 @@ def _train(trainer: CycleTrainer, *, numbered: NumberedOrder, mailbox: Mailbox, 
     order = numbered.order
 
     def on_step(step: int, num_steps: int, loss: float) -> None:
+        pulse().at(f"step {step + 1} of {order.cycle}")
         if rank == 0:
             mailbox.post(Step(number=numbered.number, step=step, num_steps=num_steps, loss=loss))
 
     source = MailboxSource(mailbox=mailbox, num_examples_at_most=order.num_examples_at_most, is_whole=order.is_whole)
     examples = f"{'' if order.is_whole else 'at most '}{order.num_examples_at_most} examples"
     _log.info("rank %d: %s, %s", rank, order.cycle, examples)
+    pulse().at(f"the beginning of {order.cycle}")
     return trainer.train(source, order=order, adapters=numbered.adapters, on_step=on_step)
 
 

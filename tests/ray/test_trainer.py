@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -123,7 +124,7 @@ def groups(
     made = {}
     for name, config in configs.items():
         directory = tmp_path_factory.mktemp(name)
-        trainer = TrainerGroup(config, model=str(tiny_llava), adapters=(), storage=directory / "storage")
+        trainer = TrainerGroup(config, model=str(tiny_llava), adapters=(), logs=directory / "logs")
         trainer.start()
         made[name] = Group(trainer=trainer, directory=directory)
     yield made
@@ -367,6 +368,7 @@ def test_a_killed_worker_comes_back_and_the_round_goes_on_from_its_checkpoint(
     undisturbed, steps = train("undisturbed", kill_at=None)
     assert steps == [1, 2, 3, 4]
     disturbed, steps = train("disturbed", kill_at=2)
+    assert [str(death)[:19] for death in trainer.deaths] == ["train worker 1 died"]
     assert steps in ([1, 2, 2, 3, 4], [1, 2, 3, 4]), "the second checkpoint was whole, or the first was used"
     assert not set(trainer.worker_pids.values()) & set(first.values()), "no worker is an old one"
     assert disturbed.loss_first == pytest.approx(undisturbed.loss_first, abs=1e-6)
@@ -376,8 +378,11 @@ def test_a_killed_worker_comes_back_and_the_round_goes_on_from_its_checkpoint(
     assert _probed(disturbed) == pytest.approx(_probed(undisturbed), abs=1e-4)
 
 
-def test_killed_worker_surfaces_within_seconds(groups: dict[str, Group], pairs: list[Example]) -> None:
+def test_a_death_that_may_not_be_mended_names_the_worker_its_log_and_what_is_kept(
+    groups: dict[str, Group], pairs: list[Example]
+) -> None:
     two = groups["two"]
+    two.trainer._restarts.most = 0
     pids = two.trainer.worker_pids
     assert len(pids) == 2
     killed_at: list[float] = []
@@ -387,6 +392,12 @@ def test_killed_worker_surfaces_within_seconds(groups: dict[str, Group], pairs: 
             os.kill(pids[1], signal.SIGKILL)
             killed_at.append(time.monotonic())
 
-    with pytest.raises(ActorFailure, match="train"):
+    with pytest.raises(ActorFailure) as raised:
         two.round(pairs, on_step=kill)
-    assert time.monotonic() - killed_at[0] < 20
+    assert time.monotonic() - killed_at[0] < 15
+    message = str(raised.value)
+    assert message.startswith("train worker 1 died: "), "the cause, not the error of the worker that it left alone"
+    assert re.search(r"train\.restarts is 0\. .* the same command goes on from (step 1|the cycle's begin)", message)
+    log = two.directory / "logs" / "train_worker_1.log"
+    assert f"The end of {log}:\n" in message
+    assert message.endswith(log.read_text().splitlines()[-1])

@@ -46,7 +46,7 @@ ROOMS_OF_ACTORS = {
     "score": {"process"},
     "generate": {"handover", "process", "score"},
     "pool": {"handover", "process"},
-    "train": set(),
+    "train": {"process"},
     "runtime": {"generate", "pool", "process", "score", "train"},
 }
 

@@ -1,0 +1,46 @@
+"""Our hooks in Ray Train: they tell the driver who makes up the group, so that it can watch and end it.
+
+Ray appends callbacks of `RunConfig` that are not its own `UserCallback`s to its list as they are, for extensions like
+this one (`DataParallelTrainer._create_default_callbacks`). The driver pickles one object; hooks of the controller run
+in the controller's process, those of a worker in each worker's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import train
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerCallback, WorkerGroupCallback
+
+from actors.process.logs import log_to_file
+from actors.train.messages import Controlled, Spawned
+from actors.train.pulse import start_pulse, worker_log
+
+
+class GroupHooks(ControllerCallback, WorkerGroupCallback, WorkerCallback):
+    """See the module.
+
+    Args:
+        mailbox: handle of the group's mailbox. Where it is gone, the hooks of the controller fail and with them the
+            group's start: nobody would hear of such a group, or end it.
+        logs: folder of the workers' logs.
+    """
+
+    def __init__(self, *, mailbox: Any, logs: Path) -> None:
+        self._mailbox = mailbox
+        self._logs = logs
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        ray.get(self._mailbox.post.remote(Controlled(actor=ray.get_runtime_context().current_actor)))
+
+    def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
+        pids = {worker.distributed_context.world_rank: worker.metadata.pid for worker in workers}
+        ray.get(self._mailbox.post.remote(Spawned(pids=pids)))
+        return {}
+
+    def after_init_train_context(self) -> None:
+        rank = train.get_context().get_world_rank()
+        log_to_file(worker_log(self._logs, rank=rank))
+        start_pulse(rank=rank, mailbox=self._mailbox)
