@@ -130,6 +130,8 @@ class Attempt:
                 return worker_death(rank, f"died: {_in_short(reason)}")
         if by_rank:
             return None
+        if isinstance(self._error, ray.exceptions.RayActorError):
+            return Death(who="Ray's controller of the train group", of=f"died: {_in_short(self._error)}")
         return Death(who="the train group", of=f"ended: {_in_short(self._error)}")
 
     def end(self, *, grace_s: float) -> None:
