@@ -39,7 +39,7 @@ _OPERATIONAL = {
     "checkpoint_s",
     "checkpoint_steps",
     "restarts",
-    "silence_s",
+    "silent_s",
     "hang_s",
     "cpus_per_worker",
     "threads",

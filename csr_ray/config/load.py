@@ -226,6 +226,28 @@ def differing_keys(left: dict[str, Any], right: dict[str, Any], *, prefix: str =
     return rows
 
 
+def is_operational(key: str) -> bool:
+    """Whether a dotted key may have another value when a run is started again; each is marked in the schema.
+
+    A key that the schema does not know, such as a method's own or one of an earlier version, is not operational.
+    """
+    *sections, name = key.split(".")
+    section: type[Section] = Config
+    for part in sections:
+        field = section.model_fields.get(part)
+        inner = _section_of(field.annotation) if field is not None else None
+        if inner is None:
+            return False
+        section = inner
+    return name in section.model_fields and _is_marked(section, key=name)
+
+
+def _is_marked(section: type[Section], *, key: str) -> bool:
+    marks = [section.model_config.get("json_schema_extra"), section.model_fields[key].json_schema_extra]
+    said = [mark["operational"] for mark in marks if isinstance(mark, dict) and "operational" in mark]
+    return bool(said and said[-1])  # the key's own word counts more than its section's
+
+
 def _apply_override(tree: dict[str, Any], *, override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
@@ -301,7 +323,7 @@ def _one_line(error: ValidationError, *, section: type[Section], prefix: str = "
 
 
 def print_keys() -> None:
-    """Every key with its type, default and meaning, section by section."""
+    """Every key with its default and meaning, section by section; operational ones have a star."""
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -314,6 +336,7 @@ def print_keys() -> None:
     for method in method_names():
         if (section := method_section(method)).model_fields:
             _print_section(method, section=section, console=console)
+    console.print("* operational: may be another one each time a run is started", markup=False)
 
 
 def _print_section(name: str, *, section: type[Section], console: Console) -> None:
@@ -324,5 +347,6 @@ def _print_section(name: str, *, section: type[Section], console: Console) -> No
     for key, entry in section.model_fields.items():
         default = "required" if entry.is_required() else yaml.safe_dump(entry.default).split("\n")[0]
         shown = list(entry.default) if isinstance(entry.default, tuple) else default
-        table.add_row(Text(f"{name}.{key}"), Text(str(shown)), Text(entry.description or ""))
+        mark = " *" if _is_marked(section, key=key) else ""
+        table.add_row(Text(f"{name}.{key}{mark}"), Text(str(shown)), Text(entry.description or ""))
     console.print(table)

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializeAsAny, model_validator
 
 # Ranks that vLLM makes room for (its `MaxLoRARanks`).
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+# Marks of a key, or of a whole section of which single keys may say otherwise. An operational key may be another one
+# each time a run is started: it says how the run is carried out. Every other key decides what the run computes, and a
+# run folder of another value is refused.
+OPERATIONAL: dict[str, JsonValue] = {"operational": True}
+NOT_OPERATIONAL: dict[str, JsonValue] = {"operational": False}
 
 
 class Section(BaseModel):
@@ -22,10 +28,15 @@ class Run(Section):
     dir: str = Field(
         "runs/csr",
         min_length=1,
+        json_schema_extra=OPERATIONAL,
         description="run folder; it holds everything the run makes, and the same folder given again is resumed",
     )
     rounds: int = Field(
-        3, ge=1, le=100, description="how many rounds of generating, judging, training and publishing the run makes"
+        3,
+        ge=1,
+        le=100,
+        json_schema_extra=OPERATIONAL,
+        description="how many rounds of generating, judging, training and publishing the run makes",
     )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random in the run")
     unit: int = Field(
@@ -33,6 +44,16 @@ class Run(Section):
         ge=1,
         description="how many prompts are committed to disk together; a killed run repeats at most this many for "
         "each prompt that was under way",
+    )
+    grace_s: float = Field(
+        10.0,
+        ge=0,
+        allow_inf_nan=False,
+        json_schema_extra=OPERATIONAL,
+        description="seconds that a run which is told to stop (Ctrl-C, SIGTERM) waits for the prompts under way "
+        "before it commits what is finished; a second signal stops it at once. Whoever kills after SIGTERM has to "
+        "wait this long and about five seconds more: Kubernetes and Slurm wait 30 s, `ray job stop` only 3 s unless "
+        "RAY_JOB_STOP_WAIT_TIME_S says more",
     )
 
 
@@ -355,44 +376,59 @@ class Train(Section):
     checkpoint_s: float | None = Field(
         300.0,
         gt=0,
+        json_schema_extra=OPERATIONAL,
         description="save the optimizer state at the end of a step if the last time is so many seconds ago; a train "
         "group or a run that is started again goes on from there; null: not by time",
     )
     checkpoint_steps: int | None = Field(
-        None, ge=1, description="save the optimizer state after every N steps, too; null: only by checkpoint_s"
+        None,
+        ge=1,
+        json_schema_extra=OPERATIONAL,
+        description="save the optimizer state after every N steps, too; null: only by checkpoint_s",
     )
     restarts: int = Field(
         3,
         ge=0,
+        json_schema_extra=OPERATIONAL,
         description="how many times in one cycle the train group is started again, from its last checkpoint, after "
         "one of its processes died or fell silent; 0: the run stops",
     )
-    silence_s: float = Field(
+    silent_s: float = Field(
         10.0,
         ge=3,
+        json_schema_extra=OPERATIONAL,
         description="a train worker that has not said for so long that it lives is taken for dead; a thread of its "
         "own says so every second, also in a long step",
     )
     hang_s: float = Field(
         1800.0,
         ge=10,
+        json_schema_extra=OPERATIONAL,
         description="a train worker that lives, but has finished no step for so long while it does not wait for "
         "examples, is taken for dead; has to be longer than a step and than loading and rehearsing the model",
     )
-    workers: int = Field(1, ge=1, le=1024, description="number of Ray Train workers")
-    cpus_per_worker: float = Field(1, ge=0, description="Ray CPUs that each worker reserves")
+    workers: int = Field(1, ge=1, le=1024, json_schema_extra=OPERATIONAL, description="number of Ray Train workers")
+    cpus_per_worker: float = Field(
+        1, ge=0, json_schema_extra=OPERATIONAL, description="Ray CPUs that each worker reserves"
+    )
     gpus_per_worker: float = Field(
-        0, ge=0, le=1, description="share of a GPU that each worker reserves; it uses one, whatever more there is"
+        0,
+        ge=0,
+        le=1,
+        json_schema_extra=OPERATIONAL,
+        description="share of a GPU that each worker reserves; it uses one, whatever more there is",
     )
     threads: int | None = Field(
         None,
         ge=1,
+        json_schema_extra=OPERATIONAL,
         description="torch threads of a worker; null: on the CPU as many as the machine has cores, on a GPU a "
         "worker's share of them, at most 8",
     )
     loader_threads: int | None = Field(
         None,
         ge=0,
+        json_schema_extra=OPERATIONAL,
         description="threads of a worker that read and decode the next batches while one is trained; 0: none, each "
         "batch is made when it is needed; null: none on the CPU, on a GPU a worker's share of the cores, at "
         "most 4",
@@ -460,6 +496,8 @@ class Replicated(Section):
 
 
 class Generators(Replicated):
+    model_config = ConfigDict(json_schema_extra=OPERATIONAL)
+
     min: int = Field(1, ge=1, description="how many generator actors are started")
     max: int = Field(
         1,
@@ -498,6 +536,7 @@ class Generators(Replicated):
     )
     publish: Literal["merge", "adapter"] = Field(
         "merge",
+        json_schema_extra=NOT_OPERATIONAL,  # it says what engine and trainer compute once there is an adapter
         description="merge: the LoRAs of all rounds are merged into the served weights, and decoding costs "
         "nothing more; adapter: the base stays as it is and their sum is one LoRA that vLLM swaps "
         "while running, which costs time for every token",
@@ -557,6 +596,8 @@ class Generators(Replicated):
 
 
 class Scorers(Replicated):
+    model_config = ConfigDict(json_schema_extra=OPERATIONAL)
+
     min: int = Field(1, ge=1, description="how many scorer actors are started")
     max: int = Field(
         1, ge=1, description="most scorer actors there may be; the pool does not grow yet, so only `min` are started"

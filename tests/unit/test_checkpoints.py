@@ -128,7 +128,7 @@ def test_what_makes_another_adapter_makes_another_training() -> None:
     def key(**settings: object) -> str:
         return training_key(Train(**settings), seed=0, cycle=Cycle(round_index=0), merges=True)
 
-    assert key() == key(restarts=7, hang_s=20.0, silence_s=4.0, checkpoint_s=None, checkpoint_steps=3, threads=2)
+    assert key() == key(restarts=7, hang_s=20.0, silent_s=4.0, checkpoint_s=None, checkpoint_steps=3, threads=2)
     changed = [key(beta=0.3), key(batch_size=4), key(batch_size=8, workers=2), key(deepspeed_stage=3), key(epochs=2)]
     assert len({key(), *changed}) == 6
     other = training_key(Train(), seed=0, cycle=Cycle(round_index=1, policy_version=1), merges=True)

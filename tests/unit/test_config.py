@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from csr_ray.config.load import differing_keys, load_config, parse_config, to_plain
+from csr_ray.config.load import differing_keys, is_operational, load_config, parse_config, to_plain
 from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
 
@@ -37,7 +37,7 @@ def complaint(tmp_path: Path, *overrides: str, text: str | None = None) -> str:
     ("override", "says"),
     [
         # unknown keys
-        ("run.round=2", ["run.round = 2: unknown key", "did you mean rounds?", "allowed here: dir, rounds"]),
+        ("run.round=2", ["run.round = 2: unknown key", "did you mean rounds?", "allowed here: dir, grace_s, rounds"]),
         ("colour=red", ["colour = 'red': unknown key", "allowed here: data, eval, generators"]),
         ("nowhere.key=1", ["nowhere", "unknown key"]),
         ("run..x=1", ["unknown key"]),
@@ -230,3 +230,17 @@ def test_every_shipped_config_loads_and_survives_the_run_folder(path: Path) -> N
 def test_training_keys_that_contradict_each_other_are_named(train: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config({**LEAST, "train": train})
+
+
+def test_what_may_differ_when_a_run_goes_on_is_marked_where_the_key_is_written() -> None:
+    plain = to_plain(parse_config(dict(LEAST)))
+    keys = [f"{name}.{key}" for name, section in plain.items() if isinstance(section, dict) for key in section]
+    operational = {key for key in keys if is_operational(key)}
+    assert {key for key in operational if not key.startswith(("generators.", "scorers."))} == {
+        *("run.dir", "run.rounds", "run.grace_s"),
+        *("train.workers", "train.cpus_per_worker", "train.gpus_per_worker", "train.threads", "train.loader_threads"),
+        *("train.restarts", "train.checkpoint_steps"),
+    }
+    rest = {key for key in keys if key.startswith(("generators.", "scorers."))} - operational
+    assert rest == {"generators.publish"}
+    assert not is_operational("method") and not is_operational("a_key.of_an_earlier.version")

@@ -175,6 +175,7 @@ def test_a_run_may_go_on_with_other_resources_but_not_with_another_way_to_serve(
     assert main(["run", config]) == 3
     less = ["generators.gpus=0.5", "generators.gpu_memory_utilization=0.45", "scorers.gpus=0.1"]
     assert main(["run", config, *less, "train.gpus_per_worker=0.4", "train.workers=2"]) == 3
+    assert main(["run", config, "train.restarts=2", "train.checkpoint_steps=5", "run.grace_s=3"]) == 3
     capsys.readouterr()
     assert main(["run", config, "generators.publish=adapter"]) == 2
     assert "generators.publish" in error_line(capsys)
@@ -190,6 +191,7 @@ def test_config_shows_every_key(capsys: pytest.CaptureFixture[str], monkeypatch:
     for key in ("run.dir", "data.prompts", "search.preset", "reward.weight", "train.beta", "eval.benchmarks"):
         assert key in text
     assert "required" in text
+    assert "train.restarts *" in text and "train.beta *" not in text and "operational" in text
 
 
 # ---- world build ----

@@ -1,0 +1,274 @@
+"""The lock of a run folder: one holder at a time, whoever dies and however many start at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from csr_ray.errors import ConfigError, LockLost, StorageError
+from csr_ray.store.lock import Holder, LockFile, LockStore, RunLock, lock_folder
+
+TESTS = Path(__file__).parents[1]
+
+
+class LockInMemory:
+    """A `LockStore` as an object store has it: every write counts up the tag."""
+
+    def __init__(self) -> None:
+        self._content: bytes | None = None
+        self._tag = 0
+        self._one_at_a_time = threading.Lock()
+
+    def create(self, content: bytes) -> str | None:
+        with self._one_at_a_time:
+            return self._write(content) if self._content is None else None
+
+    def read(self) -> tuple[bytes, str] | None:
+        with self._one_at_a_time:
+            return None if self._content is None else (self._content, str(self._tag))
+
+    def replace(self, content: bytes, *, tag: str) -> str | None:
+        with self._one_at_a_time:
+            return self._write(content) if self._content is not None and tag == str(self._tag) else None
+
+    def delete(self, *, tag: str) -> bool:
+        with self._one_at_a_time:
+            if self._content is None or tag != str(self._tag):
+                return False
+            self._content = None
+            return True
+
+    def _write(self, content: bytes) -> str:
+        self._content = content
+        self._tag += 1
+        return str(self._tag)
+
+
+@pytest.fixture(params=["file", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> LockStore:
+    return LockFile(tmp_path / "run.lock") if request.param == "file" else LockInMemory()
+
+
+def take(store: LockStore, *, said: list[str] | None = None, stale_s: float = 0.3, beat_s: float = 0.05) -> RunLock:
+    say = (said if said is not None else []).append
+    return RunLock.take(store, name="run.dir = 'r'", say=say, stale_s=stale_s, beat_s=beat_s)
+
+
+def elsewhere(holder: Holder) -> Holder:
+    return replace(holder, host="otherhost", machine="another")
+
+
+def dead(holder: Holder) -> Holder:
+    """The same process id, but of a process that started at another time."""
+    return replace(holder, started=holder.started - 1, token="of the dead")
+
+
+# ---- the contract of a store ----
+
+
+def test_every_operation_is_carried_out_only_if_the_object_is_as_it_was_seen(store: LockStore) -> None:
+    assert store.read() is None and store.replace(b"x", tag="none") is None and not store.delete(tag="none")
+    first = store.create(b"one")
+    assert first is not None and store.create(b"other") is None
+    assert store.read() == (b"one", first)
+    second = store.replace(b"two", tag=first)
+    assert second is not None and store.replace(b"three", tag=first) is None
+    assert store.read() == (b"two", second)
+    assert not store.delete(tag=first) and store.read() is not None
+    assert store.delete(tag=second) and store.read() is None and not store.delete(tag=second)
+    assert store.create(b"again") is not None
+
+
+def test_of_many_that_change_it_at_once_one_succeeds(store: LockStore) -> None:
+    num = 16
+    together = threading.Barrier(num)
+
+    def wins(number: int, tag: str | None) -> str | None:
+        content = f"{number} after {tag}".encode()  # as with ETags, equal contents may have equal tags
+        together.wait()
+        return store.create(content) if tag is None else store.replace(content, tag=tag)
+
+    with ThreadPoolExecutor(num) as pool:
+        tag: str | None = None
+        for _ in range(20):
+            tags = [won for won in pool.map(wins, range(num), [tag] * num) if won is not None]
+            assert len(tags) == 1
+            (tag,) = tags
+            found = store.read()
+            assert found is not None and found[1] == tag
+
+        def deletes(_: int) -> bool:
+            together.wait()
+            assert tag is not None
+            return store.delete(tag=tag)
+
+        assert sum(pool.map(deletes, range(num))) == 1
+
+
+# ---- the lock ----
+
+
+def test_a_living_holder_keeps_others_out_until_it_lets_go(store: LockStore) -> None:
+    lock = take(store)
+    with pytest.raises(ConfigError, match=rf"run.dir = 'r': in use by .*, pid {os.getpid()}, since 20.*stop it"):
+        take(store)
+    lock.check()
+    lock.release()
+    assert store.read() is None
+    take(store).release()
+
+
+def test_a_dead_holder_of_this_machine_is_taken_over_at_once_and_one_line_says_so(store: LockStore) -> None:
+    store.create(dead(Holder.this_process()).to_bytes())
+    said: list[str] = []
+    started_s = time.monotonic()
+    lock = take(store, said=said, stale_s=60)
+    assert time.monotonic() - started_s < 5
+    assert len(said) == 1 and "took over the lock of a dead holder" in said[0] and str(os.getpid()) in said[0]
+    lock.check()
+    lock.release()
+
+
+def test_a_holder_on_another_machine_is_watched_and_refuses_or_gives_way(store: LockStore) -> None:
+    tag = store.create(elsewhere(Holder.this_process()).to_bytes())
+    assert tag is not None
+    said: list[str] = []
+    lock = take(store, said=said)
+    assert "otherhost" in said[0] and "watched for 0 s" in said[0] and "took over" in said[1]
+    lock.release()
+
+    lock = take(store)
+    lock._holder = elsewhere(lock._holder)  # it renews its lock as another machine's process from now on
+    time.sleep(0.2)
+    with pytest.raises(ConfigError, match="in use by otherhost"):
+        take(store)
+    lock.release()
+
+
+def test_a_lock_that_nobody_can_read_is_watched_too(store: LockStore) -> None:
+    store.create(b'{"half')
+    said: list[str] = []
+    take(store, said=said).release()
+    assert "somebody unreadable" in said[0]
+
+
+def test_of_many_that_take_over_at_once_one_gets_it(store: LockStore) -> None:
+    num = 12
+    for _ in range(10):
+        store.create(dead(Holder.this_process()).to_bytes())
+        together = threading.Barrier(num)
+
+        def start(_: int, together: threading.Barrier = together) -> RunLock | None:
+            together.wait()
+            try:
+                return take(store)
+            except ConfigError:
+                return None
+
+        with ThreadPoolExecutor(num) as pool:
+            locks = [lock for lock in pool.map(start, range(num)) if lock is not None]
+        assert len(locks) == 1
+        locks[0].check()
+        locks[0].release()
+        assert store.read() is None
+
+
+def test_a_holder_that_slept_finds_its_lock_taken_and_does_not_remove_the_others(store: LockStore) -> None:
+    slept = take(store, beat_s=60)
+    found = store.read()
+    assert found is not None
+    other = elsewhere(replace(Holder.this_process(), token="other"))
+    store.replace(other.to_bytes(), tag=found[1])
+    with pytest.raises(LockLost, match=r"held by otherhost.*writes nothing more"):
+        slept.check()
+    slept.release()
+    left = store.read()
+    assert left is not None and left[0] == other.to_bytes()
+
+
+def test_a_holder_whose_lock_was_removed_by_hand_stops(store: LockStore) -> None:
+    lock = take(store, beat_s=60)
+    found = store.read()
+    assert found is not None and store.delete(tag=found[1])
+    with pytest.raises(LockLost, match="is now gone"):
+        lock.check()
+    lock.release()
+
+
+def test_a_lock_is_renewed_while_it_is_held(store: LockStore) -> None:
+    lock = take(store, beat_s=0.02)
+    contents = set()
+    until_s = time.monotonic() + 10
+    while len(contents) < 4 and time.monotonic() < until_s:
+        found = store.read()
+        assert found is not None
+        contents.add(found[0])
+    lock.check()
+    lock.release()
+    assert len(contents) == 4 and store.read() is None
+
+
+# ---- in processes ----
+
+
+@pytest.fixture
+def starters(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Eight processes that take one lock at the same moment; the lock is a dead process's."""
+    path = tmp_path / "run.lock"
+    LockFile(path).create(dead(Holder.this_process()).to_bytes())
+    command = [sys.executable, str(TESTS / "lock_process.py"), str(path), str(time.time() + 2)]
+    processes = [
+        subprocess.Popen(
+            command, cwd=TESTS.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_env()
+        )
+        for _ in range(8)
+    ]
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def _env() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+
+
+def test_of_processes_that_take_over_at_once_one_gets_it_and_a_killed_one_is_followed(
+    starters: list[subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    words = [process.stdout.readline().strip() for process in starters if process.stdout]
+    assert sorted(words) == ["refused"] * 7 + ["taken"]
+    holder = starters[words.index("taken")]
+    store = LockFile(tmp_path / "run.lock")
+    with pytest.raises(ConfigError, match=f"pid {holder.pid}"):
+        take(store)
+    os.kill(holder.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, holder.pid, os.WEXITED | os.WNOWAIT)  # it has ended; nobody has fetched its exit code yet
+    take(store).release()
+    assert [path.name for path in tmp_path.iterdir()] == []
+
+
+# ---- folders ----
+
+
+def test_a_folder_is_made_and_left_without_a_lock(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "new"
+    lock_folder(folder, say=print).release()
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc/sys").is_dir(), reason="needs a folder that nobody can write")
+def test_a_folder_that_cannot_be_written_is_one_line() -> None:
+    with pytest.raises(StorageError, match="cannot write /proc/sys/run") as error:
+        lock_folder(Path("/proc/sys/run"), say=print)
+    assert "\n" not in str(error.value)
