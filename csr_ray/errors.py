@@ -33,6 +33,10 @@ class StorageError(UserError):
     """The run folder cannot take a write (disk full, no permission)."""
 
 
+class LockLost(UserError):
+    """Another process has taken over this run while this one was held up; the message names it."""
+
+
 class ReferenceGapError(UserError):
     """The engine's log-probs are not the trainer's reference; the message names the pair, the gap and the key."""
 
