@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from csr_ray import __version__
-from csr_ray.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_FAILED, UserError
+from csr_ray.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_FAILED, ActorFailure, UserError, shows_tracebacks
 
 _EXAMPLES = """examples:
   csr-ray run configs/tiny-world.yaml                       see the method work, in minutes, on a laptop
@@ -27,8 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"csr-ray: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("csr-ray: stopped; the same command goes on where it was", file=sys.stderr)
+    except ActorFailure as error:
+        if shows_tracebacks():
+            raise
+        print(f"csr-ray: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt as error:
+        print(f"csr-ray: {error or 'stopped; the same command goes on where it was'}", file=sys.stderr)
         return EXIT_FAILED
 
 

@@ -1,9 +1,12 @@
 """The errors that reach a person, each with the exit code it ends the program with.
 
-A `UserError` is printed as one line without a traceback. Everything else is a fault of ours or of the cluster.
+A `UserError` is printed without a traceback, as one line, or as one paragraph where an actor's last words belong to
+it. Everything else is a fault of ours or of the cluster.
 """
 
 from __future__ import annotations
+
+import os
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -35,6 +38,10 @@ class StorageError(UserError):
 
 class LockLost(UserError):
     """Another process has taken over this run while this one was held up; the message names it."""
+
+
+class RunFailed(UserError):
+    """A run ended by an error that is not the user's; the message is a paragraph that says how to go on."""
 
 
 class ReferenceGapError(UserError):
@@ -71,3 +78,8 @@ class TransferError(RuntimeError):
 
 class StalePolicyError(RuntimeError):
     """An answer or a pair is of another policy version than the round's; it must not be used."""
+
+
+def shows_tracebacks() -> bool:
+    """Whether errors should reach the screen as they are; `CSR_RAY_DEBUG=1` asks for that."""
+    return os.environ.get("CSR_RAY_DEBUG", "0") not in ("", "0")

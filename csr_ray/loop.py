@@ -15,6 +15,7 @@ or does the work, commits it and then returns it. So this loop is also how a kil
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 
 from csr_ray.evaluation.suite import Suite
 from csr_ray.ports import Machinery, Prompts
@@ -52,9 +53,10 @@ def run(
             with state.round_clock(index):
                 for cycle in state.cycles(index):
                     turn = Turn(state, prompts, cycle=cycle)
-                    units = roll_out(state, turn, generators=generators, check=trainer.check, view=view)
-                    files = build(state, cycle, units, view=view)
-                    trained = train(state, turn, files, trainer=trainer, view=view)
+                    rolling = roll_out(state, turn, generators=generators, check=trainer.check, view=view)
+                    with closing(rolling) as units:  # at an error, too, while the machinery is still there
+                        files = build(state, cycle, units, view=view)
+                        trained = train(state, turn, files, trainer=trainer, view=view)
                     publish(state, cycle, trained, generators=generators, view=view)
                 version = state.version_after(index)
                 evaluate(state, suite=suite, generators=generators, version=version, round_index=index, view=view)

@@ -6,6 +6,7 @@ This is the one module of the package that imports `actors`, and it does so only
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import time
@@ -19,7 +20,9 @@ import yaml
 from rich.console import Console
 
 from csr_ray.app.console import ConsoleView
+from csr_ray.app.ending import told_how_to_go_on
 from csr_ray.app.plan import check_paths, check_policy, make_plan, print_plan, resolve_world, uses_world
+from csr_ray.app.stop import SignalStop
 from csr_ray.config.load import differing_keys, is_operational, load_config, parse_config, to_plain
 from csr_ray.config.schema import Config, World
 from csr_ray.data.prompts import PromptFile, find_readable, read_prompts
@@ -36,10 +39,13 @@ from csr_ray.report import write_report
 from csr_ray.report.terminal import print_round_table
 from csr_ray.stages.close import summarise
 from csr_ray.stages.state import RunState
+from csr_ray.stages.stop import NeverAsked, Stop
 from csr_ray.stages.view import View
 from csr_ray.store.atomic import storage_errors, write_atomically, write_json
 from csr_ray.store.journal import Journal
+from csr_ray.store.lock import lock_folder
 from csr_ray.store.run_folder import RunFolder
+from csr_ray.store.unfinished import remove_unfinished
 
 if TYPE_CHECKING:
     from csr_ray.world.build import WorldSpec
@@ -65,14 +71,38 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
     if dry_run:
         _dry_run(given, method=method)
         return EXIT_DONE
-    if fresh:
-        _move_aside(folder)
-    journal = Journal(folder.journal)
-    _check_same_config(folder, config=given)
-    finished = _state(given, folder=folder, journal=journal)
-    if finished.is_finished:
-        _show_result(finished)
+    if not fresh and _says_finished(folder, config=given):
+        state = _state(given, folder=folder, journal=Journal(folder.journal), stop=NeverAsked())
+        _check_same_config(folder, config=given)
+        _show_result(state)
         return EXIT_DONE
+    if fresh:
+        _move_aside(folder, view=view)
+    is_new = not folder.root.exists()
+    lock = lock_folder(folder, say=view.say)
+    try:
+        with SignalStop(grace_s=given.run.grace_s, before_exit=lock.release) as stop:
+            remove_unfinished(folder.root)
+            journal = Journal(folder.journal)
+            journal.before_commit = _all_of(lock.check, stop.check)
+            state = _state(given, folder=folder, journal=journal, stop=stop)
+            with told_how_to_go_on(state, stop=stop):
+                _run_locked(state, stop=stop, view=view)
+    finally:
+        lock.release()
+        if is_new:
+            with contextlib.suppress(OSError):  # nothing was begun in it
+                folder.root.rmdir()
+    return EXIT_DONE
+
+
+def _run_locked(state: RunState, *, stop: SignalStop, view: View) -> None:
+    """Run what is left of the run, whose folder is this process's alone."""
+    given, folder = state.config, state.folder
+    _check_same_config(folder, config=given)
+    if state.is_finished:
+        _show_result(state)
+        return
     config = given
     check_engine_has_gpu(given.generators, needs_gpu=serves_on_gpus())
     if uses_world(given):
@@ -81,12 +111,29 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
         config = resolve_world(given, folder=cached_world(world_spec(given.world)))
     check_paths(config)
     _start_folder(folder, config=given)
-    state = _state(config, folder=folder, journal=journal)
+    state = replace(state, config=config)
     prompts = _prompts(state)
-    state = replace(state, model=_model_of_run(config, journal=journal))
-    run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=_starter(state, view=view), view=view)
+    state = replace(state, model=_model_of_run(config, journal=state.journal))
+    start = _starter(state, stop=stop, view=view)
+    run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=start, view=view)
     _show_result(state)
-    return EXIT_DONE
+
+
+def _says_finished(folder: RunFolder, *, config: Config) -> bool:
+    """Whether the summary says that every round is done; such a run is only shown, for which it needs no lock."""
+    try:
+        summary = json.loads(folder.summary.read_text())
+        return bool(summary["finished"]) and len(summary["rounds"]) >= config.run.rounds
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _all_of(*calls: Callable[[], None]) -> Callable[[], None]:
+    def call() -> None:
+        for one in calls:
+            one()
+
+    return call
 
 
 def evaluate_model(
@@ -148,16 +195,19 @@ def world_spec(world: World) -> WorldSpec:
     )
 
 
-def _starter(state: RunState, *, view: View) -> Callable[[Sequence[str]], Machinery]:
+def _starter(state: RunState, *, stop: SignalStop, view: View) -> Callable[[Sequence[str]], Machinery]:
     def start(adapters: Sequence[str]) -> Machinery:
         listen_on_this_machine_only()
         from actors.runtime import Runtime
 
         started_s = time.perf_counter()
         logs = state.folder.logs.absolute()
-        runtime = Runtime.start(
-            state.config, method=state.method, model=state.model, adapters=adapters, logs=logs, view=view
-        )
+        try:
+            runtime = Runtime.start(
+                state.config, method=state.method, model=state.model, adapters=adapters, logs=logs, view=view
+            )
+        finally:
+            stop.listen()
         state.journal.commit("start", seconds=time.perf_counter() - started_s)
         return runtime
 
@@ -207,8 +257,9 @@ def _prompts(state: RunState) -> PromptFile:
     return prompts
 
 
-def _state(config: Config, *, folder: RunFolder, journal: Journal) -> RunState:
-    return RunState(config=config, folder=folder, journal=journal, model=config.policy.model, versions=_versions())
+def _state(config: Config, *, folder: RunFolder, journal: Journal, stop: Stop) -> RunState:
+    model = config.policy.model
+    return RunState(config=config, folder=folder, journal=journal, model=model, versions=_versions(), stop=stop)
 
 
 def _model_of_run(config: Config, *, journal: Journal) -> str:
@@ -249,11 +300,19 @@ def _check_same_config(folder: RunFolder, *, config: Config) -> None:
         )
 
 
-def _move_aside(folder: RunFolder) -> None:
-    if folder.root.exists() and any(folder.root.iterdir()):
-        target = folder.root.with_name(f"{folder.root.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-        os.replace(folder.root, target)
-        print(f"  the earlier run is now {target}")
+def _move_aside(folder: RunFolder, *, view: View) -> None:
+    """Rename a run folder that holds anything; nobody may be at work on it."""
+    if not (folder.root.exists() and any(folder.root.iterdir())):
+        return
+    target = RunFolder(folder.root.with_name(f"{folder.root.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
+    lock = lock_folder(folder, say=view.say)
+    try:
+        with storage_errors(target.root):
+            os.replace(folder.root, target.root)
+            target.lock.unlink(missing_ok=True)
+    finally:
+        lock.release()
+    print(f"  the earlier run is now {target.root}")
 
 
 def _show_result(state: RunState) -> None:

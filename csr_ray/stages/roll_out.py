@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from csr_ray.counters import Counters
+from csr_ray.errors import LockLost, StorageError
 from csr_ray.ports import Generators
 from csr_ray.records import Cycle, Prompt, Rejection, Rollout, Unit
 from csr_ray.stages.state import RunState
@@ -26,11 +27,14 @@ def roll_out(
     generators: Generators,
     view: View,
     check: Callable[[], None] = lambda: None,
-) -> Iterator[Unit]:
+) -> Generator[Unit, None, None]:
     """Yield the units of the cycle as they are committed, those of an earlier start of the run first.
 
     A unit's content is on disk when its name is yielded, and only the name is handed on. `check` is called at most
     once a second and may raise: a trainer that cannot start should be noticed before all rollouts are paid for.
+
+    If the rollout cannot go on, because it is told to stop or because of an error, everything finished is committed
+    first, also as units of fewer prompts.
     """
     cycle = turn.cycle
     yield from turn.committed()
@@ -41,22 +45,33 @@ def roll_out(
     committed_s = counted_s = time.perf_counter()
     num_left = turn.num_to_do
     generators.counters()
-    with view.stage("roll out", total=turn.num_to_do, unit="prompts", round_index=cycle.round_index) as stage:
-        for result in generators.rollout(units.prompts(), cycle=cycle):
-            num_left -= 1
-            check()
-            stage.advance(tokens=result.stats.num_tokens if isinstance(result, Rollout) else 0)
-            for unit in units.take(result, is_last=num_left == 0):
-                now_s = time.perf_counter()
-                counters = Counters()
-                # Not for every unit, because every actor has to be asked for its counters.
-                if units.num_open == 0 or now_s - counted_s >= _COUNT_EVERY_S:
-                    counters = generators.counters()
-                    stage.note = live_figures(counters, seconds=now_s - counted_s)
-                    counted_s = now_s
-                name = _commit(state, cycle, unit, seconds=now_s - committed_s, counters=counters)
-                committed_s = now_s
-                yield Unit(name=name, position=unit.position)
+    rolling = view.stage("roll out", total=turn.num_to_do, unit="prompts", round_index=cycle.round_index)
+    with state.stop.graceful(), rolling as stage:
+        try:
+            prompts = units.prompts(until=lambda: state.stop.is_asked)
+            for result in state.stop.until_grace_ends(generators.rollout(prompts, cycle=cycle)):
+                num_left -= 1
+                check()
+                stage.advance(tokens=result.stats.num_tokens if isinstance(result, Rollout) else 0)
+                for unit in units.take(result, is_last=num_left == 0):
+                    now_s = time.perf_counter()
+                    counters = Counters()
+                    # Not for every unit, because every actor has to be asked for its counters.
+                    if units.num_open == 0 or now_s - counted_s >= _COUNT_EVERY_S:
+                        counters = generators.counters()
+                        stage.note = live_figures(counters, seconds=now_s - counted_s)
+                        counted_s = now_s
+                    name = _commit(state, cycle, unit, seconds=now_s - committed_s, counters=counters)
+                    committed_s = now_s
+                    yield Unit(name=name, position=unit.position)
+        except (StorageError, LockLost, AssertionError):
+            raise  # the storage or the lock is not there for more, or the fault is ours
+        except (Exception, GeneratorExit):
+            _commit_finished(state, cycle, units, since_s=committed_s, counters=Counters())
+            raise
+        if state.stop.is_asked:
+            _commit_finished(state, cycle, units, since_s=committed_s, counters=generators.counters())
+            state.stop.now()
         assert num_left == 0, f"{num_left} prompts have no result"
         stage.note = ""
 
@@ -72,6 +87,11 @@ class _OpenUnit:
     def is_done(self) -> bool:
         return all(result is not None for result in self.results.values())
 
+    def finished(self) -> _OpenUnit:
+        part = _OpenUnit(position=self.position)
+        part.results = {prompt_id: result for prompt_id, result in list(self.results.items()) if result is not None}
+        return part
+
 
 class _OpenUnits:
     """Puts prompts into units as they are drawn, and results into their prompts' units as they come.
@@ -86,9 +106,11 @@ class _OpenUnits:
         self._open: dict[int, _OpenUnit] = {}  # by position
         self._all_drawn = False
 
-    def prompts(self) -> Iterator[Prompt]:
+    def prompts(self, *, until: Callable[[], bool]) -> Iterator[Prompt]:
         unit: _OpenUnit | None = None
         for position, prompt in self._turn.to_do():
+            if until():
+                return
             if unit is None or len(unit.results) == self._size:
                 unit = self._open[position] = _OpenUnit(position=position)
             self._unit_of[prompt.id] = unit
@@ -99,6 +121,10 @@ class _OpenUnits:
     @property
     def num_open(self) -> int:
         return len(self._open)
+
+    def finished(self) -> list[_OpenUnit]:
+        """What there is of the open units: smaller ones, of the prompts that have a result."""
+        return [part for unit in list(self._open.values()) if (part := unit.finished()).results]
 
     def take(self, result: Rollout | Rejection, *, is_last: bool) -> Iterator[_OpenUnit]:
         """Yield the unit that this result completes, if it completes one; with the last result, all that are left."""
@@ -147,6 +173,14 @@ def _commit(state: RunState, cycle: Cycle, unit: _OpenUnit, *, seconds: float, c
         counters=counters.to_plain(),
     )
     return name
+
+
+def _commit_finished(state: RunState, cycle: Cycle, units: _OpenUnits, *, since_s: float, counters: Counters) -> None:
+    """Commit what is finished of the units that are under way; the rest of each is rolled out by the next start."""
+    for unit in units.finished():
+        now_s = time.perf_counter()
+        _commit(state, cycle, unit, seconds=now_s - since_s, counters=counters)
+        since_s, counters = now_s, Counters()
 
 
 def _costs(rollouts: Sequence[Rollout]) -> dict[str, float]:

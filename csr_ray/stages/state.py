@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from csr_ray.config.schema import Config
 from csr_ray.methods.base import Method, method_of
 from csr_ray.records import Cycle
+from csr_ray.stages.stop import NeverAsked, Stop
 from csr_ray.store.journal import Journal, Quarantine
 from csr_ray.store.run_folder import RunFolder
 
@@ -22,6 +23,7 @@ class RunState:
         model: the base policy's reference (`csr_ray.policy.source`).
         versions: of this package, of Python and of the libraries, by name; for summary.json.
         method: the one that the config names.
+        stop: tells a stage that it should end soon.
     """
 
     config: Config
@@ -29,6 +31,7 @@ class RunState:
     journal: Journal
     model: str
     versions: dict[str, str]
+    stop: Stop = field(default_factory=NeverAsked)
     method: Method = field(init=False)
     quarantine: Quarantine = field(init=False)
     _round_wall_s: dict[int, float] = field(default_factory=dict)

@@ -3,26 +3,77 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from csr_ray.errors import StorageError
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+# Libraries written in Rust raise errors of their own, which only say the number.
+_OS_ERROR = re.compile(r"\bos error (\d+)")
+_SAY_EVERY_S = 30.0
+
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into a StorageError, whose one line names `path` and what to do."""
+    """Turn an error of the storage in the block into a StorageError, whose one line names `path` and what to do.
+
+    If the block takes long, a line says every 30 seconds what is waited for.
+    """
+    with _said_if_slow(path):
+        try:
+            yield
+        except OSError as error:
+            raise storage_error_of(path, error=error) from error
+        except Exception as error:
+            if (number := _OS_ERROR.search(str(error))) is None:
+                raise
+            plain = OSError(int(number[1]), os.strerror(int(number[1])))
+            raise storage_error_of(path, error=plain) from error
+
+
+def storage_error_of(path: Path, *, error: OSError, done: str = "write") -> StorageError:
+    """The one line for an error of the storage: what could not be done with `path`, why, and what helps."""
+    if error.errno in _NO_SPACE:
+        remedy = "free some space"
+    elif error.errno in _NOT_ALLOWED:
+        remedy = "fix the permissions or how it is mounted, or name another run.dir"
+    else:
+        remedy = "see that the file system is there and sound"
+    return StorageError(
+        f"cannot {done} {path}: {error.strerror or error}; {remedy}, then start the same command again: it goes on "
+        "where it was"
+    )
+
+
+@contextlib.contextmanager
+def _said_if_slow(path: Path) -> Iterator[None]:
+    started_s = time.monotonic()
+    is_done = threading.Event()
+
+    def say() -> None:
+        while not is_done.wait(_SAY_EVERY_S):
+            print(
+                f"csr-ray: still waiting for {path} to be written, since {time.monotonic() - started_s:.0f} s; "
+                "is its file system slow or away?",
+                file=sys.stderr,
+            )
+
+    threading.Thread(target=say, name="slow-storage", daemon=True).start()
     try:
         yield
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {path}: {error.strerror or error}; free some space or fix the permissions, then start the "
-            f"same command again: it goes on where it was"
-        ) from error
+    finally:
+        is_done.set()
 
 
 def write_atomically(path: Path, *, write: Callable[[Path], object], is_durable: bool = True) -> None:
@@ -68,18 +119,22 @@ def new_folder(target: Path) -> Iterator[Path]:
 
     After an error nothing is left of it. Its files are made readable by others at the end, because `mkdtemp` and
     safetensors make what they write private to this user.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield staging
-        staging.chmod(0o755)
-        for path in staging.iterdir():
-            path.chmod(0o755 if path.is_dir() else 0o644)
-        _replace(staging, target=target)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+    with storage_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            yield staging
+            staging.chmod(0o755)
+            for path in staging.iterdir():
+                path.chmod(0o755 if path.is_dir() else 0o644)
+            _replace(staging, target=target)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
 
 
 def _replace(staging: Path, *, target: Path) -> None:

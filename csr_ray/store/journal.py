@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -32,6 +32,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.before_commit: Callable[[], None] = lambda: None  # may raise, and then nothing is written
         self.num_lines = 0
         self._index: dict[tuple[str, int | None], list[JsonDict]] = {}  # by kind and round, and by kind alone (None)
         self._units: dict[tuple[int, str], CommittedUnits] = {}
@@ -55,6 +56,7 @@ class Journal:
 
     def commit(self, kind: str, **fields: object) -> JsonDict:
         """Append a line, make it durable and return it. Whatever it speaks of must be on disk already."""
+        self.before_commit()
         entry: JsonDict = {"kind": kind, **fields}
         line = json.dumps(entry, allow_nan=False).encode() + b"\n"
         with storage_errors(self._path), self._path.open("ab") as file:

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Protocol
 
 from csr_ray.errors import ConfigError, LockLost
-from csr_ray.store.atomic import storage_errors
+from csr_ray.store.atomic import storage_error_of
+from csr_ray.store.run_folder import RunFolder
 
 BEAT_S = 10.0
 STALE_S = 90.0
@@ -306,13 +307,15 @@ def _stays(store: LockStore, *, tag: str, for_s: float) -> bool:
         time.sleep(min(_LOOK_EVERY_S, left_s))
 
 
-def lock_folder(folder: Path, *, say: Callable[[str], None]) -> RunLock:
+def lock_folder(folder: RunFolder, *, say: Callable[[str], None]) -> RunLock:
     """Take the lock of a run folder, which is made if it is not there.
 
     Raises:
         ConfigError: another driver works on it.
         StorageError: the folder cannot be written.
     """
-    with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        return RunLock.take(LockFile(folder / "run.lock"), name=f"run.dir = {str(folder)!r}", say=say)
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        return RunLock.take(LockFile(folder.lock), name=f"run.dir = {str(folder.root)!r}", say=say)
+    except OSError as error:
+        raise storage_error_of(folder.root, error=error) from error

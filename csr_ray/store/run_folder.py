@@ -47,6 +47,16 @@ class RunFolder:
     def logs(self) -> Path:
         return self.root / "logs"
 
+    @property
+    def driver_log(self) -> Path:
+        """Tracebacks of the process that runs the loop; actors have logs of their own."""
+        return self.logs / "driver.log"
+
+    @property
+    def lock(self) -> Path:
+        """Who works on the run; there only meanwhile."""
+        return self.root / "run.lock"
+
     def round(self, index: int) -> Path:
         return self.root / f"round_{index:03d}"
 

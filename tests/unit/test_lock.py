@@ -17,6 +17,7 @@ import pytest
 
 from csr_ray.errors import ConfigError, LockLost, StorageError
 from csr_ray.store.lock import Holder, LockFile, LockStore, RunLock, lock_folder
+from csr_ray.store.run_folder import RunFolder
 
 TESTS = Path(__file__).parents[1]
 
@@ -263,12 +264,12 @@ def test_of_processes_that_take_over_at_once_one_gets_it_and_a_killed_one_is_fol
 
 def test_a_folder_is_made_and_left_without_a_lock(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "new"
-    lock_folder(folder, say=print).release()
+    lock_folder(RunFolder(folder), say=print).release()
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.skipif(not Path("/proc/sys").is_dir(), reason="needs a folder that nobody can write")
 def test_a_folder_that_cannot_be_written_is_one_line() -> None:
     with pytest.raises(StorageError, match="cannot write /proc/sys/run") as error:
-        lock_folder(Path("/proc/sys/run"), say=print)
+        lock_folder(RunFolder(Path("/proc/sys/run")), say=print)
     assert "\n" not in str(error.value)

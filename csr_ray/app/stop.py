@@ -1,0 +1,136 @@
+"""How a run is told to stop: by Ctrl-C, or by SIGTERM, which is what `ray job stop`, Slurm and Kubernetes send.
+
+The first signal interrupts whatever the main thread does, by a KeyboardInterrupt, unless a stage has asked for grace
+(`csr_ray.stages.stop`): then what is under way may finish for `run.grace_s` seconds. The second signal ends the
+process at once. Nothing is lost by that, because a run is always in a state from which it can go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from types import FrameType
+from typing import TypeVar
+
+from csr_ray.errors import EXIT_FAILED
+
+T = TypeVar("T")
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# A stage in grace that does not come back to its results for so long behind the end of the grace is interrupted, too.
+_SETTLE_S = 5.0
+_END = object()
+
+
+class SignalStop:
+    """The `csr_ray.stages.stop.Stop` of a driver, while its `with` block lasts. Signals only reach the main thread.
+
+    Args:
+        grace_s: how long what is under way may take to finish.
+        before_exit: called before the process ends at a second signal.
+    """
+
+    def __init__(self, *, grace_s: float, before_exit: Callable[[], None]) -> None:
+        self.signal_name = ""
+        self._grace_s = grace_s
+        self._before_exit = before_exit
+        self._in_grace = False
+        self._is_over = False
+        self._is_waiting = False
+        self._earlier: dict[int, object] = {}
+
+    def __enter__(self) -> SignalStop:
+        if threading.current_thread() is threading.main_thread():
+            self._earlier = {number: signal.getsignal(number) for number in (*_SIGNALS, signal.SIGALRM)}
+            self.listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # After a wish to stop the process is about to end, and one more signal still ends it at once.
+        if not self.is_asked:
+            for number, handler in self._earlier.items():
+                signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def listen(self) -> None:
+        """Hear the signals, also after somebody else has asked for them, as `ray.init` does for SIGTERM."""
+        if self._earlier:
+            for number in _SIGNALS:
+                signal.signal(number, self._on_signal)
+            signal.signal(signal.SIGALRM, self._on_alarm)
+
+    @property
+    def is_asked(self) -> bool:
+        return bool(self.signal_name)
+
+    def check(self) -> None:
+        """Raise if the wish to stop was swallowed, as it is where the signal came in the middle of a destructor."""
+        if self.is_asked and not self._in_grace:
+            self.now()
+
+    def now(self) -> None:
+        raise KeyboardInterrupt(self.signal_name)
+
+    @contextlib.contextmanager
+    def graceful(self) -> Iterator[None]:
+        self.check()
+        self._in_grace = True
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._in_grace = False
+
+    def until_grace_ends(self, results: Iterable[T]) -> Iterator[T]:
+        iterator = iter(results)
+        try:
+            while not self._is_over:
+                self._is_waiting = True
+                result = next(iterator, _END)
+                self._is_waiting = False
+                if result is _END:
+                    return
+                yield result  # type: ignore[misc]
+        except KeyboardInterrupt:
+            if not self._is_over:
+                raise
+        finally:
+            self._is_waiting = False
+            if close := getattr(iterator, "close", None):
+                close()
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self.is_asked:
+            self._exit()
+        self.signal_name = signal.Signals(number).name
+        if self._in_grace:
+            _print(
+                f"{self.signal_name}: what is under way may finish, for at most {self._grace_s:g} s; "
+                "a second signal stops at once"
+            )
+            signal.setitimer(signal.ITIMER_REAL, max(self._grace_s, 1e-3), _SETTLE_S)
+        else:
+            _print(f"{self.signal_name}: stopping; a second signal stops at once")
+            self.now()
+
+    def _on_alarm(self, _: int, __: FrameType | None) -> None:
+        is_late, self._is_over = self._is_over, True
+        if self._is_waiting or is_late:
+            self.now()
+
+    def _exit(self) -> None:
+        with contextlib.suppress(Exception):
+            self._before_exit()
+        if sys.stdout.isatty():
+            os.write(1, b"\x1b[?25h")  # a progress bar hides the cursor
+        _print("stopped at once; the same command goes on from what was committed")
+        os._exit(EXIT_FAILED)
+
+
+def _print(line: str) -> None:
+    """Write to stderr, from a signal handler: the buffered way may be under way in what the signal interrupted."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"\ncsr-ray: {line}\n".encode())
