@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"csr-ray: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt as error:
-        print(f"csr-ray: {error or 'stopped; the same command goes on where it was'}", file=sys.stderr)
+        print(f"csr-ray: {str(error) or 'stopped; the same command goes on where it was'}", file=sys.stderr)
         return EXIT_FAILED
 
 

@@ -72,7 +72,7 @@ class SignalStop:
             self.now()
 
     def now(self) -> None:
-        raise KeyboardInterrupt(self.signal_name)
+        raise KeyboardInterrupt(f"stopped by {self.signal_name}; the same command goes on where it was")
 
     @contextlib.contextmanager
     def graceful(self) -> Iterator[None]:

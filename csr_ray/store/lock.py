@@ -261,10 +261,15 @@ class RunLock:
         """
         found = self._store.read()
         other = Holder.from_bytes(found[0]) if found is not None else None
-        if other is None or other.token != self._holder.token:
+        if other is None:
             raise LockLost(
-                f"{self._name}: this run was held up, and its lock is now "
-                f"{f'held by {other}' if other else 'gone'}; this one stops and writes nothing more"
+                f"{self._name}: the lock of this run is now gone: its file was removed, or its file system is away; "
+                "this run stops and writes nothing more, and the same command goes on where it was"
+            )
+        if other.token != self._holder.token:
+            raise LockLost(
+                f"{self._name}: this run was held up, and its lock is now held by {other}; this one stops and writes "
+                "nothing more"
             )
 
     def release(self) -> None:

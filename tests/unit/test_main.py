@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from csr_ray import __version__
 from csr_ray.__main__ import main
 from csr_ray.app import doctor
 from csr_ray.app import run as run_module
+from csr_ray.store.lock import lock_folder
+from csr_ray.store.run_folder import RunFolder
 from csr_ray.world import build
 
 TINY_WORLD = str(Path(__file__).parents[2] / "configs" / "tiny-world.yaml")
@@ -179,6 +182,27 @@ def test_a_run_may_go_on_with_other_resources_but_not_with_another_way_to_serve(
     capsys.readouterr()
     assert main(["run", config, "generators.publish=adapter"]) == 2
     assert "generators.publish" in error_line(capsys)
+
+
+def test_a_run_folder_that_another_driver_works_on_is_refused_also_with_fresh(
+    tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_file(tmp_path, own_data)
+    (tmp_path / "there.png").unlink()
+    assert main(["run", config]) == 3
+    capsys.readouterr()
+    folder = RunFolder(tmp_path / "run")
+    lock = lock_folder(folder, say=print)
+    before = sorted(path.name for path in folder.root.iterdir())
+    for more in ([], ["--fresh"]):
+        assert main(["run", config, *more]) == 2
+        line = error_line(capsys)
+        assert f"run.dir = {str(folder.root)!r}: in use by" in line and f"pid {os.getpid()}" in line
+    assert sorted(path.name for path in folder.root.iterdir()) == before
+    lock.release()
+    assert main(["run", config, "--fresh"]) == 3
+    moved = [path for path in tmp_path.glob("run.*") if path.is_dir()]
+    assert len(moved) == 1 and not (moved[0] / "run.lock").exists() and not folder.lock.exists()
 
 
 # ---- config ----

@@ -1,0 +1,251 @@
+"""Signals, the grace that a rollout has, and what is kept when it ends early."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakes import FakeGenerators, PromptList, tiny_config
+from rich.console import Console
+
+from csr_ray.app.console import ConsoleView
+from csr_ray.app.ending import kept_in_words, told_how_to_go_on
+from csr_ray.app.stop import SignalStop
+from csr_ray.errors import ActorFailure, RunFailed, StorageError
+from csr_ray.records import Cycle, Prompt
+from csr_ray.stages.roll_out import roll_out
+from csr_ray.stages.state import RunState
+from csr_ray.stages.stop import NeverAsked, Stop
+from csr_ray.stages.turn import Turn
+from csr_ray.store.journal import Journal
+from csr_ray.store.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = PromptList([Prompt(id=f"p{number}", image=f"{number}.png", text="Describe.") for number in range(7)])
+CYCLE = Cycle(round_index=0)
+VIEW = ConsoleView(num_rounds=1, console=Console(quiet=True))
+
+
+class EndingGenerators(FakeGenerators):
+    """Answers in order; after `num` answers `end` is called, which may raise, block or send a signal."""
+
+    num = 5
+
+    def end(self) -> None:
+        raise ActorFailure("generator 0 died: as planted\nlast lines of generator_0.log:\nout of memory")
+
+    def rollout(self, prompts, *, cycle):
+        for number, prompt in enumerate(prompts):
+            if number == self.num:
+                self.end()
+            yield self._rollout(prompt, cycle=cycle)
+
+
+class InterleavedGenerators(FakeGenerators):
+    """Finishes the first unit of three when one prompt of the second is finished, too."""
+
+    def rollout(self, prompts, *, cycle):
+        drawn = list(prompts)
+        for number in (0, 3, 1, 2, 4, 5, 6):
+            yield self._rollout(drawn[number], cycle=cycle)
+
+
+class BlockingGenerators(EndingGenerators):
+    """Is told to stop by a signal, and then has nothing more for a long time."""
+
+    def end(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        queue.Queue().get(timeout=60)
+
+
+class StoppingGenerators(EndingGenerators):
+    """Is told to stop by a signal, and goes on as long as it gets prompts."""
+
+    def end(self) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def state_of(directory: Path, *, stop: Stop | None = None, unit: int = 3) -> RunState:
+    folder = RunFolder(directory)
+    directory.mkdir(exist_ok=True)
+    return RunState(
+        config=tiny_config(directory, run={"dir": str(directory), "rounds": 1, "unit": unit}),
+        folder=folder,
+        journal=Journal(folder.journal),
+        model="model",
+        versions={},
+        stop=stop or NeverAsked(),
+    )
+
+
+def units_of(state: RunState, *, generators: FakeGenerators) -> Iterator[str]:
+    turn = Turn(state, PROMPTS, cycle=CYCLE)
+    return (unit.name for unit in roll_out(state, turn, generators=generators, view=VIEW))
+
+
+def check_the_rest_is_done(directory: Path, *, num_kept: int) -> None:
+    state = state_of(directory)
+    assert state.journal.units(**CYCLE.key).total("prompts") == num_kept
+    generators = FakeGenerators(state.config)
+    list(units_of(state, generators=generators))
+    assert len(generators.grown) == 7 - num_kept, "nothing is done twice, nothing is left out"
+    assert state_of(directory).journal.units(**CYCLE.key).total("prompts") == 7
+
+
+def test_what_is_finished_is_committed_before_an_error_of_the_pool_goes_up(tmp_path: Path) -> None:
+    state = state_of(tmp_path)
+    with pytest.raises(ActorFailure):
+        list(units_of(state, generators=EndingGenerators(state.config)))
+    check_the_rest_is_done(tmp_path, num_kept=5)
+
+
+def test_what_is_finished_is_committed_when_those_behind_it_fail(tmp_path: Path) -> None:
+    """A generator that is closed in the middle, as the loop closes it after an error of the trainer."""
+    state = state_of(tmp_path)
+    turn = Turn(state, PROMPTS, cycle=CYCLE)
+    units = roll_out(state, turn, generators=InterleavedGenerators(state.config), view=VIEW)
+    next(units)
+    units.close()
+    check_the_rest_is_done(tmp_path, num_kept=4)
+
+
+def test_nothing_more_is_written_where_the_storage_failed(tmp_path: Path) -> None:
+    state = state_of(tmp_path)
+    num_tries = 0
+
+    def full() -> None:
+        nonlocal num_tries
+        num_tries += 1
+        raise StorageError("full")
+
+    state.journal.before_commit = full
+    with pytest.raises(StorageError):
+        list(units_of(state, generators=FakeGenerators(state.config)))
+    assert num_tries == 1
+
+
+def test_after_a_signal_what_is_under_way_has_the_grace_and_is_committed(tmp_path: Path) -> None:
+    with SignalStop(grace_s=0.3, before_exit=lambda: None) as stop:
+        state = state_of(tmp_path, stop=stop)
+        started_s = time.monotonic()
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+            list(units_of(state, generators=BlockingGenerators(state.config)))
+        assert 0.3 <= time.monotonic() - started_s < 10
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    check_the_rest_is_done(tmp_path, num_kept=5)
+
+
+def test_after_a_signal_no_prompt_is_drawn_any_more(tmp_path: Path) -> None:
+    with SignalStop(grace_s=60, before_exit=lambda: None) as stop:
+        state = state_of(tmp_path, stop=stop)
+        with pytest.raises(KeyboardInterrupt, match="SIGINT"):
+            list(units_of(state, generators=StoppingGenerators(state.config)))
+    check_the_rest_is_done(tmp_path, num_kept=6)  # the sixth had been drawn
+
+
+def test_a_signal_elsewhere_interrupts_at_once_and_the_words_say_what_is_kept(tmp_path: Path) -> None:
+    with SignalStop(grace_s=60, before_exit=lambda: None) as stop:
+        state = state_of(tmp_path, stop=stop)
+        list(units_of(state, generators=FakeGenerators(state.config)))
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        says = r"stopped by SIGINT.*7 prompts of round 1 in 3 units.*goes on"
+        with pytest.raises(KeyboardInterrupt, match=says), told_how_to_go_on(state, stop=stop):
+            time.sleep(30)
+        with pytest.raises(KeyboardInterrupt):
+            stop.check()
+
+
+def test_ray_s_own_way_to_take_a_sigterm_is_understood(tmp_path: Path) -> None:
+    with SignalStop(grace_s=1, before_exit=lambda: None) as stop:
+        state = state_of(tmp_path, stop=stop)
+        says = r"stopped by SIGTERM.*nothing but the config"
+        with pytest.raises(KeyboardInterrupt, match=says), told_how_to_go_on(state, stop=stop):
+            sys.exit(signal.SIGTERM)
+        with pytest.raises(SystemExit), told_how_to_go_on(state, stop=stop):
+            sys.exit(3)
+        assert kept_in_words(state) == "nothing but the config yet"
+
+
+def test_the_handlers_of_before_are_back_afterwards() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with SignalStop(grace_s=1, before_exit=lambda: None):
+        assert signal.getsignal(signal.SIGINT) != before[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """After a wish to stop the handlers stay, because the process is about to end; this one is not."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+TWICE = """
+import os, signal, sys, time
+from csr_ray.app.stop import SignalStop
+with SignalStop(grace_s=60, before_exit=lambda: print("let go", flush=True)) as stop:
+    with stop.graceful():
+        print("ready", flush=True)
+        while True:
+            time.sleep(1)
+"""
+
+
+def test_a_second_signal_ends_the_process_at_once_without_a_traceback() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", TWICE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    while "may finish" not in process.stderr.readline():
+        pass
+    started_s = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=30)
+    assert time.monotonic() - started_s < 10
+    assert process.returncode == 1 and output == "let go\n"
+    assert "stopped at once" in errors and "Traceback" not in errors
+
+
+# ---- other ends ----
+
+
+def test_an_actor_s_failure_is_a_paragraph_and_its_traceback_is_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SignalStop(grace_s=1, before_exit=lambda: None) as stop:
+        state = state_of(tmp_path, stop=stop)
+        with pytest.raises(RunFailed) as failed, told_how_to_go_on(state, stop=stop):
+            list(units_of(state, generators=EndingGenerators(state.config)))
+        text = str(failed.value)
+        assert text.startswith("generator 0 died: as planted\nlast lines of generator_0.log:\nout of memory\n")
+        assert "5 prompts of round 1 in 2 units" in text and "The same command goes on" in text
+        log = tmp_path / "logs" / "driver.log"
+        assert str(log) in text and "Traceback" in log.read_text()
+        with pytest.raises(RunFailed, match="unexpected ZeroDivisionError"), told_how_to_go_on(state, stop=stop):
+            1 / 0  # noqa: B018
+        monkeypatch.setenv("CSR_RAY_DEBUG", "1")
+        with pytest.raises(ZeroDivisionError), told_how_to_go_on(state, stop=stop):
+            1 / 0  # noqa: B018
+
+
+def test_a_run_folder_that_goes_away_is_one_line(tmp_path: Path) -> None:
+    with SignalStop(grace_s=1, before_exit=lambda: None) as stop:
+        state = state_of(tmp_path, stop=stop)
+        with pytest.raises(StorageError) as failed, told_how_to_go_on(state, stop=stop):
+            (tmp_path / "round_000" / "gone.parquet").read_bytes()
+        assert "\n" not in str(failed.value)
+        assert "cannot use" in str(failed.value) and "file system is there" in str(failed.value)
