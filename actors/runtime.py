@@ -1,4 +1,4 @@
-"""The composition root: joins the loop with real actors. It is the only module that starts Ray.
+"""The composition root: joins the loop with real actors.
 
 Engine and scorers start in parallel, because each spends its first seconds importing. The train group starts when the
 generators are ready, while the base policy is evaluated, and it is ready long before the first round has examples.
@@ -6,7 +6,6 @@ generators are ready, while the base policy is evaluated, and it is ready long b
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import ray
 
+from actors.cluster.connect import PrivateRay, connect
 from actors.generate.engine import EngineSettings
 from actors.generate.generator import GeneratorActor
 from actors.pool.events import Role
@@ -49,9 +49,9 @@ _AUTOSCALES = "CSR_RAY_AUTOSCALES"
 class Serving:
     """Generators and, for a run that needs them, scorers, on a Ray that this process has started or joined."""
 
-    def __init__(self, generators: GeneratorPool, *, owns_ray: bool) -> None:
+    def __init__(self, generators: GeneratorPool, *, private_ray: PrivateRay | None) -> None:
         self.generators = generators
-        self._owns_ray = owns_ray
+        self._private_ray = private_ray
 
     @classmethod
     def start(cls, policy: Policy, *, generators: Generators, model: str, logs: Path, view: View) -> Serving:
@@ -67,12 +67,12 @@ class Serving:
         """
         settings = EngineSettings(policy=policy, generators=generators)
         with view.stage("start the engine", total=None, unit="", round_index=None):
-            owns_ray = _connect_for([generator_demand(generators)], generators=generators)
+            private_ray = _connect_for([generator_demand(generators)], generators=generators)
             serving = cls._create(
                 settings,
                 model=model,
                 logs=logs,
-                owns_ray=owns_ray,
+                private_ray=private_ray,
                 precisions=_precisions(policy, generators=generators),
                 view=view,
             )
@@ -82,8 +82,8 @@ class Serving:
     def close(self) -> None:
         """End what was started here, and Ray only if this process started it."""
         self.generators.close()
-        if self._owns_ray:
-            ray.shutdown()
+        if self._private_ray:
+            self._private_ray.close()
 
     def _wait(self) -> None:
         try:
@@ -99,7 +99,7 @@ class Serving:
         *,
         model: str,
         logs: Path,
-        owns_ray: bool,
+        private_ray: PrivateRay | None,
         precisions: Collection[str],
         view: View,
         adapters: Sequence[str] = (),
@@ -139,7 +139,7 @@ class Serving:
             scorers=scorers.section if scorers else None,
             notice=view.say,
         )
-        return cls(pool, owns_ray=owns_ray)
+        return cls(pool, private_ray=private_ray)
 
 
 class Runtime:
@@ -161,7 +161,7 @@ class Runtime:
             ConfigError: there is no room for all of them; nothing has been started then.
         """
         with view.stage("start the machinery", total=None, unit="", round_index=None):
-            owns_ray = _connect_for(
+            private_ray = _connect_for(
                 demands_of(config, needs_scorer=method.needs_scorer),
                 generators=config.generators,
                 config=config,
@@ -171,7 +171,7 @@ class Runtime:
                 EngineSettings.of(config, phases_a_round=_phases_a_round(method, config=config)),
                 model=model,
                 logs=logs,
-                owns_ray=owns_ray,
+                private_ray=private_ray,
                 precisions=_precisions(config.policy, generators=config.generators, train=config.train),
                 view=view,
                 adapters=adapters,
@@ -221,19 +221,19 @@ def _connect_for(
     generators: Generators,
     config: Config | None = None,
     object_store: int | None = None,
-) -> bool:
+) -> PrivateRay | None:
     """`connect`, and refuse what there is no room for before anything is started; returns what `connect` returns."""
     check_engine_has_gpu(generators, needs_gpu=serves_on_gpus())
-    owns_ray = connect(
+    private_ray = connect(
         num_cpus_needed=sum(demand.num * demand.cpus for demand in demands) + 1, object_store=object_store
     )
     try:
         check_room(demands, config=config)
     except BaseException:
-        if owns_ray:
-            ray.shutdown()
+        if private_ray:
+            private_ray.close()
         raise
-    return owns_ray
+    return private_ray
 
 
 def check_room(demands: Sequence[Demand], *, config: Config | None = None) -> None:
@@ -270,34 +270,6 @@ def _object_store_bytes(config: Config, *, model: str) -> int:
         memory_bytes=memory_bytes(),
         shared_memory_bytes=shared_memory_bytes(),
     )
-
-
-def connect(*, num_cpus_needed: float, object_store: int | None = None) -> bool:
-    """Join the cluster that RAY_ADDRESS names (as inside `ray job submit`), else start a private Ray here.
-
-    A private Ray is told that it has at least `num_cpus_needed` CPUs, whatever the machine has: generators, scorers
-    and trainer take turns on a small machine, so Ray's CPUs are slots here, not cores. GPUs are those Ray finds.
-
-    Args:
-        object_store: bytes of a private Ray's object store; None: 256 MiB.
-
-    Returns:
-        Whether this process has started the Ray that it uses, and has to shut it down.
-    """
-    if ray.is_initialized():
-        return False
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if cluster_address():
-        ray.init(**quiet)
-        return False
-    ray.init(
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, int(num_cpus_needed + 0.999)),
-        include_dashboard=False,
-        object_store_memory=object_store or 256 * 2**20,
-        **quiet,
-    )
-    return True
 
 
 class _ScorerStarter:

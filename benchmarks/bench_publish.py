@@ -91,7 +91,7 @@ def measure(arguments: argparse.Namespace, *, shape: Shape, directory: Path) -> 
     import ray
     import transformers
 
-    from actors.runtime import connect
+    from actors.cluster.connect import connect
 
     transformers.utils.logging.disable_progress_bar()
     model = build(directory / "model", shape=shape)

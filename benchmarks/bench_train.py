@@ -127,7 +127,7 @@ def start_up(arguments: argparse.Namespace) -> dict[str, Any]:
     """Two rounds of one step each by a run's train group, from this process's start."""
     import ray
 
-    from actors.runtime import connect
+    from actors.cluster.connect import connect
     from actors.train.group import TrainerGroup
     from csr_ray.records import Cycle, TrainOrder
     from csr_ray.store.tables import Outcome, write_example_unit

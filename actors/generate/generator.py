@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
+import shutil
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from actors.generate.engine import EngineSettings, VllmEngine
 from actors.handover.proofs import Served
 from actors.handover.registry import Receiver
 from actors.process.counters import Counting
+from actors.process.leftovers import note_shared_memory, own_folder, sweep
 from actors.process.logs import log_to_file
 from actors.process.pulse import Heart, Pulse
 from actors.score.client import ScorerPool
@@ -63,13 +63,15 @@ class GeneratorActor:
         self._heart = Heart(self._engine.progress, what="its engine")
         self._version: int | None = None
         self._receiver: Receiver | None = None
-        self._directory = tempfile.TemporaryDirectory(prefix="csr-ray-adapters-")
+        sweep()
+        self._folder = own_folder("adapters")
 
     async def start(self, registry: Any) -> int:
         """Bring the engine up with the registry's current policy; returns the version it serves."""
         self._heart.start()
-        self._receiver = Receiver(registry, folder=Path(self._directory.name))
+        self._receiver = Receiver(registry, folder=self._folder)
         await self._engine.start()
+        note_shared_memory(self._folder)
         version = await self._receiver.pull()
         if version:
             await self._engine.load_policy(adapters=self._receiver.adapters)
@@ -191,4 +193,4 @@ class GeneratorActor:
 
     async def close(self) -> None:
         self._engine.close()
-        self._directory.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)

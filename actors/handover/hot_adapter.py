@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from actors.process.leftovers import own_folder
 from csr_ray.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ class HotAdapter:
     def __init__(self, *, max_rank: int, targets: Sequence[str]) -> None:
         self._max_rank = max_rank
         self._targets = tuple(targets)
-        self._folder = tempfile.TemporaryDirectory(prefix="csr-ray-served-")
+        self._folder = own_folder("served")
         self._ids = itertools.count(1)
         self.request: Any = None
 
@@ -70,7 +70,7 @@ class HotAdapter:
         return results
 
     def close(self) -> None:
-        self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _write(self, adapters: Sequence[str]) -> Any:
         from vllm.lora.request import LoRARequest
@@ -86,7 +86,7 @@ class HotAdapter:
                 "(train.lora_rank times run.rounds, for each phase of a round); set generators.publish=merge"
             )
         name = f"version_{len(adapters):03d}-{checksum(tensors.items())[:12]}"
-        folder = Path(self._folder.name) / name
+        folder = self._folder / name
         save_combined(tensors, output=folder)
         return LoRARequest(lora_name=name, lora_int_id=next(self._ids), lora_path=str(folder))
 

@@ -10,13 +10,14 @@ versions and packages; knows no weights.
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.process.leftovers import own_folder
 from actors.process.pulse import Heart, Progress, Pulse, actor_class
 from csr_ray.errors import ActorFailure
 from csr_ray.policy.package import FILES, Manifest, pack_adapter, unpack_adapter
@@ -100,11 +101,11 @@ class Registry:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self._folder = tempfile.TemporaryDirectory(prefix="csr-ray-registry-")
+        self._folder = own_folder("registry")
         self.actor: Any = (
             actor_class(RegistryActor)
             .options(num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1)
-            .remote(chunk_bytes, str(Path(self._folder.name) / "adapters.json"))
+            .remote(chunk_bytes, str(self._folder / "adapters.json"))
         )
         self._num_packages = 0
         for version, adapter in enumerate(adapters, start=1):
@@ -144,7 +145,7 @@ class Registry:
         import ray
 
         ray.kill(self.actor)
-        self._folder.cleanup()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 class Receiver:

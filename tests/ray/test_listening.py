@@ -35,7 +35,7 @@ def test_a_private_ray_with_an_actor_listens_on_this_machine_only_and_asks_for_a
         from csr_ray.machine.private_ray import listen_on_this_machine_only
         listen_on_this_machine_only()
         import ray
-        from actors.runtime import connect
+        from actors.cluster.connect import connect
 
         assert connect(num_cpus_needed=2)
 
@@ -68,7 +68,7 @@ def test_whoever_turns_the_token_off_is_obeyed(tmp_path: Path) -> None:
         """
         import os
         import ray
-        from actors.runtime import connect
+        from actors.cluster.connect import connect
 
         connect(num_cpus_needed=1)
         print("mode", os.environ.get("RAY_AUTH_MODE"))

@@ -42,12 +42,13 @@ LEVELS = (
 # Rooms of the machinery meet in the composition root; what they take from each other otherwise is listed here.
 ROOMS_OF_ACTORS = {
     "process": set(),
+    "cluster": {"process"},
     "handover": {"process"},
     "score": {"process"},
     "generate": {"handover", "process", "score"},
     "pool": {"handover", "process"},
     "train": {"process"},
-    "runtime": {"generate", "pool", "process", "score", "train"},
+    "runtime": {"cluster", "generate", "pool", "process", "score", "train"},
 }
 
 

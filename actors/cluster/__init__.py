@@ -1,0 +1,1 @@
+"""Joining a Ray cluster or starting a private one."""

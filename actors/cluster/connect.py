@@ -1,0 +1,62 @@
+"""Joins a cluster, or starts a private Ray for this process, behind which a watchdog clears up."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.process.leftovers import Watchdog, sweep
+from csr_ray.machine.private_ray import cluster_address
+
+
+class PrivateRay:
+    """A Ray that this process has started and has to end."""
+
+    def __init__(self, *, num_cpus: int, object_store: int) -> None:
+        sweep()
+        self._watchdog = Watchdog()
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                object_store_memory=object_store,
+                **_QUIET,
+            )
+            # The sockets of a node lie in its session's folder, in which Ray keeps its own logs as well.
+            self._watchdog.remove_at_end(Path(ray.nodes()[0]["ObjectStoreSocketName"]).parent.parent)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        ray.shutdown()
+        self._watchdog.close()
+
+
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+def connect(*, num_cpus_needed: float, object_store: int | None = None) -> PrivateRay | None:
+    """Join the cluster that RAY_ADDRESS names (as inside `ray job submit`), else start a private Ray here.
+
+    A private Ray is told that it has at least `num_cpus_needed` CPUs, whatever the machine has: generators, scorers
+    and trainer take turns on a small machine, so Ray's CPUs are slots here, not cores. GPUs are those Ray finds.
+
+    Args:
+        object_store: bytes of a private Ray's object store; None: 256 MiB.
+
+    Returns:
+        The private Ray, which the caller has to close; None if this process uses one that others started.
+    """
+    if ray.is_initialized():
+        return None
+    if cluster_address():
+        ray.init(**_QUIET)
+        return None
+    num_cpus = max(os.cpu_count() or 1, int(num_cpus_needed + 0.999))
+    return PrivateRay(num_cpus=num_cpus, object_store=object_store or 256 * 2**20)
