@@ -174,6 +174,7 @@ class Supervisor:
             ActorFailure: too few replicas are left, or nothing but errors comes back. Says who, ends with its log.
         """
         job = _Job(submit=submit)
+        self._said_s = time.monotonic()
         self._do(lambda: self._begin(job, items, image_of=image_of, in_flight=in_flight))
         try:
             while (got := self._next(job)) is not None:
@@ -190,6 +191,7 @@ class Supervisor:
         Waits until at least one serves. Who does not answer within `limit_s` is ended and replaced.
         """
         answers: queue.SimpleQueue[tuple[Replica, Any]] = queue.SimpleQueue()
+        self._said_s = time.monotonic()
         while not (left := set(self._do(lambda: self._ask(role, submit, answers)))):
             self._raise_failure()
             self._say_now_and_then(lambda: f"waiting for a {role} that serves")
@@ -276,9 +278,8 @@ class Supervisor:
 
     def _what_is_waited_for(self) -> str:
         starting = ", ".join(self._do(self._not_serving))
-        return f"no result for {_SAY_EVERY_S:.0f} s; {len(self._running)} prompts are with the generators" + (
-            f", and {starting} cannot serve yet" if starting else ""
-        )
+        waits = f"; {starting} cannot serve yet" if starting else ""
+        return f"no result for {_SAY_EVERY_S:.0f} s, {len(self._running)} under way{waits}"
 
     # What the supervisor's thread does.
 

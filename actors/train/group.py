@@ -71,7 +71,8 @@ class TrainerGroup:
         seed: of the run.
         logs: folder of the workers' logs; Ray Train's own records go into a folder in it.
         merges: whether earlier phases' adapters are merged into the weights, as `generators.publish` says.
-        notice: is told in one line when the group starts again, and every half minute what `finish` waits for.
+        notice: is told in one line when the group starts again, and every half minute what `finish` waits for; from
+            any thread.
     """
 
     def __init__(
@@ -101,7 +102,6 @@ class TrainerGroup:
         self._changed = threading.Condition()
         self._open: _Open | None = None
         self._events: list[Step | Done] = []
-        self._notices: list[str] = []
         self._beats: dict[int, LastBeat] = {}
         self._error: Exception | None = None
         self._is_closing = False
@@ -207,12 +207,9 @@ class TrainerGroup:
     def _take_events(self, *, timeout_s: float) -> list[Step | Done]:
         with self._changed:
             if timeout_s > 0:
-                self._changed.wait_for(lambda: self._events or self._error or self._notices, timeout=timeout_s)
+                self._changed.wait_for(lambda: self._events or self._error, timeout=timeout_s)
             events, self._events = self._events, []
-            notices, self._notices = self._notices, []
             error = self._error
-        for line in notices:
-            self._notice(line)
         if error is not None and not any(isinstance(event, Done) for event in events):
             raise error
         return events
@@ -361,8 +358,8 @@ class TrainerGroup:
             return None
         number = f"restart {self._restarts.used} of {self._restarts.most} in this cycle"
         with self._changed:
-            self._notices.append(f"train: {death}; the group starts again ({number}), {self._kept()}")
-            self._changed.notify_all()
+            kept = self._kept()
+        self._notice(f"train: {death}; the group starts again ({number}), {kept}")
         return wait_s
 
     def _kept(self) -> str:
