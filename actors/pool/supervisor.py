@@ -64,6 +64,7 @@ _MOST_WAITING = 256
 _TURN_S = 0.2
 _SETTLE_S = 0.02
 _SAY_EVERY_S = 30.0
+_RECORD_EVERY_S = 2.0
 _CLOSE_S = 5.0
 
 BringUp = Callable[[Replica, Any, Sequence[Any]], Any]
@@ -139,6 +140,7 @@ class Supervisor:
         self._failure: BaseException | None = None
         self._is_closed = False
         self._num_deaths: Counter[Role] = Counter()
+        self._num_sent, self._sent_s = 0, self._started_s
         for role in replicas.roles:
             for slot, actor in enumerate(replicas.actors(role)):
                 self._watch(Replica(role, slot), actor)
@@ -306,6 +308,7 @@ class Supervisor:
         events, self._events = [*self._events, *came_back], []
         for action in self._decisions.step(events, now_s=time.monotonic()):
             self._carry_out(action)
+        self._record_sent()
         job = self._job
         if job is not None and not job.is_over and self._decisions.done and self._failure is None:
             job.is_over = True
@@ -378,6 +381,7 @@ class Supervisor:
                 reference = self._job.submit(self._replicas.actor("generator", replica.slot), item)
                 self._running[reference] = action
                 self._reference_of[call] = reference
+                self._num_sent += 1
             case Deliver(call, item):
                 self._hand_on(item, self._result(call))
             case Quarantine(call, item, reason, fault):
@@ -437,8 +441,15 @@ class Supervisor:
         self._notice(f"{_named(replica)} is lost: {reason}")
         self._record("lost", replica, reason=reason)
 
-    def _record(self, event: str, replica: Replica, **fields: Any) -> None:
-        line = {"time": time.time(), "event": event, "replica": str(replica), **fields}
+    def _record_sent(self) -> None:
+        """Write down how many prompts were sent, which beside those that were needed shows what was done again."""
+        if self._num_sent and time.monotonic() - self._sent_s >= _RECORD_EVERY_S:
+            self._record("sent", None, num=self._num_sent)
+            self._num_sent, self._sent_s = 0, time.monotonic()
+
+    def _record(self, event: str, replica: Replica | None, **fields: Any) -> None:
+        who = {} if replica is None else {"replica": str(replica)}
+        line = {"time": time.time(), "event": event, **who, **fields}
         with contextlib.suppress(OSError), Path(self._replicas.logs, "pool.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
