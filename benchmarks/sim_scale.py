@@ -92,6 +92,7 @@ class InstantTrainer:
         pass
 
     def finish(self, *, on_step: Callable[[int, int, float], None]) -> TrainResult:
+        Path(self._order.output_dir).mkdir(exist_ok=True)
         return TrainResult(
             adapter=self._order.output_dir,
             version=self._order.cycle.policy_version + 1,
@@ -157,7 +158,7 @@ def run_one(num_prompts: int, *, folder: Path) -> dict[str, float]:
     run_folder.root.mkdir()
     # There are no weights to merge, and the module that would merge them imports torch.
     sys.modules["csr_ray.policy.weights"] = SimpleNamespace(
-        save_merged=lambda *_, **__: SimpleNamespace(swallowed=0.0, kept=1.0),
+        save_merged=lambda *_, output, **__: output.mkdir() or SimpleNamespace(swallowed=0.0, kept=1.0),
         combined_tensors=None,
         save_combined=None,
     )  # type: ignore[assignment]

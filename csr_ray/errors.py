@@ -44,6 +44,10 @@ class RunFailed(UserError):
     """A run ended by an error that is not the user's; the message is a paragraph that says how to go on."""
 
 
+class DamageError(UserError):
+    """A file of the run folder is not what was written, and nobody but the user can say what is to become of it."""
+
+
 class ReferenceGapError(UserError):
     """The engine's log-probs are not the trainer's reference; the message names the pair, the gap and the key."""
 

@@ -41,10 +41,25 @@ def run(
 ) -> JsonDict:
     """Run every round that is not done yet; returns summary.json's content.
 
-    `start_machinery` gets the adapters trained so far and is not called at all for a finished run.
+    `start_machinery` gets the adapters trained so far. It is not called at all if every round is done, and nothing
+    is left but to save the model, or not even that.
     """
     if state.is_finished:
         return summarise(state)
+    if not state.are_rounds_done:
+        _run_rounds(state, prompts=prompts, suite=suite, start_machinery=start_machinery, view=view)
+    save_model(state, view=view)
+    return summarise(state)
+
+
+def _run_rounds(
+    state: RunState,
+    *,
+    prompts: Prompts,
+    suite: Suite,
+    start_machinery: Callable[[Sequence[str]], Machinery],
+    view: View,
+) -> None:
     machinery = start_machinery(state.adapters)
     generators, trainer = machinery.generators, machinery.trainer
     try:
@@ -63,5 +78,3 @@ def run(
             close_round(state, index=index, view=view)
     finally:
         machinery.close()
-    save_model(state, view=view)
-    return summarise(state)

@@ -294,10 +294,14 @@ class Cycle:
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """The name of a committed piece of a cycle, and where its first prompt stands among the cycle's prompts."""
+    """The name of a committed piece of a cycle, and where its first prompt stands among the cycle's prompts.
+
+    `digest` is of the unit's file of candidates; empty if nobody has to know whether what follows from it is current.
+    """
 
     name: str
     position: int
+    digest: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)

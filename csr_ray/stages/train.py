@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from csr_ray.ports import Trainer
 from csr_ray.records import TrainOrder, TrainResult
 from csr_ray.stages.state import RunState
 from csr_ray.stages.turn import Turn
 from csr_ray.stages.view import View
+from csr_ray.store.digests import digests_of_folder, plain_files
 
 
 def train(state: RunState, turn: Turn, files: Iterable[str], *, trainer: Trainer, view: View) -> TrainResult:
@@ -33,7 +35,8 @@ def train(state: RunState, turn: Turn, files: Iterable[str], *, trainer: Trainer
             stage.set(done=step, total=num_steps, loss=loss)
 
         trained = trainer.finish(on_step=on_step)
-    state.journal.commit("train", **cycle.key, **trained.to_plain())
+    files = plain_files(digests_of_folder(Path(adapter)), root=state.folder.root)
+    state.journal.commit("train", **cycle.key, **trained.to_plain(), files=files)
     return trained
 
 

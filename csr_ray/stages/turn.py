@@ -51,7 +51,7 @@ class Turn:
                 if (name := self._done.unit_with(prompt.id)) is not None:
                     position_of.setdefault(name, position)
         units = [
-            Unit(name=name, position=position_of.get(name, self._size + number))
+            self._done.unit(number, position=position_of.get(name, self._size + number))
             for number, name in enumerate(self._done.names)
         ]
         return sorted(units, key=lambda unit: unit.position)

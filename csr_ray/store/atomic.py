@@ -1,4 +1,8 @@
-"""Files and folders that appear whole or not at all: written under another name beside the target, then renamed."""
+"""Files and folders that appear whole or not at all: written under another name beside the target, then renamed.
+
+What is durable is on the disk, under its name, when the call returns: the file is synced before it is renamed, and
+the folder that holds the name after that.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,8 @@ _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Libraries written in Rust raise errors of their own, which only say the number.
 _OS_ERROR = re.compile(r"\bos error (\d+)")
 _SAY_EVERY_S = 30.0
+# What a write meets that has nowhere to go. Other errors inside `new_folder` may be of what is read there.
+_STORAGE_ERRNOS = (*_NO_SPACE, errno.EROFS, errno.EIO)
 
 
 @contextlib.contextmanager
@@ -36,10 +42,17 @@ def storage_errors(path: Path) -> Iterator[None]:
         except OSError as error:
             raise storage_error_of(path, error=error) from error
         except Exception as error:
-            if (number := _OS_ERROR.search(str(error))) is None:
+            if (number := _os_error_number(error)) is None:
                 raise
-            plain = OSError(int(number[1]), os.strerror(int(number[1])))
-            raise storage_error_of(path, error=plain) from error
+            raise storage_error_of(path, error=OSError(number, os.strerror(number))) from error
+
+
+def _os_error_number(error: Exception) -> int | None:
+    """The system's number of an error, also where a library's own error has it only in its words."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = _OS_ERROR.search(str(error))
+    return int(found[1]) if found else None
 
 
 def storage_error_of(path: Path, *, error: OSError, done: str = "write") -> StorageError:
@@ -80,27 +93,29 @@ def write_atomically(path: Path, *, write: Callable[[Path], object], is_durable:
     """Let `write` fill a temporary file beside `path`, then rename it, so nobody ever sees half of the new file.
 
     Args:
-        is_durable: sync the file to disk before the rename. Without that the file may be gone, or cut short, after a
-            power cut; for what can be made again that is the better choice, because syncing costs more.
+        is_durable: sync the file to disk before the rename, and its folder after it. Without that the file may be
+            gone, or cut short, after a power cut; for what can be made again that is the better choice, because
+            syncing costs more.
 
     Raises:
         StorageError: the disk is full, or the folder cannot be written.
     """
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, is_durable=is_durable)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
         temporary = Path(name)
         try:
             write(temporary)
-            if is_durable:
-                with temporary.open("rb") as file:
-                    os.fsync(file.fileno())
             temporary.chmod(0o666 & ~_umask())  # mkstemp's files are their owner's alone
+            if is_durable:
+                sync(temporary)
             os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        if is_durable:
+            sync_folder(path.parent)
 
 
 def _umask() -> int:
@@ -109,32 +124,84 @@ def _umask() -> int:
     return current
 
 
+def make_folder(path: Path, *, is_durable: bool = True) -> None:
+    """Make a folder and those above it that are missing; with `is_durable` their names outlive a power cut."""
+    if path.is_dir():
+        return
+    make_folder(path.parent, is_durable=is_durable)
+    path.mkdir(exist_ok=True)
+    if is_durable:
+        sync_folder(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk: those that were made, renamed and removed."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some file systems, most of them on object stores, cannot sync a folder and need not.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
 def write_json(path: Path, *, value: object) -> None:
     write_atomically(path, write=lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
 
 
 @contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
+def new_folder(target: Path, *, is_durable: bool = True) -> Iterator[Path]:
     """A folder to write into, which is moved to `target` at the end; an older one there disappears.
 
     After an error nothing is left of it. Its files are made readable by others at the end, because `mkdtemp` and
     safetensors make what they write private to this user.
 
+    Args:
+        is_durable: sync every file in it before it is moved, and the folder that holds it after that.
+
     Raises:
-        StorageError: the disk is full, or the folder cannot be written.
+        StorageError: the disk is full, or the place cannot be written.
     """
     with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent, is_durable=is_durable)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
         try:
             yield staging
+        except Exception as error:
+            number = _os_error_number(error)
+            if number not in _STORAGE_ERRNOS:
+                raise
+            raise storage_error_of(target, error=OSError(number, os.strerror(number))) from error
+        with storage_errors(target):
             staging.chmod(0o755)
             for path in staging.iterdir():
                 path.chmod(0o755 if path.is_dir() else 0o644)
+            if is_durable:
+                _sync_all(staging)
             _replace(staging, target=target)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
+            if is_durable:
+                sync_folder(target.parent)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _sync_all(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            sync(path)
+    sync_folder(folder)
 
 
 def _replace(staging: Path, *, target: Path) -> None:
@@ -145,3 +212,10 @@ def _replace(staging: Path, *, target: Path) -> None:
     os.rename(target, old / target.name)
     os.rename(staging, target)
     shutil.rmtree(old)
+
+
+def write_all(write: Callable[[memoryview], int | None], data: bytes) -> None:
+    """Write all of `data` to a file without a buffer, which may take less than it is given."""
+    left = memoryview(data)
+    while left:
+        left = left[write(left) or 0 :]

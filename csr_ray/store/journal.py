@@ -1,46 +1,71 @@
 """The journal: one line for each committed piece of work.
 
 The line is written last, so a piece of work either happened or did not: a file without its line is overwritten when
-the work is done again, and a torn last line (the machine died while writing it) counts as not written.
+the work is done again, and a torn last line (the machine died while writing it) counts as not written. A line names
+the files that it speaks of with their digests, and carries a checksum of its own (`csr_ray.store.lines`).
+
+Nothing is ever taken out of the journal. What has to be done again is voided by a further line, of the kind "again":
+
+    what       voids
+    unit       a unit of rollouts (`unit`): all of its prompts are rolled out again
+    prompts    rejections that are not final (`ids`): these prompts leave their units and are rolled out again
+    examples   the line of a phase's examples
+    train      a phase's training, and all lines behind it: what was done with what it made
+    model      that the run is finished, because its merged model is not there any more
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
-from itertools import chain
+import shlex
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Literal
 
-from csr_ray.errors import ConfigError
+from csr_ray.errors import ConfigError, DamageError, UserError
 from csr_ray.records import JsonDict, Rejection
-from csr_ray.store.atomic import storage_errors
-from csr_ray.store.units import CommittedUnits, short_hash
+from csr_ray.store.atomic import make_folder, storage_errors, sync_folder, write_all
+from csr_ray.store.lines import DamagedLine, Tail, bodies, seal
+from csr_ray.store.units import CommittedUnits
+
+What = Literal["unit", "prompts", "examples", "train", "model"]
+
+# What a run makes; the other kinds say how it was started and what was found.
+_WORK = ("rollout", "examples", "train", "publish", "eval", "round", "finished", "lost")
 
 
 class Journal:
     """The lines of one run, in memory and on disk.
 
-    Lines are looked up by kind and round without reading all of them. There are many lines with a `unit`, a hundred
-    thousand in a large round, so of these only names, sums and hashes of ids stay in memory (`CommittedUnits`).
+    Reading changes nothing on disk; a torn last line is cut off by the first `commit`. Lines are looked up by kind
+    and round without reading all of them. There are many lines with a `unit`, a hundred thousand in a large round,
+    so of these only names, digests, sums and hashes of ids stay in memory (`CommittedUnits`). Voided lines are not
+    there.
 
     Raises:
-        ConfigError: it is the journal of an earlier version, which knew no phases.
+        ConfigError: it is the journal of an earlier version, whose lines have no checksums.
+        DamageError: a line is not what was written.
 
     Example line: {"kind": "rollout", "round": 0, "phase": "main", "unit": "3f2c...", "ids": [...], "prompts": 16}
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self.before_commit: Callable[[], None] = lambda: None  # may raise, and then nothing is written
-        self.num_lines = 0
+        self._tail = Tail()
+        self._may_have_rest = False  # whether half a line may stand behind those that are known
         self._index: dict[tuple[str, int | None], list[JsonDict]] = {}  # by kind and round, and by kind alone (None)
         self._units: dict[tuple[int, str], CommittedUnits] = {}
-        if path.exists():
-            self._load()
+        self._load()
+
+    @property
+    def num_lines(self) -> int:
+        """Lines in the file, the voided ones included."""
+        return self._tail.num_lines
 
     def find(self, kind: str, **keys: int | str) -> JsonDict | None:
-        """The line of this kind with these keys, or None."""
+        """The first line of this kind with these keys, or None."""
         return next(iter(self.all(kind, **keys)), None)
 
     def all(self, kind: str, **keys: int | str) -> list[JsonDict]:
@@ -54,77 +79,185 @@ class Journal:
         """The committed units of one cycle's rollouts. The object takes in every further line of that cycle."""
         return self._units.setdefault((round, phase), CommittedUnits())
 
+    def rejections(self) -> Iterator[tuple[JsonDict, Rejection]]:
+        """Each rejection of a rollout with the line that names it; the file is read once more for that."""
+        if any(units.total("failed") for units in self._units.values()):  # else it need not be read
+            voided = _Voided()
+            for number, (entry, _) in enumerate(self._lines()):
+                voided.look(number, entry)
+            for entry in self._entries(voided):
+                if entry["kind"] == "rollout":
+                    yield from ((entry, Rejection(**rejected)) for rejected in entry.get("rejected", ()))
+
     def commit(self, kind: str, **fields: object) -> JsonDict:
         """Append a line, make it durable and return it. Whatever it speaks of must be on disk already."""
+        assert kind != "again", "`again` makes these lines, because what they void has to be forgotten"
         self.before_commit()
         entry: JsonDict = {"kind": kind, **fields}
-        line = json.dumps(entry, allow_nan=False).encode() + b"\n"
-        with storage_errors(self._path), self._path.open("ab") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        self._append(entry)
         self._add(entry)
         return entry
 
+    def again(self, lines: Iterable[JsonDict]) -> None:
+        """Void earlier work, so that it is done again: a line each (see the table at the top of this module)."""
+        is_changed = False
+        for line in lines:
+            self._append({"kind": "again", **line})
+            is_changed = True
+        if is_changed:
+            self._load()
+
+    # ---- memory ----
+
     def _add(self, entry: JsonDict) -> None:
-        self.num_lines += 1
-        if "unit" in entry:
+        if entry["kind"] == "rollout":
             self.units(round=entry["round"], phase=entry["phase"]).add(entry)
             return
         for round_index in {None, entry.get("round")}:
             self._index.setdefault((entry["kind"], round_index), []).append(entry)
 
     def _load(self) -> None:
-        """Read the file line by line, and cut off a torn last line, because the next one would be appended to it."""
-        num_whole_bytes = 0
-        with self._path.open("rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                num_whole_bytes += len(line)
-                if line.strip():
-                    self._add(self._of_this_version(json.loads(line)))
-        if num_whole_bytes < self._path.stat().st_size:
-            os.truncate(self._path, num_whole_bytes)
+        """Read the file, a second time if a line voids others, because it stands behind them."""
+        self._index, self._units = {}, {}
+        self._tail = Tail()
+        voided = _Voided()
+        for number, (entry, tail) in enumerate(self._lines()):
+            self._tail = tail
+            voided.look(number, entry)
+            if not voided:
+                self._add(entry)
+        if voided:
+            self._index, self._units = {}, {}
+            for kept in self._entries(voided):
+                self._add(kept)
+        self._may_have_rest = self.path.exists() and self.path.stat().st_size > self._tail.num_bytes
 
-    def _of_this_version(self, entry: JsonDict) -> JsonDict:
-        if entry["kind"] in ("rollout", "pairs", "train") and "phase" not in entry:
-            raise ConfigError(
-                f"run.dir = {str(self._path.parent)!r} holds a run of an earlier version, whose journal knows no "
-                "phases; finish it with that version, name another run.dir, or --fresh to move that run aside"
-            )
-        return entry
+    def _entries(self, voided: _Voided) -> Iterator[JsonDict]:
+        """All lines that count, without what was voided of them."""
+        for number, (entry, _) in enumerate(self._lines()):
+            if (kept := voided.left_of(number, entry)) is not None:
+                yield kept
 
-
-class Quarantine:
-    """quarantine.jsonl: one line for each input that was set aside, even if a resumed run meets the input again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._known: set[int] | None = None  # hashes of the lines: there may be as many as prompts
-
-    def add(self, rejections: Iterable[Rejection]) -> int:
-        """Append the rejections that are not in the file yet; it is read once. Returns how many were given."""
-        given = iter(rejections)
-        first = next(given, None)
-        if first is None:
-            return 0
-        num = 0
-        with storage_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self._known is None:
-                self._known = self._read()
-            with self.path.open("a") as file:
-                for item in chain([first], given):
-                    num += 1
-                    row = json.dumps({"id": item.id, "source": item.source, "reason": item.reason})
-                    if (key := short_hash(row)) not in self._known:
-                        self._known.add(key)
-                        file.write(row + "\n")
-        return num
-
-    def _read(self) -> set[int]:
+    def _lines(self) -> Iterator[tuple[JsonDict, Tail]]:
+        """Every whole line, and how the file would end with it."""
         if not self.path.exists():
-            return set()
-        with self.path.open() as file:
-            return {short_hash(line.rstrip("\n")) for line in file}
+            return
+        try:
+            with self.path.open("rb") as file:
+                for body, tail in bodies(file):
+                    yield json.loads(body), tail
+        except DamagedLine as damage:
+            raise self._error(damage) from None
+
+    def _error(self, damage: DamagedLine) -> UserError:
+        run = str(self.path.parent)
+        if damage.number == 1 and damage.is_unsealed:
+            return ConfigError(
+                f"run.dir = {run!r} holds a run of an earlier version, whose journal knows no checksums; finish it "
+                "with that version, name another run.dir, or --fresh to move that run aside"
+            )
+        num_sound = damage.number - 1
+        path = shlex.quote(str(self.path))
+        cut = f"head -n {num_sound} {path} > {path}.cut && mv {path}.cut {path}"
+        return DamageError(
+            f"{self.path}, line {damage.number}: it {damage.reason}; the {num_sound} lines before it are sound. Put "
+            f"the file back from a copy, or keep only these ({cut}) and have the work behind them done again, or "
+            "--fresh to begin anew"
+        )
+
+    # ---- disk ----
+
+    def _append(self, entry: JsonDict) -> None:
+        line, checksum = seal(entry, previous=self._tail.checksum)
+        with storage_errors(self.path):
+            is_new = not self.path.exists()
+            if is_new:
+                make_folder(self.path.parent)
+            with self.path.open("ab", buffering=0) as file:
+                self._mend(file.fileno())
+                try:
+                    write_all(file.write, line)
+                    os.fsync(file.fileno())
+                    if is_new:
+                        sync_folder(self.path.parent)
+                except BaseException:
+                    # Half a line, or one that nobody was told of, must not stand before the next one. Where this
+                    # fails, too, the next commit or the next start finds what is left.
+                    self._may_have_rest = True
+                    os.ftruncate(file.fileno(), self._tail.num_bytes)
+                    raise
+        self._tail = Tail(self._tail.num_bytes + len(line), checksum, self._tail.num_lines + 1)
+
+    def _mend(self, handle: int) -> None:
+        """Cut off what is behind the last whole line, and give that line its newline, before anything is appended."""
+        tail, num_bytes = self._tail, os.fstat(handle).st_size
+        if num_bytes < tail.num_bytes or (num_bytes > tail.num_bytes and not self._may_have_rest):
+            raise DamageError(
+                f"{self.path} has {num_bytes} bytes, and this run has read and written {tail.num_bytes}: something "
+                "else writes to it, or has cut it; stop that, then start the same command again"
+            )
+        if num_bytes > tail.num_bytes:
+            os.ftruncate(handle, tail.num_bytes)
+        if tail.lacks_newline:
+            os.write(handle, b"\n")
+            self._tail = Tail(tail.num_bytes + 1, tail.checksum, tail.num_lines)
+        self._may_have_rest = False
+
+
+class _Voided:
+    """What the "again" lines of a journal void: the earlier lines of a kind and name, and stretches of lines."""
+
+    def __init__(self) -> None:
+        self._before: dict[tuple[object, ...], int] = {}  # by what is voided: the number of the last line that does
+        self._stretches: list[tuple[int, int]] = []
+        self._trained: dict[tuple[int, str], int] = {}  # where each cycle's last training stands
+
+    def __bool__(self) -> bool:
+        return bool(self._before or self._stretches)
+
+    def look(self, number: int, entry: JsonDict) -> None:
+        if entry["kind"] == "train":
+            self._trained[entry["round"], entry["phase"]] = number
+        if entry["kind"] != "again":
+            return
+        if entry["what"] == "model":
+            self._before[("finished",)] = number
+            return
+        cycle = (entry["round"], entry["phase"])
+        if entry["what"] == "train" and cycle in self._trained:
+            self._stretches.append((self._trained[cycle], number))
+        elif entry["what"] == "examples":
+            self._before[("examples", *cycle)] = number
+        elif entry["what"] == "unit":
+            self._before[("unit", *cycle, entry["unit"])] = number
+        elif entry["what"] == "prompts":
+            self._before.update({("prompt", *cycle, prompt_id): number for prompt_id in entry["ids"]})
+
+    def left_of(self, number: int, entry: JsonDict) -> JsonDict | None:
+        """The entry without what was voided of it; None if nothing is left."""
+        if not self:
+            return entry
+        if entry["kind"] in _WORK and any(first <= number <= last for first, last in self._stretches):
+            return None
+        if entry["kind"] == "finished" and number < self._before.get(("finished",), 0):
+            return None
+        if entry["kind"] not in ("examples", "rollout", "lost"):
+            return entry
+        cycle = (entry["round"], entry["phase"])
+        if entry["kind"] != "rollout":
+            return None if number < self._before.get(("examples", *cycle), 0) else entry
+        if number < self._before.get(("unit", *cycle, entry["unit"]), 0):
+            return None
+        return self._without_prompts(number, entry, cycle=cycle)
+
+    def _without_prompts(self, number: int, entry: JsonDict, *, cycle: tuple[int, str]) -> JsonDict | None:
+        gone = {
+            rejected["id"]
+            for rejected in entry.get("rejected", ())
+            if number < self._before.get(("prompt", *cycle, rejected["id"]), 0)
+        }
+        if not gone:
+            return entry
+        ids = [prompt_id for prompt_id in entry["ids"] if prompt_id not in gone]
+        rejected = [rejection for rejection in entry["rejected"] if rejection["id"] not in gone]
+        return {**entry, "ids": ids, "rejected": rejected, "failed": len(rejected)} if ids else None

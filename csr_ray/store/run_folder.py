@@ -81,3 +81,7 @@ class RunFolder:
 
     def adapter(self, cycle: Cycle) -> Path:
         return self.cycle(cycle) / "adapter"
+
+    def checkpoints(self, cycle: Cycle) -> Path:
+        """Folder of the optimizer's state while the cycle is trained, with `train.checkpoint_steps`."""
+        return self.cycle(cycle) / "checkpoints"

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from csr_ray.records import Ask, Candidate, Example, Picture, Prompt, Rollout, RolloutStats, Target
 from csr_ray.store.atomic import write_atomically
+from csr_ray.store.digests import Digest, DigestingFile
 
 _CANDIDATES = pa.schema(
     [
@@ -77,7 +78,9 @@ _PAIRS = pa.schema(
     # What `datasets.load_dataset("parquet")` reads to know that `image` is a picture.
     metadata={"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})},
 )
-_OUTCOME = b"csr_ray_outcome"
+_OUTCOME, _OUTCOME_DIGEST, _CANDIDATES_DIGEST = (
+    b"csr_ray_outcome", b"csr_ray_outcome_digest", b"csr_ray_candidates_digest",
+)  # fmt: skip
 _ROLES = ("chosen", "rejected")
 # Rows of one Parquet row group. A whole group is decoded to read one row, which a shuffled epoch does for each, so it
 # must not be large; the file's footer describes every group, so there must not be many.
@@ -85,10 +88,12 @@ _ROWS_A_GROUP = 4096
 _GROUPS_KEPT = 64
 
 
-def write_rollouts(path: Path, *, rollouts: Iterable[Rollout]) -> None:
-    """Write a unit of rollouts, one row for each candidate, in the order of the rollouts."""
+def write_rollouts(path: Path, *, rollouts: Iterable[Rollout]) -> Digest:
+    """Write a unit of rollouts, a row for each candidate, in the order of the rollouts; returns the file's digest."""
     rows = [_candidate_row(rollout, candidate) for rollout in rollouts for candidate in rollout.candidates]
-    _write(path, table=pa.Table.from_pylist(rows, schema=_CANDIDATES))
+    content = _parquet(pa.Table.from_pylist(rows, schema=_CANDIDATES), compression="zstd")
+    write_atomically(path, write=lambda temporary: temporary.write_bytes(content))
+    return Digest.of_bytes(content)
 
 
 def read_rollouts(path: Path) -> list[Rollout]:
@@ -185,22 +190,35 @@ class Outcome:
         return self.sums.get(name, 0.0) / max(self.made, 1)
 
 
-def write_example_unit(path: Path, *, examples: Sequence[Example], outcome: Outcome) -> None:
-    """Write the examples of one unit of rollouts, and into the file's metadata the outcome of all of the unit."""
+def write_example_unit(path: Path, *, examples: Sequence[Example], outcome: Outcome, candidates: str = "") -> None:
+    """Write the examples of one unit of rollouts.
+
+    The file's metadata has the outcome of all of the unit, and the digest of the file of candidates that all this
+    follows from (empty: nobody will ask for it).
+    """
     table = pa.Table.from_pylist([_pair_row(example) for example in examples], schema=_PAIRS)
     text = json.dumps({name: getattr(outcome, name) for name in Outcome.__dataclass_fields__})
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _OUTCOME: text})
-    write_atomically(path, write=lambda temporary: pq.write_table(table, temporary), is_durable=False)
+    sealed = Digest.of_bytes(text.encode()).xxh3
+    named = {_OUTCOME: text, _OUTCOME_DIGEST: sealed, _CANDIDATES_DIGEST: candidates}
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), **named})
+    content = _parquet(table, compression="snappy")
+    write_atomically(path, write=lambda temporary: temporary.write_bytes(content), is_durable=False)
 
 
-def read_outcome(path: Path) -> Outcome | None:
-    """Read the outcome that `write_example_unit` has written, without reading the examples.
+def read_outcome(path: Path, *, candidates: str) -> Outcome | None:
+    """Read the outcome that `write_example_unit` has written.
 
-    Returns None if the file is not there, or is not whole.
+    Returns None if the file is not there, is not whole, is damaged, or follows from another file of candidates. The
+    examples are read along, because only then the checksums of their pages are looked at.
     """
     try:
-        return _outcome(pq.read_schema(path))
-    except (OSError, pa.ArrowException, KeyError, TypeError):
+        table = _read(path)
+        metadata = table.schema.metadata
+        is_whole = metadata[_OUTCOME_DIGEST].decode() == Digest.of_bytes(metadata[_OUTCOME]).xxh3
+        is_ours = metadata[_CANDIDATES_DIGEST].decode() == candidates
+        outcome = _outcome(table.schema) if is_whole and is_ours else None
+        return outcome if outcome and outcome.made == table.num_rows else None
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None
 
 
@@ -210,12 +228,14 @@ def _outcome(schema: pa.Schema) -> Outcome:
     return Outcome(**plain)
 
 
-def join_example_units(path: Path, *, units: Iterable[Path]) -> Outcome:
+def join_example_units(path: Path, *, units: Iterable[Path]) -> tuple[Outcome, Digest]:
     """Write all examples of a cycle to one file, in the layout of TRL's vision DPO (an Image column, and messages).
 
-    Returns the sum of the units' outcomes. It is added up in the units' order, on which a sum of floats depends.
+    Returns the sum of the units' outcomes and the file's digest. The sum is added up in the units' order, on which a
+    sum of floats depends.
     """
     total = Outcome()
+    digest = Digest.of_bytes(b"")
 
     def tables() -> Iterator[pa.Table]:
         for unit in units:
@@ -224,12 +244,16 @@ def join_example_units(path: Path, *, units: Iterable[Path]) -> Outcome:
             yield table
 
     def write(temporary: Path) -> None:
-        with pq.ParquetWriter(temporary, _PAIRS, compression="zstd") as writer:
-            for table in _grouped(tables()):
-                writer.write_table(table.replace_schema_metadata(_PAIRS.metadata))
+        nonlocal digest
+        with temporary.open("wb") as raw:
+            file = DigestingFile(raw)
+            with pq.ParquetWriter(file, _PAIRS, compression="zstd", write_page_checksum=True) as writer:
+                for table in _grouped(tables()):
+                    writer.write_table(table.replace_schema_metadata(_PAIRS.metadata))
+            digest = file.digest
 
     write_atomically(path, write=write)
-    return total
+    return total, digest
 
 
 def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -337,9 +361,12 @@ def _example(row: Mapping[str, Any]) -> Example:
 
 def _read(path: Path) -> pa.Table:
     # A unit is too small for threads to pay.
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
         return file.read(use_threads=False)
 
 
-def _write(path: Path, *, table: pa.Table) -> None:
-    write_atomically(path, write=lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+def _parquet(table: pa.Table, *, compression: str) -> memoryview:
+    """A table as the bytes of its file. Units are small."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression=compression, write_page_checksum=True)
+    return memoryview(sink.getvalue())

@@ -1,4 +1,4 @@
-"""What is remembered of a cycle's committed units: their names, sums of their counts, and which prompts they hold.
+"""What is remembered of a cycle's committed units: names, digests, sums of their counts, and which prompts they hold.
 
 A cycle may have a million prompts, so their ids are kept as hashes of eight bytes.
 """
@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from csr_ray.counters import Counters
+from csr_ray.records import Unit
+from csr_ray.store.digests import Digest
 
-_NOT_SUMMED = ("kind", "round", "phase", "unit", "ids", "counters")
+_NOT_SUMMED = ("kind", "round", "phase", "unit", "ids", "counters", "files", "rejected", "position")
+_NO_DIGEST = bytes(16)
 
 
 def unit_name(ids: Sequence[str]) -> str:
@@ -33,6 +36,9 @@ class CommittedUnits:
         self.names: list[str] = []
         self.counters = Counters()
         self._sums: dict[str, float] = {}
+        self._positions = array("Q")
+        self._sizes = array("Q")
+        self._digests = bytearray()
         self._hashes = array("Q")
         self._unit_of = array("L")
 
@@ -43,6 +49,12 @@ class CommittedUnits:
         self._hashes.extend(short_hash(prompt_id) for prompt_id in ids)
         self._unit_of.extend([len(self.names)] * len(ids))
         self.names.append(str(line["unit"]))
+        self._positions.append(int(str(line.get("position", len(self.names)))))
+        files = line.get("files") or {}
+        assert isinstance(files, dict) and len(files) <= 1, files
+        digest = next((Digest.from_plain(plain) for plain in files.values()), None)
+        self._sizes.append(digest.num_bytes if digest else 0)
+        self._digests.extend(bytes.fromhex(digest.xxh3) if digest else _NO_DIGEST)
         counters = line.get("counters") or {}
         assert isinstance(counters, dict)
         self.counters.add(Counters.from_plain(counters))
@@ -55,11 +67,26 @@ class CommittedUnits:
         """The sum of one field over all units; 0 if no line has it."""
         return self._sums.get(key, 0)
 
+    def digest(self, position: int) -> Digest:
+        """What the file of the unit at this position in `names` was written as."""
+        return Digest(self._sizes[position], self._digests[16 * position : 16 * position + 16].hex())
+
+    def in_order(self) -> list[Unit]:
+        """All units, in the order in which their prompts stood when they were committed."""
+        index = self.index()
+        units = [index.unit(number, position=position) for number, position in enumerate(self._positions)]
+        return sorted(units, key=lambda unit: unit.position)
+
+    def digests(self) -> Iterator[tuple[str, Digest]]:
+        """Every unit's name, with the digest of its file."""
+        return ((name, self.digest(position)) for position, name in enumerate(self.names))
+
     def index(self) -> UnitIndex:
         """Which prompt is in which unit, as of now."""
         hashes = np.array(self._hashes, dtype=np.uint64)
         order = np.argsort(hashes, kind="stable")
-        return UnitIndex(hashes[order], np.array(self._unit_of, dtype=np.uint32)[order], tuple(self.names))
+        positions = np.array(self._unit_of, dtype=np.uint32)[order]
+        return UnitIndex(hashes[order], positions, tuple(self.names), digests=bytes(self._digests))
 
 
 class UnitIndex:
@@ -69,12 +96,19 @@ class UnitIndex:
         hashes: of the prompts' ids, ascending.
         positions: for each hash, the position in `names` of the unit that the prompt is in.
         names: the units' names.
+        digests: of the units' files, 16 bytes each.
     """
 
-    def __init__(self, hashes: np.ndarray, positions: np.ndarray, names: Sequence[str]) -> None:
+    def __init__(self, hashes: np.ndarray, positions: np.ndarray, names: Sequence[str], *, digests: bytes) -> None:
         self._hashes = hashes
         self._positions = positions
+        self._digests = digests
         self.names = names
+
+    def unit(self, number: int, *, position: int) -> Unit:
+        """The unit that is the `number`th in `names`, at a position among the cycle's prompts."""
+        digest = self._digests[16 * number : 16 * number + 16]
+        return Unit(name=self.names[number], position=position, digest=b"" if digest == _NO_DIGEST else digest)
 
     @property
     def num_ids(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from fakes import tiny_config
+from journals import entries_of, write_journal
 
 from csr_ray.counters import Counters
 from csr_ray.records import Cycle, Phase
@@ -124,8 +125,8 @@ def test_rounds_come_in_order_and_keep_to_their_own_lines(path: Path) -> None:
     journal = Journal(path)
     journal.commit("rollout", **unit(0, round=1, nodes=7))
     journal.commit("round", round=1, wall_s=6.0)
-    *lines, last = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([last, *lines]))  # a journal has one order, the summary another
+    *entries, last = entries_of(path)
+    write_journal(path, entries=[last, *entries])  # a journal has one order, the summary another
     journal = Journal(path)
     rounds = made(journal)["rounds"]
     assert [(entry["round"], entry["rollout"]["nodes"]) for entry in rounds] == [(0, 36), (1, 7)]
