@@ -96,6 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--json", required=True, type=Path, metavar="OUT")
     score.set_defaults(run=_score_answers)
 
+    check = commands.add_parser(
+        "check",
+        help="whether everything in RUN_DIR is what was written, and what a resume would do",
+        description="Prove from the files alone that no prompt is lost or doubled and no file damaged; reads only.",
+    )
+    check.add_argument("run_dir", metavar="RUN_DIR", type=Path)
+    check.add_argument("--json", type=Path, default=None, metavar="OUT", help="write what was found there")
+    check.set_defaults(run=_check)
+
     report = commands.add_parser("report", help="write RUN_DIR/report.html")
     report.add_argument("run_dir", metavar="RUN_DIR", type=Path)
     report.set_defaults(run=_report)
@@ -162,6 +171,12 @@ def _score_answers(arguments: argparse.Namespace) -> int:
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
     print(f"{arguments.benchmark}: n {result['n']}, {metrics}; skipped {sum(result['skipped'].values())}")
     return EXIT_DONE
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from csr_ray.app.check import check_and_print
+
+    return check_and_print(arguments.run_dir, output=arguments.json)
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from csr_ray.store.atomic import new_folder
@@ -221,7 +222,7 @@ def save_combined(tensors: Mapping[str, torch.Tensor], *, output: Path) -> None:
     }
     with new_folder(output) as staging:
         (staging / _ADAPTER_CONFIG).write_text(json.dumps(config))
-        save_file(dict(tensors), staging / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        _save(dict(tensors), staging / _ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
 def merged_tensors(
@@ -339,6 +340,7 @@ def save_merged(base: Path, *, adapters: Sequence[Path], output: Path) -> Roundi
 
     Raises:
         ValueError: see `merged_tensors`.
+        StorageError: the disk is full, or the place cannot be written; what was there before is still there.
     """
     rounding = Rounding()
     with new_folder(output) as staging:
@@ -358,4 +360,19 @@ def _write_shard(shard: Path, *, merged: dict[str, torch.Tensor], output: Path) 
     with safe_open(shard, framework="pt") as weights:
         names = list(weights.keys())
         tensors = {name: merged.get(name, weights.get_tensor(name)) for name in names}
-        save_file(tensors, output, metadata=weights.metadata() or {"format": "pt"})
+        _save(tensors, output, metadata=weights.metadata() or {"format": "pt"})
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path, *, metadata: dict[str, str]) -> None:
+    """safetensors' `save_file`, whose errors of the system are raised as such.
+
+    Raises:
+        OSError: the disk is full, or something else of the system failed.
+    """
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:
+        # "I/O error: No space left on device (os error 28)"
+        if (found := re.search(r"\(os error (\d+)\)", str(error))) is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error

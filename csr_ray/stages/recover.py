@@ -47,16 +47,12 @@ def recover(state: RunState, *, view: View, may_redo: bool = False) -> None:
         DamageError: there is such an adapter, and `may_redo` is not given.
     """
     started_s = time.perf_counter()
-    if not state.journal.num_lines:
-        return
+    _sweep_all(state)
     _check_adapters(state, view=view, may_redo=may_redo)
     _check_model(state, view=view)
     for cycle in _known_cycles(state):
         _check_cycle(state, cycle, view=view)
         _try_again(state, cycle, view=view)
-        for folder in (state.folder.cycle(cycle), state.folder.candidates(cycle, unit="-").parent):
-            _sweep(folder)
-    _sweep(state.folder.root)
     if (seconds := time.perf_counter() - started_s) > _LONG_S:
         view.say(f"every file that the journal names was read and compared in {seconds:.0f} s")
 
@@ -196,8 +192,17 @@ def _try_again(state: RunState, cycle: Cycle, *, view: View) -> None:
         view.say(f"{cycle}: {_number(len(ids), 'prompt')} that engine, scorer or policy failed on: tried again")
 
 
+def _sweep_all(state: RunState) -> None:
+    """Remove what interrupted writes have left in the folders that the run writes into."""
+    _sweep(state.folder.root)
+    for index in range(state.config.run.rounds):
+        for cycle in state.cycles(index):
+            candidates = state.folder.candidates(cycle, unit="-").parent
+            for folder in (state.folder.cycle(cycle), candidates, state.folder.example_units(cycle)):
+                _sweep(folder)
+
+
 def _sweep(folder: Path) -> None:
-    """Remove what interrupted writes have left in a folder."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _UNFINISHED.fullmatch(entry.name):

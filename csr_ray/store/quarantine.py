@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from csr_ray.records import Rejection
@@ -29,19 +30,22 @@ class Quarantine:
     def rewrite(self, rejections: Iterable[Rejection]) -> int:
         """Make the file again, of these and nothing else; returns how many were given. Without any it is removed."""
         self._known = set()
+        given = iter(rejections)
+        first = next(given, None)
+        if first is None:
+            with storage_errors(self.path):
+                self.path.unlink(missing_ok=True)
+            return 0
         num = 0
 
         def write(temporary: Path) -> None:
             nonlocal num
             with temporary.open("wb") as file:
-                for item in rejections:
+                for item in chain([first], given):
                     num += 1
                     file.writelines(self._new_lines([item]))
 
         write_atomically(self.path, write=write)
-        if not num:
-            with storage_errors(self.path):
-                self.path.unlink()
         return num
 
     def add(self, rejections: Iterable[Rejection]) -> int:

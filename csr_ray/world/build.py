@@ -57,9 +57,14 @@ class WorldSpec:
 
 def cached_world(spec: WorldSpec, *, progress: bool = True) -> Path:
     """Return the world's folder in the cache, building it first if it is not there."""
-    directory = cache_folder() / "worlds" / f"seed{spec.seed}-{spec.fingerprint[:16]}"
+    directory = world_folder(spec)
     build_world(directory, spec=spec, progress=progress)
     return directory
+
+
+def world_folder(spec: WorldSpec) -> Path:
+    """Where the cache has this world, if it has been built."""
+    return cache_folder() / "worlds" / f"seed{spec.seed}-{spec.fingerprint[:16]}"
 
 
 def build_world(directory: Path, *, spec: WorldSpec, progress: bool = True) -> None:

@@ -1,0 +1,514 @@
+"""An independent check of a run folder: `csr-ray check RUN_DIR`.
+
+From the files alone it proves that every prompt of a phase is in exactly one of a committed rollout and a quarantine
+line, holds every line and file to its digest, and says what a resume would do. It reads the journal with code of its
+own and shares none with what wrote it (`csr_ray.store.journal`, `csr_ray.stages`), so that a fault there is seen
+here. It reads only, so it may run while the run goes on; what changes meanwhile is looked at again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from csr_ray.app.plan import resolve_world, uses_world
+from csr_ray.config.load import parse_config
+from csr_ray.config.schema import Config
+from csr_ray.data.prompts import PromptFile
+from csr_ray.errors import EXIT_DONE, EXIT_FAILED, ConfigError, UserError
+from csr_ray.methods.base import Method, method_of
+from csr_ray.store.atomic import write_json
+
+Entry = dict[str, Any]
+Key = tuple[int, str]
+
+_SEALED = re.compile(rb'\{.*, "sum": "([0-9a-f]{32})"\}')
+_UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
+_VOIDED_WITH_A_TRAINING = ("rollout", "examples", "train", "publish", "eval", "round", "finished", "lost")
+_NUM_LOOKS = 5
+_NUM_THREADS = 8
+_SHOWN = 20
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it was written; `file` is named within the run folder."""
+
+    file: str
+    what: str
+
+
+@dataclass
+class PhaseReport:
+    """One cycle. `open` counts the prompts that are left to roll out; None if the prompt file cannot be read."""
+
+    round: int
+    phase: str
+    prompts: int = 0
+    rolled_out: int = 0
+    set_aside: int = 0
+    open: int | None = None
+    lost_files: int = 0
+    state: str = ""
+
+
+@dataclass
+class CheckReport:
+    """What was found; sound if nothing is damaged."""
+
+    run: str
+    damage: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    phases: list[PhaseReport] = field(default_factory=list)
+    lines: int = 0
+    files: int = 0
+    bytes: int = 0
+    next: str = ""
+
+    @property
+    def sound(self) -> bool:
+        return not self.damage
+
+
+def check_run(folder: Path) -> CheckReport:
+    """Check a run folder.
+
+    Raises:
+        ConfigError: there is no run in it.
+    """
+    if not (folder / "journal.jsonl").is_file():
+        raise ConfigError(f"run folder {folder}: no journal.jsonl; name the run.dir of a run that has begun")
+    for _ in range(_NUM_LOOKS):
+        size = (folder / "journal.jsonl").stat().st_size
+        report = _Check(folder).report()
+        # A run that is going on may have replaced a file and written its line behind the look at it.
+        if report.sound or (folder / "journal.jsonl").stat().st_size == size:
+            break
+    return report
+
+
+def check_and_print(folder: Path, *, output: Path | None) -> int:
+    """Do what `csr-ray check` does; returns 0 for a sound folder, 1 for a damaged one."""
+    report = check_run(folder)
+    print_report(report, console=Console(highlight=False))
+    if output is not None:
+        write_json(output, value={**asdict(report), "sound": report.sound})
+    return EXIT_DONE if report.sound else EXIT_FAILED
+
+
+def print_report(report: CheckReport, *, console: Console) -> None:
+    """Print the phases as a table, what is damaged, what is worth knowing, and what a resume would do."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("phase", "prompts", "rolled out", "set aside", "to do", "state"):
+        table.add_column(heading, justify="left" if heading in ("phase", "state") else "right")
+    for phase in report.phases:
+        numbers = (phase.prompts, phase.rolled_out, phase.set_aside, "?" if phase.open is None else phase.open)
+        table.add_row(_name(phase.round, phase.phase), *map(str, numbers), phase.state)
+    if report.phases:
+        console.print(table)
+    for finding in report.damage[:_SHOWN]:
+        console.print(f"[red]damaged[/red]  {escape(finding.file)}: {escape(finding.what)}", soft_wrap=True)
+    if len(report.damage) > _SHOWN:
+        console.print(f"[red]damaged[/red]  and {len(report.damage) - _SHOWN} more (--json OUT has them all)")
+    for note in report.notes:
+        console.print(f"note     {escape(note)}", soft_wrap=True)
+    looked = f"{report.lines} lines of the journal and {report.files} files ({report.bytes / 2**20:,.1f} MiB)"
+    console.print(f"{'sound' if report.sound else 'DAMAGED'}: {looked} were compared with their digests")
+    console.print(f"next: {escape(report.next)}", soft_wrap=True)
+
+
+class _Check:
+    """One look at a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._report = CheckReport(run=str(folder))
+        self._config: Config | None = None
+        self._method: Method | None = None
+
+    def report(self) -> CheckReport:
+        report = self._report
+        entries = self._read_journal()
+        self._read_config()
+        # Behind the journal: a line that comes meanwhile has its quarantine line already.
+        quarantined = self._read_quarantine()
+        cycles = _cycles(entries)
+        for version, key in enumerate(cycles):
+            self._check_cycle(key, entries=_of_cycle(entries, key), version=version, quarantined=quarantined)
+        self._check_model(entries, num_trained=sum(entry["kind"] == "train" for entry in entries))
+        self._look_for_rests(entries)
+        report.next = "restore or cut the journal first" if not report.lines else self._next(entries)
+        return report
+
+    def _damaged(self, file: str | Path, what: str) -> None:
+        name = file if isinstance(file, str) else file.relative_to(self._folder).as_posix()
+        self._report.damage.append(Finding(name, what))
+
+    # ---- the journal ----
+
+    def _read_journal(self) -> list[Entry]:
+        """All lines that count, up to the first that is damaged."""
+        kept: list[Entry] = []
+        previous = b"csr_ray journal"
+        with (self._folder / "journal.jsonl").open("rb") as file:
+            for number, line in enumerate(file, 1):
+                bare = line.rstrip(b"\n") if line.endswith(b"\n") else line
+                match = _SEALED.fullmatch(bare)
+                body = bare[: -len(b', "sum": ""}') - 32] + b"}" if match else b""
+                if not match or xxhash.xxh3_128(previous + body).hexdigest().encode() != match[1]:
+                    if line.endswith(b"\n") or not _is_beginning(bare, previous=previous):
+                        what = f"line {number} is not what was written; the lines behind it were not looked at"
+                        self._damaged("journal.jsonl", what)
+                    else:
+                        self._report.notes.append(f"line {number} of the journal is torn: it did not happen")
+                    break
+                previous = match[1]
+                self._report.lines += 1
+                entry = json.loads(body)
+                entry.pop("counters", None)
+                if entry["kind"] == "again":
+                    kept = _void(kept, entry)
+                else:
+                    kept.append(entry)
+        return kept
+
+    # ---- the phases ----
+
+    def _check_cycle(
+        self, key: Key, *, entries: Sequence[Entry], version: int, quarantined: Counter[str] | None
+    ) -> None:
+        phase = PhaseReport(round=key[0], phase=key[1])
+        self._report.phases.append(phase)
+        units = [entry for entry in entries if entry["kind"] == "rollout"]
+        decided = next((entry for entry in entries if entry["kind"] == "examples"), None)
+        lost = {name for entry in entries if entry["kind"] == "lost" for name in entry["names"]}
+        in_unit: dict[str, str] = {}
+        for unit in units:
+            rejected = {item["id"] for item in unit["rejected"]}
+            phase.set_aside += len(rejected)
+            phase.rolled_out += len(unit["ids"]) - len(rejected)
+            if not rejected <= set(unit["ids"]) or unit["prompts"] != len(unit["ids"]) - len(rejected):
+                self._damaged("journal.jsonl", f"unit {unit['unit']}: its ids, rejections and counts contradict")
+            for prompt_id in unit["ids"]:
+                other = in_unit.setdefault(prompt_id, unit["unit"])
+                if other != unit["unit"] or unit["ids"].count(prompt_id) > 1:
+                    self._damaged("journal.jsonl", f"prompt {prompt_id} is in unit {unit['unit']} and in {other}")
+            for item in unit["rejected"]:
+                line = json.dumps({name: item[name] for name in ("id", "source", "reason", "fault")})
+                if quarantined is not None and not quarantined[line]:
+                    what = f"no line for prompt {item['id']}, which was set aside; the next start writes it"
+                    self._damaged("quarantine.jsonl", what)
+        phase.prompts = len(in_unit)
+        self._check_files(units, lost=lost, version=version, phase=phase)
+        others = [entry for entry in entries if entry["kind"] in ("examples", "train")]
+        self._check_files(others, lost=lost, version=None, phase=phase)
+        for entry in entries:
+            if entry["kind"] in ("train", "publish") and entry["version"] != version + 1:
+                self._damaged("journal.jsonl", f"a {entry['kind']} line of {_name(*key)} has another version")
+        if decided is not None:
+            if decided["prompts"] != len(in_unit):
+                what = f"{_name(*key)} was closed with {decided['prompts']} prompts, its units have {len(in_unit)}"
+                self._damaged("journal.jsonl", what)
+            self._check_pairs(decided, ids=set(in_unit), lost=lost)
+        phase.open = self._num_open(key, decided=decided, in_unit=in_unit)
+        phase.state = _state(entries)
+
+    def _check_files(
+        self, entries: Iterable[Entry], *, lost: set[str], version: int | None, phase: PhaseReport | None = None
+    ) -> None:
+        """Hold the files of lines to their digests and, with `version`, files of candidates to their lines."""
+
+        def look(entry: Entry) -> list[tuple[str, str | None, int]]:
+            found = []
+            for name, digest in entry.get("files", {}).items():
+                wrong = _damage(self._folder / name, digest=digest)
+                if wrong is None and version is not None:
+                    wrong = _contradiction(self._folder / name, entry=entry, version=version)
+                found.append((name, wrong, digest["bytes"]))
+            return found
+
+        remaining = iter(entries)
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+            while batch := list(islice(remaining, 1024)):
+                for found in pool.map(look, batch):
+                    for name, wrong, num_bytes in found:
+                        self._report.files += 1
+                        self._report.bytes += num_bytes
+                        if wrong is not None:
+                            known = ", which the run knows: nothing is done again for it" if name in lost else ""
+                            self._damaged(name, wrong + known)
+                            if phase is not None:
+                                phase.lost_files += 1
+
+    def _check_pairs(self, decided: Entry, *, ids: set[str], lost: set[str]) -> None:
+        for name in decided["files"]:
+            path = self._folder / name
+            try:
+                table = pq.read_table(path, columns=["id"])
+            except (OSError, pa.ArrowException):
+                continue  # its digest has said so
+            if table.num_rows != decided["made"]:
+                self._damaged(name, f"has {table.num_rows} examples, its line says {decided['made']}")
+            if strangers := set(table.column("id").to_pylist()) - ids:
+                self._damaged(
+                    name, f"has examples of {len(strangers)} prompts that no unit has, {min(strangers)} first"
+                )
+
+    # ---- the prompts ----
+
+    def _num_open(self, key: Key, *, decided: Entry | None, in_unit: dict[str, str]) -> int | None:
+        """How many prompts of the cycle are left; those of a closed phase that are left are damage or news."""
+        expected = self._prompts_of(key[0], decided=decided)
+        if expected is None:
+            return 0 if decided is not None else None
+        ids, is_part = expected
+        missing = [prompt_id for prompt_id in ids if prompt_id not in in_unit]
+        num_gone = len(set(in_unit) - set(ids))
+        if is_part:
+            # Prompts that were rolled out before others came into the file have taken their places.
+            missing = missing[: max(0, len(ids) - len(in_unit))]
+        if num_gone:
+            self._report.notes.append(f"{_name(*key)}: {num_gone} prompts have left the prompt file since")
+        if decided is None:
+            return len(missing)
+        if missing and self._is_same_file(decided):
+            what = f"{len(missing)} prompts of the prompt file are in no unit of it, {missing[0]} first"
+            self._damaged("journal.jsonl", f"{_name(*key)} is closed, and {what}")
+        elif missing:
+            self._report.notes.append(f"{_name(*key)}: {len(missing)} prompts have come into the prompt file since")
+        return 0
+
+    def _prompts_of(self, round_index: int, *, decided: Entry | None) -> tuple[list[str], bool] | None:
+        """The ids of the prompts whose turn a round is, and whether they are a part of all; None: not readable."""
+        config, method = self._config, self._method
+        source = (decided or {}).get("source")
+        path = source["path"] if source else config.data.prompts if config else None
+        if config is None or method is None or path is None or "${world}" in path:
+            return None
+        try:
+            prompts = PromptFile(path, images=config.data.images, limit=config.data.limit, refuses=method.refuses)
+            size = config.data.per_round
+            is_part = size is not None and size < prompts.num
+            num = size if size is not None and is_part else prompts.num
+            start = round_index * num if is_part else 0
+            return [prompt.id for prompt in prompts.take(start=start, num=num)], is_part
+        except (UserError, OSError):
+            return None
+
+    def _is_same_file(self, decided: Entry) -> bool:
+        """Whether the prompt file is the one that the phase was closed with."""
+        source = decided.get("source")
+        return source is not None and _damage(Path(source["path"]), digest=source) is None
+
+    # ---- the rest of the folder ----
+
+    def _read_config(self) -> None:
+        path = self._folder / "config.yaml"
+        try:
+            config = parse_config(yaml.safe_load(path.read_text(encoding="utf-8")))
+            self._method = method_of(config)
+            if uses_world(config):
+                from csr_ray.app.run import world_spec
+                from csr_ray.world.build import world_folder
+
+                config = resolve_world(config, folder=world_folder(world_spec(config.world)))
+            self._config = config
+        except (OSError, ValueError, yaml.YAMLError, TypeError, AttributeError) as error:
+            self._report.notes.append(f"config.yaml cannot be used ({type(error).__name__}): no look at the prompts")
+
+    def _read_quarantine(self) -> Counter[str]:
+        path = self._folder / "quarantine.jsonl"
+        lines: Counter[str] = Counter()
+        if not path.is_file():
+            return lines
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+            if not line:
+                continue
+            try:
+                entry = json.loads(line)
+                lines[json.dumps({name: entry[name] for name in ("id", "source", "reason", "fault")})] += 1
+            except (ValueError, KeyError, TypeError):
+                self._damaged("quarantine.jsonl", f"line {number} cannot be read; the next start writes it again")
+        for known, times in lines.items():
+            if times > 1:
+                self._damaged("quarantine.jsonl", f"{times} lines are {known}")
+        return lines
+
+    def _check_model(self, entries: Sequence[Entry], *, num_trained: int) -> None:
+        finished = [entry for entry in entries if entry["kind"] == "finished"]
+        # A run that went on with more rounds may be replacing its model.
+        if finished and finished[-1]["version"] == num_trained:
+            self._check_files(finished[-1:], lost=set(), version=None)
+
+    def _look_for_rests(self, entries: Sequence[Entry]) -> None:
+        named = {name for entry in entries for name in entry.get("files", {})}
+        rests = [path for path in self._folder.rglob(".*") if _UNFINISHED.fullmatch(path.name)]
+        if rests:
+            self._report.notes.append(
+                f"{len(rests)} unfinished files or folders of interrupted writes, {rests[0].name} first: no line "
+                "names them, and the next start removes them"
+            )
+        units = [
+            path
+            for path in self._folder.glob("round_*/**/candidates/unit_*.parquet")
+            if path.relative_to(self._folder).as_posix() not in named
+        ]
+        if units:
+            self._report.notes.append(f"{len(units)} files of candidates have no line: their prompts are done again")
+
+    # ---- what comes next ----
+
+    def _next(self, entries: Sequence[Entry]) -> str:
+        config, method = self._config, self._method
+        if config is None or method is None:
+            return "unknown, because config.yaml cannot be used"
+        done = {(entry["kind"], entry.get("round"), entry.get("phase")) for entry in entries}
+        for index in range(config.run.rounds):
+            for phase in method.phases(index):
+                key = (index, phase.name)
+                steps = ("train", "publish")
+                left = [step for step in steps if (step, *key) not in done]
+                if ("examples", *key) not in done:
+                    num = self._num_to_roll_out(key)
+                    first = [f"{'the' if num is None else num} prompts to roll out"] if num != 0 else []
+                    return f"{_name(*key)}: {', then '.join([*first, 'build the examples', *left])}, then go on"
+                if left:
+                    return f"{_name(*key)}: {', then '.join(left)}, then go on"
+            if ("round", index, None) not in done:
+                return f"round {index}: evaluate and close the round, then go on"
+        if not any(entry["kind"] == "finished" and entry["rounds"] >= config.run.rounds for entry in entries):
+            return "save the model"
+        return "nothing: the run is finished"
+
+    def _num_to_roll_out(self, key: Key) -> int | None:
+        for phase in self._report.phases:
+            if (phase.round, phase.phase) == key:
+                return phase.open
+        expected = self._prompts_of(key[0], decided=None)
+        return None if expected is None else len(expected[0])
+
+
+# ---- reading the journal ----
+
+
+def _is_beginning(bare: bytes, *, previous: bytes) -> bool:
+    """Whether this can be half of a line that was being written, and is not a whole one with something behind it."""
+    start = b'{"kind": "'
+    if bare[: len(start)] != start[: len(bare)]:
+        return False
+    for match in re.finditer(rb', "sum": "([0-9a-f]{32})"\}', bare):
+        if xxhash.xxh3_128(previous + bare[: match.start()] + b"}").hexdigest().encode() == match[1]:
+            return False
+    return True
+
+
+def _void(entries: list[Entry], again: Entry) -> list[Entry]:
+    """The lines that are left when an "again" line has voided what it says."""
+    what = again["what"]
+    if what == "model":
+        return [entry for entry in entries if entry["kind"] != "finished"]
+    key = (again["round"], again["phase"])
+
+    def is_of(entry: Entry, *kinds: str) -> bool:
+        return entry["kind"] in kinds and (entry["round"], entry["phase"]) == key
+
+    if what == "unit":
+        return [entry for entry in entries if not (is_of(entry, "rollout") and entry["unit"] == again["unit"])]
+    if what == "examples":
+        return [entry for entry in entries if not is_of(entry, "examples", "lost")]
+    if what == "train":
+        trained = [number for number, entry in enumerate(entries) if is_of(entry, "train")]
+        if not trained:
+            return entries
+        behind = [entry for entry in entries[trained[-1] :] if entry["kind"] not in _VOIDED_WITH_A_TRAINING]
+        return entries[: trained[-1]] + behind
+    gone = set(again["ids"])
+    left = []
+    for entry in entries:
+        if is_of(entry, "rollout") and any(item["id"] in gone for item in entry["rejected"]):
+            out = {item["id"] for item in entry["rejected"]} & gone
+            entry = {
+                **entry,
+                "ids": [prompt_id for prompt_id in entry["ids"] if prompt_id not in out],
+                "rejected": [item for item in entry["rejected"] if item["id"] not in out],
+            }
+            if not entry["ids"]:
+                continue
+        left.append(entry)
+    return left
+
+
+def _cycles(entries: Iterable[Entry]) -> list[Key]:
+    """The cycles in the order in which they began; the place of each is the version that it starts from."""
+    kinds = ("rollout", "examples", "train")
+    return list(dict.fromkeys((entry["round"], entry["phase"]) for entry in entries if entry["kind"] in kinds))
+
+
+def _of_cycle(entries: Iterable[Entry], key: Key) -> list[Entry]:
+    return [entry for entry in entries if (entry.get("round"), entry.get("phase")) == key]
+
+
+def _state(entries: Iterable[Entry]) -> str:
+    kinds = {entry["kind"] for entry in entries}
+    names = {"publish": "published", "train": "trained", "examples": "examples decided"}
+    return next((name for kind, name in names.items() if kind in kinds), "rolling out")
+
+
+def _name(round_index: int, phase: str) -> str:
+    return f"round {round_index}" + (f", phase {phase}" if phase != "main" else "")
+
+
+# ---- files ----
+
+
+def _damage(path: Path, *, digest: Entry) -> str | None:
+    try:
+        state, num_bytes = xxhash.xxh3_128(), 0
+        with path.open("rb") as file:
+            for chunk in _chunks(file):
+                state.update(chunk)
+                num_bytes += len(chunk)
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    if num_bytes != digest["bytes"]:
+        return f"has {num_bytes} bytes, and was written with {digest['bytes']}"
+    return None if state.hexdigest() == digest["xxh3"] else "has other bytes than were written"
+
+
+def _chunks(file: Any) -> Iterator[bytes]:
+    while chunk := file.read(_CHUNK_BYTES):
+        yield chunk
+
+
+def _contradiction(path: Path, *, entry: Entry, version: int) -> str | None:
+    """What a file of candidates and its line say differently of each other."""
+    try:
+        table = pq.read_table(path, columns=["id", "policy_version"], use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        return f"cannot be read as a table: {type(error).__name__}"
+    ids = set(pc.unique(table.column("id")).to_pylist())
+    if ids != set(entry["ids"]) - {item["id"] for item in entry["rejected"]}:
+        return "has the rollouts of other prompts than its line says"
+    versions = set(pc.unique(table.column("policy_version")).to_pylist())
+    if versions - {version}:
+        return f"has rollouts of policy version {versions}, and its phase starts from version {version}"
+    return None

@@ -1,0 +1,244 @@
+"""The checker calls a sound folder sound, finds each kind of damage, and says what a resume would do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from checked_runs import CheckedDriver
+from journals import entries_of, write_journal
+from test_loop import cycle, merged_model  # noqa: F401 - a fixture
+
+from csr_ray.__main__ import main
+from csr_ray.app.check import check_run
+from csr_ray.errors import ConfigError
+from csr_ray.store.digests import Digest
+from csr_ray.store.journal import Journal
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> CheckedDriver:
+    """Two rounds of five prompts, one of which is set aside."""
+    with pytest.MonkeyPatch.context() as patch:
+        from test_loop import save_fake_model
+
+        patch.setattr("csr_ray.policy.weights.save_merged", save_fake_model)
+        driver = CheckedDriver(tmp_path_factory.mktemp("finished") / "run", num_prompts=5, rounds=2)
+        driver.run(fail_ids=frozenset({"p1"}))
+    return driver
+
+
+@pytest.fixture
+def run(finished: CheckedDriver, tmp_path: Path) -> CheckedDriver:
+    shutil.copytree(finished.folder.root, tmp_path / "run")
+    return finished.at(tmp_path / "run")
+
+
+def test_a_sound_finished_run(run) -> None:
+    report = run.check()
+    assert (report.damage, report.notes, report.next) == ([], [], "nothing: the run is finished")
+    assert [(phase.prompts, phase.rolled_out, phase.set_aside, phase.open) for phase in report.phases] == [
+        (5, 4, 1, 0)
+    ] * 2
+    assert report.files == 2 * 3 + 2 + 2 * 2 + 1 and report.lines == Journal(run.folder.journal).num_lines
+
+
+FILES = {
+    "unit": lambda run: sorted((run.folder.root / "round_000/candidates").iterdir())[0],
+    "pairs": lambda run: run.folder.pairs(cycle(1)),
+    "adapter": lambda run: run.folder.adapter(cycle(0)) / "adapter_model.safetensors",
+    "model": lambda run: run.folder.model / "model.safetensors",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["flip", "cut", "remove"])
+def test_a_damaged_file_is_named(run, name: str, how: str) -> None:
+    path: Path = FILES[name](run)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    if how == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(data if how == "flip" else data[:-1])
+    report = run.check()
+    assert [finding.file for finding in report.damage] == [path.relative_to(run.folder.root).as_posix()]
+    words = {"flip": "other bytes", "cut": "and was written with", "remove": "is missing"}
+    assert words[how] in report.damage[0].what
+
+
+def test_what_the_run_knows_to_be_lost_is_still_said(run) -> None:
+    FILES["unit"](run).unlink()
+    run.run()
+    (finding,) = run.check().damage
+    assert "is missing, which the run knows" in finding.what
+
+
+def changed(run: CheckedDriver, change: Callable[[list[dict]], object]) -> list[str]:
+    """What the checker says of a journal whose checksums are right and whose lines are not."""
+    entries = entries_of(run.folder.journal)
+    change(entries)
+    write_journal(run.folder.journal, entries=entries)
+    return [finding.what for finding in run.check().damage]
+
+
+def units(entries: list[dict]) -> list[dict]:
+    return [entry for entry in entries if entry["kind"] == "rollout" and entry["round"] == 0]
+
+
+def test_a_lost_prompt_is_found(run) -> None:
+    found = changed(run, lambda entries: entries.remove(next(e for e in units(entries) if e["ids"] == ["p4"])))
+    assert any("closed with 5 prompts, its units have 4" in what for what in found)
+    assert any("1 prompts of the prompt file are in no unit of it, p4 first" in what for what in found)
+    assert any("examples of 1 prompts that no unit has" in what for what in found)
+
+
+def test_a_doubled_prompt_is_found(run) -> None:
+    def double(entries: list[dict]) -> None:
+        first, second = units(entries)[:2]
+        second["ids"].append(first["ids"][0])
+        second["prompts"] += 1
+
+    assert any("is in unit" in what for what in changed(run, double))
+
+
+def test_a_rejection_that_is_a_rollout_too_is_found(run) -> None:
+    def reject(entries: list[dict]) -> None:
+        entry = next(e for e in units(entries) if not e["rejected"])
+        entry["rejected"] = [{"id": entry["ids"][0], "source": "s", "reason": "r", "fault": "input"}]
+        entry["prompts"] -= 1
+
+    found = changed(run, reject)
+    assert any("other prompts than its line says" in what for what in found)
+    assert any("no line for prompt" in what for what in found)
+
+
+def test_a_unit_of_another_policy_version_is_found(run) -> None:
+    path = FILES["unit"](run)
+    table = pq.read_table(path)
+    column = table.schema.get_field_index("policy_version")
+    table = table.set_column(column, "policy_version", pq.read_table(path).column("node"))
+    pq.write_table(table, path)
+    digest = Digest.of_file(path).to_plain()
+    name = path.relative_to(run.folder.root).as_posix()
+
+    def reseal(entries: list[dict]) -> None:
+        next(e for e in units(entries) if name in e["files"])["files"][name] = digest
+
+    (what,) = changed(run, reseal)
+    assert "its phase starts from version 0" in what
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "remove", "double"])
+def test_a_damaged_quarantine_is_found(run, how: str) -> None:
+    path = run.folder.quarantine
+    data = path.read_bytes()
+    {
+        "flip": lambda: path.write_bytes(data.replace(b"poison", b"poisoM")),
+        "cut": lambda: path.write_bytes(data[:-5]),
+        "remove": path.unlink,
+        "double": lambda: path.write_bytes(data + data),
+    }[how]()
+    report = run.check()
+    assert {finding.file for finding in report.damage} == {"quarantine.jsonl"}
+
+
+def test_a_damaged_journal_is_found_and_a_torn_one_is_none(run) -> None:
+    data = run.folder.journal.read_bytes()
+    flipped = bytearray(data)
+    flipped[data.index(b"\n") + 20] ^= 2
+    run.folder.journal.write_bytes(flipped)
+    assert [finding.what.split(" is ")[0] for finding in run.check().damage] == ["line 2"]
+    run.folder.journal.write_bytes(data[:-1] + b"\x0b")
+    assert len(run.check().damage) == 1
+    run.folder.journal.write_bytes(data[:-9])
+    report = run.check()
+    assert report.sound and report.next == "save the model" and "torn" in report.notes[0]
+    run.folder.journal.write_bytes(data[:-1])
+    assert run.check().next == "nothing: the run is finished"
+
+
+def test_unfinished_files_are_taken_for_nothing(run) -> None:
+    shutil.copy(FILES["unit"](run), run.folder.root / "round_000/candidates/.unit_ff.parquet.abcd1234")
+    shutil.copy(FILES["unit"](run), run.folder.root / "round_000/candidates/unit_ff.parquet")
+    report = run.check()
+    assert report.sound and len(report.notes) == 2
+
+
+STOPS = [
+    ({"stop_after": 0}, "round 0: 5 prompts to roll out, then build the examples, then train, then publish"),
+    ({"stop_after": 4}, "round 0: 2 prompts to roll out, then build the examples, then train, then publish"),
+    ({"fail_at": 0}, "round 0: train, then publish"),
+    ({"die_at_publish": 0}, "round 0: publish"),
+    ({"stop_after": 6}, "round 1: 4 prompts to roll out, then build the examples, then train, then publish"),
+]
+
+
+@pytest.mark.parametrize(("stop", "expected"), STOPS)
+def test_what_a_resume_would_do(tmp_path, stop: dict, expected: str) -> None:
+    driver = CheckedDriver(tmp_path / "run", num_prompts=5, rounds=2)
+    driver.state().journal.commit("model", name="m", revision=None)
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(**stop)
+    report = driver.check()
+    assert report.sound and report.next == f"{expected}, then go on"
+    driver.run()
+    assert driver.check().next == "nothing: the run is finished" and driver.check().sound
+
+
+def test_with_prompts_in_turn_each_round_is_held_to_its_own(tmp_path) -> None:
+    driver = CheckedDriver(tmp_path / "run", num_prompts=5, rounds=3, per_round=2)
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(stop_after=5)
+    report = driver.check()
+    assert report.sound and [phase.prompts for phase in report.phases] == [2, 2]
+    assert report.next.startswith("round 2: 2 prompts to roll out")
+    driver.run()
+    assert driver.check().sound
+
+
+def test_a_prompt_file_that_changed_is_news_and_no_damage(run, tmp_path) -> None:
+    text = run.source.read_text()
+    try:
+        run.source.write_text(text.replace('"p0"', '"new"'))
+        report = run.check()
+    finally:
+        run.source.write_text(text)
+    assert report.sound and {note.split(": ")[1] for note in report.notes} == {
+        "1 prompts have left the prompt file since",
+        "1 prompts have come into the prompt file since",
+    }
+
+
+def test_the_command(run, tmp_path, capsys) -> None:
+    before = {path: path.read_bytes() for path in run.folder.root.rglob("*") if path.is_file()}
+    assert main(["check", str(run.folder.root), "--json", str(tmp_path / "out.json")]) == 0
+    said = capsys.readouterr().out
+    assert "sound" in said and "next: nothing: the run is finished" in said
+    assert json.loads((tmp_path / "out.json").read_text())["sound"] is True
+    path = FILES["unit"](run)
+    path.unlink()
+    del before[path]
+    assert main(["check", str(run.folder.root), "--json", str(tmp_path / "out.json")]) == 1
+    assert "damaged" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.json").read_text())["damage"][0]["what"] == "is missing"
+    assert {path: path.read_bytes() for path in run.folder.root.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_without_a_run_is_said_to_be_one(tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"no journal\.jsonl"):
+        check_run(tmp_path)
+
+
+def test_the_checker_shares_no_code_with_what_wrote_the_run() -> None:
+    code = "import sys, csr_ray.app.check; print([m for m in sys.modules if m.startswith('csr_ray.st')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"csr_ray.store.journal", "csr_ray.store.units", "csr_ray.store.lines", "csr_ray.stages.turn"} & set(
+        eval(done.stdout)
+    )
