@@ -8,7 +8,8 @@ would do is not: a rollout of three candidates is there at once. Each size runs 
     driver_mib_1k ... driver_mib_1m_prompts   largest resident size of the driver's process
     flatness                                  the slowest size over the fastest, of us_per_prompt from 10k on
 
-The times hang on the disk that the run folder lies on (--folder): two files are synced for each unit of 16 prompts.
+The times hang on the disk that the run folder lies on (--folder): for each unit of 16 prompts two files and a folder
+are synced.
 """
 
 from __future__ import annotations

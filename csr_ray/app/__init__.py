@@ -1,1 +1,1 @@
-"""From a command to a finished run: the commands, the plan, the doctor and the console."""
+"""From a command to a finished run: the commands, the plan, the check, the doctor and the console."""

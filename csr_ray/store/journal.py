@@ -148,6 +148,8 @@ class Journal:
                     yield json.loads(body), tail
         except DamagedLine as damage:
             raise self._error(damage) from None
+        except OSError as error:
+            raise DamageError(f"{self.path} cannot be read: {error.strerror or error}") from error
 
     def _error(self, damage: DamagedLine) -> UserError:
         run = str(self.path.parent)

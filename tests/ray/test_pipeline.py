@@ -67,7 +67,7 @@ def finished(ray_session, tmp_path_factory) -> RunFolder:
 
 
 def _whole_lines(journal: Path) -> bytes:
-    """As a `Journal` would read them, which cuts a torn last line off and so is for nobody who only watches."""
+    """As a `Journal` would read them, without looking at their checksums."""
     lines = journal.read_bytes() if journal.exists() else b""
     return lines[: lines.rfind(b"\n") + 1]
 

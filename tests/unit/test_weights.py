@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import build_tiny_llava
 
+from csr_ray.errors import StorageError
 from csr_ray.policy.weights import (
     checkpoint_name,
     checksum,
@@ -234,3 +237,54 @@ def test_failed_save_leaves_the_older_model_and_no_litter(base: Path, adapters: 
         save_merged(base, adapters=[tmp_path / "none"], output=output)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert [path.name for path in output.iterdir()] == ["old"]
+
+
+_SAVE_ON_A_FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from csr_ray.errors import StorageError
+from csr_ray.policy.weights import combined_tensors, save_combined, save_merged
+
+base, adapter, output = map(Path, sys.argv[1:4])
+num_bytes = int(sys.argv[4])  # no file can be larger, which fails a write in its midst as a full disk does
+resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+for save in (
+    lambda: save_merged(base, adapters=[adapter], output=output),
+    lambda: save_combined(combined_tensors([adapter]), output=output),
+):
+    try:
+        save()
+    except StorageError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_older_model(base: Path, adapters: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "model"
+    output.mkdir()
+    (output / "old").write_text("older model")
+    # Everything but the weights has room, so it is safetensors that fails.
+    num_bytes = 1 + max(path.stat().st_size for path in base.iterdir() if path.suffix != ".safetensors")
+    adapter_bytes = (adapters[0] / "adapter_model.safetensors").stat().st_size
+    assert num_bytes < (base / "model.safetensors").stat().st_size
+    for limit, num_errors in ((num_bytes, 1), (min(num_bytes, adapter_bytes) // 2, 2)):
+        arguments = [str(base), str(adapters[0]), str(output), str(limit)]
+        done = subprocess.run(
+            [sys.executable, "-c", _SAVE_ON_A_FULL_DISK, *arguments], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.splitlines()
+        assert len(lines) >= num_errors
+        for line in lines:
+            assert line.startswith(f"cannot write {output}: File too large; free some space"), line
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    # With space again the same call does it.
+    save_merged(base, adapters=adapters[:1], output=output)
+    assert {path.name for path in output.iterdir()} == {path.name for path in base.iterdir()}
+
+
+def test_a_place_that_cannot_be_written_is_one_line(base: Path, adapters: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for parent in (tmp_path / "file", Path("/proc")):  # where not even root may write
+        with pytest.raises(StorageError, match=rf"^cannot write {parent}/model: .*fix the permissions"):
+            save_merged(base, adapters=adapters, output=parent / "model")
