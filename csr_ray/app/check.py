@@ -166,6 +166,7 @@ class _Check:
     def _read_journal(self) -> list[Entry]:
         """All lines that count, up to the first that is damaged."""
         kept: list[Entry] = []
+        voiding: list[Entry] = []
         previous = b"csr_ray journal"
         with (self._folder / "journal.jsonl").open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -184,10 +185,12 @@ class _Check:
                 entry = json.loads(body)
                 entry.pop("counters", None)
                 if entry["kind"] == "again":
-                    kept = _void(kept, entry)
-                else:
-                    kept.append(entry)
-        return kept
+                    voiding.append(entry)
+                    continue
+                kept = _void_all(kept, voiding)
+                voiding = []
+                kept.append(entry)
+        return _void_all(kept, voiding)
 
     # ---- the phases ----
 
@@ -419,6 +422,22 @@ def _is_beginning(bare: bytes, *, previous: bytes) -> bool:
     return True
 
 
+def _void_all(entries: list[Entry], agains: Sequence[Entry]) -> list[Entry]:
+    """The lines that are left when "again" lines that follow each other have voided what they say."""
+    # There may be many lines that void units, and the order of those among them does not matter.
+    units = {(again["round"], again["phase"], again["unit"]) for again in agains if again["what"] == "unit"}
+    if units:
+        entries = [
+            entry
+            for entry in entries
+            if entry["kind"] != "rollout" or (entry["round"], entry["phase"], entry["unit"]) not in units
+        ]
+    for again in agains:
+        if again["what"] != "unit":
+            entries = _void(entries, again)
+    return entries
+
+
 def _void(entries: list[Entry], again: Entry) -> list[Entry]:
     """The lines that are left when an "again" line has voided what it says."""
     what = again["what"]
@@ -429,8 +448,6 @@ def _void(entries: list[Entry], again: Entry) -> list[Entry]:
     def is_of(entry: Entry, *kinds: str) -> bool:
         return entry["kind"] in kinds and (entry["round"], entry["phase"]) == key
 
-    if what == "unit":
-        return [entry for entry in entries if not (is_of(entry, "rollout") and entry["unit"] == again["unit"])]
     if what == "examples":
         return [entry for entry in entries if not is_of(entry, "examples", "lost")]
     if what == "train":

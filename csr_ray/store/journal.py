@@ -100,11 +100,9 @@ class Journal:
 
     def again(self, lines: Iterable[JsonDict]) -> None:
         """Void earlier work, so that it is done again: a line each (see the table at the top of this module)."""
-        is_changed = False
-        for line in lines:
-            self._append({"kind": "again", **line})
-            is_changed = True
-        if is_changed:
+        entries: list[JsonDict] = [{"kind": "again", **line} for line in lines]
+        if entries:
+            self._append(*entries)
             self._load()
 
     # ---- memory ----
@@ -169,8 +167,12 @@ class Journal:
 
     # ---- disk ----
 
-    def _append(self, entry: JsonDict) -> None:
-        line, checksum = seal(entry, previous=self._tail.checksum)
+    def _append(self, *entries: JsonDict) -> None:
+        checksum, lines = self._tail.checksum, []
+        for entry in entries:
+            line, checksum = seal(entry, previous=checksum)
+            lines.append(line)
+        data = b"".join(lines)
         with storage_errors(self.path):
             is_new = not self.path.exists()
             if is_new:
@@ -178,7 +180,7 @@ class Journal:
             with self.path.open("ab", buffering=0) as file:
                 self._mend(file.fileno())
                 try:
-                    write_all(file.write, line)
+                    write_all(file.write, data)
                     os.fsync(file.fileno())
                     if is_new:
                         sync_folder(self.path.parent)
@@ -188,7 +190,7 @@ class Journal:
                     self._may_have_rest = True
                     os.ftruncate(file.fileno(), self._tail.num_bytes)
                     raise
-        self._tail = Tail(self._tail.num_bytes + len(line), checksum, self._tail.num_lines + 1)
+        self._tail = Tail(self._tail.num_bytes + len(data), checksum, self._tail.num_lines + len(lines))
 
     def _mend(self, handle: int) -> None:
         """Cut off what is behind the last whole line, and give that line its newline, before anything is appended."""

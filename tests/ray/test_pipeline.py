@@ -15,6 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from csr_ray.app.check import check_run
 from csr_ray.app.run import run_config, world_spec
 from csr_ray.config.load import load_config
 from csr_ray.errors import ConfigError
@@ -199,6 +200,12 @@ def test_a_finished_run_prints_its_result_without_starting_anything(finished: Ru
     overrides = [*SMALL, f"run.dir={finished.root}"]
     assert run_config(str(CONFIG), overrides=overrides, fresh=False, dry_run=False) == 0
     assert "report.html" in capsys.readouterr().out
+
+
+def test_the_checker_calls_it_sound(finished: RunFolder) -> None:
+    report = check_run(finished.root)
+    assert (report.damage, report.next) == ([], "nothing: the run is finished")
+    assert all(phase.open == 0 and phase.prompts == phase.rolled_out for phase in report.phases)
 
 
 def test_a_run_folder_of_another_config_is_refused(finished: RunFolder) -> None:

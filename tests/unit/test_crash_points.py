@@ -128,6 +128,33 @@ def test_a_crash_at_any_write_loses_nothing_and_doubles_nothing(tmp_path, is_don
         shutil.rmtree(run.folder.root)
 
 
+@pytest.mark.parametrize("damaged", ["unit", "pairs", "adapter"])
+def test_a_crash_while_damage_is_mended_is_mended_too(tmp_path, damaged: str) -> None:
+    whole = CheckedDriver(tmp_path / "whole", **SIZE)
+    expected = figures(whole.run())
+    broken = CheckedDriver(tmp_path / "broken", **SIZE)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run(**{"stop_after": 2} if damaged == "unit" else {"die_at_publish": 0})
+    unit = next(entry for entry in entries_of(broken.folder.journal) if entry["kind"] == "rollout")["unit"]
+    path = {
+        "unit": broken.folder.candidates(cycle(0), unit=unit),
+        "pairs": broken.folder.pairs(cycle(0)),
+        "adapter": broken.folder.adapter(cycle(0)) / "adapter_model.safetensors",
+    }[damaged]
+    path.unlink()
+    for last in range(1, 12):
+        run = broken.at(tmp_path / f"run{last}")
+        shutil.copytree(broken.folder.root, run.folder.root)
+        with pytest.MonkeyPatch.context() as patch:
+            Power(patch, last=last, is_done=False)
+            with pytest.raises(SystemExit):
+                run.run()
+        assert figures(run.run()) == expected, last
+        assert pairs(run) == pairs(whole), last
+        report = run.check()
+        assert (report.damage, report.next) == ([], "nothing: the run is finished"), last
+
+
 def entries_of_whole_lines(path: Path) -> list[dict]:
     copy = path.with_name("copy.jsonl")
     data = path.read_bytes() if path.exists() else b""
