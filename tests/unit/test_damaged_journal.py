@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from journals import entries_of, write_journal
 
+from csr_ray.__main__ import main
 from csr_ray.errors import ConfigError, DamageError, StorageError
 from csr_ray.store.journal import Journal
 from csr_ray.store.lines import DamagedLine, bodies
@@ -180,3 +181,14 @@ def test_a_line_is_one_json_object_whose_last_key_is_its_checksum(path) -> None:
     for line, (kind, fields) in zip(path.read_text().splitlines(), LINES, strict=True):
         entry = json.loads(line)
         assert list(entry) == ["kind", *fields, "sum"] and entry["kind"] == kind and len(entry["sum"]) == 32
+
+
+def test_the_command_says_it_in_one_line_and_starts_nothing(path, capsys) -> None:
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\n") + 20] ^= 2
+    path.write_bytes(data)
+    config = Path(__file__).parents[2] / "configs/tiny-world.yaml"
+    assert main(["run", str(config), f"run.dir={path.parent}"]) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith(f"csr-ray: {path}, line 2: it ") and said.err.count("\n") == 1 and not said.out
+    assert path.read_bytes() == data and [file.name for file in path.parent.iterdir()] == [path.name]
