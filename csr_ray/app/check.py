@@ -341,7 +341,11 @@ class _Check:
         lines: Counter[str] = Counter()
         if not path.is_file():
             return lines
-        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        data = path.read_bytes()
+        whole, _, torn = data.rpartition(b"\n")
+        if torn:
+            self._report.notes.append("the last line of quarantine.jsonl is torn: the next start mends it")
+        for number, line in enumerate(whole.split(b"\n"), 1):
             if not line:
                 continue
             try:

@@ -149,6 +149,13 @@ def test_a_damaged_quarantine_is_found(run, how: str) -> None:
     assert {finding.file for finding in report.damage} == {"quarantine.jsonl"}
 
 
+def test_a_torn_line_of_the_quarantine_is_no_damage_while_no_line_speaks_of_it(run) -> None:
+    with run.folder.quarantine.open("ab") as file:
+        file.write(b'{"id": "p3", "sou')
+    report = run.check()
+    assert report.sound and "quarantine.jsonl is torn" in report.notes[0]
+
+
 def test_a_damaged_journal_is_found_and_a_torn_one_is_none(run) -> None:
     data = run.folder.journal.read_bytes()
     flipped = bytearray(data)
