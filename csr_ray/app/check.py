@@ -130,7 +130,9 @@ def print_report(report: CheckReport, *, console: Console) -> None:
     for note in report.notes:
         console.print(f"note     {escape(note)}", soft_wrap=True)
     looked = f"{report.lines} lines of the journal and {report.files} files ({report.bytes / 2**20:,.1f} MiB)"
-    console.print(f"{'sound' if report.sound else 'DAMAGED'}: {looked} were compared with their digests")
+    console.print(
+        f"{'sound' if report.sound else 'DAMAGED'}: {looked} were compared with their digests", soft_wrap=True
+    )
     console.print(f"next: {escape(report.next)}", soft_wrap=True)
 
 
