@@ -61,6 +61,8 @@ def storage_error_of(path: Path, *, error: OSError, done: str = "write") -> Stor
         remedy = "free some space"
     elif error.errno in _NOT_ALLOWED:
         remedy = "fix the permissions or how it is mounted, or name another run.dir"
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        remedy = "move away what stands in its place"
     else:
         remedy = "see that the file system is there and sound"
     return StorageError(

@@ -239,7 +239,7 @@ def test_what_may_differ_when_a_run_goes_on_is_marked_where_the_key_is_written()
     assert {key for key in operational if not key.startswith(("generators.", "scorers."))} == {
         *("run.dir", "run.rounds", "run.grace_s"),
         *("train.workers", "train.cpus_per_worker", "train.gpus_per_worker", "train.threads", "train.loader_threads"),
-        *("train.restarts", "train.checkpoint_steps"),
+        *("train.restarts", "train.checkpoint_steps", "train.checkpoint_s", "train.silent_s", "train.hang_s"),
     }
     rest = {key for key in keys if key.startswith(("generators.", "scorers."))} - operational
     assert rest == {"generators.publish"}

@@ -1,4 +1,4 @@
-"""Kills and stops whatever a run consists of, at random instants, until the run is done, and looks what is left of it.
+"""Kills and stops whatever a run consists of, at random instants, until it is done, and looks what is left of it.
 
 The run is the real program on the real tiny world (engine, CLIP, trainer), started by its command on a Ray cluster of
 three nodes that this script makes of processes. Nothing is told to the program beforehand. A death of the driver or
@@ -382,7 +382,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
         "",
         f"{sum(len(o.blows) for o in outcomes)} deaths in {len(outcomes)} runs of {NUM_ROUNDS} rounds of "
         f"{NUM_PROMPTS} prompts, {sum(o.num_starts for o in outcomes)} starts, "
-        f"{sum(o.seconds for o in outcomes) / 60:.0f} minutes. Lost: {sum(o.lost for o in outcomes)}. Doubled: {sum(o.doubled for o in outcomes)}. "
+        f"{sum(o.seconds for o in outcomes) / 60:.0f} minutes. Lost: {sum(o.lost for o in outcomes)}. "
+        f"Doubled: {sum(o.doubled for o in outcomes)}. "
         f"Checked and sound: {sum(o.checked for o in outcomes)} of {len(outcomes)}. "
         f"Prompts sent to generators: {sent} for {needed}, {100 * (sent / needed - 1):.0f} % of them again.",
     ]
