@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,7 @@ class PrivateRay:
         sweep()
         self._watchdog = Watchdog()
         try:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                object_store_memory=object_store,
-                **_QUIET,
-            )
+            _init(address="local", num_cpus=num_cpus, include_dashboard=False, object_store_memory=object_store)
             # The sockets of a node lie in its session's folder, in which Ray keeps its own logs as well.
             self._watchdog.remove_at_end(Path(ray.nodes()[0]["ObjectStoreSocketName"]).parent.parent)
         except BaseException:
@@ -38,7 +34,15 @@ class PrivateRay:
         self._watchdog.close()
 
 
-_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+def _init(**options: Any) -> None:
+    """`ray.init` takes SIGTERM for itself; who has asked for it before gets it back."""
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM) if is_main else None
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 def connect(*, num_cpus_needed: float, object_store: int | None = None) -> PrivateRay | None:
@@ -56,7 +60,7 @@ def connect(*, num_cpus_needed: float, object_store: int | None = None) -> Priva
     if ray.is_initialized():
         return None
     if cluster_address():
-        ray.init(**_QUIET)
+        _init()
         return None
     num_cpus = max(os.cpu_count() or 1, int(num_cpus_needed + 0.999))
     return PrivateRay(num_cpus=num_cpus, object_store=object_store or 256 * 2**20)

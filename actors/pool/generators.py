@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 _QUESTIONS_A_CALL = 32
 # An actor that was not heard for so long is asked whether it is there.
 _PING_S = 2.0
-_REGISTRY_START_S = 120.0
+_REGISTRY_START_S = 45.0
 # Calls that bring a generator up, at most: the version may change while it starts.
 _TRIES = 4
 
@@ -132,6 +132,7 @@ class GeneratorPool:
             image_of=lambda prompt: prompt.ask.picture.key,
             submit=lambda generator, prompt: generator.rollout.remote(prompt, cycle),
             in_flight=self._config.most_in_flight,
+            what="prompts",
         )
         with contextlib.closing(results):
             for prompt, result in results:
@@ -153,6 +154,7 @@ class GeneratorPool:
             image_of=lambda chunk: chunk[0].ask.picture.key,
             submit=lambda generator, chunk: generator.answer.remote(list(chunk), temperature, max_tokens, seed),
             in_flight=max(2, self._config.max_num_seqs // _QUESTIONS_A_CALL),
+            what="chunks of questions",
         )
         with contextlib.closing(results):
             for _, answers in results:

@@ -85,6 +85,7 @@ class _Job:
     """Items that a caller of `map` wants results of."""
 
     submit: Callable[[Any, Any], Any]
+    what: str
     results: queue.SimpleQueue[tuple[Any, Any] | None] = field(default_factory=queue.SimpleQueue)
     by_call: dict[int, Any] = field(default_factory=dict)  # results that are not delivered yet
     error: BaseException | None = None  # of the iterator of the items
@@ -167,15 +168,19 @@ class Supervisor:
         image_of: Callable[[Any], str],
         submit: Callable[[Any, Any], Any],
         in_flight: int,
+        what: str,
     ) -> Generator[tuple[Any, Any], None, None]:
         """Yield each item with its result, or with why it is `SetAside`, in the order they finish.
 
         Items are drawn in the supervisor's thread. If this iterator is closed early, what is under way is cancelled.
 
+        Args:
+            what: the items, as `logs/pool.jsonl` calls them.
+
         Raises:
             ActorFailure: too few replicas are left, or nothing but errors comes back. Says who, ends with its log.
         """
-        job = _Job(submit=submit)
+        job = _Job(submit=submit, what=what)
         self._said_s = time.monotonic()
         self._do(lambda: self._begin(job, items, image_of=image_of, in_flight=in_flight))
         try:
@@ -308,11 +313,12 @@ class Supervisor:
         events, self._events = [*self._events, *came_back], []
         for action in self._decisions.step(events, now_s=time.monotonic()):
             self._carry_out(action)
-        self._record_sent()
         job = self._job
         if job is not None and not job.is_over and self._decisions.done and self._failure is None:
             job.is_over = True
+            self._record_sent()
             job.results.put(None)
+        self._record_sent()
 
     def _begin(self, job: _Job, items: Iterable[Any], *, image_of: Callable[[Any], str], in_flight: int) -> None:
         def drawn() -> Iterator[Any]:
@@ -326,6 +332,7 @@ class Supervisor:
 
     def _abandon(self, job: _Job) -> None:
         job.is_over = True
+        self._record_sent()
         for reference, action in self._running.items():
             if isinstance(action, Send):
                 ray.cancel(reference)
@@ -443,8 +450,10 @@ class Supervisor:
 
     def _record_sent(self) -> None:
         """Write down how many prompts were sent, which beside those that were needed shows what was done again."""
-        if self._num_sent and time.monotonic() - self._sent_s >= _RECORD_EVERY_S:
-            self._record("sent", None, num=self._num_sent)
+        is_over = self._job is not None and self._job.is_over
+        if self._num_sent and (is_over or time.monotonic() - self._sent_s >= _RECORD_EVERY_S):
+            assert self._job is not None
+            self._record("sent", None, what=self._job.what, num=self._num_sent)
             self._num_sent, self._sent_s = 0, time.monotonic()
 
     def _record(self, event: str, replica: Replica | None, **fields: Any) -> None:

@@ -206,12 +206,9 @@ def _starter(state: RunState, *, stop: SignalStop, view: View) -> Callable[[Sequ
 
         started_s = time.perf_counter()
         logs = state.folder.logs.absolute()
-        try:
-            runtime = Runtime.start(
-                state.config, method=state.method, model=state.model, adapters=adapters, logs=logs, view=view
-            )
-        finally:
-            stop.listen()
+        runtime = Runtime.start(
+            state.config, method=state.method, model=state.model, adapters=adapters, logs=logs, view=view
+        )
         state.journal.commit("start", seconds=time.perf_counter() - started_s)
         return runtime
 

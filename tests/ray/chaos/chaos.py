@@ -168,7 +168,13 @@ class Driver:
 
     def __init__(self, folder: Path, *, address: str, overrides: Sequence[str]) -> None:
         self.lines: list[tuple[float, str]] = []
-        environment = {**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        environment = {
+            **os.environ,
+            "RAY_ADDRESS": address,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "csr_ray", "run", str(CONFIG), *OVERRIDES, *overrides, f"run.dir={folder}"],
             cwd=ROOT,
@@ -196,7 +202,12 @@ class Driver:
         return following[done[-1]] if done else "evaluate"
 
     def end(self) -> int:
-        code = self.process.wait(timeout=120)
+        """Its exit code; -1 if it does not end, and then the stacks of its threads are among its lines."""
+        try:
+            code = self.process.wait(timeout=120)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            code = -1
         self._reader.join(timeout=10)
         return code
 
@@ -236,7 +247,7 @@ def play(
     num_blows: int,
     roles: Sequence[str] = tuple(KILLS),
     overrides: Sequence[str] = (),
-    pause_s: tuple[float, float] = (2.0, 15.0),
+    pause_s: tuple[float, float] = (1.0, 25.0),
 ) -> Outcome:
     """One run under at most `num_blows` blows, started again as often as it takes."""
     rng = random.Random(seed)
@@ -256,6 +267,7 @@ def play(
                 outcome.said += [f"{at_s - started_s:7.1f} {line}" for at_s, line in driver.lines]
             if code == 0:
                 break
+            assert code != -1, "it hangs\n" + "\n".join(outcome.said[-150:])
             struck = outcome.blows[-1] if outcome.blows else None
             assert struck is not None and struck.role in ("driver", "head"), "\n".join(outcome.said[-40:])
             assert time.monotonic() - started_s < _LONGEST_S, "it does not come to an end"
@@ -359,7 +371,7 @@ def _look_at(folder: Path, outcome: Outcome) -> None:
     rejected = quarantine.read_text().splitlines() if quarantine.exists() else []
     assert not rejected, rejected
     pool = [json.loads(line) for line in (folder / "logs" / "pool.jsonl").read_text().splitlines()]
-    outcome.num_sent = sum(line.get("num", 0) for line in pool if line["event"] == "sent")
+    outcome.num_sent = sum(line["num"] for line in pool if line["event"] == "sent" and line["what"] == "prompts")
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
