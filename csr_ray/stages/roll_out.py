@@ -7,12 +7,14 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict
 
 from csr_ray.counters import Counters
+from csr_ray.data.images import check_image
 from csr_ray.errors import LockLost, StorageError
 from csr_ray.ports import Generators
 from csr_ray.records import Cycle, Prompt, Rejection, Rollout, Unit
 from csr_ray.stages.state import RunState
 from csr_ray.stages.summary import live_figures
 from csr_ray.stages.turn import Turn
+from csr_ray.stages.vanished import PicturesGone, sift
 from csr_ray.stages.view import View
 from csr_ray.store.digests import plain_files
 from csr_ray.store.tables import write_rollouts
@@ -51,7 +53,8 @@ def roll_out(
     with state.stop.graceful(), rolling as stage:
         try:
             prompts = units.prompts(until=lambda: state.stop.is_asked)
-            for result in state.stop.until_grace_ends(generators.rollout(prompts, cycle=cycle)):
+            results = state.stop.until_grace_ends(generators.rollout(prompts, cycle=cycle))
+            for result in sift(results, unreadable=check_image):
                 num_left -= 1
                 check()
                 stage.advance(tokens=result.stats.num_tokens if isinstance(result, Rollout) else 0)
@@ -66,9 +69,10 @@ def roll_out(
                     committed = _commit(state, cycle, unit, seconds=now_s - committed_s, counters=counters)
                     committed_s = now_s
                     yield committed
-        except (StorageError, LockLost, AssertionError):
-            raise  # the storage or the lock is not there for more, or the fault is ours
-        except (Exception, GeneratorExit):
+        except (Exception, GeneratorExit) as error:
+            is_theirs = isinstance(error, StorageError | LockLost) and not isinstance(error, PicturesGone)
+            if is_theirs or isinstance(error, AssertionError):
+                raise  # the run folder or the lock is not there for more, or the fault is ours
             _commit_finished(state, cycle, units, since_s=committed_s, counters=Counters())
             raise
         if state.stop.is_asked:
