@@ -9,7 +9,7 @@ ENGINE  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 # imports anew, which costs minutes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-unit test-long test-gpu bad-inputs sim bench lint clean
+.PHONY: chaos help install demo test test-unit test-long test-gpu bad-inputs sim bench lint clean
 
 help:
 	@echo "make install   create $(VENV) with the $(ENGINE) engine (does nothing when up to date)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test      every test this machine can run      (make test-unit: the fast ones)"
 	@echo "make test-long the tests that also have a long form, in that form"
 	@echo "make test-gpu  what nobody has seen yet: the first machine with a GPU, from a kernel to 7B shapes (an hour)"
+	@echo "make chaos     kill and stop the parts of real runs at random (N=50 of them), and see that nothing is lost"
 	@echo "make bad-inputs  read some 200 bad pictures and prompt files, and write what became of each"
 	@echo "make sim       the driver at a thousand to a million prompts, with instant actors"
 	@echo "make bench     every benchmark this machine can run"
@@ -61,6 +62,11 @@ test-gpu: install
 
 bad-inputs: install
 	@PYTHONWARNINGS=ignore $(BIN)/python tests/bad_inputs.py docs/bad_inputs.md
+
+# N deaths of real processes at random instants; takes about half a minute each, and writes docs/chaos.md.
+N ?= 50
+chaos: install
+	@$(BIN)/python tests/ray/chaos/chaos.py --deaths $(N) --markdown docs/chaos.md
 
 sim: install
 	@$(BIN)/python benchmarks/sim_scale.py

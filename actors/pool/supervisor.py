@@ -570,7 +570,10 @@ def reason_of(error: RayTaskError) -> str:
 
 def why_dead(error: BaseException) -> str:
     """What Ray says of an actor's death, in one line and without the ids."""
-    words = " ".join(str(error).split())
+    lines = str(error).strip().splitlines()
+    if "error raised in its creation task" in lines[0]:
+        return f"its start failed: {lines[-1].strip()}"[:200]
+    words = " ".join(" ".join(lines).split())
     _, found, why = words.partition("The actor is dead because ")
     return (why if found else words)[:200]
 

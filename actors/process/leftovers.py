@@ -61,7 +61,11 @@ def sweep() -> list[str]:
     found = _kill_marked(lambda mark: not _lives(mark))
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         owner = _owner(folder)
-        if owner is None or _lives(owner) or folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        try:
+            is_left = owner is not None and not _lives(owner) and folder.lstat().st_uid == os.getuid()
+        except FileNotFoundError:  # somebody else sweeps at the same moment
+            continue
+        if not is_left or folder.is_symlink():
             continue
         with contextlib.suppress(OSError, ValueError):
             _remove_shared_memory(json.loads((folder / _NOTE).read_text()))

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import pytest
 
+from actors.process import leftovers
 from actors.process.leftovers import note_shared_memory, own_folder, sweep
 
 ROOT = Path(__file__).parents[2]
@@ -95,3 +97,12 @@ def test_a_process_without_shared_memory_notes_nothing() -> None:
     folder = own_folder("test")
     note_shared_memory(folder)
     assert all("shared_memory" in path.name for path in folder.iterdir())
+
+
+def test_many_that_sweep_at_the_same_moment_do_not_disturb_each_other(temporary: Path) -> None:
+    dead = [temporary / f"csr-ray-x-{leftovers._namespace()}-{2**22 + 1}-1-{number:08d}" for number in range(200)]
+    for folder in dead:
+        folder.mkdir()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: leftovers.sweep(), range(8)))
+    assert not any(folder.exists() for folder in dead)
