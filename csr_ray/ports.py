@@ -72,7 +72,17 @@ class Prompts(Protocol):
         ...
 
 
-class Generators(Protocol):
+class Answering(Protocol):
+    """Whoever answers single questions without search."""
+
+    def answer(
+        self, questions: Sequence[Question], *, temperature: float, max_tokens: int, seed: int
+    ) -> Iterator[Answer]:
+        """One answer a question, in the order they finish."""
+        ...
+
+
+class Generators(Answering, Protocol):
     """The pool that serves the policy."""
 
     def rollout(self, prompts: Iterable[Prompt], *, cycle: Cycle) -> Iterator[Rollout | Rejection]:
@@ -80,12 +90,6 @@ class Generators(Protocol):
 
         Prompts are drawn as there is room for them.
         """
-        ...
-
-    def answer(
-        self, questions: Sequence[Question], *, temperature: float, max_tokens: int, seed: int
-    ) -> Iterator[Answer]:
-        """One answer a question, in the order they finish."""
         ...
 
     def publish(self, trained: TrainResult) -> PublishReceipt:

@@ -19,7 +19,7 @@ from csr_ray.evaluation.answers import truth_names
 from csr_ray.evaluation.chair import chair_metrics
 from csr_ray.evaluation.pope import pope_metrics
 from csr_ray.evaluation.world import describe_metrics
-from csr_ray.ports import Generators
+from csr_ray.ports import Answering
 from csr_ray.records import Question
 
 _YES_NO_TOKENS = 8
@@ -68,7 +68,7 @@ class Suite:
         )
 
     def measure(
-        self, generators: Generators, *, seed: int, on_answer: Callable[[], None] = lambda: None
+        self, generators: Answering, *, seed: int, on_answer: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
         """Ask everything of the policy that is served now, and return the metrics.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 
 from csr_ray.evaluation.suite import Suite
 from csr_ray.ports import Generators
+from csr_ray.stages.kept_answers import KeptAnswers
 from csr_ray.stages.state import RunState
 from csr_ray.stages.view import View
 
@@ -15,7 +17,8 @@ def evaluate(
 ) -> None:
     """Measure policy `version`, which the generators serve now, and commit the metrics.
 
-    There is nothing to do without benchmarks, or if the journal has this version's metrics. Between the first and the
+    There is nothing to do without benchmarks, or if the journal has this version's metrics; answers that an earlier
+    start of the run has got are not asked for again. Between the first and the
     last version `eval.limit_between` images are used.
     """
     if suite.is_empty or state.journal.find("eval", version=version):
@@ -25,6 +28,8 @@ def evaluate(
         suite = suite.first(limit)
     started_s = time.perf_counter()
     with view.stage("evaluate", total=suite.num_answers, unit="answers", round_index=round_index) as stage:
-        metrics = suite.measure(generators, seed=state.config.run.seed, on_answer=stage.advance)
+        answering = KeptAnswers(generators, path=state.folder.answers(version), version=version)
+        metrics = suite.measure(answering, seed=state.config.run.seed, on_answer=stage.advance)
     state.journal.commit("eval", version=version, metrics=metrics, seconds=time.perf_counter() - started_s)
+    shutil.rmtree(state.folder.answers(version).parent, ignore_errors=True)
     view.metrics(version=version, metrics=metrics)

@@ -43,6 +43,10 @@ class RunFolder:
         """The sum of all phases' adapters as one PEFT folder, with `generators.publish: adapter`."""
         return self.root / "adapter"
 
+    def answers(self, version: int) -> Path:
+        """The answers of an evaluation that is under way."""
+        return self.root / "eval" / f"version_{version:03d}.jsonl"
+
     @property
     def logs(self) -> Path:
         return self.root / "logs"
