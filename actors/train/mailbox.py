@@ -24,7 +24,8 @@ class MailboxActor:
         self._changed = asyncio.Condition()
         self._order: NumberedOrder | None = None
         self._stream = OpenStream()
-        self._events: list[Event] = []
+        self._events: list[Event] = []  # that the driver may not have yet
+        self._num_forgotten = 0  # of the events before them
         self._beats: dict[int, LastBeat] = {}  # by rank
         self._num_wakes = 0
         self._closed = False
@@ -87,13 +88,18 @@ class MailboxActor:
         self._beats[rank] = LastBeat(beat=beat, number=1 if last is None else last.number + 1)
 
     async def news(self, *, start: int, timeout_s: float) -> News:
-        """Events from position `start` on; waits up to `timeout_s` for the first of them, or for `wake`."""
+        """Events from position `start` on; waits up to `timeout_s` for the first of them, or for `wake`.
+
+        Who asks from `start` on has what is before it, so that is forgotten: a group lives as long as the run.
+        """
         async with self._changed:
+            del self._events[: start - self._num_forgotten]
+            self._num_forgotten = start
             num_wakes = self._num_wakes
-            arrived = self._changed.wait_for(lambda: len(self._events) > start or self._num_wakes > num_wakes)
+            arrived = self._changed.wait_for(lambda: self._events or self._num_wakes > num_wakes)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(arrived, timeout_s)
-            return News(events=tuple(self._events[start:]), beats=dict(self._beats))
+            return News(events=tuple(self._events), beats=dict(self._beats))
 
     async def wake(self) -> None:
         """Let `news` return at once."""
