@@ -6,6 +6,9 @@ be asked for on machines that are not at hand.
 
 from __future__ import annotations
 
+import os
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from actors.generate.expand import COUPLED, MEMBER_LOGPROBS_BEYOND
@@ -20,6 +23,9 @@ _BATCHED_TOKENS_ON_GPU: Final = 8192
 # Room in the cache of processed pictures for each tree: about 2.7 megapixels of Qwen2.5-VL, whose processor makes the
 # most of a picture (12 bytes a pixel in bfloat16). It is a limit; nothing is set aside.
 _MIB_A_PICTURE: Final = 32
+# What Linux allows the path of a socket, and what vLLM's name of one takes of it with the slash before it.
+_SOCKET_PATH_BYTES: Final = 107
+_SOCKET_NAME_BYTES: Final = 37
 
 
 def engine_arguments(settings: EngineSettings, *, model: str, on_cpu: bool) -> dict[str, Any]:
@@ -83,6 +89,23 @@ def engine_environment(search: Search) -> dict[str, str]:
     """Environment variables that have to be set before the engine's processes start."""
     # vLLM's second model runner (its choice on GPUs) has another interface for logits processors and refuses ours.
     return {"VLLM_USE_V2_MODEL_RUNNER": "0"} if search.expand in COUPLED else {}
+
+
+def temporary_environment(folder: Path) -> dict[str, str]:
+    """Environment variables that let an engine keep its sockets and temporary files in a folder.
+
+    An engine ends by being killed and removes nothing, so they have to lie where somebody removes all of it. Only
+    torch's cache of compiled kernels lies where the next engine finds it again. Where the folder's path is too long
+    for a socket, those stay in the usual place.
+    """
+    kernels = Path(tempfile.gettempdir(), f"torchinductor_uid_{os.getuid()}")
+    found = {
+        "TMPDIR": str(folder),
+        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(kernels)),
+    }
+    if len(str(folder)) + _SOCKET_NAME_BYTES <= _SOCKET_PATH_BYTES:
+        found["VLLM_RPC_BASE_PATH"] = str(folder)
+    return found
 
 
 def picture_cache_gib(num_trees: int) -> float:

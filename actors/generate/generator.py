@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from actors.generate.arguments import temporary_environment
 from actors.generate.engine import EngineSettings, VllmEngine
 from actors.handover.proofs import Served
 from actors.handover.registry import Receiver
@@ -64,11 +66,12 @@ class GeneratorActor:
         self._version: int | None = None
         self._receiver: Receiver | None = None
         sweep()
-        self._folder = own_folder("adapters")
+        self._folder = own_folder("vllm")  # a short name: the engine's sockets lie in it
 
     async def start(self, registry: Any) -> int:
         """Bring the engine up with the registry's current policy; returns the version it serves."""
         self._heart.start()
+        os.environ.update(temporary_environment(self._folder))
         self._receiver = Receiver(registry, folder=self._folder)
         await self._engine.start()
         note_shared_memory(self._folder)

@@ -16,7 +16,12 @@ from typing import Any
 import pytest
 from tiny_models import build_tiny_llava, build_tiny_qwen_vl
 
-from actors.generate.arguments import engine_arguments, engine_environment, picture_cache_gib
+from actors.generate.arguments import (
+    engine_arguments,
+    engine_environment,
+    picture_cache_gib,
+    temporary_environment,
+)
 from actors.generate.engine import EngineSettings
 from actors.handover.hot_adapter import HotAdapter
 from csr_ray.config.load import load_config
@@ -227,3 +232,11 @@ def test_left_to_itself_vllm_would_do_otherwise(vllm_says: dict[tuple[str, str, 
     assert plain["max_num_batched_tokens"] == plain["max_num_encoder_input_tokens"] == 2048
     assert coupled["async_scheduling"] is True
     assert "World size (2) is larger than the number of available GPUs (1)" in split["error"]
+
+
+def test_what_an_engine_leaves_lies_in_a_folder_that_is_removed() -> None:
+    found = temporary_environment(Path("/tmp/short"))
+    assert found["TMPDIR"] == found["VLLM_RPC_BASE_PATH"] == "/tmp/short"
+    assert not found["TORCHINDUCTOR_CACHE_DIR"].startswith("/tmp/short")
+    # vLLM could not bind its sockets there.
+    assert "VLLM_RPC_BASE_PATH" not in temporary_environment(Path("/tmp", 80 * "x"))
