@@ -14,6 +14,10 @@ import ray
 from actors.process.leftovers import Watchdog, sweep
 from csr_ray.machine.private_ray import cluster_address
 
+# Ray's head notes every call of an actor, a hundred thousand of them, for `ray list tasks`. A private Ray has no
+# dashboard to list them, and a run makes some every second for as long as it lasts: the notes took 2 MiB a minute.
+_SETTINGS = {"task_events_report_interval_ms": 0}
+
 
 class PrivateRay:
     """A Ray that this process has started and has to end."""
@@ -22,7 +26,13 @@ class PrivateRay:
         sweep()
         self._watchdog = Watchdog()
         try:
-            _init(address="local", num_cpus=num_cpus, include_dashboard=False, object_store_memory=object_store)
+            _init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                object_store_memory=object_store,
+                _system_config=_SETTINGS,
+            )
             # The sockets of a node lie in its session's folder, in which Ray keeps its own logs as well.
             self._watchdog.remove_at_end(Path(ray.nodes()[0]["ObjectStoreSocketName"]).parent.parent)
         except BaseException:
