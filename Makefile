@@ -9,7 +9,7 @@ ENGINE  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 # imports anew, which costs minutes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: chaos help install demo test test-unit test-long test-gpu bad-inputs sim bench lint clean
+.PHONY: help install demo test test-unit test-long test-gpu bad-inputs chaos soak sim bench lint clean
 
 help:
 	@echo "make install   create $(VENV) with the $(ENGINE) engine (does nothing when up to date)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-gpu  what nobody has seen yet: the first machine with a GPU, from a kernel to 7B shapes (an hour)"
 	@echo "make chaos     kill and stop the parts of real runs at random (N=50 of them), and see that nothing is lost"
 	@echo "make bad-inputs  read some 200 bad pictures and prompt files, and write what became of each"
+	@echo "make soak      small rounds for MINUTES (60), and whether memory, files or anything else grows meanwhile"
 	@echo "make sim       the driver at a thousand to a million prompts, with instant actors"
 	@echo "make bench     every benchmark this machine can run"
 	@echo "make lint      ruff and mypy"
@@ -67,6 +68,10 @@ bad-inputs: install
 N ?= 50
 chaos: install
 	@$(BIN)/python tests/ray/chaos/chaos.py --deaths $(N) --markdown docs/chaos.md
+
+MINUTES ?= 60
+soak: install
+	@$(BIN)/python tests/ray/chaos/soak.py --minutes $(MINUTES)
 
 sim: install
 	@$(BIN)/python benchmarks/sim_scale.py
