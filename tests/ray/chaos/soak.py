@@ -158,10 +158,10 @@ class Watched:
                 memory = process.memory_full_info()
                 values[f"{role}.rss_bytes"] += memory.rss
                 values[f"{role}.uss_bytes"] += memory.uss
+                values["all.pss_bytes"] += memory.pss  # of what is shared its part, so that nothing counts twice
                 values[f"{role}.files"] += process.num_fds()
                 values[f"{role}.threads"] += process.num_threads()
         values["all.processes"] = len(members)
-        values["all.pss_bytes"] = sum(_pss(process) for _, process in members)
         shared = self._shared_files({process.pid for _, process in members})
         values["/dev/shm.files"] = len(shared)
         values["/dev/shm.bytes"] = sum(_size(SHARED_MEMORY / name) for name in shared)
@@ -266,13 +266,6 @@ def _is_zombie(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return bool(process.status() == psutil.STATUS_ZOMBIE)
     return True
-
-
-def _pss(process: psutil.Process) -> float:
-    """Its memory, of what is shared its part: the sum over all processes is what the machine really gives."""
-    with contextlib.suppress(psutil.Error):
-        return float(process.memory_full_info().pss)
-    return 0.0
 
 
 def _size(path: Path) -> int:
