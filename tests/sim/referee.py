@@ -53,12 +53,17 @@ class Referee:
         self._deaths: Counter[int] = Counter()
         self._killed: set[Replica] = set()
         self._gone: set[Replica] = set()
+        self._joined: set[Replica] = set()
         self._in_flight_ids: set[int] = set()
         self._late: Counter[int] = Counter()
         self._errors: Counter[int] = Counter()
         self._last_was_alone: dict[int, bool] = {}
         self._failed: set[int] = set()
         self._ever: set[Replica] = set()
+        self.now_s = 0.0
+        self._failed_starts: Counter[tuple[str, int]] = Counter()  # by role and slot, in a row
+        self._died_s: dict[Replica, float] = {}
+        self._replaced_s: dict[tuple[str, int], list[float]] = {}
         self._max_slots = 0
         self._num_events = 0
 
@@ -66,10 +71,23 @@ class Referee:
         self._items[item.id] = item
         self.tally["drawn"] += 1
 
+    def begin(self) -> None:
+        """The pool begins with other items; those before have ended, or nobody wants their results any more."""
+        for book in (self._items, self._ended, self._calls, self._where, self._homes, self._finished, self._deaths):
+            book.clear()
+        for other in (self._in_flight_ids, self._late, self._errors, self._last_was_alone, self._failed):
+            other.clear()
+        for calls in self._on.values():
+            calls.clear()
+        self._max_slots = len(self._on) * self._in_flight
+
     def told(self, event: Event) -> None:
         self._num_events += 1
         match event:
             case Joined(replica):
+                if replica not in self._gone:
+                    self._failed_starts.pop((replica.role, replica.slot), None)
+                    self._joined.add(replica)
                 if replica.role == "generator" and replica not in self._ever and replica not in self._gone:
                     self._ever.add(replica)
                     self._on[replica] = set()
@@ -120,23 +138,35 @@ class Referee:
             case Replace(dead, new):
                 assert (new.role, new.slot) == (dead.role, dead.slot) and new.life > dead.life
                 assert dead not in self._on, "it replaces one that lives"
+                self._replaced(dead)
             case Deliver(call, item):
                 assert self._finished.pop(call, None) is item, "it delivers what nobody returned"
                 self._end(item, "delivered")
-                assert item.kind == "good", item
+                assert item.kind in ("good", "unreadable"), item
             case Quarantine(_, item, reason, fault):
                 assert reason
-                by_machine = self._errors[item.id] + self._late[item.id] >= self._tries
-                assert (fault == "machine") == (by_machine and item.id not in self._failed), (item, fault)
+                convicted = self._deaths[item.id] >= self._tries and self._last_was_alone[item.id]
+                by_machine = max(self._errors[item.id], self._late[item.id]) >= self._tries
+                assert by_machine if fault == "machine" else item.id in self._failed or convicted, (item, fault)
                 self.quarantined.append(item)
                 self._end(item, "quarantined")
-                convicted = self._deaths[item.id] >= self._tries and self._last_was_alone[item.id]
-                assert item.id in self._failed or convicted or by_machine, (item, reason)
             case GiveUp(reason):
                 self.gave_up = reason
                 assert any(word in reason for word in ("generator", "scorer", "every item"))
             case Retry() | Ping():
                 pass
+
+    def _replaced(self, dead: Replica) -> None:
+        """Its successor comes after a pause, if it never served, and within the restarts of its slot."""
+        slot = (dead.role, dead.slot)
+        if failed := self._failed_starts[slot]:
+            pause_s = 0.5 * min(60.0, 2.0 ** (failed - 1))
+            assert self.now_s >= self._died_s[dead] + pause_s, f"{dead} is replaced at once, after {failed} starts"
+            self.tally["replaced after a pause"] += 1
+        replaced_s = self._replaced_s.setdefault(slot, [])
+        replaced_s.append(self.now_s)
+        in_window = [one for one in replaced_s if one > self.now_s - 600.0 + 1e-6]
+        assert len(in_window) <= self._scenario.restarts, f"{dead} is replaced too often"
 
     def _sent(self, send: Send[Any]) -> None:
         replica, item = send.replica, send.item
@@ -185,7 +215,11 @@ class Referee:
             if death and known is not None:
                 self._strike(known[1], known[2])
         self._on.pop(replica, None)
-        self._gone.add(replica)
+        if replica not in self._gone:
+            self._gone.add(replica)
+            self._died_s[replica] = self.now_s
+            if replica not in self._joined:
+                self._failed_starts[replica.role, replica.slot] += 1
 
     def _strike(self, item: Any, alone: bool) -> None:
         self._deaths[item.id] += 1

@@ -1,7 +1,7 @@
 """A cluster that exists only as a heap of future events: it runs the pool's real decisions under a simulated clock.
 
 Everything is drawn from one seed: how long calls take, who dies, hangs, joins, leaves or does not start, which
-messages come late or twice. The referee looks at every decision.
+messages come late, twice or never. The referee looks at every decision.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import heapq
 import itertools
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -40,21 +41,29 @@ from actors.pool.events import (
 )
 from actors.pool.failures import ItemLimits
 from actors.pool.lives import RoleLimits
+from csr_ray.errors import ActorFailure
 
 MAX_SIMULATED_S = 5e4
 _ALIVE = ("up", "stalled", "broken")
+
+Kind = Literal["good", "bad", "poison", "stuck", "cursed", "unreadable"]
 
 
 @dataclass(frozen=True)
 class Item:
     """`bad` fails by its own error, `poison` kills the replica that works on it, `stuck` never returns.
 
-    Calls of `cursed` fail by an error that is not the item's own, on every replica.
+    Calls of `cursed` fail by an error that is not the item's own, on every replica. `unreadable` has a result, which
+    says that nothing could be made of the item, and shows nothing of the replica's health.
     """
 
     id: int
     image: str
-    kind: Literal["good", "bad", "poison", "stuck", "cursed"] = "good"
+    kind: Kind = "good"
+
+
+End = Deliver[Item] | Quarantine[Item]
+"""What becomes of an item."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +81,7 @@ class Scenario:
     breaks_per_s: float = 0.0
     num_joiners: int = 0
     num_leavers: int = 0
+    num_scorer_joiners: int = 0
     bad_share: float = 0.0
     num_poison: int = 0
     num_stuck: int = 0
@@ -79,6 +89,8 @@ class Scenario:
     straggler_share: float = 0.02
     failed_start_share: float = 0.0
     stale_share: float = 0.0
+    lost_share: float = 0.0
+    unreadable_share: float = 0.0
     restarts: int = 0
     min_replicas: int = 1
     tries: int = 3
@@ -93,7 +105,7 @@ class Scenario:
         """Nothing goes wrong but that some calls take long."""
         troubles = (self.deaths_per_s, self.hangs_per_s, self.stalls_per_s, self.breaks_per_s, self.num_leavers)
         items = (self.bad_share, self.num_poison, self.num_stuck, self.num_cursed)
-        return not any(troubles) and not any(items) and not self.failed_start_share
+        return not any(troubles) and not any(items) and not self.failed_start_share and not self.lost_share
 
 
 @dataclass
@@ -111,9 +123,16 @@ class Actor:
 
 
 class SimulatedPool:
-    """One history; `run` plays it to its end."""
+    """One history; `run` plays it to its end.
 
-    def __init__(self, scenario: Scenario, *, seed: int, trace: list[str] | None = None) -> None:
+    Args:
+        trace: gets a line for everything that happens.
+        is_resident: the pool lives on between the items of one `work` and those of the next; `run` is not for it.
+    """
+
+    def __init__(
+        self, scenario: Scenario, *, seed: int, trace: list[str] | None = None, is_resident: bool = False
+    ) -> None:
         self.scenario = scenario
         self._random = random.Random(seed)
         self._trace = trace
@@ -123,14 +142,17 @@ class SimulatedPool:
         self._inbox: list[Event] = []
         self._actors: dict[Replica, Actor] = {}
         self._scorers: dict[int, Actor] = {}  # the latest life of each slot
+        self._sent_to: dict[int, Replica] = {}
+        self._ends: deque[tuple[Replica, End]] = deque()
         self.decisions: Decisions[Item] = Decisions(
-            self._draw(),
+            () if is_resident else self._draw(),
             image_of=lambda item: item.image,
             in_flight=scenario.in_flight,
             limits={"generator": self._limits(scenario.hang_s), "scorer": self._limits(scenario.hang_s / 4)},
             item_limits=ItemLimits(tries=scenario.tries, call_s=scenario.call_s),
             look_ahead=scenario.look_ahead,
             remembered=scenario.remembered,
+            is_resident=is_resident,
         )
         self.referee = Referee(self.decisions, scenario)
         for slot in range(scenario.num_generators):
@@ -140,33 +162,68 @@ class SimulatedPool:
         for slot in range(scenario.num_joiners):
             joiner = Replica("generator", scenario.num_generators + slot)
             self._later(self._random.uniform(1, 60), self._begin, joiner, self._random.uniform(0, 10))
+        for slot in range(scenario.num_scorer_joiners if scenario.num_scorers else 0):
+            joiner = Replica("scorer", scenario.num_scorers + slot)
+            self._later(self._random.uniform(1, 60), self._begin, joiner, self._random.uniform(0, 10), False)
         for _ in range(scenario.num_leavers):
             self._later(self._random.uniform(1, 60), self._leave)
 
     def run(self) -> None:
         while not self.decisions.done:
-            next_s = self._future[0][0] if self._future else math.inf
-            due_s = self._now_s if self._inbox else min(next_s, self.decisions.next_deadline_s())
-            assert due_s < math.inf, "nothing is done, and nothing will ever happen"
-            self._now_s = max(self._now_s, due_s)
-            if self._random.random() < 0.3:  # the shell was busy for a moment: several events at once
-                self._now_s += self._random.uniform(0, 0.3)
-            assert self._now_s < MAX_SIMULATED_S, "it does not come to an end"
-            while self._future and self._future[0][0] <= self._now_s:
-                _, _, happens, arguments = heapq.heappop(self._future)
-                happens(*arguments)
-            events, self._inbox = self._inbox, []
-            self._log(events)
-            for event in events:
-                self.referee.told(event)
-            for action in self.referee.judge(self.decisions.step(events, now_s=self._now_s)):
-                self._log([action])
-                self._carry_out(action)
+            self.turn()
         self.referee.final()
+
+    def work(self, items: Iterable[Item], *, ahead: int = 0) -> Generator[tuple[Replica, End], None, None]:
+        """Yield what becomes of each item, as it is decided, and the replica that had it last.
+
+        Args:
+            ahead: so many results lie ready before the first is handed on, as whoever takes them may be slow.
+        """
+        self.referee.begin()
+        self._ends.clear()
+        self.decisions.begin(self._drawn(items), image_of=lambda item: item.image, in_flight=self.scenario.in_flight)
+        try:
+            while True:
+                while not self.decisions.done and len(self._ends) <= ahead:
+                    self.turn()
+                if not self._ends:
+                    break
+                yield self._ends.popleft()
+            self.raise_failure()
+            self.referee.final()
+        finally:
+            self.referee.begin()
+            self.decisions.begin((), image_of=str, in_flight=1)
+
+    def raise_failure(self) -> None:
+        if self.referee.gave_up is not None:
+            raise ActorFailure(self.referee.gave_up)
+
+    def turn(self, *, until_s: float = math.inf) -> None:
+        """Go on to the next moment at which something happens, or to `until_s`."""
+        next_s = self._future[0][0] if self._future else math.inf
+        due_s = self._now_s if self._inbox else min(next_s, self.decisions.next_deadline_s(), until_s)
+        assert due_s < math.inf, "nothing is done, and nothing will ever happen"
+        self._now_s = max(self._now_s, due_s)
+        if self._random.random() < 0.3:  # the shell was busy for a moment: several events at once
+            self._now_s += self._random.uniform(0, 0.3)
+        assert self._now_s < MAX_SIMULATED_S, "it does not come to an end"
+        while self._future and self._future[0][0] <= self._now_s:
+            _, _, happens, arguments = heapq.heappop(self._future)
+            happens(*arguments)
+        events, self._inbox = self._inbox, []
+        self._log(events)
+        self.referee.now_s = self._now_s
+        for event in events:
+            self.referee.told(event)
+        for action in self.referee.judge(self.decisions.step(events, now_s=self._now_s)):
+            self._log([action])
+            self._carry_out(action)
 
     def _carry_out(self, action: Action[Item]) -> None:
         match action:
             case Send(call, replica, item):
+                self._sent_to[call] = replica
                 self._call(self._actors[replica], call, item)
             case Cancel(call, replica):
                 actor = self._actors[replica]
@@ -181,7 +238,9 @@ class SimulatedPool:
                 self._end(self._actors[replica], notice=self._random.random() < 0.5)
             case Replace(_, new):
                 self._begin(new, start_s=self._random.uniform(1, 20), announced=False)
-            case Retry() | Deliver() | Quarantine() | GiveUp():
+            case Deliver(call) | Quarantine(call):
+                self._ends.append((self._sent_to[call], action))
+            case Retry() | GiveUp():
                 pass
 
     def _begin(self, replica: Replica, start_s: float, announced: bool = True) -> None:
@@ -202,7 +261,8 @@ class SimulatedPool:
         if actor.state != "starting":
             return
         actor.state = "up"
-        self._inbox.append(Joined(actor.replica))
+        if not self._is_lost("that a replica is ready"):
+            self._inbox.append(Joined(actor.replica))
         scenario = self.scenario
         rates = (scenario.deaths_per_s, scenario.hangs_per_s, scenario.stalls_per_s, scenario.breaks_per_s)
         for rate, happens in zip(rates, (self._end, self._hang, self._stall, self._break), strict=True):
@@ -232,6 +292,8 @@ class SimulatedPool:
             self._later(1.0, self._return, actor, call, item)
             return
         del actor.calls[call]
+        if self._is_lost("what a call came to"):
+            return
         if item.kind == "cursed" or actor.state == "broken":
             self._inbox.append(Failed(call, "CUDA error", fault="machine"))
         elif item.kind == "bad":
@@ -242,7 +304,7 @@ class SimulatedPool:
         elif scorer is not None and scorer.state == "gone":
             self._inbox.append(Failed(call, "the scorer is gone", scorer.replica))
         else:
-            self._inbox.append(Finished(call))
+            self._inbox.append(Finished(call, shows_health=item.kind != "unreadable"))
             if self._random.random() < 0.02:
                 self._later(1.0, self._tell, Finished(call))  # the same message once more
 
@@ -278,7 +340,15 @@ class SimulatedPool:
         stalled_s = self._now_s - actor.stalled_s if actor.state == "stalled" and actor.calls else 0.0
         if actor.state == "stalled" and actor.replica.role == "scorer":
             stalled_s = self._now_s - actor.stalled_s
-        self._tell_if_up(actor, Answered(actor.replica, stalled_s, 0.1))
+        if not self._is_lost("the answer to a ping"):
+            self._tell_if_up(actor, Answered(actor.replica, stalled_s, 0.1))
+
+    def _is_lost(self, what: str) -> bool:
+        """Whether a message never arrives, although who sent it lives."""
+        if self.scenario.lost_share and self._random.random() < self.scenario.lost_share:
+            self.referee.tally[f"lost: {what}"] += 1
+            return True
+        return False
 
     def _leave(self) -> None:
         """A generator is taken out on purpose, never the last one."""
@@ -310,6 +380,11 @@ class SimulatedPool:
             min_replicas=scenario.min_replicas,
         )
 
+    def _drawn(self, items: Iterable[Item]) -> Iterator[Item]:
+        for item in items:
+            self.referee.drawn(item)
+            yield item
+
     def _draw(self) -> Iterator[Item]:
         scenario = self.scenario
         odd = ["poison"] * scenario.num_poison + ["stuck"] * scenario.num_stuck + ["cursed"] * scenario.num_cursed
@@ -319,6 +394,8 @@ class SimulatedPool:
             kind = kinds.get(number, "good")
             if kind == "good" and self._random.random() < scenario.bad_share:
                 kind = "bad"
+            elif kind == "good" and self._random.random() < scenario.unreadable_share:
+                kind = "unreadable"
             # Prompts about one image stand close to each other, as in most data.
             image = number * scenario.num_images // scenario.num_items + self._random.choice((0, 0, 0, 1, 2))
             item = Item(id=number, image=f"image {image}", kind=kind)
