@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,12 +37,13 @@ class ScorerPool:
     """`csr_ray.ports.Scorer` on scorer actors. Belongs to one event loop.
 
     Args:
-        wait_s: how long to wait for the replacement of a scorer that died, in seconds.
+        wait_s: how long to wait for the replacement of a scorer that died if there is no other, in seconds.
+        patience_s: the same if there is another, which would have to embed the image once more.
     """
 
-    def __init__(self, scorers: Sequence[Any], *, wait_s: float = 60.0) -> None:
+    def __init__(self, scorers: Sequence[Any], *, wait_s: float = 60.0, patience_s: float = 60.0) -> None:
         self._places = [_Place(scorer) for scorer in scorers]
-        self._wait_s = wait_s
+        self._wait_s, self._patience_s = wait_s, patience_s
         self._waiting: dict[int, list[_Asked]] = {}
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -56,7 +58,7 @@ class ScorerPool:
         """See `csr_ray.ports.Scorer`.
 
         Raises:
-            ScorerFailure: the image's scorer died, and nobody took its place within `wait_s`.
+            ScorerFailure: all scorers died, and nobody took the place of the image's within `wait_s`.
         """
         digest = hashlib.blake2b(picture.key.encode(), digest_size=8).digest()
         index = int.from_bytes(digest, "big") % len(self._places)
@@ -88,22 +90,28 @@ class ScorerPool:
 
     async def _answers(self, index: int, asked: Sequence[_Asked]) -> Sequence[Scores | Exception]:
         request = [(picture, texts) for picture, texts, _ in asked]
+        place, reason = self._places[index], "its death is known"
         while True:
-            place = self._places[index]
             if place.is_dead:
-                await self._replaced(place, index=index, reason="its death is known")
-                continue
+                place = await self._successor(index, reason=reason)
             try:
                 answers: Sequence[Scores | Exception] = await place.scorer.score.remote(request)
                 return answers
             except RayActorError as error:
                 place.is_dead = True
-                await self._replaced(place, index=index, reason=" ".join(str(error).split())[:300])
+                reason = " ".join(str(error).split())[:300]
 
-    async def _replaced(self, place: _Place, *, index: int, reason: str) -> None:
-        if self._places[index] is not place:
-            return
-        try:
-            await asyncio.wait_for(place.changed.wait(), self._wait_s)
-        except asyncio.TimeoutError:
-            raise ScorerFailure(index, place.life, reason) from None
+    async def _successor(self, index: int, *, reason: str) -> _Place:
+        """Who has the scorer's place now; if it stays empty for long, one of the others, which also can score."""
+        deadline_s = time.monotonic() + self._wait_s
+        while (place := self._places[index]).is_dead:
+            left_s = deadline_s - time.monotonic()
+            try:
+                await asyncio.wait_for(place.changed.wait(), max(0.0, min(self._patience_s, left_s)))
+            except asyncio.TimeoutError:
+                others = [other for other in self._places if not other.is_dead]
+                if others:
+                    return others[index % len(others)]
+                if left_s <= 0:
+                    raise ScorerFailure(index, place.life, reason) from None
+        return place

@@ -6,8 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
 
 from actors.score.client import ScorerPool
+from csr_ray.errors import ScorerFailure
 from csr_ray.records import Picture
 
 A = Picture(path="a")
@@ -85,3 +87,47 @@ def test_a_caller_that_gave_up_does_not_disturb_the_others() -> None:
         return await second
 
     assert asyncio.run(run()) == ([1.0], 0)
+
+
+class Mortal(Actor):
+    """Dies at its first call, for good."""
+
+    async def remote(self, asked: list[tuple[Picture, tuple[str, ...]]]) -> list[Any]:
+        self.calls.append(asked)
+        raise RayActorError(error_msg="gone")
+
+
+def test_what_a_dead_scorer_was_asked_is_asked_again_of_the_one_that_takes_its_place() -> None:
+    dead, new = Mortal(), Actor()
+
+    async def run() -> list[Any]:
+        pool = ScorerPool([dead])
+        asking = [asyncio.ensure_future(pool.score(A, texts=["x" * length])) for length in range(1, 5)]
+        await asyncio.sleep(0.05)
+        later = asyncio.ensure_future(pool.score(A, texts=["x" * 5]))
+        await asyncio.sleep(0.05)
+        assert not any(one.done() for one in (*asking, later)) and len(dead.calls) == 1, "nobody asks the dead again"
+        pool.replace(0, life=1, scorer=new)
+        pool.replace(0, life=0, scorer=dead)  # news that come late
+        return await asyncio.gather(*asking, later)
+
+    assert asyncio.run(run()) == [([float(length)], 0) for length in range(1, 6)]
+
+
+def test_where_nobody_takes_a_dead_scorers_place_another_scores_in_the_end() -> None:
+    scorers = [Mortal(), Actor()]
+
+    async def run() -> list[Any]:
+        pool = ScorerPool(scorers, patience_s=0.05)
+        pictures = [Picture(path=f"image-{number}") for number in range(8)]
+        return await asyncio.gather(*(pool.score(picture, texts=["x"]) for picture in pictures))
+
+    assert asyncio.run(run()) == [([1.0], 0)] * 8 and scorers[0].calls and scorers[1].calls
+
+
+def test_without_any_scorer_left_the_dead_one_is_named() -> None:
+    async def run() -> None:
+        await ScorerPool([Mortal()], wait_s=0.1, patience_s=0.05).score(A, texts=["x"])
+
+    with pytest.raises(ScorerFailure, match=r"scorer 0 died: .*gone"):
+        asyncio.run(run())
