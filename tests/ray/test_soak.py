@@ -26,7 +26,7 @@ def test_what_it_takes_for_growth() -> None:
 
 
 def test_nothing_is_left_of_a_whole_run() -> None:
-    done = soak(until_s=time.monotonic() + 400, every_s=2.0, overrides=["run.rounds=1"])
+    done = soak(until_s=time.monotonic() + 550, every_s=2.0, overrides=["run.rounds=1"])
     assert done.exit_code == 0, "\n".join(done.last_lines)
     assert done.num_rounds == 1
     seen = {name for sample in done.samples for name in sample.values}

@@ -82,12 +82,12 @@ _SHORTEST_S = 240.0
 _SAY_EVERY_S = 60.0
 _STOP_S = 60.0
 # A round that takes longer than this hangs.
-_SILENT_S = 300.0
+_SILENT_S = 600.0
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What was there at one moment. Keys of `values` are `role.what`, such as `driver.uss_bytes`."""
+    """What was there at one moment. Keys of `values` are `role.what`, such as `driver.own_bytes`."""
 
     at_s: float
     num_rounds: int
@@ -155,10 +155,8 @@ class Watched:
         members = self._members()
         for role, process in members:
             with contextlib.suppress(psutil.Error):
-                memory = process.memory_full_info()
-                values[f"{role}.rss_bytes"] += memory.rss
-                values[f"{role}.uss_bytes"] += memory.uss
-                values["all.pss_bytes"] += memory.pss  # of what is shared its part, so that nothing counts twice
+                values[f"{role}.rss_bytes"] += process.memory_info().rss
+                values[f"{role}.own_bytes"] += _own_bytes(process)
                 values[f"{role}.files"] += process.num_fds()
                 values[f"{role}.threads"] += process.num_threads()
         values["all.processes"] = len(members)
@@ -266,6 +264,19 @@ def _is_zombie(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.Error):
         return bool(process.status() == psutil.STATUS_ZOMBIE)
     return True
+
+
+def _own_bytes(process: psutil.Process) -> int:
+    """The memory that it has written to and shares with nobody.
+
+    The usual unique set size has pages of libraries in it as well, as long as no other program uses them, and so it
+    changes with what else runs on the machine.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Private_Dirty:"):
+                return 1024 * int(line.split()[1])
+    return 0
 
 
 def _size(path: Path) -> int:
@@ -382,11 +393,10 @@ def soak(*, until_s: float, every_s: float, overrides: Sequence[str]) -> Soak:
 
 
 def _say(sample: Sample) -> None:
-    mib = {name: value / 2**20 for name, value in sample.values.items() if name.endswith("uss_bytes")}
+    mib = {name: value / 2**20 for name, value in sample.values.items() if name.endswith(".own_bytes")}
     parts = [f"{name.partition('.')[0]} {value:.0f}" for name, value in sorted(mib.items())]
-    pss = sample.values.get("all.pss_bytes", 0.0) / 2**20
     print(
-        f"{sample.at_s / 60:5.1f} min, {sample.num_rounds} rounds, {pss:.0f} MiB in all: {', '.join(parts)}",
+        f"{sample.at_s / 60:5.1f} min, {sample.num_rounds} rounds, MiB of {', '.join(parts)}",
         flush=True,
     )
 
