@@ -6,8 +6,6 @@ be asked for on machines that are not at hand.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -91,21 +89,15 @@ def engine_environment(search: Search) -> dict[str, str]:
     return {"VLLM_USE_V2_MODEL_RUNNER": "0"} if search.expand in COUPLED else {}
 
 
-def temporary_environment(folder: Path) -> dict[str, str]:
-    """Environment variables that let an engine keep its sockets and temporary files in a folder.
+def socket_environment(folder: Path) -> dict[str, str]:
+    """Environment variables that let an engine have its sockets in a folder.
 
-    An engine ends by being killed and removes nothing, so they have to lie where somebody removes all of it. Only
-    torch's cache of compiled kernels lies where the next engine finds it again. Where the folder's path is too long
-    for a socket, those stay in the usual place.
+    An engine ends by being killed and removes nothing, so they have to lie where somebody removes all of it. Where
+    the folder's path is too long for a socket, they stay in the usual place. Not TMPDIR, which would do the same for
+    every temporary file: torch keeps its compiled headers there, and each engine would compile them anew.
     """
-    kernels = Path(tempfile.gettempdir(), f"torchinductor_uid_{os.getuid()}")
-    found = {
-        "TMPDIR": str(folder),
-        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(kernels)),
-    }
-    if len(str(folder)) + _SOCKET_NAME_BYTES <= _SOCKET_PATH_BYTES:
-        found["VLLM_RPC_BASE_PATH"] = str(folder)
-    return found
+    fits = len(str(folder)) + _SOCKET_NAME_BYTES <= _SOCKET_PATH_BYTES
+    return {"VLLM_RPC_BASE_PATH": str(folder)} if fits else {}
 
 
 def picture_cache_gib(num_trees: int) -> float:

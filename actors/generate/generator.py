@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from actors.generate.arguments import temporary_environment
+from actors.generate.arguments import socket_environment
 from actors.generate.engine import EngineSettings, VllmEngine
 from actors.handover.proofs import Served
 from actors.handover.registry import Receiver
@@ -71,7 +71,7 @@ class GeneratorActor:
     async def start(self, registry: Any) -> int:
         """Bring the engine up with the registry's current policy; returns the version it serves."""
         self._heart.start()
-        os.environ.update(temporary_environment(self._folder))
+        os.environ.update(socket_environment(self._folder))
         self._receiver = Receiver(registry, folder=self._folder)
         await self._engine.start()
         note_shared_memory(self._folder)

@@ -20,7 +20,7 @@ from actors.generate.arguments import (
     engine_arguments,
     engine_environment,
     picture_cache_gib,
-    temporary_environment,
+    socket_environment,
 )
 from actors.generate.engine import EngineSettings
 from actors.handover.hot_adapter import HotAdapter
@@ -234,9 +234,6 @@ def test_left_to_itself_vllm_would_do_otherwise(vllm_says: dict[tuple[str, str, 
     assert "World size (2) is larger than the number of available GPUs (1)" in split["error"]
 
 
-def test_what_an_engine_leaves_lies_in_a_folder_that_is_removed() -> None:
-    found = temporary_environment(Path("/tmp/short"))
-    assert found["TMPDIR"] == found["VLLM_RPC_BASE_PATH"] == "/tmp/short"
-    assert not found["TORCHINDUCTOR_CACHE_DIR"].startswith("/tmp/short")
-    # vLLM could not bind its sockets there.
-    assert "VLLM_RPC_BASE_PATH" not in temporary_environment(Path("/tmp", 80 * "x"))
+def test_an_engines_sockets_lie_in_a_folder_that_is_removed_if_they_can() -> None:
+    assert socket_environment(Path("/tmp/short")) == {"VLLM_RPC_BASE_PATH": "/tmp/short"}
+    assert socket_environment(Path("/tmp", 80 * "x")) == {}, "vLLM could not bind its sockets there"
