@@ -37,7 +37,7 @@ from csr_ray.policy.source import local_folder, reference_of, revision_of
 from csr_ray.ports import Machinery
 from csr_ray.report import write_report
 from csr_ray.report.terminal import print_round_table
-from csr_ray.stages.close import summarise
+from csr_ray.stages.close import summarise, write_summary
 from csr_ray.stages.recover import is_sound, recover, set_aside
 from csr_ray.stages.state import RunState
 from csr_ray.stages.stop import NeverAsked, Stop
@@ -105,6 +105,7 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
     _check_same_config(folder, config=given)
     recover(state, view=view, may_redo=redo)
     if state.is_finished:
+        write_summary(state)  # the last start may have died between its last line and the summary
         _show_result(state)
         return
     config = given

@@ -23,7 +23,7 @@ def close_round(state: RunState, *, index: int, view: View) -> None:
         remove_example_units(state, cycle)
     if state.journal.find("round", round=index) is None:
         state.journal.commit("round", round=index, wall_s=state.round_wall_s(index))
-    write_json(state.folder.summary, value=summarise(state))
+    write_summary(state)
 
 
 def save_model(state: RunState, *, view: View) -> None:
@@ -54,6 +54,11 @@ def save_model(state: RunState, *, view: View) -> None:
         kept=rounding.kept,
         files=plain_files(digests, root=state.folder.root),
     )
+    write_summary(state)
+
+
+def write_summary(state: RunState) -> None:
+    """Write summary.json as of now."""
     write_json(state.folder.summary, value=summarise(state))
 
 

@@ -56,19 +56,20 @@ def roll_out(
             results = state.stop.until_grace_ends(generators.rollout(prompts, cycle=cycle))
             for result in sift(results, unreadable=check_image):
                 num_left -= 1
-                check()
                 stage.advance(tokens=result.stats.num_tokens if isinstance(result, Rollout) else 0)
                 for unit in units.take(result, is_last=num_left == 0):
                     now_s = time.perf_counter()
                     counters = Counters()
                     # Not for every unit, because every actor has to be asked for its counters.
-                    if units.num_open == 0 or now_s - counted_s >= _COUNT_EVERY_S:
+                    if units.num_open == 1 or now_s - counted_s >= _COUNT_EVERY_S:
                         counters = generators.counters()
                         stage.note = live_figures(counters, seconds=now_s - counted_s)
                         counted_s = now_s
                     committed = _commit(state, cycle, unit, seconds=now_s - committed_s, counters=counters)
+                    units.close(unit)
                     committed_s = now_s
                     yield committed
+                check()  # behind the result, which would be lost with what it raises
         except (Exception, GeneratorExit) as error:
             is_theirs = isinstance(error, StorageError | LockLost) and not isinstance(error, PicturesGone)
             if is_theirs or isinstance(error, AssertionError):
@@ -132,17 +133,20 @@ class _OpenUnits:
         """What there is of the open units: smaller ones, of the prompts that have a result."""
         return [part for unit in list(self._open.values()) if (part := unit.finished()).results]
 
-    def take(self, result: Rollout | Rejection, *, is_last: bool) -> Iterator[_OpenUnit]:
-        """Yield the unit that this result completes, if it completes one; with the last result, all that are left."""
+    def take(self, result: Rollout | Rejection, *, is_last: bool) -> list[_OpenUnit]:
+        """The unit that this result completes, if it completes one; with the last result, all that are left."""
         prompt_id = result.prompt.id if isinstance(result, Rollout) else str(result.id)
         unit = self._unit_of.pop(prompt_id)
         unit.results[prompt_id] = result
         may_grow = len(unit.results) < self._size and not self._all_drawn
         complete = [] if may_grow or not unit.is_done else [unit]
-        for one in list(self._open.values()) if is_last else complete:
-            assert one.is_done
-            del self._open[one.position]
-            yield one
+        complete = list(self._open.values()) if is_last else complete
+        assert all(one.is_done for one in complete)
+        return complete
+
+    def close(self, unit: _OpenUnit) -> None:
+        """The unit is committed; until then it is one of those that are open."""
+        del self._open[unit.position]
 
 
 def _now_and_then(call: Callable[[], None], *, every_s: float) -> Callable[[], None]:

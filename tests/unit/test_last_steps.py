@@ -1,0 +1,51 @@
+"""What is lost where a start ends between two steps that belong together: nothing, and nothing stays out of date."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from checked_runs import CheckedDriver
+from fakes import FakeGenerators
+from journals import entries_of
+from test_loop import merged_model  # noqa: F401 - a fixture
+
+from csr_ray.app import run as app
+from csr_ray.app.console import ConsoleView
+from csr_ray.app.stop import SignalStop
+from csr_ray.errors import ActorFailure
+
+
+def committed_ids(driver: CheckedDriver) -> set[str]:
+    return {id for entry in entries_of(driver.folder.journal) if entry["kind"] == "rollout" for id in entry["ids"]}
+
+
+def test_the_result_in_hand_is_committed_when_the_trainer_has_failed(tmp_path) -> None:
+    driver = CheckedDriver(tmp_path / "run", num_prompts=5)
+    with pytest.raises(ActorFailure, match="no trainer"):
+        driver.run(broken="no trainer")
+    grown = {prompt_id for _, prompt_id in driver.generators.grown}
+    assert grown and committed_ids(driver) == grown
+
+
+def test_a_unit_is_committed_whose_counters_nobody_gives(tmp_path, monkeypatch) -> None:
+    def dead(generators: FakeGenerators) -> None:
+        generators.num_counts += 1
+        if generators.num_counts > 1:
+            raise ActorFailure("no counters")
+
+    monkeypatch.setattr(FakeGenerators, "counters", dead)
+    driver = CheckedDriver(tmp_path / "run", num_prompts=2, unit=2)
+    with pytest.raises(ActorFailure, match="no counters"):
+        driver.run()
+    assert committed_ids(driver) == {"p0", "p1"}
+
+
+def test_a_summary_that_the_last_start_did_not_come_to_is_written_by_the_next(tmp_path) -> None:
+    driver = CheckedDriver(tmp_path / "run")
+    driver.run()
+    summary = json.loads(driver.folder.summary.read_text())
+    driver.folder.summary.write_text(json.dumps({**summary, "finished": False}))
+    stop = SignalStop(grace_s=1.0, before_exit=lambda: None)
+    app._run_locked(driver.state(), stop=stop, view=ConsoleView(num_rounds=1), redo=False)
+    assert json.loads(driver.folder.summary.read_text())["finished"]
