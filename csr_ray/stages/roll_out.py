@@ -70,6 +70,7 @@ def roll_out(
                     committed_s = now_s
                     yield committed
                 check()  # behind the result, which would be lost with what it raises
+            counters = generators.counters() if state.stop.is_asked else Counters()
         except (Exception, GeneratorExit) as error:
             is_theirs = isinstance(error, StorageError | LockLost) and not isinstance(error, PicturesGone)
             if is_theirs or isinstance(error, AssertionError):
@@ -77,7 +78,7 @@ def roll_out(
             _commit_finished(state, cycle, units, since_s=committed_s, counters=Counters())
             raise
         if state.stop.is_asked:
-            _commit_finished(state, cycle, units, since_s=committed_s, counters=generators.counters())
+            _commit_finished(state, cycle, units, since_s=committed_s, counters=counters)
             state.stop.now()
         assert num_left == 0, f"{num_left} prompts have no result"
         stage.note = ""
