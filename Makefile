@@ -9,7 +9,7 @@ ENGINE  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 # imports anew, which costs minutes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-unit test-long test-gpu bad-inputs chaos soak sim bench lint clean
+.PHONY: help install demo test test-unit test-long test-gpu bad-inputs chaos soak sim sim-scale bench lint clean
 
 help:
 	@echo "make install   create $(VENV) with the $(ENGINE) engine (does nothing when up to date)"
@@ -20,7 +20,8 @@ help:
 	@echo "make chaos     kill and stop the parts of real runs at random (N=50 of them), and see that nothing is lost"
 	@echo "make bad-inputs  read some 200 bad pictures and prompt files, and write what became of each"
 	@echo "make soak      small rounds for MINUTES (60), and whether memory, files or anything else grows meanwhile"
-	@echo "make sim       the driver at a thousand to a million prompts, with instant actors"
+	@echo "make sim       seeded histories of deaths, crashes and full disks, held to what is promised (N=100000, SEED=17)"
+	@echo "make sim-scale the driver at a thousand to a million prompts, with instant actors"
 	@echo "make bench     every benchmark this machine can run"
 	@echo "make lint      ruff and mypy"
 
@@ -65,15 +66,17 @@ bad-inputs: install
 	@PYTHONWARNINGS=ignore $(BIN)/python tests/bad_inputs.py docs/bad_inputs.md
 
 # N deaths of real processes at random instants; takes about half a minute each, and writes docs/chaos.md.
-N ?= 50
 chaos: install
-	@$(BIN)/python tests/ray/chaos/chaos.py --deaths $(N) --markdown docs/chaos.md
+	@$(BIN)/python tests/ray/chaos/chaos.py --deaths $(or $(N),50) --markdown docs/chaos.md
 
 MINUTES ?= 60
 soak: install
 	@$(BIN)/python tests/ray/chaos/soak.py --minutes $(MINUTES)
 
 sim: install
+	@$(BIN)/python tests/sim/run.py --num $(or $(N),2000) $(if $(SEED),--seed $(SEED))
+
+sim-scale: install
 	@$(BIN)/python benchmarks/sim_scale.py
 
 bench: install

@@ -105,10 +105,10 @@ class Referee:
                     self._errors[known[1].id] += 1
             case Failed(call, _, blames):
                 if blames is not None and call in self._calls:
-                    item, alone = self._calls[call][1:3]
+                    item = self._calls[call][1]
                     self._lose(blames, death=True)
                     if self._take(call) is not None:
-                        self._strike(item, alone)
+                        self._strike(item)
                 elif (known := self._take(call)) is not None:
                     self._failed.add(known[1].id)
             case Starting() | Answered() | Useless():
@@ -145,9 +145,11 @@ class Referee:
                 assert item.kind in ("good", "unreadable"), item
             case Quarantine(_, item, reason, fault):
                 assert reason
-                convicted = self._deaths[item.id] >= self._tries and self._last_was_alone[item.id]
-                by_machine = max(self._errors[item.id], self._late[item.id]) >= self._tries
-                assert by_machine if fault == "machine" else item.id in self._failed or convicted, (item, fault)
+                # An error that comes in the same moment as the end of its replica may count as either.
+                by_machine = self._errors[item.id] + self._late[item.id]
+                convicted = by_machine + self._deaths[item.id] >= self._tries and self._last_was_alone[item.id]
+                is_right = by_machine >= self._tries if fault == "machine" else item.id in self._failed or convicted
+                assert is_right, (item, fault, reason)
                 self.quarantined.append(item)
                 self._end(item, "quarantined")
             case GiveUp(reason):
@@ -193,6 +195,7 @@ class Referee:
                 self._homes[item.image] = replica
         elif not send.alone:
             self.tally["elsewhere"] += 1
+        self._last_was_alone[item.id] = send.alone
         self._calls[send.call] = (replica, item, send.alone, send.is_stray)
         self._on[replica].add(send.call)
 
@@ -213,7 +216,7 @@ class Referee:
         for call in list(self._on.get(replica, ())):
             known = self._take(call)
             if death and known is not None:
-                self._strike(known[1], known[2])
+                self._strike(known[1])
         self._on.pop(replica, None)
         if replica not in self._gone:
             self._gone.add(replica)
@@ -221,9 +224,8 @@ class Referee:
             if replica not in self._joined:
                 self._failed_starts[replica.role, replica.slot] += 1
 
-    def _strike(self, item: Any, alone: bool) -> None:
+    def _strike(self, item: Any) -> None:
         self._deaths[item.id] += 1
-        self._last_was_alone[item.id] = alone
 
     def _end(self, item: Any, how: str) -> None:
         assert item.id not in self._ended, f"{item} ends twice: {self._ended[item.id]}, {how}"

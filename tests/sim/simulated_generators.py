@@ -1,0 +1,287 @@
+"""The real pool of generators, on a simulated supervisor: what `GeneratorPool` asks of Ray, a simulated pool answers.
+
+So hand-overs, proofs and the versions of those that come late are the product's own code, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+from fakes import TableScorer, TwoAnswerEngine, tiny_config
+from simulated_pool import Actor, Item, Scenario, SimulatedPool
+
+from actors.handover.proofs import Served, noise_of
+from actors.pool.events import Deliver, Event, Replica, Useless
+from actors.pool.generators import GeneratorPool
+from actors.pool.supervisor import SetAside
+from csr_ray.config.schema import Config
+from csr_ray.counters import Counters
+from csr_ray.errors import ActorFailure
+from csr_ray.methods.base import method_of
+from csr_ray.records import Cycle, Prompt, Rejection, Rollout
+
+# What the rows of a prompt file do, by the beginning of their id.
+_KINDS = ("bad", "poison", "stuck", "cursed", "unreadable")
+
+
+@dataclass
+class Trouble:
+    """What goes wrong beside the work. Shares are of answers."""
+
+    wrong_share: float = 0.0
+    uncounted_share: float = 0.0
+    silent_share: float = 0.0
+
+
+class _Method:
+    """A remote method: `.remote(...)` of the simulated actor returns at once, with what the call comes to."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.remote = call
+
+
+class _Actor:
+    """What a generator is to `GeneratorPool`."""
+
+    def __init__(self, pool: ServingPool, replica: Replica) -> None:
+        self.start = _Method(lambda registry: pool.versions[replica])
+        self.publish = _Method(lambda probes: pool.served(replica, probes))
+        self.rollout = _Method(lambda prompt, cycle: pool.rollout(replica, prompt, cycle))
+
+
+class ServingPool(SimulatedPool):
+    """A simulated pool whose generators hold a version of the policy, which they pull while they start."""
+
+    def __init__(self, scenario: Scenario, *, seed: int, version: int, trouble: Trouble) -> None:
+        self.version = version  # of the registry
+        self.versions: dict[Replica, int] = {}
+        self.bring_up: Callable[[Replica, Any, list[Any]], Any] | None = None
+        self.trouble = trouble
+        super().__init__(scenario, seed=seed, is_resident=True, trace=[])
+
+    def _up(self, actor: Actor, answers: tuple[Any, ...] = ()) -> None:
+        """It has loaded the base model; now it pulls its weights, and proves them if it has to."""
+        replica = actor.replica
+        if replica.role != "generator" or actor.state != "starting":
+            super()._up(actor)
+            return
+        assert self.bring_up is not None
+        if not answers:
+            self.versions[replica] = self.version
+        try:
+            asked = self.bring_up(replica, _Actor(self, replica), list(answers))
+        except ActorFailure as error:
+            self._inbox.append(Useless(replica, str(error)))
+            return
+        if asked is None:
+            if len(answers) > 1 and answers[0] != self.versions[replica]:
+                self.referee.tally["generators that started with an older version"] += 1
+            super()._up(actor)
+            return
+        self._later(self._random.uniform(0.5, 20), self._up, actor, (*answers, asked))
+
+    @property
+    def now_s(self) -> float:
+        return self._now_s
+
+    def draw_s(self, low_s: float, high_s: float) -> float:
+        return self._random.uniform(low_s, high_s)
+
+    def stays_silent(self) -> bool:
+        return self._random.random() < self.trouble.silent_share
+
+    def state_of(self, replica: Replica) -> str:
+        return self._actors[replica].state
+
+    def break_hand_overs(self) -> None:
+        """No generator serves what it should."""
+        self.trouble = Trouble(wrong_share=1.0)
+
+    def tell(self, event: Event) -> None:
+        self._inbox.append(event)
+
+    def served(self, replica: Replica, probes: list[Any]) -> Served:
+        self.versions[replica] = self.version
+        is_wrong = self._random.random() < self.trouble.wrong_share
+        return Served(
+            version=self.version,
+            checksum=f"of version {self.version}",
+            wrong_tensors=("layers.0.weight",) if is_wrong else (),
+            swallowed=0.0,
+            kept=1.0,
+            num_stale=0,
+            probe_logps=tuple(probe.logp for probe in probes),
+            cache_gaps=(0.0,) * len(probes),
+            num_bytes=100,
+            seconds=0.1,
+        )
+
+    def rollout(self, replica: Replica, prompt: Prompt, cycle: Cycle) -> Rollout | Rejection:
+        if prompt.id.startswith("unreadable"):
+            return prompt.refused("cannot read the image")
+        if prompt.id.startswith("mute"):
+            return prompt.refused("says nothing", fault="policy")
+        return replace(_rollout_of(self.versions[replica]), prompt=prompt)
+
+
+@cache
+def _rollout_of(version: int) -> Rollout:
+    """A rollout as CSR makes it; those of other prompts differ from it by their prompt alone."""
+    method = method_of(tiny_config())
+    prompt = Prompt(id="template", image="-", text="-")
+    phase = method.phases(0)[0]
+    return asyncio.run(
+        method.rollout(
+            phase,
+            prompt,
+            engine=TwoAnswerEngine(),
+            scorer=TableScorer({"Good.": 60.0, "Bad.": 10.0}),
+            policy_version=version,
+            seed=1,
+        )
+    )
+
+
+@dataclass
+class Work:
+    """What a start did of one cycle: prompts in the order in which they were drawn, and those that came to an end."""
+
+    drawn: list[str] = field(default_factory=list)
+    handed_on: list[str] = field(default_factory=list)
+    all_drawn: bool = False
+
+
+class SimulatedSupervisor:
+    """`actors.pool.supervisor.Supervisor` for `GeneratorPool`, without threads."""
+
+    def __init__(self, pool: ServingPool, *, ahead: int) -> None:
+        self._pool = pool
+        self._ahead = ahead
+
+    def map(
+        self,
+        items: Iterable[Prompt],
+        *,
+        image_of: Callable[[Prompt], str],
+        submit: Callable[[Any, Prompt], Any],
+        in_flight: int,
+        what: str,
+    ) -> Iterator[tuple[Prompt, Any]]:
+        prompts: dict[int, Prompt] = {}
+
+        def drawn() -> Iterator[Item]:
+            for number, prompt in enumerate(items):
+                prompts[number] = prompt
+                kind = next((kind for kind in _KINDS if prompt.id.startswith(kind)), "good")
+                yield Item(id=number, image=image_of(prompt), kind=kind)  # type: ignore[arg-type]
+
+        for replica, end in self._pool.work(drawn(), ahead=self._ahead):
+            prompt = prompts.pop(end.item.id)
+            if isinstance(end, Deliver):
+                yield prompt, submit(_Actor(self._pool, replica), prompt)
+            else:
+                yield prompt, SetAside(end.reason, end.fault)
+
+    def ask(self, role: Any, submit: Callable[[Any], Any], *, limit_s: float) -> dict[Replica, Any]:
+        pool = self._pool
+        while not (asked := pool.decisions.serving(role)):
+            pool.turn()
+            pool.raise_failure()
+        due_s = {replica: pool.now_s + pool.draw_s(0.5, 20) for replica in asked}
+        deadline_s = pool.now_s + limit_s
+        answers: dict[Replica, Any] = {}
+        while due_s:
+            pool.turn(until_s=min(*due_s.values(), deadline_s))
+            pool.raise_failure()
+            for replica in [replica for replica, at_s in due_s.items() if at_s <= pool.now_s]:
+                state = pool.state_of(replica)
+                if state in ("hung", "stalled") or pool.stays_silent():
+                    due_s[replica] = float("inf")
+                    continue
+                del due_s[replica]
+                answers[replica] = ConnectionError("gone") if state == "gone" else submit(_Actor(pool, replica))
+            if pool.now_s >= deadline_s:
+                for replica in due_s:
+                    self.condemn(replica, f"did not answer within {limit_s:g} s")
+                break
+        return answers
+
+    def condemn(self, replica: Replica, reason: str) -> None:
+        self._pool.tell(Useless(replica, reason))
+
+    def take_deaths(self) -> Counters:
+        return Counters()
+
+
+class _Counting:
+    def __init__(self, pool: ServingPool) -> None:
+        self._pool = pool
+
+    def take(self) -> Counters:
+        """Hardly ever, whoever is asked for what it counted fails at that."""
+        if self._pool.draw_s(0, 1) < self._pool.trouble.uncounted_share:
+            raise ActorFailure("no counters")
+        return Counters(scorer_batches=1.0)
+
+
+class _Registry:
+    actor = None
+
+    def __init__(self, pool: ServingPool) -> None:
+        self._pool = pool
+
+    def add(self, adapter: str, *, version: int) -> None:
+        self._pool.version = version
+
+
+def generators_of(pool: ServingPool, *, config: Config, ahead: int) -> GeneratorPool:
+    """A `GeneratorPool` that was never told of Ray."""
+    generators: Any = object.__new__(GeneratorPool)
+    generators._config = config.generators
+    generators._noise = noise_of(["float32"])
+    generators._version = pool.version
+    generators._proof = None
+    generators._served = {}
+    generators._counting = _Counting(pool)
+    generators._registry = _Registry(pool)
+    generators._supervisor = SimulatedSupervisor(pool, ahead=ahead)
+    pool.bring_up = generators._bring_up
+    return generators
+
+
+class WatchedGenerators:
+    """The port, with a book of which prompts went in and out."""
+
+    def __init__(
+        self,
+        generators: GeneratorPool,
+        *,
+        on_result: Callable[[], None],
+        committed: Callable[[int], Collection[str]],
+    ) -> None:
+        self._generators = generators
+        self._committed = committed
+        self._on_result = on_result
+        self.work: dict[int, Work] = {}
+        self.publish = generators.publish
+        self.counters = generators.counters
+
+    def rollout(self, prompts: Iterable[Prompt], *, cycle: Cycle) -> Iterator[Rollout | Rejection]:
+        work = self.work[cycle.round_index] = Work()
+        committed = set(self._committed(cycle.round_index))
+
+        def drawn() -> Iterator[Prompt]:
+            for prompt in prompts:
+                assert prompt.id not in committed, f"{prompt.id} is committed, and rolled out again"
+                work.drawn.append(prompt.id)
+                yield prompt
+            work.all_drawn = True
+
+        for result in self._generators.rollout(drawn(), cycle=cycle):
+            work.handed_on.append(result.prompt.id if isinstance(result, Rollout) else str(result.id))
+            self._on_result()
+            yield result
