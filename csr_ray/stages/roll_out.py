@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 from csr_ray.counters import Counters
@@ -14,7 +14,7 @@ from csr_ray.records import Cycle, Prompt, Rejection, Rollout, Unit
 from csr_ray.stages.state import RunState
 from csr_ray.stages.summary import live_figures
 from csr_ray.stages.turn import Turn
-from csr_ray.stages.vanished import PicturesGone, sift
+from csr_ray.stages.vanished import PicturesGone, Sieve
 from csr_ray.stages.view import View
 from csr_ray.store.digests import plain_files
 from csr_ray.store.tables import write_rollouts
@@ -46,6 +46,7 @@ def roll_out(
         return
     check = _now_and_then(check, every_s=_CHECK_EVERY_S)
     units = _OpenUnits(turn, size=state.config.run.unit)
+    sieve = Sieve(unreadable=check_image)
     committed_s = counted_s = time.perf_counter()
     num_left = turn.num_to_do
     generators.counters()
@@ -54,7 +55,7 @@ def roll_out(
         try:
             prompts = units.prompts(until=lambda: state.stop.is_asked)
             results = state.stop.until_grace_ends(generators.rollout(prompts, cycle=cycle))
-            for result in sift(results, unreadable=check_image):
+            for result in sieve.sift(results):
                 num_left -= 1
                 stage.advance(tokens=result.stats.num_tokens if isinstance(result, Rollout) else 0)
                 for unit in units.take(result, is_last=num_left == 0):
@@ -75,6 +76,8 @@ def roll_out(
             is_theirs = isinstance(error, StorageError | LockLost) and not isinstance(error, PicturesGone)
             if is_theirs or isinstance(error, AssertionError):
                 raise  # the run folder or the lock is not there for more, or the fault is ours
+            if not isinstance(error, PicturesGone):
+                units.settle(sieve.rest())
             _commit_finished(state, cycle, units, since_s=committed_s, counters=Counters())
             raise
         if state.stop.is_asked:
@@ -133,6 +136,11 @@ class _OpenUnits:
     def finished(self) -> list[_OpenUnit]:
         """What there is of the open units: smaller ones, of the prompts that have a result."""
         return [part for unit in list(self._open.values()) if (part := unit.finished()).results]
+
+    def settle(self, rejections: Iterable[Rejection]) -> None:
+        """Put results into their units that complete none any more."""
+        for rejection in rejections:
+            self._unit_of.pop(str(rejection.id)).results[str(rejection.id)] = rejection
 
     def take(self, result: Rollout | Rejection, *, is_last: bool) -> list[_OpenUnit]:
         """The unit that this result completes, if it completes one; with the last result, all that are left."""

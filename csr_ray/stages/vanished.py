@@ -19,40 +19,51 @@ class PicturesGone(StorageError):
     """Pictures that could be read before cannot be any more; the message names the last one that could."""
 
 
-def sift(
-    results: Iterable[Rollout | Rejection], *, unreadable: Callable[[str], Exception | None]
-) -> Iterator[Rollout | Rejection]:
-    """Hand the results on, those of unreadable pictures only once it is sure that others can be read.
+class Sieve:
+    """Hands results on, those of unreadable pictures only once it is sure that others can be read.
 
     Args:
         unreadable: why a picture cannot be read, or None.
-
-    Raises:
-        PicturesGone: what is held back then is not handed on at all.
     """
-    held: list[Rejection] = []
-    last_read = ""
-    for result in results:
-        if isinstance(result, Rejection) and result.fault == "input":
-            held.append(result)
-            if len(held) < _MANY:
+
+    def __init__(self, *, unreadable: Callable[[str], Exception | None]) -> None:
+        self._unreadable = unreadable
+        self._held: list[Rejection] = []
+        self._last_read = ""
+
+    def sift(self, results: Iterable[Rollout | Rejection]) -> Iterator[Rollout | Rejection]:
+        """The results, in another order.
+
+        Raises:
+            PicturesGone: what is held back then is not handed on at all.
+        """
+        for result in results:
+            is_suspect = isinstance(result, Rejection) and result.fault == "input"
+            if is_suspect:
+                self._held.append(result)  # type: ignore[arg-type]
+                if len(self._held) >= _MANY:
+                    yield from self.rest()
                 continue
-            _look(last_read, unreadable)
-        else:
-            last_read = result.prompt.image if isinstance(result, Rollout) else last_read
-        yield from held
-        held.clear()
-        if not (isinstance(result, Rejection) and result.fault == "input"):
+            if isinstance(result, Rollout):
+                self._last_read = result.prompt.image
+            yield from self._let_go()
             yield result
-    if held:
-        _look(last_read, unreadable)
-        yield from held
+        yield from self.rest()
 
+    def rest(self) -> list[Rejection]:
+        """What is held back, after a look at the last picture that could be read.
 
-def _look(picture: str, unreadable: Callable[[str], Exception | None]) -> None:
-    if picture and (reason := unreadable(picture)) is not None:
-        raise PicturesGone(
-            f"pictures cannot be read any more, as {picture}, which could be read a moment ago: {reason}. Nothing is "
-            "set aside for that; see that their file system is there, then start the same command again: it goes on "
-            "where it was"
-        )
+        Raises:
+            PicturesGone: it cannot be read any more.
+        """
+        if self._held and self._last_read and (reason := self._unreadable(self._last_read)) is not None:
+            raise PicturesGone(
+                f"pictures cannot be read any more, as {self._last_read}, which was read a moment ago: {reason}. "
+                "Nothing is set aside for that; see that their file system is there, then start the same command "
+                "again: it goes on where it was"
+            )
+        return self._let_go()
+
+    def _let_go(self) -> list[Rejection]:
+        held, self._held = self._held, []
+        return held

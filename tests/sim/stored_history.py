@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import yaml
 from failing_storage import PowerCut, Storage, failing
 from fakes import FakeMachinery, FakeTrainer, tiny_config
+from PIL import Image
 from simulated_generators import ServingPool, Trouble, WatchedGenerators, generators_of
 from simulated_pool import Scenario
 
@@ -73,6 +74,7 @@ class StoredHistory:
 
     def __init__(self, seed: int, *, folder: Path) -> None:
         rng = self._random = random.Random(f"run {seed}")
+        self._images = folder / "images"
         self.tally: Counter[str] = Counter()
         self.trace: list[str] = []
         self._seed = seed
@@ -226,6 +228,10 @@ class StoredHistory:
             kind = "good" if calm else self._random.choice(kinds)
             self._num_rows += 1
             image = f"{self._random.randrange(1 + self._num_rows // 2)}.png"
+            picture = self._images / image
+            if not picture.exists():  # the rollout looks whether the last good one can still be read
+                picture.parent.mkdir(exist_ok=True)
+                Image.new("RGB", (8, 8)).save(picture)
             row = {"id": f"{kind}{self._num_rows}", "image": image, "prompt": "Describe."}
             if kind == "broken":
                 del row["prompt"]

@@ -127,9 +127,8 @@ class Nodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 150 << 20}
-        )
+        options = {"num_cpus": 2, "object_store_memory": 150 << 20, "include_dashboard": False}
+        self._cluster = Cluster(initialize_head=True, head_node_args=options)
         for _ in range(2):
             self.add()
         self._cluster.wait_for_nodes()

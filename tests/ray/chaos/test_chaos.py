@@ -8,11 +8,11 @@ from chaos import KILLS, play, table
 
 
 def test_a_run_under_blows_ends_with_every_prompt_once(tmp_path: Path) -> None:
-    outcome = play(tmp_path / "run", seed=5, num_blows=5, pause_s=(1.0, 12.0))
+    outcome = play(tmp_path / "run", seed=5, num_blows=3, pause_s=(1.0, 12.0))
     print("\n".join(outcome.said))
     print(table([outcome]))
     assert outcome.checked and (outcome.lost, outcome.doubled) == (0, 0), "\n".join(outcome.said)
-    assert len(outcome.blows) >= 3
+    assert len(outcome.blows) >= 2
     for blow in outcome.blows:
         # Ray itself takes a minute to end a driver whose head is gone; on a busy machine everything takes longer.
         assert blow.noticed_s is None or blow.noticed_s < (90 if blow.role == "head" else 30), blow
