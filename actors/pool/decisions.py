@@ -269,6 +269,8 @@ class Decisions(Generic[T]):
     def _judge(
         self, call: Call[T], verdict: Verdict, reason: str, *, parked: bool = False, fault: Fault = "input"
     ) -> None:
+        if self._gave_up:
+            return  # one of several calls that ended in the same moment has decided it
         work = call.work
         if verdict == "quarantine":
             if work.num_deaths and fault == "input":

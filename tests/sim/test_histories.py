@@ -16,6 +16,7 @@ from simulated_pool import Scenario
 
 from actors.pool.decisions import Decisions
 from actors.pool.events import Finished, Joined, Replica, Send
+from actors.pool.failures import ItemLimits
 
 NUM_HISTORIES = 2000
 NUM_PARTS = 20
@@ -122,3 +123,11 @@ def test_a_million_items_are_not_listed() -> None:
         assert decisions.num_held <= 4 * 64 * 3
         assert decisions.dispatch.num_names <= 4 * 64 * 3 + 4 * (1 + 256)
     assert 10**6 - length_hint(items) >= 200 * 4 * 64
+
+
+def test_a_pool_gives_up_once_however_many_calls_run_out_of_time_together() -> None:
+    items = ItemLimits(tries=1, call_s=10.0, failures_before_giving_up=2)
+    decisions: Decisions[int] = Decisions(range(6), in_flight=6, item_limits=items)
+    decisions.step([Joined(Replica("generator", 0))], now_s=0.0)
+    ends = [type(action).__name__ for action in decisions.step([], now_s=11.0)]
+    assert ends == ["Cancel"] * 6 + ["GiveUp"]
