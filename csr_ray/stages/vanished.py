@@ -42,28 +42,33 @@ class Sieve:
             if is_suspect:
                 self._held.append(result)  # type: ignore[arg-type]
                 if len(self._held) >= _MANY:
-                    yield from self.rest()
+                    self._look()
+                    yield from self._let_go()
                 continue
             if isinstance(result, Rollout):
                 self._last_read = result.prompt.image
-            yield from self._let_go()
             yield result
-        yield from self.rest()
+            yield from self._let_go()
+        self._look()
+        yield from self._let_go()
 
     def rest(self) -> list[Rejection]:
-        """What is held back, after a look at the last picture that could be read.
+        """What is still held back, if pictures can be read; for whoever ends before the results do.
 
         Raises:
-            PicturesGone: it cannot be read any more.
+            PicturesGone: they cannot.
         """
+        self._look()
+        return list(self._let_go())
+
+    def _look(self) -> None:
         if self._held and self._last_read and (reason := self._unreadable(self._last_read)) is not None:
             raise PicturesGone(
                 f"pictures cannot be read any more, as {self._last_read}, which was read a moment ago: {reason}. "
                 "Nothing is set aside for that; see that their file system is there, then start the same command "
                 "again: it goes on where it was"
             )
-        return self._let_go()
 
-    def _let_go(self) -> list[Rejection]:
-        held, self._held = self._held, []
-        return held
+    def _let_go(self) -> Iterator[Rejection]:
+        while self._held:
+            yield self._held.pop(0)
