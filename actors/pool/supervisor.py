@@ -309,7 +309,8 @@ class Supervisor:
                 done.set_result(deed())
             except BaseException as error:
                 done.set_exception(error)
-        came_back = self._what_came_back()  # which may add to the events, too
+        # What is known already comes first: who is not known to start cannot be seen to be ready.
+        came_back = [] if self._events else self._what_came_back()  # which may add to the events, too
         events, self._events = [*self._events, *came_back], []
         for action in self._decisions.step(events, now_s=time.monotonic()):
             self._carry_out(action)

@@ -116,6 +116,14 @@ def test_faulty_generators_are_replaced_by_ones_that_hold_every_version(start: S
     assert ray.get([actor.held.remote() for actor in _generators(pool)]) == [[1000.0, 2000.0]] * len(before)
 
 
+def test_a_pool_that_goes_on_with_adapters_is_ready_as_soon_as_its_generators(start: Start, tmp_path: Path) -> None:
+    """The registry is there already when it is first asked whether it is."""
+    adapter = _adapter(tmp_path, value=1.0)
+    started_s = time.monotonic()
+    start(None, adapters=(adapter,))
+    assert time.monotonic() - started_s < 30
+
+
 def test_if_all_fail_the_run_stops_and_says_which_tensor_differs(start: Start, tmp_path: Path) -> None:
     pool = start("one layer", "other weights")
     with pytest.raises(
