@@ -157,10 +157,10 @@ def test_old_version_is_gone_after_the_switch(family: Family, adapters: list[Pat
     old = hot.request
     _serve(family, *adapters)
     assert _loaded_ids(family) == {hot.request.lora_int_id} != {old.lora_int_id}
-    assert [path.name for path in Path(hot._folder.name).iterdir()] == [hot.request.lora_name]
+    assert [path.name for path in hot._folder.iterdir()] == [hot.request.lora_name]
     assert hot.request.lora_name.startswith("version_002")
     _serve(family)
-    assert (_loaded_ids(family), hot.request, list(Path(hot._folder.name).iterdir())) == (set(), None, [])
+    assert (_loaded_ids(family), hot.request, list(hot._folder.iterdir())) == (set(), None, [])
 
 
 def _cached_tokens(family: Family, ask: Ask, *, answer: tuple[int, ...]) -> int:
