@@ -73,7 +73,7 @@ def source(file: str, path: str) -> str:
         ("v1/engine/async_llm.py", "AsyncLLM.collective_rpc", {"method", "args"}),
         ("v1/engine/async_llm.py", "AsyncLLM.add_lora", {"lora_request"}),
         ("v1/engine/async_llm.py", "AsyncLLM.remove_lora", {"lora_id"}),
-        ("v1/engine/async_llm.py", "AsyncLLM.check_health", set()),
+        ("v1/engine/async_llm.py", "AsyncLLM.errored", set()),
         ("v1/engine/async_llm.py", "AsyncLLM.shutdown", set()),
         ("renderers/base.py", "BaseRenderer.render_cmpl_async", {"prompts"}),
         ("renderers/inputs/preprocess.py", "parse_model_prompt", {"model_config", "prompt"}),
