@@ -428,7 +428,8 @@ class Supervisor:
 
     def _fail(self, action: GiveUp) -> None:
         lines = "" if action.replica is None else self._replicas.last_lines(action.replica.role, action.replica.slot)
-        self._failure = ActorFailure(f"{action.reason}\n{lines}".rstrip())
+        if self._failure is None:  # else the pool gives up because of what was said there
+            self._failure = ActorFailure(f"{action.reason}\n{lines}".rstrip())
         if action.call is not None and isinstance(cause := self._result(action.call), BaseException):
             self._failure.__cause__ = cause
         self._wake()
