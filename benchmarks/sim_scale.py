@@ -62,7 +62,9 @@ _IN_FLIGHT = 256
 class InstantGenerators:
     """Rolls out at once, a window of prompts at a time and not in their order."""
 
-    def rollout(self, prompts: Iterable[Prompt], *, cycle: Cycle) -> Iterator[Rollout | Rejection]:
+    def rollout(
+        self, prompts: Iterable[Prompt], *, cycle: Cycle, control: Prompt | None = None
+    ) -> Iterator[Rollout | Rejection]:
         window: list[Prompt] = []
         for prompt in prompts:
             window.append(prompt)

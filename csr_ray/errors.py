@@ -63,14 +63,16 @@ class EngineFailure(ActorFailure):
 class ScorerFailure(ActorFailure):
     """A scorer died while a generator waited for its scores, and no other took its place in time.
 
-    `index` is the scorer's number, and `life` counts how many held that number before it.
+    `index` is the scorer's number, and `life` counts how many held that number before it. `is_suspect`: several died
+    one after the other while they were asked the same, so that it may be what was asked that kills them.
     """
 
-    def __init__(self, index: int, life: int, reason: str) -> None:
-        super().__init__(index, life, reason)  # as arguments, to survive the way from the generator's process
+    def __init__(self, index: int, life: int, reason: str, is_suspect: bool = False) -> None:
+        super().__init__(index, life, reason, is_suspect)  # to survive the way from the generator's process
         self.index = index
         self.life = life
         self.reason = reason
+        self.is_suspect = is_suspect
 
     def __str__(self) -> str:
         return f"scorer {self.index} died: {self.reason}"

@@ -85,10 +85,13 @@ class Answering(Protocol):
 class Generators(Answering, Protocol):
     """The pool that serves the policy."""
 
-    def rollout(self, prompts: Iterable[Prompt], *, cycle: Cycle) -> Iterator[Rollout | Rejection]:
+    def rollout(
+        self, prompts: Iterable[Prompt], *, cycle: Cycle, control: Prompt | None = None
+    ) -> Iterator[Rollout | Rejection]:
         """One rollout a prompt (or why there is none), in the order they finish; all of one policy version.
 
-        Prompts are drawn as there is room for them.
+        Prompts are drawn as there is room for them. `control` is one that is known to have a rollout: if all others
+        fail, it is rolled out again to see whether it is the machine that fails.
         """
         ...
 

@@ -167,10 +167,12 @@ class FakeGenerators:
     num_counts: int = 0
     method: Method | None = None
     in_order: bool = False
+    controls: list[str | None] = field(default_factory=list)
     _num_counted: int = 0
 
-    def rollout(self, prompts, *, cycle: Cycle):
+    def rollout(self, prompts, *, cycle: Cycle, control=None):
         drawn = list(prompts)
+        self.controls.append(control and control.id)
         for prompt in drawn if self.in_order else reversed(drawn):  # by default not as they were asked for
             if self.stop_after is not None and len(self.grown) >= self.stop_after:
                 raise KeyboardInterrupt

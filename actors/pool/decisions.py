@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, get_args
 
 from actors.pool.dispatch import Dispatch
@@ -41,14 +42,25 @@ from actors.pool.seats import Call, Work
 from csr_ray.records import Fault
 
 
+@dataclass(frozen=True, slots=True)
+class _Held(Generic[T]):
+    """An item that is to be set aside once something else has succeeded."""
+
+    work: Work[T]
+    aside: Quarantine[T]
+
+
 class Decisions(Generic[T]):
     """Every item ends exactly once, by a `Deliver` or a `Quarantine`, or the run ends by a `GiveUp` that says why.
 
     Items are sent to generators. Scorers are called by the generators; here they are only kept alive, and so is the
     registry. An item whose call failed because a scorer died waits until the scorer's replacement serves.
 
-    An item that is set aside for the machine's fault is held back until another succeeds, and the run is given up
-    without it if none does: nothing is set aside for what a broken machine did to everything.
+    Nothing is set aside for what a broken machine did to everything. So an item that failed by the machine's fault
+    is held back until another succeeds; what was held back before the first success is then tried once more. If
+    nothing else is left that could succeed, `control` is tried: an item that is known to be good. If that fails, too,
+    or there is none, the run is given up. As long as nothing has succeeded, an item that kills replicas is held back
+    as well if there is a control, and otherwise tried until no replica is left.
 
     Args:
         items: drawn as there is room for them; see `Dispatch` for what is held at a time.
@@ -57,6 +69,7 @@ class Decisions(Generic[T]):
         limits: for each role; replicas of a role that is not named here are never replaced and never late.
         item_limits: when an item is set aside.
         look_ahead, remembered: see `Dispatch`.
+        control: an item that has succeeded before, in an earlier start of the run. Its result goes nowhere.
         is_resident: replicas are kept alive also while there are no items.
     """
 
@@ -70,6 +83,7 @@ class Decisions(Generic[T]):
         item_limits: ItemLimits | None = None,
         look_ahead: int | None = None,
         remembered: int = 256,
+        control: T | None = None,
         is_resident: bool = False,
     ) -> None:
         limits = limits or {}
@@ -83,21 +97,35 @@ class Decisions(Generic[T]):
         # What this turn asks for, in the order in which it is to be done.
         self._deeds: list[Action[T]] = []
         self._ends: list[Action[T]] = []
-        self._begin(items, image_of=image_of, in_flight=in_flight, look_ahead=look_ahead, remembered=remembered)
+        options = {"look_ahead": look_ahead, "remembered": remembered}
+        self._begin(items, image_of=image_of, in_flight=in_flight, control=control, **options)
 
-    def begin(self, items: Iterable[T], *, image_of: Callable[[T], str], in_flight: int) -> None:
+    def begin(
+        self, items: Iterable[T], *, image_of: Callable[[T], str], in_flight: int, control: T | None = None
+    ) -> None:
         """Work on other items; those before have ended, or nobody wants their results any more.
 
         Calls that are still under way are forgotten, and what is told of them is ignored.
         """
         assert self._is_resident
-        self._begin(items, image_of=image_of, in_flight=in_flight, first_call=self.dispatch.num_calls)
+        first_call = self.dispatch.num_calls
+        self._begin(items, image_of=image_of, in_flight=in_flight, control=control, first_call=first_call)
 
-    def _begin(self, items: Iterable[T], *, image_of: Callable[[T], str], in_flight: int, **options: Any) -> None:
+    def _begin(
+        self,
+        items: Iterable[T],
+        *,
+        image_of: Callable[[T], str],
+        in_flight: int,
+        control: T | None,
+        **options: Any,
+    ) -> None:
         self.dispatch: Dispatch[T] = Dispatch(items, image_of=image_of, in_flight=in_flight, **options)
         self._failures = Failures(self._item_limits)
         self._parked: list[tuple[Work[T], bool]] = []  # lost to a scorer's death, until its replacement serves
-        self._held: list[Quarantine[T]] = []  # the machine's fault, until something succeeds
+        self._held: list[_Held[T]] = []
+        self._control = None if control is None else Work(item=control, image=image_of(control))
+        self._control_is_out = False
         for replica in self._lives["generator"].serving:
             self.dispatch.join(replica)
             self.dispatch.pause(replica, paused=self.state_of(replica) == "suspect")
@@ -110,7 +138,7 @@ class Decisions(Generic[T]):
     @property
     def num_held(self) -> int:
         """Items drawn that have not ended."""
-        return self.dispatch.num_held + len(self._parked) + len(self._held)
+        return self.dispatch.num_held + len(self._parked) + len(self._held) - self._control_is_out
 
     def state_of(self, replica: Replica) -> State:
         return self._lives[replica.role].state_of(replica)
@@ -174,20 +202,35 @@ class Decisions(Generic[T]):
                 self._answered(event)
             case Finished(number, shows_health):
                 if (done := self._ended(number)) is not None:
-                    if shows_health:
-                        self._failures.succeeded(done.replica)
-                        for lives in self._lives.values():
-                            lives.worked()
-                        self._ends += self._held
-                        self._held.clear()
-                    self._ends.append(Deliver(number, done.work.item))
+                    self._finished(done, shows_health=shows_health)
             case Failed(number, reason, None, "machine"):
                 self._machines_error(number, reason)
             case Failed(number, reason, None):
                 if (failed := self._ended(number)) is not None:
                     self._judge(failed, self._failures.own_error(), reason, fault=event.fault)
             case Failed(number, reason, Replica() as blamed):
-                self._blame(number, reason, blamed)
+                self._blame(number, reason, blamed, fault=event.fault)
+
+    def _finished(self, call: Call[T], *, shows_health: bool) -> None:
+        is_first = not self._failures.has_succeeded
+        if shows_health:
+            self._failures.succeeded(call.replica)
+            for lives in self._lives.values():
+                lives.worked()
+            held, self._held = self._held, []
+            for one in held:
+                if is_first:
+                    self._deeds.append(Retry(one.work.item, one.aside.reason))
+                    self._failures.once_more(one.work)
+                    self.dispatch.again(one.work, alone=one.work.num_deaths > 0 or one.work.kills_scorers)
+                else:
+                    self._ends.append(one.aside)
+        if call.work is not self._control:
+            self._ends.append(Deliver(call.number, call.work.item))
+            return
+        self._control_is_out = False
+        if not shows_health:
+            self._give_up(GiveUp("every item failed, and what has succeeded before is refused now", call=call.number))
 
     def _ended(self, number: int) -> Call[T] | None:
         call = self.dispatch.end(number)
@@ -219,15 +262,23 @@ class Decisions(Generic[T]):
         if is_broken and not self._gave_up:
             self._kill(call.replica, f"gave nothing but errors; the last: {reason}")
 
-    def _blame(self, number: int, reason: str, blamed: Replica) -> None:
-        """The error says that a replica is dead. It is killed to be sure: somebody else may still reach it."""
+    def _blame(self, number: int, reason: str, blamed: Replica, *, fault: Fault) -> None:
+        """The error says that a replica is dead. It is killed to be sure: somebody else may still reach it.
+
+        If it was a scorer, the item only waited for it, unless it is a suspect.
+        """
         call = self.dispatch.calls.get(number)
         if call is None:
             return
         if self.state_of(blamed) != "dead":
             self._kill(blamed, reason)
-        if self._ended(number) is not None:  # not lost with the blamed one, so a scorer's death
-            self._judge(call, self._failures.died_with(call.work, alone=call.alone), reason, parked=True)
+        if self._ended(number) is None:
+            return  # it was lost with the blamed one
+        if fault == "machine":
+            verdict, _ = self._failures.machines_error(call.work, replica=None)
+        else:
+            verdict = self._failures.killed_scorers(call.work, alone=call.alone)
+        self._judge(call, verdict, reason, parked=True, fault="machine")
 
     def _kill(self, replica: Replica, reason: str) -> None:
         self._deeds.append(Kill(replica, reason))
@@ -272,11 +323,20 @@ class Decisions(Generic[T]):
         if self._gave_up:
             return  # one of several calls that ended in the same moment has decided it
         work = call.work
-        if verdict == "quarantine":
+        is_doubtful = fault == "input" and work.num_deaths > 0 and not self._failures.has_succeeded
+        if verdict == "quarantine" and work is self._control:
+            reason = f"every item failed, also one that has succeeded before; the last: {reason}"
+            self._give_up(GiveUp(reason, call=call.number))
+        elif verdict == "quarantine" and is_doubtful and self._control is None:
+            self._retry(call, reason, alone=True)
+        elif verdict == "quarantine":
             if work.num_deaths and fault == "input":
                 reason = f"{work.num_deaths} replicas died with it in a row; the last: {reason}"
             aside = Quarantine(call.number, work.item, reason, fault)
-            (self._held if fault == "machine" else self._ends).append(aside)
+            if fault == "machine" or is_doubtful:
+                self._held.append(_Held(work, aside))
+            else:
+                self._ends.append(aside)
             if len(self._held) >= self._item_limits.failures_before_giving_up:
                 reason = f"every item since the last success failed; the last: {reason}"
                 self._give_up(GiveUp(reason, call=call.number))
@@ -309,15 +369,20 @@ class Decisions(Generic[T]):
         self._ends.append(action)
 
     def _release_at_the_end(self) -> None:
-        """Items held back for the machine's fault, when nothing is left that could succeed after them."""
+        """Items that are held back, when nothing is left that could succeed after them."""
         if self._gave_up or not self._held or self._parked or not self.dispatch.done:
             return
+        if not self._failures.has_succeeded and self._control is not None:
+            self._control_is_out = True
+            self.dispatch.again(self._control)
+            self._send()
+            return
+        held, self._held = self._held, []
         if self._failures.has_succeeded:
-            self._ends += self._held
+            self._ends += [one.aside for one in held]
         else:
-            last = self._held[-1]
+            last = held[-1].aside
             self._give_up(GiveUp(f"every item failed; the last: {last.reason}", call=last.call))
-        self._held.clear()
 
     def _send(self) -> None:
         if self._parked and not self.is_expecting("scorer"):

@@ -90,8 +90,8 @@ class Failed:
     Attributes:
         blames: the replica whose death the error reports: the scorer that the call waited for, or the generator
             itself when its engine is gone. None: nobody died.
-        fault: "input": the item itself cannot be used (a prompt too long); "machine": anything else, so that another
-            try may help.
+        fault: "input": the item itself cannot be used (a prompt too long), or several scorers died with what it asked
+            of them; "machine": anything else, so that another try may help.
     """
 
     call: int

@@ -24,8 +24,8 @@ class ItemLimits:
         tries: an item is quarantined when so many replicas died with it in a row, the last one working on nothing
             else, or when it ran out of time or failed by the machine's fault so often.
         call_s: a call that takes longer is cancelled.
-        failures_before_giving_up: so many items failing before a single one succeeds is no bad data but a broken
-            engine, and so many failing by the machine's fault since the last success a broken machine.
+        failures_before_giving_up: so many items that would be set aside before a single one succeeds is no bad data
+            but a broken engine, and so many by the machine's fault since the last success a broken machine.
         errors_a_replica: a replica that gives so many errors by the machine's fault in a row is replaced.
     """
 
@@ -74,18 +74,24 @@ class Failures:
             return "give up"
         return "quarantine"
 
-    def machines_error(self, work: Work[Any], *, replica: Replica) -> tuple[Verdict, bool]:
+    def machines_error(self, work: Work[Any], *, replica: Replica | None) -> tuple[Verdict, bool]:
         """A call failed, and not by the item's fault; also returns whether the replica should be replaced for it.
 
         It should if it gave many errors in a row, like a GPU after its first fault, while items have succeeded
-        elsewhere or before. Where nothing has ever succeeded, a new replica would not do better.
+        elsewhere or before. Where nothing has ever succeeded, a new replica would not do better. `replica` is None
+        for an error that says nothing of the one that worked on it.
         """
-        in_a_row = self._errors_in_a_row[replica] = self._errors_in_a_row.get(replica, 0) + 1
         work.num_errors += 1
-        verdict = self.own_error()
-        if verdict == "quarantine" and (work.num_errors < self._limits.tries or not self.has_succeeded):
-            verdict = "retry"
+        verdict = "retry" if work.num_errors < self._limits.tries else self.own_error()
+        if replica is None:
+            return verdict, False
+        in_a_row = self._errors_in_a_row[replica] = self._errors_in_a_row.get(replica, 0) + 1
         return verdict, self.has_succeeded and in_a_row >= self._limits.errors_a_replica
+
+    def once_more(self, work: Work[Any]) -> None:
+        """What failed while nothing had ever succeeded may be tried once more."""
+        most = self._limits.tries - 1
+        work.num_errors, work.num_timeouts = min(work.num_errors, most), min(work.num_timeouts, most)
 
     def died_with(self, work: Work[Any], *, alone: bool) -> Verdict:
         """A replica died while it worked on this; `alone` if it worked on nothing else."""
@@ -94,9 +100,12 @@ class Failures:
             return "retry"
         if work.num_deaths < self._limits.tries or not alone:
             return "retry alone"
-        verdict = self.own_error()
-        # While nothing has ever succeeded the machine is as good a suspect as the item.
-        return "retry alone" if verdict == "quarantine" and self._num_succeeded == 0 else verdict
+        return self.own_error()
+
+    def killed_scorers(self, work: Work[Any], *, alone: bool) -> Verdict:
+        """Scorers died with what it asked of them, one after the other. Others may have asked them, too."""
+        work.kills_scorers = True
+        return self.own_error() if alone else "retry alone"
 
     def ran_out_of_time(self, work: Work[Any]) -> Verdict:
         """A call for this was cancelled, because it took longer than `call_s`."""

@@ -125,7 +125,9 @@ class GeneratorPool:
         self._served[replica] = answer
         return None
 
-    def rollout(self, prompts: Iterable[Prompt], *, cycle: Cycle) -> Iterator[Rollout | Rejection]:
+    def rollout(
+        self, prompts: Iterable[Prompt], *, cycle: Cycle, control: Prompt | None = None
+    ) -> Iterator[Rollout | Rejection]:
         """See `csr_ray.ports.Generators`."""
         results = self._supervisor.map(
             prompts,
@@ -133,6 +135,7 @@ class GeneratorPool:
             submit=lambda generator, prompt: generator.rollout.remote(prompt, cycle),
             in_flight=self._config.most_in_flight,
             what="prompts",
+            control=control,
         )
         with contextlib.closing(results):
             for prompt, result in results:

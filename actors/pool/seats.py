@@ -11,13 +11,18 @@ from actors.pool.events import Replica, T
 
 @dataclass(slots=True)
 class Work(Generic[T]):
-    """An item on its way: how often a replica died with it, it ran out of time, or an error that was not its own."""
+    """An item on its way, and what went wrong with it.
+
+    It is counted how often its replica died, it ran out of time, or an error came that was not its own.
+    `kills_scorers`: it may be what several scorers died of.
+    """
 
     item: T
     image: str
     num_deaths: int = 0
     num_timeouts: int = 0
     num_errors: int = 0
+    kills_scorers: bool = False
 
 
 @dataclass(frozen=True, slots=True)

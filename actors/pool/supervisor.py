@@ -169,6 +169,7 @@ class Supervisor:
         submit: Callable[[Any, Any], Any],
         in_flight: int,
         what: str,
+        control: Any = None,
     ) -> Generator[tuple[Any, Any], None, None]:
         """Yield each item with its result, or with why it is `SetAside`, in the order they finish.
 
@@ -176,13 +177,14 @@ class Supervisor:
 
         Args:
             what: the items, as `logs/pool.jsonl` calls them.
+            control: see `Decisions`.
 
         Raises:
             ActorFailure: too few replicas are left, or nothing but errors comes back. Says who, ends with its log.
         """
         job = _Job(submit=submit, what=what)
         self._said_s = time.monotonic()
-        self._do(lambda: self._begin(job, items, image_of=image_of, in_flight=in_flight))
+        self._do(lambda: self._begin(job, items, image_of=image_of, in_flight=in_flight, control=control))
         try:
             while (got := self._next(job)) is not None:
                 yield got
@@ -321,7 +323,9 @@ class Supervisor:
             job.results.put(None)
         self._record_sent()
 
-    def _begin(self, job: _Job, items: Iterable[Any], *, image_of: Callable[[Any], str], in_flight: int) -> None:
+    def _begin(
+        self, job: _Job, items: Iterable[Any], *, image_of: Callable[[Any], str], in_flight: int, control: Any
+    ) -> None:
         def drawn() -> Iterator[Any]:
             try:
                 yield from items
@@ -329,7 +333,7 @@ class Supervisor:
                 job.error = error
 
         self._job = job
-        self._decisions.begin(drawn(), image_of=image_of, in_flight=in_flight)
+        self._decisions.begin(drawn(), image_of=image_of, in_flight=in_flight, control=control)
 
     def _abandon(self, job: _Job) -> None:
         job.is_over = True
@@ -557,7 +561,8 @@ def _answer(reference: Any) -> Any:
 def _failed(sent: Send[Any], error: RayTaskError) -> Failed:
     cause, reason = error.cause, reason_of(error)
     if isinstance(cause, ScorerFailure):
-        return Failed(sent.call, cause.reason, Replica("scorer", cause.index, cause.life))
+        fault: Fault = "input" if cause.is_suspect else "machine"
+        return Failed(sent.call, cause.reason, Replica("scorer", cause.index, cause.life), fault)
     if isinstance(cause, EngineFailure | StalePolicyError):
         return Failed(sent.call, str(cause), sent.replica)
     # vLLM refuses what it cannot take, such as a prompt that is too long, by a ValueError.

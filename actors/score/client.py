@@ -20,6 +20,9 @@ from actors.score.scorer import Scores
 from csr_ray.errors import ScorerFailure
 from csr_ray.records import Picture
 
+# After so many scorers have died with the same request it is not sent to another.
+_MOST_DEATHS = 2
+
 _Asked = tuple[Picture, tuple[str, ...], "asyncio.Future[Scores]"]
 
 
@@ -58,7 +61,8 @@ class ScorerPool:
         """See `csr_ray.ports.Scorer`.
 
         Raises:
-            ScorerFailure: all scorers died, and nobody took the place of the image's within `wait_s`.
+            ScorerFailure: all scorers died, and nobody took the place of the image's within `wait_s`; or two died
+                with this one after the other.
         """
         digest = hashlib.blake2b(picture.key.encode(), digest_size=8).digest()
         index = int.from_bytes(digest, "big") % len(self._places)
@@ -90,8 +94,10 @@ class ScorerPool:
 
     async def _answers(self, index: int, asked: Sequence[_Asked]) -> Sequence[Scores | Exception]:
         request = [(picture, texts) for picture, texts, _ in asked]
-        place, reason = self._places[index], "its death is known"
+        place, reason, num_deaths = self._places[index], "its death is known", 0
         while True:
+            if num_deaths == _MOST_DEATHS:
+                raise ScorerFailure(index, place.life, reason, is_suspect=True)
             if place.is_dead:
                 place = await self._successor(index, reason=reason)
             try:
@@ -99,6 +105,7 @@ class ScorerPool:
                 return answers
             except RayActorError as error:
                 place.is_dead = True
+                num_deaths += 1
                 reason = " ".join(str(error).split())[:300]
 
     async def _successor(self, index: int, *, reason: str) -> _Place:

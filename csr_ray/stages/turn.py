@@ -25,6 +25,7 @@ class Turn:
         self._is_part = per_round is not None and per_round < prompts.num
         self._size = per_round if per_round is not None and self._is_part else prompts.num
         self._start = cycle.round_index * self._size if self._is_part else 0
+        self._journal = state.journal
         self._done = state.journal.units(**cycle.key).index()
 
     @property
@@ -65,6 +66,15 @@ class Turn:
             if self._done.unit_with(prompt.id) is None:
                 num += 1
                 yield position, prompt
+
+    def answered(self) -> Prompt | None:
+        """A prompt that an earlier start of the run has committed a rollout of; None if there is none."""
+        if not self._done.num_ids:
+            return None
+        of_cycle = self.cycle.key.items()
+        refused = {refusal.id for entry, refusal in self._journal.rejections() if of_cycle <= entry.items()}
+        walk = (prompt for prompt in self._walk() if prompt.id not in refused)
+        return next((prompt for prompt in walk if self._done.unit_with(prompt.id) is not None), None)
 
     def _walk(self) -> Iterator[Prompt]:
         return self._prompts.take(start=self._start, num=self._size)

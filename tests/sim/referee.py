@@ -57,6 +57,7 @@ class Referee:
         self._in_flight_ids: set[int] = set()
         self._late: Counter[int] = Counter()
         self._errors: Counter[int] = Counter()
+        self._scorers_died: Counter[int] = Counter()
         self._last_was_alone: dict[int, bool] = {}
         self._failed: set[int] = set()
         self._ever: set[Replica] = set()
@@ -77,6 +78,7 @@ class Referee:
             book.clear()
         for other in (self._in_flight_ids, self._late, self._errors, self._last_was_alone, self._failed):
             other.clear()
+        self._scorers_died.clear()
         for calls in self._on.values():
             calls.clear()
         self._max_slots = len(self._on) * self._in_flight
@@ -107,8 +109,10 @@ class Referee:
                 if blames is not None and call in self._calls:
                     item = self._calls[call][1]
                     self._lose(blames, death=True)
-                    if self._take(call) is not None:
-                        self._strike(item)
+                    if self._take(call) is not None and event.fault == "machine":
+                        self._errors[item.id] += 1
+                    elif blames.role == "scorer" and event.fault == "input":
+                        self._scorers_died[item.id] += 1
                 elif (known := self._take(call)) is not None:
                     self._failed.add(known[1].id)
             case Starting() | Answered() | Useless():
@@ -142,13 +146,17 @@ class Referee:
             case Deliver(call, item):
                 assert self._finished.pop(call, None) is item, "it delivers what nobody returned"
                 self._end(item, "delivered")
-                assert item.kind in ("good", "unreadable"), item
+                is_usable = item.kind in ("good", "unreadable")
+                assert is_usable or (item.kind == "unscorable" and not self._scenario.num_scorers), item
             case Quarantine(_, item, reason, fault):
                 assert reason
                 # An error that comes in the same moment as the end of its replica may count as either.
                 by_machine = self._errors[item.id] + self._late[item.id]
                 convicted = by_machine + self._deaths[item.id] >= self._tries and self._last_was_alone[item.id]
                 is_right = by_machine >= self._tries if fault == "machine" else item.id in self._failed or convicted
+                if fault == "machine" and self._scorers_died[item.id]:
+                    is_right = is_right or self._last_was_alone[item.id]
+                assert item.id >= 0, "the control is set aside"
                 assert is_right, (item, fault, reason)
                 self.quarantined.append(item)
                 self._end(item, "quarantined")

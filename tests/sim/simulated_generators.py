@@ -170,6 +170,7 @@ class SimulatedSupervisor:
         submit: Callable[[Any, Prompt], Any],
         in_flight: int,
         what: str,
+        control: Prompt | None = None,
     ) -> Iterator[tuple[Prompt, Any]]:
         prompts: dict[int, Prompt] = {}
 
@@ -179,7 +180,7 @@ class SimulatedSupervisor:
                 kind = next((kind for kind in _KINDS if prompt.id.startswith(kind)), "good")
                 yield Item(id=number, image=image_of(prompt), kind=kind)  # type: ignore[arg-type]
 
-        for replica, end in self._pool.work(drawn(), ahead=self._ahead):
+        for replica, end in self._pool.work(drawn(), ahead=self._ahead, has_control=control is not None):
             prompt = prompts.pop(end.item.id)
             if isinstance(end, Deliver):
                 yield prompt, submit(_Actor(self._pool, replica), prompt)
@@ -270,7 +271,10 @@ class WatchedGenerators:
         self.publish = generators.publish
         self.counters = generators.counters
 
-    def rollout(self, prompts: Iterable[Prompt], *, cycle: Cycle) -> Iterator[Rollout | Rejection]:
+    def rollout(
+        self, prompts: Iterable[Prompt], *, cycle: Cycle, control: Prompt | None = None
+    ) -> Iterator[Rollout | Rejection]:
+        assert control is None or control.id.startswith("good"), f"{control.id} is no control"
         work = self.work[cycle.round_index] = Work()
         committed = set(self._committed(cycle.round_index))
 
@@ -281,7 +285,7 @@ class WatchedGenerators:
                 yield prompt
             work.all_drawn = True
 
-        for result in self._generators.rollout(drawn(), cycle=cycle):
+        for result in self._generators.rollout(drawn(), cycle=cycle, control=control):
             work.handed_on.append(result.prompt.id if isinstance(result, Rollout) else str(result.id))
             self._on_result()
             yield result

@@ -10,7 +10,7 @@ import heapq
 import itertools
 import math
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -46,13 +46,16 @@ from csr_ray.errors import ActorFailure
 MAX_SIMULATED_S = 5e4
 _ALIVE = ("up", "stalled", "broken")
 
-Kind = Literal["good", "bad", "poison", "stuck", "cursed", "unreadable"]
+Kind = Literal["good", "bad", "poison", "unscorable", "stuck", "cursed", "unreadable"]
+# Tried where nothing else succeeds, to see whether it is the machine.
+_CONTROL_ID = -1
 
 
 @dataclass(frozen=True)
 class Item:
     """`bad` fails by its own error, `poison` kills the replica that works on it, `stuck` never returns.
 
+    `unscorable` kills the scorer that is asked about it, and the next one; then its generator gives it back.
     Calls of `cursed` fail by an error that is not the item's own, on every replica. `unreadable` has a result, which
     says that nothing could be made of the item, and shows nothing of the replica's health.
     """
@@ -84,11 +87,13 @@ class Scenario:
     num_scorer_joiners: int = 0
     bad_share: float = 0.0
     num_poison: int = 0
+    num_unscorable: int = 0
     num_stuck: int = 0
     num_cursed: int = 0
     straggler_share: float = 0.02
     failed_start_share: float = 0.0
     stale_share: float = 0.0
+    has_control: bool = False
     lost_share: float = 0.0
     unreadable_share: float = 0.0
     restarts: int = 0
@@ -104,7 +109,7 @@ class Scenario:
     def calm(self) -> bool:
         """Nothing goes wrong but that some calls take long."""
         troubles = (self.deaths_per_s, self.hangs_per_s, self.stalls_per_s, self.breaks_per_s, self.num_leavers)
-        items = (self.bad_share, self.num_poison, self.num_stuck, self.num_cursed)
+        items = (self.bad_share, self.num_poison, self.num_unscorable, self.num_stuck, self.num_cursed)
         return not any(troubles) and not any(items) and not self.failed_start_share and not self.lost_share
 
 
@@ -143,6 +148,7 @@ class SimulatedPool:
         self._actors: dict[Replica, Actor] = {}
         self._scorers: dict[int, Actor] = {}  # the latest life of each slot
         self._sent_to: dict[int, Replica] = {}
+        self._scorers_killed_by: Counter[int] = Counter()  # calls
         self._ends: deque[tuple[Replica, End]] = deque()
         self.decisions: Decisions[Item] = Decisions(
             () if is_resident else self._draw(),
@@ -152,6 +158,7 @@ class SimulatedPool:
             item_limits=ItemLimits(tries=scenario.tries, call_s=scenario.call_s),
             look_ahead=scenario.look_ahead,
             remembered=scenario.remembered,
+            control=_control() if scenario.has_control else None,
             is_resident=is_resident,
         )
         self.referee = Referee(self.decisions, scenario)
@@ -173,7 +180,9 @@ class SimulatedPool:
             self.turn()
         self.referee.final()
 
-    def work(self, items: Iterable[Item], *, ahead: int = 0) -> Generator[tuple[Replica, End], None, None]:
+    def work(
+        self, items: Iterable[Item], *, ahead: int = 0, has_control: bool = False
+    ) -> Generator[tuple[Replica, End], None, None]:
         """Yield what becomes of each item, as it is decided, and the replica that had it last.
 
         Args:
@@ -181,7 +190,12 @@ class SimulatedPool:
         """
         self.referee.begin()
         self._ends.clear()
-        self.decisions.begin(self._drawn(items), image_of=lambda item: item.image, in_flight=self.scenario.in_flight)
+        self.decisions.begin(
+            self._drawn(items),
+            image_of=lambda item: item.image,
+            in_flight=self.scenario.in_flight,
+            control=_control() if has_control else None,
+        )
         try:
             while True:
                 while not self.decisions.done and len(self._ends) <= ahead:
@@ -291,6 +305,9 @@ class SimulatedPool:
         if scorer is not None and scorer.state in ("hung", "stalled", "starting") and actor.state in _ALIVE:
             self._later(1.0, self._return, actor, call, item)
             return
+        if item.kind == "unscorable" and scorer is not None:
+            self._ask_what_kills(scorer, actor, call, item)
+            return
         del actor.calls[call]
         if self._is_lost("what a call came to"):
             return
@@ -300,13 +317,25 @@ class SimulatedPool:
             self._inbox.append(Failed(call, "cannot read the image"))
         elif scorer is not None and scorer.replica.life and self._random.random() < self.scenario.stale_share:
             dead = scorer.replica._replace(life=scorer.replica.life - 1)
-            self._inbox.append(Failed(call, "the generator still knows a scorer that is gone", dead))
+            self._inbox.append(Failed(call, "the generator still knows a scorer that is gone", dead, "machine"))
         elif scorer is not None and scorer.state == "gone":
-            self._inbox.append(Failed(call, "the scorer is gone", scorer.replica))
+            self._inbox.append(Failed(call, "the scorer is gone", scorer.replica, "machine"))
         else:
             self._inbox.append(Finished(call, shows_health=item.kind != "unreadable"))
             if self._random.random() < 0.02:
                 self._later(1.0, self._tell, Finished(call))  # the same message once more
+
+    def _ask_what_kills(self, scorer: Actor, actor: Actor, call: int, item: Item) -> None:
+        if actor.state not in _ALIVE:
+            return
+        if self._scorers_killed_by[call] == 2:
+            del actor.calls[call]
+            self._inbox.append(Failed(call, "two scorers died with it", scorer.replica, "input"))
+            return
+        if scorer.state != "gone":
+            self._scorers_killed_by[call] += 1
+            self._end(scorer)
+        self._later(1.0, self._return, actor, call, item)
 
     def _scorer_of(self, item: Item) -> Actor | None:
         if not self.scenario.num_scorers:
@@ -387,7 +416,8 @@ class SimulatedPool:
 
     def _draw(self) -> Iterator[Item]:
         scenario = self.scenario
-        odd = ["poison"] * scenario.num_poison + ["stuck"] * scenario.num_stuck + ["cursed"] * scenario.num_cursed
+        odd = ["poison"] * scenario.num_poison + ["unscorable"] * scenario.num_unscorable
+        odd += ["stuck"] * scenario.num_stuck + ["cursed"] * scenario.num_cursed
         odd = odd[: scenario.num_items]
         kinds: dict[int, Any] = dict(zip(self._random.sample(range(scenario.num_items), len(odd)), odd, strict=True))
         for number in range(scenario.num_items):
@@ -405,3 +435,7 @@ class SimulatedPool:
     def _log(self, happened: list[Any]) -> None:
         if self._trace is not None:
             self._trace.extend(f"{self._now_s:10.3f} {what}" for what in happened)
+
+
+def _control() -> Item:
+    return Item(id=_CONTROL_ID, image="control")

@@ -118,8 +118,6 @@ class StoredHistory:
                     return self
                 if self._random.random() < 0.4:
                     self._change_rows()
-                if number >= TROUBLED_STARTS:
-                    self._mend_rows()
             raise AssertionError(f"not finished after {MOST_STARTS} starts, the last {MOST_STARTS - number} calm")
         except Exception as error:
             where = "" if isinstance(error, AssertionError) else traceback.format_exc()
@@ -253,15 +251,6 @@ class StoredHistory:
         self._write_rows()
         self.trace.append(f"rows {how}: {[row['id'] for row in self._rows]}")
 
-    def _mend_rows(self) -> None:
-        """The user takes out the rows that no machine can do anything with, if those are all that is left."""
-        hopeless = ("poison", "stuck", "cursed", "bad")
-        if any(row["id"].startswith(hopeless) for row in self._rows):
-            self._rows = [row for row in self._rows if not row["id"].startswith(hopeless)]
-            self.tally["hopeless rows taken out by the user"] += 1
-            self._write_rows()
-            self.trace.append(f"rows mended: {[row['id'] for row in self._rows]}")
-
     def _write_rows(self) -> None:
         self._source.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
 
@@ -341,7 +330,10 @@ class StoredHistory:
             assert not rests, f"left behind: {rests}"
 
     def _judge_work(self, index: int, start: _Start, *, ended: str) -> None:
-        """What was handed to the driver is committed; a sudden end costs open units and the one being written."""
+        """What was handed to the driver is committed; a sudden end costs open units and the one being written.
+
+        It also costs those of pictures that could not be read, which are held back until another can be read.
+        """
         work, size = start.work[index], self._config.run.unit
         known = self._committed.get((index, "main"), {})
         open_ids = [prompt_id for prompt_id in work.handed_on if prompt_id not in known]
@@ -351,6 +343,8 @@ class StoredHistory:
             assert not open_ids, f"round {index}: {open_ids} had results, and are not committed"
         units = [work.drawn[at : at + size] for at in range(0, len(work.drawn), size)]
         whole = [unit for unit in units if len(unit) == size and set(unit) <= set(work.handed_on)]
+        held = ("bad", "unreadable", "poison")
+        whole = [unit for unit in whole if not any(prompt_id.startswith(held) for prompt_id in unit)]
         uncommitted = [unit for unit in whole if not set(unit) <= set(known)]
         assert len(uncommitted) <= 1, f"round {index}: units {uncommitted} are whole, and not committed"
 

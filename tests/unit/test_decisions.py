@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from actors.pool.events import (
     Cancel,
     Deliver,
     Died,
+    Event,
     Failed,
     Finished,
     GiveUp,
@@ -312,7 +314,7 @@ def test_a_pool_that_rests_still_replaces_and_what_it_does_next_goes_to_the_livi
 def test_a_scorers_death_is_the_scorers_and_its_items_wait_for_the_next_one() -> None:
     made = decisions("a", "b", scorers=RoleLimits(restarts=1))
     made.step([Joined(ONE), Joined(SCORER)], now_s=0.0)
-    actions = made.step([Failed(0, "actor died", SCORER)], now_s=1.0)
+    actions = made.step([Failed(0, "actor died", SCORER, "machine")], now_s=1.0)
     assert actions == [Kill(SCORER, "actor died"), Retry("a", "actor died"), Replace(SCORER, SCORER.successor())]
     assert made.state_of(ONE) == "serving"
     assert made.step([Finished(1)], now_s=2.0) == [Deliver(1, "b")]
@@ -326,10 +328,122 @@ def test_who_blames_a_scorer_that_is_known_to_be_dead_does_not_wait_for_ever() -
     made.step([Joined(SCORER.successor())], now_s=0.0)
     for turn in range(10):
         calls = [action.call for action in actions if isinstance(action, Send)]
-        actions = made.step([Failed(call, "actor died", SCORER) for call in calls], now_s=float(turn))
+        actions = made.step([Failed(call, "actor died", SCORER, "machine") for call in calls], now_s=float(turn))
         if made.done:
             break
-    assert actions == [GiveUp("every item so far failed; the last: actor died", call=4)]
+    assert actions == [GiveUp("every item failed; the last: actor died", call=1)]
+
+
+def played(made: Decisions[str], *, comes_to: Callable[[Send[str], Replica], Event], turns: int = 60) -> list[Any]:
+    """What becomes of the items; `comes_to` says what a call comes to, given the scorer that serves.
+
+    Whoever is replaced serves at once.
+    """
+    ended: list[Any] = []
+    scorer = SCORER
+    actions = made.step([Joined(ONE), Joined(SCORER)], now_s=0.0)
+    for turn in range(1, turns):
+        events: list[Event] = [comes_to(one, scorer) for one in actions if isinstance(one, Send)]
+        replaced = [one.new for one in actions if isinstance(one, Replace)]
+        scorer = next((one for one in replaced if one.role == "scorer"), scorer)
+        actions = made.step([*map(Joined, replaced), *events], now_s=float(turn))
+        ended += [one for one in actions if isinstance(one, Deliver | Quarantine | GiveUp)]
+    assert made.done
+    return ended
+
+
+def test_a_picture_that_is_away_does_not_end_the_run_before_the_first_result() -> None:
+    """Its calls fail within milliseconds, many times before the first rollout can be done."""
+    made = decisions("a", "gone", "c", generators=RoleLimits(restarts=1))
+    actions = made.step([Joined(ONE)], now_s=0.0)
+    seen = list(actions)
+    for turn in range(1, 40):
+        actions = made.step(
+            [Failed(call, "no such file", fault="machine") for call in _calls(actions, "gone")], now_s=float(turn)
+        )
+        seen += actions
+    assert not any(isinstance(action, GiveUp) for action in seen) and len(_calls(seen, "gone")) == 3
+    # The first result shows that the machine works, so it is tried once more; the next one sets it aside.
+    actions = made.step([Finished(call) for call in _calls(seen, "a")], now_s=50.0)
+    assert made.step([Failed(_calls(actions, "gone")[0], "no such file", fault="machine")], now_s=51.0) == []
+    last = made.step([Finished(call) for call in _calls(seen, "c")], now_s=52.0)
+    assert {(type(action), action.item) for action in last} == {(Deliver, "c"), (Quarantine, "gone")}
+    assert made.done
+
+
+def _calls(actions: list[Any], item: str) -> list[int]:
+    return [action.call for action in actions if isinstance(action, Send) and action.item == item]
+
+
+def test_a_scorers_death_alone_is_never_an_items_fault() -> None:
+    made = decisions(*"abcdefgh", generators=RoleLimits(restarts=9), scorers=RoleLimits(restarts=99))
+    played_to = played(
+        made,
+        comes_to=lambda send, scorer: (
+            Failed(send.call, "actor died", scorer, "machine") if send.item == "c" else Finished(send.call)
+        ),
+    )
+    (aside,) = [one for one in played_to if isinstance(one, Quarantine)]
+    assert aside.item == "c" and aside.fault == "machine" and len(played_to) == 8
+
+
+def test_what_kills_scorers_is_tried_alone_and_set_aside() -> None:
+    made = decisions(*"abcd", generators=RoleLimits(restarts=9), scorers=RoleLimits(restarts=9))
+    seen: list[Send[str]] = []
+
+    def comes_to(send: Send[str], scorer: Replica) -> Event:
+        seen.append(send)
+        is_it = send.item == "b"
+        return Failed(send.call, "two scorers died with it", scorer, "input") if is_it else Finished(send.call)
+
+    ended = played(made, comes_to=comes_to)
+    assert [send.alone for send in seen if send.item == "b"] == [False, True]
+    (aside,) = [one for one in ended if isinstance(one, Quarantine)]
+    assert (aside.item, aside.fault) == ("b", "machine") and len(ended) == 4
+
+
+def with_control(*items: str) -> Decisions[str]:
+    limits = {"generator": RoleLimits(restarts=99), "scorer": RoleLimits()}
+    return Decisions(items, image_of=str, in_flight=2, limits=limits, control="known to be good")
+
+
+@pytest.mark.parametrize("kills", [False, True])
+def test_where_only_hopeless_items_are_left_one_that_is_good_shows_that_the_machine_works(kills: bool) -> None:
+    """As at a resume: all others are done, so there is nobody whose success could speak for the machine."""
+
+    def comes_to(send: Send[str], scorer: Replica) -> Event:
+        if send.item == "known to be good":
+            return Finished(send.call)
+        return Died(send.replica, "signal 11") if kills else Failed(send.call, "CUDA error", fault="machine")
+
+    ended = played(with_control("x", "y"), comes_to=comes_to)
+    assert {(type(one), one.item, one.fault) for one in ended} == {
+        (Quarantine, item, "input" if kills else "machine") for item in "xy"
+    }
+
+
+def test_if_the_control_fails_as_well_nothing_is_set_aside() -> None:
+    ended = played(with_control("x"), comes_to=lambda send, _: Failed(send.call, "CUDA error", fault="machine"))
+    (end,) = ended
+    assert isinstance(end, GiveUp) and "also one that has succeeded before" in end.reason
+    ended = played(
+        with_control("x"),
+        comes_to=lambda send, _: (
+            Failed(send.call, "CUDA error", fault="machine") if send.item == "x" else Finished(send.call, False)
+        ),
+    )
+    assert [type(one) for one in ended] == [GiveUp]
+
+
+def test_nobody_needs_the_control_where_something_succeeds() -> None:
+    seen: list[str] = []
+
+    def comes_to(send: Send[str], scorer: Replica) -> Event:
+        seen.append(send.item)
+        return Finished(send.call) if send.item == "a" else Failed(send.call, "CUDA error", fault="machine")
+
+    ended = played(with_control("a", "x"), comes_to=comes_to)
+    assert [type(one) for one in ended] == [Deliver, Quarantine] and "known to be good" not in seen
 
 
 def test_an_engines_death_is_its_generators() -> None:

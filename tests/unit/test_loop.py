@@ -335,6 +335,17 @@ def test_a_failing_prompt_is_quarantined_and_the_run_goes_on(tmp_path) -> None:
     assert {row["id"] for row in rows} == {"p1"} and "poison" in rows[0]["reason"]
 
 
+def test_a_resume_hands_on_a_prompt_that_has_a_rollout_as_the_control(tmp_path, monkeypatch) -> None:
+    """Not the first, which was set aside: its failing again would say nothing of the machine."""
+    monkeypatch.setattr(FakeGenerators, "in_order", True)
+    driver = Driver(tmp_path, run={"rounds": 1, "unit": 1})
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(stop_after=3, fail_ids=frozenset({PROMPTS[0].id}))
+    assert driver.generators.controls == [None]
+    driver.run()
+    assert driver.generators.controls == [PROMPTS[1].id]
+
+
 def test_a_round_without_a_pair_says_where_the_quarantine_is(tmp_path) -> None:
     driver = Driver(tmp_path, pairs={"min_margin": 1000.0})
     with pytest.raises(NoDataError, match=r"margin_too_small.*quarantine"):
@@ -504,7 +515,7 @@ def test_the_driver_lets_go_of_a_rollout_when_its_unit_is_committed(tmp_path, mo
 class LazyGenerators(FakeGenerators):
     """Draws prompts in a thread of its own, a few ahead, and finishes them out of order, as the real pool does."""
 
-    def rollout(self, prompts, *, cycle: Cycle):
+    def rollout(self, prompts, *, cycle: Cycle, control=None):
         def results():
             window: list[Prompt] = []
             for prompt in prompts:

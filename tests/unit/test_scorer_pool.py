@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from typing import Any
 
 import pytest
@@ -114,6 +115,25 @@ def test_what_a_dead_scorer_was_asked_is_asked_again_of_the_one_that_takes_its_p
     assert asyncio.run(run()) == [([float(length)], 0) for length in range(1, 6)]
 
 
+def test_what_two_scorers_died_of_is_not_asked_of_a_third() -> None:
+    """It may be the picture that kills them; whoever asked for it is told so."""
+    scorers = [Mortal() for _ in range(3)]
+
+    async def run() -> None:
+        pool = ScorerPool([scorers[0]])
+        asking = asyncio.ensure_future(pool.score(A, texts=["x"]))
+        for life in (1, 2):
+            await asyncio.sleep(0.05)
+            pool.replace(0, life=life, scorer=scorers[life])
+        await asking
+
+    with pytest.raises(ScorerFailure, match="gone") as caught:
+        asyncio.run(run())
+    failure = pickle.loads(pickle.dumps(caught.value))
+    assert failure.is_suspect and (failure.index, failure.life) == (0, 1)
+    assert [len(scorer.calls) for scorer in scorers] == [1, 1, 0]
+
+
 def test_where_nobody_takes_a_dead_scorers_place_another_scores_in_the_end() -> None:
     scorers = [Mortal(), Actor()]
 
@@ -129,5 +149,6 @@ def test_without_any_scorer_left_the_dead_one_is_named() -> None:
     async def run() -> None:
         await ScorerPool([Mortal()], wait_s=0.1, patience_s=0.05).score(A, texts=["x"])
 
-    with pytest.raises(ScorerFailure, match=r"scorer 0 died: .*gone"):
+    with pytest.raises(ScorerFailure, match=r"scorer 0 died: .*gone") as caught:
         asyncio.run(run())
+    assert not caught.value.is_suspect

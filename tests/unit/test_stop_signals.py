@@ -42,7 +42,7 @@ class EndingGenerators(FakeGenerators):
     def end(self) -> None:
         raise ActorFailure("generator 0 died: as planted\nlast lines of generator_0.log:\nout of memory")
 
-    def rollout(self, prompts, *, cycle):
+    def rollout(self, prompts, *, cycle, control=None):
         for number, prompt in enumerate(prompts):
             if number == self.num:
                 self.end()
@@ -52,7 +52,7 @@ class EndingGenerators(FakeGenerators):
 class InterleavedGenerators(FakeGenerators):
     """Finishes the first unit of three when one prompt of the second is finished, too."""
 
-    def rollout(self, prompts, *, cycle):
+    def rollout(self, prompts, *, cycle, control=None):
         drawn = list(prompts)
         for number in (0, 3, 1, 2, 4, 5, 6):
             yield self._rollout(drawn[number], cycle=cycle)

@@ -21,7 +21,7 @@ class Reading(FakeGenerators):
     gone_after: int | None = None
     folder: Path
 
-    def rollout(self, prompts, *, cycle) -> Iterator[Rollout | Rejection]:
+    def rollout(self, prompts, *, cycle, control=None) -> Iterator[Rollout | Rejection]:
         for number, prompt in enumerate(list(prompts)):
             if number == self.gone_after:
                 self.folder.rename(self.folder.with_name("away"))

@@ -167,10 +167,10 @@ class Watched:
         values["tmp.entries"] = len(os.listdir(self.temporary))
         for folder in self.temporary.iterdir():
             kind = "ray" if folder.name == "ray" else "own folders" if folder.name.startswith("csr-ray-") else "other"
-            for entry in [folder, *(folder.rglob("*") if folder.is_dir() else ())]:
+            for entry in [folder, *_below(folder)]:
                 values[f"tmp, {kind}.entries"] += 1
                 values[f"tmp, {kind}.bytes"] += _size(entry)
-        values["run folder.bytes"] = sum(_size(entry) for entry in self.run_folder.rglob("*"))
+        values["run folder.bytes"] = sum(_size(entry) for entry in _below(self.run_folder))
         raylet = next((process for role, process in members if role == "raylet"), None)
         if raylet is not None:
             values |= self._store.use(raylet)
@@ -290,6 +290,12 @@ def _size(path: Path) -> int:
 def _is_empty(path: Path) -> bool:
     """Whether it is a folder without anything in it, such as Ray's own for its sessions."""
     return path.is_dir() and not any(entry.is_file() or entry.is_socket() for entry in path.rglob("*"))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Everything in a folder, at any depth; what vanishes meanwhile is left out."""
+    for base, folders, files in os.walk(folder):
+        yield from (Path(base, name) for name in (*folders, *files))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
