@@ -36,6 +36,18 @@ class StorageError(UserError):
     """The run folder cannot take a write (disk full, no permission)."""
 
 
+class PicturesGone(StorageError):
+    """Pictures that could be read before cannot be any more; the message names the last one that could."""
+
+    @classmethod
+    def since(cls, last_read: str, *, reason: object) -> PicturesGone:
+        return cls(
+            f"pictures cannot be read any more, as {last_read}, which was read a moment ago: {reason}. "
+            "Nothing is set aside for that; see that their file system is there, then start the same command "
+            "again: it goes on where it was"
+        )
+
+
 class LockLost(UserError):
     """Another process has taken over this run while this one was held up; the message names it."""
 

@@ -71,7 +71,7 @@ class PhaseReport:
 
 @dataclass
 class CheckReport:
-    """What was found; sound if nothing is damaged."""
+    """What was found; sound if nothing is damaged, except what the journal itself says is lost."""
 
     run: str
     damage: list[Finding] = field(default_factory=list)
@@ -256,11 +256,15 @@ class _Check:
                     for name, wrong, num_bytes in found:
                         self._report.files += 1
                         self._report.bytes += num_bytes
-                        if wrong is not None:
-                            known = ", which the run knows: nothing is done again for it" if name in lost else ""
-                            self._damaged(name, wrong + known)
-                            if phase is not None:
-                                phase.lost_files += 1
+                        if wrong is None:
+                            continue
+                        if name in lost:
+                            what = f"{name} {wrong}, and the journal says that it is lost: nothing is done for it"
+                            self._report.notes.append(what)
+                        else:
+                            self._damaged(name, wrong)
+                        if phase is not None:
+                            phase.lost_files += 1
 
     def _check_pairs(self, decided: Entry, *, ids: set[str], lost: set[str]) -> None:
         for name in decided["files"]:

@@ -46,7 +46,6 @@ from csr_ray.store.atomic import storage_errors, write_atomically, write_json
 from csr_ray.store.journal import Journal
 from csr_ray.store.lock import lock_folder
 from csr_ray.store.run_folder import RunFolder
-from csr_ray.store.unfinished import remove_unfinished
 
 if TYPE_CHECKING:
     from csr_ray.world.build import WorldSpec
@@ -85,7 +84,6 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
     lock = lock_folder(folder, say=view.say)
     try:
         with SignalStop(grace_s=given.run.grace_s, before_exit=lock.release) as stop:
-            remove_unfinished(folder.root)
             journal = Journal(folder.journal)
             journal.before_commit = _all_of(lock.check, stop.check)
             state = _state(given, folder=folder, journal=journal, stop=stop)

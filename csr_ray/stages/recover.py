@@ -14,8 +14,6 @@ A rejection that was not the input's fault is tried again, too, as long as its p
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import shutil
 import time
@@ -28,9 +26,8 @@ from csr_ray.stages.build import build_again
 from csr_ray.stages.state import RunState
 from csr_ray.stages.view import View
 from csr_ray.store.digests import Digest, find_damage
+from csr_ray.store.unfinished import remove_unfinished
 
-# What an interrupted write leaves: `.NAME.` and eight characters (`csr_ray.store.atomic`).
-_UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
 _LONG_S = 5.0
 
 Damage = dict[str, str]
@@ -47,7 +44,7 @@ def recover(state: RunState, *, view: View, may_redo: bool = False) -> None:
         DamageError: there is such an adapter, and `may_redo` is not given.
     """
     started_s = time.perf_counter()
-    _sweep_all(state)
+    remove_unfinished(state.folder.root)
     _check_adapters(state, view=view, may_redo=may_redo)
     _check_model(state, view=view)
     for cycle in _known_cycles(state):
@@ -190,27 +187,6 @@ def _try_again(state: RunState, cycle: Cycle, *, view: View) -> None:
         reason = "set aside by no fault of the input"
         state.journal.again([{**cycle.key, "what": "prompts", "ids": ids, "reason": reason}])
         view.say(f"{cycle}: {_number(len(ids), 'prompt')} that engine, scorer or policy failed on: tried again")
-
-
-def _sweep_all(state: RunState) -> None:
-    """Remove what interrupted writes have left in the folders that the run writes into."""
-    _sweep(state.folder.root)
-    for index in range(state.config.run.rounds):
-        for cycle in state.cycles(index):
-            candidates = state.folder.candidates(cycle, unit="-").parent
-            for folder in (state.folder.cycle(cycle), candidates, state.folder.example_units(cycle)):
-                _sweep(folder)
-
-
-def _sweep(folder: Path) -> None:
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if _UNFINISHED.fullmatch(entry.name):
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                else:
-                    with contextlib.suppress(OSError):
-                        os.unlink(entry.path)
 
 
 # ---- words ----

@@ -8,13 +8,13 @@ from dataclasses import asdict
 
 from csr_ray.counters import Counters
 from csr_ray.data.images import check_image
-from csr_ray.errors import LockLost, StorageError
+from csr_ray.errors import LockLost, PicturesGone, StorageError
 from csr_ray.ports import Generators
 from csr_ray.records import Cycle, Prompt, Rejection, Rollout, Unit
 from csr_ray.stages.state import RunState
 from csr_ray.stages.summary import live_figures
 from csr_ray.stages.turn import Turn
-from csr_ray.stages.vanished import PicturesGone, Sieve
+from csr_ray.stages.vanished import Sieve
 from csr_ray.stages.view import View
 from csr_ray.store.digests import plain_files
 from csr_ray.store.tables import write_rollouts

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from csr_ray.errors import StorageError
+from csr_ray.errors import PicturesGone
 from csr_ray.records import Rejection, Rollout
 
 # So many prompts in a row that are set aside by their own fault make one look.
 _MANY = 16
-
-
-class PicturesGone(StorageError):
-    """Pictures that could be read before cannot be any more; the message names the last one that could."""
 
 
 class Sieve:
@@ -63,11 +59,7 @@ class Sieve:
 
     def _look(self) -> None:
         if self._held and self._last_read and (reason := self._unreadable(self._last_read)) is not None:
-            raise PicturesGone(
-                f"pictures cannot be read any more, as {self._last_read}, which was read a moment ago: {reason}. "
-                "Nothing is set aside for that; see that their file system is there, then start the same command "
-                "again: it goes on where it was"
-            )
+            raise PicturesGone.since(self._last_read, reason=reason)
 
     def _let_go(self) -> Iterator[Rejection]:
         while self._held:

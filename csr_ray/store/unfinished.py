@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 import time
@@ -15,15 +17,20 @@ _LOCK_AGE_S = 60.0
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove them from a run folder on which nobody else works; whoever began them is dead."""
-    for path in sorted(folder.rglob(".*")):
-        if not _UNFINISHED.fullmatch(path.name) or _is_new_lock(path):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    """Remove them from a run folder on which nobody else works; whoever began them is dead.
+
+    What cannot be removed stays: no line of the journal names it.
+    """
+    for base, folders, files in os.walk(folder):
+        for name in files:
+            if _UNFINISHED.fullmatch(name):
+                with contextlib.suppress(OSError):
+                    _remove_file(Path(base, name))
+        for name in [name for name in folders if _UNFINISHED.fullmatch(name)]:
+            shutil.rmtree(Path(base, name), ignore_errors=True)
+            folders.remove(name)
 
 
-def _is_new_lock(path: Path) -> bool:
-    return path.name.startswith(_OF_A_LOCK) and time.time() - path.stat().st_mtime < _LOCK_AGE_S
+def _remove_file(path: Path) -> None:
+    if not (path.name.startswith(_OF_A_LOCK) and time.time() - path.stat().st_mtime < _LOCK_AGE_S):
+        path.unlink()

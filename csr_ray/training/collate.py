@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from csr_ray.data.chat import needs_special_tokens, prompt_ids, prompt_text
+from csr_ray.errors import PicturesGone
 from csr_ray.records import Ask, Example, Picture
 from csr_ray.training.shared_prefix import PairTokens, lay_out, pack
 
@@ -33,6 +34,10 @@ Positions = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 _TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
+# So many pictures in a row that cannot be opened make one look at whether any can.
+_MANY_UNREADABLE = 16
+
+
 class PairJudge:
     """Says of a pair why it cannot be trained on.
 
@@ -46,6 +51,10 @@ class PairJudge:
 
     Args:
         picture_size: width and height of a picture, in pixels; raises ValueError where it cannot be opened.
+
+    Raises:
+        PicturesGone: by calls, when many in a row cannot be opened, and neither can the last one that could: no pair
+            is to be dropped because a mount is away.
     """
 
     def __init__(
@@ -55,6 +64,8 @@ class PairJudge:
         self._picture_size = picture_size
         self._max_length = max_length
         self._image_token = getattr(processor, "image_token_id", None)
+        self._last_opened: Picture | None = None
+        self._num_unreadable = 0  # in a row
         self._image_tokens: dict[tuple[int, int], int] = {}
         self._text_tokens: dict[str, int] = {}
 
@@ -63,7 +74,11 @@ class PairJudge:
         try:
             size = self._picture_size(pair.ask.picture)
         except ValueError:
+            self._num_unreadable += 1
+            if self._num_unreadable >= _MANY_UNREADABLE and self._last_opened is not None:
+                self._look_at_the_last()
             return "unreadable_image"
+        self._last_opened, self._num_unreadable = pair.ask.picture, 0
         answers = [target.token_ids for target in pair.targets]
         if not all(answers):
             return "empty_answer"
@@ -77,6 +92,13 @@ class PairJudge:
         if prompt_length + max(len(answer) for answer in answers) > self._max_length:
             return "too_long"
         return None
+
+    def _look_at_the_last(self) -> None:
+        assert self._last_opened is not None
+        try:
+            self._picture_size(self._last_opened)
+        except ValueError as error:
+            raise PicturesGone.since(self._last_opened.path, reason=error) from error
 
 
 def pair_rows(pairs: Sequence[Example]) -> list[dict[str, Any]]:

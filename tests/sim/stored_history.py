@@ -41,7 +41,6 @@ from csr_ray.store.atomic import new_folder
 from csr_ray.store.journal import Journal
 from csr_ray.store.quarantine import quarantine_line
 from csr_ray.store.run_folder import RunFolder
-from csr_ray.store.unfinished import remove_unfinished
 
 MOST_STARTS = 12
 # Behind these nothing goes wrong any more.
@@ -403,7 +402,6 @@ class _Start:
 
     def run(self) -> None:
         history = self._history
-        remove_unfinished(history._folder.root)
         state = history.state(stop=self._stop, before_commit=self._before_commit)
         recover(state, view=Silent())
         self._machine_is_asked_again(state)

@@ -11,6 +11,7 @@ from tiny_models import NUM_IMAGE_TOKENS, build_tiny_llava
 
 from csr_ray.data.chat import needs_special_tokens, prompt_ids, prompt_text
 from csr_ray.data.pictures import load_picture, picture_size
+from csr_ray.errors import PicturesGone
 from csr_ray.records import Example, Picture
 from csr_ray.training.collate import PairCollator, PairJudge, SharedPrefixCollator, pair_rows
 
@@ -172,6 +173,25 @@ def test_unusable_pairs_are_counted_by_reason_and_length_counts_image_and_prompt
     judge = PairJudge(processor=processor, picture_size=_size, max_length=length)
     assert [judge(pair) for pair in pairs] == [None, "too_long", "unreadable_image"]
     assert PairJudge(processor=processor, picture_size=_size, max_length=length - 1)(fits) == "too_long"
+
+
+def test_pairs_are_not_dropped_because_a_mount_is_away(processor: Any) -> None:
+    is_away = False
+
+    def size(picture: Picture) -> tuple[int, int]:
+        if is_away or picture.path == "gone":
+            raise ValueError(f"image {picture.path}: no such file")
+        return _size(picture)
+
+    judge = PairJudge(processor=processor, picture_size=size, max_length=64)
+    fits, gone = (_pair("b", image=image, chosen=(30, 2), rejected=(40, 2)) for image in ("red", "gone"))
+    assert judge(fits) is None
+    assert [judge(gone) for _ in range(40)] == ["unreadable_image"] * 40, "one broken folder is no mount"
+    assert judge(fits) is None
+    is_away = True
+    with pytest.raises(PicturesGone, match=r"red.*no such file.*same command"):
+        for _ in range(16):
+            judge(gone)
 
 
 def test_judging_does_not_decode_the_picture_and_training_names_one_damaged_since(

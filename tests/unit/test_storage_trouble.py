@@ -140,6 +140,16 @@ def test_a_write_that_takes_long_says_what_is_waited_for(
     assert said.count("still waiting for") >= 2 and "slow to be written" in said and "fast" not in said
 
 
+def test_a_rest_that_cannot_be_removed_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    (tmp_path / ".pairs.parquet.ab12cd_9").write_text("half")
+    monkeypatch.setattr(Path, "unlink", refuses)
+    remove_unfinished(tmp_path)
+    remove_unfinished(tmp_path / "is not there")
+
+
 def test_what_a_killed_run_was_writing_is_removed_at_the_next_start(tmp_path: Path) -> None:
     (tmp_path / "round_000").mkdir()
     (tmp_path / "round_000" / ".pairs.parquet.ab12cd_9").write_text("half")

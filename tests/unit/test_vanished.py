@@ -11,8 +11,8 @@ from PIL import Image
 from test_loop import Driver, save_fake_model
 
 from csr_ray.data.images import check_image
+from csr_ray.errors import PicturesGone
 from csr_ray.records import Prompt, Rejection, Rollout
-from csr_ray.stages.vanished import PicturesGone
 
 
 class Reading(FakeGenerators):
