@@ -68,13 +68,17 @@ class Turn:
                 yield position, prompt
 
     def answered(self) -> Prompt | None:
-        """A prompt that an earlier start of the run has committed a rollout of; None if there is none."""
+        """A prompt that an earlier start of the run has committed a rollout of; None if there is none.
+
+        If the file has changed since, it may be another cycle's turn by now.
+        """
         if not self._done.num_ids:
             return None
         of_cycle = self.cycle.key.items()
         refused = {refusal.id for entry, refusal in self._journal.rejections() if of_cycle <= entry.items()}
-        walk = (prompt for prompt in self._walk() if prompt.id not in refused)
-        return next((prompt for prompt in walk if self._done.unit_with(prompt.id) is not None), None)
+        walk = self._prompts.take(start=self._start, num=self._prompts.num)
+        done = (prompt for prompt in walk if self._done.unit_with(prompt.id) is not None)
+        return next((prompt for prompt in done if prompt.id not in refused), None)
 
     def _walk(self) -> Iterator[Prompt]:
         return self._prompts.take(start=self._start, num=self._size)

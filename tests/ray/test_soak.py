@@ -25,6 +25,24 @@ def test_what_it_takes_for_growth() -> None:
     assert trends_of(_samples(steady[:10])) == [], "too short"
 
 
+def test_the_driver_may_remember_its_journal_and_no_more() -> None:
+    def grows(bytes_a_round: int) -> bool:
+        samples = [
+            Sample(
+                at_s=10.0 * index,
+                num_rounds=3 + index,
+                values={
+                    "driver.own_bytes": 400e6 + bytes_a_round * index,
+                    "run folder.journal_bytes": 8e3 * index,
+                },
+            )
+            for index in range(60)
+        ]
+        return {trend.name: trend.grows for trend in trends_of(samples)}["driver.own_bytes"]
+
+    assert [grows(60_000), grows(2_000_000)] == [False, True]
+
+
 def test_nothing_is_left_of_a_whole_run() -> None:
     done = soak(until_s=time.monotonic() + 550, every_s=2.0, overrides=["run.rounds=1"])
     assert done.exit_code == 0, "\n".join(done.last_lines)

@@ -148,10 +148,14 @@ def _rollout_of(version: int) -> Rollout:
 
 @dataclass
 class Work:
-    """What a start did of one cycle: prompts in the order in which they were drawn, and those that came to an end."""
+    """What a start did of one cycle: prompts in the order in which they were drawn, and those that came to an end.
+
+    `at_fault` are those of them that were set aside as the input's fault.
+    """
 
     drawn: list[str] = field(default_factory=list)
     handed_on: list[str] = field(default_factory=list)
+    at_fault: set[str] = field(default_factory=set)
     all_drawn: bool = False
 
 
@@ -287,5 +291,7 @@ class WatchedGenerators:
 
         for result in self._generators.rollout(drawn(), cycle=cycle, control=control):
             work.handed_on.append(result.prompt.id if isinstance(result, Rollout) else str(result.id))
+            if isinstance(result, Rejection) and result.fault == "input":
+                work.at_fault.add(str(result.id))
             self._on_result()
             yield result

@@ -112,8 +112,12 @@ class StoredHistory:
         """
         try:
             for number in range(MOST_STARTS):
-                if self._start(number):
+                ended = self._start(number)
+                if ended == "finished":
                     self._at_the_end()
+                    return self
+                if number >= TROUBLED_STARTS and ended in ("NoDataError", "ActorFailure"):
+                    self._judge_hopeless()
                     return self
                 if self._random.random() < 0.4:
                     self._change_rows()
@@ -124,8 +128,8 @@ class StoredHistory:
                 "\n".join([*self.trace, where, f"seed {self._seed}: {type(error).__name__}: {error}"])
             ) from error
 
-    def _start(self, number: int) -> bool:
-        """One process of the driver. Returns whether the run is finished."""
+    def _start(self, number: int) -> str:
+        """One process of the driver. Returns how it ended: "finished", if the run is."""
         rng = self._random
         trouble = "none"
         if number < TROUBLED_STARTS:
@@ -155,7 +159,7 @@ class StoredHistory:
             f"handed on {[(index, work.handed_on) for index, work in start.work.items()]}"
         )
         self._judge(start, ended=ended)
-        return ended == "finished"
+        return ended
 
     def _storage(self, trouble: str, stop: SimulatedStop) -> Storage:
         rng = self._random
@@ -331,7 +335,7 @@ class StoredHistory:
     def _judge_work(self, index: int, start: _Start, *, ended: str) -> None:
         """What was handed to the driver is committed; a sudden end costs open units and the one being written.
 
-        It also costs those of pictures that could not be read, which are held back until another can be read.
+        It also costs those of prompts that are at fault, which are held back until a picture can be read.
         """
         work, size = start.work[index], self._config.run.unit
         known = self._committed.get((index, "main"), {})
@@ -342,8 +346,7 @@ class StoredHistory:
             assert not open_ids, f"round {index}: {open_ids} had results, and are not committed"
         units = [work.drawn[at : at + size] for at in range(0, len(work.drawn), size)]
         whole = [unit for unit in units if len(unit) == size and set(unit) <= set(work.handed_on)]
-        held = ("bad", "unreadable", "poison")
-        whole = [unit for unit in whole if not any(prompt_id.startswith(held) for prompt_id in unit)]
+        whole = [unit for unit in whole if work.at_fault.isdisjoint(unit)]
         uncommitted = [unit for unit in whole if not set(unit) <= set(known)]
         assert len(uncommitted) <= 1, f"round {index}: units {uncommitted} are whole, and not committed"
 
@@ -368,6 +371,14 @@ class StoredHistory:
             entry = json.loads(line)
             assert entry["id"] not in known - rolled_out, f"{line}: another line speaks of it"
             assert str(entry["id"]).startswith("broken"), f"{line}: nobody set it aside"
+
+    def _judge_hopeless(self) -> None:
+        """A cycle without a single good prompt that is still there is for the user to change, and nobody else."""
+        known = next(reversed(self._committed.values()), {})
+        rolled_out = {prompt_id for prompt_id, has in known.items() if has}
+        there = rolled_out & {row["id"] for row in self._rows}
+        assert not there, f"the run does not go on, although there are rollouts of {there}"
+        self.tally["runs of hopeless prompts alone"] += 1
 
     def _at_the_end(self) -> None:
         report = check_run(self._folder.root)

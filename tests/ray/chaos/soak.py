@@ -75,9 +75,13 @@ FLAT_BYTES, FLAT_COUNT = 20 * 2**20, 5
 # What grows with the number of rounds because it is the run's result, or because the policy is made of it.
 MEANT_TO_GROW = {
     "run folder.bytes": "it is the result",
+    "run folder.journal_bytes": "it is the result",
     "tmp, own folders.bytes": "a generator keeps every adapter that its policy is merged of",
     "tmp, own folders.entries": "a generator keeps every adapter that its policy is merged of",
 }
+# The driver remembers the lines of its journal, in which a round of a soak has 8 KiB, as objects of Python, and makes
+# its summary of all rounds anew after each. So much more memory for each byte of the journal is not called growth.
+_DRIVER_BYTES_A_JOURNAL_BYTE = 12
 # Over fewer seconds nothing can be said of an hour.
 _SHORTEST_S = 240.0
 _SAY_EVERY_S = 60.0
@@ -170,6 +174,7 @@ class Watched:
             for entry in [folder, *_below(folder)]:
                 values[f"tmp, {kind}.entries"] += 1
                 values[f"tmp, {kind}.bytes"] += _size(entry)
+        values["run folder.journal_bytes"] = _size(self.run_folder / "journal.jsonl")
         values["run folder.bytes"] = sum(_size(entry) for entry in _below(self.run_folder))
         raylet = next((process for role, process in members if role == "raylet"), None)
         if raylet is not None:
@@ -326,10 +331,15 @@ def trends_of(samples: Sequence[Sample]) -> list[Trend]:
     if len(warm) < 3 or warm[-1].at_s - warm[0].at_s < _SHORTEST_S:
         return []
     names = sorted({name for sample in warm for name in sample.values})
-    return [_trend(name, [(one.at_s, one.values[name]) for one in warm if name in one.values]) for name in names]
+    points_of = {name: [(one.at_s, one.values[name]) for one in warm if name in one.values] for name in names}
+    journal_bytes_per_hour = 3600 * theil_sen(points_of.get("run folder.journal_bytes", []))
+    allowed = {
+        f"driver.{what}_bytes": _DRIVER_BYTES_A_JOURNAL_BYTE * journal_bytes_per_hour for what in ("own", "rss")
+    }
+    return [_trend(name, points, allowed_per_hour=allowed.get(name, 0.0)) for name, points in points_of.items()]
 
 
-def _trend(name: str, points: Sequence[tuple[float, float]]) -> Trend:
+def _trend(name: str, points: Sequence[tuple[float, float]], *, allowed_per_hour: float) -> Trend:
     late = points[len(points) // 2 :]
     # Within a round a figure goes up and down, so beginning and end are medians as well.
     edge = max(1, len(points) // 10)
@@ -337,7 +347,8 @@ def _trend(name: str, points: Sequence[tuple[float, float]]) -> Trend:
     end = statistics.median(value for _, value in points[-edge:])
     per_hour, per_hour_late = 3600 * theil_sen(points), 3600 * theil_sen(late)
     limit = max(FLAT_SHARE * begin, FLAT_BYTES if name.endswith("bytes") else FLAT_COUNT)
-    return Trend(name, begin, end, per_hour, per_hour_late, grows=min(per_hour, per_hour_late) > limit)
+    grows = min(per_hour, per_hour_late) > limit + allowed_per_hour
+    return Trend(name, begin, end, per_hour, per_hour_late, grows=grows)
 
 
 def table(trends: Iterable[Trend]) -> str:
