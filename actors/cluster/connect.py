@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import signal
-import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ray
+import ray._private.utils
 
 from actors.process.leftovers import Watchdog, sweep
 from csr_ray.machine.private_ray import cluster_address
+from csr_ray.waiting import said_if_slow
 
 # Ray's head notes every call of an actor, a hundred thousand of them, for `ray list tasks`. A private Ray has no
 # dashboard to list them, and a run makes some every second for as long as it lasts: the notes took 2 MiB a minute.
@@ -45,14 +47,21 @@ class PrivateRay:
 
 
 def _init(**options: Any) -> None:
-    """`ray.init` takes SIGTERM for itself; who has asked for it before gets it back."""
-    is_main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM) if is_main else None
-    try:
+    slow = said_if_slow("Ray to start or to be joined", question="is the cluster there, and the temporary folder?")
+    with _sigterm_stays(), slow:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+
+
+@contextlib.contextmanager
+def _sigterm_stays() -> Iterator[None]:
+    """`ray.init` takes SIGTERM for itself, and asks nobody; whoever listens to it goes on doing so in the block."""
+    name = "set_sigterm_handler"
+    theirs = getattr(ray._private.utils, name)
+    setattr(ray._private.utils, name, lambda handler: None)
+    try:
+        yield
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        setattr(ray._private.utils, name, theirs)
 
 
 def connect(*, num_cpus_needed: float, object_store: int | None = None) -> PrivateRay | None:

@@ -31,6 +31,8 @@ _STAGING = ".staging"
 _STATE = "csr_ray_state.json"
 _EXAMPLES = "csr_ray_examples.bin"
 _DIGESTS = "csr_ray_digests.json"
+_PROBE = ".probe"
+_PROBE_BYTES = 2**20
 _KEPT = 2
 KEY_BYTES = 16
 # What may differ between a checkpoint and the training that goes on from it.
@@ -112,6 +114,24 @@ class CheckpointFolder:
         shutil.rmtree(self.staging, ignore_errors=True)
         with storage_errors(self.staging):
             self.staging.mkdir(parents=True)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Whoever writes into `staging` in the block may fail by an error of its own where the storage is full.
+
+        Raises:
+            StorageError: the block failed, and the storage takes no file.
+        """
+        with storage_errors(self.staging):
+            try:
+                yield
+            except OSError:
+                raise
+            except Exception:
+                probe = self.staging / _PROBE
+                probe.write_bytes(bytes(_PROBE_BYTES))
+                probe.unlink()
+                raise
 
     def commit(self, progress: Progress, *, example_keys: Sequence[bytes]) -> None:
         """Give the checkpoint in `staging` its name, and remove all but the newest ones."""

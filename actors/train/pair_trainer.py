@@ -112,7 +112,8 @@ class PairTrainer(DPOTrainer):
             self._checkpoints.clear_staging()
         distributed.barrier()
         self.model_wrapped.checkpoint_engine = PlainCheckpointEngine()
-        super()._save_checkpoint(model, trial)
+        with self._checkpoints.writing():
+            super()._save_checkpoint(model, trial)
         distributed.barrier()
         if is_first:
             progress = Progress(

@@ -122,11 +122,13 @@ def train_loop(setup: Mapping[str, Any]) -> None:
             is_lost_peer=_is_lost_peer(error),
             user_error=error if isinstance(error, UserError) else None,
         )
+        traceback.print_exc()  # into the worker's log
         try:
             mailbox.post(failed)
         except Stopped:
             return
-        raise
+        if failed.may_pass:  # Ray Train then ends the others, and says whether one of them had died before
+            raise
 
 
 def _is_lost_peer(error: Exception) -> bool:

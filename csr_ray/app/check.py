@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -144,6 +145,8 @@ class _Check:
         self._report = CheckReport(run=str(folder))
         self._config: Config | None = None
         self._method: Method | None = None
+        self._is_journal_damaged = False
+        self._is_stuck = False
 
     def report(self) -> CheckReport:
         report = self._report
@@ -156,7 +159,11 @@ class _Check:
             self._check_cycle(key, entries=_of_cycle(entries, key), version=version, quarantined=quarantined)
         self._check_model(entries, num_trained=sum(entry["kind"] == "train" for entry in entries))
         self._look_for_rests(entries)
-        report.next = "restore or cut the journal first" if not report.lines else self._next(entries)
+        if not report.lines and len(list(self._folder.glob("round_*/**/[!.]*.parquet"))) > 1:
+            self._damaged("journal.jsonl", "has no line that speaks of the files that there are")
+            self._is_journal_damaged = True
+        mended = self._what_is_mended(entries)
+        report.next = mended[0] if self._is_stuck else "; ".join([*mended, self._next(entries)])
         return report
 
     def _damaged(self, file: str | Path, what: str) -> None:
@@ -179,6 +186,7 @@ class _Check:
                     if line.endswith(b"\n") or not _is_beginning(bare, previous=previous):
                         what = f"line {number} is not what was written; the lines behind it were not looked at"
                         self._damaged("journal.jsonl", what)
+                        self._is_journal_damaged = True
                     else:
                         self._report.notes.append(f"line {number} of the journal is torn: it did not happen")
                     break
@@ -331,6 +339,8 @@ class _Check:
     def _read_config(self) -> None:
         path = self._folder / "config.yaml"
         try:
+            if not path.is_file():
+                raise FileNotFoundError(path)
             config = parse_config(yaml.safe_load(path.read_text(encoding="utf-8")))
             self._method = method_of(config)
             if uses_world(config):
@@ -340,7 +350,7 @@ class _Check:
                 config = resolve_world(config, folder=world_folder(world_spec(config.world)))
             self._config = config
         except (OSError, ValueError, yaml.YAMLError, TypeError, AttributeError) as error:
-            self._report.notes.append(f"config.yaml cannot be used ({type(error).__name__}): no look at the prompts")
+            self._damaged("config.yaml", f"cannot be used ({type(error).__name__}): no look at the prompts")
 
     def _read_quarantine(self) -> Counter[str]:
         path = self._folder / "quarantine.jsonl"
@@ -387,6 +397,41 @@ class _Check:
             self._report.notes.append(f"{len(units)} files of candidates have no line: their prompts are done again")
 
     # ---- what comes next ----
+
+    def _what_is_mended(self, entries: Sequence[Entry]) -> list[str]:
+        """What a resume does about the damage, in its order; the one thing to do first, where it would not start."""
+        damaged = {finding.file for finding in self._report.damage}
+        if "config.yaml" in damaged or self._is_journal_damaged:
+            self._is_stuck = True
+            name = "journal.jsonl" if self._is_journal_damaged else "config.yaml"
+            return [f"nothing, until {name} is put back from a copy"]
+        mended = []
+        cycles = _cycles(entries)
+        for number, key in enumerate(cycles):
+            of_cycle = _of_cycle(entries, key)
+            files = {kind: _files_of(of_cycle, kind) & damaged for kind in ("train", "examples", "rollout")}
+            is_decided = any(entry["kind"] == "examples" for entry in of_cycle)
+            if files["train"] and number + 1 < len(cycles):
+                self._is_stuck = True
+                return [
+                    f"nothing, until {min(files['train'])} is put back from a copy; with --redo {_name(*key)} is "
+                    "trained again, and all that came after it is done again"
+                ]
+            if files["train"]:
+                mended.append(f"{_name(*key)}: train again")
+            if files["rollout"] and not is_decided:
+                mended.append(f"{_name(*key)}: roll out {len(files['rollout'])} damaged units again")
+            elif files["rollout"]:
+                mended.append(
+                    f"{_name(*key)}: say that {len(files['rollout'])} units are lost, whose pairs are there"
+                )
+            elif files["examples"]:
+                mended.append(f"{_name(*key)}: make the pairs again from the units")
+        if _files_of(entries, "finished") & damaged:
+            mended.append("save the model again")
+        if "quarantine.jsonl" in damaged:
+            mended.append("write quarantine.jsonl again")
+        return mended
 
     def _next(self, entries: Sequence[Entry]) -> str:
         config, method = self._config, self._method
@@ -492,6 +537,10 @@ def _of_cycle(entries: Iterable[Entry], key: Key) -> list[Entry]:
     return [entry for entry in entries if (entry.get("round"), entry.get("phase")) == key]
 
 
+def _files_of(entries: Iterable[Entry], kind: str) -> set[str]:
+    return {name for entry in entries if entry["kind"] == kind for name in entry.get("files", {})}
+
+
 def _state(entries: Iterable[Entry]) -> str:
     kinds = {entry["kind"] for entry in entries}
     names = {"publish": "published", "train": "trained", "examples": "examples decided"}
@@ -507,6 +556,8 @@ def _name(round_index: int, phase: str) -> str:
 
 def _damage(path: Path, *, digest: Entry) -> str | None:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "is no file"
         state, num_bytes = xxhash.xxh3_128(), 0
         with path.open("rb") as file:
             for chunk in _chunks(file):

@@ -8,6 +8,8 @@ here: each actor writes to a log file of its own in the run folder.
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import time
 from collections.abc import Iterator
 
@@ -20,11 +22,21 @@ from csr_ray.stages.view import Progress
 PLAIN_EVERY_S = 15.0
 
 
+class UnattendedConsole(Console):
+    """Where nobody reads any more, as behind `| head`, it falls silent; a run is not to end for that."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # for what is printed without a console
+        os.close(nowhere)
+
+
 class ConsoleView:
     """The `csr_ray.stages.view.View` for a terminal or a log."""
 
     def __init__(self, *, num_rounds: int, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False)
+        self._console = console or UnattendedConsole(highlight=False)
         self._num_rounds = num_rounds
         self._live = self._console.is_terminal
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from csr_ray.app.driver_log import write_traceback
 from csr_ray.app.stop import SignalStop
 from csr_ray.errors import ActorFailure, RunFailed, UserError, shows_tracebacks
 from csr_ray.stages.state import RunState
@@ -27,18 +25,14 @@ def told_how_to_go_on(state: RunState, *, stop: SignalStop) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit) as error:
-        # Ray's own handler, which counts while Ray starts, makes a SystemExit of a SIGTERM.
-        if isinstance(error, SystemExit) and error.code != signal.SIGTERM:
-            raise
-        by = stop.signal_name or ("SIGTERM" if isinstance(error, SystemExit) else "SIGINT")
-        raise KeyboardInterrupt(f"stopped by {by}. {_go_on(state)}") from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped by {stop.signal_name or 'SIGINT'}. {_go_on(state)}") from None
     except UserError:
         raise
     except Exception as error:
         if shows_tracebacks():
             raise
-        log = _write_traceback(state.folder, error=error)
+        log = write_traceback(state.folder, error=error)
         if isinstance(error, OSError) and (path := _path_in(state.folder, error=error)) is not None:
             raise storage_error_of(path, error=error, done="use") from error
         what = str(error) if isinstance(error, ActorFailure) else f"unexpected {type(error).__name__}: {error}"
@@ -74,15 +68,3 @@ def _path_in(folder: RunFolder, *, error: OSError) -> Path | None:
         return None
     path = Path(error.filename)
     return path if path.absolute().is_relative_to(folder.root.absolute()) else None
-
-
-def _write_traceback(folder: RunFolder, *, error: Exception) -> Path:
-    """Append the error's traceback to the driver's log; on the screen, if the log cannot be written."""
-    text = "".join(traceback.format_exception(error))
-    try:
-        folder.driver_log.parent.mkdir(parents=True, exist_ok=True)
-        with folder.driver_log.open("a", encoding="utf-8", errors="replace") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S %z')}\n{text}\n")
-    except OSError:
-        print(text)
-    return folder.driver_log

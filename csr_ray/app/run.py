@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -20,13 +20,14 @@ import yaml
 from rich.console import Console
 
 from csr_ray.app.console import ConsoleView
+from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on
 from csr_ray.app.plan import check_paths, check_policy, make_plan, print_plan, resolve_world, uses_world
 from csr_ray.app.stop import SignalStop
 from csr_ray.config.load import differing_keys, is_operational, load_config, parse_config, to_plain
 from csr_ray.config.schema import Config, World
 from csr_ray.data.prompts import PromptFile, find_readable, read_prompts
-from csr_ray.errors import EXIT_DONE, ConfigError, NoDataError
+from csr_ray.errors import EXIT_DONE, ConfigError, DamageError, NoDataError
 from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
 from csr_ray.loop import run
@@ -75,7 +76,7 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
     if not fresh and _says_finished(folder, config=given):
         state = _state(given, folder=folder, journal=Journal(folder.journal), stop=NeverAsked())
         _check_same_config(folder, config=given)
-        if is_sound(state):
+        if state.is_finished and is_sound(state):
             _show_result(state)
             return EXIT_DONE
     if fresh:
@@ -87,7 +88,7 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
             journal = Journal(folder.journal)
             journal.before_commit = _all_of(lock.check, stop.check)
             state = _state(given, folder=folder, journal=journal, stop=stop)
-            with told_how_to_go_on(state, stop=stop):
+            with told_how_to_go_on(state, stop=stop), logged(folder):
                 _run_locked(state, stop=stop, view=view, redo=redo)
     finally:
         lock.release()
@@ -101,6 +102,7 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
     """Run what is left of the run, whose folder is this process's alone."""
     given, folder = state.config, state.folder
     _check_same_config(folder, config=given)
+    _check_has_journal(state)
     recover(state, view=view, may_redo=redo)
     if state.is_finished:
         write_summary(state)  # the last start may have died between its last line and the summary
@@ -115,7 +117,7 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
     check_paths(config)
     _start_folder(folder, config=given)
     state = replace(state, config=config)
-    prompts = _prompts(state)
+    prompts = _prompts(state, view=view)
     state = replace(state, model=_model_of_run(config, journal=state.journal))
     start = _starter(state, stop=stop, view=view)
     run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=start, view=view)
@@ -172,20 +174,27 @@ def evaluate_model(
     check_policy(str(model))
     suite = load_suite(config.eval)
     view = ConsoleView(num_rounds=0)
-    serving = Serving.start(
-        config.policy,
-        generators=config.generators,
-        model=_reference(str(model)),
-        logs=Path(config.run.dir),
-        view=view,
-    )
-    try:
-        with view.stage("evaluate", total=suite.num_answers, unit="answers", round_index=None) as stage:
-            metrics = suite.measure(serving.generators, seed=0, on_answer=stage.advance)
-    finally:
-        serving.close()
+    reference = _reference(str(model))
+    logs = RunFolder(Path(config.run.dir))
+    with _told_that_nothing_is_kept(), SignalStop(grace_s=0, before_exit=lambda: None), logged(logs):
+        serving = Serving.start(
+            config.policy, generators=config.generators, model=reference, logs=logs.root, view=view
+        )
+        try:
+            with view.stage("evaluate", total=suite.num_answers, unit="answers", round_index=None) as stage:
+                metrics = suite.measure(serving.generators, seed=0, on_answer=stage.advance)
+        finally:
+            serving.close()
     write_json(output, value={"benchmark": benchmark, "n": suite.num_items, "metrics": metrics, "skipped": {}})
     view.metrics(version=0, metrics=metrics)
+
+
+@contextlib.contextmanager
+def _told_that_nothing_is_kept() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("stopped; of an evaluation by itself nothing is kept") from None
 
 
 def world_spec(world: World) -> WorldSpec:
@@ -230,7 +239,7 @@ def _dry_run(config: Config, *, method: Method) -> None:
     print(f"prompts: {num_usable} usable, {len(rejections) + len(refused)} would be set aside{first}")
 
 
-def _prompts(state: RunState) -> PromptFile:
+def _prompts(state: RunState, *, view: View) -> PromptFile:
     """Open the run's prompts, of which at least one can be used, and quarantine the rows that cannot.
 
     A picture is looked at when its prompt's turn comes; here pictures are opened only until one can be read.
@@ -253,7 +262,7 @@ def _prompts(state: RunState) -> PromptFile:
             f"{state.folder.quarantine}){reasons}"
         )
     if num_set_aside:
-        print(f"  {num_set_aside} inputs set aside, see {state.folder.quarantine}")
+        view.say(f"{num_set_aside} inputs set aside, see {state.folder.quarantine}")
     return prompts
 
 
@@ -291,12 +300,39 @@ def _check_same_config(folder: RunFolder, *, config: Config) -> None:
         if folder.journal.exists():
             raise ConfigError(f"run.dir = {str(folder.root)!r}: it has a journal but no config.yaml; use --fresh")
         return
-    theirs = yaml.safe_load(folder.config.read_text())
+    theirs = _read_config(folder.config)
     rows = [row for row in differing_keys(theirs, to_plain(config)) if not is_operational(row.split(":", 1)[0])]
     if rows:
         raise ConfigError(
             f"run.dir = {str(folder.root)!r} holds a run of another config ({'; '.join(rows)}); "
             "name another run.dir, or --fresh to move that run aside"
+        )
+
+
+def _read_config(path: Path) -> dict[str, object]:
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(plain, dict):
+            raise ValueError(f"it holds {type(plain).__name__}, not keys")
+        return plain
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DamageError(
+            f"{path} is not what the run wrote: {' '.join(str(error).split())}; put it back from a copy, or --fresh "
+            "to begin anew"
+        ) from error
+
+
+def _check_has_journal(state: RunState) -> None:
+    """Raises DamageError if there is work, but no line that speaks of it: a start would write over all of it."""
+    if state.journal.num_lines:
+        return
+    # One file may be what a run was writing before its first line, when it was killed.
+    files = [path for path in state.folder.root.glob("round_*/**/*.parquet") if not path.name.startswith(".")]
+    if len(files) > 1:
+        what = "is empty" if state.folder.journal.exists() else "is not there"
+        raise DamageError(
+            f"{state.folder.journal} {what}, but there are {len(files)} files that its lines spoke of, such as "
+            f"{files[0]}: put the journal back from a copy, or --fresh to move this run aside and begin anew"
         )
 
 
@@ -312,7 +348,7 @@ def _move_aside(folder: RunFolder, *, view: View) -> None:
             target.lock.unlink(missing_ok=True)
     finally:
         lock.release()
-    print(f"  the earlier run is now {target.root}")
+    view.say(f"the earlier run is now {target.root}")
 
 
 def _show_result(state: RunState) -> None:

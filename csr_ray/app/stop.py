@@ -1,4 +1,5 @@
-"""How a run is told to stop: by Ctrl-C, or by SIGTERM, which is what `ray job stop`, Slurm and Kubernetes send.
+"""How a run is told to stop: by Ctrl-C, by SIGTERM, which is what `ray job stop`, Slurm and Kubernetes send, or by
+SIGHUP, when its terminal is closed and it was not started with nohup.
 
 The first signal interrupts whatever the main thread does, by a KeyboardInterrupt, unless a stage has asked for grace
 (`csr_ray.stages.stop`): then what is under way may finish for `run.grace_s` seconds. The second signal ends the
@@ -12,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import TypeVar
@@ -20,7 +22,10 @@ from csr_ray.errors import EXIT_FAILED
 
 T = TypeVar("T")
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# After a second signal the process is ended by another thread if the main one has not done so in this time: it may
+# stand in a call of some library, in which Python's signal handlers wait.
+_STUCK_S = 2.0
 # A stage in grace that does not come back to its results for so long behind the end of the grace is interrupted, too.
 _SETTLE_S = 5.0
 _END = object()
@@ -46,7 +51,11 @@ class SignalStop:
     def __enter__(self) -> SignalStop:
         if threading.current_thread() is threading.main_thread():
             self._earlier = {number: signal.getsignal(number) for number in (*_SIGNALS, signal.SIGALRM)}
-            self.listen()
+            for number in _SIGNALS:
+                if self._earlier[number] != signal.SIG_IGN:  # as nohup does with SIGHUP
+                    signal.signal(number, self._on_signal)
+            signal.signal(signal.SIGALRM, self._on_alarm)
+            self._count_signals()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -54,13 +63,25 @@ class SignalStop:
         if not self.is_asked:
             for number, handler in self._earlier.items():
                 signal.signal(number, handler)  # type: ignore[arg-type]
+            if self._earlier:
+                os.close(signal.set_wakeup_fd(-1))
 
-    def listen(self) -> None:
-        """Hear the signals, also after somebody else has asked for them, as `ray.init` does for SIGTERM."""
-        if self._earlier:
-            for number in _SIGNALS:
-                signal.signal(number, self._on_signal)
-            signal.signal(signal.SIGALRM, self._on_alarm)
+    def _count_signals(self) -> None:
+        """Let a thread hear of signals, too, in case the main thread cannot."""
+        heard, wakes = os.pipe()
+        os.set_blocking(wakes, False)
+        signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+
+        def count() -> None:
+            num = 0
+            while numbers := os.read(heard, 64):
+                num += sum(number in _SIGNALS for number in numbers)
+                if num >= 2:
+                    time.sleep(_STUCK_S)
+                    self._exit()
+            os.close(heard)
+
+        threading.Thread(target=count, name="signals", daemon=True).start()
 
     @property
     def is_asked(self) -> bool:

@@ -12,20 +12,17 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from csr_ray.errors import StorageError
+from csr_ray.waiting import said_if_slow
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 # Libraries written in Rust raise errors of their own, which only say the number.
 _OS_ERROR = re.compile(r"\bos error (\d+)")
-_SAY_EVERY_S = 30.0
 # What a write meets that has nowhere to go. Other errors inside `new_folder` may be of what is read there.
 _STORAGE_ERRNOS = (*_NO_SPACE, errno.EROFS, errno.EIO)
 
@@ -36,7 +33,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
     If the block takes long, a line says every 30 seconds what is waited for.
     """
-    with _said_if_slow(path):
+    with said_if_slow(f"{path} to be written", question="is its file system slow or away?"):
         try:
             yield
         except OSError as error:
@@ -69,26 +66,6 @@ def storage_error_of(path: Path, *, error: OSError, done: str = "write") -> Stor
         f"cannot {done} {path}: {error.strerror or error}; {remedy}, then start the same command again: it goes on "
         "where it was"
     )
-
-
-@contextlib.contextmanager
-def _said_if_slow(path: Path) -> Iterator[None]:
-    started_s = time.monotonic()
-    is_done = threading.Event()
-
-    def say() -> None:
-        while not is_done.wait(_SAY_EVERY_S):
-            print(
-                f"csr-ray: still waiting for {path} to be written, since {time.monotonic() - started_s:.0f} s; "
-                "is its file system slow or away?",
-                file=sys.stderr,
-            )
-
-    threading.Thread(target=say, name="slow-storage", daemon=True).start()
-    try:
-        yield
-    finally:
-        is_done.set()
 
 
 def write_atomically(path: Path, *, write: Callable[[Path], object], is_durable: bool = True) -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from stat import S_ISREG
 from typing import BinaryIO
 
 import xxhash
@@ -103,7 +104,10 @@ def plain_files(digests: Mapping[Path, Digest], *, root: Path) -> JsonDict:
 def damage_of(path: Path, *, expected: Digest) -> str | None:
     """What is wrong with a file, in a few words; None if it is what it was written as."""
     try:
-        num_bytes = path.stat().st_size
+        status = path.stat()
+        if not S_ISREG(status.st_mode):
+            return "is no file"
+        num_bytes = status.st_size
         if num_bytes != expected.num_bytes:
             return f"has {num_bytes} bytes, and was written with {expected.num_bytes}"
         found = Digest.of_file(path)

@@ -157,6 +157,10 @@ class Journal:
                 "with that version, name another run.dir, or --fresh to move that run aside"
             )
         num_sound = damage.number - 1
+        if not num_sound:
+            return DamageError(
+                f"{self.path}, line 1: it {damage.reason}. Put the file back from a copy, or --fresh to begin anew"
+            )
         path = shlex.quote(str(self.path))
         cut = f"head -n {num_sound} {path} > {path}.cut && mv {path}.cut {path}"
         return DamageError(

@@ -18,7 +18,24 @@ def test_no_history_of_calls_piles_up() -> None:
         from ray._private.state import state
         from actors.cluster.connect import connect
 
+        import signal
+
+        def ours(number, frame):
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGTERM, ours)
+        seen = []
+        init = ray.init
+
+        def looked_at(**options):
+            try:
+                return init(**options)
+            finally:
+                seen.append(signal.getsignal(signal.SIGTERM))
+
+        ray.init = looked_at
         private = connect(num_cpus_needed=2)
+        assert seen == [ours], "a SIGTERM while Ray starts has to reach who listens for it"
 
         @ray.remote
         class Actor:

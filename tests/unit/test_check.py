@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,8 @@ from test_loop import cycle, merged_model  # noqa: F401 - a fixture
 
 from csr_ray.__main__ import main
 from csr_ray.app.check import check_run
-from csr_ray.errors import ConfigError
-from csr_ray.store.digests import Digest
+from csr_ray.errors import ConfigError, DamageError
+from csr_ray.store.digests import Digest, damage_of
 from csr_ray.store.journal import Journal
 
 
@@ -71,6 +72,50 @@ def test_a_damaged_file_is_named(run, name: str, how: str) -> None:
     assert [finding.file for finding in report.damage] == [path.relative_to(run.folder.root).as_posix()]
     words = {"flip": "other bytes", "cut": "and was written with", "remove": "is missing"}
     assert words[how] in report.damage[0].what
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("unit", "round 0: say that 1 units are lost, whose pairs are there"),
+        ("pairs", "round 1: make the pairs again from the units"),
+        ("model", "save the model again"),
+    ],
+)
+def test_what_a_resume_does_about_the_damage_is_said(run, name: str, expected: str) -> None:
+    FILES[name](run).unlink()
+    assert run.check().next == f"{expected}; nothing: the run is finished"
+    run.run()
+    report = run.check()
+    assert report.sound and report.next == "nothing: the run is finished"
+
+
+def test_what_keeps_a_resume_from_starting_is_all_that_is_said_to_be_next(run) -> None:
+    FILES["adapter"](run).unlink()
+    assert run.check().next.startswith("nothing, until round_000/adapter/adapter_model.safetensors is put back")
+    with pytest.raises(DamageError):
+        run.run()
+    run.folder.config.write_text("run: [1")
+    assert run.check().next == "nothing, until config.yaml is put back from a copy"
+    run.folder.journal.write_bytes(b"x" + run.folder.journal.read_bytes())
+    assert run.check().next == "nothing, until journal.jsonl is put back from a copy"
+
+
+def test_the_last_adapter_is_trained_again(run) -> None:
+    (run.folder.adapter(cycle(1)) / "adapter_model.safetensors").unlink()
+    assert run.check().next.startswith("round 1: train again; ")
+    run.run()
+    assert run.check().sound and [order.cycle.round_index for order in run.trainer.orders] == [1]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pipe_in_the_place_of_a_file_is_named_and_not_read(run, name: str) -> None:
+    path: Path = FILES[name](run)
+    path.unlink()
+    os.mkfifo(path)
+    (finding,) = run.check().damage
+    assert finding.what == "is no file"
+    assert damage_of(path, expected=Digest(0, "")) == "is no file"
 
 
 def test_what_the_run_knows_to_be_lost_is_still_said(run) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ from actors.train.checkpoints import (
 )
 from csr_ray.config.schema import Train
 from csr_ray.records import Cycle
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TRAINING = "the training"
 
@@ -110,6 +114,42 @@ def test_half_of_one_has_no_name_and_makes_room(tmp_path: Path) -> None:
     assert (_steps(tmp_path), newest_step(tmp_path)) == ([1], 1)
     _write(tmp_path, step=3)
     assert _steps(tmp_path) == [3, 1]
+
+
+DISK_FULL = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from actors.train.checkpoints import CheckpointFolder
+from actors.train.pair_trainer import PlainCheckpointEngine
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = CheckpointFolder(Path(sys.argv[1]))
+folder.clear_staging()
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    with folder.writing():
+        PlainCheckpointEngine().save({"x": torch.zeros(1_000_000)}, str(folder.staging / "optimizer.pt"))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_full_disk_is_one_line_whatever_the_library_makes_of_it(tmp_path: Path) -> None:
+    """Torch's writer raises a RuntimeError, of an assertion in its C++."""
+    done = subprocess.run(
+        [sys.executable, "-c", DISK_FULL, str(tmp_path)], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    *_, line = done.stdout.splitlines()  # DeepSpeed's come first
+    assert line.startswith(f"StorageError cannot write {tmp_path}") and "free some space" in line, done.stderr
+
+
+def test_an_error_that_is_not_the_storages_stays_what_it_is(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    folder.clear_staging()
+    with pytest.raises(RuntimeError, match="another"), folder.writing():
+        raise RuntimeError("another")
+    assert not list(folder.staging.iterdir())
 
 
 def test_one_of_another_training_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -67,8 +67,12 @@ def test_a_flipped_bit_is_one_line_with_file_line_and_remedy(path) -> None:
                 Journal(path)
             message = str(caught.value)
             assert message.startswith(f"{path}, line {number}: it ") and "\n" not in message
-            assert f"the {number - 1} lines before it are sound" in message and "from a copy" in message
+            assert "from a copy" in message
             assert path.read_bytes() == damaged, "nothing is cut off"
+            if number == 1:
+                assert "--fresh" in message and "head" not in message
+                continue
+            assert f"the {number - 1} lines before it are sound" in message
             # The remedy is a command that can be given as it stands.
             found = re.search(r"\((head .*?)\)", message)
             assert found

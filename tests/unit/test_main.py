@@ -17,6 +17,7 @@ from csr_ray import __version__
 from csr_ray.__main__ import main
 from csr_ray.app import doctor
 from csr_ray.app import run as run_module
+from csr_ray.config.load import load_config, to_plain
 from csr_ray.store.lock import lock_folder
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.world import build
@@ -203,6 +204,52 @@ def test_a_run_folder_that_another_driver_works_on_is_refused_also_with_fresh(
     assert main(["run", config, "--fresh"]) == 3
     moved = [path for path in tmp_path.glob("run.*") if path.is_dir()]
     assert len(moved) == 1 and not (moved[0] / "run.lock").exists() and not folder.lock.exists()
+
+
+@pytest.mark.parametrize("content", [b"run: [1", b"\x00\xff", b"- a list\n", b""])
+def test_a_run_folder_whose_config_is_damaged_is_one_line(
+    tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    config = config_file(tmp_path, own_data)
+    (tmp_path / "there.png").unlink()
+    assert main(["run", config]) == 3
+    (tmp_path / "run" / "config.yaml").write_bytes(content)
+    capsys.readouterr()
+    assert main(["run", config]) == 1
+    line = error_line(capsys)
+    assert "config.yaml is not what the run wrote" in line and "from a copy" in line and "--fresh" in line
+
+
+@pytest.mark.parametrize("how", ["gone", "empty"])
+def test_work_without_a_journal_is_not_written_over(
+    tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    config = config_file(tmp_path, own_data)
+    folder = RunFolder(tmp_path / "run")
+    for unit in ("1111111111111111", "2222222222222222"):
+        path = folder.root / "round_000" / "candidates" / f"unit_{unit}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("rollouts")
+    if how == "empty":
+        folder.journal.touch()
+        assert main(["check", str(folder.root)]) == 1
+        assert "no line that speaks of the files" in " ".join(capsys.readouterr().out.split())
+    (folder.root / "config.yaml").write_text(yaml.safe_dump(to_plain(load_config(config, overrides=[]))))
+    assert main(["run", config]) == 1
+    line = error_line(capsys)
+    assert "journal.jsonl is" in line and "2 files" in line and "--fresh" in line
+    assert path.read_text() == "rollouts"
+
+
+def test_a_summary_without_its_journal_makes_no_finished_run(
+    tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_file(tmp_path, own_data)
+    (tmp_path / "there.png").unlink()
+    assert main(["run", config]) == 3
+    rounds = load_config(config, overrides=[]).run.rounds
+    RunFolder(tmp_path / "run").summary.write_text(json.dumps({"finished": True, "rounds": [{}] * rounds}))
+    assert main(["run", config]) == 3, "it goes on, and finds no picture"
 
 
 # ---- config ----

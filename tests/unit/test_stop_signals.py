@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import signal
@@ -17,7 +18,8 @@ from fakes import FakeGenerators, PromptList, tiny_config
 from rich.console import Console
 
 from csr_ray.app.console import ConsoleView
-from csr_ray.app.ending import kept_in_words, told_how_to_go_on
+from csr_ray.app.driver_log import logged
+from csr_ray.app.ending import told_how_to_go_on
 from csr_ray.app.stop import SignalStop
 from csr_ray.errors import ActorFailure, RunFailed, StorageError
 from csr_ray.records import Cycle, Prompt
@@ -163,15 +165,62 @@ def test_a_signal_elsewhere_interrupts_at_once_and_the_words_say_what_is_kept(tm
             stop.check()
 
 
-def test_ray_s_own_way_to_take_a_sigterm_is_understood(tmp_path: Path) -> None:
+def test_what_our_code_logs_goes_to_the_drivers_log_and_not_to_the_screen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path)
+    log = logging.getLogger("actors.train.group")
+    with logged(folder):
+        log.error("train worker 0:\n%s", "Traceback (most recent call last): ...")
+    assert "ERROR actors.train.group: train worker 0:\nTraceback" in folder.driver_log.read_text()
+    assert capsys.readouterr() == ("", "")
+    with logged(RunFolder(Path("/proc/nowhere"))):
+        log.error("a log that cannot be written stops nobody")
+    before = folder.driver_log.read_text()
+    log.error("behind it")
+    monkeypatch.setenv("CSR_RAY_DEBUG", "1")
+    with logged(folder):
+        log.error("shown")
+    assert folder.driver_log.read_text() == before
+
+
+UNREAD = """
+import sys, time
+from csr_ray.app.console import ConsoleView
+view = ConsoleView(num_rounds=1)
+for _ in range(5):
+    view.say("a line")
+    time.sleep(0.2)
+print("one without a console", flush=True)
+print("still there", file=sys.stderr)
+"""
+
+
+def test_a_run_whose_output_nobody_reads_any_more_goes_on() -> None:
+    """As behind `| head -1`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", UNREAD],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == "still there\n" and process.wait(timeout=30) == 0
+
+
+def test_nohup_is_respected() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with SignalStop(grace_s=1, before_exit=lambda: None) as stop:
-        state = state_of(tmp_path, stop=stop)
-        says = r"stopped by SIGTERM.*nothing but the config"
-        with pytest.raises(KeyboardInterrupt, match=says), told_how_to_go_on(state, stop=stop):
-            sys.exit(signal.SIGTERM)
-        with pytest.raises(SystemExit), told_how_to_go_on(state, stop=stop):
-            sys.exit(3)
-        assert kept_in_words(state) == "nothing but the config yet"
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.05)
+        assert not stop.is_asked
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    with SignalStop(grace_s=1, before_exit=lambda: None) as stop, pytest.raises(KeyboardInterrupt, match="SIGHUP"):
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(5)
 
 
 def test_the_handlers_of_before_are_back_afterwards() -> None:
@@ -184,7 +233,7 @@ def test_the_handlers_of_before_are_back_afterwards() -> None:
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """After a wish to stop the handlers stay, because the process is about to end; this one is not."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):
@@ -200,6 +249,31 @@ with SignalStop(grace_s=60, before_exit=lambda: print("let go", flush=True)) as 
         while True:
             time.sleep(1)
 """
+
+
+STUCK = """
+import ctypes
+from csr_ray.app.stop import SignalStop
+
+libc = ctypes.CDLL(None)
+mutex = ctypes.create_string_buffer(256)
+libc.pthread_mutex_init(mutex, None)
+with SignalStop(grace_s=60, before_exit=lambda: print("let go", flush=True)):
+    libc.pthread_mutex_lock(mutex)
+    print("ready", flush=True)
+    libc.pthread_mutex_lock(mutex)  # no signal interrupts it, so Python does not get to its handlers
+"""
+
+
+def test_a_second_signal_ends_a_process_whose_main_thread_stands_in_somebody_elses_code() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        process.send_signal(number)
+        time.sleep(0.2)
+    assert process.communicate(timeout=20)[0] == "let go\n" and process.returncode == 1
 
 
 def test_a_second_signal_ends_the_process_at_once_without_a_traceback() -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from test_loop import Driver, merged_model
 
+from csr_ray import waiting
 from csr_ray.errors import StorageError
-from csr_ray.store import atomic
 from csr_ray.store.atomic import new_folder, storage_errors, write_atomically
 from csr_ray.store.unfinished import remove_unfinished
 
@@ -130,7 +130,7 @@ def test_a_write_that_takes_long_says_what_is_waited_for(
 ) -> None:
     import time
 
-    monkeypatch.setattr(atomic, "_SAY_EVERY_S", 0.05)
+    monkeypatch.setattr(waiting, "SAY_EVERY_S", 0.05)
     with storage_errors(tmp_path / "slow"):
         time.sleep(0.3)
     with storage_errors(tmp_path / "fast"):

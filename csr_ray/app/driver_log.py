@@ -1,0 +1,62 @@
+"""The driver's own log, `logs/driver.log` of the run folder: tracebacks, and what our code warns of.
+
+What a person should know is said on the screen (`csr_ray.stages.view`); this is for whoever looks for a cause.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from csr_ray.errors import shows_tracebacks
+from csr_ray.store.run_folder import RunFolder
+
+_LOGGERS = ("csr_ray", "actors")
+
+
+@contextlib.contextmanager
+def logged(folder: RunFolder) -> Iterator[None]:
+    """Write what our code logs in the block to the driver's log; with `CSR_RAY_DEBUG=1` it stays on the screen."""
+    if shows_tracebacks():
+        yield
+        return
+    handler = _Handler(folder)
+    for name in _LOGGERS:
+        logging.getLogger(name).addHandler(handler)
+    try:
+        yield
+    finally:
+        for name in _LOGGERS:
+            logging.getLogger(name).removeHandler(handler)
+
+
+def write_traceback(folder: RunFolder, *, error: Exception) -> Path:
+    """Append the error's traceback to the driver's log; on the screen, if the log cannot be written."""
+    text = "".join(traceback.format_exception(error))
+    if not _append(folder, text):
+        print(text)
+    return folder.driver_log
+
+
+class _Handler(logging.Handler):
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__()
+        self._folder = folder
+        self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _append(self._folder, self.format(record))
+
+
+def _append(folder: RunFolder, text: str) -> bool:
+    try:
+        folder.driver_log.parent.mkdir(parents=True, exist_ok=True)
+        with folder.driver_log.open("a", encoding="utf-8", errors="replace") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S %z')}\n{text}\n")
+    except OSError:
+        return False
+    return True
