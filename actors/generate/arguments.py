@@ -89,15 +89,21 @@ def engine_environment(search: Search) -> dict[str, str]:
     return {"VLLM_USE_V2_MODEL_RUNNER": "0"} if search.expand in COUPLED else {}
 
 
-def socket_environment(folder: Path) -> dict[str, str]:
-    """Environment variables that let an engine have its sockets in a folder.
+def temporary_environment(folder: Path, *, usual: Path, compiled: Path) -> dict[str, str]:
+    """Environment variables that let an engine have its sockets and temporary files in a folder.
 
     An engine ends by being killed and removes nothing, so they have to lie where somebody removes all of it. Where
-    the folder's path is too long for a socket, they stay in the usual place. Not TMPDIR, which would do the same for
-    every temporary file: torch keeps its compiled headers there, and each engine would compile them anew.
+    the folder's path is too long for a socket, the sockets stay in the usual temporary folder.
+
+    Args:
+        compiled: where torch keeps what it has compiled, for all engines and later runs.
     """
     fits = len(str(folder)) + _SOCKET_NAME_BYTES <= _SOCKET_PATH_BYTES
-    return {"VLLM_RPC_BASE_PATH": str(folder)} if fits else {}
+    return {
+        "TMPDIR": str(folder),
+        "VLLM_RPC_BASE_PATH": str(folder if fits else usual),
+        "TORCHINDUCTOR_CACHE_DIR": str(compiled),
+    }
 
 
 def picture_cache_gib(num_trees: int) -> float:

@@ -11,11 +11,13 @@ import asyncio
 import contextlib
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from actors.generate.arguments import socket_environment
+from actors.generate.arguments import temporary_environment
 from actors.generate.engine import EngineSettings, VllmEngine
 from actors.handover.proofs import Served
 from actors.handover.registry import Receiver
@@ -71,7 +73,7 @@ class GeneratorActor:
     async def start(self, registry: Any) -> int:
         """Bring the engine up with the registry's current policy; returns the version it serves."""
         self._heart.start()
-        os.environ.update(socket_environment(self._folder))
+        self._keep_temporary_files_together()
         self._receiver = Receiver(registry, folder=self._folder)
         await self._engine.start()
         note_shared_memory(self._folder)
@@ -193,6 +195,13 @@ class GeneratorActor:
     async def counters(self) -> Counters:
         """What this actor and its engine have counted since the last call."""
         return self._counting.take()
+
+    def _keep_temporary_files_together(self) -> None:
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        usual = Path(tempfile.gettempdir())
+        os.environ.update(temporary_environment(self._folder, usual=usual, compiled=Path(cache_dir())))
+        tempfile.tempdir = None  # it is looked up anew, also in what is forked from this process
 
     async def close(self) -> None:
         self._engine.close()

@@ -20,7 +20,7 @@ from actors.generate.arguments import (
     engine_arguments,
     engine_environment,
     picture_cache_gib,
-    socket_environment,
+    temporary_environment,
 )
 from actors.generate.engine import EngineSettings
 from actors.handover.hot_adapter import HotAdapter
@@ -235,5 +235,11 @@ def test_left_to_itself_vllm_would_do_otherwise(vllm_says: dict[tuple[str, str, 
 
 
 def test_an_engines_sockets_lie_in_a_folder_that_is_removed_if_they_can() -> None:
-    assert socket_environment(Path("/tmp/short")) == {"VLLM_RPC_BASE_PATH": "/tmp/short"}
-    assert socket_environment(Path("/tmp", 80 * "x")) == {}, "vLLM could not bind its sockets there"
+    places = {"usual": Path("/tmp"), "compiled": Path("/tmp/torch")}
+    assert temporary_environment(Path("/tmp/short"), **places) == {
+        "TMPDIR": "/tmp/short",
+        "VLLM_RPC_BASE_PATH": "/tmp/short",
+        "TORCHINDUCTOR_CACHE_DIR": "/tmp/torch",
+    }
+    far = temporary_environment(Path("/tmp", 80 * "x"), **places)
+    assert far["VLLM_RPC_BASE_PATH"] == "/tmp", "vLLM could not bind its sockets there"

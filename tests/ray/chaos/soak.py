@@ -64,9 +64,8 @@ ROLES = {
     "raylet": r"/raylet/raylet ",
     "gcs": r"/gcs_server ",
 }
-# What torch keeps in the temporary folder for later runs on purpose, and a file of 2 KiB that vLLM leaves, whose name
-# does not say whose it is.
-KEPT = ("torchinductor_", "vllm_dist_")
+# What torch keeps in the temporary folder for later runs on purpose.
+KEPT = ("torchinductor_",)
 SHARED_MEMORY = Path("/dev/shm")
 WARM_UP_ROUNDS = 3
 # What grows by less than this in an hour counts as flat: a share of the value, or the number if that is more.
