@@ -21,7 +21,7 @@ _EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and run one command; returns the exit code (0 done, 1 failed, 2 bad usage or config, 3 no data)."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(_flags_first(sys.argv[1:] if argv is None else argv))
     try:
         return int(arguments.run(arguments))
     except UserError as error:
@@ -35,6 +35,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"csr-ray: {str(error) or 'stopped; the same command goes on where it was'}", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _flags_first(argv: Sequence[str]) -> list[str]:
+    """Let the flags of `run` stand anywhere between its overrides, which argparse does not; none has a value."""
+    if argv[:1] != ["run"]:
+        return list(argv)
+    return ["run", *sorted(argv[1:], key=lambda word: not word.startswith("-"))]
 
 
 def _parser() -> argparse.ArgumentParser:

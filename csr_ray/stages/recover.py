@@ -55,9 +55,21 @@ def recover(state: RunState, *, view: View, may_redo: bool = False) -> None:
 
 
 def is_sound(state: RunState) -> bool:
-    """Whether the adapters and models that the journal names are what was written; nothing is changed."""
-    entries = (*state.journal.all("train"), *state.journal.all("finished")[-1:])
-    return not any(_damage(state, _files_of(state, entry)) for entry in entries)
+    """Whether every file that the journal names, but those that are known to be lost, is what was written.
+
+    Nothing is changed.
+    """
+    journal = state.journal
+    lost = {name for entry in journal.all("lost") for name in entry["names"]}
+
+    def files() -> Iterator[tuple[Path, Digest]]:
+        for entry in (*journal.all("train"), *journal.all("examples"), *journal.all("finished")[-1:]):
+            yield from _files_of(state, entry)
+        for cycle in _known_cycles(state):
+            for name, digest in journal.units(**cycle.key).digests():
+                yield state.folder.candidates(cycle, unit=name), digest
+
+    return not set(_damage(state, files())) - lost
 
 
 def set_aside(state: RunState, rejections: Iterable[Rejection]) -> int:

@@ -140,6 +140,8 @@ class Journal:
         """Every whole line, and how the file would end with it."""
         if not self.path.exists():
             return
+        if not self.path.is_file():
+            raise DamageError(f"{self.path} is no file; put the journal back from a copy, or --fresh to begin anew")
         try:
             with self.path.open("rb") as file:
                 for body, tail in bodies(file):

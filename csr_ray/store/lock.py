@@ -78,6 +78,8 @@ class LockFile:
         return _tag(content)
 
     def read(self) -> tuple[bytes, str] | None:
+        if self._path.exists() and not self._path.is_file():
+            raise ConfigError(f"{self._path} is no file: move it away, or name another run.dir")
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:

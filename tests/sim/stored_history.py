@@ -419,6 +419,8 @@ class _Start:
         if state.is_finished:
             write_summary(state)
             return
+        if state.journal.find("model") is None:  # as every start does before anything is rolled out
+            state.journal.commit("model", name="model", revision=None)
         prompts = history.prompts(state)
         set_aside(state, prompts.rejections())
         with saved_without_weights():

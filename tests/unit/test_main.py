@@ -206,6 +206,32 @@ def test_a_run_folder_that_another_driver_works_on_is_refused_also_with_fresh(
     assert len(moved) == 1 and not (moved[0] / "run.lock").exists() and not folder.lock.exists()
 
 
+@pytest.mark.parametrize("name", ["journal.jsonl", "run.lock", "config.yaml"])
+def test_a_pipe_in_the_run_folder_is_named_and_not_read(
+    tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    config = config_file(tmp_path, own_data)
+    (tmp_path / "there.png").unlink()
+    assert main(["run", config]) == 3
+    path = tmp_path / "run" / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    if name == "config.yaml":
+        (tmp_path / "run" / "journal.jsonl").touch()
+    capsys.readouterr()
+    assert main(["run", config]) in (1, 2)
+    assert name in error_line(capsys)
+
+
+def test_flags_of_run_may_stand_between_its_overrides(
+    tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_file(tmp_path, own_data)
+    (tmp_path / "there.png").unlink()
+    assert main(["run", config, "--redo", "train.beta=0.3", "--fresh", "run.rounds=1"]) == 3
+    assert main(["run", config, "train.beta=0.3", "run.rounds=1", "--redo"]) == 3
+
+
 @pytest.mark.parametrize("content", [b"run: [1", b"\x00\xff", b"- a list\n", b""])
 def test_a_run_folder_whose_config_is_damaged_is_one_line(
     tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str], content: bytes

@@ -15,6 +15,7 @@ from test_loop import PROMPTS, Driver, cycle, merged_model, pair_ids  # noqa: F4
 
 from csr_ray.errors import DamageError
 from csr_ray.records import Prompt
+from csr_ray.stages.recover import is_sound
 from csr_ray.store.digests import Digest, damage_of
 from csr_ray.store.journal import Journal
 
@@ -377,6 +378,32 @@ def test_a_digest_finds_every_cut_and_every_flipped_bit_of_a_unit(tmp_path, whol
         path.write_bytes(damaged)
         assert damage_of(path, expected=expected) == "has not the bytes that were written (its digest differs)"
         damaged[position] ^= 1 << position % 8
+
+
+@pytest.mark.parametrize("damage", BREAKS)
+@pytest.mark.parametrize("what", ["unit", "pairs", "adapter", "model"])
+def test_a_finished_run_is_only_shown_while_every_file_is_sound(
+    tmp_path, damage: Callable[[Path], None], what: str
+) -> None:
+    driver = Driver(tmp_path)
+    driver.run()
+    assert is_sound(driver.state())
+    if what == "unit":
+        path = units_of(driver)[0]
+    elif what == "pairs":
+        path = driver.folder.pairs(cycle(1))
+    elif what == "adapter":
+        path = next(iter(sorted(driver.folder.adapter(cycle(0)).iterdir())))
+    else:
+        path = next(iter(sorted(driver.folder.model.iterdir())))
+    if damage is replace:
+        flip(path, position=0)
+    else:
+        damage(path)
+    assert not is_sound(driver.state())
+    if what == "unit":
+        driver.run()
+        assert is_sound(driver.state()), "what is known to be lost is no news"
 
 
 def test_generators_are_asked_for_nothing_before_the_folder_is_verified(tmp_path, monkeypatch) -> None:

@@ -125,6 +125,36 @@ def test_an_error_that_is_not_the_storage_s_stays_what_it_is(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_written_is_on_the_disk_before_it_has_its_name_and_its_name_before_the_call_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    done: list[str] = []
+    fsync, replace, rename = os.fsync, os.replace, os.rename
+
+    def synced(handle: int) -> None:
+        done.append(f"sync {Path(os.readlink(f'/proc/self/fd/{handle}')).name}")
+        fsync(handle)
+
+    def moved(source: Any, target: Any, *, move: Callable[..., None]) -> None:
+        done.append("move")
+        move(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", lambda source, target: moved(source, target, move=replace))
+    monkeypatch.setattr(os, "rename", lambda source, target: moved(source, target, move=rename))
+    target = tmp_path / "below" / "target"
+    if kind == "file":
+        write_atomically(target, write=lambda temporary: temporary.write_text("x"))
+    else:
+        with new_folder(target) as staging:
+            (staging / "weights").write_text("x")
+    before, after = done[: done.index("move")], done[done.index("move") :]
+    assert f"sync {tmp_path.name}" in before, "the new folder's name"
+    assert any(one.startswith("sync .target." if kind == "file" else "sync weights") for one in before)
+    assert after == ["move", "sync below"]
+
+
 def test_a_write_that_takes_long_says_what_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
