@@ -15,13 +15,14 @@ from report_runs import EVAL, summary_of, write_summary
 from csr_ray import __main__ as command_line
 from csr_ray import __version__
 from csr_ray.__main__ import main
-from csr_ray.app import doctor
+from csr_ray.app import doctor, plan
 from csr_ray.app import run as run_module
 from csr_ray.config.load import load_config, to_plain
 from csr_ray.store.lock import lock_folder
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.world import build
 
+SCORER = "ViT-B-32-quickgelu/openai"
 TINY_WORLD = str(Path(__file__).parents[2] / "configs" / "tiny-world.yaml")
 
 
@@ -31,6 +32,13 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     monkeypatch.setenv("CSR_RAY_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def known_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether open_clip has a model is asked by a process of its own, which takes seconds; here for one test alone."""
+    asked = plan.check_clip_source
+    monkeypatch.setattr(plan, "check_clip_source", lambda model: None if model == SCORER else asked(model))
 
 
 @pytest.fixture
@@ -47,7 +55,7 @@ def own_data(tmp_path: Path) -> dict[str, Any]:
         "run": {"dir": str(tmp_path / "run")},
         "data": {"prompts": str(tmp_path / "prompts.jsonl")},
         "policy": {"model": str(model)},
-        "scorer": {"model": "ViT-B-32-quickgelu/openai"},
+        "scorer": {"model": SCORER},
     }
 
 
