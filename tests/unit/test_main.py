@@ -36,7 +36,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def known_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether open_clip has a model is asked by a process of its own, which takes seconds; here for one test alone."""
+    """Whether open_clip has a model is asked by a process of its own, which takes seconds."""
     asked = plan.check_clip_source
     monkeypatch.setattr(plan, "check_clip_source", lambda model: None if model == SCORER else asked(model))
 
