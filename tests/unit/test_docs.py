@@ -24,6 +24,19 @@ def test_every_path_in_a_document_exists(document: Path) -> None:
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
+def test_every_promise_of_failures_names_what_shows_it() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    rows = [line for line in (ROOT / "docs" / "failures.md").read_text().splitlines() if line.startswith("|")]
+    rows = [row for row in rows if not row.startswith(("|---", "| what "))]
+    assert len(rows) > 40
+    for row in rows:
+        shown_by = re.findall(r"`([^`]+)`", row.rstrip(" |").rpartition(" | ")[2])
+        assert shown_by, row
+        for name in shown_by:
+            kind, _, target = name.partition(" ")
+            assert target in targets if kind == "make" else (ROOT / name).is_file(), (name, row)
+
+
 def test_every_module_that_a_docstring_names_exists() -> None:
     missing = []
     for source in SOURCES:
