@@ -34,7 +34,7 @@ class Run(Section):
     rounds: int = Field(
         3,
         ge=1,
-        le=100,
+        le=1000,
         json_schema_extra=OPERATIONAL,
         description="how many rounds of generating, judging, training and publishing the run makes",
     )

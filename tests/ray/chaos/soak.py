@@ -5,8 +5,8 @@ own. Every ten seconds the memory, open files and threads of each of its process
 and what it has in /dev/shm and in the temporary folder, of which it is given one of its own. At the end a table says
 what each was after the warm-up and at the end, and how fast it grew; and a last look says what the program left.
 
-A run has at most a hundred rounds, so when one is done the next is started. Each has a table of its own, but for
-those that were too short to say anything.
+When a run is done (it has a thousand rounds) the next is started. Each has a table of its own, but for those that
+were too short to say anything.
 
 Other programs on the machine do not disturb the figures, but for /dev/shm, where a file does not say whose it is:
 what others leave there meanwhile is counted, too. To keep it apart, run this in a mount namespace of its own:
@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[3]
 CONFIG = ROOT / "configs" / "tiny-world.yaml"
 # Rounds of some seconds, in which everything happens that happens in a large one.
 OVERRIDES = (
-    "run.rounds=100",
+    "run.rounds=1000",
     "run.unit=4",
     "world.quick=true",
     "world.num_train_images=96",
