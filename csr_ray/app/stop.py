@@ -23,6 +23,8 @@ from csr_ray.errors import EXIT_FAILED
 T = TypeVar("T")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# A terminal that is closed sends SIGHUP, and its shell sends it once more.
+_INSISTING = (signal.SIGINT, signal.SIGTERM)
 # After a second signal the process is ended by another thread if the main one has not done so in this time: it may
 # stand in a call of some library, in which Python's signal handlers wait.
 _STUCK_S = 2.0
@@ -73,12 +75,13 @@ class SignalStop:
         signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
 
         def count() -> None:
-            num = 0
+            is_asked = False
             while numbers := os.read(heard, 64):
-                num += sum(number in _SIGNALS for number in numbers)
-                if num >= 2:
-                    time.sleep(_STUCK_S)
-                    self._exit()
+                for number in numbers:
+                    if is_asked and number in _INSISTING:
+                        time.sleep(_STUCK_S)
+                        self._exit()
+                    is_asked = is_asked or number in _SIGNALS
             os.close(heard)
 
         threading.Thread(target=count, name="signals", daemon=True).start()
@@ -125,7 +128,9 @@ class SignalStop:
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.is_asked:
-            self._exit()
+            if number in _INSISTING:
+                self._exit()
+            return
         self.signal_name = signal.Signals(number).name
         if self._in_grace:
             _print(

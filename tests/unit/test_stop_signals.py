@@ -223,6 +223,24 @@ def test_nohup_is_respected() -> None:
         time.sleep(5)
 
 
+def test_a_terminal_that_is_closed_says_so_twice_and_means_it_once() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", TWICE],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for _ in range(2):
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.1)
+    time.sleep(3)
+    assert process.poll() is None, "it is in its grace"
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=30)[0] == "let go\n" and process.returncode == 1
+
+
 def test_the_handlers_of_before_are_back_afterwards() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with SignalStop(grace_s=1, before_exit=lambda: None):
@@ -270,7 +288,8 @@ def test_a_second_signal_ends_a_process_whose_main_thread_stands_in_somebody_els
         [sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    time.sleep(1.0)  # until it stands there
+    for number in (signal.SIGTERM, signal.SIGINT):
         process.send_signal(number)
         time.sleep(0.2)
     assert process.communicate(timeout=20)[0] == "let go\n" and process.returncode == 1
