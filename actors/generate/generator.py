@@ -197,9 +197,13 @@ class GeneratorActor:
         return self._counting.take()
 
     def _keep_temporary_files_together(self) -> None:
-        from torch._inductor.runtime.cache_dir_utils import cache_dir
+        from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
 
         usual = Path(tempfile.gettempdir())
+        # Torch has its compiled headers in the default place below TMPDIR, whatever the variable says.
+        default = Path(default_cache_dir())
+        default.mkdir(exist_ok=True)
+        (self._folder / default.name).symlink_to(default)
         os.environ.update(temporary_environment(self._folder, usual=usual, compiled=Path(cache_dir())))
         tempfile.tempdir = None  # it is looked up anew, also in what is forked from this process
 
