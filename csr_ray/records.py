@@ -289,7 +289,8 @@ class Cycle:
         return (self.round_index,) if self.position == 0 else (self.round_index, self.phase.name)
 
     def __str__(self) -> str:
-        return f"round {self.round_index}" + (f", phase {self.phase.name}" if self.position else "")
+        """As people count: the first round is round 1 (and lies in `round_000`)."""
+        return f"round {self.round_index + 1}" + (f", phase {self.phase.name}" if self.position else "")
 
 
 @dataclass(frozen=True, kw_only=True)

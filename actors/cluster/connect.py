@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray._private.utils
+import ray._private.worker
 
 from actors.process.leftovers import Watchdog, sweep
 from csr_ray.machine.private_ray import cluster_address
@@ -19,6 +20,8 @@ from csr_ray.waiting import said_if_slow
 # Ray's head notes every call of an actor, a hundred thousand of them, for `ray list tasks`. A private Ray has no
 # dashboard to list them, and a run makes some every second for as long as it lasts: the notes took 2 MiB a minute.
 _SETTINGS = {"task_events_report_interval_ms": 0}
+
+_log = logging.getLogger(__name__)
 
 
 class PrivateRay:
@@ -48,8 +51,14 @@ class PrivateRay:
 
 def _init(**options: Any) -> None:
     slow = said_if_slow("Ray to start or to be joined", question="is the cluster there, and the temporary folder?")
+    # A node's word on every death is a paragraph with colours, which Ray prints between the lines of the screen.
+    ray._private.worker.print_to_stdstream = _log_what_nodes_say
     with _sigterm_stays(), slow:
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+
+
+def _log_what_nodes_say(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+    _log.warning("%s: %s", data.get("pid"), "\n".join(str(line) for line in data["lines"]))
 
 
 @contextlib.contextmanager

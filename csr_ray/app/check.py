@@ -450,7 +450,7 @@ class _Check:
                 if left:
                     return f"{_name(*key)}: {', then '.join(left)}, then go on"
             if ("round", index, None) not in done:
-                return f"round {index}: evaluate and close the round, then go on"
+                return f"round {index + 1}: evaluate and close the round, then go on"
         if not any(entry["kind"] == "finished" and entry["rounds"] >= config.run.rounds for entry in entries):
             return "save the model"
         return "nothing: the run is finished"
@@ -548,7 +548,7 @@ def _state(entries: Iterable[Entry]) -> str:
 
 
 def _name(round_index: int, phase: str) -> str:
-    return f"round {round_index}" + (f", phase {phase}" if phase != "main" else "")
+    return f"round {round_index + 1}" + (f", phase {phase}" if phase != "main" else "")
 
 
 # ---- files ----

@@ -1,4 +1,4 @@
-"""The driver's own log, `logs/driver.log` of the run folder: tracebacks, and what our code warns of.
+"""The driver's own log, `logs/driver.log` of the run folder: tracebacks, and what our code and Ray warn of.
 
 What a person should know is said on the screen (`csr_ray.stages.view`); this is for whoever looks for a cause.
 """
@@ -15,23 +15,24 @@ from pathlib import Path
 from csr_ray.errors import shows_tracebacks
 from csr_ray.store.run_folder import RunFolder
 
-_LOGGERS = ("csr_ray", "actors")
+_LOGGERS = ("csr_ray", "actors", "ray")
 
 
 @contextlib.contextmanager
 def logged(folder: RunFolder) -> Iterator[None]:
-    """Write what our code logs in the block to the driver's log; with `CSR_RAY_DEBUG=1` it stays on the screen."""
+    """Write what is logged in the block to the driver's log; with `CSR_RAY_DEBUG=1` it stays on the screen."""
     if shows_tracebacks():
         yield
         return
-    handler = _Handler(folder)
-    for name in _LOGGERS:
-        logging.getLogger(name).addHandler(handler)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [log.handlers for log in loggers]
+    for log in loggers:
+        log.handlers = [_Handler(folder)]
     try:
         yield
     finally:
-        for name in _LOGGERS:
-            logging.getLogger(name).removeHandler(handler)
+        for log, handlers in zip(loggers, before, strict=True):
+            log.handlers = handlers
 
 
 def write_traceback(folder: RunFolder, *, error: Exception) -> Path:

@@ -53,8 +53,7 @@ def kept_in_words(state: RunState) -> str:
             units = journal.units(**cycle.key)
             if journal.find("train", **cycle.key) is None and units.names:
                 num = int(units.total("prompts") + units.total("failed"))
-                where = f"round {index + 1}" + (f" ({cycle.phase.name})" if cycle.position else "")
-                parts.append(f"{_counted(num, 'prompt')} of {where} in {_counted(len(units.names), 'unit')}")
+                parts.append(f"{_counted(num, 'prompt')} of {cycle} in {_counted(len(units.names), 'unit')}")
     return ", ".join(part for part in parts if part) or "nothing but the config yet"
 
 

@@ -149,5 +149,4 @@ def _in_words(cycle: Cycle, outcome: Outcome) -> str:
     )
     rates = "".join(f"; {name.replace('_', ' ')} {hits} of {tries}" for name, (hits, tries) in outcome.rates.items())
     dropped = f"; dropped {outcome.dropped}" if outcome.dropped else ""
-    where = f"round {cycle.round_index + 1}" + (f", {cycle.phase.name}" if cycle.position else "")
-    return f"{where}: {outcome.made} pairs, reward {rewards}{rates}{dropped}"
+    return f"{cycle}: {outcome.made} pairs, reward {rewards}{rates}{dropped}"

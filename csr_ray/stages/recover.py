@@ -122,7 +122,7 @@ def _check_adapters(state: RunState, *, view: View, may_redo: bool) -> None:
         if later and not may_redo:
             raise DamageError(
                 f"{_first(damage, root=state.folder.root)}; policy version {cycle.policy_version + 1} is made of it, "
-                f"and {_and_more(later)} of this run stand on that version. Put the file back from a copy, or start "
+                f"which {_and_more(later)} of this run started from. Put the file back from a copy, or start "
                 f"the same command with --redo: {cycle} is trained again, and all that came after it is done again"
             )
         state.journal.again([{**cycle.key, "what": "train", "reason": _first(damage)}])

@@ -269,7 +269,7 @@ def test_a_round_without_a_usable_pair_is_an_error(
     long = altered(pairs[7], rejected={"token_ids": (5,) * 5000})
     for given, dropped in (([long], r"\{'too_long': 1\}"), ([], r"\{\}")):
         job = training_process.submit(_train, model, given, tmp_path / "a", {}, None, num_planned)
-        with pytest.raises(ValueError, match=rf"round 0: no example can be trained on; dropped: {dropped}"):
+        with pytest.raises(ValueError, match=rf"round 1: no example can be trained on; dropped: {dropped}"):
             job.result(timeout=300)
 
 

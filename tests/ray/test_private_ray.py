@@ -1,4 +1,4 @@
-"""What a private Ray keeps while a run lasts."""
+"""What a private Ray keeps while a run lasts, and what of its words reaches the screen."""
 
 from __future__ import annotations
 
@@ -9,6 +9,44 @@ import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_what_a_node_says_of_a_death_goes_to_the_log_and_not_between_the_lines_of_the_screen() -> None:
+    printed = _run(
+        """
+        import logging
+        import os
+        import signal
+        import time
+
+        import ray
+
+        from actors.cluster.connect import connect
+
+        heard = []
+
+        class Listener(logging.Handler):
+            def emit(self, record):
+                heard.append(self.format(record))
+
+        logging.getLogger("actors").addHandler(Listener())
+        private = connect(num_cpus_needed=2)
+
+        @ray.remote
+        class Actor:
+            def pid(self):
+                return os.getpid()
+
+        actor = Actor.remote()
+        os.kill(ray.get(actor.pid.remote()), signal.SIGKILL)
+        waited_since = time.monotonic()
+        while not heard and time.monotonic() - waited_since < 30:
+            time.sleep(0.1)
+        print("heard", len(heard), "raylet" in heard[0], "died" in heard[0])
+        private.close()
+        """
+    )
+    assert printed == "heard 1 True True\n"
 
 
 def test_no_history_of_calls_piles_up() -> None:
@@ -49,6 +87,11 @@ def test_no_history_of_calls_piles_up() -> None:
         print("noted", len(state._get_all_task_events()))
         private.close()
         """
+    assert _run(script).split() == ["noted", "0"]
+
+
+def _run(script: str) -> str:
+    """What the script prints, in a process of its own that no cluster is named to."""
     kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
@@ -58,4 +101,5 @@ def test_no_history_of_calls_piles_up() -> None:
         text=True,
         timeout=300,
     )
-    assert done.stdout.split() == ["noted", "0"], done.stdout + done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return done.stdout

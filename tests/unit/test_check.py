@@ -77,8 +77,8 @@ def test_a_damaged_file_is_named(run, name: str, how: str) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("unit", "round 0: say that 1 units are lost, whose pairs are there"),
-        ("pairs", "round 1: make the pairs again from the units"),
+        ("unit", "round 1: say that 1 units are lost, whose pairs are there"),
+        ("pairs", "round 2: make the pairs again from the units"),
         ("model", "save the model again"),
     ],
 )
@@ -103,7 +103,7 @@ def test_what_keeps_a_resume_from_starting_is_all_that_is_said_to_be_next(run) -
 
 def test_the_last_adapter_is_trained_again(run) -> None:
     (run.folder.adapter(cycle(1)) / "adapter_model.safetensors").unlink()
-    assert run.check().next.startswith("round 1: train again; ")
+    assert run.check().next.startswith("round 2: train again; ")
     run.run()
     assert run.check().sound and [order.cycle.round_index for order in run.trainer.orders] == [1]
 
@@ -227,11 +227,11 @@ def test_unfinished_files_are_taken_for_nothing(run) -> None:
 
 
 STOPS = [
-    ({"stop_after": 0}, "round 0: 5 prompts to roll out, then build the examples, then train, then publish"),
-    ({"stop_after": 4}, "round 0: 2 prompts to roll out, then build the examples, then train, then publish"),
-    ({"fail_at": 0}, "round 0: train, then publish"),
-    ({"die_at_publish": 0}, "round 0: publish"),
-    ({"stop_after": 6}, "round 1: 4 prompts to roll out, then build the examples, then train, then publish"),
+    ({"stop_after": 0}, "round 1: 5 prompts to roll out, then build the examples, then train, then publish"),
+    ({"stop_after": 4}, "round 1: 2 prompts to roll out, then build the examples, then train, then publish"),
+    ({"fail_at": 0}, "round 1: train, then publish"),
+    ({"die_at_publish": 0}, "round 1: publish"),
+    ({"stop_after": 6}, "round 2: 4 prompts to roll out, then build the examples, then train, then publish"),
 ]
 
 
@@ -253,7 +253,7 @@ def test_with_prompts_in_turn_each_round_is_held_to_its_own(tmp_path) -> None:
         driver.run(stop_after=5)
     report = driver.check()
     assert report.sound and [phase.prompts for phase in report.phases] == [2, 2]
-    assert report.next.startswith("round 2: 2 prompts to roll out")
+    assert report.next.startswith("round 3: 2 prompts to roll out")
     driver.run()
     assert driver.check().sound
 

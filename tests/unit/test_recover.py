@@ -103,7 +103,7 @@ def test_a_damaged_unit_of_a_decided_phase_is_lost_and_that_is_said_once(
     before = driver.folder.pairs(cycle(0)).read_bytes()
     damage(units_of(driver)[0])
     driver.run()
-    assert "round 0 has lost 1 file (round_000/candidates/unit_" in driver.said.getvalue()
+    assert "round 1 has lost 1 file (round_000/candidates/unit_" in driver.said.getvalue()
     assert "nothing is done again" in driver.said.getvalue()
     assert [index for index, _ in driver.generators.grown] == [1] * len(driver.generators.grown)
     assert driver.folder.pairs(cycle(0)).read_bytes() == before
@@ -188,7 +188,7 @@ def test_a_damaged_adapter_on_which_nothing_stands_is_trained_again(
     before = {path.name: path.read_bytes() for path in adapter.iterdir()}
     damage(adapter / file)
     summary = driver.run()
-    assert f"adapter/{file} " in driver.said.getvalue() and "round 1 is trained again" in driver.said.getvalue()
+    assert f"adapter/{file} " in driver.said.getvalue() and "round 2 is trained again" in driver.said.getvalue()
     assert driver.starts[-1] == [str(driver.folder.adapter(cycle(0)))] and driver.trainer.trained == [1]
     assert driver.generators.published == [2] and driver.generators.grown == []
     assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
@@ -218,7 +218,7 @@ def test_a_damaged_adapter_on_which_phases_stand_stops_the_run_until_it_is_told(
         driver.run()
     message = str(caught.value)
     assert message.startswith(f"{path} ") and "\n" not in message
-    assert "policy version 1 is made of it, and round 1 of this run stand on that version" in message
+    assert "policy version 1 is made of it, which round 2 of this run started from" in message
     assert "from a copy" in message and "--redo" in message
     assert driver.folder.journal.read_bytes() == journal and len(driver.starts) == num_starts
     # Put back from a copy the run goes on; with --redo it does without.

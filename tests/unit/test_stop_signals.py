@@ -172,7 +172,9 @@ def test_what_our_code_logs_goes_to_the_drivers_log_and_not_to_the_screen(
     log = logging.getLogger("actors.train.group")
     with logged(folder):
         log.error("train worker 0:\n%s", "Traceback (most recent call last): ...")
+        logging.getLogger("ray").error("a word of Ray's own")
     assert "ERROR actors.train.group: train worker 0:\nTraceback" in folder.driver_log.read_text()
+    assert "ERROR ray: a word of Ray's own" in folder.driver_log.read_text()
     assert capsys.readouterr() == ("", "")
     with logged(RunFolder(Path("/proc/nowhere"))):
         log.error("a log that cannot be written stops nobody")
