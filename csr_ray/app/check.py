@@ -356,6 +356,8 @@ class _Check:
         path = self._folder / "quarantine.jsonl"
         lines: Counter[str] = Counter()
         if not path.is_file():
+            if path.exists():
+                self._damaged("quarantine.jsonl", "is no file; without it the next start writes it again")
             return lines
         data = path.read_bytes()
         whole, _, torn = data.rpartition(b"\n")
@@ -405,6 +407,10 @@ class _Check:
             self._is_stuck = True
             name = "journal.jsonl" if self._is_journal_damaged else "config.yaml"
             return [f"nothing, until {name} is put back from a copy"]
+        quarantine = self._folder / "quarantine.jsonl"
+        if quarantine.exists() and not quarantine.is_file():
+            self._is_stuck = True
+            return ["nothing, until quarantine.jsonl is moved away"]
         mended = []
         cycles = _cycles(entries)
         for number, key in enumerate(cycles):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
-from csr_ray.app.console import ConsoleView
+from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on
 from csr_ray.app.plan import check_paths, check_policy, make_plan, print_plan, resolve_world, uses_world
@@ -352,7 +352,7 @@ def _move_aside(folder: RunFolder, *, view: View) -> None:
 
 
 def _show_result(state: RunState) -> None:
-    print_round_table(summarise(state))
+    print_round_table(summarise(state), console=UnattendedConsole())
     print(f"\npage: {write_report(state.folder.root)}")
 
 

@@ -53,7 +53,12 @@ def _os_error_number(error: Exception) -> int | None:
 
 
 def storage_error_of(path: Path, *, error: OSError, done: str = "write") -> StorageError:
-    """The one line for an error of the storage: what could not be done with `path`, why, and what helps."""
+    """The one line for an error of the storage: what could not be done, why, and what helps.
+
+    It names `path`, or what the error speaks of below it.
+    """
+    if isinstance(error.filename, str) and Path(error.filename).is_relative_to(path):
+        path = Path(error.filename)
     if error.errno in _NO_SPACE:
         remedy = "free some space"
     elif error.errno in _NOT_ALLOWED:

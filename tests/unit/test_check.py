@@ -183,7 +183,7 @@ def test_a_unit_of_another_policy_version_is_found(run) -> None:
     assert "its phase starts from version 0" in what
 
 
-@pytest.mark.parametrize("how", ["flip", "cut", "remove", "double"])
+@pytest.mark.parametrize("how", ["flip", "cut", "remove", "double", "folder"])
 def test_a_damaged_quarantine_is_found(run, how: str) -> None:
     path = run.folder.quarantine
     data = path.read_bytes()
@@ -192,9 +192,11 @@ def test_a_damaged_quarantine_is_found(run, how: str) -> None:
         "cut": lambda: path.write_bytes(data[:-5]),
         "remove": path.unlink,
         "double": lambda: path.write_bytes(data + data),
+        "folder": lambda: (path.unlink(), path.mkdir()),
     }[how]()
     report = run.check()
     assert {finding.file for finding in report.damage} == {"quarantine.jsonl"}
+    assert ("moved away" in report.next) == (how == "folder")
 
 
 def test_a_torn_line_of_the_quarantine_is_no_damage_while_no_line_speaks_of_it(run) -> None:

@@ -188,11 +188,13 @@ def test_what_our_code_logs_goes_to_the_drivers_log_and_not_to_the_screen(
 
 UNREAD = """
 import sys, time
-from csr_ray.app.console import ConsoleView
+from csr_ray.app.console import ConsoleView, UnattendedConsole
+from csr_ray.report.terminal import print_round_table
 view = ConsoleView(num_rounds=1)
 for _ in range(5):
     view.say("a line")
     time.sleep(0.2)
+print_round_table({"base": {}, "rounds": []}, console=UnattendedConsole())
 print("one without a console", flush=True)
 print("still there", file=sys.stderr)
 """

@@ -189,3 +189,10 @@ def test_what_a_killed_run_was_writing_is_removed_at_the_next_start(tmp_path: Pa
         (tmp_path / name).write_text("whole")
     remove_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([*kept, "round_000"])
+
+
+def test_the_line_names_the_file_that_the_error_speaks_of(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("no folder")
+    says = rf"cannot write {tmp_path}/logs: File exists; move away"
+    with pytest.raises(StorageError, match=says), storage_errors(tmp_path):
+        (tmp_path / "logs").mkdir()
