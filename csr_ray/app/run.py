@@ -43,7 +43,7 @@ from csr_ray.stages.recover import is_sound, recover, set_aside
 from csr_ray.stages.state import RunState
 from csr_ray.stages.stop import NeverAsked, Stop
 from csr_ray.stages.view import View
-from csr_ray.store.atomic import storage_errors, write_atomically, write_json
+from csr_ray.store.atomic import make_folder, storage_errors, write_atomically, write_json
 from csr_ray.store.journal import Journal
 from csr_ray.store.lock import lock_folder
 from csr_ray.store.run_folder import RunFolder
@@ -288,7 +288,7 @@ def _reference(model: str, *, revision: str | None = None) -> str:
 
 def _start_folder(folder: RunFolder, *, config: Config) -> None:
     with storage_errors(folder.root):
-        folder.root.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.root)
         folder.logs.mkdir(exist_ok=True)
     text = yaml.safe_dump(to_plain(config), sort_keys=False)
     write_atomically(folder.config, write=lambda temporary: temporary.write_text(text))

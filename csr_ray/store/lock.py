@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Protocol
 
 from csr_ray.errors import ConfigError, LockLost
-from csr_ray.store.atomic import storage_error_of
+from csr_ray.store.atomic import make_folder, storage_error_of
 from csr_ray.store.run_folder import RunFolder
 
 BEAT_S = 10.0
@@ -322,7 +322,7 @@ def lock_folder(folder: RunFolder, *, say: Callable[[str], None]) -> RunLock:
         StorageError: the folder cannot be written.
     """
     try:
-        folder.root.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.root)
         return RunLock.take(LockFile(folder.lock), name=f"run.dir = {str(folder.root)!r}", say=say)
     except OSError as error:
         raise storage_error_of(folder.root, error=error) from error

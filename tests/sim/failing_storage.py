@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from forgetful_disk import ForgetfulDisk
+
 from csr_ray.store import journal, quarantine
 
 Kind = Literal["power", "error", "signal"]
@@ -33,6 +35,7 @@ class Storage:
         is_done: the write itself still happens, or, where it writes bytes, half of it.
         error: of the system, for kind "error"; the next `lasts` writes fail with it.
         on_signal: called at the write, for kind "signal"; it may raise.
+        disk: is told what was synced.
         hit: what was being written, by kind, when it happened; None: it has not.
     """
 
@@ -42,6 +45,7 @@ class Storage:
     error: int = errno.ENOSPC
     lasts: int = 10**9
     on_signal: Callable[[], None] = lambda: None
+    disk: ForgetfulDisk | None = None
     num: int = 0
     hit: str | None = None
 
@@ -111,7 +115,14 @@ def failing(storage: Storage) -> Iterator[None]:
 def _counted(storage: Storage, call: Callable[..., Any], *, name: str) -> Callable[..., Any]:
     def counted(*arguments: Any, **named: Any) -> Any:
         what = named.get("dir") or (arguments[-1] if name in ("replace", "rename") else (arguments or ("",))[0])
-        return storage.write(lambda: call(*arguments, **named), what=what, name=name)
+
+        def do() -> Any:
+            result = call(*arguments, **named)
+            if storage.disk is not None and name == "fsync":
+                storage.disk.synced(*arguments)
+            return result
+
+        return storage.write(do, what=what, name=name)
 
     return counted
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import yaml
 from failing_storage import PowerCut, Storage, failing
 from fakes import FakeMachinery, FakeTrainer, tiny_config
+from forgetful_disk import ForgetfulDisk
 from PIL import Image
 from simulated_generators import ServingPool, Trouble, WatchedGenerators, generators_of
 from simulated_pool import Scenario
@@ -149,10 +150,16 @@ class StoredHistory:
                 ended = type(error).__name__
                 assert "\n" not in str(error), f"not one line: {error}"
                 self.trace.append(f"    {error}")
+        if storage.disk is not None:
+            storage.disk.forget() if ended == "power" else storage.disk.close()
+            num_lines = len(_whole_lines(self._folder.journal))
+            assert num_lines >= start.num_lines, f"{start.num_lines} lines were committed, {num_lines} are there"
         self.tally["starts"] += 1
         self.tally[f"a start ended: {ended}"] += 1
         if storage.hit is not None:
             self.tally[f"{trouble} at: {storage.hit}"] += 1
+        if storage.disk is not None:
+            trouble += ", and what was not synced is forgotten"
         self.trace.append(
             f"start {number}: {trouble}{f' ({storage})' if storage.at < 10**9 else ''}, ended: {ended}; "
             f"drawn {[(index, work.drawn) for index, work in start.work.items()]}; "
@@ -166,7 +173,8 @@ class StoredHistory:
         at = rng.randint(1, rng.choice((10, 40, 150)))
         match trouble:
             case "power":
-                return Storage(at, is_done=rng.random() < 0.5)
+                disk = ForgetfulDisk(self._folder.root) if rng.random() < 0.5 else None
+                return Storage(at, is_done=rng.random() < 0.5, disk=disk)
             case "storage" | "storage for a moment":
                 lasts = 10**9 if trouble == "storage" else rng.choice((1, 1, 2, 5))
                 return Storage(at, "error", rng.random() < 0.5, error=rng.choice(_ERRORS), lasts=lasts)
@@ -205,6 +213,10 @@ class StoredHistory:
             )
         trouble = Trouble(wrong_share=0.1, uncounted_share=0.05, silent_share=0.05) if is_rough else Trouble()
         return ServingPool(calm, seed=rng.randrange(2**32), version=version, trouble=trouble)
+
+    @property
+    def journal(self) -> Path:
+        return self._folder.journal
 
     @property
     def random(self) -> random.Random:
@@ -400,6 +412,7 @@ class _Start:
         self._history = history
         self._trouble = trouble
         self._stop = stop
+        self.num_lines = 0  # of the journal, when a line was about to follow them
         self._pool: ServingPool | None = None
         self._generators: WatchedGenerators | None = None
         self._is_rough = number < TROUBLED_STARTS and rng.random() < 0.6
@@ -454,6 +467,7 @@ class _Start:
                     self._stop.ask()
 
     def _before_commit(self) -> None:
+        self.num_lines = len(_whole_lines(self._history.journal))
         if self._lock_after is not None:
             self._lock_after -= 1
             if self._lock_after < 0:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from checked_runs import CheckedDriver
+from forgetful_disk import ForgetfulDisk
 from journals import entries_of
 from test_loop import cycle, merged_model  # noqa: F401 - a fixture
 
@@ -55,10 +56,17 @@ def test_a_journal_cut_at_any_byte_goes_on_to_the_same_end(tmp_path) -> None:
 
 
 class Power:
-    """The disk of a machine that dies at the `last`th write, before or after it; from then on nothing happens."""
+    """The disk of a machine that dies at the `last`th write, before or after it; from then on nothing happens.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, last: int, is_done: bool) -> None:
+    Args:
+        disk: is told what was synced.
+    """
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *, last: int, is_done: bool, disk: ForgetfulDisk | None = None
+    ) -> None:
         self.num = 0
+        self._disk = disk
         self._last = last
         self._is_done = is_done
         for name in ("fsync", "replace", "rename", "ftruncate"):
@@ -80,6 +88,8 @@ class Power:
             if self.is_off and not self._is_done:
                 raise SystemExit("no power")
             result = call(*arguments, **keywords)
+            if self._disk is not None and call.__name__ == "fsync":
+                self._disk.synced(*arguments)
             if self.is_off:
                 raise SystemExit("no power")
             return result
@@ -98,8 +108,10 @@ class Power:
         return lambda *arguments, **keywords: None if self.is_off else call(*arguments, **keywords)
 
 
+@pytest.mark.parametrize("forgets", [False, True], ids=["keeps", "forgets"])
 @pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
-def test_a_crash_at_any_write_loses_nothing_and_doubles_nothing(tmp_path, is_done: bool) -> None:
+def test_a_crash_at_any_write_loses_nothing_and_doubles_nothing(tmp_path, is_done: bool, forgets: bool) -> None:
+    """Whether the disk keeps everything that was written, or only what was synced."""
     whole = CheckedDriver(tmp_path / "whole", **SIZE)
     with pytest.MonkeyPatch.context() as patch:
         power = Power(patch, last=10**9, is_done=is_done)
@@ -109,10 +121,15 @@ def test_a_crash_at_any_write_loses_nothing_and_doubles_nothing(tmp_path, is_don
     for last in range(1, num_writes + 1):
         run = CheckedDriver(tmp_path / f"run{last}", **SIZE)
         with pytest.MonkeyPatch.context() as patch:
-            Power(patch, last=last, is_done=is_done)
+            disk = ForgetfulDisk(run.folder.root) if forgets else None
+            Power(patch, last=last, is_done=is_done, disk=disk)
             with pytest.raises(SystemExit):
                 run.run(fail_ids=frozenset({"p1"}))
+        num_written = len(entries_of_whole_lines(run.folder.journal))
+        if disk is not None:
+            disk.forget()
         before = entries_of_whole_lines(run.folder.journal)
+        assert len(before) >= num_written - 1, "only of the last line it may not be known that it is there"
         assert not run.folder.journal.exists() or not [f for f in run.check().damage if f.file != "quarantine.jsonl"]
         assert figures(run.run(fail_ids=frozenset({"p1"}))) == expected, last
         committed = {(e["round"], id) for e in before if e["kind"] == "rollout" for id in e["ids"]}

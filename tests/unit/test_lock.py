@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from forgetful_disk import ForgetfulDisk
 
 from csr_ray.errors import ConfigError, LockLost, StorageError
 from csr_ray.store.lock import Holder, LockFile, LockStore, RunLock, lock_folder
@@ -273,3 +274,19 @@ def test_a_folder_that_cannot_be_written_is_one_line() -> None:
     with pytest.raises(StorageError, match="cannot write /proc/sys/run") as error:
         lock_folder(RunFolder(Path("/proc/sys/run")), say=print)
     assert "\n" not in str(error.value)
+
+
+def test_the_folder_that_is_made_for_a_run_outlives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, fsync = ForgetfulDisk(tmp_path), os.fsync
+
+    def watched(handle: int) -> None:
+        fsync(handle)
+        disk.synced(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    lock = lock_folder(RunFolder(tmp_path / "runs" / "mine"), say=print)
+    lock.release()
+    disk.forget()
+    assert (tmp_path / "runs" / "mine").is_dir()
