@@ -13,13 +13,13 @@ import math
 import random
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from actors.pool.events import Replica, Role
+from actors.pool.signs import SignsOfLife
 
 State = Literal["starting", "serving", "suspect", "dead"]
-# A replica that has not answered for this share of `silent_s` gets no new work until it is heard again.
-_SUSPECT_SHARE = 0.5
 # A replica whose work stands still for so many times as long as its longest step so far is dead, and for so many
 # seconds at least. The least doubles with every replica that was ended for it, in case it was only slow.
 _STALL_FACTOR = 20.0
@@ -69,24 +69,22 @@ class RoleLimits:
 class Lives:
     """The replicas of one role by condition.
 
-    Each dict is ordered by deadline, so to find who is late only the first replicas of each are looked at.
+    The starting ones are ordered by deadline, so to find who is late only the first of them are looked at.
     """
 
     def __init__(self, role: Role, limits: RoleLimits) -> None:
         self._role = role
         self._limits = limits
         self._starting: OrderedDict[Replica, float] = OrderedDict()  # since when
-        # A replica is in one of these from the first sign of life on: last heard when, asked when, asked when.
-        self._quiet: OrderedDict[Replica, float] = OrderedDict()
-        self._asked: OrderedDict[Replica, float] = OrderedDict()
-        self._suspect: OrderedDict[Replica, float] = OrderedDict()
+        # A replica is in one of these from its first sign of life on.
+        self._signs_starting = SignsOfLife(ping_s=limits.ping_s, silent_s=limits.silent_s)
+        self._signs_serving = SignsOfLife(ping_s=limits.ping_s, silent_s=limits.silent_s)
         self._serving: dict[Replica, float] = {}  # since when
         self._dead_lives: dict[int, int] = {}  # slot: how many lives of it are over
         self._to_replace: list[tuple[float, Replica]] = []  # a heap of who may be replaced from when on
         self._restarted_s: dict[int, deque[float]] = {}  # by slot
         self._failed_starts: dict[int, int] = {}  # by slot, in a row
         self._least_stall_s = _LEAST_STALL_S
-        self._silent_s = limits.silent_s
         self._has_served = False
         self._most = 0
         self._deaths_in_a_row = 0
@@ -113,7 +111,7 @@ class Lives:
             return "starting"
         if replica not in self._serving:
             return "dead"
-        return "suspect" if replica in self._suspect else "serving"
+        return "suspect" if self._signs_serving.is_suspect(replica) else "serving"
 
     def starting(self, replica: Replica, *, now_s: float) -> None:
         assert self.state_of(replica) == "dead" and not self._is_over(replica), replica
@@ -126,10 +124,11 @@ class Lives:
             return False
         assert self.state_of(replica) in ("starting", "dead"), replica
         self._starting.pop(replica, None)
+        self._signs_starting.forget(replica)
         self._serving[replica] = now_s
         self._has_served = True
         self._failed_starts.pop(replica.slot, None)
-        self._calm(replica, now_s=now_s)
+        self._signs_serving.heard(replica, now_s=now_s)
         self._most = max(self._most, len(self))
         return True
 
@@ -169,11 +168,12 @@ class Lives:
 
     def heard(self, replica: Replica, *, now_s: float) -> bool:
         """A sign of life. Returns whether the replica serves and had been suspect."""
-        if self.state_of(replica) == "dead":
+        state = self.state_of(replica)
+        if state == "dead":
             return False
-        was_suspect = self.state_of(replica) == "suspect"
-        self._calm(replica, now_s=now_s)
-        return was_suspect
+        signs = self._signs_starting if state == "starting" else self._signs_serving
+        signs.heard(replica, now_s=now_s)
+        return state == "suspect"
 
     def stalls(self, *, stalled_s: float, longest_s: float | None) -> str | None:
         """Why a replica whose work has stood still for `stalled_s` counts as dead; None: it does not.
@@ -192,33 +192,29 @@ class Lives:
 
     def overdue(self, *, now_s: float) -> list[tuple[Replica, str]]:
         """Who has to be killed, and why. The caller reports each as `died`."""
-        limits = self._limits
-        late = [
-            (replica, f"did not start within {limits.start_s:g} s (start_s)")
-            for replica in self._late("starting", now_s)
-        ]
-        silent = f"gave no sign of life for {self._silent_s:g} s (silent_s)"
-        known = {replica for replica, _ in late}
-        late += [(replica, silent) for replica in self._late("suspect", now_s) if replica not in known]
-        if any(replica in self._starting and reason == silent for replica, reason in late):
+        start_s = self._limits.start_s
+        slow = []
+        for replica, since_s in self._starting.items():
+            if since_s + start_s > now_s:
+                break
+            slow.append(replica)
+        late = [(replica, f"did not start within {start_s:g} s (start_s)") for replica in slow]
+        for signs in (self._signs_starting, self._signs_serving):
+            silent = f"gave no sign of life for {signs.silent_s:g} s (silent_s)"
+            late += [(replica, silent) for replica in signs.late(now_s=now_s) if replica not in slow]
+        if self._signs_starting.late(now_s=now_s):
             # A process that loads libraries from a slow disk cannot answer either, so the next ones get more time.
-            self._silent_s = min(2 * self._silent_s, limits.start_s)
+            self._signs_starting.silent_s = min(2 * self._signs_starting.silent_s, start_s)
         return late
 
     def newly_suspect(self, *, now_s: float) -> list[Replica]:
         """Those that serve and should get nothing new, because they have not answered for a while."""
-        late = self._late("asked", now_s)
-        for replica in late:
-            self._suspect[replica] = self._asked.pop(replica)
-        return [replica for replica in late if replica in self._serving]
+        self._signs_starting.newly_suspect(now_s=now_s)
+        return self._signs_serving.newly_suspect(now_s=now_s)
 
     def to_ping(self, *, now_s: float) -> list[Replica]:
         """Replicas that have not been heard for a while and are asked for a sign of life now."""
-        late = self._late("quiet", now_s)
-        for replica in late:
-            del self._quiet[replica]
-            self._asked[replica] = now_s
-        return late
+        return [*self._signs_serving.to_ping(now_s=now_s), *self._signs_starting.to_ping(now_s=now_s)]
 
     def replacements(self, *, now_s: float) -> list[tuple[Replica, Replica]]:
         """(dead, successor) of those that are replaced now; the successors are starting."""
@@ -248,17 +244,13 @@ class Lives:
 
     def next_deadline_s(self) -> float:
         """When a look at the clock will have something new to say, if nothing is heard until then."""
-        heads = [self._due_s(name) for name in ("starting", "quiet", "asked", "suspect")]
+        heads = [self._signs_starting.next_deadline_s(), self._signs_serving.next_deadline_s()]
+        heads += [since_s + self._limits.start_s for since_s in islice(self._starting.values(), 1)]
         return min(heads + [from_s for from_s, _ in self._to_replace[:1]])
 
     def _num_pausing(self, now_s: float) -> int:
         """Those on their way back after a pause; whoever has used its restarts up is not."""
         return sum(from_s <= now_s + _LONGEST_PAUSE_S for from_s, _ in self._to_replace)
-
-    def _calm(self, replica: Replica, *, now_s: float) -> None:
-        for replicas in (self._quiet, self._asked, self._suspect):
-            replicas.pop(replica, None)
-        self._quiet[replica] = now_s
 
     def _is_over(self, replica: Replica) -> bool:
         return replica.life < self._dead_lives.get(replica.slot, 0)
@@ -267,31 +259,9 @@ class Lives:
         if self.state_of(replica) == "dead":
             return False
         self._serving.pop(replica, None)
-        for replicas in (self._starting, self._quiet, self._asked, self._suspect):
-            replicas.pop(replica, None)
+        self._starting.pop(replica, None)
+        self._signs_starting.forget(replica)
+        self._signs_serving.forget(replica)
         self._dead_lives[replica.slot] = replica.life + 1
         self._last_death = (replica, reason)
         return True
-
-    def _in(self, name: str) -> tuple[OrderedDict[Replica, float], float]:
-        """Replicas of one condition and how long each may last."""
-        limits = self._limits
-        return {
-            "starting": (self._starting, limits.start_s),
-            "quiet": (self._quiet, limits.ping_s),
-            "asked": (self._asked, self._silent_s * _SUSPECT_SHARE),
-            "suspect": (self._suspect, self._silent_s),
-        }[name]
-
-    def _due_s(self, name: str) -> float:
-        replicas, limit_s = self._in(name)
-        return next(iter(replicas.values())) + limit_s if replicas else math.inf
-
-    def _late(self, name: str, now_s: float) -> list[Replica]:
-        replicas, limit_s = self._in(name)
-        late = []
-        for replica, since_s in replicas.items():
-            if since_s + limit_s > now_s:
-                break
-            late.append(replica)
-        return late

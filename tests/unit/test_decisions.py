@@ -236,6 +236,16 @@ def test_one_that_is_stopped_while_it_starts_is_noticed_before_its_start_is_over
     assert [type(action) for action in made.step([], now_s=18.0)] == [Kill]
 
 
+def test_more_time_for_those_that_start_is_no_more_time_for_those_that_serve() -> None:
+    made = decisions("a", generators=RoleLimits(start_s=600.0, ping_s=2.0, silent_s=10.0, restarts=2))
+    made.step([Joined(ONE), Starting(TWO)], now_s=0.0)
+    made.step([Answered(ONE), Answered(TWO)], now_s=1.0)
+    made.step([], now_s=3.0)
+    assert Kill(TWO, "gave no sign of life for 10 s (silent_s)") in made.step([Answered(ONE)], now_s=13.0)
+    made.step([], now_s=15.0)
+    assert Kill(ONE, "gave no sign of life for 10 s (silent_s)") in made.step([], now_s=25.0)
+
+
 def test_a_call_that_takes_too_long_is_tried_again_and_then_set_aside() -> None:
     made = decisions("a", "b", call_s=5.0, tries=2)
     made.step([Joined(ONE)], now_s=0.0)
