@@ -211,8 +211,13 @@ class Driver:
         return code
 
 
-def strike(driver: Driver, nodes: Nodes, rng: random.Random, roles: Sequence[str]) -> Blow | None:
-    """Kill or stop something at random of what is there; None if nothing of these roles is."""
+def strike(
+    driver: Driver, nodes: Nodes, rng: random.Random, roles: Sequence[str], struck: Counter[str]
+) -> Blow | None:
+    """Kill or stop something of what is there; None if nothing of these roles is.
+
+    It is a kind of blow that has fallen least often so far by `struck`, and which of these is random.
+    """
     present: dict[str, list[psutil.Process]] = defaultdict(list)
     for process in nodes.processes():
         with contextlib.suppress(psutil.Error):
@@ -223,8 +228,12 @@ def strike(driver: Driver, nodes: Nodes, rng: random.Random, roles: Sequence[str
     there = [role for role in roles if role in present or role in ("driver", "node", "head")]
     if not there:
         return None
-    role = rng.choice(there)
-    number = rng.choice(KILLS[role])
+    kinds = [Blow(role=role, number=number, at_s=0.0).kind for role in there for number in KILLS[role]]
+    least = min(struck[kind] for kind in kinds)
+    kind = rng.choice([kind for kind in kinds if struck[kind] == least])
+    struck[kind] += 1
+    role, _, name = kind.partition(", ")
+    number = signal.Signals[name]
     blow = Blow(role=role, number=number, at_s=time.monotonic(), stage=driver.stage())
     with contextlib.suppress(psutil.Error, ProcessLookupError):
         if role == "driver":
@@ -247,8 +256,14 @@ def play(
     roles: Sequence[str] = tuple(KILLS),
     overrides: Sequence[str] = (),
     pause_s: tuple[float, float] = (1.0, 25.0),
+    struck: Counter[str] | None = None,
 ) -> Outcome:
-    """One run under at most `num_blows` blows, started again as often as it takes."""
+    """One run under at most `num_blows` blows, started again as often as it takes.
+
+    Args:
+        struck: how often each kind of blow has fallen in earlier runs; counted on.
+    """
+    struck = Counter() if struck is None else struck
     rng = random.Random(seed)
     outcome = Outcome()
     nodes = Nodes()
@@ -258,7 +273,9 @@ def play(
             driver = Driver(folder, address=nodes.address, overrides=overrides)
             outcome.num_starts += 1
             try:
-                nodes = _until_it_ends(driver, nodes, rng, outcome, num_blows=num_blows, roles=roles, pause_s=pause_s)
+                nodes = _until_it_ends(
+                    driver, nodes, rng, outcome, num_blows=num_blows, roles=roles, pause_s=pause_s, struck=struck
+                )
                 code = driver.end()
             finally:
                 with contextlib.suppress(ProcessLookupError):
@@ -286,6 +303,7 @@ def _until_it_ends(
     num_blows: int,
     roles: Sequence[str],
     pause_s: tuple[float, float],
+    struck: Counter[str],
 ) -> Nodes:
     begun_s = time.monotonic()
     next_s = begun_s + rng.uniform(*pause_s)
@@ -306,7 +324,7 @@ def _until_it_ends(
             blow = None
             next_s = now_s + rng.uniform(*pause_s)
         if now_s >= next_s and len(outcome.blows) < num_blows:
-            blow = strike(driver, nodes, rng, roles)
+            blow = strike(driver, nodes, rng, roles, struck)
             next_s = now_s + rng.uniform(*pause_s)
             if blow is None:
                 continue
@@ -407,11 +425,13 @@ def _times(given: Any) -> str:
 
 
 def runs(*, num_deaths: int, seed: int, per_run: int = 6) -> Iterator[Outcome]:
-    """Runs under blows until so many have fallen."""
+    """Runs under blows until so many have fallen; every kind falls about as often as every other."""
     fallen = 0
+    struck: Counter[str] = Counter()
     while fallen < num_deaths:
         with tempfile.TemporaryDirectory(prefix="csr-ray-chaos-") as directory:
-            outcome = play(Path(directory) / "run", seed=seed, num_blows=min(per_run, num_deaths - fallen))
+            num_blows = min(per_run, num_deaths - fallen)
+            outcome = play(Path(directory) / "run", seed=seed, num_blows=num_blows, struck=struck)
         fallen += len(outcome.blows)
         seed += 1
         yield outcome
@@ -427,10 +447,9 @@ def main() -> None:
     for outcome in runs(num_deaths=arguments.deaths, seed=arguments.seed):
         outcomes.append(outcome)
         for blow in outcome.blows:
-            print(
-                f"  {blow.kind:28} in {blow.stage:16} noticed {blow.noticed_s} recovered {blow.recovered_s}",
-                flush=True,
-            )
+            noticed, mended = (_times([seconds]).split(",")[0] for seconds in (blow.noticed_s, blow.recovered_s))
+            where = blow.stage.partition("|")[0]
+            print(f"  {blow.kind:26} in {where:8}  noticed after {noticed:>6}  serves after {mended:>6}", flush=True)
         print(f"sound: {outcome.checked}, lost {outcome.lost}, doubled {outcome.doubled}", flush=True)
         if not outcome.checked or outcome.lost or outcome.doubled:
             print("\n".join(outcome.said))
