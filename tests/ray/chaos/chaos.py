@@ -88,6 +88,19 @@ KILLS = {
     "head": (signal.SIGKILL,),
 }
 _LONGEST_S = 1500.0
+_PAGE = """# What came of {num} deaths
+
+`make chaos N={num}` wrote this page. It starts the program on the embedded world, on a Ray cluster of three nodes.
+It kills (SIGKILL) and stops (SIGSTOP) whatever the run consists of at random instants, and starts the same command
+again where the driver or the cluster's head was hit. At the end `csr-ray check` looks at what is left. Who notices
+what, and what happens then, is in [failures.md](failures.md).
+
+{table}
+
+A death is noticed when the run says so on the screen; a driver's or a head's when its process is gone. "Serves again"
+is how long the replacement took until it had work; the driver is started again by hand, and what trains says nothing
+when it goes on. A dash: nobody missed it, as it was needed no more, or nobody says so.
+"""
 
 
 @dataclass
@@ -456,7 +469,7 @@ def main() -> None:
             sys.exit(1)
     print(table(outcomes))
     if arguments.markdown:
-        arguments.markdown.write_text(table(outcomes) + "\n")
+        arguments.markdown.write_text(_PAGE.format(num=arguments.deaths, table=table(outcomes)))
 
 
 if __name__ == "__main__":
