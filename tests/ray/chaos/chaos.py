@@ -297,8 +297,8 @@ def play(
             if code == 0:
                 break
             assert code != -1, "it hangs\n" + "\n".join(outcome.said[-150:])
-            struck = outcome.blows[-1] if outcome.blows else None
-            assert struck is not None and struck.role in ("driver", "head"), "\n".join(outcome.said[-40:])
+            last = outcome.blows[-1] if outcome.blows else None
+            assert last is not None and last.role in ("driver", "head"), "\n".join(outcome.said[-40:])
             assert time.monotonic() - started_s < _LONGEST_S, "it does not come to an end"
     finally:
         nodes.close()
