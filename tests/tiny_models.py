@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -364,3 +364,11 @@ def _tokenizer(special: Sequence[str], *, bos_token: str | None = None, **roles:
         clean_up_tokenization_spaces=False,
         **roles,
     )
+
+
+FAMILIES: dict[str, Callable[..., Path]] = {
+    "llava": build_tiny_llava,
+    "llava_next": build_tiny_llava_next,
+    "qwen2_5_vl": build_tiny_qwen_vl,
+    "qwen3_vl": build_tiny_qwen3_vl,
+}

@@ -32,6 +32,7 @@ from torch import distributed
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from actors.train.causality import sees_ahead
 from actors.train.checkpoints import Checkpoint, CheckpointFolder, checkpoints_of, training_key
 from actors.train.examples import ExampleStream, HeldExamples, Verdict
 from actors.train.pair_trainer import CheckpointClock, PairTrainer, StepClock
@@ -47,7 +48,7 @@ from csr_ray.policy.weights import merged_by_module
 from csr_ray.ports import OnStep
 from csr_ray.records import Ask, Example, Picture, Probe, Target, TrainOrder, TrainResult
 from csr_ray.store.atomic import new_folder
-from csr_ray.training.collate import LoadPicture, PairCollator, PairJudge, SharedPrefixCollator
+from csr_ray.training.collate import LoadPicture, PairCollator, PairJudge, SharedPrefixCollator, pair_rows
 from csr_ray.training.unmerged import add_unmerged
 
 _log = logging.getLogger(__name__)
@@ -134,6 +135,9 @@ class CycleTrainer:
         """Take the first form that gives TRL's log-probs and has a backward pass here, and train one step in it."""
         assert self._policy is not None
         separate_form = self._collator(rehearsal_picture, is_shared=False)
+        if self._sees_ahead(trainer, pairs=pairs, form=separate_form):
+            self._refuse_to_share(trainer, "tokens of its prompts see tokens behind them")
+            return
         separate = trainer.answer_logps(pairs, collator=separate_form)
         with rounding_noise(self._policy):
             noise = largest_gap(trainer.answer_logps(pairs, collator=separate_form), separate)
@@ -152,6 +156,28 @@ class CycleTrainer:
                 self._rehearse_step(trainer, pairs=pairs, form=shared_form)
                 self._shares_prefix, self._uses_flex = True, use_flex
                 return
+        self._refuse_to_share(trainer, reason)
+
+    def _sees_ahead(self, trainer: PairTrainer, *, pairs: Sequence[Example], form: PairCollator) -> bool:
+        """Whether any worker finds that the model's mask is not that of one sequence. All workers call it."""
+        assert self._policy is not None
+        finds = sees_ahead(
+            self._policy,
+            compute=lambda: trainer.answer_logps(pairs, collator=form),
+            batch=form(pair_rows(pairs)),
+            # Not the processor's, which for Gemma 3 is the token that begins an image.
+            image_token=getattr(self._policy.config, "image_token_id", None),
+        )
+        num_finding = torch.tensor(float(finds), device=trainer.args.device)
+        distributed.all_reduce(num_finding)
+        return bool(num_finding)
+
+    def _refuse_to_share(self, trainer: PairTrainer, reason: str) -> None:
+        """Go on in TRL's form and log why.
+
+        Raises:
+            ConfigError: `train.step` asks for one sequence a pair.
+        """
         family = type(trainer.accelerator.unwrap_model(trainer.model).get_base_model()).__name__
         if self._train.step == "shared_prefix":
             raise ConfigError(

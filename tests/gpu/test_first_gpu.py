@@ -1,8 +1,8 @@
-"""What nobody has seen yet: csr_ray on a GPU. Run it on the first machine with one (`make test-gpu`), top to bottom.
+"""What few have seen: csr_ray on a GPU. Run it on a machine with one (`make test-gpu`), from top to bottom.
 
 The tests stand in the order in which to trust them: a kernel, the scorer, the engine, whole runs of the tiny world,
 and then real shapes with random weights, which need 80 GB. Each says what it proves and how long it should take; the
-times are estimates, as none of them has run. What the CPU suite proves already (loss and gradients against TRL, trees
+times are estimates, as only the kernel and the scorer have been run. What the CPU suite proves already (loss and gradients against TRL, trees
 of the released code, hand-overs) is not repeated here.
 
     make test-gpu                                   all of it
@@ -27,7 +27,7 @@ import torch
 from fakes import preference_pair, tiny_config
 from PIL import Image
 from tiny_clip import QUICK, draw_pictures, list_tiny_clip, scores
-from tiny_models import build_tiny_llava
+from tiny_models import FAMILIES, build_tiny_gemma3, build_tiny_llava
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,6 +97,45 @@ def test_flex_attention_gives_the_log_probs_and_gradients_of_the_dense_mask(tmp_
         rows.append(logps.detach())
     assert torch.allclose(rows[0], rows[1], rtol=1e-4, atol=1e-4)
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-3 * float(gradients[1].abs().max()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_mask_that_looks_ahead_is_found_and_no_other_is(tmp_path: Path, dtype: str) -> None:
+    """Proves that a GPU's kernels give the same bits for what nothing behind it may touch, and that Gemma 3, whose
+    image tokens see each other, is told apart by that. Seconds.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    from actors.train.causality import sees_ahead
+    from csr_ray.data.pictures import load_picture
+    from csr_ray.policy.processor import load_processor
+    from csr_ray.training.collate import PairCollator, pair_rows
+
+    Image.linear_gradient("L").convert("RGB").save(tmp_path / "image.png")
+    image = {"image": str(tmp_path / "image.png"), "prompt": "Describe."}
+    pairs = [
+        preference_pair(id="0", **image, chosen_ids=tuple(range(20, 40)), rejected_ids=tuple(range(40, 49))),
+        preference_pair(id="1", **image, chosen_ids=tuple(range(30, 34)), rejected_ids=tuple(range(40, 60))),
+    ]
+    found = {}
+    for build in (*FAMILIES.values(), build_tiny_gemma3):
+        model = build(tmp_path / build.__name__, seed=0)
+        policy = AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, dtype)).to("cuda")
+        collator = PairCollator(processor=load_processor(model), load_picture=load_picture)
+        batch = {key: value for key, value in collator(pair_rows(pairs)).items() if torch.is_tensor(value)}
+        given = {
+            key: (value.to(policy.dtype) if value.is_floating_point() else value).to("cuda")
+            for key, value in batch.items()
+            if not key.startswith("ref_") and key != "completion_mask"
+        }
+        with torch.no_grad():
+            found[build.__name__] = sees_ahead(
+                policy,
+                compute=lambda policy=policy, given=given: policy(**given, use_cache=False),
+                batch=batch,
+                image_token=policy.config.image_token_id,
+            )
+    assert found == {build.__name__: False for build in FAMILIES.values()} | {"build_tiny_gemma3": True}
 
 
 def test_mask_and_batch_are_made_without_waiting_for_the_gpu() -> None:
