@@ -2,8 +2,8 @@
 
 The tests stand in the order in which to trust them: a kernel, the scorer, the engine, whole runs of the tiny world,
 and then real shapes with random weights, which need 80 GB. Each says what it proves and how long it should take; the
-times are estimates, as only the kernel and the scorer have been run. What the CPU suite proves already (loss and gradients against TRL, trees
-of the released code, hand-overs) is not repeated here.
+times are estimates, as only the kernel and the scorer have been run. What the CPU suite proves already (loss and
+gradients against TRL, trees of the released code, hand-overs) is not repeated here.
 
     make test-gpu                                   all of it
     .venv/bin/python -m pytest tests/gpu -x -s -k "not real_shapes"      what fits any GPU, with its figures
