@@ -8,14 +8,15 @@ from chaos import KILLS, play, table
 
 
 def test_a_run_under_blows_ends_with_every_prompt_once(tmp_path: Path) -> None:
-    outcome = play(tmp_path / "run", seed=5, num_blows=3, pause_s=(1.0, 12.0))
+    # Ray takes a minute to end a driver whose head is gone, and a new cluster takes another.
+    roles = [role for role in KILLS if role != "head"]
+    outcome = play(tmp_path / "run", seed=5, num_blows=3, roles=roles, pause_s=(1.0, 12.0))
     print("\n".join(outcome.said))
     print(table([outcome]))
     assert outcome.checked and (outcome.lost, outcome.doubled) == (0, 0), "\n".join(outcome.said)
     assert len(outcome.blows) >= 2
     for blow in outcome.blows:
-        # Ray itself takes a minute to end a driver whose head is gone; on a busy machine everything takes longer.
-        assert blow.noticed_s is None or blow.noticed_s < (90 if blow.role == "head" else 30), blow
+        assert blow.noticed_s is None or blow.noticed_s < 30, blow  # on a busy machine everything takes longer
 
 
 def test_every_role_can_be_struck() -> None:
