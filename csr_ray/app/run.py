@@ -27,7 +27,7 @@ from csr_ray.app.stop import SignalStop
 from csr_ray.config.load import differing_keys, is_operational, load_config, parse_config, to_plain
 from csr_ray.config.schema import Config, World
 from csr_ray.data.prompts import PromptFile, find_readable, read_prompts
-from csr_ray.errors import EXIT_DONE, ConfigError, DamageError, NoDataError
+from csr_ray.errors import EXIT_DONE, ConfigError, DamageError, NoDataError, UserError
 from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
 from csr_ray.loop import run
@@ -36,10 +36,11 @@ from csr_ray.machine.private_ray import listen_on_this_machine_only
 from csr_ray.methods.base import Method, method_of
 from csr_ray.policy.source import local_folder, reference_of, revision_of
 from csr_ray.ports import Machinery
+from csr_ray.records import Rejection
 from csr_ray.report import write_report
 from csr_ray.report.terminal import print_round_table
-from csr_ray.stages.close import summarise, write_summary
-from csr_ray.stages.recover import is_sound, recover, set_aside
+from csr_ray.stages.close import summarise
+from csr_ray.stages.recover import finish_again, is_sound, recover, set_aside
 from csr_ray.stages.state import RunState
 from csr_ray.stages.stop import NeverAsked, Stop
 from csr_ray.stages.view import View
@@ -105,7 +106,7 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
     _check_has_journal(state)
     recover(state, view=view, may_redo=redo)
     if state.is_finished:
-        write_summary(state)  # the last start may have died between its last line and the summary
+        finish_again(state, rejections=lambda: _rejections_of_reader(given), view=view)
         _show_result(state)
         return
     config = given
@@ -264,6 +265,17 @@ def _prompts(state: RunState, *, view: View) -> PromptFile:
     if num_set_aside:
         view.say(f"{num_set_aside} inputs set aside, see {state.folder.quarantine}")
     return prompts
+
+
+def _rejections_of_reader(config: Config) -> Iterator[Rejection]:
+    """The rows that cannot be used; none of the embedded world, and none if the prompts are away by now."""
+    data = config.data
+    if not uses_world(config):
+        with contextlib.suppress(UserError, OSError):
+            refuses = method_of(config).refuses
+            yield from PromptFile(
+                data.prompts, images=data.images, limit=data.limit, refuses=refuses, urls=data.urls
+            ).rejections()
 
 
 def _state(config: Config, *, folder: RunFolder, journal: Journal, stop: Stop) -> RunState:

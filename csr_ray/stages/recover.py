@@ -17,12 +17,13 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from csr_ray.errors import DamageError
 from csr_ray.records import Cycle, JsonDict, Rejection
 from csr_ray.stages.build import build_again
+from csr_ray.stages.close import write_summary
 from csr_ray.stages.state import RunState
 from csr_ray.stages.view import View
 from csr_ray.store.digests import Digest, find_damage
@@ -57,7 +58,7 @@ def recover(state: RunState, *, view: View, may_redo: bool = False) -> None:
 def is_sound(state: RunState) -> bool:
     """Whether every file that the journal names, but those that are known to be lost, is what was written.
 
-    Nothing is changed.
+    And whether the quarantine has a line for every prompt that the journal says was set aside. Nothing is changed.
     """
     journal = state.journal
     lost = {name for entry in journal.all("lost") for name in entry["names"]}
@@ -69,7 +70,25 @@ def is_sound(state: RunState) -> bool:
             for name, digest in journal.units(**cycle.key).digests():
                 yield state.folder.candidates(cycle, unit=name), digest
 
-    return not set(_damage(state, files())) - lost
+    return _has_quarantine(state) and not set(_damage(state, files())) - lost
+
+
+def finish_again(state: RunState, *, rejections: Callable[[], Iterable[Rejection]], view: View) -> None:
+    """Mend what follows from a run that is finished: its quarantine, and its summary.
+
+    The last start may have died between its last line and the summary.
+
+    Args:
+        rejections: those of the reader; asked for if the quarantine is damaged.
+    """
+    if not _has_quarantine(state):
+        set_aside(state, rejections())
+        view.say(f"[yellow]{state.folder.quarantine.name} was damaged: it is written again[/yellow]")
+    write_summary(state)
+
+
+def _has_quarantine(state: RunState) -> bool:
+    return state.quarantine.is_whole(rejection for _, rejection in state.journal.rejections())
 
 
 def set_aside(state: RunState, rejections: Iterable[Rejection]) -> int:

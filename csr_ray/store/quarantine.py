@@ -1,8 +1,8 @@
 """quarantine.jsonl: one line for each input that was set aside, for people and their tools to read.
 
-It follows from other things: the reader says at every start which rows it cannot use, and the journal's lines name
-the prompts that were set aside in rollouts. So it is made again at every start, and what is torn, damaged or out of
-date in it is gone then.
+A line is on the disk before the journal's line that speaks of its prompt. The file follows from other things: the
+reader says at every start which rows it cannot use, and the journal's lines name the prompts that were set aside in
+rollouts. So it is made again at every start, and what is torn, damaged or out of date in it is gone then.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 
 from csr_ray.records import Rejection
-from csr_ray.store.atomic import make_folder, storage_errors, write_all, write_atomically
+from csr_ray.store.atomic import make_folder, storage_errors, sync_folder, write_all, write_atomically
 from csr_ray.store.units import short_hash
 
 _LINES_A_WRITE = 1000
@@ -62,16 +62,36 @@ class Quarantine:
             self._append(chunk)
         return num
 
+    def is_whole(self, rejections: Iterable[Rejection]) -> bool:
+        """Whether every line of the file can be read, none is there twice, and these have theirs."""
+        known: set[int] = set()
+        try:
+            with self.path.open("rb") as file:
+                for line in file:
+                    key = short_hash(line[:-1].decode())
+                    if not line.endswith(b"\n") or key in known or not isinstance(json.loads(line), dict):
+                        return False
+                    known.add(key)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError):
+            return False
+        return all(short_hash(quarantine_line(item)) in known for item in rejections)
+
     def _append(self, rejections: Iterable[Rejection]) -> None:
         with storage_errors(self.path):
             make_folder(self.path.parent)
             if self._known is None:
                 self._known = self._read()
             lines = list(self._new_lines(rejections))
+            is_new = not self.path.exists()
             with self.path.open("ab", buffering=0) as file:
                 num_bytes = os.fstat(file.fileno()).st_size
                 try:
                     write_all(file.write, b"".join(lines))
+                    os.fsync(file.fileno())
+                    if is_new:
+                        sync_folder(self.path.parent)
                 except BaseException:
                     # The disk may be full: no half line may stand before the next one, and none counts as written.
                     os.ftruncate(file.fileno(), num_bytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -11,11 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from fakes import FakeGenerators
 from journals import entries_of
+from rich.console import Console
 from test_loop import PROMPTS, Driver, cycle, merged_model, pair_ids  # noqa: F401 - a fixture
 
+from csr_ray.app.console import ConsoleView
 from csr_ray.errors import DamageError
 from csr_ray.records import Prompt
-from csr_ray.stages.recover import is_sound
+from csr_ray.stages.recover import finish_again, is_sound
 from csr_ray.store.digests import Digest, damage_of
 from csr_ray.store.journal import Journal
 
@@ -404,6 +407,28 @@ def test_a_finished_run_is_only_shown_while_every_file_is_sound(
     if what == "unit":
         driver.run()
         assert is_sound(driver.state()), "what is known to be lost is no news"
+
+
+@pytest.mark.parametrize("how", ["remove", "cut", "flip", "double", "tail"])
+def test_the_quarantine_of_a_finished_run_is_mended(tmp_path, how: str) -> None:
+    driver = Driver(tmp_path)
+    driver.run(fail_ids=frozenset({"p1"}))
+    path = driver.folder.quarantine
+    data = path.read_bytes()
+    assert data and is_sound(driver.state())
+    {
+        "remove": path.unlink,
+        "cut": lambda: path.write_bytes(data[:-3]),
+        "flip": lambda: path.write_bytes(data.replace(b"p1", b"p0")),
+        "double": lambda: path.write_bytes(data + data),
+        "tail": lambda: path.write_bytes(data + b'{"id": "p2", "so'),
+    }[how]()
+    assert not is_sound(driver.state())
+    state, said = driver.state(), io.StringIO()
+    view = ConsoleView(num_rounds=2, console=Console(file=said, width=1000))
+    finish_again(state, rejections=lambda: (), view=view)
+    assert path.read_bytes() == data and "quarantine.jsonl was damaged" in said.getvalue()
+    assert is_sound(driver.state()) and json.loads(driver.folder.summary.read_text())["finished"]
 
 
 def test_generators_are_asked_for_nothing_before_the_folder_is_verified(tmp_path, monkeypatch) -> None:
