@@ -36,6 +36,12 @@ class StorageError(UserError):
     """The run folder cannot take a write (disk full, no permission)."""
 
 
+_SEE_TO_PICTURES = (
+    "Nothing is set aside for that; see that their file system is there, then start the same command again: it goes "
+    "on where it was"
+)
+
+
 class PicturesGone(StorageError):
     """Pictures that could be read before cannot be any more; the message names the last one that could."""
 
@@ -43,9 +49,13 @@ class PicturesGone(StorageError):
     def since(cls, last_read: str, *, reason: object) -> PicturesGone:
         return cls(
             f"pictures cannot be read any more, as {last_read}, which was read a moment ago: {reason}. "
-            "Nothing is set aside for that; see that their file system is there, then start the same command "
-            "again: it goes on where it was"
+            f"{_SEE_TO_PICTURES}"
         )
+
+    @classmethod
+    def all_of_them(cls, *, reason: object) -> PicturesGone:
+        """Not one can be read, though some could when the run was at work before."""
+        return cls(f"no picture can be read any more: {reason}. {_SEE_TO_PICTURES}")
 
 
 class LockLost(UserError):

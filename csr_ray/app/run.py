@@ -27,7 +27,7 @@ from csr_ray.app.stop import SignalStop
 from csr_ray.config.load import differing_keys, is_operational, load_config, parse_config, to_plain
 from csr_ray.config.schema import Config, World
 from csr_ray.data.prompts import PromptFile, find_readable, read_prompts
-from csr_ray.errors import EXIT_DONE, ConfigError, DamageError, NoDataError, UserError
+from csr_ray.errors import EXIT_DONE, ConfigError, DamageError, NoDataError, PicturesGone, UserError
 from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
 from csr_ray.loop import run
@@ -253,8 +253,13 @@ def _prompts(state: RunState, *, view: View) -> PromptFile:
         data.prompts, images=data.images, limit=data.limit, refuses=state.method.refuses, urls=data.urls
     )
     num_set_aside = set_aside(state, prompts.rejections())
+    cycles = [cycle for index in range(state.config.run.rounds) for cycle in state.cycles(index)]
+    if all(state.journal.find("examples", **cycle.key) for cycle in cycles):
+        return prompts
     has_readable, unreadable = find_readable(prompts.take())
     if not has_readable:
+        if unreadable and any(state.journal.units(**cycle.key).names for cycle in cycles):
+            raise PicturesGone.all_of_them(reason=unreadable[0].reason)
         first = next(prompts.rejections(), None) or next(iter(unreadable), None)
         num_set_aside += state.quarantine.add(unreadable)
         reasons = f"; first reason: {first.reason}" if first else "; the file has no rows"

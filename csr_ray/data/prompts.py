@@ -251,12 +251,19 @@ def find_readable(prompts: Iterable[Prompt]) -> tuple[bool, list[Rejection]]:
         Whether there is one, and the prompts before it as rejections.
     """
     rejections: list[Rejection] = []
+    return first_readable(prompts, on_rejection=rejections.append) is not None, rejections
+
+
+def first_readable(
+    prompts: Iterable[Prompt], *, on_rejection: Callable[[Rejection], None] = lambda _: None
+) -> Prompt | None:
+    """The first prompt whose image can be read, looked for in threads and a few ahead; None if there is none."""
     with _images_checked(prompts) as items:
         for item in items:
             if isinstance(item, Prompt):
-                return True, rejections
-            rejections.append(item)
-    return False, rejections
+                return item
+            on_rejection(item)
+    return None
 
 
 def _parse_rows(rows: Iterable[Row], *, folders: tuple[str, ...], urls: bool) -> Iterator[Prompt | Rejection]:

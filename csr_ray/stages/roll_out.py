@@ -46,7 +46,7 @@ def roll_out(
         return
     check = _now_and_then(check, every_s=_CHECK_EVERY_S)
     units = _OpenUnits(turn, size=state.config.run.unit)
-    sieve = Sieve(unreadable=check_image)
+    sieve = Sieve(unreadable=check_image, find=turn.readable)
     committed_s = counted_s = time.perf_counter()
     num_left = turn.num_to_do
     generators.counters()

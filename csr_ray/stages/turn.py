@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 
+from csr_ray.data.prompts import first_readable
 from csr_ray.ports import Prompts
 from csr_ray.records import Cycle, Prompt, Unit
 from csr_ray.stages.state import RunState
@@ -79,6 +80,11 @@ class Turn:
         walk = self._prompts.take(start=self._start, num=self._prompts.num)
         done = (prompt for prompt in walk if self._done.unit_with(prompt.id) is not None)
         return next((prompt for prompt in done if prompt.id not in refused), None)
+
+    def readable(self) -> str | None:
+        """A picture that can be read now, of any prompt there is; None if there is none."""
+        found = first_readable(self._prompts.take(start=self._start, num=self._prompts.num))
+        return found.image if found else None
 
     def _walk(self) -> Iterator[Prompt]:
         return self._prompts.take(start=self._start, num=self._size)

@@ -1,7 +1,8 @@
 """Tells broken pictures from a storage that has gone: a mount that vanishes makes every picture unreadable at once.
 
-Broken pictures are set aside for good, so before many of them in a row are, the last picture that could be read is
-read once more. If it cannot be read any more either, it is not the pictures' fault.
+Broken pictures are set aside for good, so before any of them are, the last picture that could be read is read once
+more. If it cannot be read any more either, it is not the pictures' fault. The same holds where none has been read yet
+and none can be found.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from csr_ray.errors import PicturesGone
 from csr_ray.records import Rejection, Rollout
 
-# So many prompts in a row that are set aside by their own fault make one look.
+# So many prompts in a row that are set aside by their own fault make one look, if no answer comes before.
 _MANY = 16
 
 
@@ -20,10 +21,13 @@ class Sieve:
 
     Args:
         unreadable: why a picture cannot be read, or None.
+        find: a picture that can be read now, of all there are; None: there is none. Asked where no answer has come
+            yet.
     """
 
-    def __init__(self, *, unreadable: Callable[[str], Exception | None]) -> None:
+    def __init__(self, *, unreadable: Callable[[str], Exception | None], find: Callable[[], str | None]) -> None:
         self._unreadable = unreadable
+        self._find = find
         self._held: list[Rejection] = []
         self._last_read = ""
 
@@ -41,10 +45,12 @@ class Sieve:
                     self._look()
                     yield from self._let_go()
                 continue
-            if isinstance(result, Rollout):
-                self._last_read = result.prompt.image
             yield result
-            yield from self._let_go()
+            if isinstance(result, Rollout):
+                # Its picture was read when its turn came, which may be before those that are held failed.
+                self._last_read = result.prompt.image
+                self._look()
+                yield from self._let_go()
         self._look()
         yield from self._let_go()
 
@@ -58,7 +64,13 @@ class Sieve:
         return list(self._let_go())
 
     def _look(self) -> None:
-        if self._held and self._last_read and (reason := self._unreadable(self._last_read)) is not None:
+        if not self._held:
+            return
+        if not self._last_read:
+            self._last_read = self._find() or ""
+            if not self._last_read:
+                raise PicturesGone.all_of_them(reason=self._held[0].reason)
+        elif (reason := self._unreadable(self._last_read)) is not None:
             raise PicturesGone.since(self._last_read, reason=reason)
 
     def _let_go(self) -> Iterator[Rejection]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import queue
 import threading
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow.parquet as pq
 import pytest
@@ -53,10 +56,15 @@ def merged_model(monkeypatch) -> None:
 
 
 class Driver:
-    """One run folder, and a new process each time `run` is called."""
+    """One run folder, and a new process each time `run` is called.
+
+    Attributes:
+        has_pictures: the pictures that the prompts name are files; else nobody looks for them.
+    """
 
     suite = SUITE
     prompts = PROMPTS
+    has_pictures = False
 
     def __init__(self, directory: Path, **sections: dict) -> None:
         directory.mkdir(exist_ok=True)
@@ -103,7 +111,18 @@ class Driver:
         state = self.state()
         recover(state, view=view, may_redo=may_redo)
         set_aside(state, ())
-        return loop.run(state, prompts=PromptList(self.prompts), suite=self.suite, start_machinery=start, view=view)
+        with contextlib.nullcontext() if self.has_pictures else pictures_that_nobody_looks_for():
+            return loop.run(
+                state, prompts=PromptList(self.prompts), suite=self.suite, start_machinery=start, view=view
+            )
+
+
+@contextlib.contextmanager
+def pictures_that_nobody_looks_for() -> Iterator[None]:
+    """Every picture counts as one that can be read."""
+    found = mock.patch("csr_ray.stages.turn.first_readable", lambda prompts: next(iter(prompts), None))
+    with found, mock.patch("csr_ray.stages.roll_out.check_image", lambda image: None):
+        yield
 
 
 def cycle(index: int) -> Cycle:

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes import FakeGenerators
+from fakes import FakeGenerators, tiny_config
 from PIL import Image
 from test_loop import Driver, save_fake_model
 
 from csr_ray.data.images import check_image
 from csr_ray.errors import PicturesGone
-from csr_ray.records import Prompt, Rejection, Rollout
+from csr_ray.records import Cycle, Prompt, Rejection, Rollout
+from csr_ray.stages.vanished import Sieve
 
 
 class Reading(FakeGenerators):
@@ -36,6 +37,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     monkeypatch.setattr("test_loop.FakeGenerators", Reading)
     monkeypatch.setattr("csr_ray.policy.weights.save_merged", save_fake_model)
     made = Driver(tmp_path / "run", run={"rounds": 1, "unit": 4})
+    made.has_pictures = True
     folder = tmp_path / "pictures"
     folder.mkdir()
     made.prompts = []
@@ -47,12 +49,12 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     return made
 
 
-@pytest.mark.parametrize("gone_after", [10, 50, 59])
+@pytest.mark.parametrize("gone_after", [0, 10, 50, 59])
 def test_a_mount_that_vanishes_stops_the_run_and_is_nobodys_fault(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gone_after: int
 ) -> None:
     monkeypatch.setattr(Reading, "gone_after", gone_after)
-    with pytest.raises(PicturesGone, match=r"pictures cannot be read any more, as .*\.png, .*: no such file"):
+    with pytest.raises(PicturesGone, match=r"pictures? can(not)? be read any more.*: .*no such file"):
         driver.run()
     units = driver.state().journal.units(round=0, phase="main")
     assert units.total("prompts") == gone_after and units.total("failed") == 0, "what was finished is kept"
@@ -60,6 +62,35 @@ def test_a_mount_that_vanishes_stops_the_run_and_is_nobodys_fault(
     (tmp_path / "away").rename(tmp_path / "pictures")
     (entry,) = driver.run()["rounds"]
     assert (entry["rollout"]["prompts"], entry["rollout"]["failed"]) == (60, 0)
+
+
+def test_a_mount_that_vanishes_between_two_starts_or_rounds_costs_nothing(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Reading, "gone_after", 10)
+    with pytest.raises(PicturesGone):
+        driver.run()
+    monkeypatch.setattr(Reading, "gone_after", None)
+    with pytest.raises(PicturesGone, match=r"no picture can be read any more"):
+        driver.run()
+    units = driver.state().journal.units(round=0, phase="main")
+    assert (units.total("prompts"), units.total("failed")) == (10, 0)
+    (tmp_path / "away").rename(tmp_path / "pictures")
+    (entry,) = driver.run()["rounds"]
+    assert (entry["rollout"]["prompts"], entry["rollout"]["failed"]) == (60, 0)
+
+
+def test_answers_under_way_when_the_mount_went_vouch_for_nobody() -> None:
+    prompts = [Prompt(id=str(number), image=f"{number}.png", text="Describe.") for number in range(9)]
+    gone = [prompt.refused("no such file", fault="input") for prompt in prompts[2:]]
+    generators = FakeGenerators(tiny_config(Path()))
+    there = [generators._rollout(prompt, cycle=Cycle(round_index=0)) for prompt in prompts[:2]]
+    sieve = Sieve(unreadable=lambda image: FileNotFoundError(image), find=lambda: None)
+    handed_on = []
+    with pytest.raises(PicturesGone):
+        for result in sieve.sift([there[0], *gone[:4], there[1], *gone[4:]]):
+            handed_on.append(result)
+    assert handed_on == there
 
 
 def test_many_broken_pictures_in_a_row_are_set_aside(driver: Driver) -> None:
