@@ -120,8 +120,27 @@ def checkpoint_name(module: str, *, names: Collection[str]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoraLayer:
+    """Where the update of one module is read: the file, the module's name in it, and alpha / r."""
+
+    file: Path
+    name: str
+    scale: float
+
+    def read(self) -> LoraDelta:
+        with safe_open(self.file, framework="pt") as weights:
+            down, up = (weights.get_tensor(f"{self.name}.lora_{half}.weight") for half in "AB")
+        return LoraDelta(down=down, up=up, scale=self.scale)
+
+
 def lora_deltas(adapter: Path) -> dict[str, LoraDelta]:
-    """The updates of a PEFT adapter folder, by the module name it was trained under.
+    """The updates of a PEFT adapter folder, by the module name it was trained under; see `lora_layers`."""
+    return {module: layer.read() for module, layer in lora_layers(adapter).items()}
+
+
+def lora_layers(adapter: Path) -> dict[str, LoraLayer]:
+    """The layers of a PEFT adapter folder, by the module name they were trained under; no tensor is read.
 
     Raises:
         ValueError: files are missing, or the adapter uses a variant whose update is not alpha / r B A.
@@ -136,18 +155,18 @@ def lora_deltas(adapter: Path) -> dict[str, LoraDelta]:
     rank = config["r"]
     scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
     with safe_open(adapter / _ADAPTER_WEIGHTS, framework="pt") as weights:
-        tensors = {name: weights.get_tensor(name) for name in weights.keys()}  # noqa: SIM118 - not a dict
-    deltas = {}
-    for name, tensor in tensors.items():
+        names = set(weights.keys())
+    layers = {}
+    for name in sorted(names):
         if name.endswith(".lora_A.weight"):
             module = name.removesuffix(".lora_A.weight")
-            up = tensors.get(f"{module}.lora_B.weight")
-            if up is None:
+            if f"{module}.lora_B.weight" not in names:
                 raise ValueError(f"adapter {adapter}: {module} has lora_A but no lora_B")
-            deltas[module.removeprefix(_PEFT_PREFIX)] = LoraDelta(down=tensor, up=up, scale=scale)
-    if 2 * len(deltas) != len(tensors):
-        raise ValueError(f"adapter {adapter}: holds tensors that are not LoRA pairs: {sorted(tensors)[:3]} ...")
-    return deltas
+            layer = LoraLayer(file=adapter / _ADAPTER_WEIGHTS, name=module, scale=scale)
+            layers[module.removeprefix(_PEFT_PREFIX)] = layer
+    if 2 * len(layers) != len(names):
+        raise ValueError(f"adapter {adapter}: holds tensors that are not LoRA pairs: {sorted(names)[:3]} ...")
+    return layers
 
 
 def combined_tensors(adapters: Sequence[Path]) -> dict[str, torch.Tensor]:
@@ -234,7 +253,8 @@ def merged_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors that `adapters` change, merged into `base`: (checkpoint name, [out, in]).
 
-    One tensor is in memory at a time. Without adapters there is nothing to yield.
+    One tensor and one update of it are in memory at a time, however many adapters there are. Without any there is
+    nothing to yield.
 
     Args:
         dtype: what the sums are rounded to, which is what they are used in; None: the dtype they have in `base`.
@@ -287,22 +307,22 @@ def merged_by_module(
 ) -> Iterator[tuple[str, str, torch.Tensor]]:
     """Yield what `merged_tensors` yields, with the module's name: (checkpoint name, module name, tensor)."""
     files = tensor_files(base)
-    updates: dict[str, list[LoraDelta]] = {}
+    updates: dict[str, list[LoraLayer]] = {}
     modules: dict[str, str] = {}
     for adapter in adapters:
-        deltas = lora_deltas(adapter)
-        resolved = {module: checkpoint_name(module, names=files) for module in deltas}
+        layers = lora_layers(adapter)
+        resolved = {module: checkpoint_name(module, names=files) for module in layers}
         missing = sorted(module for module, name in resolved.items() if name is None)
         if missing:
             raise ValueError(f"adapter {adapter}: {base} has no weights for {', '.join(missing)}")
         for module, name in resolved.items():
             assert name is not None
-            updates.setdefault(name, []).append(deltas[module])
+            updates.setdefault(name, []).append(layers[module])
             modules[name] = module
     for name in sorted(updates, key=lambda name: (str(files[name]), name)):
         with safe_open(files[name], framework="pt") as weights:
             weight = weights.get_tensor(name)
-        total = _sum(weight, deltas=updates[name], name=name)
+        total = _sum(weight, layers=updates[name], name=name)
         merged = total.to(dtype or weight.dtype)
         if rounding is not None:
             rows = slice(None, None, max(1, len(total) // _ROWS_LOOKED_AT))
@@ -311,11 +331,11 @@ def merged_by_module(
         yield name, modules[name], merged
 
 
-def _sum(weight: torch.Tensor, *, deltas: Sequence[LoraDelta], name: str) -> torch.Tensor:
-    """[out, in] weight plus all updates, in float32."""
+def _sum(weight: torch.Tensor, *, layers: Sequence[LoraLayer], name: str) -> torch.Tensor:
+    """[out, in] weight plus all updates, in float32. The updates are read one after the other."""
     total = weight.to(torch.float32, copy=True)  # never in place: the file may be mapped into memory
-    for delta in deltas:
-        dense = delta.dense()
+    for layer in layers:
+        dense = layer.read().dense()
         if dense.shape != total.shape:
             raise ValueError(f"adapter update of {name} is {list(dense.shape)}, the weight {list(total.shape)}")
         total += dense

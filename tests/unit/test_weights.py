@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from tiny_models import build_tiny_llava
 
 from csr_ray.errors import StorageError
 from csr_ray.policy.weights import (
+    LoraDelta,
     checkpoint_name,
     checksum,
     combined_tensors,
@@ -69,6 +72,28 @@ def test_adapters_add_up_on_the_original_base(base: Path, adapters: list[Path]) 
     for name, tensor in both.items():
         expected = one[name].double() + two[name].double() - original[name].double()
         torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_one_update_is_in_memory_at_a_time_however_many_adapters_there_are(
+    base: Path, adapters: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them held at once made engine and trainer grow by an adapter with every round."""
+    alive: weakref.WeakSet[LoraDelta] = weakref.WeakSet()
+    most = 0
+
+    class Counted(LoraDelta):
+        __hash__ = object.__hash__
+
+        def __init__(self, **fields: Any) -> None:
+            super().__init__(**fields)
+            nonlocal most
+            alive.add(self)
+            most = max(most, len(alive))
+
+    monkeypatch.setattr("csr_ray.policy.weights.LoraDelta", Counted)
+    for _ in merged_tensors(base, adapters=adapters * 5):
+        pass
+    assert most == 1
 
 
 def test_sum_is_formed_in_float32_and_rounded_once(base: Path, adapters: list[Path], tmp_path: Path) -> None:
@@ -242,6 +267,7 @@ def test_failed_save_leaves_the_older_model_and_no_litter(base: Path, adapters: 
 _SAVE_ON_A_FULL_DISK = """
 import resource, sys
 from pathlib import Path
+from typing import Any
 from csr_ray.errors import StorageError
 from csr_ray.policy.weights import combined_tensors, save_combined, save_merged
 
