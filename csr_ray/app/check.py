@@ -157,7 +157,7 @@ class _Check:
         cycles = _cycles(entries)
         for version, key in enumerate(cycles):
             self._check_cycle(key, entries=_of_cycle(entries, key), version=version, quarantined=quarantined)
-        self._check_model(entries, num_trained=sum(entry["kind"] == "train" for entry in entries))
+        self._check_model(entries)
         self._look_for_rests(entries)
         if not report.lines and len(list(self._folder.glob("round_*/**/[!.]*.parquet"))) > 1:
             self._damaged("journal.jsonl", "has no line that speaks of the files that there are")
@@ -376,10 +376,10 @@ class _Check:
                 self._damaged("quarantine.jsonl", f"{times} lines are {known}")
         return lines
 
-    def _check_model(self, entries: Sequence[Entry], *, num_trained: int) -> None:
+    def _check_model(self, entries: Sequence[Entry]) -> None:
         finished = [entry for entry in entries if entry["kind"] == "finished"]
         # A run that went on with more rounds may be replacing its model.
-        if finished and finished[-1]["version"] == num_trained:
+        if finished and (self._config is None or finished[-1]["rounds"] >= self._config.run.rounds):
             self._check_files(finished[-1:], lost=set(), version=None)
 
     def _look_for_rests(self, entries: Sequence[Entry]) -> None:

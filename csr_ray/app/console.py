@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
@@ -40,8 +41,8 @@ class ConsoleView:
         self._num_rounds = num_rounds
         self._live = self._console.is_terminal
 
-    def say(self, line: str) -> None:
-        self._console.print(f"  {line}", soft_wrap=True)
+    def say(self, line: str, *, is_warning: bool = False) -> None:
+        self._console.print(f"  {line}", soft_wrap=True, markup=False, style="yellow" if is_warning else None)
 
     def metrics(self, *, version: int, metrics: dict[str, float]) -> None:
         shown = {
@@ -50,7 +51,7 @@ class ConsoleView:
             "yes/no accuracy": metrics.get("pope_acc"),
         }
         text = ", ".join(f"{name} {100 * value:.1f} %" for name, value in shown.items() if value is not None)
-        self.say(f"[bold]policy version {version}[/bold]: {text}")
+        self._console.print(f"  [bold]policy version {version}[/bold]: {text}", soft_wrap=True)
 
     @contextlib.contextmanager
     def stage(self, name: str, *, total: int | None, unit: str, round_index: int | None) -> Iterator[Progress]:
@@ -65,20 +66,18 @@ class ConsoleView:
                 yield stage
         figures = stage.figures()
         done = f"{stage.done} {stage.unit} in " if stage.done > 1 else ""
-        self._console.print(
-            f"[green]✓[/green] {label:<24} {done}{stage.seconds:.1f} s" + (f"  ({figures})" if figures else ""),
-            soft_wrap=True,
-        )
+        text = f"{label:<24} {done}{stage.seconds:.1f} s" + (f"  ({figures})" if figures else "")
+        self._console.print(f"[green]✓[/green] {escape(text)}", soft_wrap=True)
 
     @contextlib.contextmanager
     def _live_stage(self, label: str, *, total: int | None, unit: str) -> Iterator[Progress]:
         progress = Bar(
             SpinnerColumn(),
-            TextColumn("{task.description:<24}"),
+            TextColumn("{task.description:<24}", markup=False),
             BarColumn(bar_width=30),
-            TextColumn("{task.completed:.0f}/{task.fields[shown_total]} " + unit),
+            TextColumn("{task.completed:.0f}/{task.fields[shown_total]} " + unit, markup=False),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[figures]}", style="dim"),
+            TextColumn("{task.fields[figures]}", style="dim", markup=False),
             console=self._console,
             transient=True,
             refresh_per_second=5,
@@ -108,10 +107,8 @@ class ConsoleView:
             now_s = time.perf_counter()
             if now_s - last_s >= PLAIN_EVERY_S:
                 last_s = now_s
-                self._console.print(
-                    f"  {label}: {stage.done}/{stage.total if stage.total is not None else '?'} {unit}, "
-                    f"{stage.figures()}",
-                    soft_wrap=True,
-                )
+                total = "?" if stage.total is None else str(stage.total)
+                figures = f", {shown}" if (shown := stage.figures()) else ""
+                self.say(f"{label}: {stage.done}/{total} {unit}{figures}")
 
         yield Progress(name=label, unit=unit, total=total, on_change=show)

@@ -33,7 +33,9 @@ def save_model(state: RunState, *, view: View) -> None:
 
     is_unmerged = state.config.generators.publish == "adapter"
     with view.stage("save the model", total=1, unit="model", round_index=None) as stage:
-        adapters = [Path(adapter) for adapter in state.adapters]
+        # A phase of a round that is asked for no more may be trained already, where run.rounds has become less.
+        version = state.version_after(state.config.run.rounds - 1)
+        adapters = [Path(adapter) for adapter in state.adapters[:version]]
         rounding = save_merged(local_folder(state.model), adapters=adapters, output=state.folder.model)
         if is_unmerged:
             save_combined(combined_tensors(adapters), output=state.folder.adapter_of_all)
@@ -41,8 +43,9 @@ def save_model(state: RunState, *, view: View) -> None:
     if rounding.swallowed > SWALLOWED_AT_MOST:
         better = f"; {state.folder.adapter_of_all} on the base model is unrounded" if is_unmerged else ""
         view.say(
-            f"[yellow]{state.folder.model} has the base model's dtype, in which {rounding.kept:.0%} of what was "
-            f"learned arrived, with noise of {rounding.swallowed:.0%} of its size{better}[/yellow]"
+            f"{state.folder.model} has the base model's dtype, in which {rounding.kept:.0%} of what was "
+            f"learned arrived, with noise of {rounding.swallowed:.0%} of its size{better}",
+            is_warning=True,
         )
     folders = [state.folder.model, *([state.folder.adapter_of_all] if is_unmerged else [])]
     digests = {path: digest for folder in folders for path, digest in digests_of_folder(folder).items()}

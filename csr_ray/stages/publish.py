@@ -34,8 +34,9 @@ def publish(state: RunState, cycle: Cycle, trained: TrainResult, *, generators: 
     )
     if receipt.swallowed > SWALLOWED_AT_MOST:
         view.say(
-            f"[yellow]the update is not much larger than the rounding steps of the {state.config.policy.dtype} "
+            f"the update is not much larger than the rounding steps of the {state.config.policy.dtype} "
             f"weights into which it is merged: {receipt.kept:.0%} of it arrived, and rounding adds noise of "
             f"{receipt.swallowed:.0%} of its size. A run with generators.publish=adapter serves and trains it "
-            "unrounded; docs/training.md says more (What rounding takes)[/yellow]"
+            "unrounded; docs/training.md says more (What rounding takes)",
+            is_warning=True,
         )

@@ -83,7 +83,7 @@ def finish_again(state: RunState, *, rejections: Callable[[], Iterable[Rejection
     """
     if not _has_quarantine(state):
         set_aside(state, rejections())
-        view.say(f"[yellow]{state.folder.quarantine.name} was damaged: it is written again[/yellow]")
+        view.say(f"{state.folder.quarantine.name} was damaged: it is written again", is_warning=True)
     write_summary(state)
 
 
@@ -147,19 +147,20 @@ def _check_adapters(state: RunState, *, view: View, may_redo: bool) -> None:
         state.journal.again([{**cycle.key, "what": "train", "reason": _first(damage)}])
         for voided in (cycle, *later):
             shutil.rmtree(state.folder.checkpoints(voided), ignore_errors=True)
+            # Those of the version that is trained again would be taken for the new one's.
+            state.folder.answers(voided.policy_version + 1).unlink(missing_ok=True)
         follows = f", and {_and_more(later)} after it are done again" if later else ""
-        view.say(f"[yellow]{_first(damage)}: {cycle} is trained again{follows}[/yellow]")
+        view.say(f"{_first(damage)}: {cycle} is trained again{follows}", is_warning=True)
         return
 
 
 def _check_model(state: RunState, *, view: View) -> None:
     finished = state.journal.all("finished")
-    # A run that went on with more rounds will save another model at its end.
-    if not finished or finished[-1]["version"] != len(state.journal.all("train")):
+    if not state.is_finished:  # a run that goes on with more rounds will save another model at its end
         return
     if damage := _damage(state, _files_of(state, finished[-1])):
         state.journal.again([{"what": "model", "reason": _first(damage)}])
-        view.say(f"[yellow]{_first(damage)}: the model is saved again from the adapters[/yellow]")
+        view.say(f"{_first(damage)}: the model is saved again from the adapters", is_warning=True)
 
 
 # ---- what is rolled out ----
@@ -178,17 +179,17 @@ def _check_cycle(state: RunState, cycle: Cycle, *, view: View) -> None:
     if pairs and not damaged and not lost:
         is_same = build_again(state, cycle)
         how = "bit for bit as it was" if is_same else "but not with the same bytes as before"
-        view.say(f"[yellow]{_first(pairs)}: made again from the rollouts, {how}[/yellow]")
+        view.say(f"{_first(pairs)}: made again from the rollouts, {how}", is_warning=True)
     elif pairs and not _is_trained(state, cycle):
         state.journal.again([{**cycle.key, "what": "examples", "reason": _first(pairs)}])
-        view.say(f"[yellow]{_first(pairs)}: {cycle} makes its examples again[/yellow]")
+        view.say(f"{_first(pairs)}: {cycle} makes its examples again", is_warning=True)
         _void_units(state, cycle, {**damaged, **{name: "is lost" for name in lost}}, view=view)
     elif pairs or damaged:
         state.journal.commit("lost", **cycle.key, names=sorted({**pairs, **damaged}), reason=_first(pairs or damaged))
         more = "what was trained on them stays" if pairs else "its examples are there, so nothing is done again"
         view.say(
-            f"[yellow]{cycle} has lost {_number(len(pairs) + len(damaged), 'file')} ({_first(pairs or damaged)}): "
-            f"{more}[/yellow]"
+            f"{cycle} has lost {_number(len(pairs) + len(damaged), 'file')} ({_first(pairs or damaged)}): {more}",
+            is_warning=True,
         )
 
 
@@ -202,7 +203,7 @@ def _void_units(state: RunState, cycle: Cycle, damaged: Damage, *, view: View) -
         assert found, name
         lines.append({**cycle.key, "what": "unit", "unit": found[1], "reason": f"{name} {reason}"})
     state.journal.again(lines)
-    view.say(f"[yellow]{cycle}: {_number(len(lines), 'unit')} rolled out again ({_first(damaged)})[/yellow]")
+    view.say(f"{cycle}: {_number(len(lines), 'unit')} rolled out again ({_first(damaged)})", is_warning=True)
 
 
 def _try_again(state: RunState, cycle: Cycle, *, view: View) -> None:

@@ -571,7 +571,7 @@ class Silent:
     def stage(self, name: str, *, total: int | None, unit: str, round_index: int | None) -> Iterator[Progress]:
         yield Progress(name=name, unit=unit, total=total, on_change=lambda _: None)
 
-    def say(self, line: str) -> None:
+    def say(self, line: str, *, is_warning: bool = False) -> None:
         pass
 
     def metrics(self, *, version: int, metrics: dict[str, float]) -> None:

@@ -18,7 +18,7 @@ from test_loop import PROMPTS, Driver, cycle, merged_model, pair_ids  # noqa: F4
 from csr_ray.app.console import ConsoleView
 from csr_ray.errors import DamageError
 from csr_ray.records import Prompt
-from csr_ray.stages.recover import finish_again, is_sound
+from csr_ray.stages.recover import finish_again, is_sound, recover
 from csr_ray.store.digests import Digest, damage_of
 from csr_ray.store.journal import Journal
 
@@ -429,6 +429,35 @@ def test_the_quarantine_of_a_finished_run_is_mended(tmp_path, how: str) -> None:
     finish_again(state, rejections=lambda: (), view=view)
     assert path.read_bytes() == data and "quarantine.jsonl was damaged" in said.getvalue()
     assert is_sound(driver.state()) and json.loads(driver.folder.summary.read_text())["finished"]
+
+
+def test_fewer_rounds_than_were_trained_make_the_model_of_those_that_are_asked_for(tmp_path) -> None:
+    """`merged_model` writes how many adapters it is made of."""
+    with pytest.raises(KeyboardInterrupt):
+        Driver(tmp_path, run={"rounds": 2}).run(die_at_publish=1)
+    fewer = Driver(tmp_path, run={"rounds": 1})
+    fewer.run()
+    model = fewer.folder.model / "model.safetensors"
+    assert set(model.read_bytes()) == {1} and fewer.state().is_finished
+    flip(model, position=0)
+    assert not is_sound(fewer.state())
+    fewer.run()
+    assert set(model.read_bytes()) == {1} and is_sound(fewer.state())
+    both = Driver(tmp_path, run={"rounds": 2})
+    both.run()
+    assert set(model.read_bytes()) == {2} and both.trainer.trained == []
+
+
+def test_answers_of_an_adapter_that_is_trained_again_are_not_kept(tmp_path) -> None:
+    driver = Driver(tmp_path)
+    driver.run()
+    answers = [driver.folder.answers(version) for version in (1, 2)]
+    answers[0].parent.mkdir(exist_ok=True)
+    for path in answers:
+        path.write_text("answers")
+    flip(driver.folder.adapter(cycle(1)) / "adapter_model.safetensors", position=0)
+    recover(driver.state(), view=ConsoleView(num_rounds=2))
+    assert [path.exists() for path in answers] == [True, False]
 
 
 def test_generators_are_asked_for_nothing_before_the_folder_is_verified(tmp_path, monkeypatch) -> None:
