@@ -12,7 +12,7 @@ import json
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -145,8 +145,12 @@ class _Check:
         self._report = CheckReport(run=str(folder))
         self._config: Config | None = None
         self._method: Method | None = None
+        self._has_config = False  # as far as a start needs it, which compares it key by key with the one it is given
         self._is_journal_damaged = False
         self._is_stuck = False
+        # What a resume does once more: steps, by kind, round and phase, and how many prompts of a phase.
+        self._again: set[tuple[str, object, object]] = set()
+        self._num_again: dict[Key, int] = {}
 
     def report(self) -> CheckReport:
         report = self._report
@@ -295,25 +299,29 @@ class _Check:
         expected = self._prompts_of(key[0], decided=decided)
         if expected is None:
             return 0 if decided is not None else None
-        ids, is_part = expected
+        ids, is_part, everything = expected
         missing = [prompt_id for prompt_id in ids if prompt_id not in in_unit]
-        num_gone = len(set(in_unit) - set(ids))
+        gone = set(in_unit) - set(ids)
+        if gone and is_part:  # it may only be another round's turn by now
+            gone -= everything()
         if is_part:
             # Prompts that were rolled out before others came into the file have taken their places.
             missing = missing[: max(0, len(ids) - len(in_unit))]
-        if num_gone:
-            self._report.notes.append(f"{_name(*key)}: {num_gone} prompts have left the prompt file since")
+        if gone:
+            self._report.notes.append(f"{_name(*key)}: {_number(len(gone), 'prompt')} in the prompt file no more")
         if decided is None:
             return len(missing)
         if missing and self._is_same_file(decided):
             what = f"{len(missing)} prompts of the prompt file are in no unit of it, {missing[0]} first"
             self._damaged("journal.jsonl", f"{_name(*key)} is closed, and {what}")
         elif missing:
-            self._report.notes.append(f"{_name(*key)}: {len(missing)} prompts have come into the prompt file since")
+            self._report.notes.append(f"{_name(*key)}: {_number(len(missing), 'prompt')} new in the prompt file")
         return 0
 
-    def _prompts_of(self, round_index: int, *, decided: Entry | None) -> tuple[list[str], bool] | None:
-        """The ids of the prompts whose turn a round is, and whether they are a part of all; None: not readable."""
+    def _prompts_of(
+        self, round_index: int, *, decided: Entry | None
+    ) -> tuple[list[str], bool, Callable[[], set[str]]] | None:
+        """The ids of the prompts whose turn a round is, whether they are some of all, and all; None: not readable."""
         config, method = self._config, self._method
         source = (decided or {}).get("source")
         path = source["path"] if source else config.data.prompts if config else None
@@ -325,7 +333,8 @@ class _Check:
             is_part = size is not None and size < prompts.num
             num = size if size is not None and is_part else prompts.num
             start = round_index * num if is_part else 0
-            return [prompt.id for prompt in prompts.take(start=start, num=num)], is_part
+            ids = [prompt.id for prompt in prompts.take(start=start, num=num)]
+            return ids, is_part, lambda: {prompt.id for prompt in prompts.take()}
         except (UserError, OSError):
             return None
 
@@ -341,7 +350,9 @@ class _Check:
         try:
             if not path.is_file():
                 raise FileNotFoundError(path)
-            config = parse_config(yaml.safe_load(path.read_text(encoding="utf-8")))
+            plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+            self._has_config = isinstance(plain, dict)
+            config = parse_config(plain)
             self._method = method_of(config)
             if uses_world(config):
                 from csr_ray.app.run import world_spec
@@ -403,7 +414,7 @@ class _Check:
     def _what_is_mended(self, entries: Sequence[Entry]) -> list[str]:
         """What a resume does about the damage, in its order; the one thing to do first, where it would not start."""
         damaged = {finding.file for finding in self._report.damage}
-        if "config.yaml" in damaged or self._is_journal_damaged:
+        if not self._has_config or self._is_journal_damaged:
             self._is_stuck = True
             name = "journal.jsonl" if self._is_journal_damaged else "config.yaml"
             return [f"nothing, until {name} is put back from a copy"]
@@ -411,60 +422,73 @@ class _Check:
         if quarantine.exists() and not quarantine.is_file():
             self._is_stuck = True
             return ["nothing, until quarantine.jsonl is moved away"]
-        mended = []
+        mended: list[str] = []
         cycles = _cycles(entries)
         for number, key in enumerate(cycles):
             of_cycle = _of_cycle(entries, key)
-            files = {kind: _files_of(of_cycle, kind) & damaged for kind in ("train", "examples", "rollout")}
-            is_decided = any(entry["kind"] == "examples" for entry in of_cycle)
-            if files["train"] and number + 1 < len(cycles):
-                self._is_stuck = True
-                return [
-                    f"nothing, until {min(files['train'])} is put back from a copy; with --redo {_name(*key)} is "
-                    "trained again, and all that came after it is done again"
-                ]
-            if files["train"]:
-                mended.append(f"{_name(*key)}: train again")
-            if files["rollout"] and not is_decided:
-                mended.append(f"{_name(*key)}: roll out {len(files['rollout'])} damaged units again")
-            elif files["rollout"]:
-                mended.append(
-                    f"{_name(*key)}: say that {len(files['rollout'])} units are lost, whose pairs are there"
-                )
-            elif files["examples"]:
-                mended.append(f"{_name(*key)}: make the pairs again from the units")
+            if files := _files_of(of_cycle, "train") & damaged:
+                if number + 1 < len(cycles):
+                    self._is_stuck = True
+                    return [
+                        f"nothing, until {min(files)} is put back from a copy; with --redo {_name(*key)} is trained "
+                        "again, and all that came after it is done again"
+                    ]
+                self._again |= {("train", *key), ("publish", *key), ("round", key[0], None), ("finished", None, None)}
+            mended += self._what_is_mended_of(key, of_cycle, damaged=damaged)
         if _files_of(entries, "finished") & damaged:
-            mended.append("save the model again")
+            self._again.add(("finished", None, None))
         if "quarantine.jsonl" in damaged:
             mended.append("write quarantine.jsonl again")
         return mended
+
+    def _what_is_mended_of(self, key: Key, entries: Sequence[Entry], *, damaged: set[str]) -> list[str]:
+        """The same for one phase; what `_next` says by itself is left to it."""
+        units, pairs = _files_of(entries, "rollout") & damaged, _files_of(entries, "examples") & damaged
+        kinds = {entry["kind"] for entry in entries}
+        is_lost = "lost" in kinds
+        is_trained = "train" in kinds and ("train", *key) not in self._again
+        if "examples" not in kinds or (pairs and not is_trained and (units or is_lost)):
+            if pairs:
+                self._again.add(("examples", *key))
+            damaged_units = [entry for entry in entries if _files_of([entry], "rollout") & units]
+            self._num_again[key] = sum(len(entry["ids"]) for entry in damaged_units)
+            return []
+        if pairs and not units and not is_lost:
+            return [f"{_name(*key)}: make the pairs again from the units"]
+        if pairs:
+            return [f"{_name(*key)}: say that {_number(len(pairs | units), 'file')} lost, and keep what was trained"]
+        return [f"{_name(*key)}: say that {_number(len(units), 'unit')} lost, whose pairs are there"] if units else []
 
     def _next(self, entries: Sequence[Entry]) -> str:
         config, method = self._config, self._method
         if config is None or method is None:
             return "unknown, because config.yaml cannot be used"
-        done = {(entry["kind"], entry.get("round"), entry.get("phase")) for entry in entries}
+        done = {(entry["kind"], entry.get("round"), entry.get("phase")) for entry in entries} - self._again
         for index in range(config.run.rounds):
             for phase in method.phases(index):
                 key = (index, phase.name)
-                steps = ("train", "publish")
-                left = [step for step in steps if (step, *key) not in done]
+                left = [self._step(step, key) for step in ("train", "publish") if (step, *key) not in done]
                 if ("examples", *key) not in done:
                     num = self._num_to_roll_out(key)
                     first = [f"{'the' if num is None else num} prompts to roll out"] if num != 0 else []
-                    return f"{_name(*key)}: {', then '.join([*first, 'build the examples', *left])}, then go on"
+                    examples = "build the examples" + " again" * (("examples", *key) in self._again)
+                    return f"{_name(*key)}: {', then '.join([*first, examples, *left])}, then go on"
                 if left:
                     return f"{_name(*key)}: {', then '.join(left)}, then go on"
             if ("round", index, None) not in done:
                 return f"round {index + 1}: evaluate and close the round, then go on"
-        if not any(entry["kind"] == "finished" and entry["rounds"] >= config.run.rounds for entry in entries):
-            return "save the model"
+        is_done = any(entry["kind"] == "finished" and entry["rounds"] >= config.run.rounds for entry in entries)
+        if not is_done or ("finished", None, None) in self._again:
+            return "save the model" + " again" * is_done
         return "nothing: the run is finished"
+
+    def _step(self, step: str, key: Key) -> str:
+        return step + " again" * ((step, *key) in self._again)
 
     def _num_to_roll_out(self, key: Key) -> int | None:
         for phase in self._report.phases:
             if (phase.round, phase.phase) == key:
-                return phase.open
+                return None if phase.open is None else phase.open + self._num_again.get(key, 0)
         expected = self._prompts_of(key[0], decided=None)
         return None if expected is None else len(expected[0])
 
@@ -551,6 +575,11 @@ def _state(entries: Iterable[Entry]) -> str:
     kinds = {entry["kind"] for entry in entries}
     names = {"publish": "published", "train": "trained", "examples": "examples decided"}
     return next((name for kind, name in names.items() if kind in kinds), "rolling out")
+
+
+def _number(num: int, thing: str) -> str:
+    """With the verb: "1 unit is", "2 units are"."""
+    return f"{num} {thing} is" if num == 1 else f"{num} {thing}s are"
 
 
 def _name(round_index: int, phase: str) -> str:

@@ -268,7 +268,7 @@ def _prompts(state: RunState, *, view: View) -> PromptFile:
             f"{state.folder.quarantine}){reasons}"
         )
     if num_set_aside:
-        view.say(f"{num_set_aside} inputs set aside, see {state.folder.quarantine}")
+        view.say(f"{num_set_aside} input{'s' * (num_set_aside > 1)} set aside, see {state.folder.quarantine}")
     return prompts
 
 

@@ -7,13 +7,13 @@ about photos whose objects are known. The files are read once, before anything i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from csr_ray.config.schema import Eval
+from csr_ray.data.prompts import decode_text, read_json_rows
 from csr_ray.errors import ConfigError
 from csr_ray.evaluation.answers import truth_names
 from csr_ray.evaluation.chair import chair_metrics
@@ -107,7 +107,8 @@ def load_suite(config: Eval) -> Suite:
     """Read the benchmark's files.
 
     Raises:
-        ConfigError: `eval.data` lacks a file the benchmarks need.
+        ConfigError: `eval.data` lacks a file the benchmarks need, or one has a line that cannot be used. A benchmark
+            without it would be another one, so nothing is left out.
     """
     if not config.benchmarks:
         return Suite()
@@ -132,8 +133,11 @@ def _descriptions(
     """The images to describe, what is in them, and how descriptions of them are marked."""
     if not {"world", "chair"} & set(benchmarks):
         return [], {}, describe_metrics
-    rows = _rows(folder / "prompts.jsonl")
-    truth_rows = {str(row.get("id", row.get("image_id"))): row for row in _rows(folder / "truth.jsonl")}
+    rows = _rows(folder / "prompts.jsonl", keys=("id", "image", "prompt"))
+    truth_keys = ("objects",) if "world" in benchmarks else ()
+    truth_rows = {
+        str(row.get("id", row.get("image_id"))): row for row in _rows(folder / "truth.jsonl", keys=truth_keys)
+    }
     lacking = [row["id"] for row in rows if str(row["id"]) not in truth_rows]
     if lacking:
         raise ConfigError(f"eval.data = {str(folder)!r}: truth.jsonl has no line for image {lacking[0]!r}")
@@ -152,11 +156,27 @@ def _questions(folder: Path, *, benchmarks: Sequence[str]) -> list[tuple[str, st
         return []
     return [
         (str(row["question_id"]), str(folder / row["image"]), row["text"], row["label"])
-        for row in _rows(folder / "questions.jsonl")
+        for row in _rows(folder / "questions.jsonl", keys=("question_id", "image", "text", "label"))
     ]
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path, *, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The lines of a file, each a record with these keys."""
+    where = f"eval.data = {str(path.parent)!r}"
     if not path.is_file():
-        raise ConfigError(f"eval.data = {str(path.parent)!r}: it has no {path.name}")
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        raise ConfigError(f"{where}: it has no {path.name}")
+    try:
+        text = decode_text(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{where}: {path.name} cannot be read: {error.strerror}") from error
+    records = []
+    for row in read_json_rows(text, name=path.name):
+        problem = row.problem
+        if problem is None and not isinstance(row.value, dict):
+            problem = "not a record"
+        if problem is None:
+            problem = next((f"no {key!r}" for key in keys if row.value.get(key) in (None, "")), None)
+        if problem is not None:
+            raise ConfigError(f"{where}: {row.source}: {problem}; put the benchmark's own file back")
+        records.append(row.value)
+    return records

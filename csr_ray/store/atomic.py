@@ -170,7 +170,7 @@ def new_folder(target: Path, *, is_durable: bool = True) -> Iterator[Path]:
             for path in staging.iterdir():
                 path.chmod(0o755 if path.is_dir() else 0o644)
             if is_durable:
-                _sync_all(staging)
+                sync_tree(staging)
             _replace(staging, target=target)
             if is_durable:
                 sync_folder(target.parent)
@@ -179,7 +179,8 @@ def new_folder(target: Path, *, is_durable: bool = True) -> Iterator[Path]:
         raise
 
 
-def _sync_all(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Wait until every file and every name below a folder is on the disk."""
     for path in folder.rglob("*"):
         if path.is_dir():
             sync_folder(path)

@@ -6,6 +6,7 @@ Knows the folder's layout, the cache and the two training processes; what they l
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import json
 import shutil
@@ -14,14 +15,16 @@ import time
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from csr_ray.errors import ConfigError
+from csr_ray.store.atomic import sync_folder, sync_tree
 from csr_ray.store.cache import cache_folder
 from csr_ray.world.folder import write_heldout, write_train
 from csr_ray.world.worker import CLIP_ROLE, POLICY_ROLE
 
 _RECORD: Final = "world.json"
+_ABANDONED_S: Final = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -81,18 +84,29 @@ def build_world(directory: Path, *, spec: WorldSpec, progress: bool = True) -> N
     if _is_built(directory, spec=spec):
         return
     directory.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(directory.parent)
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
         _build(staging, spec=spec, progress=progress)
         staging.chmod(0o755)
+        sync_tree(staging)
         try:
             staging.rename(directory)
+            sync_folder(directory.parent)
         except OSError:
             # Somebody else finished first; that is fine as long as it is the same world.
             if not _is_built(directory, spec=spec):
                 raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _remove_abandoned(worlds: Path) -> None:
+    """Remove what builds have left that were killed; none takes a day."""
+    for path in worlds.glob(".seed*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @cache
@@ -108,7 +122,14 @@ def _is_built(directory: Path, *, spec: WorldSpec) -> bool:
     record = directory / _RECORD
     if not record.is_file():
         raise ConfigError(f"{directory}: not empty and not a world; choose another folder")
-    built: dict[str, Any] = json.loads(record.read_text(encoding="utf-8"))
+    try:
+        built = json.loads(record.read_text(encoding="utf-8"))
+        if not isinstance(built, dict):
+            raise ValueError("not a record")
+    except ValueError as error:
+        raise ConfigError(
+            f"{record} is damaged ({error}): remove {directory}, and the world is built again"
+        ) from error
     if built.get("hash") != spec.fingerprint:
         other = built.get("spec")
         raise ConfigError(f"{directory}: holds another world ({other}); remove it or choose another folder")

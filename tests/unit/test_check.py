@@ -77,9 +77,8 @@ def test_a_damaged_file_is_named(run, name: str, how: str) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("unit", "round 1: say that 1 units are lost, whose pairs are there"),
+        ("unit", "round 1: say that 1 unit is lost, whose pairs are there"),
         ("pairs", "round 2: make the pairs again from the units"),
-        ("model", "save the model again"),
     ],
 )
 def test_what_a_resume_does_about_the_damage_is_said(run, name: str, expected: str) -> None:
@@ -88,6 +87,26 @@ def test_what_a_resume_does_about_the_damage_is_said(run, name: str, expected: s
     run.run()
     report = run.check()
     assert report.sound and report.next == "nothing: the run is finished"
+
+
+def test_a_damaged_model_is_saved_again(run) -> None:
+    FILES["model"](run).unlink()
+    assert run.check().next == "save the model again"
+    run.run()
+    assert run.check().sound and run.starts == [], "nothing was started for that"
+
+
+def test_pairs_and_a_unit_that_are_gone_before_training_are_both_made_again(tmp_path) -> None:
+    run = CheckedDriver(tmp_path / "run", num_prompts=7)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(fail_at=0)
+    unit = next(entry for entry in entries_of(run.folder.journal) if entry["kind"] == "rollout")
+    run.folder.candidates(cycle(0), unit=unit["unit"]).unlink()
+    run.folder.pairs(cycle(0)).unlink()
+    says = f"round 1: {len(unit['ids'])} prompts to roll out, then build the examples again, then train, then publish"
+    assert run.check().next == f"{says}, then go on"
+    run.run()
+    assert sorted(run.generators.grown) == sorted((0, one) for one in unit["ids"]) and run.check().sound
 
 
 def test_what_keeps_a_resume_from_starting_is_all_that_is_said_to_be_next(run) -> None:
@@ -103,7 +122,7 @@ def test_what_keeps_a_resume_from_starting_is_all_that_is_said_to_be_next(run) -
 
 def test_the_last_adapter_is_trained_again(run) -> None:
     (run.folder.adapter(cycle(1)) / "adapter_model.safetensors").unlink()
-    assert run.check().next.startswith("round 2: train again; ")
+    assert run.check().next == "round 2: train again, then publish again, then go on"
     run.run()
     assert run.check().sound and [order.cycle.round_index for order in run.trainer.orders] == [1]
 
@@ -268,8 +287,8 @@ def test_a_prompt_file_that_changed_is_news_and_no_damage(run, tmp_path) -> None
     finally:
         run.source.write_text(text)
     assert report.sound and {note.split(": ")[1] for note in report.notes} == {
-        "1 prompts have left the prompt file since",
-        "1 prompts have come into the prompt file since",
+        "1 prompt is in the prompt file no more",
+        "1 prompt is new in the prompt file",
     }
 
 

@@ -52,6 +52,31 @@ def test_chair_describes_photos_and_needs_no_questions(photos: Path) -> None:
     assert metrics == {"num_images": 2, "chair_s": 0.5, "chair_i": 0.25, "recall": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("name", "line", "says"),
+    [
+        ("prompts.jsonl", '{"id": "c", "im', "prompts.jsonl:3: "),
+        ("prompts.jsonl", '{"id": "c", "image": "c.jpg"}', "prompts.jsonl:3: no 'prompt'"),
+        ("prompts.jsonl", '["c"]', "prompts.jsonl:3: not a record"),
+        ("prompts.jsonl", "\udcff\udcfe", "prompts.jsonl:3: "),
+        ("truth.jsonl", "nothing", "truth.jsonl:3: "),
+        ("questions.jsonl", '{"question_id": 2, "image": "a.jpg", "label": "yes"}', "questions.jsonl:2: no 'text'"),
+    ],
+)
+def test_a_line_that_cannot_be_used_is_named_and_nothing_is_left_out(
+    photos: Path, name: str, line: str, says: str
+) -> None:
+    question = {"question_id": 1, "image": "a.jpg", "text": "Is there a dog\u2028in the image?", "label": "yes"}
+    (photos / "questions.jsonl").write_text(json.dumps(question, ensure_ascii=False) + "\n", encoding="utf-8")
+    config = Eval(benchmarks=("chair", "pope"), data=str(photos))
+    assert len(load_suite(config).yes_no) == 1
+    with (photos / name).open("a", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(line + "\n")
+    with pytest.raises(ConfigError, match=says) as caught:
+        load_suite(config)
+    assert str(caught.value).startswith("eval.data = ") and "put the benchmark's own file back" in str(caught.value)
+
+
 def test_limit_keeps_the_questions_of_the_images_it_keeps(photos: Path) -> None:
     write(
         photos / "questions.jsonl",

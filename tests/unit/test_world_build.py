@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -91,6 +93,25 @@ def test_a_failed_build_leaves_nothing_behind(trainings: Trainings, tmp_path: Pa
     with pytest.raises(RuntimeError, match="out of memory"):
         build_world(tmp_path / "world", spec=SPEC, progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_a_damaged_record_is_one_line_that_says_what_to_remove(
+    trainings: Trainings, tmp_path: Path, text: str
+) -> None:
+    """As a power cut may leave it."""
+    build_world(tmp_path / "world", spec=SPEC, progress=False)
+    (tmp_path / "world/world.json").write_text(text)
+    with pytest.raises(ConfigError, match=rf"world\.json is damaged .*: remove {tmp_path}/world, and"):
+        build_world(tmp_path / "world", spec=SPEC, progress=False)
+
+
+def test_what_killed_builds_left_is_removed_after_a_day(trainings: Trainings, tmp_path: Path) -> None:
+    for name, age_h in ((".seed0-old.abc", 25), (".seed0-new.abc", 1)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age_h * 3600,) * 2)
+    build_world(tmp_path / "world", spec=SPEC, progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".seed0-new.abc", "world"]
 
 
 def test_a_folder_with_another_world_is_not_overwritten(trainings: Trainings, tmp_path: Path) -> None:
