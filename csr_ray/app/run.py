@@ -128,9 +128,11 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
 def _says_finished(folder: RunFolder, *, config: Config) -> bool:
     """Whether the summary says that every round is done; such a run is only shown, for which it needs no lock."""
     try:
+        if not folder.summary.is_file():  # a pipe would never end
+            return False
         summary = json.loads(folder.summary.read_text())
         return bool(summary["finished"]) and len(summary["rounds"]) >= config.run.rounds
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

@@ -25,6 +25,9 @@ T = TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A terminal that is closed sends SIGHUP, and its shell sends it once more.
 _INSISTING = (signal.SIGINT, signal.SIGTERM)
+# `timeout` sends its signal to its child and in the same moment to their group: so soon after the first, the same one
+# is the same wish.
+_ECHO_S = 0.15
 # After a second signal the process is ended by another thread if the main one has not done so in this time: it may
 # stand in a call of some library, in which Python's signal handlers wait.
 _STUCK_S = 2.0
@@ -43,6 +46,7 @@ class SignalStop:
 
     def __init__(self, *, grace_s: float, before_exit: Callable[[], None]) -> None:
         self.signal_name = ""
+        self._first, self._first_s = 0, 0.0  # the number of the first signal, and when it came
         self._grace_s = grace_s
         self._before_exit = before_exit
         self._in_grace = False
@@ -75,13 +79,14 @@ class SignalStop:
         signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
 
         def count() -> None:
-            is_asked = False
+            first, first_s = 0, 0.0
             while numbers := os.read(heard, 64):
                 for number in numbers:
-                    if is_asked and number in _INSISTING:
+                    if not first:
+                        first, first_s = (number, time.monotonic()) if number in _SIGNALS else (0, 0.0)
+                    elif number in _INSISTING and not _is_echo(number, of=first, since_s=first_s):
                         time.sleep(_STUCK_S)
                         self._exit()
-                    is_asked = is_asked or number in _SIGNALS
             os.close(heard)
 
         threading.Thread(target=count, name="signals", daemon=True).start()
@@ -128,10 +133,11 @@ class SignalStop:
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.is_asked:
-            if number in _INSISTING:
+            if number in _INSISTING and not _is_echo(number, of=self._first, since_s=self._first_s):
                 self._exit()
             return
         self.signal_name = signal.Signals(number).name
+        self._first, self._first_s = number, time.monotonic()
         if self._in_grace:
             _print(
                 f"{self.signal_name}: what is under way may finish, for at most {self._grace_s:g} s; "
@@ -160,3 +166,7 @@ def _print(line: str) -> None:
     """Write to stderr, from a signal handler: the buffered way may be under way in what the signal interrupted."""
     with contextlib.suppress(OSError):
         os.write(2, f"\ncsr-ray: {line}\n".encode())
+
+
+def _is_echo(number: int, *, of: int, since_s: float) -> bool:
+    return number == of and time.monotonic() - since_s < _ECHO_S

@@ -174,7 +174,7 @@ class Holder:
         """None: no holder can be read in it."""
         try:
             holder = cls(**json.loads(content))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return None
         numbers = (holder.pid, holder.started, holder.beat)
         return holder if all(type(number) is int for number in numbers) else None

@@ -215,6 +215,14 @@ def test_a_run_whose_output_nobody_reads_any_more_goes_on() -> None:
     assert process.stderr.read() == "still there\n" and process.wait(timeout=30) == 0
 
 
+def test_timeout_sends_its_signal_twice_and_means_it_once() -> None:
+    with SignalStop(grace_s=60, before_exit=lambda: None) as stop, stop.graceful():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+        assert stop.signal_name == "SIGTERM", "it is in its grace"
+
+
 def test_nohup_is_respected() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with SignalStop(grace_s=1, before_exit=lambda: None) as stop:
