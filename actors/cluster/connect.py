@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,11 @@ def _log_what_nodes_say(data: Mapping[str, Any], ignore_prefix: bool) -> None:
 
 @contextlib.contextmanager
 def _sigterm_stays() -> Iterator[None]:
-    """`ray.init` takes SIGTERM for itself, and asks nobody; whoever listens to it goes on doing so in the block."""
+    """`ray.init` takes SIGTERM for itself, and asks nobody; whoever listens to it goes on doing so.
+
+    It takes it twice. Its Python part can be kept from that. Its C++ part puts a handler in front of Python's that
+    prints a stack, aborts the process if that takes three seconds, and takes SIGALRM away; Python's is put back.
+    """
     name = "set_sigterm_handler"
     theirs = getattr(ray._private.utils, name)
     setattr(ray._private.utils, name, lambda handler: None)
@@ -71,6 +77,8 @@ def _sigterm_stays() -> Iterator[None]:
         yield
     finally:
         setattr(ray._private.utils, name, theirs)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 def connect(*, num_cpus_needed: float, object_store: int | None = None) -> PrivateRay | None:

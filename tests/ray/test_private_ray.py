@@ -49,8 +49,9 @@ def test_what_a_node_says_of_a_death_goes_to_the_log_and_not_between_the_lines_o
     assert printed == "heard 1 True True\n"
 
 
-def test_no_history_of_calls_piles_up() -> None:
+def test_no_history_of_calls_piles_up_and_a_sigterm_reaches_who_listens() -> None:
     script = """
+        import os
         import time
         import ray
         from ray._private.state import state
@@ -74,6 +75,11 @@ def test_no_history_of_calls_piles_up() -> None:
         ray.init = looked_at
         private = connect(num_cpus_needed=2)
         assert seen == [ours], "a SIGTERM while Ray starts has to reach who listens for it"
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            print("heard")
 
         @ray.remote
         class Actor:
@@ -87,7 +93,7 @@ def test_no_history_of_calls_piles_up() -> None:
         print("noted", len(state._get_all_task_events()))
         private.close()
         """
-    assert _run(script).split() == ["noted", "0"]
+    assert _run(script).split() == ["heard", "noted", "0"]
 
 
 def _run(script: str) -> str:
@@ -102,4 +108,5 @@ def _run(script: str) -> str:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert "SIGTERM received" not in done.stderr, "Ray's own handler stood before ours"
     return done.stdout
