@@ -166,6 +166,17 @@ def test_a_lost_prompt_is_found(run) -> None:
     assert any("examples of 1 prompts that no unit has" in what for what in found)
 
 
+def test_a_pair_that_is_missing_is_found_although_the_digest_is_right(run) -> None:
+    path = run.folder.pairs(cycle(1))
+    pq.write_table(pq.read_table(path).slice(1), path)
+
+    def reseal(entries: list[dict]) -> None:
+        line = next(entry for entry in entries if entry["kind"] == "examples" and entry["round"] == 1)
+        line["files"] = {name: Digest.of_file(run.folder.root / name).to_plain() for name in line["files"]}
+
+    assert any("examples, its line says" in what for what in changed(run, reseal))
+
+
 def test_a_doubled_prompt_is_found(run) -> None:
     def double(entries: list[dict]) -> None:
         first, second = units(entries)[:2]

@@ -246,6 +246,38 @@ def test_more_time_for_those_that_start_is_no_more_time_for_those_that_serve() -
     assert Kill(ONE, "gave no sign of life for 10 s (silent_s)") in made.step([], now_s=25.0)
 
 
+def test_the_next_one_that_starts_is_given_twice_the_time_to_answer() -> None:
+    """Its process may load libraries from a slow disk, and cannot answer meanwhile."""
+    made = decisions("a", generators=RoleLimits(start_s=600.0, ping_s=2.0, silent_s=10.0, restarts=3))
+    made.step([Joined(TWO), Starting(ONE)], now_s=0.0)
+    made.step([Answered(ONE)], now_s=1.0)
+    made.step([], now_s=3.0)
+    assert Kill(ONE, "gave no sign of life for 10 s (silent_s)") in made.step([Answered(TWO)], now_s=13.0)
+    successor = ONE.successor()
+    assert Replace(ONE, successor) in made.step([Answered(TWO)], now_s=15.0)
+    made.step([Answered(successor), Answered(TWO)], now_s=20.0)
+    made.step([Answered(TWO)], now_s=22.0)
+    made.step([Answered(TWO)], now_s=41.0)
+    assert made.state_of(successor) == "starting"
+    assert Kill(successor, "gave no sign of life for 20 s (silent_s)") in made.step([Answered(TWO)], now_s=42.0)
+
+
+def test_deaths_of_old_age_are_not_counted_against_the_others() -> None:
+    """A spot cluster loses all of its nodes now and then; only what dies young, again and again, ends a run."""
+    limits = RoleLimits(restarts=100, deaths_before_giving_up=2)
+    for age_s, gives_up in ((1000.0, False), (1.0, True)):
+        made, now_s, replica = decisions("a", generators=limits), 0.0, ONE
+        last: list[object] = []
+        for _ in range(6):
+            made.step([Joined(replica)], now_s=now_s)
+            now_s += age_s
+            last = made.step([Died(replica, reason="its node is gone")], now_s=now_s)
+            replica = replica.successor()
+            if any(isinstance(action, GiveUp) for action in last):
+                break
+        assert any(isinstance(action, GiveUp) for action in last) is gives_up, age_s
+
+
 def test_a_call_that_takes_too_long_is_tried_again_and_then_set_aside() -> None:
     made = decisions("a", "b", call_s=5.0, tries=2)
     made.step([Joined(ONE)], now_s=0.0)

@@ -49,6 +49,16 @@ def test_what_is_answered_is_not_asked_again_and_the_answers_are_the_same(path: 
     assert second.asked == ["q6", "q7", "q8", "q9"]
 
 
+def test_a_torn_line_costs_itself_and_not_the_next_one(path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        ask(path, Counted(killed_after=6))
+    path.write_bytes(path.read_bytes()[:-9])
+    ask(path, second := Counted())
+    assert second.asked == ["q5", "q6", "q7", "q8", "q9"]
+    ask(path, third := Counted())
+    assert third.asked == []
+
+
 def test_another_temperature_version_or_text_is_another_question(path: Path) -> None:
     ask(path, Counted())
     for counted, more in ((Counted(), {"temperature": 1.0}), (Counted(version=2), {"version": 2})):

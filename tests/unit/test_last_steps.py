@@ -10,7 +10,7 @@ import pytest
 from checked_runs import CheckedDriver
 from fakes import FakeGenerators, PromptList
 from journals import entries_of
-from test_loop import cycle, merged_model  # noqa: F401 - a fixture
+from test_loop import cycle, merged_model, pictures_that_nobody_looks_for  # noqa: F401 - a fixture
 
 from csr_ray.app import run as app
 from csr_ray.app.console import ConsoleView
@@ -79,6 +79,21 @@ def test_what_is_finished_is_committed_at_a_stop_although_nobody_gives_counters(
     turn = Turn(state, PromptList(driver.prompts), cycle=cycle(0))
     with pytest.raises(ActorFailure, match="no counters"):
         list(roll_out(state, turn, generators=generators, view=ConsoleView(num_rounds=1)))
+    assert committed_ids(driver) == {"p0"}
+
+
+def test_rejections_that_are_held_back_when_an_error_comes_are_committed(tmp_path, monkeypatch) -> None:
+    driver = CheckedDriver(tmp_path / "run", num_prompts=3, unit=3)
+    generators = FakeGenerators(driver.config)
+
+    def broken(prompts: Iterator[Prompt], cycle: Cycle, control: Prompt | None) -> Iterator:
+        yield next(prompts).refused("no such file", fault="input")
+        raise ActorFailure("the last generator is gone")
+
+    monkeypatch.setattr(generators, "rollout", broken)
+    turn = Turn(driver.state(), PromptList(driver.prompts), cycle=cycle(0))
+    with pictures_that_nobody_looks_for(), pytest.raises(ActorFailure, match="last generator"):
+        list(roll_out(driver.state(), turn, generators=generators, view=ConsoleView(num_rounds=1)))
     assert committed_ids(driver) == {"p0"}
 
 

@@ -460,6 +460,29 @@ def test_answers_of_an_adapter_that_is_trained_again_are_not_kept(tmp_path) -> N
     assert [path.exists() for path in answers] == [True, False]
 
 
+def test_checkpoints_of_a_training_that_is_voided_go_with_it(tmp_path) -> None:
+    driver = killed(tmp_path, stop_after=7)
+    checkpoints = [driver.folder.checkpoints(cycle(index)) for index in (0, 1)]
+    for folder in checkpoints:
+        folder.mkdir(parents=True)
+    flip(driver.folder.adapter(cycle(0)) / "adapter_model.safetensors", position=0)
+    recover(driver.state(), view=ConsoleView(num_rounds=2), may_redo=True)
+    assert [folder.exists() for folder in checkpoints] == [False, False]
+
+
+def test_pairs_that_are_damaged_behind_a_lost_unit_are_made_of_new_rollouts(tmp_path, whole) -> None:
+    driver = Driver(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(fail_at=0)
+    remove(units_of(driver)[0])
+    recover(driver.state(), view=ConsoleView(num_rounds=2))
+    assert len(driver.state().journal.all("lost")) == 1
+    remove(driver.folder.pairs(cycle(0)))
+    driver.run()
+    assert 0 in {index for index, _ in driver.generators.grown}, "the prompts of the lost unit"
+    assert content(driver) == content(whole) and not driver.state().journal.all("lost")
+
+
 def test_generators_are_asked_for_nothing_before_the_folder_is_verified(tmp_path, monkeypatch) -> None:
     driver = killed(tmp_path, stop_after=7)
     flip(driver.folder.adapter(cycle(0)) / "adapter_model.safetensors")
