@@ -327,8 +327,6 @@ class Decisions(Generic[T]):
         if verdict == "quarantine" and work is self._control:
             reason = f"every item failed, also one that has succeeded before; the last: {reason}"
             self._give_up(GiveUp(reason, call=call.number))
-        elif verdict == "quarantine" and is_doubtful and self._control is None:
-            self._retry(call, reason, alone=True)
         elif verdict == "quarantine":
             if work.num_deaths and fault == "input":
                 reason = f"{work.num_deaths} replicas died with it in a row; the last: {reason}"
@@ -380,6 +378,12 @@ class Decisions(Generic[T]):
         held, self._held = self._held, []
         if self._failures.has_succeeded:
             self._ends += [one.aside for one in held]
+        elif killers := [one for one in held if one.work.num_deaths]:
+            # Replicas may be dying of something else; who is right shows when one of these is answered.
+            self._held = [one for one in held if one is not killers[0]]
+            self._deeds.append(Retry(killers[0].work.item, killers[0].aside.reason))
+            self.dispatch.again(killers[0].work, alone=True)
+            self._send()
         else:
             last = held[-1].aside
             self._give_up(GiveUp(f"every item failed; the last: {last.reason}", call=last.call))

@@ -246,6 +246,30 @@ def test_more_time_for_those_that_start_is_no_more_time_for_those_that_serve() -
     assert Kill(ONE, "gave no sign of life for 10 s (silent_s)") in made.step([], now_s=25.0)
 
 
+def test_prompts_that_kill_replicas_do_not_keep_the_others_from_their_turn_where_nothing_has_succeeded() -> None:
+    """Two of them at the head of a file ended a run of one generator at every start."""
+    made = decisions("kills", "kills too", "good", generators=RoleLimits(restarts=1000))
+    replica, now_s = ONE, 0.0
+    seen: list[Any] = made.step([Joined(replica)], now_s=now_s)
+    out = [action for action in seen if isinstance(action, Send)]
+    while not made.done:
+        now_s += 1000.0  # none of them dies young
+        good = [send for send in out if send.item == "good"]
+        if len(good) == len(out):
+            actions = made.step([Finished(send.call) for send in good], now_s=now_s)
+        else:
+            actions = made.step([Died(replica, "signal 11")], now_s=now_s)
+            replica = replica.successor()
+            actions += made.step([Joined(replica)], now_s=now_s)
+            out = []
+        out += [action for action in actions if isinstance(action, Send)]
+        out = [send for send in out if send not in good]
+        seen += actions
+    assert not [action for action in seen if isinstance(action, GiveUp)]
+    assert [action.item for action in seen if isinstance(action, Deliver)] == ["good"]
+    assert {action.item for action in seen if isinstance(action, Quarantine)} == {"kills", "kills too"}
+
+
 def test_the_next_one_that_starts_is_given_twice_the_time_to_answer() -> None:
     """Its process may load libraries from a slow disk, and cannot answer meanwhile."""
     made = decisions("a", generators=RoleLimits(start_s=600.0, ping_s=2.0, silent_s=10.0, restarts=3))
