@@ -67,8 +67,8 @@ def _log_what_nodes_say(data: Mapping[str, Any], ignore_prefix: bool) -> None:
 def _sigterm_stays() -> Iterator[None]:
     """`ray.init` takes SIGTERM for itself, and asks nobody; whoever listens to it goes on doing so.
 
-    It takes it twice. Its Python part can be kept from that. Its C++ part puts a handler in front of Python's that
-    prints a stack, aborts the process if that takes three seconds, and takes SIGALRM away; Python's is put back.
+    It takes it twice. Its Python part can be kept from that. Its C++ part puts a handler in the place of Python's,
+    which prints a stack and aborts the process; Python's is put back.
     """
     name = "set_sigterm_handler"
     theirs = getattr(ray._private.utils, name)

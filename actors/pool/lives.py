@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Literal
 
 from actors.pool.events import Replica, Role
-from actors.pool.signs import SignsOfLife
+from actors.pool.signs import SignsOfLife, first_late
 
 State = Literal["starting", "serving", "suspect", "dead"]
 # A replica whose work stands still for so many times as long as its longest step so far is dead, and for so many
@@ -193,19 +193,16 @@ class Lives:
     def overdue(self, *, now_s: float) -> list[tuple[Replica, str]]:
         """Who has to be killed, and why. The caller reports each as `died`."""
         start_s = self._limits.start_s
-        slow = []
-        for replica, since_s in self._starting.items():
-            if since_s + start_s > now_s:
-                break
-            slow.append(replica)
-        late = [(replica, f"did not start within {start_s:g} s (start_s)") for replica in slow]
+        slow = f"did not start within {start_s:g} s (start_s)"
+        late = dict.fromkeys(first_late(self._starting, start_s, now_s=now_s), slow)
         for signs in (self._signs_starting, self._signs_serving):
-            silent = f"gave no sign of life for {signs.silent_s:g} s (silent_s)"
-            late += [(replica, silent) for replica in signs.late(now_s=now_s) if replica not in slow]
-        if self._signs_starting.late(now_s=now_s):
-            # A process that loads libraries from a slow disk cannot answer either, so the next ones get more time.
-            self._signs_starting.silent_s = min(2 * self._signs_starting.silent_s, start_s)
-        return late
+            silent = signs.late(now_s=now_s)
+            for replica in silent:
+                late.setdefault(replica, f"gave no sign of life for {signs.silent_s:g} s (silent_s)")
+            if silent and signs is self._signs_starting:
+                # A process that loads libraries from a slow disk cannot answer either, so the next get more time.
+                signs.silent_s = min(2 * signs.silent_s, start_s)
+        return list(late.items())
 
     def newly_suspect(self, *, now_s: float) -> list[Replica]:
         """Those that serve and should get nothing new, because they have not answered for a while."""

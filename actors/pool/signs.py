@@ -42,20 +42,20 @@ class SignsOfLife:
 
     def to_ping(self, *, now_s: float) -> list[Replica]:
         """Replicas that have not been heard for a while and are asked for a sign of life now."""
-        late = _late(self._quiet, self._ping_s, now_s=now_s)
+        late = first_late(self._quiet, self._ping_s, now_s=now_s)
         for replica in late:
             del self._quiet[replica]
             self._asked[replica] = now_s
         return late
 
     def newly_suspect(self, *, now_s: float) -> list[Replica]:
-        late = _late(self._asked, self.silent_s * _SUSPECT_SHARE, now_s=now_s)
+        late = first_late(self._asked, self.silent_s * _SUSPECT_SHARE, now_s=now_s)
         for replica in late:
             self._suspect[replica] = self._asked.pop(replica)
         return late
 
     def late(self, *, now_s: float) -> list[Replica]:
-        return _late(self._suspect, self.silent_s, now_s=now_s)
+        return first_late(self._suspect, self.silent_s, now_s=now_s)
 
     def next_deadline_s(self) -> float:
         return min(
@@ -65,7 +65,8 @@ class SignsOfLife:
         )
 
 
-def _late(replicas: OrderedDict[Replica, float], limit_s: float, *, now_s: float) -> list[Replica]:
+def first_late(replicas: OrderedDict[Replica, float], limit_s: float, *, now_s: float) -> list[Replica]:
+    """Those of the first replicas, ordered by since when, for which `limit_s` is over."""
     late = []
     for replica, since_s in replicas.items():
         if since_s + limit_s > now_s:

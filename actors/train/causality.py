@@ -28,7 +28,7 @@ def sees_ahead(
     What is changed is what the first decoder layer is given, so that the vision tower has no part in it.
 
     Args:
-        compute: runs the model on `batch`; called three times. Anything may come of it.
+        compute: runs the model on `batch`; called once, and once for each kind of token. Anything may come of it.
         batch: `input_ids`, `attention_mask` and `completion_mask`, each (rows, length), as the model gets them.
     """
     layers = [module for name, module in policy.named_modules() if _DECODER_LAYER.search(name)]
@@ -40,15 +40,14 @@ def sees_ahead(
     if image_token is not None:
         last.append(_last_of(is_prompt & (batch["input_ids"].cpu() == image_token)))
     plain = _computed(layers, compute, changed=[None] * len(attended))
-    for changed in last:
-        other = _computed(layers, compute, changed=changed)
-        for row, position in enumerate(changed):
-            if position is None:
-                continue
-            before = attended[row, :position]
-            if not torch.equal(plain[row, :position][before], other[row, :position][before]):
-                return True
-    return False
+    # All of them, whatever the first shows: with parameters in shards every worker has to compute as often.
+    others = [_computed(layers, compute, changed=changed) for changed in last]
+    return any(
+        not torch.equal(*(hidden[row, :position][attended[row, :position]] for hidden in (plain, ours)))
+        for positions, ours in zip(last, others, strict=True)
+        for row, position in enumerate(positions)
+        if position is not None
+    )
 
 
 def _last_of(wanted: torch.Tensor) -> list[int | None]:

@@ -186,6 +186,14 @@ def test_what_our_code_logs_goes_to_the_drivers_log_and_not_to_the_screen(
     assert folder.driver_log.read_text() == before
 
 
+def started(script: str) -> subprocess.Popen[str]:
+    """The script in a process of its own, whose output is read."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
 UNREAD = """
 import sys, time
 from csr_ray.app.console import ConsoleView, UnattendedConsole
@@ -202,13 +210,7 @@ print("still there", file=sys.stderr)
 
 def test_a_run_whose_output_nobody_reads_any_more_goes_on() -> None:
     """As behind `| head -1`."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", UNREAD],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
-    )
+    process = started(UNREAD)
     assert process.stdout is not None and process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
@@ -236,13 +238,7 @@ def test_nohup_is_respected() -> None:
 
 
 def test_a_terminal_that_is_closed_says_so_twice_and_means_it_once() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", TWICE],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    process = started(TWICE)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     for _ in range(2):
         process.send_signal(signal.SIGHUP)
@@ -296,9 +292,7 @@ with SignalStop(grace_s=60, before_exit=lambda: print("let go", flush=True)):
 
 
 def test_a_second_signal_ends_a_process_whose_main_thread_stands_in_somebody_elses_code() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    process = started(STUCK)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     time.sleep(1.0)  # until it stands there
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -308,10 +302,7 @@ def test_a_second_signal_ends_a_process_whose_main_thread_stands_in_somebody_els
 
 
 def test_a_second_signal_ends_the_process_at_once_without_a_traceback() -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", TWICE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    process = started(TWICE)
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
