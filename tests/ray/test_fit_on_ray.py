@@ -121,7 +121,7 @@ def test_a_run_that_does_not_fit_is_refused_within_seconds_and_starts_nothing() 
         try:
             Runtime.start(
                 config, method=method_of(config), model=os.getcwd(), adapters=[], logs=Path("nowhere"),
-                view=ConsoleView(num_rounds=1),
+                view=ConsoleView(num_rounds=1), on_ray_lost=print,
             )
         except ConfigError as error:
             print(error.exit_code, time.monotonic() - started_s < 5, error)

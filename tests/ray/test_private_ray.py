@@ -96,6 +96,43 @@ def test_no_history_of_calls_piles_up_and_a_sigterm_reaches_who_listens() -> Non
     assert _run(script).split() == ["heard", "noted", "0"]
 
 
+def test_a_lost_head_is_said_and_a_lost_node_ends_the_process_with_a_word() -> None:
+    script = """
+        import os
+        import signal
+        import time
+        import psutil
+        from actors.cluster.connect import Connection, connect
+
+        def kill(name):
+            for child in psutil.Process().children(recursive=True):
+                if child.name() == name:
+                    child.kill()
+                    return
+            os._exit(1)
+
+        def end(reason):
+            print("ended:", reason, flush=True)
+            os._exit(0)
+
+        said = []
+        connection = Connection(connect(num_cpus_needed=2), say=said.append, end=end)
+        time.sleep(2.5)
+        kill("gcs_server")
+        killed_s = time.monotonic()
+        while not said:
+            time.sleep(0.1)
+        assert time.monotonic() - killed_s < 15, said
+        print(said[0], flush=True)
+        kill("raylet")
+        time.sleep(15)
+        os._exit(1)
+        """
+    said, ended = _run(script).splitlines()
+    assert "the head of the cluster" in said and "the work goes on" in said
+    assert "ended: Ray's node" in ended and "has died" in ended
+
+
 def _run(script: str) -> str:
     """What the script prints, in a process of its own that no cluster is named to."""
     kept = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

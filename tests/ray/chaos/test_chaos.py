@@ -8,7 +8,7 @@ from chaos import KILLS, play, table
 
 
 def test_a_run_under_blows_ends_with_every_prompt_once(tmp_path: Path) -> None:
-    # Ray takes a minute to end a driver whose head is gone, and a new cluster takes another.
+    # A new cluster for a new head takes a minute.
     roles = [role for role in KILLS if role != "head"]
     outcome = play(tmp_path / "run", seed=5, num_blows=3, roles=roles, pause_s=(1.0, 12.0))
     print("\n".join(outcome.said))

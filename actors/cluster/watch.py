@@ -1,0 +1,146 @@
+"""Notices that the parts of Ray are gone without which this process cannot go on: the cluster's head, its own node.
+
+Ray notices a lost head after a minute, and a lost node when it is next needed; then it ends the process with a line
+of its own, or without a word. Here a thread asks both for a connection every second, says what it finds, and ends the
+process shortly before Ray would, so that the person learns what happened and how to go on. In between the work goes
+on, and what is finished is committed: actors talk to each other and to the driver without the head.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ray
+
+# Ray ends whoever has not reached the head again after the seconds that this variable says, or after a minute.
+_RAY_WAITS_NAME = "RAY_gcs_rpc_server_reconnect_timeout_s"
+_RAY_WAITS_S = 60.0
+# So much earlier, as a share of that, it is ended here.
+_EARLIER = 0.75
+_ASK_EVERY_S = 1.0
+_ANSWER_S = 2.0
+# A head may be started again, and may be slow; it is spoken of after so long without an answer.
+_SILENT_S = 8.0
+# A node whose port is closed is never there again. Two times, as one may be the port's fault.
+_NUM_REFUSALS = 2
+# RFC 9113, 3.4: what a client says first, the second part of which is an empty frame of settings; the server answers
+# with its own settings. A frame's header has its type in the fourth byte.
+_FRAME_BYTES = 9
+_SETTINGS = 4
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
+
+
+@dataclass
+class _Asked:
+    """One who is asked, and what came of it. Who has never answered, as behind TLS, is not judged."""
+
+    address: str
+    has_answered: bool = False
+    num_refusals: int = 0
+    silent_since_s: float | None = None
+    is_said: bool = False
+
+    def ask(self) -> None:
+        asked_s = time.monotonic()
+        try:
+            answers = _ask(self.address)
+            self.num_refusals = 0
+        except ConnectionRefusedError:
+            answers = False
+            self.num_refusals += 1
+        if answers:
+            self.has_answered, self.silent_since_s = True, None
+        elif self.silent_since_s is None:
+            self.silent_since_s = asked_s
+
+    @property
+    def silent_s(self) -> float:
+        """For how long there has been no answer; it counts from a question, as this process may have stood still."""
+        if not self.has_answered or self.silent_since_s is None:
+            return 0.0
+        return time.monotonic() - self.silent_since_s
+
+
+class RayWatch:
+    """Watches from `RayWatch(...)` to `close()`.
+
+    Args:
+        head: address of the cluster's head, `host:port`.
+        node: address of this process's node.
+        say: prints a line for the person, also from a thread.
+        end: ends this process, and tells the person why; called from a thread.
+    """
+
+    def __init__(self, *, head: str, node: str, say: Callable[[str], None], end: Callable[[str], None]) -> None:
+        self._head, self._node = _Asked(head), _Asked(node)
+        self._say, self._end = say, end
+        self._limit_s = _EARLIER * float(os.environ.get(_RAY_WAITS_NAME, _RAY_WAITS_S))
+        self._is_closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch of Ray", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def of_this_process(cls, *, say: Callable[[str], None], end: Callable[[str], None]) -> RayWatch:
+        """Watch what this process is connected to."""
+        context = ray.get_runtime_context()
+        own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+        node = f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}"
+        return cls(head=context.gcs_address, node=node, say=say, end=end)
+
+    def close(self) -> None:
+        """Watch no more; whoever ends Ray does this first."""
+        self._is_closed.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._is_closed.wait(_ASK_EVERY_S):
+            self._node.ask()
+            self._head.ask()
+            if self._is_closed.is_set():
+                return
+            if reason := self._judge():
+                self._end(reason)
+                return
+
+    def _judge(self) -> str:
+        """Why this process has to end; empty if it can go on."""
+        head, node = self._head, self._node
+        if node.has_answered and node.num_refusals >= _NUM_REFUSALS:
+            return f"Ray's node {node.address} has died, and this process with it"
+        if head.silent_s > self._limit_s:
+            return f"the head of the cluster, {head.address}, has not answered for {head.silent_s:.0f} s"
+        if head.silent_s > _SILENT_S and not head.is_said:
+            head.is_said = True
+            self._say(
+                f"the head of the cluster, {head.address}, has not answered for {head.silent_s:.0f} s; the work goes "
+                f"on, and if the head is not back after {self._limit_s:.0f} s, the run ends"
+            )
+        elif head.is_said and head.silent_since_s is None:
+            head.is_said = False
+            self._say(f"the head of the cluster, {head.address}, answers again")
+        return ""
+
+
+def _ask(address: str) -> bool:
+    """Whether a server of HTTP/2, on which gRPC stands, says its first word there, for which it has to know nobody.
+
+    A process that is stopped or stuck takes the connection and says nothing.
+
+    Raises:
+        ConnectionRefusedError: nobody listens, which the machine itself answers.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S) as connection:
+            connection.sendall(_HELLO)
+            header = connection.recv(_FRAME_BYTES, socket.MSG_WAITALL)
+    except ConnectionRefusedError:
+        raise
+    except OSError:
+        return False
+    return len(header) == _FRAME_BYTES and header[3] == _SETTINGS

@@ -1,0 +1,138 @@
+"""Who is connected to a cluster learns within seconds that its head or its own node is gone, and why it ends."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from actors.cluster import watch
+from actors.cluster.watch import RayWatch
+
+# The first frame of a server of HTTP/2: its settings, of which it has none to tell.
+_SETTINGS_FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+class Server:
+    """Listens on a port of this machine and answers every connection with `word`, unless it is stopped."""
+
+    def __init__(self, word: bytes = _SETTINGS_FRAME, *, port: int = 0) -> None:
+        self.word = word
+        self._socket = socket.create_server(("127.0.0.1", port))
+        self.port = self._socket.getsockname()[1]
+        self.address = f"127.0.0.1:{self.port}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        held = []
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            held.append(connection)
+            connection.recv(64)
+            connection.sendall(self.word)
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+class Watching:
+    """A watch of two servers, and what it said."""
+
+    def __init__(self) -> None:
+        self.head, self.node = Server(), Server()
+        self.said: list[str] = []
+        self.ended: list[str] = []
+        self._watch: RayWatch | None = None
+
+    def start(self) -> Watching:
+        self._watch = RayWatch(
+            head=self.head.address, node=self.node.address, say=self.said.append, end=self.ended.append
+        )
+        time.sleep(0.1)
+        return self
+
+    def close(self) -> None:
+        if self._watch:
+            self._watch.close()
+
+
+@pytest.fixture
+def watching(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watching]:
+    for name, seconds in (("_ASK_EVERY_S", 0.02), ("_ANSWER_S", 0.1), ("_SILENT_S", 0.3), ("_RAY_WAITS_S", 1.2)):
+        monkeypatch.setattr(watch, name, seconds)
+    monkeypatch.delenv("RAY_gcs_rpc_server_reconnect_timeout_s", raising=False)
+    made = Watching()
+    yield made
+    made.close()
+
+
+def until(condition: Callable[[], object]) -> None:
+    until_s = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
+
+
+def test_a_head_that_is_gone_is_spoken_of_and_then_ends_the_process_before_ray_does(watching: Watching) -> None:
+    watching.start().head.close()
+    lost_s = time.monotonic()
+    until(lambda: watching.said)
+    assert watching.head.address in watching.said[0] and "the work goes on" in watching.said[0]
+    assert not watching.ended
+    until(lambda: watching.ended)
+    assert 0.8 < time.monotonic() - lost_s < 1.2
+    assert f"head of the cluster, {watching.head.address}, has not answered" in watching.ended[0]
+    assert len(watching.said) == len(watching.ended) == 1
+
+
+def test_a_head_that_is_stopped_counts_as_silent_and_may_come_back(watching: Watching) -> None:
+    watching.start().head.word = b""
+    until(lambda: watching.said)
+    watching.head.word = _SETTINGS_FRAME
+    until(lambda: len(watching.said) == 2)
+    assert "answers again" in watching.said[1]
+    time.sleep(1.0)
+    assert not watching.ended, "the time of its first silence does not count any more"
+
+
+def test_a_head_that_is_started_again_at_its_port_is_waited_for(watching: Watching) -> None:
+    watching.start().head.close()
+    until(lambda: watching.said)
+    watching.head = Server(port=watching.head.port)
+    until(lambda: len(watching.said) == 2)
+    assert not watching.ended
+
+
+def test_the_own_node_is_not_waited_for(watching: Watching) -> None:
+    watching.start().node.close()
+    until(lambda: watching.ended)
+    assert f"node {watching.node.address} has died" in watching.ended[0]
+    assert not watching.said
+
+
+def test_a_node_that_is_slow_ends_nobody(watching: Watching) -> None:
+    watching.start().node.word = b""
+    time.sleep(1.5)
+    assert not watching.said and not watching.ended
+
+
+def test_who_speaks_another_language_from_the_first_is_not_judged(watching: Watching) -> None:
+    watching.head.word = watching.node.word = b"\x15\x03\x03\x00\x02\x02\x0a\x16\x03"  # an alert of TLS
+    watching.start()
+    time.sleep(1.5)
+    assert not watching.said and not watching.ended
+
+
+def test_after_close_nothing_is_said(watching: Watching) -> None:
+    watching.start().close()
+    watching.head.close()
+    watching.node.close()
+    time.sleep(1.5)
+    assert not watching.said and not watching.ended
