@@ -145,10 +145,11 @@ def _find_image(name: str, *, folders: tuple[str, ...]) -> str:
     if "://" in name or os.path.isabs(name):
         return name
     paths = [f"{folder.rstrip('/')}/{name}" for folder in folders]
-    for path in paths[:-1]:
-        if _exists(path):
-            return path if "://" in path else os.path.abspath(path)
-    return paths[-1] if "://" in paths[-1] else os.path.abspath(paths[-1])
+    found = next((path for path in paths[:-1] if _exists(path)), paths[-1])
+    if "://" in found:
+        return found
+    # What is in no folder is looked for in vain where the user most likely meant it.
+    return os.path.abspath(found if os.path.exists(found) else paths[0])
 
 
 def _exists(path: str) -> bool:

@@ -281,7 +281,9 @@ def test_images_are_found_beside_the_file_then_in_images_and_only_in_a_given_fol
     (folder / "b.png").rename(folder / "images" / "b.png")
     (folder / "c.png").rename(folder / "other" / "c.png")
     path = write_jsonl(folder / "p.jsonl", rows("a", "b", "c"))
-    assert [p.image for p in read(path)[0]] == [str(folder / "a.png"), str(folder / "images" / "b.png")]
+    prompts, rejections = read(path)
+    assert [p.image for p in prompts] == [str(folder / "a.png"), str(folder / "images" / "b.png")]
+    assert f"{folder / 'c.png'}: no such file" in rejections[0].reason
     assert [p.image for p in read(path, images=folder / "other")[0]] == [str(folder / "other" / "c.png")]
 
 
