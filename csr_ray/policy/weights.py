@@ -30,6 +30,9 @@ _SINGLE = "model.safetensors"
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
+# A safetensors file begins with the length of its header.
+_LENGTH_BYTES = 8
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _ROWS_LOOKED_AT = 256
 _VECTORS = 16
 
@@ -121,17 +124,63 @@ def checkpoint_name(module: str, *, names: Collection[str]) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraLayer:
-    """Where the update of one module is read: the file, the module's name in it, and alpha / r."""
+class StoredTensor:
+    """Where a tensor lies in a safetensors file: `start` is counted in bytes from the file's beginning.
+
+    Every round of a run reads the adapters of all rounds before. A look into the file for each of their tensors is
+    slow then, as its header is parsed each time, and `get_tensor` keeps two integers of Python for every tensor that
+    it returns (seen in safetensors 0.6.2 to 0.8.0), which in hundreds of rounds are hundreds of MiB.
+    """
 
     file: Path
-    name: str
+    start: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> torch.Tensor:
+        """Raises ValueError if the file has become shorter since it was looked into."""
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            if file.readinto(tensor.flatten().view(torch.uint8).numpy()) != self.num_bytes:
+                raise ValueError(f"{self.file}: cut off before byte {self.start + self.num_bytes}")
+        return tensor
+
+
+def stored_tensors(file: Path) -> dict[str, StoredTensor]:
+    """Where the tensors of a safetensors file lie, by name. The file has no gaps between them, which is checked.
+
+    Raises:
+        ValueError: it holds numbers of a kind that no weights are kept in.
+        safetensors.SafetensorError: it is damaged.
+    """
+    with file.open("rb") as content:
+        start = _LENGTH_BYTES + int.from_bytes(content.read(_LENGTH_BYTES), "little")
+    stored = {}
+    with safe_open(file, framework="pt") as weights:
+        for name in weights.offset_keys():
+            view = weights.get_slice(name)
+            if (dtype := _DTYPES.get(view.get_dtype())) is None:
+                raise ValueError(f"{file}: {name} is of {view.get_dtype()}; allowed: {', '.join(_DTYPES)}")
+            stored[name] = StoredTensor(file=file, start=start, dtype=dtype, shape=tuple(view.get_shape()))
+            start += stored[name].num_bytes
+    return stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraLayer:
+    """Where the update of one module is read, PEFT's lora_A and lora_B, and alpha / r."""
+
+    down: StoredTensor
+    up: StoredTensor
     scale: float
 
     def read(self) -> LoraDelta:
-        with safe_open(self.file, framework="pt") as weights:
-            down, up = (weights.get_tensor(f"{self.name}.lora_{half}.weight") for half in "AB")
-        return LoraDelta(down=down, up=up, scale=self.scale)
+        return LoraDelta(down=self.down.read(), up=self.up.read(), scale=self.scale)
 
 
 def lora_deltas(adapter: Path) -> dict[str, LoraDelta]:
@@ -154,18 +203,16 @@ def lora_layers(adapter: Path) -> dict[str, LoraLayer]:
             raise ValueError(f"adapter {adapter}: {key} = {config[key]!r} cannot be merged here; train a plain LoRA")
     rank = config["r"]
     scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    with safe_open(adapter / _ADAPTER_WEIGHTS, framework="pt") as weights:
-        names = set(weights.keys())
+    stored = stored_tensors(adapter / _ADAPTER_WEIGHTS)
     layers = {}
-    for name in sorted(names):
+    for name in sorted(stored):
         if name.endswith(".lora_A.weight"):
             module = name.removesuffix(".lora_A.weight")
-            if f"{module}.lora_B.weight" not in names:
+            if (up := stored.get(f"{module}.lora_B.weight")) is None:
                 raise ValueError(f"adapter {adapter}: {module} has lora_A but no lora_B")
-            layer = LoraLayer(file=adapter / _ADAPTER_WEIGHTS, name=module, scale=scale)
-            layers[module.removeprefix(_PEFT_PREFIX)] = layer
-    if 2 * len(layers) != len(names):
-        raise ValueError(f"adapter {adapter}: holds tensors that are not LoRA pairs: {sorted(names)[:3]} ...")
+            layers[module.removeprefix(_PEFT_PREFIX)] = LoraLayer(down=stored[name], up=up, scale=scale)
+    if 2 * len(layers) != len(stored):
+        raise ValueError(f"adapter {adapter}: holds tensors that are not LoRA pairs: {sorted(stored)[:3]} ...")
     return layers
 
 
