@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from actors.cluster.connect import Connection, connect
+from actors.cluster.connect import Connection
 from actors.generate.engine import EngineSettings
 from actors.generate.generator import GeneratorActor
 from actors.pool.events import Role
@@ -248,18 +248,20 @@ def _connect_for(
     config: Config | None = None,
     object_store: int | None = None,
 ) -> Connection:
-    """`connect`, refuse what there is no room for before anything is started, and watch the connection."""
+    """Connect, and refuse what there is no room for before anything is started."""
     check_engine_has_gpu(generators, needs_gpu=serves_on_gpus())
-    private_ray = connect(
-        num_cpus_needed=sum(demand.num * demand.cpus for demand in demands) + 1, object_store=object_store
+    connection = Connection(
+        say=view.say,
+        end=on_ray_lost,
+        num_cpus_needed=sum(demand.num * demand.cpus for demand in demands) + 1,
+        object_store=object_store,
     )
     try:
         check_room(demands, config=config)
-        return Connection(private_ray, say=view.say, end=on_ray_lost)
     except BaseException:
-        if private_ray:
-            private_ray.close()
+        connection.close()
         raise
+    return connection
 
 
 def check_room(demands: Sequence[Demand], *, config: Config | None = None) -> None:

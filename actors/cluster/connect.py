@@ -15,7 +15,7 @@ import ray
 import ray._private.utils
 import ray._private.worker
 
-from actors.cluster.watch import RayWatch
+from actors.cluster.watch import RayWatch, check_head_is_there
 from actors.process.leftovers import Watchdog, sweep
 from csr_ray.machine.private_ray import cluster_address
 from csr_ray.waiting import said_if_slow
@@ -31,12 +31,28 @@ class Connection:
     """To Ray, and watched: whose head or node is lost is told so, and ended (`actors.cluster.watch`).
 
     Args:
-        private: the Ray that is closed with it; None if others started it.
+        say, end: see `RayWatch`.
+        num_cpus_needed, object_store: see `connect`.
     """
 
-    def __init__(self, private: PrivateRay | None, *, say: Callable[[str], None], end: Callable[[str], None]) -> None:
-        self._private = private
-        self._watch = RayWatch.of_this_process(say=say, end=end)
+    def __init__(
+        self,
+        *,
+        say: Callable[[str], None],
+        end: Callable[[str], None],
+        num_cpus_needed: float,
+        object_store: int | None = None,
+    ) -> None:
+        self._private: PrivateRay | None = None
+        self._watch = RayWatch(say=say, end=end)
+        try:
+            if address := cluster_address():
+                self._watch.watch(head=address)  # Ray would go on trying to join a head that dies meanwhile
+            self._private = connect(num_cpus_needed=num_cpus_needed, object_store=object_store)
+            self._watch.watch_this_process()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._watch.close()
@@ -108,12 +124,16 @@ def connect(*, num_cpus_needed: float, object_store: int | None = None) -> Priva
     Args:
         object_store: bytes of a private Ray's object store; None: 256 MiB.
 
+    Raises:
+        ConfigError: RAY_ADDRESS names a cluster that is not there.
+
     Returns:
         The private Ray, which the caller has to close; None if this process uses one that others started.
     """
     if ray.is_initialized():
         return None
-    if cluster_address():
+    if address := cluster_address():
+        check_head_is_there(address)
         _init()
         return None
     num_cpus = max(os.cpu_count() or 1, int(num_cpus_needed + 0.999))

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import ray
 
+from csr_ray.errors import ConfigError
+
 # Ray ends whoever has not reached the head again after the seconds that this variable says, or after a minute.
 _RAY_WAITS_NAME = "RAY_gcs_rpc_server_reconnect_timeout_s"
 _RAY_WAITS_S = 60.0
@@ -53,6 +55,9 @@ class _Asked:
         except ConnectionRefusedError:
             answers = False
             self.num_refusals += 1
+        except OSError:
+            answers = False
+            self.num_refusals = 0
         if answers:
             self.has_answered, self.silent_since_s = True, None
         elif self.silent_since_s is None:
@@ -67,30 +72,37 @@ class _Asked:
 
 
 class RayWatch:
-    """Watches from `RayWatch(...)` to `close()`.
+    """Watches from `RayWatch(...)` to `close()`, at first nobody.
 
     Args:
-        head: address of the cluster's head, `host:port`.
-        node: address of this process's node.
         say: prints a line for the person, also from a thread.
         end: ends this process, and tells the person why; called from a thread.
     """
 
-    def __init__(self, *, head: str, node: str, say: Callable[[str], None], end: Callable[[str], None]) -> None:
-        self._head, self._node = _Asked(head), _Asked(node)
+    def __init__(self, *, say: Callable[[str], None], end: Callable[[str], None]) -> None:
+        self._head: _Asked | None = None
+        self._node: _Asked | None = None
         self._say, self._end = say, end
         self._limit_s = _EARLIER * float(os.environ.get(_RAY_WAITS_NAME, _RAY_WAITS_S))
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch of Ray", daemon=True)
         self._thread.start()
 
-    @classmethod
-    def of_this_process(cls, *, say: Callable[[str], None], end: Callable[[str], None]) -> RayWatch:
-        """Watch what this process is connected to."""
+    def watch(self, *, head: str, node: str = "") -> None:
+        """Watch the cluster's head and this process's own node from now on.
+
+        Args:
+            head: as in RAY_ADDRESS. Only one of the form `host:port` can be asked.
+            node: `host:port`; empty: this process has none yet.
+        """
+        self._head = _Asked(head) if _can_be_asked(head) else None
+        self._node = _Asked(node) if node else None
+
+    def watch_this_process(self) -> None:
+        """Watch what this process is connected to by now."""
         context = ray.get_runtime_context()
         own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-        node = f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}"
-        return cls(head=context.gcs_address, node=node, say=say, end=end)
+        self.watch(head=context.gcs_address, node=f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}")
 
     def close(self) -> None:
         """Watch no more; whoever ends Ray does this first."""
@@ -99,19 +111,22 @@ class RayWatch:
 
     def _watch(self) -> None:
         while not self._is_closed.wait(_ASK_EVERY_S):
-            self._node.ask()
-            self._head.ask()
+            head, node = self._head, self._node
+            for one in (node, head):
+                if one:
+                    one.ask()
             if self._is_closed.is_set():
                 return
-            if reason := self._judge():
+            if reason := self._judge(head, node):
                 self._end(reason)
                 return
 
-    def _judge(self) -> str:
+    def _judge(self, head: _Asked | None, node: _Asked | None) -> str:
         """Why this process has to end; empty if it can go on."""
-        head, node = self._head, self._node
-        if node.has_answered and node.num_refusals >= _NUM_REFUSALS:
+        if node and node.has_answered and node.num_refusals >= _NUM_REFUSALS:
             return f"Ray's node {node.address} has died, and this process with it"
+        if head is None:
+            return ""
         if head.silent_s > self._limit_s:
             return f"the head of the cluster, {head.address}, has not answered for {head.silent_s:.0f} s"
         if head.silent_s > _SILENT_S and not head.is_said:
@@ -126,6 +141,37 @@ class RayWatch:
         return ""
 
 
+def check_head_is_there(address: str) -> None:
+    """Ray itself tries for many minutes to join a cluster that is not there.
+
+    Args:
+        address: as in RAY_ADDRESS. Only one of the form `host:port` is looked at.
+
+    Raises:
+        ConfigError: nobody has taken a connection for some seconds.
+    """
+    if not _can_be_asked(address):
+        return
+    until_s = time.monotonic() + _SILENT_S
+    while True:
+        try:
+            _ask(address)
+            return
+        except OSError as error:
+            if time.monotonic() > until_s:
+                raise ConfigError(
+                    f"RAY_ADDRESS = {address!r}: no cluster there, after {_SILENT_S:.0f} s of trying: "
+                    f"{error.strerror or error}; start the cluster, or unset RAY_ADDRESS for a private Ray on this "
+                    "machine"
+                ) from None
+            time.sleep(min(_ASK_EVERY_S, _SILENT_S / 4))
+
+
+def _can_be_asked(address: str) -> bool:
+    """Not `auto`, which Ray looks up, or an address of Ray's client, which has a scheme."""
+    return "/" not in address and address.rpartition(":")[2].isdigit()
+
+
 def _ask(address: str) -> bool:
     """Whether a server of HTTP/2, on which gRPC stands, says its first word there, for which it has to know nobody.
 
@@ -133,14 +179,13 @@ def _ask(address: str) -> bool:
 
     Raises:
         ConnectionRefusedError: nobody listens, which the machine itself answers.
+        OSError: there is no such machine, or no way to it.
     """
     host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S) as connection:
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S) as connection:
+        try:
             connection.sendall(_HELLO)
             header = connection.recv(_FRAME_BYTES, socket.MSG_WAITALL)
-    except ConnectionRefusedError:
-        raise
-    except OSError:
-        return False
+        except OSError:
+            return False
     return len(header) == _FRAME_BYTES and header[3] == _SETTINGS

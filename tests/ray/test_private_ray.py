@@ -102,7 +102,7 @@ def test_a_lost_head_is_said_and_a_lost_node_ends_the_process_with_a_word() -> N
         import signal
         import time
         import psutil
-        from actors.cluster.connect import Connection, connect
+        from actors.cluster.connect import Connection
 
         def kill(name):
             for child in psutil.Process().children(recursive=True):
@@ -116,7 +116,7 @@ def test_a_lost_head_is_said_and_a_lost_node_ends_the_process_with_a_word() -> N
             os._exit(0)
 
         said = []
-        connection = Connection(connect(num_cpus_needed=2), say=said.append, end=end)
+        connection = Connection(say=said.append, end=end, num_cpus_needed=2)
         time.sleep(2.5)
         kill("gcs_server")
         killed_s = time.monotonic()

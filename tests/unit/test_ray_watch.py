@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from actors.cluster import watch
-from actors.cluster.watch import RayWatch
+from actors.cluster.watch import RayWatch, check_head_is_there
+from csr_ray.errors import ConfigError
 
 # The first frame of a server of HTTP/2: its settings, of which it has none to tell.
 _SETTINGS_FRAME = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -52,9 +53,8 @@ class Watching:
         self._watch: RayWatch | None = None
 
     def start(self) -> Watching:
-        self._watch = RayWatch(
-            head=self.head.address, node=self.node.address, say=self.said.append, end=self.ended.append
-        )
+        self._watch = RayWatch(say=self.said.append, end=self.ended.append)
+        self._watch.watch(head=self.head.address, node=self.node.address)
         time.sleep(0.1)
         return self
 
@@ -128,6 +128,35 @@ def test_who_speaks_another_language_from_the_first_is_not_judged(watching: Watc
     watching.start()
     time.sleep(1.5)
     assert not watching.said and not watching.ended
+
+
+def test_a_head_is_watched_before_this_process_has_a_node(watching: Watching) -> None:
+    watch_of_head = RayWatch(say=watching.said.append, end=watching.ended.append)
+    watch_of_head.watch(head=watching.head.address)
+    time.sleep(0.1)
+    watching.head.close()
+    until(lambda: watching.ended)
+    watch_of_head.watch(head="auto")
+    time.sleep(0.1)
+    watch_of_head.close()
+
+
+def test_a_cluster_that_is_not_there_is_refused_in_one_line(watching: Watching) -> None:
+    for address in (watching.head.address, "auto", "ray://nowhere:10001"):
+        check_head_is_there(address)
+    watching.head.word = b""  # slow, or a cluster with TLS: there is somebody, and Ray has to see
+    check_head_is_there(watching.head.address)
+    watching.head.close()
+    with pytest.raises(ConfigError, match=rf"^RAY_ADDRESS = '{watching.head.address}': no cluster there.*refused"):
+        check_head_is_there(watching.head.address)
+    with pytest.raises(ConfigError, match="no cluster there"):
+        check_head_is_there("no-such-host.invalid:6379")
+
+
+def test_a_cluster_that_comes_a_moment_later_is_joined(watching: Watching) -> None:
+    watching.head.close()
+    threading.Timer(0.1, lambda: setattr(watching, "head", Server(port=watching.head.port))).start()
+    check_head_is_there(watching.head.address)
 
 
 def test_after_close_nothing_is_said(watching: Watching) -> None:
