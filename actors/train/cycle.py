@@ -42,13 +42,13 @@ from actors.train.stream import ExampleSource
 from actors.train.threads import loader_threads, num_local_workers
 from csr_ray.config.schema import Train
 from csr_ray.data.pictures import load_picture, picture_size
-from csr_ray.errors import ConfigError, StalePolicyError
+from csr_ray.errors import ConfigError, PicturesGone, StalePolicyError
 from csr_ray.policy.processor import load_processor
 from csr_ray.policy.weights import merged_by_module
 from csr_ray.ports import OnStep
 from csr_ray.records import Ask, Example, Picture, Probe, Target, TrainOrder, TrainResult
 from csr_ray.store.atomic import new_folder
-from csr_ray.training.collate import LoadPicture, PairCollator, PairJudge, SharedPrefixCollator, pair_rows
+from csr_ray.training.collate import UNREADABLE, LoadPicture, PairCollator, PairJudge, SharedPrefixCollator, pair_rows
 from csr_ray.training.unmerged import add_unmerged
 
 _log = logging.getLogger(__name__)
@@ -269,6 +269,7 @@ class CycleTrainer:
 
         Raises:
             ValueError: no example can be trained on.
+            PicturesGone: not one picture can be opened any more.
             StalePolicyError: an example is of another policy version than the one that is trained.
             FloatingPointError: the loss is not a number; names the step and the examples.
         """
@@ -283,6 +284,9 @@ class CycleTrainer:
         if resumed is not None:
             _log.info("%s: going on from %s", order.cycle, resumed.path)
         if not examples.has(0):
+            if set(examples.dropped) == {UNREADABLE}:  # the policy has seen all of them
+                reason = f"{examples.dropped[UNREADABLE]} of {order.cycle} are needed to train"
+                raise PicturesGone.all_of_them(reason=reason)
             raise ValueError(f"{order.cycle}: no example can be trained on; dropped: {dict(examples.dropped)}")
         trainer = self._new_trainer(
             examples,

@@ -1,8 +1,8 @@
 """Tells broken pictures from a storage that has gone: a mount that vanishes makes every picture unreadable at once.
 
-Broken pictures are set aside for good, so before any of them are, the last picture that could be read is read once
-more. If it cannot be read any more either, it is not the pictures' fault. The same holds where none has been read yet
-and none can be found.
+Broken pictures are set aside for good, and what cannot be reached (an input/output error, a stale handle of NFS) for
+this phase. So before any of them are, the last picture that could be read is read once more. If it cannot be read any
+more either, it is not the pictures' fault. The same holds where none has been read yet and none can be found.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from csr_ray.errors import PicturesGone
 from csr_ray.records import Rejection, Rollout
 
-# So many prompts in a row that are set aside by their own fault make one look, if no answer comes before.
+# So many prompts in a row that are set aside make one look, if no answer comes before.
 _MANY = 16
 
 
@@ -38,9 +38,8 @@ class Sieve:
             PicturesGone: what is held back then is not handed on at all.
         """
         for result in results:
-            is_suspect = isinstance(result, Rejection) and result.fault == "input"
-            if is_suspect:
-                self._held.append(result)  # type: ignore[arg-type]
+            if isinstance(result, Rejection) and result.fault != "policy":
+                self._held.append(result)
                 if len(self._held) >= _MANY:
                     self._look()
                     yield from self._let_go()

@@ -34,7 +34,8 @@ Positions = Callable[[Mapping[str, torch.Tensor]], torch.Tensor]
 _TOKEN_KEYS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
 
-# So many pictures in a row that cannot be opened make one look at whether any can.
+UNREADABLE = "unreadable_image"
+# So many pictures that cannot be opened before any could are not broken one by one.
 _MANY_UNREADABLE = 16
 
 
@@ -53,8 +54,8 @@ class PairJudge:
         picture_size: width and height of a picture, in pixels; raises ValueError where it cannot be opened.
 
     Raises:
-        PicturesGone: by calls, when many in a row cannot be opened, and neither can the last one that could: no pair
-            is to be dropped because a mount is away.
+        PicturesGone: by calls, when a picture cannot be opened, and neither can the last one that could, or when many
+            in a row cannot be opened and none could before: no pair is to be dropped because a mount is away.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class PairJudge:
         self._max_length = max_length
         self._image_token = getattr(processor, "image_token_id", None)
         self._last_opened: Picture | None = None
-        self._num_unreadable = 0  # in a row
+        self._num_unreadable = 0
         self._image_tokens: dict[tuple[int, int], int] = {}
         self._text_tokens: dict[str, int] = {}
 
@@ -73,12 +74,15 @@ class PairJudge:
         """Return the reason, a short name by which dropped pairs are counted, or None if the pair can be used."""
         try:
             size = self._picture_size(pair.ask.picture)
-        except ValueError:
+        except ValueError as error:
             self._num_unreadable += 1
-            if self._num_unreadable >= _MANY_UNREADABLE and self._last_opened is not None:
-                self._look_at_the_last()
-            return "unreadable_image"
-        self._last_opened, self._num_unreadable = pair.ask.picture, 0
+            if self._last_opened is not None:
+                if self._last_opened.path != pair.ask.picture.path:  # which cannot vouch for itself
+                    self._look_at_the_last()
+            elif self._num_unreadable >= _MANY_UNREADABLE:
+                raise PicturesGone.all_of_them(reason=error) from error
+            return UNREADABLE
+        self._last_opened = pair.ask.picture
         answers = [target.token_ids for target in pair.targets]
         if not all(answers):
             return "empty_answer"

@@ -7,6 +7,7 @@ import pickle
 import random
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from training_examples import EndedStream, altered, write_examples
 from training_process import start_training_process
 
 from csr_ray.config.schema import Train
-from csr_ray.errors import StalePolicyError
-from csr_ray.records import Cycle, Example, TrainOrder, TrainResult
+from csr_ray.errors import PicturesGone, StalePolicyError
+from csr_ray.records import Cycle, Example, Picture, TrainOrder, TrainResult
 
 NUM_STEPS = 4
 STAGES = [(0, False), (1, False), (1, True), (2, True), (3, False), (3, True)]
@@ -271,6 +272,15 @@ def test_a_round_without_a_usable_pair_is_an_error(
         job = training_process.submit(_train, model, given, tmp_path / "a", {}, None, num_planned)
         with pytest.raises(ValueError, match=rf"round 1: no example can be trained on; dropped: {dropped}"):
             job.result(timeout=300)
+
+
+def test_a_round_whose_pictures_are_all_away_drops_none_of_its_pairs(
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path
+) -> None:
+    away = [replace(pair, ask=replace(pair.ask, picture=Picture(path="/away/one.png"))) for pair in pairs[:3]]
+    job = training_process.submit(_train, model, away, tmp_path / "a", {}, None, None)
+    with pytest.raises(PicturesGone, match=r"3 of round 1 are needed to train"):
+        job.result(timeout=300)
 
 
 @pytest.mark.parametrize("num_planned", [None, 8], ids=["whole", "streamed"])

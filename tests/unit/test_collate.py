@@ -190,8 +190,11 @@ def test_pairs_are_not_dropped_because_a_mount_is_away(processor: Any) -> None:
     assert judge(fits) is None
     is_away = True
     with pytest.raises(PicturesGone, match=r"red.*no such file.*same command"):
+        judge(gone)
+    from_the_beginning = PairJudge(processor=processor, picture_size=size, max_length=64)
+    with pytest.raises(PicturesGone, match=r"no picture can be read.*no such file"):
         for _ in range(16):
-            judge(gone)
+            from_the_beginning(fits)
 
 
 def test_judging_does_not_decode_the_picture_and_training_names_one_damaged_since(

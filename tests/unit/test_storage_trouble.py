@@ -184,11 +184,32 @@ def test_what_a_killed_run_was_writing_is_removed_at_the_next_start(tmp_path: Pa
     (tmp_path / "round_000").mkdir()
     (tmp_path / "round_000" / ".pairs.parquet.ab12cd_9").write_text("half")
     (tmp_path / "round_000" / ".adapter.00000000").mkdir()
+    (tmp_path / ".model.old.abc_1234").mkdir()
+    (tmp_path / ".summary.json.abc_1234").write_text("half")
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / ".version_001.jsonl.abc_1234").write_text("half")
     kept = [".hidden", ".run.lock.abcdefgh", "journal.jsonl"]  # the lock's is another start's that is asking just now
     for name in kept:
         (tmp_path / name).write_text("whole")
     remove_unfinished(tmp_path)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([*kept, "round_000"])
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([*kept, "round_000", "eval"])
+
+
+def test_what_is_not_the_runs_own_is_never_removed(tmp_path: Path) -> None:
+    """A run folder may be somebody's project, and hold other runs that are at work."""
+    files = [
+        ".env.template",
+        "sub/.htaccess.disabled",
+        ".config.original/precious.txt",
+        "runs/other/round_000/.pairs.parquet.a1b2c3d4",
+        "round_000.copy/.pairs.parquet.a1b2c3d4",
+        "eval/.notes.md.download",
+    ]
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    remove_unfinished(tmp_path)
+    assert all((tmp_path / name).is_file() for name in files)
 
 
 def test_the_line_names_the_file_that_the_error_speaks_of(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import FakeGenerators, tiny_config
@@ -60,6 +63,38 @@ def test_a_mount_that_vanishes_stops_the_run_and_is_nobodys_fault(
     assert units.total("prompts") == gone_after and units.total("failed") == 0, "what was finished is kept"
     monkeypatch.setattr(Reading, "gone_after", None)
     (tmp_path / "away").rename(tmp_path / "pictures")
+    (entry,) = driver.run()["rounds"]
+    assert (entry["rollout"]["prompts"], entry["rollout"]["failed"]) == (60, 0)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.EACCES])
+def test_a_mount_that_fails_in_another_way_is_nobodys_fault_either(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As a dead FUSE mount, a stale handle of NFS or a disk that is going do."""
+    is_away = False
+    opened = os.open
+
+    def open_unless_away(path: Any, *given: Any, **more: Any) -> int:
+        if is_away and str(path).startswith(str(Reading.folder)):
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *given, **more)
+
+    class Failing(Reading):
+        def rollout(self, prompts, *, cycle, control=None) -> Iterator[Rollout | Rejection]:
+            nonlocal is_away
+            for num, result in enumerate(super().rollout(prompts, cycle=cycle, control=control), start=1):
+                is_away = num >= 10
+                yield result
+
+    monkeypatch.setattr("csr_ray.data.files.os.open", open_unless_away)
+    monkeypatch.setattr("test_loop.FakeGenerators", Failing)
+    with pytest.raises(PicturesGone, match=r"pictures cannot be read any more"):
+        driver.run()
+    units = driver.state().journal.units(round=0, phase="main")
+    assert (units.total("prompts"), units.total("failed")) == (10, 0)
+    is_away = False
+    monkeypatch.setattr("test_loop.FakeGenerators", Reading)
     (entry,) = driver.run()["rounds"]
     assert (entry["rollout"]["prompts"], entry["rollout"]["failed"]) == (60, 0)
 
