@@ -8,6 +8,8 @@ on, and what is finished is committed: actors talk to each other and to the driv
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import socket
 import threading
@@ -34,41 +36,46 @@ _NUM_REFUSALS = 2
 # with its own settings. A frame's header has its type in the fourth byte.
 _FRAME_BYTES = 9
 _SETTINGS = 4
+# What says that the other one is gone, or cannot be reached, rather than that something is wrong here.
+_OF_THE_OTHER = (errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
+_START_OR_UNSET = "start the cluster, or unset RAY_ADDRESS for a private Ray on this machine"
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
 
 
 @dataclass
 class _Asked:
-    """One who is asked, and what came of it. Who has never answered, as behind TLS, is not judged."""
+    """One who is asked, and what came of it. Who has never answered, as behind TLS, is not judged.
+
+    `silent_s` adds up what the questions without an answer took, of each no more than it may take: a process that is
+    stopped in the middle of one does not hold that against who is asked.
+    """
 
     address: str
     has_answered: bool = False
     num_refusals: int = 0
-    silent_since_s: float | None = None
+    silent_s: float = 0.0
     is_said: bool = False
 
-    def ask(self) -> None:
-        asked_s = time.monotonic()
+    def ask(self, *, since_s: float) -> None:
+        """Ask once; the question before was asked at `since_s`, by the clock that does not jump."""
         try:
             answers = _ask(self.address)
-            self.num_refusals = 0
         except ConnectionRefusedError:
             answers = False
             self.num_refusals += 1
-        except OSError:
+        except OSError as error:
+            if error.errno not in _OF_THE_OTHER and not isinstance(error, TimeoutError):
+                return  # such as too many open files: that says something of this process only
             answers = False
             self.num_refusals = 0
+        except (UnicodeError, OverflowError):  # no address of a machine, which Ray may understand all the same
+            return
+        else:
+            self.num_refusals = 0
         if answers:
-            self.has_answered, self.silent_since_s = True, None
-        elif self.silent_since_s is None:
-            self.silent_since_s = asked_s
-
-    @property
-    def silent_s(self) -> float:
-        """For how long there has been no answer; it counts from a question, as this process may have stood still."""
-        if not self.has_answered or self.silent_since_s is None:
-            return 0.0
-        return time.monotonic() - self.silent_since_s
+            self.has_answered, self.silent_s = True, 0.0
+        elif self.has_answered:
+            self.silent_s += min(time.monotonic() - since_s, _ASK_EVERY_S + 2 * _ANSWER_S)
 
 
 class RayWatch:
@@ -83,7 +90,7 @@ class RayWatch:
         self._head: _Asked | None = None
         self._node: _Asked | None = None
         self._say, self._end = say, end
-        self._limit_s = _EARLIER * float(os.environ.get(_RAY_WAITS_NAME, _RAY_WAITS_S))
+        self._limit_s = max(_SILENT_S, _EARLIER * _ray_waits_s())
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch of Ray", daemon=True)
         self._thread.start()
@@ -101,8 +108,9 @@ class RayWatch:
     def watch_this_process(self) -> None:
         """Watch what this process is connected to by now."""
         context = ray.get_runtime_context()
-        own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-        self.watch(head=context.gcs_address, node=f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}")
+        own = [node for node in ray.nodes() if node["NodeID"] == context.get_node_id()]
+        node = f"{own[0]['NodeManagerAddress']}:{own[0]['NodeManagerPort']}" if own else ""
+        self.watch(head=context.gcs_address, node=node)
 
     def close(self) -> None:
         """Watch no more; whoever ends Ray does this first."""
@@ -110,11 +118,13 @@ class RayWatch:
         self._thread.join()
 
     def _watch(self) -> None:
+        since_s = time.monotonic()
         while not self._is_closed.wait(_ASK_EVERY_S):
             head, node = self._head, self._node
             for one in (node, head):
                 if one:
-                    one.ask()
+                    one.ask(since_s=since_s)
+            since_s = time.monotonic()
             if self._is_closed.is_set():
                 return
             if reason := self._judge(head, node):
@@ -131,14 +141,25 @@ class RayWatch:
             return f"the head of the cluster, {head.address}, has not answered for {head.silent_s:.0f} s"
         if head.silent_s > _SILENT_S and not head.is_said:
             head.is_said = True
-            self._say(
+            self._tell(
                 f"the head of the cluster, {head.address}, has not answered for {head.silent_s:.0f} s; the work goes "
                 f"on, and if the head is not back after {self._limit_s:.0f} s, the run ends"
             )
-        elif head.is_said and head.silent_since_s is None:
+        elif head.is_said and not head.silent_s:
             head.is_said = False
-            self._say(f"the head of the cluster, {head.address}, answers again")
+            self._tell(f"the head of the cluster, {head.address}, answers again")
         return ""
+
+    def _tell(self, line: str) -> None:
+        # Where nobody can be told, the watch goes on all the same.
+        with contextlib.suppress(Exception):
+            self._say(line)
+
+
+def _ray_waits_s() -> float:
+    with contextlib.suppress(ValueError):
+        return float(os.environ.get(_RAY_WAITS_NAME, _RAY_WAITS_S))
+    return _RAY_WAITS_S
 
 
 def check_head_is_there(address: str) -> None:
@@ -156,15 +177,17 @@ def check_head_is_there(address: str) -> None:
     while True:
         try:
             _ask(address)
-            return
         except OSError as error:
             if time.monotonic() > until_s:
                 raise ConfigError(
                     f"RAY_ADDRESS = {address!r}: no cluster there, after {_SILENT_S:.0f} s of trying: "
-                    f"{error.strerror or error}; start the cluster, or unset RAY_ADDRESS for a private Ray on this "
-                    "machine"
+                    f"{error.strerror or error}; {_START_OR_UNSET}"
                 ) from None
-            time.sleep(min(_ASK_EVERY_S, _SILENT_S / 4))
+        except (UnicodeError, OverflowError):
+            raise ConfigError(f"RAY_ADDRESS = {address!r}: no address of a machine; {_START_OR_UNSET}") from None
+        else:
+            return
+        time.sleep(min(_ASK_EVERY_S, _SILENT_S / 4))
 
 
 def _can_be_asked(address: str) -> bool:

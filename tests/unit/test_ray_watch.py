@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
@@ -126,8 +127,114 @@ def test_a_node_that_is_slow_ends_nobody(watching: Watching) -> None:
 def test_who_speaks_another_language_from_the_first_is_not_judged(watching: Watching) -> None:
     watching.head.word = watching.node.word = b"\x15\x03\x03\x00\x02\x02\x0a\x16\x03"  # an alert of TLS
     watching.start()
+    watching.head.close()
+    watching.node.close()
     time.sleep(1.5)
     assert not watching.said and not watching.ended
+
+
+def test_one_refusal_of_the_own_node_and_refusals_with_answers_between_end_nobody(
+    watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = iter([True, *[ConnectionRefusedError(), True] * 4, *[ConnectionRefusedError(), TimeoutError()] * 4])
+
+    def ask(address: str) -> bool:
+        outcome = next(outcomes, True) if address == watching.node.address else True
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(watch, "_ask", ask)
+    watching.start()
+    until(lambda: next(outcomes, None) is None)
+    time.sleep(0.2)
+    assert not watching.ended
+
+
+def test_what_is_wrong_with_this_process_is_not_held_against_the_head(
+    watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = watch._ask
+    watching.start()
+    for error in (
+        OSError(errno.EMFILE, "Too many open files"),
+        socket.gaierror(-3, "no name server"),
+        UnicodeError(),
+    ):
+
+        def ask(address: str, error: Exception = error) -> bool:
+            raise error
+
+        monkeypatch.setattr(watch, "_ask", ask)
+        time.sleep(1.2)
+        assert not watching.said and not watching.ended, error
+    monkeypatch.setattr(watch, "_ask", asked)
+    watching.head.close()
+    until(lambda: watching.ended)
+
+
+def test_one_question_that_takes_long_ends_nobody(watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is stopped and goes on finds a question that took an hour."""
+    watching.start()
+    is_asked = threading.Event()
+    asked = watch._ask
+
+    def ask(address: str) -> bool:
+        if address == watching.head.address and not is_asked.is_set():
+            is_asked.set()
+            time.sleep(1.5)
+            raise TimeoutError
+        return asked(address)
+
+    monkeypatch.setattr(watch, "_ask", ask)
+    until(is_asked.is_set)
+    time.sleep(2.0)
+    assert not watching.ended and not watching.said
+
+
+def test_a_line_that_cannot_be_printed_does_not_end_the_watch(watching: Watching) -> None:
+    def refuses(line: str) -> None:
+        raise BrokenPipeError
+
+    watch_of_head = RayWatch(say=refuses, end=watching.ended.append)
+    watch_of_head.watch(head=watching.head.address)
+    time.sleep(0.1)
+    watching.head.close()
+    until(lambda: watching.ended)
+    watch_of_head.close()
+
+
+@pytest.mark.parametrize(("given", "limit_s"), [("40", 30.0), ("no number", 0.9), ("-5", 0.3), ("", 0.9)])
+def test_rays_own_limit_is_respected(
+    watching: Watching, monkeypatch: pytest.MonkeyPatch, given: str, limit_s: float
+) -> None:
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", given)
+    watching.start().head.close()
+    until(lambda: watching.said or watching.ended)
+    if limit_s >= 1:
+        assert f"not back after {limit_s:.0f} s" in watching.said[0]
+        time.sleep(1.5)
+        assert not watching.ended
+    else:
+        until(lambda: watching.ended)
+
+
+def test_who_is_closed_while_a_question_is_under_way_hears_nothing_of_it(
+    watching: Watching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watching.start()
+    is_asked = threading.Event()
+
+    def ask(address: str) -> bool:
+        is_asked.set()
+        time.sleep(0.3)
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(watch, "_NUM_REFUSALS", 1)
+    monkeypatch.setattr(watch, "_ask", ask)
+    until(is_asked.is_set)
+    watching.close()
+    assert not watching.ended
 
 
 def test_a_head_is_watched_before_this_process_has_a_node(watching: Watching) -> None:
