@@ -25,6 +25,18 @@ _PASSING: Final = (408, 425, 429)
 
 _UNICAST: Final = ipaddress.ip_network("2000::/3")  # all of IPv6 that has been given to anybody
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+# What Python's own tables lack, all of them or those before 3.12.4. Single addresses in there that are public, by the
+# registry, serve protocols and no pictures.
+_NOT_PUBLIC: Final = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # Azure's host, which hands out a machine's settings
+        "192.0.0.0/24",  # of protocols; a cloud has its metadata service there
+        "192.88.99.0/24",  # the relays of 6to4
+        "2001::/23",  # of protocols
+        "3fff::/20",  # of documents
+    )
+)
 
 
 class _RefusedAddressError(OSError):
@@ -56,6 +68,8 @@ def is_public(address: str) -> bool:
             return is_public(str(inner))
         if ip not in _UNICAST:
             return False
+    if any(ip in network for network in _NOT_PUBLIC):
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_loopback or ip.is_link_local)
 
 
@@ -83,7 +97,8 @@ async def _fetch(url: str, max_bytes: int) -> bytes:
                 auto_decompress=False,
                 headers={"Accept-Encoding": "identity", "User-Agent": "csr_ray"},
             ) as session,
-            session.get(url, max_redirects=MAX_REDIRECTS) as reply,
+            # The library gives up at this number of redirects, not after it.
+            session.get(url, max_redirects=MAX_REDIRECTS + 1) as reply,
         ):
             if reply.status != 200:
                 is_passing = reply.status >= 500 or reply.status in _PASSING
