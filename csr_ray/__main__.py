@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ _EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and run one command; returns the exit code (0 done, 1 failed, 2 bad usage or config, 3 no data)."""
+    _show_what_can_be_shown()
     arguments = _parser().parse_args(_flags_first(sys.argv[1:] if argv is None else argv))
     try:
         return int(arguments.run(arguments))
@@ -35,6 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"csr-ray: {str(error) or 'stopped; the same command goes on where it was'}", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _show_what_can_be_shown() -> None:
+    """Let stdout write a question mark for what its encoding cannot write, instead of ending the program."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _flags_first(argv: Sequence[str]) -> list[str]:

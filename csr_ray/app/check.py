@@ -29,8 +29,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from csr_ray.app.plan import resolve_world, uses_world
-from csr_ray.config.load import parse_config
+from csr_ray.config.load import YAML_ERRORS, parse_config
 from csr_ray.config.schema import Config
+from csr_ray.data.files import WEB, scheme_of
 from csr_ray.data.prompts import PromptFile
 from csr_ray.errors import EXIT_DONE, EXIT_FAILED, ConfigError, UserError
 from csr_ray.methods.base import Method, method_of
@@ -287,7 +288,8 @@ class _Check:
                 continue  # its digest has said so
             if table.num_rows != decided["made"]:
                 self._damaged(name, f"has {table.num_rows} examples, its line says {decided['made']}")
-            if strangers := set(table.column("id").to_pylist()) - ids:
+            # In a table that somebody else wrote they may be of any type.
+            if strangers := {str(prompt_id) for prompt_id in table.column("id").to_pylist()} - ids:
                 self._damaged(
                     name, f"has examples of {len(strangers)} prompts that no unit has, {min(strangers)} first"
                 )
@@ -327,9 +329,13 @@ class _Check:
         path = source["path"] if source else config.data.prompts if config else None
         if config is None or method is None or path is None or "${world}" in path:
             return None
+        data = config.data
+        if scheme_of(path) in WEB:  # a look at a folder asks nobody on the web
+            return None
         try:
-            prompts = PromptFile(path, images=config.data.images, limit=config.data.limit, refuses=method.refuses)
-            size = config.data.per_round
+            # Rows only: their pictures are not looked for on the web.
+            prompts = PromptFile(path, images=data.images, limit=data.limit, refuses=method.refuses, urls=data.urls)
+            size = data.per_round
             is_part = size is not None and size < prompts.num
             num = size if size is not None and is_part else prompts.num
             start = round_index * num if is_part else 0
@@ -360,7 +366,7 @@ class _Check:
 
                 config = resolve_world(config, folder=world_folder(world_spec(config.world)))
             self._config = config
-        except (OSError, ValueError, yaml.YAMLError, TypeError, AttributeError) as error:
+        except (OSError, *YAML_ERRORS) as error:
             self._damaged("config.yaml", f"cannot be used ({type(error).__name__}): no look at the prompts")
 
     def _read_quarantine(self) -> Counter[str]:
@@ -368,7 +374,8 @@ class _Check:
         lines: Counter[str] = Counter()
         if not path.is_file():
             if path.exists():
-                self._damaged("quarantine.jsonl", "is no file; without it the next start writes it again")
+                what = "is a folder" if path.is_dir() else "is no file; the next start writes it again"
+                self._damaged("quarantine.jsonl", what)
             return lines
         data = path.read_bytes()
         whole, _, torn = data.rpartition(b"\n")
@@ -380,7 +387,7 @@ class _Check:
             try:
                 entry = json.loads(line)
                 lines[json.dumps({name: entry[name] for name in ("id", "source", "reason", "fault")})] += 1
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 self._damaged("quarantine.jsonl", f"line {number} cannot be read; the next start writes it again")
         for known, times in lines.items():
             if times > 1:
@@ -418,10 +425,8 @@ class _Check:
             self._is_stuck = True
             name = "journal.jsonl" if self._is_journal_damaged else "config.yaml"
             return [f"nothing, until {name} is put back from a copy"]
-        quarantine = self._folder / "quarantine.jsonl"
-        if quarantine.exists() and not quarantine.is_file():
-            self._is_stuck = True
-            return ["nothing, until quarantine.jsonl is moved away"]
+        if (in_the_way := self._in_the_way({"quarantine.jsonl"})) is not None:
+            return in_the_way
         mended: list[str] = []
         cycles = _cycles(entries)
         for number, key in enumerate(cycles):
@@ -434,7 +439,10 @@ class _Check:
                         "again, and all that came after it is done again"
                     ]
                 self._again |= {("train", *key), ("publish", *key), ("round", key[0], None), ("finished", None, None)}
-            mended += self._what_is_mended_of(key, of_cycle, damaged=damaged)
+            mended_here = self._what_is_mended_of(key, of_cycle, damaged=damaged)
+            if self._is_stuck:
+                return mended_here
+            mended += mended_here
         if _files_of(entries, "finished") & damaged:
             self._again.add(("finished", None, None))
         if "quarantine.jsonl" in damaged:
@@ -450,14 +458,29 @@ class _Check:
         if "examples" not in kinds or (pairs and not is_trained and (units or is_lost)):
             if pairs:
                 self._again.add(("examples", *key))
+            if (in_the_way := self._in_the_way(units | pairs)) is not None:
+                return in_the_way
             damaged_units = [entry for entry in entries if _files_of([entry], "rollout") & units]
             self._num_again[key] = sum(len(entry["ids"]) for entry in damaged_units)
             return []
         if pairs and not units and not is_lost:
-            return [f"{_name(*key)}: make the pairs again from the units"]
+            return self._in_the_way(pairs) or [f"{_name(*key)}: make the pairs again from the units"]
         if pairs:
             return [f"{_name(*key)}: say that {_number(len(pairs | units), 'file')} lost, and keep what was trained"]
         return [f"{_name(*key)}: say that {_number(len(units), 'unit')} lost, whose pairs are there"] if units else []
+
+    def _in_the_way(self, names: Iterable[str]) -> list[str] | None:
+        """What to do first if one of the files cannot be written again; None if all can."""
+        for name in sorted(names):
+            path = self._folder / name
+            above = path.parents[: len(Path(name).parts) - 1]
+            wrong = [place for place in above if place.exists() and not place.is_dir()]
+            if path.is_dir() and not path.is_symlink():
+                wrong.append(path)
+            if wrong:
+                self._is_stuck = True
+                return [f"nothing, until {wrong[0].relative_to(self._folder).as_posix()} is moved away"]
+        return None
 
     def _next(self, entries: Sequence[Entry]) -> str:
         config, method = self._config, self._method

@@ -67,7 +67,8 @@ class ConsoleView:
         figures = stage.figures()
         done = f"{stage.done} {stage.unit} in " if stage.done > 1 else ""
         text = f"{label:<24} {done}{stage.seconds:.1f} s" + (f"  ({figures})" if figures else "")
-        self._console.print(f"[green]✓[/green] {escape(text)}", soft_wrap=True)
+        mark = "*" if self._console.options.ascii_only else "✓"
+        self._console.print(f"[green]{mark}[/green] {escape(text)}", soft_wrap=True)
 
     @contextlib.contextmanager
     def _live_stage(self, label: str, *, total: int | None, unit: str) -> Iterator[Progress]:

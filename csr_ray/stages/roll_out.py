@@ -172,7 +172,13 @@ def _now_and_then(call: Callable[[], None], *, every_s: float) -> Callable[[], N
 
 
 def _commit(state: RunState, cycle: Cycle, unit: _OpenUnit, *, seconds: float, counters: Counters) -> Unit:
-    """Write the rollouts and rejections of a unit, then its line of the journal."""
+    """Write the rollouts and rejections of a unit, then its line of the journal.
+
+    The lock is looked at before the first of these, too: the file may have the name of one that another driver, which
+    took over, has committed. Who is held up between that look and the renaming of the file, for longer than a lock
+    takes to be stale, still puts it there; the other's next start then finds that it is not what was written.
+    """
+    state.journal.before_commit()
     name = unit_name(list(unit.results))
     results = list(unit.results.values())
     rollouts = [result for result in results if isinstance(result, Rollout)]

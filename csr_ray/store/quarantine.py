@@ -66,6 +66,8 @@ class Quarantine:
         """Whether every line of the file can be read, none is there twice, and these have theirs."""
         known: set[int] = set()
         try:
+            if self.path.exists() and not self.path.is_file():  # a pipe would never end
+                return False
             with self.path.open("rb") as file:
                 for line in file:
                     key = short_hash(line[:-1].decode())
@@ -74,7 +76,7 @@ class Quarantine:
                     known.add(key)
         except FileNotFoundError:
             pass
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return False
         return all(short_hash(quarantine_line(item)) in known for item in rejections)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from checked_runs import CheckedDriver
@@ -18,7 +20,7 @@ from test_loop import cycle, merged_model  # noqa: F401 - a fixture
 
 from csr_ray.__main__ import main
 from csr_ray.app.check import check_run
-from csr_ray.errors import ConfigError, DamageError
+from csr_ray.errors import ConfigError, DamageError, StorageError
 from csr_ray.store.digests import Digest, damage_of
 from csr_ray.store.journal import Journal
 
@@ -301,6 +303,134 @@ def test_a_prompt_file_that_changed_is_news_and_no_damage(run, tmp_path) -> None
         "1 prompt is in the prompt file no more",
         "1 prompt is new in the prompt file",
     }
+
+
+@pytest.fixture
+def web_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CheckedDriver:
+    """A run whose pictures are web pages; whoever asks for one fails."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("csr_ray.data.web.fetch", refuse)
+    driver = CheckedDriver(tmp_path / "run", num_prompts=5, urls=True)
+    rows = [
+        {"id": one.id, "image": f"https://example.com/{one.id}.png", "prompt": one.text} for one in driver.prompts
+    ]
+    driver.source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return driver
+
+
+def test_prompts_whose_pictures_are_web_pages_are_known_without_asking_the_web(web_run: CheckedDriver) -> None:
+    web_run.run()
+    report = web_run.check()
+    assert (report.damage, report.notes, report.next) == ([], [], "nothing: the run is finished")
+    entries = entries_of(web_run.folder.journal)
+    first = next(number for number, entry in enumerate(entries) if entry["kind"] == "rollout")
+    write_journal(web_run.folder.journal, entries=entries[: first + 1])
+    report = web_run.check()
+    (phase,) = report.phases
+    assert (phase.prompts, phase.open) == (len(entries[first]["ids"]), 5 - len(entries[first]["ids"]))
+    assert report.next.startswith(f"round 1: {phase.open} prompts to roll out")
+
+
+def test_a_prompt_file_on_the_web_is_not_fetched(web_run: CheckedDriver) -> None:
+    web_run.run()
+    web_run.folder.config.write_text(
+        web_run.folder.config.read_text().replace(str(web_run.source), "https://example.com/prompts.jsonl")
+    )
+    entries = entries_of(web_run.folder.journal)
+    first = next(number for number, entry in enumerate(entries) if entry["kind"] == "rollout")
+    write_journal(web_run.folder.journal, entries=entries[: first + 1])
+    report = web_run.check()
+    assert [phase.open for phase in report.phases] == [None]
+    assert report.next.startswith("round 1: the prompts to roll out")
+
+
+@pytest.mark.parametrize("ids", [[None, "zz"], [["p0"], ["p1"]], [b"\xff", b"p0"], [1, 2]])
+def test_pairs_of_another_kind_are_named(run, ids: list[object]) -> None:
+    pq.write_table(pa.table({"id": ids}), run.folder.pairs(cycle(1)))
+    report = run.check()
+    assert {finding.file for finding in report.damage} == {"round_001/pairs.parquet"}
+    assert any("2 prompts that no unit has" in finding.what for finding in report.damage)
+
+
+@pytest.mark.parametrize("name", ["unit", "pairs"])
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_a_folder_in_the_place_of_a_file_is_moved_away_first_if_the_file_has_to_be_written(
+    tmp_path: Path, name: str, is_trained: bool
+) -> None:
+    run = CheckedDriver(tmp_path / "run")
+    if is_trained:
+        run.run()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run.run(fail_at=0)
+    if name == "unit":
+        path = FILES["unit"](run)
+        if not is_trained:  # its rollouts are wanted again
+            pairs = run.folder.pairs(cycle(0))
+            pairs.unlink()
+    else:
+        path = run.folder.pairs(cycle(0))
+    path.unlink()
+    path.mkdir()
+    says = run.check().next
+    if name == "unit" and is_trained:
+        assert says.startswith("round 1: say that 1 unit is lost")
+        run.run()
+        assert run.check().sound
+        return
+    assert says == f"nothing, until {path.relative_to(run.folder.root)} is moved away"
+    with pytest.raises(StorageError, match="move away what stands in its place"):
+        run.run()
+    path.rmdir()
+    run.run()
+    assert run.check().sound
+
+
+def test_a_folder_in_the_place_of_a_unit_that_is_not_decided_on_is_moved_away_first(tmp_path: Path) -> None:
+    run = CheckedDriver(tmp_path / "run", num_prompts=5)
+    with pytest.raises(KeyboardInterrupt):
+        run.run(stop_after=4)
+    path = FILES["unit"](run)
+    path.unlink()
+    path.mkdir()
+    assert run.check().next == f"nothing, until {path.relative_to(run.folder.root)} is moved away"
+    with pytest.raises(StorageError, match="move away what stands in its place"):
+        run.run()
+
+
+def test_a_file_in_the_place_of_the_folder_of_a_file_that_has_to_be_written_is_moved_away_first(run) -> None:
+    folder = run.folder.pairs(cycle(1)).parent
+    shutil.rmtree(folder)
+    folder.write_text("x")
+    assert run.check().next == "nothing, until round_001 is moved away"
+    with pytest.raises(StorageError, match=r"round_001.*move away what stands in its place"):
+        run.run()
+    folder.unlink()
+    run.run()
+    assert run.check().sound
+
+
+def test_a_config_or_a_quarantine_of_endless_brackets_is_damage(run) -> None:
+    run.folder.quarantine.write_text("[" * 100_000 + "\n")
+    report = run.check()
+    assert {finding.file for finding in report.damage} == {"quarantine.jsonl"}
+    assert any("line 1 cannot be read" in finding.what for finding in report.damage)
+    run.folder.config.write_text("[" * 3000)
+    assert "config.yaml" in {finding.file for finding in run.check().damage}
+
+
+def test_a_pipe_in_the_place_of_the_quarantine_is_written_over(run) -> None:
+    run.folder.quarantine.unlink()
+    os.mkfifo(run.folder.quarantine)
+    report = run.check()
+    assert report.damage[0].what == "is no file; the next start writes it again"
+    assert report.next == "write quarantine.jsonl again; nothing: the run is finished"
+    run.run()
+    assert run.check().sound
 
 
 def test_the_command(run, tmp_path, capsys) -> None:

@@ -66,6 +66,7 @@ def complaint(tmp_path: Path, *overrides: str, text: str | None = None) -> str:
         ("method_keys.x=1", ["method_keys: unknown key", "section csr"]),
         ("eval.benchmarks=[mme]", ["eval.benchmarks.0 = 'mme'", "'pope'"]),
         ("generators.max=0", ["generators.max = 0", "greater than or equal to 1"]),
+        ("run.grace_s=1e300", ["run.grace_s = 1e+300", "less than or equal to 86400"]),
         # contradictions name both keys and both values
         ("search.keep_worst=4", ["keep_worst = 4", "width = 3"]),
         ("search.keep_all_up_to=2", ["keep_all_up_to = 2", "width = 3"]),

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from patience import within
 
+from csr_ray.errors import StorageError
 from csr_ray.records import Answer, Question
 from csr_ray.stages.kept_answers import KeptAnswers
 
@@ -79,3 +84,33 @@ def test_a_file_cut_at_any_byte_or_with_any_byte_changed_costs_only_the_lines_th
             counted = Counted()
             assert ask(path, counted) == whole
             assert len(counted.asked) <= (10 - at // length if damaged == content[:at] else 2), at
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file of this process grows beyond 1000 bytes, which is what a full disk does to a write: it takes a part."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_disk_that_is_full_is_one_line_and_costs_no_answer_that_was_written(path: Path, full_disk: None) -> None:
+    with pytest.raises(StorageError, match=r"cannot write .*version_001\.jsonl: .*; free some space"):
+        ask(path, Counted())
+    written = path.read_bytes()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    num_whole = written.count(b"\n")
+    assert num_whole and written.endswith(b"\n"), "no half line is left"
+    ask(path, second := Counted())
+    assert len(second.asked) == 10 - num_whole
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_in_its_place_is_one_line(path: Path, make: Callable[[Path], None]) -> None:
+    path.parent.mkdir()
+    make(path)
+    with pytest.raises(StorageError, match=r"version_001\.jsonl: it is no file; move away what stands in its place"):
+        within(lambda: ask(path, Counted()))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +254,92 @@ def test_a_run_folder_whose_config_is_damaged_is_one_line(
     assert main(["run", config]) == 1
     line = error_line(capsys)
     assert "config.yaml is not what the run wrote" in line and "from a copy" in line and "--fresh" in line
+
+
+@pytest.mark.parametrize("fresh", [[], ["--fresh"]])
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("{tmp}/file", "it is a file; name a folder"),
+        ("{tmp}/file/run", "{tmp}/file is a file; name a folder that can be made"),
+        ("{tmp}/there/not/" + "x" * 300, "a name of 300 bytes, at most 255"),
+        ("{tmp}/loop", "Too many levels of symbolic links"),
+        ('"a\\0b"', "it has a NUL"),
+        ("s3://bucket/run", "only a local or mounted folder can hold a run"),
+    ],
+)
+def test_a_run_folder_that_cannot_be_is_one_line(
+    tmp_path: Path,
+    own_data: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    value: str,
+    says: str,
+    fresh: list[str],
+) -> None:
+    config = config_file(tmp_path, own_data)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["run", config, "run.dir=" + value.format(tmp=tmp_path), *fresh]) == 2
+    line = error_line(capsys)
+    assert "run.dir = " in line and says.format(tmp=tmp_path) in line, line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", [".", "..", "../run/."])
+def test_fresh_moves_no_folder_that_is_not_named(
+    tmp_path: Path,
+    own_data: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    config = config_file(tmp_path, own_data)
+    (tmp_path / "there.png").unlink()
+    assert main(["run", config]) == 3
+    place = tmp_path / "run" / ("logs" if name == ".." else "")
+    place.mkdir(exist_ok=True)
+    monkeypatch.chdir(place)
+    capsys.readouterr()
+    if name.startswith("../run"):  # this name is one
+        assert main(["run", config, f"run.dir={name}", "--fresh"]) == 3
+        return
+    assert main(["run", config, f"run.dir={name}", "--fresh"]) == 2
+    line = error_line(capsys)
+    assert f"run.dir = {name!r}" in line and f"run.dir={tmp_path / 'run'}" in line and "--fresh" in line
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+SNOWMAN = "\N{SNOWMAN}"
+LATIN = """
+import sys
+from csr_ray.__main__ import main
+from csr_ray.app.console import ConsoleView
+sys.argv = ["csr-ray", "report", sys.argv[1]]
+print("reported:", main())
+view = ConsoleView(num_rounds=1)
+view.say("\N{SNOWMAN}.png is gone")
+with view.stage("roll out", total=1, unit="prompts", round_index=0) as stage:
+    stage.advance()
+"""
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_a_screen_that_cannot_show_a_character_ends_no_run(tmp_path: Path, encoding: str) -> None:
+    is_utf = encoding == "utf-8"
+    name, mark = (SNOWMAN, "\N{CHECK MARK}") if is_utf else ("?", "*")
+    folder = tmp_path / SNOWMAN
+    folder.mkdir()
+    write_summary(folder, summary=summary_of(EVAL))
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", LATIN, str(folder)], capture_output=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    shown = done.stdout.decode(encoding).splitlines()
+    assert shown[0] == f"{tmp_path / name}/report.html"
+    assert shown[2].strip() == f"{name}.png is gone"
+    assert shown[3].startswith(f"{mark} round 1/1 roll out")
 
 
 @pytest.mark.parametrize("how", ["gone", "empty"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from patience import within
 from report_runs import ATTACK, EVAL, gallery_of, page, png, summary_of, words, write_round, write_summary
 
 from csr_ray.errors import UserError
@@ -174,6 +176,33 @@ def test_a_file_cut_short_is_named_and_the_rest_is_shown(tmp_path: Path) -> None
     html = page(tmp_path)
     assert "round_000/candidates/unit_1.parquet could not be read" in words(html)
     assert len(gallery_of(html)["pairs"]) == 4
+
+
+def test_what_is_no_file_is_named_and_not_read(tmp_path: Path) -> None:
+    write_round(tmp_path)
+    write_round(tmp_path, index=1)
+    os.mkfifo(tmp_path / "round_000" / "candidates" / "unit_1.parquet")
+    (tmp_path / "round_000" / "candidates" / "unit_2.parquet").mkdir()
+    pairs = tmp_path / "round_001" / "pairs.parquet"
+    pairs.unlink()
+    os.mkfifo(pairs)
+    os.mkfifo(tmp_path / "quarantine.jsonl")
+    os.mkfifo(tmp_path / "summary.json")
+    html = within(lambda: page(tmp_path))
+    for name in ("round_000/candidates/unit_1", "round_000/candidates/unit_2", "round_001/pairs"):
+        assert f"{name}.parquet could not be read: it is no file" in words(html)
+    assert len(gallery_of(html)["pairs"]) == 4
+
+
+def test_endless_brackets_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    write_round(tmp_path)
+    (tmp_path / "config.yaml").write_text("[" * 3000)
+    (tmp_path / "quarantine.jsonl").write_text("[" * 100_000 + "\n")
+    (tmp_path / "journal.jsonl").write_text("[" * 100_000 + "\n")
+    text = words(page(tmp_path))
+    assert "config.yaml could not be read" in text and "no reason given" in text
+    (tmp_path / "summary.json").write_text("[" * 100_000)
+    assert "summary.json could not be read" in words(page(tmp_path))
 
 
 def test_before_the_first_round_the_base_figures_come_from_the_journal(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fakes import FakeGenerators, PromptList, tiny_config
+from patience import within
 from rich.console import Console
 
 from csr_ray.app.console import ConsoleView
@@ -145,6 +146,48 @@ def test_after_a_signal_what_is_under_way_has_the_grace_and_is_committed(tmp_pat
     check_the_rest_is_done(tmp_path, num_kept=5)
 
 
+class PartlyBlockingGenerators(BlockingGenerators):
+    """Finishes one prompt of each unit of two, and then is told to stop."""
+
+    def rollout(self, prompts, *, cycle, control=None):
+        drawn = list(prompts)
+        yield from (self._rollout(drawn[number], cycle=cycle) for number in (0, 2, 4, 6))
+        self.end()
+
+
+def test_commits_that_are_slow_are_all_made_after_the_grace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csr_ray.app.stop._SETTLE_S", 1.0)
+    with SignalStop(grace_s=0.3, before_exit=lambda: None) as stop:
+        state = state_of(tmp_path, stop=stop, unit=2)
+
+        def slowly() -> None:
+            stop.check()  # as a run does before each commit
+            time.sleep(0.6)
+
+        state.journal.before_commit = slowly
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+            list(units_of(state, generators=PartlyBlockingGenerators(state.config)))
+    assert state_of(tmp_path, unit=2).journal.units(**CYCLE.key).total("prompts") == 4
+
+
+def test_a_commit_that_does_not_end_is_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csr_ray.app.stop._SETTLE_S", 0.3)
+    with SignalStop(grace_s=0.1, before_exit=lambda: None) as stop:
+        state = state_of(tmp_path, stop=stop)
+
+        def hang() -> None:
+            stop.check()
+            if stop.is_asked:
+                time.sleep(30)
+
+        state.journal.before_commit = hang
+        started_s = time.monotonic()
+        with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+            list(units_of(state, generators=BlockingGenerators(state.config)))
+        assert time.monotonic() - started_s < 20
+    check_the_rest_is_done(tmp_path, num_kept=3)
+
+
 def test_after_a_signal_no_prompt_is_drawn_any_more(tmp_path: Path) -> None:
     with SignalStop(grace_s=60, before_exit=lambda: None) as stop:
         state = state_of(tmp_path, stop=stop)
@@ -256,6 +299,20 @@ def test_the_handlers_of_before_are_back_afterwards() -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_whoever_heard_of_signals_before_hears_of_them_afterwards() -> None:
+    hears, wakes = os.pipe()
+    os.set_blocking(wakes, False)
+    before = signal.set_wakeup_fd(wakes)
+    try:
+        with SignalStop(grace_s=1, before_exit=lambda: None):
+            pass
+        assert signal.set_wakeup_fd(-1) == wakes
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(hears)
+        os.close(wakes)
+
+
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """After a wish to stop the handlers stay, because the process is about to end; this one is not."""
@@ -336,6 +393,27 @@ def test_an_actor_s_failure_is_a_paragraph_and_its_traceback_is_in_the_log(
         monkeypatch.setenv("CSR_RAY_DEBUG", "1")
         with pytest.raises(ZeroDivisionError), told_how_to_go_on(state, stop=stop):
             1 / 0  # noqa: B018
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_a_log_that_cannot_be_written_is_said_to_be_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], None]
+) -> None:
+    log = tmp_path / "logs" / "driver.log"
+    log.parent.mkdir()
+    make(log)
+
+    def fail() -> None:
+        stop = SignalStop(grace_s=1, before_exit=lambda: None)
+        with stop, told_how_to_go_on(state_of(tmp_path, stop=stop), stop=stop):
+            1 / 0  # noqa: B018
+
+    with pytest.raises(RunFailed) as failed:
+        within(fail)
+    text = str(failed.value)
+    assert f"The traceback could not be written to {log} (CSR_RAY_DEBUG=1 shows it)." in text
+    assert "The traceback is in" not in text
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_run_folder_that_goes_away_is_one_line(tmp_path: Path) -> None:
