@@ -4,6 +4,10 @@ A checkpoint appears under its name when all of it is on disk, and lists the dig
 one is passed over for the one before. It remembers the examples that it has seen by what is in them, not by the files
 that they came in: a run that goes on may find them in other files and in another order. Knows files; knows nothing of
 torch or Ray, so the driver may look, too.
+
+A checkpoint holds one file for each worker. So a training that is started again with another number of workers begins
+anew, as with any other setting that makes another adapter, and its own first checkpoint takes the place of those that
+it could not use; until then these stay, for whoever takes the setting back.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ import xxhash
 
 from csr_ray.config.schema import Train
 from csr_ray.records import Cycle, Example
-from csr_ray.store.atomic import storage_errors
+from csr_ray.store.atomic import make_folder, storage_errors, sync_folder, sync_tree
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +39,7 @@ _PROBE = ".probe"
 _PROBE_BYTES = 2**20
 _KEPT = 2
 KEY_BYTES = 16
+_DAMAGED = (OSError, ValueError, KeyError, TypeError)  # what reading a damaged one may raise
 # What may differ between a checkpoint and the training that goes on from it.
 _OPERATIONAL = {
     "streaming",
@@ -103,6 +108,7 @@ class CheckpointFolder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._written: set[Path] = set()  # by this process, so they need not be read to know what they are
 
     @property
     def staging(self) -> Path:
@@ -113,7 +119,8 @@ class CheckpointFolder:
         """Make room for a new checkpoint; what lies there is half of one, left by a death."""
         shutil.rmtree(self.staging, ignore_errors=True)
         with storage_errors(self.staging):
-            self.staging.mkdir(parents=True)
+            make_folder(self._folder)
+            self.staging.mkdir()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -134,21 +141,31 @@ class CheckpointFolder:
                 raise
 
     def commit(self, progress: Progress, *, example_keys: Sequence[bytes]) -> None:
-        """Give the checkpoint in `staging` its name, and remove all but the newest ones."""
+        """Give the checkpoint in `staging` its name, and keep of the others only the newest that could be used.
+
+        So those go first that training passed over: damaged ones, those of another training, or of other examples.
+        Steps do not tell which these are: a training that began anew is behind them.
+        """
         name = f"{_PREFIX}{progress.step}"
         made, target = self.staging / name, self._folder / name
+        keys = b"".join(example_keys)
         with storage_errors(target):
             (made / _STATE).write_text(json.dumps(asdict(progress)))
-            (made / _EXAMPLES).write_bytes(b"".join(example_keys))
+            (made / _EXAMPLES).write_bytes(keys)
             digests = {path.relative_to(made).as_posix(): _digest(path) for path in _files(made)}
             (made / _DIGESTS).write_text(json.dumps({"files": digests, "of_this_list": _digest_of_list(digests)}))
-            _sync(made)
-            shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
+            sync_tree(made)
+            shutil.rmtree(target, ignore_errors=True)  # one of the same step that was passed over
             os.rename(made, target)
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
             shutil.rmtree(self.staging, ignore_errors=True)
-        for old in sorted(_named(self._folder), key=_step)[:-_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._written.add(target)
+        num_kept = 1
+        for old in sorted({*_named(self._folder)} - {target}, key=_step, reverse=True):
+            if num_kept < _KEPT and (old in self._written or _is_usable(old, progress=progress, keys=keys)):
+                num_kept += 1
+            else:
+                shutil.rmtree(old, ignore_errors=True)
 
     def whole(self, *, training: str) -> list[Checkpoint]:
         """The checkpoints of this training that are whole, the newest first; warns of those that are passed over."""
@@ -156,11 +173,13 @@ class CheckpointFolder:
         for path in sorted(_named(self._folder), key=_step, reverse=True):
             try:
                 progress = _verified(path)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except _DAMAGED as error:
                 _log.warning("train: %s is damaged (%s) and passed over", path, error)
                 continue
             if progress.training != training:
-                _log.warning("train: %s is of another training (other settings or seed) and passed over", path)
+                _log.warning(
+                    "train: %s is of another training (other settings, workers or seed) and passed over", path
+                )
                 continue
             found.append(Checkpoint(path=path, progress=progress))
         return found
@@ -183,6 +202,16 @@ def _verified(path: Path) -> Progress:
         if _digest(path / name) != digest:
             raise ValueError(f"{name} was changed")
     return Progress(**json.loads((path / _STATE).read_text()))
+
+
+def _is_usable(path: Path, *, progress: Progress, keys: bytes) -> bool:
+    """Whether the checkpoint is whole, and the training that has come to `progress` could go on from it."""
+    try:
+        other = _verified(path)
+        is_of_these = keys.startswith((path / _EXAMPLES).read_bytes())  # training keeps their order, and appends
+    except _DAMAGED:
+        return False
+    return other == replace(progress, step=other.step) and is_of_these
 
 
 def _named(folder: Path) -> list[Path]:
@@ -209,19 +238,3 @@ def _digest(path: Path) -> str:
 
 def _digest_of_list(digests: dict[str, str]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(digests, sort_keys=True).encode())
-
-
-def _sync(folder: Path) -> None:
-    for path in _files(folder):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    for path in [*(path for path in folder.rglob("*") if path.is_dir()), folder]:
-        _sync_folder(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -58,6 +58,7 @@ def _decide(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View)
             f"inputs set aside: {state.folder.quarantine}"
         )
     started_s = time.perf_counter()
+    state.journal.before_commit()  # it writes what another driver may have written, if this one was held up
     total, digest = _join(state, cycle, built)
     _commit(state, cycle, total, digest, seconds=seconds + time.perf_counter() - started_s)
     view.say(_in_words(cycle, total))

@@ -36,6 +36,7 @@ def save_model(state: RunState, *, view: View) -> None:
         # A phase of a round that is asked for no more may be trained already, where run.rounds has become less.
         version = state.version_after(state.config.run.rounds - 1)
         adapters = [Path(adapter) for adapter in state.adapters[:version]]
+        state.journal.before_commit()  # it replaces what another driver may have written, if this one was held up
         rounding = save_merged(local_folder(state.model), adapters=adapters, output=state.folder.model)
         if is_unmerged:
             save_combined(combined_tensors(adapters), output=state.folder.adapter_of_all)

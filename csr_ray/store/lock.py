@@ -37,7 +37,11 @@ _LOOK_EVERY_S = 1.0
 
 
 class LockStore(Protocol):
-    """One object that is changed only if it is as the caller has last seen it. A tag stands for one content."""
+    """One object that is changed only if it is as the caller has last seen it. A tag stands for one content.
+
+    An OSError says that something failed, and not whether it was done: the reply may have been lost. Where a request
+    is sent a second time by itself, even the answer None may be to the second one, after the first was done.
+    """
 
     def create(self, content: bytes) -> str | None:
         """Write the object if there is none; returns its tag, or None if there is one."""
@@ -117,8 +121,13 @@ class LockFile:
 
     def _temporary(self, content: bytes) -> Path:
         handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
         return Path(name)
 
 
@@ -211,7 +220,8 @@ class RunLock:
         self._changing = threading.Lock()
         self._released = threading.Event()
         self._beat_s = beat_s
-        threading.Thread(target=self._keep, name="run-lock", daemon=True).start()
+        self._thread = threading.Thread(target=self._keep, name="run-lock", daemon=True)
+        self._thread.start()
 
     @classmethod
     def take(
@@ -233,7 +243,7 @@ class RunLock:
         """
         holder = Holder.this_process()
         while (found := store.read()) is None:
-            if (tag := store.create(holder.to_bytes())) is not None:
+            if (tag := store.create(holder.to_bytes()) or _tag_if_of(store, holder=holder)) is not None:
                 return cls(store, holder=holder, tag=tag, name=name, beat_s=beat_s)
         content, seen = found
         other = Holder.from_bytes(content)
@@ -249,7 +259,7 @@ class RunLock:
                 f"{name}: in use by {other or 'another start'}; wait until that run ends, stop it (Ctrl-C there), or "
                 "name another run.dir"
             )
-        tag = store.replace(holder.to_bytes(), tag=seen)
+        tag = store.replace(holder.to_bytes(), tag=seen) or _tag_if_of(store, holder=holder)
         if tag is None:
             raise ConfigError(f"{name}: in use by another start, which took over the lock of a dead one just now")
         say(f"{name}: took over the lock of a dead holder ({other or 'unreadable'})")
@@ -261,8 +271,7 @@ class RunLock:
         Raises:
             LockLost: it is another's; names it.
         """
-        found = self._store.read()
-        other = Holder.from_bytes(found[0]) if found is not None else None
+        other, _ = _look(self._store)
         if other is None:
             raise LockLost(
                 f"{self._name}: the lock of this run is now gone: its file was removed, or its file system is away; "
@@ -280,8 +289,9 @@ class RunLock:
         # A signal may have come in the middle of renewing it, so this does not wait for long.
         locked = self._changing.acquire(timeout=1.0)
         try:
-            with contextlib.suppress(OSError):
-                self._store.delete(tag=self._tag)
+            with contextlib.suppress(OSError, ConfigError):
+                if not self._store.delete(tag=self._tag) and self._see_again():
+                    self._store.delete(tag=self._tag)
         finally:
             if locked:
                 self._changing.release()
@@ -291,14 +301,44 @@ class RunLock:
             with self._changing:
                 if self._released.is_set():
                     return
-                holder = replace(self._holder, beat=self._holder.beat + 1)
-                try:
-                    tag = self._store.replace(holder.to_bytes(), tag=self._tag)
-                except OSError:
-                    continue  # a full disk, or one that is away for a while; the next commit will say so
-                if tag is None:
-                    return  # lost; the next commit finds that out and says whose it is
-                self._holder, self._tag = holder, tag
+                # A full disk, or one that is away for a while; the next commit will say so.
+                with contextlib.suppress(OSError, ConfigError):
+                    if not self._renew():
+                        return  # lost; the next commit finds that out and says whose it is
+
+    def _renew(self) -> bool:
+        """Returns whether to go on with it: the lock is not another's."""
+        holder = replace(self._holder, beat=self._holder.beat + 1)
+        try:
+            tag = self._store.replace(holder.to_bytes(), tag=self._tag)
+        except OSError:
+            tag = None
+        if tag is None:  # it may be done, and the reply to it was lost
+            return self._see_again()
+        self._holder, self._tag = holder, tag
+        return True
+
+    def _see_again(self) -> bool:
+        """Go on from the lock as it is now if it is this process's; returns whether it is not another's."""
+        there, tag = _look(self._store)
+        if there is None:
+            return True  # gone, perhaps with its file system, which may come back
+        if there.token != self._holder.token:
+            return False
+        self._holder, self._tag = replace(self._holder, beat=there.beat), tag
+        return True
+
+
+def _look(store: LockStore) -> tuple[Holder | None, str]:
+    """The holder and the tag of the lock; without a holder that can be read, None."""
+    found = store.read()
+    return (None, "") if found is None else (Holder.from_bytes(found[0]), found[1])
+
+
+def _tag_if_of(store: LockStore, *, holder: Holder) -> str | None:
+    """The lock's tag if it is this holder's, by a request that the store says was not carried out; else None."""
+    there, tag = _look(store)
+    return tag if there is not None and there.token == holder.token else None
 
 
 def _stays(store: LockStore, *, tag: str, for_s: float) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from fakes import preference_pair
+from forgetful_disk import ForgetfulDisk
+from test_crash_points import Power
 
 from actors.train.checkpoints import (
     CheckpointFolder,
@@ -27,21 +31,43 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAINING = "the training"
 
 
-def _write(folder: Path, *, step: int, training: str = TRAINING) -> Path:
-    """A checkpoint as it is written, with made-up files in the place of DeepSpeed's."""
-    checkpoints = CheckpointFolder(folder)
+def _write(
+    folder: Path,
+    *,
+    step: int,
+    training: str = TRAINING,
+    first_example: int = 0,
+    num_planned: int = 8,
+    checkpoints: CheckpointFolder | None = None,
+) -> Path:
+    """A checkpoint as it is written, with made-up files in the place of DeepSpeed's.
+
+    Args:
+        checkpoints: of the process that writes it; None: of one that has written none before.
+    """
+    checkpoints = checkpoints or CheckpointFolder(folder)
     checkpoints.clear_staging()
     made = checkpoints.staging / f"checkpoint-{step}"
     (made / "global_step").mkdir(parents=True)
     (made / "global_step" / "optimizer.pt").write_bytes(bytes(range(200)))
     (made / "latest").write_text("global_step")
-    progress = Progress(training=training, step=step, is_growing=True, num_planned=8)
-    checkpoints.commit(progress, example_keys=[bytes([at]) * 16 for at in range(step)])
+    progress = Progress(training=training, step=step, is_growing=True, num_planned=num_planned)
+    checkpoints.commit(progress, example_keys=[bytes([first_example + at]) * 16 for at in range(step)])
     return folder / f"checkpoint-{step}"
 
 
-def _steps(folder: Path) -> list[int]:
-    return [checkpoint.progress.step for checkpoint in CheckpointFolder(folder).whole(training=TRAINING)]
+def _steps(folder: Path, *, training: str = TRAINING) -> list[int]:
+    return [checkpoint.progress.step for checkpoint in CheckpointFolder(folder).whole(training=training)]
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _flip(path: Path) -> None:
+    changed = bytearray(path.read_bytes())
+    changed[5] ^= 1
+    path.write_bytes(changed)
 
 
 def test_the_last_two_are_kept_and_say_what_they_have_seen(tmp_path: Path) -> None:
@@ -53,6 +79,117 @@ def test_the_last_two_are_kept_and_say_what_they_have_seen(tmp_path: Path) -> No
     assert newest.example_keys() == [bytes([at]) * 16 for at in range(10)]
     assert (newest.progress.is_growing, newest.progress.num_planned) == (True, 8)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-2"]
+
+
+def test_a_training_by_another_number_of_workers_is_protected_by_its_own_checkpoints(tmp_path: Path) -> None:
+    """It begins anew, at lower steps than those of the checkpoints that it could not go on from."""
+
+    def key(workers: int) -> str:
+        return training_key(Train(workers=workers), seed=0, cycle=Cycle(round_index=0), merges=True)
+
+    for step in (100, 110):
+        _write(tmp_path, step=step, training=key(2))
+    assert _steps(tmp_path, training=key(2)) == [110, 100] and not _steps(tmp_path, training=key(1))
+    checkpoints = CheckpointFolder(tmp_path)
+    for step, kept in ((10, [10]), (20, [20, 10]), (90, [90, 20]), (120, [120, 90])):
+        _write(tmp_path, step=step, training=key(1), checkpoints=checkpoints)
+        assert _steps(tmp_path, training=key(1)) == kept
+        assert _names(tmp_path) == sorted(f"checkpoint-{one}" for one in kept)
+
+
+def test_what_is_written_is_kept_where_damaged_ones_of_higher_steps_lie(tmp_path: Path) -> None:
+    for step in (100, 110):
+        _flip(_write(tmp_path, step=step) / "global_step" / "optimizer.pt")
+    for step, kept in ((10, [10]), (20, [20, 10]), (30, [30, 20])):
+        _write(tmp_path, step=step)  # by another process each time
+        assert _steps(tmp_path) == kept
+        assert _names(tmp_path) == sorted(f"checkpoint-{one}" for one in kept)
+
+
+@pytest.mark.parametrize("passed_over", ["damaged", "other training", "other examples", "other plan"])
+def test_the_one_that_training_went_on_from_is_kept_and_not_a_newer_one_that_was_passed_over(
+    tmp_path: Path, passed_over: str
+) -> None:
+    _write(tmp_path, step=5)
+    if passed_over == "damaged":
+        _flip(_write(tmp_path, step=9) / "latest")
+    else:
+        # As an earlier start left it, which is not there to remove what this one cannot use.
+        differs = {
+            "other training": {"training": "another"},
+            "other examples": {"first_example": 1},
+            "other plan": {"num_planned": 7},
+        }[passed_over]
+        elsewhere = tmp_path.with_name(f"{tmp_path.name}-elsewhere")
+        _write(elsewhere, step=9, **differs).rename(tmp_path / "checkpoint-9")
+    _write(tmp_path, step=10)
+    assert _steps(tmp_path) == [10, 5]
+    assert _names(tmp_path) == ["checkpoint-10", "checkpoint-5"]
+
+
+def test_a_process_does_not_read_its_own_checkpoints_when_it_writes_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be gigabytes, and the other processes of the group wait meanwhile."""
+    checkpoints = CheckpointFolder(tmp_path)
+    monkeypatch.setattr("actors.train.checkpoints._verified", lambda path: pytest.fail(f"{path} is read"))
+    for step in (1, 2, 3):
+        _write(tmp_path, step=step, checkpoints=checkpoints)
+    assert _names(tmp_path) == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_one_of_another_training_stays_until_there_is_one_of_this(tmp_path: Path) -> None:
+    """Whoever changes a setting by mistake can take it back as long as nothing was saved since."""
+    _write(tmp_path, step=7, training="another")
+    checkpoints = CheckpointFolder(tmp_path)
+    assert checkpoints.whole(training=TRAINING) == []
+    checkpoints.clear_staging()
+    assert _steps(tmp_path, training="another") == [7]
+    _write(tmp_path, step=2, checkpoints=checkpoints)
+    assert _names(tmp_path) == ["checkpoint-2"]
+
+
+def test_a_checkpoint_outlives_a_power_cut_with_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the first one of a cycle, whose folder is made for it."""
+    root = tmp_path / "run"
+    root.mkdir()
+    disk, fsync = ForgetfulDisk(root), os.fsync
+
+    def watched(handle: int) -> None:
+        fsync(handle)
+        disk.synced(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    folder = checkpoints_of(root / "round_000" / "adapter")
+    _write(folder, step=3)
+    disk.forget()
+    (checkpoint,) = CheckpointFolder(folder).whole(training=TRAINING)
+    assert checkpoint.progress.step == 3 and len(checkpoint.example_keys()) == 3
+
+
+@pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
+def test_a_power_cut_at_any_write_leaves_no_damaged_checkpoint_and_takes_none_that_counts(
+    tmp_path: Path, is_done: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checkpoint has its name only when all of it is on the disk, and only then the oldest one goes."""
+    with pytest.MonkeyPatch.context() as patch:
+        power = Power(patch, last=10**9, is_done=is_done)
+        _write(tmp_path / "whole", step=1)
+        num_writes = power.num
+    assert num_writes >= 9  # five files, two folders, the name and the folder that has it
+    for last in range(1, num_writes + 1):
+        folder = tmp_path / f"cut{last}"
+        for step in (1, 2):
+            _write(folder, step=step)
+        with pytest.MonkeyPatch.context() as patch:
+            disk = ForgetfulDisk(folder)
+            Power(patch, last=last, is_done=is_done, disk=disk)
+            with contextlib.suppress(SystemExit):
+                _write(folder, step=3)
+                assert last > num_writes - 2, "the folders that it is in were there already"
+        disk.forget()
+        assert _steps(folder) in ([2, 1], [3, 2], [3, 2, 1]), last
+    assert "damaged" not in caplog.text
 
 
 def test_every_flipped_bit_is_seen_and_the_one_before_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

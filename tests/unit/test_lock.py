@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -218,6 +220,181 @@ def test_a_lock_is_renewed_while_it_is_held(store: LockStore) -> None:
     lock.check()
     lock.release()
     assert len(contents) == 4 and store.read() is None
+
+
+# ---- a store in trouble ----
+
+
+class TroubledStore:
+    """Another store in front of which replies are lost, or which takes nothing for a while.
+
+    Attributes:
+        trouble: of the next `num` writes. "full": nothing is written, and that is an error; "no reply": it is
+            written, and that is an error; "denied": it is written, and the answer is that it was not, as of a request
+            that was sent a second time by itself.
+        is_unread: reading fails, too.
+        num_stale: how many writes were tried with a tag that the object did not have any more.
+    """
+
+    def __init__(self, store: LockStore) -> None:
+        self._store = store
+        self.trouble = ""
+        self.num = 0
+        self.is_unread = False
+        self.num_replaced = self.num_stale = 0
+
+    def create(self, content: bytes) -> str | None:
+        return self._written(lambda: self._store.create(content))
+
+    def replace(self, content: bytes, *, tag: str) -> str | None:
+        self.num_replaced += 1
+        return self._written(lambda: self._replaced(content, tag=tag))
+
+    def read(self) -> tuple[bytes, str] | None:
+        if self.is_unread:
+            raise TimeoutError("no reply")
+        return self._store.read()
+
+    def delete(self, *, tag: str) -> bool:
+        return self._store.delete(tag=tag)
+
+    def _replaced(self, content: bytes, *, tag: str) -> str | None:
+        new_tag = self._store.replace(content, tag=tag)
+        self.num_stale += new_tag is None
+        return new_tag
+
+    def _written(self, write: Callable[[], str | None]) -> str | None:
+        if not self.num:
+            return write()
+        if self.trouble == "full":
+            self.num -= 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write()
+        self.num -= 1
+        if self.trouble == "no reply":
+            raise TimeoutError("no reply")
+        return None
+
+
+def beat_of(store: LockStore) -> int:
+    found = store.read()
+    holder = None if found is None else Holder.from_bytes(found[0])
+    assert holder is not None
+    return holder.beat
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    until_s = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < until_s, "it does not come"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("is_unread", [False, True], ids=["read", "unread"])
+@pytest.mark.parametrize("trouble", ["full", "no reply", "denied"])
+def test_a_lock_is_renewed_again_after_a_write_that_failed_or_whose_reply_was_lost(
+    store: LockStore, trouble: str, is_unread: bool
+) -> None:
+    troubled = TroubledStore(store)
+    lock = take(troubled, beat_s=0.02)
+    troubled.trouble, troubled.is_unread, troubled.num = trouble, is_unread, 3
+    wait_for(lambda: not troubled.num)
+    troubled.is_unread = False
+    beat = beat_of(store)
+    wait_for(lambda: beat_of(store) > beat + 2)
+    assert is_unread or not troubled.num_stale, "it looks at once, and so loses no time"
+    lock.check()
+    lock.release()
+    assert store.read() is None
+
+
+def test_a_lock_that_was_away_for_a_while_is_renewed_again(tmp_path: Path) -> None:
+    """As where a network file system is mounted anew."""
+    path, aside = tmp_path / "run.lock", tmp_path / "aside"
+    lock = take(LockFile(path), beat_s=0.02)
+    path.rename(aside)
+    time.sleep(0.1)
+    with pytest.raises(LockLost, match="is now gone"):
+        lock.check()
+    aside.rename(path)
+    beat = beat_of(LockFile(path))
+    wait_for(lambda: beat_of(LockFile(path)) > beat + 2)
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_holder_that_lost_its_lock_writes_nothing_more(store: LockStore) -> None:
+    troubled = TroubledStore(store)
+    lock = take(troubled, beat_s=0.02)
+    taker = elsewhere(replace(Holder.this_process(), token="other")).to_bytes()
+    wait_for(lambda: (found := store.read()) is not None and store.replace(taker, tag=found[1]) is not None)
+    wait_for(lambda: not lock._thread.is_alive())
+    num = troubled.num_replaced
+    time.sleep(0.1)
+    assert troubled.num_replaced == num
+    lock.release()
+    found = store.read()
+    assert found is not None and found[0] == taker
+
+
+def test_a_lock_is_removed_although_the_reply_to_its_last_renewal_was_lost(store: LockStore) -> None:
+    troubled = TroubledStore(store)
+    lock = take(troubled, beat_s=0.02)
+    troubled.trouble, troubled.is_unread, troubled.num = "no reply", True, 1
+    wait_for(lambda: not troubled.num)
+    lock._released.set()
+    lock._thread.join()
+    troubled.is_unread = False
+    lock.release()
+    assert store.read() is None
+
+
+@pytest.mark.parametrize("is_taken_over", [False, True])
+def test_a_lock_that_was_made_although_the_store_denies_it_is_ours(store: LockStore, is_taken_over: bool) -> None:
+    """A network file system may send a request twice, and answer the second."""
+    if is_taken_over:
+        store.create(dead(Holder.this_process()).to_bytes())
+    troubled = TroubledStore(store)
+    troubled.trouble, troubled.num = "denied", 1
+    lock = take(troubled)
+    lock.check()
+    lock.release()
+    assert store.read() is None
+
+
+FULL = """
+import resource, signal, sys, time
+from pathlib import Path
+from csr_ray.store.lock import LockFile, RunLock
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path = Path(sys.argv[1])
+lock = RunLock.take(LockFile(path), name="run", say=print, beat_s=0.02)
+full = (0, resource.RLIM_INFINITY)
+resource.setrlimit(resource.RLIMIT_FSIZE, full)
+time.sleep(0.5)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+while b'"beat": 0' in (content := path.read_bytes()):
+    time.sleep(0.01)
+while path.read_bytes() == content:
+    time.sleep(0.01)
+print(sorted(one.name for one in path.parent.iterdir()))
+lock.release()
+"""
+
+
+def test_renewals_on_a_full_disk_leave_no_files_and_go_on_when_there_is_space(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "run.lock")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=_env(),
+    )
+    assert done.returncode == 0, done.stderr
+    names = ast.literal_eval(done.stdout)
+    assert "run.lock" in names and len(names) <= 2, "one may be on its way"
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- in processes ----
