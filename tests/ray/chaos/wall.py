@@ -51,8 +51,8 @@ def _play(folder: Path, nodes: Nodes) -> None:
     for line in _journal(folder):
         if line["kind"] == "round":
             number = line["round"] + 1
-            what = f"one generator killed, its replacement served after {started_s.pop(0)} s" * (number in _KILLED)
-            print(f"round {number}: {line['wall_s']:5.1f} s  {what}")
+            killed = f"  one generator killed, served again after {started_s.pop(0)} s" if number in _KILLED else ""
+            print(f"round {number}: {line['wall_s']:5.1f} s{killed}")
 
 
 def _journal(folder: Path) -> Iterator[dict[str, Any]]:
