@@ -88,16 +88,18 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
     if fresh:
         _move_aside(folder, view=view)
     is_new = not folder.root.exists()
-    lock = lock_folder(folder, say=view.say)
+    held = contextlib.ExitStack()
     try:
-        with SignalStop(grace_s=given.run.grace_s, before_exit=lock.release) as stop:
+        with SignalStop(grace_s=given.run.grace_s, before_exit=held.close) as stop:
+            lock = lock_folder(folder, say=view.say)
+            held.callback(lock.release)
             journal = Journal(folder.journal)
             journal.before_commit = _all_of(lock.check, stop.check)
             state = _state(given, folder=folder, journal=journal, stop=stop)
             with told_how_to_go_on(state, stop=stop), logged(folder):
                 _run_locked(state, stop=stop, view=view, redo=redo)
     finally:
-        lock.release()
+        held.close()
         if is_new:
             with contextlib.suppress(OSError):  # nothing was begun in it
                 folder.root.rmdir()

@@ -242,6 +242,25 @@ class RunLock:
             ConfigError: somebody holds it, or took it over before this process did.
         """
         holder = Holder.this_process()
+        try:
+            return cls._take(store, holder=holder, name=name, say=say, beat_s=beat_s, stale_s=stale_s)
+        except BaseException:  # such as a Ctrl-C behind the request that made it this process's
+            with contextlib.suppress(OSError, ConfigError):
+                if (tag := _tag_if_of(store, holder=holder)) is not None:
+                    store.delete(tag=tag)
+            raise
+
+    @classmethod
+    def _take(
+        cls,
+        store: LockStore,
+        *,
+        holder: Holder,
+        name: str,
+        say: Callable[[str], None],
+        beat_s: float,
+        stale_s: float,
+    ) -> RunLock:
         while (found := store.read()) is None:
             if (tag := store.create(holder.to_bytes()) or _tag_if_of(store, holder=holder)) is not None:
                 return cls(store, holder=holder, tag=tag, name=name, beat_s=beat_s)

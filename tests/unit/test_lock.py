@@ -400,6 +400,19 @@ def test_renewals_on_a_full_disk_leave_no_files_and_go_on_when_there_is_space(tm
 # ---- in processes ----
 
 
+def test_who_is_interrupted_while_it_takes_the_lock_leaves_none(store: LockStore) -> None:
+    create = store.create
+
+    def interrupted(content: bytes) -> str | None:
+        create(content)
+        raise KeyboardInterrupt
+
+    store.create = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        take(store)
+    assert store.read() is None
+
+
 @pytest.fixture
 def starters(tmp_path: Path) -> Iterator[list[subprocess.Popen[str]]]:
     """Eight processes that take one lock at the same moment; the lock is a dead process's."""
