@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
-from test_loop import Driver
+from test_loop import Driver, save_fake_model
 
 from csr_ray.app.check import CheckReport, check_run
 from csr_ray.config.load import to_plain
@@ -38,3 +39,12 @@ class CheckedDriver(Driver):
 
     def check(self) -> CheckReport:
         return check_run(self.folder.root)
+
+
+def finished_run(directory: Path) -> CheckedDriver:
+    """Two rounds of five prompts, one of which is set aside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("csr_ray.policy.weights.save_merged", save_fake_model)
+        driver = CheckedDriver(directory, num_prompts=5, rounds=2)
+        driver.run(fail_ids=frozenset({"p1"}))
+    return driver

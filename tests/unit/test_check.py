@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from checked_runs import CheckedDriver
+from checked_runs import CheckedDriver, finished_run
 from journals import entries_of, write_journal
 from test_loop import cycle, merged_model  # noqa: F401 - a fixture
 
@@ -27,14 +27,7 @@ from csr_ray.store.journal import Journal
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> CheckedDriver:
-    """Two rounds of five prompts, one of which is set aside."""
-    with pytest.MonkeyPatch.context() as patch:
-        from test_loop import save_fake_model
-
-        patch.setattr("csr_ray.policy.weights.save_merged", save_fake_model)
-        driver = CheckedDriver(tmp_path_factory.mktemp("finished") / "run", num_prompts=5, rounds=2)
-        driver.run(fail_ids=frozenset({"p1"}))
-    return driver
+    return finished_run(tmp_path_factory.mktemp("finished") / "run")
 
 
 @pytest.fixture

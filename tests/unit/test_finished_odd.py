@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checked_runs import CheckedDriver
+from checked_runs import CheckedDriver, finished_run
 from patience import within
 from test_loop import cycle, merged_model
 
@@ -19,13 +19,7 @@ __all__ = ["merged_model"]  # a fixture
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> CheckedDriver:
-    """Two rounds of five prompts, one of which is set aside."""
-    with pytest.MonkeyPatch.context() as patch:
-        from test_loop import save_fake_model
-
-        patch.setattr("csr_ray.policy.weights.save_merged", save_fake_model)
-        driver = CheckedDriver(tmp_path_factory.mktemp("finished") / "run", num_prompts=5, rounds=2)
-        driver.run(fail_ids=frozenset({"p1"}))
+    driver = finished_run(tmp_path_factory.mktemp("finished") / "run")
     shutil.copy(driver.folder.config, driver.folder.root.parent / "config.yaml")
     return driver
 
