@@ -136,17 +136,17 @@ def test_who_speaks_another_language_from_the_first_is_not_judged(watching: Watc
 def test_one_refusal_of_the_own_node_and_refusals_with_answers_between_end_nobody(
     watching: Watching, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcomes = iter([True, *[ConnectionRefusedError(), True] * 4, *[ConnectionRefusedError(), TimeoutError()] * 4])
+    outcomes = [True, *[ConnectionRefusedError(), True] * 4, *[ConnectionRefusedError(), TimeoutError()] * 4]
 
     def ask(address: str) -> bool:
-        outcome = next(outcomes, True) if address == watching.node.address else True
+        outcome = outcomes.pop(0) if outcomes and address == watching.node.address else True
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     monkeypatch.setattr(watch, "_ask", ask)
     watching.start()
-    until(lambda: next(outcomes, None) is None)
+    until(lambda: not outcomes)
     time.sleep(0.2)
     assert not watching.ended
 
