@@ -6,14 +6,16 @@ generators are ready, while the base policy is evaluated, and it is ready long b
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from actors.cluster.connect import Connection
+from actors.cluster.connect import Connection, this_machine
+from actors.cluster.room import ClusterRoom
 from actors.generate.engine import EngineSettings
 from actors.generate.generator import GeneratorActor
 from actors.pool.events import Role
@@ -22,9 +24,10 @@ from actors.pool.replicas import Replicas
 from actors.process.pulse import actor_class
 from actors.score.scorer import ScorerActor
 from actors.train.group import TrainerGroup
-from csr_ray.config.schema import Config, Generators, Policy, Train
+from csr_ray.config.schema import Cluster, Config, Generators, Policy, Scorers, Train
 from csr_ray.errors import ConfigError
 from csr_ray.machine.fit import Node, check_fit
+from csr_ray.machine.layout import in_words, lay_out
 from csr_ray.machine.memory import adapter_bytes, memory_bytes, object_store_bytes, shared_memory_bytes
 from csr_ray.machine.placement import (
     ActorOptions,
@@ -34,6 +37,7 @@ from csr_ray.machine.placement import (
     generator_demand,
     generator_options,
     precision_of,
+    scorer_demand,
     scorer_options,
     serves_on_gpus,
 )
@@ -41,9 +45,6 @@ from csr_ray.machine.private_ray import cluster_address
 from csr_ray.methods.base import Method
 from csr_ray.policy.source import local_folder
 from csr_ray.stages.view import View
-
-# Set where an autoscaler adds nodes to the cluster: what is not there yet is waited for, not refused.
-_AUTOSCALES = "CSR_RAY_AUTOSCALES"
 
 
 class Serving:
@@ -77,11 +78,14 @@ class Serving:
         """
         settings = EngineSettings(policy=policy, generators=generators)
         with view.stage("start the engine", total=None, unit="", round_index=None):
-            connection = _connect_for(
-                [generator_demand(generators)], generators=generators, view=view, on_ray_lost=on_ray_lost
-            )
+            check_engine_has_gpu(generators, needs_gpu=serves_on_gpus())
+            demands = [generator_demand(generators)]
+            connection = _connect(demands, view=view, on_ray_lost=on_ray_lost)
+            with _closed_if_refused(connection):
+                check_room(demands, autoscales=False)
             serving = cls._create(
                 settings,
+                cluster=Cluster(),
                 model=model,
                 logs=logs,
                 connection=connection,
@@ -108,6 +112,7 @@ class Serving:
         cls,
         settings: EngineSettings,
         *,
+        cluster: Cluster,
         model: str,
         logs: Path,
         connection: Connection,
@@ -119,28 +124,27 @@ class Serving:
         seed: int = 0,
     ) -> Serving:
         def start_generator(slot: int) -> Any:
-            # A generator that is started later knows the scorers of that moment.
-            known = replicas.actors("scorer") if replicas else started
             return _generator_actor(settings.generators).remote(
                 settings,
                 model=model,
-                scorers=known,
                 scorer_wait_s=scorers.section.start_s if scorers else 0.0,
                 method=method,
                 seed=seed,
                 log=str((logs / f"generator_{slot}.log").absolute()),
             )
 
-        replicas: Replicas | None = None
-        started = [scorers.start(slot) for slot in range(scorers.section.min)] if scorers else []
         starters: dict[Role, Callable[[int], Any]] = {"generator": start_generator}
         if scorers:
             starters["scorer"] = scorers.start
         replicas = Replicas(
             generators=[start_generator(slot) for slot in range(settings.generators.min)],
-            scorers=started,
+            scorers=[scorers.start(slot) for slot in range(scorers.section.min)] if scorers else [],
             logs=logs,
             starters=starters,
+        )
+        room = ClusterRoom(
+            [generator_demand(settings.generators), scorer_demand(scorers.section if scorers else Scorers())],
+            autoscales=cluster.autoscales,
         )
         pool = GeneratorPool(
             settings.generators,
@@ -149,7 +153,11 @@ class Serving:
             precisions=precisions,
             scorers=scorers.section if scorers else None,
             notice=view.say,
+            wait_s=cluster.wait_s,
+            room=room.num,
+            what_is_pending=room.pending,
         )
+        view.watch(pool.health)
         return cls(pool, connection=connection)
 
 
@@ -183,16 +191,24 @@ class Runtime:
             ConfigError: there is no room for all of them; nothing has been started then.
         """
         with view.stage("start the machinery", total=None, unit="", round_index=None):
-            connection = _connect_for(
+            is_private = not cluster_address()
+            if is_private:
+                config = _laid_out(config, method=method, nodes=[this_machine()], view=view)
+            connection = _connect(
                 demands_of(config, needs_scorer=method.needs_scorer),
-                generators=config.generators,
-                config=config,
                 object_store=_object_store_bytes(config, model=model),
                 view=view,
                 on_ray_lost=on_ray_lost,
             )
+            with _closed_if_refused(connection):
+                if not is_private:
+                    config = _laid_out(config, method=method, nodes=_nodes(), view=view)
+                check_engine_has_gpu(config.generators, needs_gpu=serves_on_gpus())
+                demands = demands_of(config, needs_scorer=method.needs_scorer)
+                check_room(demands, autoscales=config.cluster.autoscales, config=config)
             serving = Serving._create(
                 EngineSettings.of(config, phases_a_round=_phases_a_round(method, config=config)),
+                cluster=config.cluster,
                 model=model,
                 logs=logs,
                 connection=connection,
@@ -239,43 +255,42 @@ def _phases_a_round(method: Method, *, config: Config) -> int:
     return max([1, *(len(method.phases(index)) for index in range(config.run.rounds))])
 
 
-def _connect_for(
+def _connect(
     demands: Sequence[Demand],
     *,
-    generators: Generators,
     view: View,
     on_ray_lost: Callable[[str], None],
-    config: Config | None = None,
     object_store: int | None = None,
 ) -> Connection:
-    """Connect, and refuse what there is no room for before anything is started."""
-    check_engine_has_gpu(generators, needs_gpu=serves_on_gpus())
-    connection = Connection(
+    return Connection(
         say=view.say,
         end=on_ray_lost,
         num_cpus_needed=sum(demand.num * demand.cpus for demand in demands) + 1,
         object_store=object_store,
     )
+
+
+@contextlib.contextmanager
+def _closed_if_refused(connection: Connection) -> Iterator[None]:
     try:
-        check_room(demands, config=config)
+        yield
     except BaseException:
         connection.close()
         raise
-    return connection
 
 
-def check_room(demands: Sequence[Demand], *, config: Config | None = None) -> None:
-    """Compare what is asked for with the nodes of the Ray that this process uses.
+def _laid_out(config: Config, *, method: Method, nodes: Sequence[Node], view: View) -> Config:
+    """The config with `cluster.layout` worked out for these nodes, which is said in a line."""
+    if config.cluster.layout == "given":
+        return config
+    config = lay_out(config, nodes=nodes, needs_scorer=method.needs_scorer, engine_needs_gpu=serves_on_gpus())
+    view.say(f"layout {config.cluster.layout}: {in_words(config, needs_scorer=method.needs_scorer)}")
+    return config
 
-    Ray has no public word on whether an autoscaler would add nodes, so the user says so (`CSR_RAY_AUTOSCALES=1`), and
-    then nothing is compared.
 
-    Raises:
-        ConfigError: no room (`csr_ray.machine.fit.check_fit`).
-    """
-    if os.environ.get(_AUTOSCALES, "0") not in ("", "0"):
-        return
-    nodes = [
+def _nodes() -> list[Node]:
+    """The nodes of the Ray that this process uses."""
+    return [
         Node(
             name=f"node {number} ({node['NodeManagerAddress']})",
             cpus=node["Resources"].get("CPU", 0.0),
@@ -283,12 +298,27 @@ def check_room(demands: Sequence[Demand], *, config: Config | None = None) -> No
         )
         for number, node in enumerate(node for node in ray.nodes() if node["Alive"])
     ]
+
+
+def check_room(demands: Sequence[Demand], *, autoscales: bool, config: Config | None = None) -> None:
+    """Compare what is asked for with the nodes of the Ray that this process uses.
+
+    Args:
+        autoscales: an autoscaler adds nodes, so nothing is compared; what has no place is waited for.
+
+    Raises:
+        ConfigError: no room (`csr_ray.machine.fit.check_fit`).
+    """
+    if autoscales:
+        return
     try:
-        check_fit(demands, nodes=nodes, config=config)
+        check_fit(demands, nodes=_nodes(), config=config)
     except ConfigError as error:
         if not cluster_address():
             raise
-        raise ConfigError(f"{error}. If an autoscaler adds nodes to this cluster, set {_AUTOSCALES}=1") from None
+        raise ConfigError(
+            f"{error}. If an autoscaler adds nodes to this cluster, set cluster.autoscales=true"
+        ) from None
 
 
 def _object_store_bytes(config: Config, *, model: str) -> int:

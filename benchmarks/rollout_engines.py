@@ -48,10 +48,8 @@ class RecordingEngine(VllmEngine):
 class BenchGenerator(GeneratorActor):
     """The generator actor, with the engine's own work alone beside it."""
 
-    def __init__(
-        self, settings: EngineSettings, *, model: str, scorers: Sequence[Any], method: Method, seed: int
-    ) -> None:
-        super().__init__(settings, model=model, scorers=scorers, method=method, seed=seed)
+    def __init__(self, settings: EngineSettings, *, model: str, method: Method, seed: int) -> None:
+        super().__init__(settings, model=model, method=method, seed=seed)
         self._engine: RecordingEngine = RecordingEngine(settings, model=model, counting=self._counting)
 
     async def record(self, on: bool) -> None:
@@ -132,7 +130,6 @@ class Side:
             .remote(
                 EngineSettings.of(config),
                 model=config.policy.model,
-                scorers=[scorer],
                 method=method_of(config),
                 seed=config.run.seed,
             )

@@ -63,7 +63,7 @@ class InstantGenerators:
     """Rolls out at once, a window of prompts at a time and not in their order."""
 
     def rollout(
-        self, prompts: Iterable[Prompt], *, cycle: Cycle, control: Prompt | None = None
+        self, prompts: Iterable[Prompt], *, cycle: Cycle, control: Prompt | None = None, num: int | None = None
     ) -> Iterator[Rollout | Rejection]:
         window: list[Prompt] = []
         for prompt in prompts:

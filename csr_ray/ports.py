@@ -86,12 +86,13 @@ class Generators(Answering, Protocol):
     """The pool that serves the policy."""
 
     def rollout(
-        self, prompts: Iterable[Prompt], *, cycle: Cycle, control: Prompt | None = None
+        self, prompts: Iterable[Prompt], *, cycle: Cycle, control: Prompt | None = None, num: int | None = None
     ) -> Iterator[Rollout | Rejection]:
         """One rollout a prompt (or why there is none), in the order they finish; all of one policy version.
 
         Prompts are drawn as there is room for them. `control` is one that is known to have a rollout: if all others
-        fail, it is rolled out again to see whether it is the machine that fails.
+        fail, it is rolled out again to see whether it is the machine that fails. `num` says how many prompts there
+        are at most, so that a pool which can grow knows whether it pays.
         """
         ...
 

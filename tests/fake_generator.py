@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +69,14 @@ class FakeGenerator(Living):
 class ScoringGenerator(Living):
     """Asks its scorers as the real one does, and says nothing itself."""
 
-    def __init__(self, scorers: list[Any]) -> None:
-        self._handles = scorers
+    def __init__(self) -> None:
+        self._scorers = ScorerPool(wait_s=5.0)
 
     async def start(self, registry: Any) -> int:
-        self._scorers = ScorerPool(self._handles, wait_s=5.0)
         return 0
+
+    async def use_scorer(self, slot: int, life: int, scorer: Any) -> None:
+        self._scorers.replace(slot, life=life, scorer=scorer)
 
     async def rollout(self, prompt: Prompt, cycle: Cycle) -> None:
         await self._scorers.score(prompt.ask.picture, texts=["A star."])
@@ -87,11 +88,10 @@ class SlowGenerator(Living):
     A prompt whose text begins with "error" fails, with "engine" the engine dies, with "kill" the process does.
     """
 
-    def __init__(self, scorers: Sequence[Any] = (), *, seconds: float = 0.1) -> None:
-        self._handles, self._seconds = list(scorers), seconds
+    def __init__(self, *, seconds: float = 0.1) -> None:
+        self._scorers, self._seconds = ScorerPool(wait_s=60.0), seconds
 
     async def start(self, registry: Any) -> int:
-        self._scorers = ScorerPool(self._handles, wait_s=60.0)
         self._receiver = Receiver(registry, folder=Path(tempfile.mkdtemp()))
         return await self._receiver.pull()
 
@@ -120,26 +120,42 @@ class SlowGenerator(Living):
         if prompt.text.startswith("kill"):
             os.kill(os.getpid(), signal.SIGKILL)
         await asyncio.sleep(self._seconds)
-        if self._handles:
+        if self._scorers.num:
             await self._scorers.score(prompt.ask.picture, texts=["A star."])
         return prompt.id, os.getpid()
 
     async def use_scorer(self, slot: int, life: int, scorer: Any) -> None:
         self._scorers.replace(slot, life=life, scorer=scorer)
 
+    async def drop_scorer(self, slot: int, life: int) -> None:
+        self._scorers.remove(slot, life=life)
+
     async def pid(self) -> int:
         return os.getpid()
 
 
-class SlowScorer(Living):
+class SlowScorer:
     """Answers after a moment."""
+
+    def __init__(self) -> None:
+        self._progress, self._num_calls = Progress(), 0
+        self._heart = Heart(self._progress, what="its work")
+
+    def pulse(self) -> Pulse:
+        return self._heart.pulse()
 
     async def ready(self) -> None:
         pass
 
     async def score(self, asked: list[Any]) -> list[Any]:
+        self._num_calls += 1
+        self._progress.begin()
         await asyncio.sleep(0.05)
+        self._progress.end()
         return [([1.0] * len(texts), 0) for _, texts in asked]
+
+    async def num_calls(self) -> int:
+        return self._num_calls
 
     async def pid(self) -> int:
         return os.getpid()

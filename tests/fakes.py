@@ -170,7 +170,7 @@ class FakeGenerators:
     controls: list[str | None] = field(default_factory=list)
     _num_counted: int = 0
 
-    def rollout(self, prompts, *, cycle: Cycle, control=None):
+    def rollout(self, prompts, *, cycle: Cycle, control=None, num=None):
         drawn = list(prompts)
         self.controls.append(control and control.id)
         for prompt in drawn if self.in_order else reversed(drawn):  # by default not as they were asked for

@@ -14,15 +14,19 @@ from typing import Any
 import ray
 import ray._private.utils
 import ray._private.worker
+from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
 from actors.cluster.watch import RayWatch, check_head_is_there
 from actors.process.leftovers import Watchdog, sweep
+from csr_ray.machine.fit import Node
 from csr_ray.machine.private_ray import cluster_address
 from csr_ray.waiting import said_if_slow
 
 # Ray's head notes every call of an actor, a hundred thousand of them, for `ray list tasks`. A private Ray has no
 # dashboard to list them, and a run makes some every second for as long as it lasts: the notes took 2 MiB a minute.
 _SETTINGS = {"task_events_report_interval_ms": 0}
+
+_ANY_NUMBER = 10**6
 
 _log = logging.getLogger(__name__)
 
@@ -138,3 +142,10 @@ def connect(*, num_cpus_needed: float, object_store: int | None = None) -> Priva
         return None
     num_cpus = max(os.cpu_count() or 1, int(num_cpus_needed + 0.999))
     return PrivateRay(num_cpus=num_cpus, object_store=object_store or 256 * 2**20)
+
+
+def this_machine() -> Node:
+    """What a private Ray would have here. Its CPUs are slots, and as many as are needed."""
+    visible = NvidiaGPUAcceleratorManager.get_current_process_visible_accelerator_ids()
+    num_gpus = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators() if visible is None else len(visible)
+    return Node(name="this machine", cpus=_ANY_NUMBER, gpus=num_gpus)

@@ -87,6 +87,7 @@ class EngineSettings:
     Attributes:
         search: how continuations are drawn.
         seed: vLLM's own seed; requests that sample bring their own.
+        sleeps: whether the engine gives its GPU to others now and then (`VllmEngine.sleep`).
         max_lora_rank, lora_targets: rank and layers of the LoRA that the engine makes room for with
             `generators.publish: adapter`; otherwise the rank is 0.
     """
@@ -95,6 +96,7 @@ class EngineSettings:
     generators: Generators
     search: Search = field(default_factory=Search)
     seed: int = 0
+    sleeps: bool = False
     max_lora_rank: int = 0
     lora_targets: tuple[str, ...] = ()
 
@@ -106,6 +108,7 @@ class EngineSettings:
             generators=config.generators,
             search=config.search,
             seed=config.run.seed,
+            sleeps=config.cluster.layout == "colocated",
             max_lora_rank=config.served_rank(phases_a_round=phases_a_round) if is_hot else 0,
             lora_targets=config.train.lora_targets,
         )
@@ -313,13 +316,28 @@ class VllmEngine:
         else:
             results = await self._llm.collective_rpc("load_policy", args=(self._model, list(adapters)))
             # Encoder outputs and cached prefixes belong to the old weights; a stale one would be silently wrong.
-            await self._reset_prefix_cache()
-            await self._llm.reset_mm_cache()
-            await self._llm.reset_encoder_cache()
+            await self._reset_caches()
         checksums = {result["checksum"] for result in results}
         assert len(checksums) == 1, f"tensor-parallel ranks read different weights: {checksums}"
         wrong = tuple(name for result in results for name in result["wrong_tensors"])
         return LoadedPolicy(**{**results[0], "wrong_tensors": wrong})
+
+    async def sleep(self) -> None:
+        """Leave the GPU to others: the weights wait in main memory, and the cache is given up.
+
+        There have to be no requests. On a CPU nothing is moved.
+        """
+        await self._llm.sleep(level=1)
+
+    async def wake(self) -> None:
+        """Serve again, with the weights of before."""
+        await self._llm.wake_up()
+        await self._reset_caches()
+
+    async def _reset_caches(self) -> None:
+        await self._reset_prefix_cache()
+        await self._llm.reset_mm_cache()
+        await self._llm.reset_encoder_cache()
 
     async def _reset_prefix_cache(self) -> None:
         """Empty the prefix cache.

@@ -39,7 +39,6 @@ class GeneratorActor:
 
     Args:
         model: reference of the base policy (`csr_ray.policy.source`).
-        scorers: handles of the scorer actors; empty for a method that needs none.
         scorer_wait_s: for how many seconds to wait for the replacement of a scorer that died.
         method: what rolls out; None: this generator answers questions only.
         seed: of the run; what is drawn for a prompt follows from it, the cycle and the prompt's id.
@@ -51,7 +50,6 @@ class GeneratorActor:
         settings: EngineSettings,
         *,
         model: str,
-        scorers: Sequence[Any] = (),
         scorer_wait_s: float = 60.0,
         method: Method | None = None,
         seed: int = 0,
@@ -63,7 +61,7 @@ class GeneratorActor:
         self._seed = seed
         self._counting = Counting(actor="generator")
         self._engine = VllmEngine(settings, model=local_folder(model), counting=self._counting)
-        self._scorers = ScorerPool(scorers, wait_s=scorer_wait_s)
+        self._scorers = ScorerPool(wait_s=scorer_wait_s)
         self._heart = Heart(self._engine.progress, what="its engine")
         self._version: int | None = None
         self._receiver: Receiver | None = None
@@ -185,8 +183,22 @@ class GeneratorActor:
             raise EngineFailure(f"its engine died: {type(error).__name__}: {error}") from error
 
     async def use_scorer(self, slot: int, life: int, scorer: Any) -> None:
-        """Ask this scorer from now on in place of the one that had its slot before."""
+        """Ask this scorer from now on, too, or in place of the one that had its slot before."""
         self._scorers.replace(slot, life=life, scorer=scorer)
+
+    async def drop_scorer(self, slot: int, life: int) -> None:
+        """Ask this scorer no more; it is about to end."""
+        self._scorers.remove(slot, life=life)
+
+    async def sleep(self) -> None:
+        """Leave the GPU to the train workers until `wake`; nothing may be asked meanwhile."""
+        with self._engine_failures():
+            await self._engine.sleep()
+
+    async def wake(self) -> None:
+        """Serve again the policy of before."""
+        with self._engine_failures():
+            await self._engine.wake()
 
     async def pulse(self) -> Pulse:
         """See `actors.process.pulse`."""

@@ -23,6 +23,7 @@ from actors.pool.events import (
     Failed,
     Finished,
     GiveUp,
+    Grow,
     Joined,
     Kill,
     Left,
@@ -32,14 +33,19 @@ from actors.pool.events import (
     Replica,
     Retry,
     Role,
+    Room,
+    Shrink,
     Starting,
     T,
     Useless,
 )
 from actors.pool.failures import Failures, ItemLimits, Verdict
 from actors.pool.lives import Lives, RoleLimits, State
+from actors.pool.scaling import Bounds, Queue, Scaling
 from actors.pool.seats import Call, Work
 from csr_ray.records import Fault
+
+_SCALE_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,8 @@ class Decisions(Generic[T]):
         look_ahead, remembered: see `Dispatch`.
         control: an item that has succeeded before, in an earlier start of the run. Its result goes nowhere.
         is_resident: replicas are kept alive also while there are no items.
+        bounds: how many replicas of a role there may be; of a role that is not named here there are always as many.
+        num: how many items there are, at most; None: nobody knows.
     """
 
     def __init__(
@@ -85,23 +93,36 @@ class Decisions(Generic[T]):
         remembered: int = 256,
         control: T | None = None,
         is_resident: bool = False,
+        bounds: Mapping[Role, Bounds] | None = None,
+        num: int | None = None,
     ) -> None:
         limits = limits or {}
+        self._scaling = {role: Scaling(one) for role, one in (bounds or {}).items() if one.is_elastic}
+        self._scaled_s = -math.inf
+        self._room: dict[Role, int] = {}
+        self._busy: dict[Replica, float] = {}
+        self._started_s: dict[Replica, float] = {}  # of the elastic roles, until they serve
         self._item_limits = item_limits or ItemLimits()
         self._is_resident = is_resident
         self._lives: dict[Role, Lives] = {
             role: Lives(role, limits.get(role, RoleLimits())) for role in get_args(Role)
         }
-        self._gave_up = False
+        self._gave_up = self._holds_starts = False
         self._now_s = -math.inf
         # What this turn asks for, in the order in which it is to be done.
         self._deeds: list[Action[T]] = []
         self._ends: list[Action[T]] = []
         options = {"look_ahead": look_ahead, "remembered": remembered}
-        self._begin(items, image_of=image_of, in_flight=in_flight, control=control, **options)
+        self._begin(items, image_of=image_of, in_flight=in_flight, control=control, num=num, **options)
 
     def begin(
-        self, items: Iterable[T], *, image_of: Callable[[T], str], in_flight: int, control: T | None = None
+        self,
+        items: Iterable[T],
+        *,
+        image_of: Callable[[T], str],
+        in_flight: int,
+        control: T | None = None,
+        num: int | None = None,
     ) -> None:
         """Work on other items; those before have ended, or nobody wants their results any more.
 
@@ -109,7 +130,7 @@ class Decisions(Generic[T]):
         """
         assert self._is_resident
         first_call = self.dispatch.num_calls
-        self._begin(items, image_of=image_of, in_flight=in_flight, control=control, first_call=first_call)
+        self._begin(items, image_of=image_of, in_flight=in_flight, control=control, num=num, first_call=first_call)
 
     def _begin(
         self,
@@ -118,8 +139,11 @@ class Decisions(Generic[T]):
         image_of: Callable[[T], str],
         in_flight: int,
         control: T | None,
+        num: int | None,
         **options: Any,
     ) -> None:
+        self._in_flight, self._num_items = in_flight, num
+        self._num_ended, self._served_s = 0, 0.0  # of these items, and seconds that generators served for them
         self.dispatch: Dispatch[T] = Dispatch(items, image_of=image_of, in_flight=in_flight, **options)
         self._failures = Failures(self._item_limits)
         self._parked: list[tuple[Work[T], bool]] = []  # lost to a scorer's death, until its replacement serves
@@ -147,6 +171,10 @@ class Decisions(Generic[T]):
         """Replicas of a role that serve."""
         return self._lives[role].serving
 
+    def unplaced(self, role: Role) -> list[Replica]:
+        """Replicas of a role that were told to start and have not given a sign of life yet."""
+        return list(self._lives[role].unplaced_since)
+
     def starting_since(self, role: Role) -> dict[Replica, float]:
         """Replicas of a role that are starting, and since when."""
         return self._lives[role].starting_since
@@ -155,11 +183,16 @@ class Decisions(Generic[T]):
         """Whether a replica of this role is starting, or will be after a pause."""
         return self._lives[role].is_expecting(now_s=self._now_s)
 
+    def hold_starts(self, hold: bool) -> None:
+        """While it is held, nobody is started or replaced, and nobody is missed: their GPUs are others' meanwhile."""
+        self._holds_starts = hold
+
     def next_deadline_s(self) -> float:
         """By when `step` must be called although nothing happened; infinity if nothing is waited for with a limit."""
         call = next(iter(self.dispatch.calls.values()), None)
         call_s = math.inf if call is None else call.sent_s + self._item_limits.call_s
-        return min(call_s, *(lives.next_deadline_s() for lives in self._lives.values()))
+        scale_s = self._now_s + _SCALE_EVERY_S if self._scaling else math.inf
+        return min(call_s, scale_s, *(lives.next_deadline_s() for lives in self._lives.values()))
 
     def step(self, events: Sequence[Event], *, now_s: float) -> list[Action[T]]:
         """Take in what has happened since the last step, and the time, which never runs backwards.
@@ -175,6 +208,9 @@ class Decisions(Generic[T]):
         if not self._gave_up:
             self._look_at_the_clock()
         self._replace_or_give_up()
+        may_scale = self._scaling and not self._gave_up and not self._holds_starts
+        if may_scale and now_s - self._scaled_s >= _SCALE_EVERY_S:
+            self._scale()
         if not self.done:
             self._send()
         self._release_at_the_end()
@@ -187,12 +223,12 @@ class Decisions(Generic[T]):
             case Starting(replica):
                 self._lives[replica.role].starting(replica, now_s=self._now_s)
             case Joined(replica):
-                if self._lives[replica.role].joined(replica, now_s=self._now_s) and replica.role == "generator":
-                    self.dispatch.join(replica)
+                if self._lives[replica.role].joined(replica, now_s=self._now_s):
+                    self._joined(replica)
             case Left(replica):
-                if self._lives[replica.role].left(replica):
-                    for call in self._lost(replica):
-                        self._retry(call, f"{replica} left")
+                self._left(replica)
+            case Room(role, num):
+                self._room[role] = num
             case Died(replica, reason):
                 self._died(replica, reason)
             case Useless(replica, reason):
@@ -210,6 +246,18 @@ class Decisions(Generic[T]):
                     self._judge(failed, self._failures.own_error(), reason, fault=event.fault)
             case Failed(number, reason, Replica() as blamed):
                 self._blame(number, reason, blamed, fault=event.fault)
+
+    def _joined(self, replica: Replica) -> None:
+        started_s = self._started_s.pop(replica, None)
+        if started_s is not None:
+            self._scaling[replica.role].started(seconds=self._now_s - started_s)
+        if replica.role == "generator":
+            self.dispatch.join(replica)
+
+    def _left(self, replica: Replica) -> None:
+        if self._lives[replica.role].left(replica):
+            for call in self._lost(replica):
+                self._retry(call, f"{replica} left")
 
     def _finished(self, call: Call[T], *, shows_health: bool) -> None:
         is_first = not self._failures.has_succeeded
@@ -235,6 +283,7 @@ class Decisions(Generic[T]):
     def _ended(self, number: int) -> Call[T] | None:
         call = self.dispatch.end(number)
         if call is not None:
+            self._num_ended += 1
             self._heard(call.replica)
         return call
 
@@ -247,6 +296,8 @@ class Decisions(Generic[T]):
             if stalls is not None:
                 self._kill(replica, f"{event.what} has stood still {stalls}")
                 return
+        if event.busy is not None and replica.role in self._scaling:
+            self._busy[replica] = event.busy
         self._heard(replica)
 
     def _heard(self, replica: Replica) -> None:
@@ -291,6 +342,8 @@ class Decisions(Generic[T]):
                 self._judge(call, verdict, f"{replica} died: {reason}")
 
     def _lost(self, replica: Replica) -> list[Call[T]]:
+        self._busy.pop(replica, None)
+        self._started_s.pop(replica, None)
         self._failures.gone(replica)
         return self.dispatch.leave(replica)
 
@@ -354,13 +407,72 @@ class Decisions(Generic[T]):
             self.dispatch.again(call.work, alone=alone)
 
     def _replace_or_give_up(self) -> None:
-        if self._gave_up or (self.done and not self._is_resident):
+        if self._gave_up or self._holds_starts or (self.done and not self._is_resident):
             return
         for lives in self._lives.values():
             self._deeds.extend(Replace(dead, new) for dead, new in lives.replacements(now_s=self._now_s))
             if (why := lives.reason_to_give_up(now_s=self._now_s)) is not None:
-                self._give_up(GiveUp(why[0], replica=why[1]))
+                self._give_up(GiveUp(why[0], replica=why[1], lacks_room=lives.lacks_room))
                 return
+
+    def _scale(self) -> None:
+        """Start replicas where there is work for more, and let go of those without."""
+        if self._scaled_s > -math.inf:
+            self._served_s += len(self._lives["generator"].serving) * (self._now_s - self._scaled_s)
+        self._scaled_s = self._now_s
+        for role, scaling in self._scaling.items():
+            lives, room = self._lives[role], self._room.get(role, 0)
+            more = self._scale_generators(scaling) if role == "generator" else self._scale_scorers(scaling)
+            waiting = lives.unplaced_since
+            homeless = scaling.without_room(waiting, num_alive=len(lives), num_room=room, now_s=self._now_s)
+            self._let_go(homeless, "the cluster has no room for it")
+            for _ in range(more):
+                replica = lives.newcomer()
+                lives.starting(replica, now_s=self._now_s)
+                self._started_s[replica] = self._now_s
+                self._deeds.append(Grow(replica))
+
+    def _scale_generators(self, scaling: Scaling) -> int:
+        """Let go of those that are too many, and return how many are too few."""
+        lives, bounds = self._lives["generator"], scaling.bounds
+        queue = self._queue()
+        if not queue.num_left:  # an autoscaler would go on adding nodes for those without a place
+            unplaced = sorted(lives.unplaced_since, reverse=True)
+            self._let_go(unplaced[: max(0, len(lives) - bounds.min)], "there is no work left for it")
+        else:
+            room = self._room.get("generator", 0)
+            if more := scaling.num_for_queue(queue, num_alive=len(lives), num_room=room):
+                return more
+        idle = scaling.idle(self.dispatch.idle(), num_alive=len(lives), now_s=self._now_s)
+        self._let_go(idle, f"nothing to do for {bounds.idle_s:g} s")
+        return 0
+
+    def _scale_scorers(self, scaling: Scaling) -> int:
+        """As `_scale_generators`."""
+        lives, room = self._lives["scorer"], self._room.get("scorer", 0)
+        busy = {replica: self._busy[replica] for replica in lives.serving if replica in self._busy}
+        if more := scaling.num_for_load(busy, num_alive=len(lives), num_room=room, now_s=self._now_s):
+            return more
+        spare = scaling.least_loaded(busy, num_alive=len(lives), now_s=self._now_s)
+        self._let_go(spare, f"the others could do its work for {scaling.bounds.idle_s:g} s")
+        return 0
+
+    def _let_go(self, replicas: Sequence[Replica], reason: str) -> None:
+        for replica in replicas:
+            self._deeds.append(Shrink(replica, reason))
+            self._left(replica)
+
+    def _queue(self) -> Queue:
+        if self.dispatch.is_exhausted:
+            num_left = float(self.num_held)
+        elif self._num_items is not None:
+            num_left = float(max(0, self._num_items - self._num_ended))
+        else:
+            num_left = math.inf
+        rate_per_s = 0.0
+        if self._num_ended >= self._in_flight and self._served_s > 0:
+            rate_per_s = self._num_ended / self._served_s
+        return Queue(num_left=num_left, num_each=self._in_flight, rate_per_s=rate_per_s)
 
     def _give_up(self, action: GiveUp) -> None:
         self._gave_up = True

@@ -86,6 +86,15 @@ class Dispatch(Generic[T]):
         return self._exhausted and not self.calls and self._num_waiting == 0
 
     @property
+    def is_exhausted(self) -> bool:
+        """Every item was drawn."""
+        return self._exhausted
+
+    def idle(self) -> list[Replica]:
+        """Replicas that have nothing in flight, and nothing that waits for them."""
+        return [replica for replica, seat in self._seats.items() if not seat.calls and not seat.waiting]
+
+    @property
     def num_held(self) -> int:
         """Items drawn that have not ended."""
         return len(self.calls) + self._num_waiting

@@ -101,6 +101,14 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """For how many more replicas of a role the cluster has room, or its autoscaler would make room."""
+
+    role: Role
+    num: int
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """A sign of life that ends no call: a ping's answer, a cancelled call that returned, a result not yet read.
 
@@ -108,15 +116,17 @@ class Answered:
         stalled_s: for how long its work has stood still, as the replica itself says. Seconds, as the next.
         longest_s: the longest that one step of its work has taken so far; None: not known yet.
         what: what has stood still, for the log.
+        busy: the share of the time since the last sign of life in which it worked; None: it does not say.
     """
 
     replica: Replica
     stalled_s: float = 0.0
     longest_s: float | None = None
     what: str = "its work"
+    busy: float | None = None
 
 
-Event = Starting | Joined | Left | Died | Useless | Finished | Failed | Answered
+Event = Starting | Joined | Left | Died | Useless | Finished | Failed | Answered | Room
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +177,21 @@ class Replace:
 
 
 @dataclass(frozen=True, slots=True)
+class Grow:
+    """Start one more replica, beyond those there are; report `Joined` when it serves, `Died` if it cannot start."""
+
+    replica: Replica
+
+
+@dataclass(frozen=True, slots=True)
+class Shrink:
+    """End a replica that there is no work for. The decisions count it as gone already; no event is expected."""
+
+    replica: Replica
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Retry(Generic[T]):
     """The item was lost and is queued again. For the log only: its `Send` follows by itself."""
 
@@ -194,12 +219,19 @@ class Quarantine(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """The run cannot go on. `replica`: whose log tells why, `call`: whose error; None where there is none."""
+    """The run cannot go on.
+
+    Attributes:
+        replica: whose log tells why; None: nobody's.
+        call: whose error tells why; None: nobody's.
+        lacks_room: what is missing is room in the cluster.
+    """
 
     reason: str
     replica: Replica | None = None
     call: int | None = None
+    lacks_room: bool = False
 
 
 # `Send` and the others of an item are generic; here the item's type does not matter.
-Action = Send[T] | Cancel | Ping | Kill | Replace | Retry[T] | Deliver[T] | Quarantine[T] | GiveUp
+Action = Send[T] | Cancel | Ping | Kill | Replace | Grow | Shrink | Retry[T] | Deliver[T] | Quarantine[T] | GiveUp

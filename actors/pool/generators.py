@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from actors.pool.events import Replica, Role
 from actors.pool.failures import ItemLimits
 from actors.pool.lives import RoleLimits
 from actors.pool.replicas import Replicas
+from actors.pool.scaling import Bounds
 from actors.pool.supervisor import SetAside, Supervisor, reason_of
 from actors.process import pulse
 from csr_ray.config.schema import Generators, Replicated, Scorers
@@ -49,6 +51,8 @@ class GeneratorPool:
             allow for as much rounding.
         scorers: limits of the scorers.
         notice: told in words who died, who is replaced and what is waited for.
+        wait_s: how long an actor may be without a place in the cluster, in seconds.
+        room, what_is_pending: see `actors.pool.supervisor.Supervisor`.
     """
 
     def __init__(
@@ -60,6 +64,9 @@ class GeneratorPool:
         precisions: Collection[str],
         scorers: Scorers | None = None,
         notice: Callable[[str], None] = lambda line: None,
+        wait_s: float = math.inf,
+        room: Callable[[Role], int] = lambda role: 0,
+        what_is_pending: Callable[[], str] = str,
     ) -> None:
         self._config = config
         self._noise = noise_of(precisions)
@@ -72,8 +79,15 @@ class GeneratorPool:
         replicas.adopt_registry(self._registry.actor)
         sections: dict[Role, Replicated] = {"generator": config, "scorer": scorers or Scorers()}
         limits = {
-            role: _limits(section, can_replace=replicas.can_replace(role), num=replicas.num(role))
+            role: _limits(
+                section, can_replace=replicas.can_replace(role), num=len(replicas.slots(role)), wait_s=wait_s
+            )
             for role, section in sections.items()
+        }
+        bounds = {
+            role: Bounds(min=section.min, max=section.max, idle_s=section.idle_s)
+            for role, section in sections.items()
+            if isinstance(section, Generators | Scorers) and replicas.can_replace(role)
         }
         limits["registry"] = RoleLimits(
             start_s=_REGISTRY_START_S, ping_s=_PING_S, silent_s=config.silent_s, restarts=config.restarts
@@ -83,6 +97,9 @@ class GeneratorPool:
             limits=limits,
             item_limits=ItemLimits(call_s=config.call_s),
             bring_up=self._bring_up,
+            bounds=bounds,
+            room=room,
+            what_is_pending=what_is_pending,
             notice=notice,
         )
 
@@ -126,7 +143,7 @@ class GeneratorPool:
         return None
 
     def rollout(
-        self, prompts: Iterable[Prompt], *, cycle: Cycle, control: Prompt | None = None
+        self, prompts: Iterable[Prompt], *, cycle: Cycle, control: Prompt | None = None, num: int | None = None
     ) -> Iterator[Rollout | Rejection]:
         """See `csr_ray.ports.Generators`."""
         results = self._supervisor.map(
@@ -136,6 +153,7 @@ class GeneratorPool:
             in_flight=self._config.most_in_flight,
             what="prompts",
             control=control,
+            num=num,
         )
         with contextlib.closing(results):
             for prompt, result in results:
@@ -152,12 +170,14 @@ class GeneratorPool:
         self, questions: Sequence[Question], *, temperature: float, max_tokens: int, seed: int
     ) -> Iterator[Answer]:
         """See `csr_ray.ports.Generators`."""
+        chunks = _by_image(questions)
         results = self._supervisor.map(
-            _by_image(questions),
+            chunks,
             image_of=lambda chunk: chunk[0].ask.picture.key,
             submit=lambda generator, chunk: generator.answer.remote(list(chunk), temperature, max_tokens, seed),
             in_flight=max(2, self._config.max_num_seqs // _QUESTIONS_A_CALL),
             what="chunks of questions",
+            num=len(chunks),
         )
         with contextlib.closing(results):
             for _, answers in results:
@@ -208,6 +228,18 @@ class GeneratorPool:
             kept=min(answer.kept for answer in served.values()),
         )
 
+    def health(self) -> str:
+        """Who serves and who does not, in words. May be asked in any thread."""
+        return self._supervisor.health()
+
+    def sleep(self) -> None:
+        """Leave the GPUs to the train workers until `wake`. Who does not is replaced, but not before."""
+        self._supervisor.give_way(lambda actor: actor.sleep.remote(), limit_s=self._config.publish_s)
+
+    def wake(self) -> None:
+        """Serve again; who cannot wake up is replaced."""
+        self._supervisor.take_back(lambda actor: actor.wake.remote(), limit_s=self._config.publish_s)
+
     def counters(self) -> Counters:
         """See `csr_ray.ports.Generators`."""
         counted = self._counting.take()
@@ -229,9 +261,10 @@ def _by_image(questions: Sequence[Question]) -> list[list[Question]]:
     return chunks
 
 
-def _limits(section: Replicated, *, can_replace: bool, num: int) -> RoleLimits:
+def _limits(section: Replicated, *, can_replace: bool, num: int, wait_s: float) -> RoleLimits:
     """The limits of a role; where nobody can be replaced (in tests, say) any death is one too many."""
     return RoleLimits(
+        place_s=wait_s,
         start_s=section.start_s,
         ping_s=_PING_S,
         silent_s=section.silent_s,

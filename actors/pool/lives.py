@@ -35,7 +35,8 @@ class RoleLimits:
     """How much trouble with the replicas of one role is borne, and for how long one is waited for (in seconds).
 
     Attributes:
-        start_s: a replica that takes longer to start is dead.
+        place_s: a replica for which the cluster has no place for so long is dead; its process has not begun.
+        start_s: a replica whose process takes longer to start is dead.
         ping_s: a replica that was not heard for so long is asked for a sign of life.
         silent_s: one that does not answer that for so long is dead.
         hang_s: one that answers, but whose work stands still for so long, is dead, too; sooner where its steps have
@@ -48,6 +49,7 @@ class RoleLimits:
             replica, without one success in between: whatever kills them will kill the next one too.
     """
 
+    place_s: float = math.inf
     start_s: float = math.inf
     ping_s: float = math.inf
     silent_s: float = math.inf
@@ -59,7 +61,7 @@ class RoleLimits:
     deaths_before_giving_up: int = 16
 
     def __post_init__(self) -> None:
-        times_s = (self.start_s, self.ping_s, self.silent_s, self.hang_s, self.restart_window_s)
+        times_s = (self.place_s, self.start_s, self.ping_s, self.silent_s, self.hang_s, self.restart_window_s)
         if not all(time_s > 0 for time_s in times_s):
             raise ValueError(f"{self}: times are above 0")
         if self.restarts < 0 or min(self.min_replicas, self.first_starts, self.deaths_before_giving_up) < 1:
@@ -75,7 +77,10 @@ class Lives:
     def __init__(self, role: Role, limits: RoleLimits) -> None:
         self._role = role
         self._limits = limits
-        self._starting: OrderedDict[Replica, float] = OrderedDict()  # since when
+        # Since when. Whoever has not given the first sign of life may still be without a place in the cluster.
+        self._unplaced: OrderedDict[Replica, float] = OrderedDict()
+        self._starting: OrderedDict[Replica, float] = OrderedDict()
+        self._lacks_room = False
         # A replica is in one of these from its first sign of life on.
         self._signs_starting = SignsOfLife(ping_s=limits.ping_s, silent_s=limits.silent_s)
         self._signs_serving = SignsOfLife(ping_s=limits.ping_s, silent_s=limits.silent_s)
@@ -91,7 +96,7 @@ class Lives:
         self._last_death: tuple[Replica, str] | None = None
 
     def __len__(self) -> int:
-        return len(self._starting) + len(self._serving)
+        return len(self._unplaced) + len(self._starting) + len(self._serving)
 
     @property
     def serving(self) -> list[Replica]:
@@ -100,14 +105,34 @@ class Lives:
 
     @property
     def starting_since(self) -> dict[Replica, float]:
-        return dict(self._starting)
+        return {**self._unplaced, **self._starting}
+
+    @property
+    def unplaced_since(self) -> dict[Replica, float]:
+        """Those of the starting ones that have not been heard yet."""
+        return dict(self._unplaced)
+
+    @property
+    def lacks_room(self) -> bool:
+        """Whether `reason_to_give_up` is that the cluster has no room."""
+        return self._lacks_room
+
+    def serving_since(self, replica: Replica) -> float:
+        return self._serving[replica]
+
+    def newcomer(self) -> Replica:
+        """A replica that is not there yet, in the lowest slot that is free and waits for no replacement."""
+        taken = {replica.slot for replica in (*self._unplaced, *self._starting, *self._serving)}
+        taken |= {replica.slot for _, replica in self._to_replace}
+        slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
+        return Replica(self._role, slot, self._dead_lives.get(slot, 0))
 
     def is_expecting(self, *, now_s: float) -> bool:
         """Whether a replica is starting, or will after a pause, so that whoever waits for one may go on waiting."""
-        return bool(self._starting) or self._num_pausing(now_s) > 0
+        return bool(self._unplaced or self._starting) or self._num_pausing(now_s) > 0
 
     def state_of(self, replica: Replica) -> State:
-        if replica in self._starting:
+        if replica in self._unplaced or replica in self._starting:
             return "starting"
         if replica not in self._serving:
             return "dead"
@@ -115,7 +140,7 @@ class Lives:
 
     def starting(self, replica: Replica, *, now_s: float) -> None:
         assert self.state_of(replica) == "dead" and not self._is_over(replica), replica
-        self._starting[replica] = now_s
+        self._unplaced[replica] = now_s
         self._most = max(self._most, len(self))
 
     def joined(self, replica: Replica, *, now_s: float) -> bool:
@@ -123,6 +148,7 @@ class Lives:
         if self._is_over(replica):
             return False
         assert self.state_of(replica) in ("starting", "dead"), replica
+        self._unplaced.pop(replica, None)
         self._starting.pop(replica, None)
         self._signs_starting.forget(replica)
         self._serving[replica] = now_s
@@ -171,6 +197,8 @@ class Lives:
         state = self.state_of(replica)
         if state == "dead":
             return False
+        if self._unplaced.pop(replica, None) is not None:
+            self._starting[replica] = now_s
         signs = self._signs_starting if state == "starting" else self._signs_serving
         signs.heard(replica, now_s=now_s)
         return state == "suspect"
@@ -192,9 +220,12 @@ class Lives:
 
     def overdue(self, *, now_s: float) -> list[tuple[Replica, str]]:
         """Who has to be killed, and why. The caller reports each as `died`."""
-        start_s = self._limits.start_s
+        start_s, place_s = self._limits.start_s, self._limits.place_s
+        no_place = f"found no place in the cluster within {place_s:g} s"
+        late = dict.fromkeys(first_late(self._unplaced, place_s, now_s=now_s), no_place)
+        self._lacks_room = bool(late) and not self._serving and not self._starting
         slow = f"did not start within {start_s:g} s (start_s)"
-        late = dict.fromkeys(first_late(self._starting, start_s, now_s=now_s), slow)
+        late |= dict.fromkeys(first_late(self._starting, start_s, now_s=now_s), slow)
         for signs in (self._signs_starting, self._signs_serving):
             silent = signs.late(now_s=now_s)
             for replica in silent:
@@ -229,6 +260,8 @@ class Lives:
         if self._last_death is None:
             return None
         replica, how = self._last_death
+        if self._lacks_room:
+            return f"{replica} {how}", replica
         if len(self) + self._num_pausing(now_s) < limits.min_replicas:
             left = f"{len(self)} of {self._most} {self._role}s left, {limits.min_replicas} needed"
             spent = f"{len(self._restarted_s.get(replica.slot, ()))} of {limits.restarts} restarts used"
@@ -242,6 +275,7 @@ class Lives:
     def next_deadline_s(self) -> float:
         """When a look at the clock will have something new to say, if nothing is heard until then."""
         heads = [self._signs_starting.next_deadline_s(), self._signs_serving.next_deadline_s()]
+        heads += [since_s + self._limits.place_s for since_s in islice(self._unplaced.values(), 1)]
         heads += [since_s + self._limits.start_s for since_s in islice(self._starting.values(), 1)]
         return min(heads + [from_s for from_s, _ in self._to_replace[:1]])
 
@@ -256,6 +290,7 @@ class Lives:
         if self.state_of(replica) == "dead":
             return False
         self._serving.pop(replica, None)
+        self._unplaced.pop(replica, None)
         self._starting.pop(replica, None)
         self._signs_starting.forget(replica)
         self._signs_serving.forget(replica)

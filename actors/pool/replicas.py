@@ -33,13 +33,16 @@ class Replicas:
         logs: Path,
         starters: Mapping[Role, Callable[[int], Any]] | None = None,
     ) -> None:
-        self._actors: dict[Role, list[Any]] = {"generator": list(generators), "scorer": list(scorers)}
+        self._actors: dict[Role, dict[int, Any]] = {
+            "generator": dict(enumerate(generators)),
+            "scorer": dict(enumerate(scorers)),
+        }
         self._starters = dict(starters or {})
         self.logs = logs
 
     def adopt_registry(self, actor: Any) -> None:
         """The registry is looked after as well, but it ends with its own owner, and Ray starts it again."""
-        self._actors["registry"] = [actor]
+        self._actors["registry"] = {0: actor}
         self._starters["registry"] = lambda slot: actor
 
     def can_replace(self, role: Role) -> bool:
@@ -51,10 +54,11 @@ class Replicas:
 
     def actors(self, role: Role) -> list[Any]:
         """The actors of a role, in the order of their slots."""
-        return list(self._actors[role])
+        return [actor for _, actor in sorted(self._actors[role].items())]
 
-    def num(self, role: Role) -> int:
-        return len(self._actors[role])
+    def slots(self, role: Role) -> list[int]:
+        """The slots of a role that have an actor, dead or alive."""
+        return sorted(self._actors[role])
 
     def actor(self, role: Role, slot: int) -> Any:
         return self._actors[role][slot]
@@ -73,11 +77,15 @@ class Replicas:
         ray.kill(self._actors[role][slot], no_restart=role != "registry")
 
     def start(self, role: Role, slot: int) -> Any:
-        """Start another actor in a slot whose actor is dead; it still has to be brought up."""
+        """Start an actor in a slot that is new, or whose actor is dead; it still has to be brought up."""
         self._actors[role][slot] = self._starters[role](slot)
         return self._actors[role][slot]
 
+    def remove(self, role: Role, slot: int) -> None:
+        """End the actor of a slot, which nobody is to have after it."""
+        ray.kill(self._actors[role].pop(slot))
+
     def close(self) -> None:
         for role in ("generator", "scorer"):
-            for actor in self._actors[role]:  # type: ignore[index]
+            for actor in self._actors[role].values():  # type: ignore[index]
                 ray.kill(actor)

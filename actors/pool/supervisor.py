@@ -35,25 +35,28 @@ from actors.pool.events import (
     Failed,
     Finished,
     GiveUp,
+    Grow,
     Joined,
     Kill,
-    Left,
     Ping,
     Quarantine,
     Replace,
     Replica,
     Retry,
     Role,
+    Room,
     Send,
+    Shrink,
     Starting,
     Useless,
 )
 from actors.pool.failures import ItemLimits
 from actors.pool.lives import RoleLimits
 from actors.pool.replicas import Replicas
+from actors.pool.scaling import Bounds
 from actors.process import pulse
 from csr_ray.counters import Counters
-from csr_ray.errors import ActorFailure, EngineFailure, ScorerFailure, StalePolicyError, UserError
+from csr_ray.errors import ActorFailure, ConfigError, EngineFailure, ScorerFailure, StalePolicyError, UserError
 from csr_ray.records import Fault, Rejection
 
 _log = logging.getLogger(__name__)
@@ -65,6 +68,7 @@ _TURN_S = 0.2
 _SETTLE_S = 0.02
 _SAY_EVERY_S = 30.0
 _RECORD_EVERY_S = 2.0
+_LOOK_FOR_ROOM_EVERY_S = 2.0
 _CLOSE_S = 5.0
 
 BringUp = Callable[[Replica, Any, Sequence[Any]], Any]
@@ -112,6 +116,9 @@ class Supervisor:
     Args:
         replicas: owner of the actors, which are starting already.
         bring_up: see `BringUp`.
+        bounds: of the roles of which there may be more or fewer.
+        room: for how many more replicas of a role the cluster has room; asked every few seconds.
+        what_is_pending: what the cluster says of who has no place yet, in words; empty if it says nothing.
         notice: told in words what a person should know: who died, who is replaced, what is waited for.
     """
 
@@ -122,12 +129,20 @@ class Supervisor:
         limits: Mapping[Role, RoleLimits],
         item_limits: ItemLimits,
         bring_up: BringUp,
+        bounds: Mapping[Role, Bounds] | None = None,
+        room: Callable[[Role], int] = lambda role: 0,
+        what_is_pending: Callable[[], str] = str,
         notice: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._replicas = replicas
         self._bring_up = bring_up
         self._notice = notice
-        self._decisions: Decisions[Any] = Decisions(limits=limits, item_limits=item_limits, is_resident=True)
+        self._elastic = {role: one for role, one in (bounds or {}).items() if one.is_elastic}
+        self._room, self._what_is_pending = room, what_is_pending
+        self._looked_for_room_s = 0.0
+        self._decisions: Decisions[Any] = Decisions(
+            limits=limits, item_limits=item_limits, is_resident=True, bounds=self._elastic, num=0
+        )
         self._job: _Job | None = None
         self._inbox: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._running: dict[Any, Send[Any] | Cancel] = {}  # calls with items
@@ -143,8 +158,9 @@ class Supervisor:
         self._num_deaths: Counter[Role] = Counter()
         self._num_sent, self._sent_s = 0, self._started_s
         for role in replicas.roles:
-            for slot, actor in enumerate(replicas.actors(role)):
-                self._watch(Replica(role, slot), actor)
+            for slot in replicas.slots(role):
+                self._events.append(Starting(Replica(role, slot)))
+                self._watch(Replica(role, slot), replicas.actor(role, slot))
         self._thread = threading.Thread(target=self._run, name="pool-supervisor", daemon=True)
         self._thread.start()
 
@@ -158,7 +174,7 @@ class Supervisor:
         """
         while missing := self._do(self._not_serving):
             self._raise_failure()
-            self._say_now_and_then(lambda: f"waiting for {', '.join(missing)} to start")
+            self._say_now_and_then(lambda: f"waiting for {', '.join(missing)} to start{self._pending()}")
             time.sleep(0.05)
 
     def map(
@@ -170,6 +186,7 @@ class Supervisor:
         in_flight: int,
         what: str,
         control: Any = None,
+        num: int | None = None,
     ) -> Generator[tuple[Any, Any], None, None]:
         """Yield each item with its result, or with why it is `SetAside`, in the order they finish.
 
@@ -177,14 +194,15 @@ class Supervisor:
 
         Args:
             what: the items, as `logs/pool.jsonl` calls them.
-            control: see `Decisions`.
+            control, num: see `Decisions`.
 
         Raises:
             ActorFailure: too few replicas are left, or nothing but errors comes back. Says who, ends with its log.
         """
         job = _Job(submit=submit, what=what)
         self._said_s = time.monotonic()
-        self._do(lambda: self._begin(job, items, image_of=image_of, in_flight=in_flight, control=control))
+        options = {"image_of": image_of, "in_flight": in_flight, "control": control, "num": num}
+        self._do(lambda: self._begin(job, items, **options))
         try:
             while (got := self._next(job)) is not None:
                 yield got
@@ -199,12 +217,18 @@ class Supervisor:
 
         Waits until at least one serves. Who does not answer within `limit_s` is ended and replaced.
         """
-        answers: queue.SimpleQueue[tuple[Replica, Any]] = queue.SimpleQueue()
         self._said_s = time.monotonic()
-        while not (left := set(self._do(lambda: self._ask(role, submit, answers)))):
+        while not (found := self._ask_those_that_serve(role, submit, limit_s=limit_s)):
             self._raise_failure()
-            self._say_now_and_then(lambda: f"waiting for a {role} that serves")
+            self._say_now_and_then(lambda: f"waiting for a {role} that serves{self._pending()}")
             time.sleep(_TURN_S)
+        return found
+
+    def _ask_those_that_serve(
+        self, role: Role, submit: Callable[[Any], Any], *, limit_s: float
+    ) -> dict[Replica, Any]:
+        answers: queue.SimpleQueue[tuple[Replica, Any]] = queue.SimpleQueue()
+        left = set(self._do(lambda: self._ask(role, submit, answers)))
         found: dict[Replica, Any] = {}
         deadline_s = time.monotonic() + limit_s
         while left:
@@ -222,21 +246,58 @@ class Supervisor:
             found[replica] = answer
         return found
 
+    def give_way(self, submit: Callable[[Any], Any], *, limit_s: float) -> None:
+        """Call every generator that serves, and let none start until `take_back`; those that start now come first."""
+        self._do(lambda: self._decisions.hold_starts(True))
+        while self._do(lambda: self._decisions.starting_since("generator")):
+            self._raise_failure()
+            self._say_now_and_then(lambda: "waiting for generators that start, before their GPUs are used by others")
+            time.sleep(_TURN_S)
+        self._tell_all(submit, limit_s=limit_s)
+
+    def take_back(self, submit: Callable[[Any], Any], *, limit_s: float) -> None:
+        """Call every generator that serves; whoever died meanwhile is replaced from now on."""
+        self._do(lambda: self._decisions.hold_starts(False))
+        self._tell_all(submit, limit_s=limit_s)
+
+    def _tell_all(self, submit: Callable[[Any], Any], *, limit_s: float) -> None:
+        for replica, answer in self._ask_those_that_serve("generator", submit, limit_s=limit_s).items():
+            if isinstance(answer, RayTaskError):
+                self.condemn(replica, reason_of(answer))
+
     def condemn(self, replica: Replica, reason: str) -> None:
         """End a replica that is of no more use; it is replaced like one that died."""
         self._do(lambda: self._events.append(Useless(replica, reason)))
 
-    def release(self, replica: Replica) -> None:
-        """End a replica on purpose: nobody replaces it, and what it had in work is done by others."""
-
-        def let_go() -> None:
-            self._events.append(Left(replica))
-            self._replicas.kill(replica.role, replica.slot)
-
-        self._do(let_go)
-
     def serving(self, role: Role) -> list[Replica]:
         return list(self._do(lambda: self._decisions.serving(role)))
+
+    def health(self) -> str:
+        """Who serves and who does not, in words; empty if that cannot be said now."""
+        with contextlib.suppress(Exception):
+            return self._do(self._health, patience_s=1.0)
+        return ""
+
+    def _health(self) -> str:
+        parts, waited_for = [], False
+        for role in self._replicas.roles:
+            num = len(self._decisions.serving(role))
+            if role != "registry" and self._replicas.slots(role):
+                parts.append(f"{num} {role}{'s' * (num != 1)}")
+                waited_for = waited_for or not num
+        now_s = time.monotonic()
+        lost = [
+            f"{_named(Replica(role, slot))} lost {now_s - since_s:.0f} s ago"
+            for (role, slot), since_s in self._lost_s.items()
+        ]
+        starting = []
+        for role in self._replicas.roles:
+            unplaced = self._decisions.unplaced(role)
+            for replica, since_s in self._decisions.starting_since(role).items():
+                how = "without a place" if replica in unplaced else "starting"
+                starting.append(f"{_named(replica)} {how} for {now_s - since_s:.0f} s")
+        word = "not whole: " if lost else "not ready: " if waited_for else "healthy: "
+        return word + ", ".join(parts) + "".join(f"; {what}" for what in (*lost, *starting))
 
     def take_deaths(self) -> Counters:
         """The deaths since the last call."""
@@ -248,15 +309,16 @@ class Supervisor:
         self._is_closed = True
         self._thread.join(timeout=_CLOSE_S)
 
-    def _do(self, deed: Callable[[], _R]) -> _R:
+    def _do(self, deed: Callable[[], _R], *, patience_s: float = float("inf")) -> _R:
         """Let the supervisor's thread do something between two turns, and wait for it."""
         done: Future[_R] = Future()
         self._inbox.put((deed, done))
+        until_s = time.monotonic() + patience_s
         while True:
             try:
                 return done.result(timeout=1.0)
             except futures.TimeoutError:
-                if done.done():
+                if done.done() or time.monotonic() > until_s:
                     raise
                 if not self._thread.is_alive():
                     self._raise_failure()
@@ -287,8 +349,15 @@ class Supervisor:
 
     def _what_is_waited_for(self) -> str:
         starting = ", ".join(self._do(self._not_serving))
-        waits = f"; {starting} cannot serve yet" if starting else ""
+        waits = f"; {starting} cannot serve yet{self._pending()}" if starting else ""
         return f"no result for {_SAY_EVERY_S:.0f} s, {len(self._running)} under way{waits}"
+
+    def _pending(self) -> str:
+        unplaced = self._do(lambda: [one for role in self._replicas.roles for one in self._decisions.unplaced(role)])
+        if not unplaced:
+            return ""
+        cluster = self._what_is_pending()
+        return f" (without a place in the cluster: {', '.join(map(str, unplaced))}{'; ' if cluster else ''}{cluster})"
 
     # What the supervisor's thread does.
 
@@ -313,7 +382,7 @@ class Supervisor:
                 done.set_exception(error)
         # What is known already comes first: who is not known to start cannot be seen to be ready.
         came_back = [] if self._events else self._what_came_back()  # which may add to the events, too
-        events, self._events = [*self._events, *came_back], []
+        events, self._events = [*self._events, *self._found_room(), *came_back], []
         for action in self._decisions.step(events, now_s=time.monotonic()):
             self._carry_out(action)
         job = self._job
@@ -323,9 +392,14 @@ class Supervisor:
             job.results.put(None)
         self._record_sent()
 
-    def _begin(
-        self, job: _Job, items: Iterable[Any], *, image_of: Callable[[Any], str], in_flight: int, control: Any
-    ) -> None:
+    def _found_room(self) -> list[Event]:
+        now_s = time.monotonic()
+        if not self._elastic or now_s - self._looked_for_room_s < _LOOK_FOR_ROOM_EVERY_S:
+            return []
+        self._looked_for_room_s = now_s
+        return [Room(role, self._room(role)) for role in self._elastic]
+
+    def _begin(self, job: _Job, items: Iterable[Any], **options: Any) -> None:
         def drawn() -> Iterator[Any]:
             try:
                 yield from items
@@ -333,7 +407,7 @@ class Supervisor:
                 job.error = error
 
         self._job = job
-        self._decisions.begin(drawn(), image_of=image_of, in_flight=in_flight, control=control)
+        self._decisions.begin(drawn(), **options)
 
     def _abandon(self, job: _Job) -> None:
         job.is_over = True
@@ -343,7 +417,7 @@ class Supervisor:
                 ray.cancel(reference)
                 self._running[reference] = Cancel(action.call, action.replica)
         self._reference_of.clear()
-        self._decisions.begin((), image_of=str, in_flight=1)
+        self._decisions.begin((), image_of=str, in_flight=1, num=0)
 
     def _ask(self, role: Role, submit: Callable[[Any], Any], answers: queue.SimpleQueue[Any]) -> list[Replica]:
         asked = self._decisions.serving(role)
@@ -355,14 +429,17 @@ class Supervisor:
         return [
             f"{role} {slot}"
             for role in self._replicas.roles
-            for slot in sorted(
-                set(range(self._replicas.num(role))) - {one.slot for one in self._decisions.serving(role)}
-            )
+            for slot in sorted(set(self._replicas.slots(role)) - {one.slot for one in self._decisions.serving(role)})
         ]
 
     def _watch(self, replica: Replica, actor: Any) -> None:
         """The replica is starting: bring it up, and wait for its first sign of life meanwhile."""
-        self._events.append(Starting(replica))
+        if replica.role == "generator":
+            # Not of one that is still starting, unless all are: what is asked of it would wait.
+            serving = self._decisions.serving("scorer")
+            known = serving or [Replica("scorer", slot) for slot in self._replicas.slots("scorer")]
+            for scorer in known:
+                actor.use_scorer.remote(scorer.slot, scorer.life, self._replicas.actor("scorer", scorer.slot))
         self._beside[pulse.ask(actor)] = Ping(replica)
         self._go_on(_BringingUp(replica), actor)
 
@@ -382,7 +459,7 @@ class Supervisor:
             seconds = time.monotonic() - lost_s
             self._notice(f"{_named(replica)} serves again, {seconds:.0f} s after it was lost")
             self._record("serves again", replica, seconds=seconds)
-        if replica.role == "scorer" and replica.life:
+        if replica.role == "scorer":
             for generator in self._replicas.actors("generator"):
                 generator.use_scorer.remote(replica.slot, replica.life, actor)
 
@@ -411,9 +488,18 @@ class Supervisor:
             case Replace(dead, new):
                 if dead.role != "registry":
                     self._replicas.kill(dead.role, dead.slot)  # Ray may only have lost sight of it
-                actor = self._replicas.start(dead.role, dead.slot)
-                self._beside[pulse.ask(actor)] = Ping(new)
-                self._go_on(_BringingUp(new), actor)
+                self._watch(new, self._replicas.start(dead.role, dead.slot))
+            case Grow(replica):
+                self._notice(f"starting {_named(replica)}: there is work and room for it")
+                self._record("grows", replica)
+                self._watch(replica, self._replicas.start(replica.role, replica.slot))
+            case Shrink(replica, reason):
+                self._notice(f"{_named(replica)} is let go: {reason}")
+                self._record("shrinks", replica, reason=reason)
+                if replica.role == "scorer":
+                    for generator in self._replicas.actors("generator"):
+                        generator.drop_scorer.remote(replica.slot, replica.life)
+                self._replicas.remove(replica.role, replica.slot)
             case GiveUp():
                 self._fail(action)
             case Retry():
@@ -432,7 +518,9 @@ class Supervisor:
 
     def _fail(self, action: GiveUp) -> None:
         lines = "" if action.replica is None else self._replicas.last_lines(action.replica.role, action.replica.slot)
-        if self._failure is None:  # else the pool gives up because of what was said there
+        if self._failure is None and action.lacks_room:
+            self._failure = ConfigError(f"cluster.wait_s: {action.reason}; {self._what_is_pending()}".rstrip("; "))
+        elif self._failure is None:  # else the pool gives up because of what was said there
             self._failure = ActorFailure(f"{action.reason}\n{lines}".rstrip())
         if action.call is not None and isinstance(cause := self._result(action.call), BaseException):
             self._failure.__cause__ = cause
@@ -518,7 +606,7 @@ class Supervisor:
             return self._death(replica, answer)
         if answer.ends:
             return Useless(replica, answer.ends)
-        return Answered(replica, answer.stalled_s, answer.longest_s, answer.what)
+        return Answered(replica, answer.stalled_s, answer.longest_s, answer.what, answer.busy)
 
     def _read_start(self, reference: Any, bringing_up: _BringingUp) -> Event | None:
         replica, answer = bringing_up.replica, _answer(reference)

@@ -39,6 +39,7 @@ class Pulse:
         longest_s: the longest that one step of its work has taken so far; None: not known yet.
         what: what stands still.
         ends: why it is of no more use though it lives; empty if it is.
+        busy: the share of the time since it was last asked in which it had work.
     """
 
     pids: tuple[int, ...]
@@ -46,6 +47,7 @@ class Pulse:
     longest_s: float | None = None
     what: str = "its work"
     ends: str = ""
+    busy: float = 0.0
 
 
 class Progress:
@@ -57,6 +59,8 @@ class Progress:
         self._since_s = 0.0
         self._num_steps = 0
         self._longest_s = 0.0
+        self._begun_s = 0.0
+        self._worked_s = 0.0  # until the last time that all work was done
 
     @property
     def longest_s(self) -> float | None:
@@ -67,7 +71,7 @@ class Progress:
         """Work begins. `size`: how much there is to do in a step, where steps are of unlike size."""
         self._size = size
         if self._num_begun == 0:
-            self._since_s = time.monotonic()
+            self._since_s = self._begun_s = time.monotonic()
         self._num_begun += 1
 
     def step(self) -> None:
@@ -82,6 +86,13 @@ class Progress:
         """A piece of work that had begun is over, which is a step for those that go on."""
         self.step()
         self._num_begun -= 1
+        if self._num_begun == 0:
+            self._worked_s += time.monotonic() - self._begun_s
+
+    def worked_s(self) -> float:
+        """For how long there has been work so far, all in all."""
+        begun_s = self._begun_s
+        return self._worked_s + (time.monotonic() - begun_s if self._num_begun else 0.0)
 
     def stalled_s(self) -> float:
         """For how long there has been work without a step."""
@@ -102,6 +113,7 @@ class Heart:
         self._beat: asyncio.Task[None] | None = None
         self._beat_s: float | None = None
         self._stopped_since_s: dict[int, float] = {}
+        self._asked_s, self._worked_s = time.monotonic(), 0.0
 
     def start(self) -> None:
         """Begin to watch the event loop that this is called in, the one that the actor's own work runs in."""
@@ -116,16 +128,19 @@ class Heart:
     def pulse(self, *, ends: str = "") -> Pulse:
         """May be called in any thread."""
         now_s = time.monotonic()
+        worked_s = self._progress.worked_s()
+        busy = min(1.0, max(0.0, worked_s - self._worked_s) / max(now_s - self._asked_s, 1e-3))
+        self._asked_s, self._worked_s = now_s, worked_s
         children = _children()
         stopped_s = self._longest_stopped_s(children, now_s=now_s)
         pids = (os.getpid(), *(child.pid for child in children))
         if stopped_s:
             what = "a process below it, which is stopped,"
-            return Pulse(pids=pids, stalled_s=stopped_s, longest_s=0.0, what=what, ends=ends)
+            return Pulse(pids=pids, stalled_s=stopped_s, longest_s=0.0, what=what, ends=ends, busy=busy)
         loop_s = 0.0 if self._beat_s is None else max(0.0, now_s - self._beat_s - _BEAT_EVERY_S)
         work_s, longest_s = self._progress.stalled_s(), self._progress.longest_s
         stalled_s, what = max((work_s, self._what), (loop_s, "its event loop"))
-        return Pulse(pids=pids, stalled_s=stalled_s, longest_s=longest_s, what=what, ends=ends)
+        return Pulse(pids=pids, stalled_s=stalled_s, longest_s=longest_s, what=what, ends=ends, busy=busy)
 
     def _longest_stopped_s(self, children: list[Any], *, now_s: float) -> float:
         """For how long a process below this one has been stopped (as by SIGSTOP), as far as has been looked."""

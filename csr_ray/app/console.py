@@ -1,7 +1,8 @@
 """What a person sees while a run goes on: a live line for the current stage, and one that stays when it is done.
 
-In a terminal the current stage has a bar with rate and time left; elsewhere (a log file, a job) the same facts
-come as plain lines, at most one every `PLAIN_EVERY_S` seconds. What the libraries of the actors print is not shown
+In a terminal the current stage has a bar with rate and time left; elsewhere (a log file, a job) the same facts come
+as a plain line every minute, also while nothing moves, with the time of day and with who serves and who is waited
+for. What the libraries of the actors print is not shown
 here: each actor writes to a log file of its own in the run folder.
 """
 
@@ -10,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,7 +22,7 @@ from rich.progress import Progress as Bar
 
 from csr_ray.stages.view import Progress
 
-PLAIN_EVERY_S = 15.0
+PLAIN_EVERY_S = 60.0
 
 
 class UnattendedConsole(Console):
@@ -40,6 +42,10 @@ class ConsoleView:
         self._console = console or UnattendedConsole(highlight=False)
         self._num_rounds = num_rounds
         self._live = self._console.is_terminal
+        self._health: Callable[[], str] = str
+
+    def watch(self, health: Callable[[], str]) -> None:
+        self._health = health
 
     def say(self, line: str, *, is_warning: bool = False) -> None:
         self._console.print(f"  {line}", soft_wrap=True, markup=False, style="yellow" if is_warning else None)
@@ -101,15 +107,55 @@ class ConsoleView:
 
     @contextlib.contextmanager
     def _plain_stage(self, label: str, *, total: int | None, unit: str) -> Iterator[Progress]:
-        last_s = time.perf_counter()
+        changed_s = time.perf_counter()
 
-        def show(stage: Progress) -> None:
-            nonlocal last_s
-            now_s = time.perf_counter()
-            if now_s - last_s >= PLAIN_EVERY_S:
-                last_s = now_s
-                total = "?" if stage.total is None else str(stage.total)
-                figures = f", {shown}" if (shown := stage.figures()) else ""
-                self.say(f"{label}: {stage.done}/{total} {unit}{figures}")
+        def note(_: Progress) -> None:
+            nonlocal changed_s
+            changed_s = time.perf_counter()
 
-        yield Progress(name=label, unit=unit, total=total, on_change=show)
+        stage = Progress(name=label, unit=unit, total=total, on_change=note)
+        is_over = threading.Event()
+
+        def tell() -> None:
+            while not is_over.wait(PLAIN_EVERY_S):
+                line = status_line(stage, silent_s=time.perf_counter() - changed_s, health=self._health())
+                self.say(f"{time.strftime('%H:%M:%S')} {line}")
+
+        teller = threading.Thread(target=tell, name="status lines", daemon=True)
+        teller.start()
+        try:
+            yield stage
+        finally:
+            is_over.set()
+            teller.join()
+
+
+def status_line(stage: Progress, *, silent_s: float, health: str) -> str:
+    """How far a stage is, how fast it goes, how long it will take, and whether it stands still.
+
+    Args:
+        silent_s: for how long nothing has come of it, in seconds.
+        health: who serves and who is waited for, in words; empty if there is nobody yet.
+    """
+    total = "?" if stage.total is None else str(stage.total)
+    parts = [f"{stage.name}: {stage.done}/{total} {stage.unit}" if stage.unit else f"{stage.name}: "]
+    if not stage.unit:
+        parts[0] += f"for {duration(stage.seconds)}"
+    if figures := stage.figures():
+        parts.append(figures)
+    if stage.total and stage.done:
+        parts.append(f"about {duration(stage.seconds / stage.done * (stage.total - stage.done))} left")
+    if stage.unit and silent_s >= PLAIN_EVERY_S:
+        parts.append(f"nothing new for {duration(silent_s)}")
+    return ", ".join(parts) + (f"; {health}" if health else "")
+
+
+def duration(seconds: float) -> str:
+    """A time span for a person, to two units at most."""
+    whole = round(seconds)
+    days, hours, minutes = whole // 86400, whole % 86400 // 3600, whole % 3600 // 60
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"

@@ -24,6 +24,7 @@ from rich.console import Console
 from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
+from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job
 from csr_ray.app.plan import check_paths, check_policy, make_plan, print_plan, resolve_world, uses_world
 from csr_ray.app.stop import SignalStop
 from csr_ray.config.load import YAML_ERRORS, differing_keys, is_operational, load_config, parse_config, to_plain
@@ -72,9 +73,11 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
         UserError: something is wrong that the user can mend.
     """
     given = load_config(path, overrides=overrides)
+    view = ConsoleView(num_rounds=given.run.rounds)
+    if is_ray_job():
+        given = _as_job(given, view=view)
     _check_run_dir(given.run.dir)
     folder = RunFolder(Path(given.run.dir))
-    view = ConsoleView(num_rounds=given.run.rounds)
     method = method_of(given)
     if dry_run:
         _dry_run(given, method=method)
@@ -104,6 +107,14 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
             with contextlib.suppress(OSError):  # nothing was begun in it
                 folder.root.rmdir()
     return EXIT_DONE
+
+
+def _as_job(config: Config, *, view: View) -> Config:
+    folder, line = run_dir_of_job(config.run.dir)
+    if line:
+        view.say(line)
+    grace_s = grace_of_job(config.run.grace_s)
+    return config.model_copy(update={"run": config.run.model_copy(update={"dir": folder, "grace_s": grace_s})})
 
 
 def _check_run_dir(name: str) -> None:
@@ -147,7 +158,8 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
         _show_result(state)
         return
     config = given
-    check_engine_has_gpu(given.generators, needs_gpu=serves_on_gpus())
+    if given.cluster.layout == "given":  # others are worked out when the nodes are known
+        check_engine_has_gpu(given.generators, needs_gpu=serves_on_gpus())
     if uses_world(given):
         from csr_ray.world.build import cached_world
 

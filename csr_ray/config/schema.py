@@ -494,16 +494,24 @@ class Replicated(Section):
         ge=0,
         description="how often in an hour each is replaced; whatever kills it more often than that is no accident",
     )
+    idle_s: float = Field(
+        120.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="one beyond `min` that has had nothing to do for this many seconds, also while the policy is "
+        "trained, is let go, so that an autoscaler may take its node away",
+    )
 
 
 class Generators(Replicated):
     model_config = ConfigDict(json_schema_extra=OPERATIONAL)
 
-    min: int = Field(1, ge=1, description="how many generator actors are started")
+    min: int = Field(1, ge=1, description="how many generator actors are started, and are always kept")
     max: int = Field(
         1,
         ge=1,
-        description="most generator actors there may be; the pool does not grow yet, so only `min` are started",
+        description="most generator actors there may be. More than `min` are started while so many prompts are left "
+        "that they pay, and the cluster has room for them or its autoscaler makes room",
     )
     cpus: float = Field(1, ge=0, description="Ray CPUs that each generator reserves")
     gpus: float = Field(
@@ -599,9 +607,12 @@ class Generators(Replicated):
 class Scorers(Replicated):
     model_config = ConfigDict(json_schema_extra=OPERATIONAL)
 
-    min: int = Field(1, ge=1, description="how many scorer actors are started")
+    min: int = Field(1, ge=1, description="how many scorer actors are started, and are always kept")
     max: int = Field(
-        1, ge=1, description="most scorer actors there may be; the pool does not grow yet, so only `min` are started"
+        1,
+        ge=1,
+        description="most scorer actors there may be. More than `min` are started, one at a time, when all of them "
+        "have computed nearly all of the time for 20 s, and the cluster has room",
     )
     cpus: float = Field(1, ge=0, description="Ray CPUs that each scorer reserves")
     gpus: float = Field(
@@ -617,6 +628,41 @@ class Scorers(Replicated):
     def _min_max(self) -> Scorers:
         if self.max < self.min:
             raise ValueError(f"max = {self.max} contradicts min = {self.min}: max >= min")
+        return self
+
+
+class Cluster(Section):
+    """How a run uses the cluster that it is on."""
+
+    model_config = ConfigDict(json_schema_extra=OPERATIONAL)
+
+    layout: Literal["given", "auto", "disaggregated", "colocated", "cpu"] = Field(
+        "given",
+        description="who gets how many GPUs. given: as generators.min and .gpus, scorers.min and .gpus, "
+        "train.workers and .gpus_per_worker say; the others set these from the GPUs there are when the run starts. "
+        "disaggregated: engines and train workers have GPUs of their own; colocated: they use the same GPUs in "
+        "turns; cpu: nobody has one; auto: cpu without a GPU, colocated on one, disaggregated on more",
+    )
+    autoscales: bool = Field(
+        False,
+        description="whether an autoscaler adds nodes where actors have no place; Ray does not say. true: what there "
+        "is no room for is waited for; false: it is refused before anything starts",
+    )
+    wait_s: float = Field(
+        1800.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="the run ends if there has been no room in the cluster for one of its actors for this many "
+        "seconds, and no other of its kind serves; what is waited for is said every half minute",
+    )
+
+    @model_validator(mode="after")
+    def _counts_what_is_there(self) -> Cluster:
+        if self.autoscales and self.layout in ("auto", "disaggregated", "colocated"):
+            raise ValueError(
+                f"layout = {self.layout} contradicts autoscales = true: it counts the GPUs there are, which an "
+                "autoscaler changes; set layout=given, and say with generators, scorers and train what to ask for"
+            )
         return self
 
 
@@ -666,6 +712,7 @@ class Config(Section):
     train: Train = Train()
     generators: Generators = Generators()
     scorers: Scorers = Scorers()
+    cluster: Cluster = Cluster()
     eval: Eval = Eval()
 
     def served_rank(self, *, phases_a_round: int = 1) -> int:

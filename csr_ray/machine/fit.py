@@ -17,6 +17,8 @@ from csr_ray.machine.placement import Demand
 
 # Ray counts in steps of 1/10,000, so that 0.4 + 0.2 + 0.4 is exactly 1.
 _UNIT = 10_000
+# Actors that ask for nothing.
+_MOST_ON_A_NODE = 1000
 # Shares of a GPU that a smaller form of a run may give a model: two large ones fit on one, three do not.
 _SHARES = tuple(number / 10 for number in range(9, 3, -1))
 _SMALL_SCORER_GPUS = 0.1
@@ -29,6 +31,15 @@ class Node:
     name: str
     cpus: float
     gpus: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Free:
+    """What is left on one node for now."""
+
+    name: str
+    cpus: float
+    gpus: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +121,22 @@ def seating(demands: Sequence[Demand], *, nodes: Sequence[Node]) -> Seating:
             seats.append(Seat(role=demand.role, node=room.name, gpus=gpus))
     free = {room.name: tuple(units / _UNIT for units in room.gpus) for room in rooms}
     return Seating(seats=tuple(seats), standing=tuple(standing), free_gpus=free)
+
+
+def num_that_fit(demand: Demand, *, nodes: Sequence[Free]) -> int:
+    """How many more actors of a role the cluster has room for.
+
+    Ray does not say how what is free of GPUs lies on them, so of fractions this may be too many.
+    """
+    num = 0
+    for node in nodes:
+        each = [
+            _units(free) // _units(need)
+            for free, need in ((node.cpus, demand.cpus), (node.gpus, demand.gpus))
+            if need > 0
+        ]
+        num += min(each, default=_MOST_ON_A_NODE)
+    return num
 
 
 def gpus_needed(demands: Sequence[Demand]) -> int:

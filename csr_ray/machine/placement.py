@@ -50,7 +50,7 @@ def demands_of(config: Config, *, needs_scorer: bool) -> tuple[Demand, ...]:
     train, scorers = config.train, config.scorers
     demands = []
     if needs_scorer:
-        demands.append(Demand(role="scorer", num=scorers.min, cpus=scorers.cpus, gpus=scorers.gpus))
+        demands.append(scorer_demand(scorers))
     demands.append(generator_demand(config.generators))
     demands.append(
         Demand(
@@ -62,6 +62,10 @@ def demands_of(config: Config, *, needs_scorer: bool) -> tuple[Demand, ...]:
         )
     )
     return tuple(demands)
+
+
+def scorer_demand(scorers: Scorers) -> Demand:
+    return Demand(role="scorer", num=scorers.min, cpus=scorers.cpus, gpus=scorers.gpus)
 
 
 def generator_demand(generators: Generators) -> Demand:

@@ -54,7 +54,8 @@ def roll_out(
     with state.stop.graceful(), rolling as stage:
         try:
             prompts = units.prompts(until=lambda: state.stop.is_asked)
-            results = state.stop.until_grace_ends(generators.rollout(prompts, cycle=cycle, control=turn.answered()))
+            rolled = generators.rollout(prompts, cycle=cycle, control=turn.answered(), num=num_left)
+            results = state.stop.until_grace_ends(rolled)
             for result in sieve.sift(results):
                 num_left -= 1
                 stage.advance(tokens=result.stats.num_tokens if isinstance(result, Rollout) else 0)

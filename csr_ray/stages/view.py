@@ -23,6 +23,10 @@ class View(Protocol):
         """Show a line as it is. It may hold anything: file names, an error's own words."""
         ...
 
+    def watch(self, health: Callable[[], str]) -> None:
+        """Ask for a few words on who serves and who is waited for, from any thread, whenever they are shown."""
+        ...
+
     def metrics(self, *, version: int, metrics: dict[str, float]) -> None: ...
 
 

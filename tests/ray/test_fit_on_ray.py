@@ -27,7 +27,7 @@ def run(code: str, *, timeout_s: float = 300) -> str:
 
 
 def _environment() -> dict[str, str]:
-    drop = {"RAY_ADDRESS", "CUDA_VISIBLE_DEVICES", "CSR_RAY_AUTOSCALES"}
+    drop = {"RAY_ADDRESS", "CUDA_VISIBLE_DEVICES"}
     kept = {name: value for name, value in os.environ.items() if name not in drop}
     return {**kept, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 
@@ -129,14 +129,12 @@ def test_a_run_that_does_not_fit_is_refused_within_seconds_and_starts_nothing() 
             "generators": config.generators.model_copy(update={"gpus": 0.5}),
             "train": config.train.model_copy(update={"gpus_per_worker": 0.4}),
         })
-        check_room(placement.demands_of(small, needs_scorer=True), config=small)
+        check_room(placement.demands_of(small, needs_scorer=True), autoscales=False, config=small)
         demands = placement.demands_of(config, needs_scorer=True)
-        os.environ["CSR_RAY_AUTOSCALES"] = "1"
-        check_room(demands)
-        os.environ["CSR_RAY_AUTOSCALES"] = "0"
+        check_room(demands, autoscales=True)
         os.environ["RAY_ADDRESS"] = "somewhere"
         try:
-            check_room(demands)
+            check_room(demands, autoscales=False)
         except ConfigError as error:
             print(error)
         """
@@ -145,4 +143,4 @@ def test_a_run_that_does_not_fit_is_refused_within_seconds_and_starts_nothing() 
     first, second = [line for line in out.splitlines() if "no room" in line]
     assert first.startswith("2 True no room for 1 train worker (asked for: 1 scorer with 1 CPU and 0.1 GPU each")
     assert "generators.gpus=0.5 train.gpus_per_worker=0.4 generators.gpu_memory_utilization=0.45" in first
-    assert second.endswith("If an autoscaler adds nodes to this cluster, set CSR_RAY_AUTOSCALES=1")
+    assert second.endswith("If an autoscaler adds nodes to this cluster, set cluster.autoscales=true")

@@ -190,7 +190,7 @@ def test_one_that_loaded_other_tensors_than_the_rest_is_found() -> None:
 
 def test_a_scorer_that_died_is_named_and_not_the_generator_that_asked_it(ray_session: None, tmp_path: Path) -> None:
     scorer: Any = actor_class(DyingScorer).options(num_cpus=0).remote(str(tmp_path / "scorer_0.log"))
-    generator: Any = actor_class(ScoringGenerator).options(num_cpus=0).remote([scorer])
+    generator: Any = actor_class(ScoringGenerator).options(num_cpus=0).remote()
     replicas = Replicas(generators=[generator], scorers=[scorer], logs=tmp_path)
     pool = GeneratorPool(_config().generators, replicas=replicas, adapters=(), precisions=["bfloat16"])
     try:

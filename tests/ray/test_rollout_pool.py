@@ -63,7 +63,6 @@ def pool(
         .remote(
             EngineSettings.of(config),
             model=config.policy.model,
-            scorers=[scorer],
             method=method_of(config),
             seed=config.run.seed,
         )

@@ -6,6 +6,7 @@ What real engines do is shown in tests/ray/chaos.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -22,7 +23,8 @@ from fakes import train_result
 from safetensors.torch import save_file
 from torch import ones
 
-from actors.pool.events import Replica, Role
+from actors.pool import scaling
+from actors.pool.events import Role
 from actors.pool.generators import GeneratorPool
 from actors.pool.replicas import Replicas
 from actors.process.pulse import actor_class
@@ -36,22 +38,42 @@ NOTICED_S = 15.0
 class Pool:
     """A pool of stand-ins, and what it said and when."""
 
-    def __init__(self, logs: Path, *, generators: int, scorers: int = 0, seconds: float = 0.1, **limits: Any) -> None:
+    def __init__(
+        self,
+        logs: Path,
+        *,
+        generators: int,
+        scorers: int = 0,
+        seconds: float = 0.1,
+        room: Callable[[Role], int] = lambda role: 0,
+        most: int | None = None,
+        **limits: Any,
+    ) -> None:
         self.said: list[tuple[float, str]] = []
         self._seconds = seconds
         replicas = Replicas(
             generators=[], scorers=[], logs=logs, starters={"generator": self._generator, "scorer": self._scorer}
         )
         self.replicas = replicas
-        replicas._actors["scorer"] = [self._scorer(slot) for slot in range(scorers)]
-        replicas._actors["generator"] = [self._generator(slot) for slot in range(generators)]
+        for slot in range(scorers):
+            replicas.start("scorer", slot)
+        for slot in range(generators):
+            replicas.start("generator", slot)
         config = parse_config(
             {
                 "data": {"prompts": "-"},
                 "policy": {"model": "-"},
                 "scorer": {"model": "-"},
-                "generators": {"in_flight": 4, "chunk_mib": 0.001, **limits},
-                "scorers": {name: value for name, value in limits.items() if name == "silent_s"},
+                "generators": {
+                    "min": generators,
+                    "max": most or generators,
+                    **{"in_flight": 4, "chunk_mib": 0.001, **limits},
+                },
+                "scorers": {
+                    "min": max(1, scorers),
+                    "max": most or max(1, scorers),
+                    **{name: value for name, value in limits.items() if name in ("silent_s", "idle_s")},
+                },
             }
         )
         self.pool = GeneratorPool(
@@ -61,16 +83,12 @@ class Pool:
             precisions=["bfloat16"],
             scorers=config.scorers,
             notice=lambda line: self.said.append((time.monotonic(), line)),
+            room=room,
         )
         self.pool.wait_until_ready()
 
     def _generator(self, slot: int) -> Any:
-        scorers = self.replicas.actors("scorer")
-        return (
-            actor_class(SlowGenerator)
-            .options(num_cpus=0, max_concurrency=1000)
-            .remote(scorers, seconds=self._seconds)
-        )
+        return actor_class(SlowGenerator).options(num_cpus=0, max_concurrency=1000).remote(seconds=self._seconds)
 
     def _scorer(self, slot: int) -> Any:
         return actor_class(SlowScorer).options(num_cpus=0, max_concurrency=1000).remote()
@@ -90,9 +108,9 @@ class Pool:
             assert time.monotonic() < deadline_s, self.said
             time.sleep(0.05)
 
-    def rollout(self, texts: list[str]) -> Iterator[Any]:
+    def rollout(self, texts: list[str], *, num: int | None = None) -> Iterator[Any]:
         prompts = [Prompt(id=str(at), image=f"{at}.png", text=text) for at, text in enumerate(texts)]
-        return self.pool.rollout(prompts, cycle=Cycle(round_index=0))
+        return self.pool.rollout(prompts, cycle=Cycle(round_index=0), num=num)
 
 
 Start = Callable[..., Pool]
@@ -260,15 +278,51 @@ def test_who_wants_no_more_results_leaves_nothing_under_way(start: Start) -> Non
     assert threading.active_count() < 50
 
 
-def test_one_that_is_let_go_on_purpose_is_not_missed(start: Start) -> None:
-    made = start(generators=2)
-    results = []
-    for result in made.rollout(["What?"] * 60):
+def test_the_pool_grows_with_the_work_where_there_is_room_and_shrinks_without(start: Start, tmp_path: Path) -> None:
+    """Who comes late serves the policy of then; who has nothing to do goes, also while the driver is elsewhere."""
+    made = start(generators=1, most=3, idle_s=3.0, room=lambda role: 1)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    save_file({"x": ones(3)}, folder / "adapter_model.safetensors")
+    made.pool.publish(train_result(adapter=str(folder), version=1, probe_logps=LOGPS))
+    results: list[Any] = []
+    until_s = time.monotonic() + 120
+
+    def prompts() -> Iterator[Prompt]:
+        while len({pid for _, pid in results}) < 3:
+            assert time.monotonic() < until_s, made.said
+            yield Prompt(id=(at := str(next(number))), image=f"{at}.png", text="What?")
+
+    number = itertools.count()
+    for result in made.pool.rollout(prompts(), cycle=Cycle(round_index=0), num=100_000):
         results.append(result)
-        if len(results) == 10:
-            made.pool._supervisor.release(Replica("generator", 1))
-    assert ids(results) == list(range(60)) and not made.said
-    assert made.pool._supervisor.serving("generator") == [Replica("generator", 0)]
+    assert ids(results) == list(range(next(number)))
+    made.noticed_s(0.0, words="is let go: nothing to do for 3 s")
+    until_s = time.monotonic() + 60
+    while len(left := made.pool._supervisor.serving("generator")) > 1:
+        assert time.monotonic() < until_s
+        time.sleep(0.1)
+    assert made.pool._served[left[0]].version == 1
+    assert made.pool._supervisor.take_deaths().generator_deaths == 0
+    assert not any("is lost" in line for _, line in made.said)
+    assert ids(list(made.rollout(["What?"] * 8))) == list(range(8))
+
+
+def test_scorers_grow_with_their_load_and_no_tree_is_lost_when_one_goes(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scaling, "_BUSY_FOR_S", 2.0)
+    made = start(generators=1, scorers=1, most=2, idle_s=3.0, in_flight=16, room=lambda role: role == "scorer")
+    texts = ["What?"] * 3000
+    results = list(made.rollout(texts, num=3000))
+    assert ids(results) == list(range(3000))
+    assert made.noticed_s(0.0, words="starting scorer 1: there is work and room for it")
+    asked = made.replicas.actors("scorer")
+    assert len(asked) == 2 and all(ray.get([scorer.num_calls.remote() for scorer in asked]))
+    made.noticed_s(0.0, words="scorer 1 is let go")
+    assert ids(list(made.rollout(["What?"] * 8))) == list(range(8))
+    assert not any("is lost" in line for _, line in made.said)
 
 
 def test_an_error_of_the_prompts_themselves_is_raised_where_results_are_awaited(start: Start) -> None:

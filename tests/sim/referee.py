@@ -17,6 +17,7 @@ from actors.pool.events import (
     Failed,
     Finished,
     GiveUp,
+    Grow,
     Joined,
     Kill,
     Left,
@@ -25,7 +26,9 @@ from actors.pool.events import (
     Replace,
     Replica,
     Retry,
+    Room,
     Send,
+    Shrink,
     Starting,
     Useless,
 )
@@ -115,7 +118,7 @@ class Referee:
                         self._scorers_died[item.id] += 1
                 elif (known := self._take(call)) is not None:
                     self._failed.add(known[1].id)
-            case Starting() | Answered() | Useless():
+            case Starting() | Answered() | Useless() | Room():
                 pass
 
     def judge(self, actions: Iterable[Action[Any]]) -> Iterator[Action[Any]]:
@@ -143,6 +146,14 @@ class Referee:
                 assert (new.role, new.slot) == (dead.role, dead.slot) and new.life > dead.life
                 assert dead not in self._on, "it replaces one that lives"
                 self._replaced(dead)
+            case Grow(replica):
+                assert replica not in self._gone and replica not in self._ever, f"{replica} is there already"
+                bound = self._most(replica.role)
+                assert self._num_known(replica.role) <= bound, f"more than {bound} {replica.role}s"
+            case Shrink(replica):
+                assert not self._on.get(replica), f"{replica} is let go of with work"
+                assert self._num_known(replica.role) >= self._least(replica.role), f"too few {replica.role}s"
+                self._lose(replica, death=False)
             case Deliver(call, item):
                 assert self._finished.pop(call, None) is item, "it delivers what nobody returned"
                 self._end(item, "delivered")
@@ -165,6 +176,19 @@ class Referee:
                 assert any(word in reason for word in ("generator", "scorer", "every item"))
             case Retry() | Ping():
                 pass
+
+    def _num_known(self, role: str) -> int:
+        """Replicas that serve or start, in the decisions' own books."""
+        return len(self._decisions._lives[role])  # type: ignore[index]
+
+    def _least(self, role: str) -> int:
+        scenario = self._scenario
+        return int(scenario.num_generators if role == "generator" else max(1, scenario.num_scorers))
+
+    def _most(self, role: str) -> int:
+        scenario = self._scenario
+        more = scenario.num_more_generators if role == "generator" else scenario.num_more_scorers
+        return self._least(role) + int(more)
 
     def _replaced(self, dead: Replica) -> None:
         """Its successor comes after a pause, if it never served, and within the restarts of its slot."""

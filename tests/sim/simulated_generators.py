@@ -175,6 +175,7 @@ class SimulatedSupervisor:
         in_flight: int,
         what: str,
         control: Prompt | None = None,
+        num: int | None = None,
     ) -> Iterator[tuple[Prompt, Any]]:
         prompts: dict[int, Prompt] = {}
 
@@ -184,7 +185,7 @@ class SimulatedSupervisor:
                 kind = next((kind for kind in _KINDS if prompt.id.startswith(kind)), "good")
                 yield Item(id=number, image=image_of(prompt), kind=kind)  # type: ignore[arg-type]
 
-        for replica, end in self._pool.work(drawn(), ahead=self._ahead, has_control=control is not None):
+        for replica, end in self._pool.work(drawn(), ahead=self._ahead, has_control=control is not None, num=num):
             prompt = prompts.pop(end.item.id)
             if isinstance(end, Deliver):
                 yield prompt, submit(_Actor(self._pool, replica), prompt)
@@ -276,7 +277,7 @@ class WatchedGenerators:
         self.counters = generators.counters
 
     def rollout(
-        self, prompts: Iterable[Prompt], *, cycle: Cycle, control: Prompt | None = None
+        self, prompts: Iterable[Prompt], *, cycle: Cycle, control: Prompt | None = None, num: int | None = None
     ) -> Iterator[Rollout | Rejection]:
         assert control is None or control.id.startswith("good"), f"{control.id} is no control"
         work = self.work[cycle.round_index] = Work()
@@ -289,7 +290,7 @@ class WatchedGenerators:
                 yield prompt
             work.all_drawn = True
 
-        for result in self._generators.rollout(drawn(), cycle=cycle, control=control):
+        for result in self._generators.rollout(drawn(), cycle=cycle, control=control, num=num):
             work.handed_on.append(result.prompt.id if isinstance(result, Rollout) else str(result.id))
             if isinstance(result, Rejection) and result.fault == "input":
                 work.at_fault.add(str(result.id))

@@ -28,6 +28,7 @@ from actors.pool.events import (
     Failed,
     Finished,
     GiveUp,
+    Grow,
     Joined,
     Kill,
     Left,
@@ -36,11 +37,15 @@ from actors.pool.events import (
     Replace,
     Replica,
     Retry,
+    Role,
+    Room,
     Send,
+    Shrink,
     Starting,
 )
 from actors.pool.failures import ItemLimits
 from actors.pool.lives import RoleLimits
+from actors.pool.scaling import Bounds
 from csr_ray.errors import ActorFailure
 
 MAX_SIMULATED_S = 5e4
@@ -49,6 +54,8 @@ _ALIVE = ("up", "stalled", "broken")
 Kind = Literal["good", "bad", "poison", "unscorable", "stuck", "cursed", "unreadable"]
 # Tried where nothing else succeeds, to see whether it is the machine.
 _CONTROL_ID = -1
+# Whoever joins without being asked for has no slot that the decisions would give to another.
+_FAR_SLOT = 100_000
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,11 @@ class Scenario:
     num_joiners: int = 0
     num_leavers: int = 0
     num_scorer_joiners: int = 0
+    num_more_generators: int = 0
+    num_more_scorers: int = 0
+    idle_s: float = 20.0
+    knows_num: bool = True
+    most_room: int = 0
     bad_share: float = 0.0
     num_poison: int = 0
     num_unscorable: int = 0
@@ -160,17 +172,21 @@ class SimulatedPool:
             remembered=scenario.remembered,
             control=_control() if scenario.has_control else None,
             is_resident=is_resident,
+            bounds=self._bounds(),
+            num=scenario.num_items if scenario.knows_num and not is_resident else None,
         )
+        if scenario.most_room:
+            self._later(0.0, self._look_for_room)
         self.referee = Referee(self.decisions, scenario)
         for slot in range(scenario.num_generators):
             self._begin(Replica("generator", slot), start_s=0.0 if slot == 0 else self._random.uniform(0, 5))
         for slot in range(scenario.num_scorers):
             self._begin(Replica("scorer", slot), start_s=0.0)
         for slot in range(scenario.num_joiners):
-            joiner = Replica("generator", scenario.num_generators + slot)
+            joiner = Replica("generator", _FAR_SLOT + slot)
             self._later(self._random.uniform(1, 60), self._begin, joiner, self._random.uniform(0, 10))
         for slot in range(scenario.num_scorer_joiners if scenario.num_scorers else 0):
-            joiner = Replica("scorer", scenario.num_scorers + slot)
+            joiner = Replica("scorer", _FAR_SLOT + slot)
             self._later(self._random.uniform(1, 60), self._begin, joiner, self._random.uniform(0, 10), False)
         for _ in range(scenario.num_leavers):
             self._later(self._random.uniform(1, 60), self._leave)
@@ -181,7 +197,7 @@ class SimulatedPool:
         self.referee.final()
 
     def work(
-        self, items: Iterable[Item], *, ahead: int = 0, has_control: bool = False
+        self, items: Iterable[Item], *, ahead: int = 0, has_control: bool = False, num: int | None = None
     ) -> Generator[tuple[Replica, End], None, None]:
         """Yield what becomes of each item, as it is decided, and the replica that had it last.
 
@@ -195,6 +211,7 @@ class SimulatedPool:
             image_of=lambda item: item.image,
             in_flight=self.scenario.in_flight,
             control=_control() if has_control else None,
+            num=num,
         )
         try:
             while True:
@@ -252,6 +269,10 @@ class SimulatedPool:
                 self._end(self._actors[replica], notice=self._random.random() < 0.5)
             case Replace(_, new):
                 self._begin(new, start_s=self._random.uniform(1, 20), announced=False)
+            case Grow(replica):
+                self._begin(replica, start_s=self._random.uniform(1, 20), announced=False)
+            case Shrink(replica):
+                self._end(self._actors[replica], notice=self._random.random() < 0.5)
             case Deliver(call) | Quarantine(call):
                 self._ends.append((self._sent_to[call], action))
             case Retry() | GiveUp():
@@ -261,6 +282,8 @@ class SimulatedPool:
         actor = self._actors[replica] = Actor(replica)
         if replica.role == "scorer":
             self._scorers[replica.slot] = actor
+        if self._random.random() < 0.5:
+            self._later(start_s / 2, self._first_sign, actor)
         if announced:
             self._inbox.append(Starting(replica))
         chance = self._random.random()
@@ -270,6 +293,10 @@ class SimulatedPool:
             self._later(start_s, self._end, actor)
         else:
             self._later(start_s, self._up, actor)
+
+    def _first_sign(self, actor: Actor) -> None:
+        if actor.state in ("starting", *_ALIVE):
+            self._inbox.append(Answered(actor.replica))
 
     def _up(self, actor: Actor) -> None:
         if actor.state != "starting":
@@ -370,7 +397,8 @@ class SimulatedPool:
         if actor.state == "stalled" and actor.replica.role == "scorer":
             stalled_s = self._now_s - actor.stalled_s
         if not self._is_lost("the answer to a ping"):
-            self._tell_if_up(actor, Answered(actor.replica, stalled_s, 0.1))
+            busy = self._random.choice((0.0, 0.3, 1.0)) if actor.replica.role == "scorer" else None
+            self._tell_if_up(actor, Answered(actor.replica, stalled_s, 0.1, busy=busy))
 
     def _is_lost(self, what: str) -> bool:
         """Whether a message never arrives, although who sent it lives."""
@@ -387,6 +415,18 @@ class SimulatedPool:
             actor.state = "gone"
             self._inbox.append(Left(actor.replica))
 
+    def _bounds(self) -> dict[Role, Bounds]:
+        scenario = self.scenario
+        least: dict[Role, int] = {"generator": scenario.num_generators, "scorer": max(1, scenario.num_scorers)}
+        more = {"generator": scenario.num_more_generators, "scorer": scenario.num_more_scorers}
+        return {role: Bounds(min=num, max=num + more[role], idle_s=scenario.idle_s) for role, num in least.items()}
+
+    def _look_for_room(self) -> None:
+        roles: tuple[Role, ...] = ("generator", "scorer") if self.scenario.num_scorers else ("generator",)
+        for role in roles:
+            self._inbox.append(Room(role, self._random.randrange(self.scenario.most_room + 1)))
+        self._later(self._random.uniform(1, 10), self._look_for_room)
+
     def _tell(self, event: Event) -> None:
         self._inbox.append(event)
 
@@ -400,6 +440,7 @@ class SimulatedPool:
     def _limits(self, hang_s: float) -> RoleLimits:
         scenario = self.scenario
         return RoleLimits(
+            place_s=scenario.start_s,
             start_s=scenario.start_s,
             ping_s=hang_s / 8,
             silent_s=hang_s / 4,

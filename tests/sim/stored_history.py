@@ -201,6 +201,9 @@ class StoredHistory:
                     "stalls_per_s": rng.choice((0.0, 0.005)),
                     "breaks_per_s": rng.choice((0.0, 0.01)),
                     "num_joiners": rng.choice((0, 1)),
+                    "num_more_generators": rng.choice((0, 2)),
+                    "idle_s": rng.choice((2.0, 20.0)),
+                    "most_room": rng.choice((0, 2)),
                     "num_leavers": rng.choice((0, 1)),
                     "failed_start_share": rng.choice((0.0, 0.2)),
                     "stale_share": rng.choice((0.0, 0.1)),
@@ -572,6 +575,9 @@ class Silent:
         yield Progress(name=name, unit=unit, total=total, on_change=lambda _: None)
 
     def say(self, line: str, *, is_warning: bool = False) -> None:
+        pass
+
+    def watch(self, health: Callable[[], str]) -> None:
         pass
 
     def metrics(self, *, version: int, metrics: dict[str, float]) -> None:

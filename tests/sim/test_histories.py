@@ -47,6 +47,8 @@ def the_histories_were_not_idle(seen: Counter[str]) -> None:
         "generator left",
         "Kill",
         "Replace",
+        "Grow",
+        "Shrink",
         "Cancel",
         "Ping",
         "Retry",

@@ -38,7 +38,7 @@ def complaint(tmp_path: Path, *overrides: str, text: str | None = None) -> str:
     [
         # unknown keys
         ("run.round=2", ["run.round = 2: unknown key", "did you mean rounds?", "allowed here: dir, grace_s, rounds"]),
-        ("colour=red", ["colour = 'red': unknown key", "allowed here: data, eval, generators"]),
+        ("colour=red", ["colour = 'red': unknown key", "allowed here: cluster, data, eval, generators"]),
         ("nowhere.key=1", ["nowhere", "unknown key"]),
         ("run..x=1", ["unknown key"]),
         # wrong types
@@ -237,11 +237,11 @@ def test_what_may_differ_when_a_run_goes_on_is_marked_where_the_key_is_written()
     plain = to_plain(parse_config(dict(LEAST)))
     keys = [f"{name}.{key}" for name, section in plain.items() if isinstance(section, dict) for key in section]
     operational = {key for key in keys if is_operational(key)}
-    assert {key for key in operational if not key.startswith(("generators.", "scorers."))} == {
+    assert {key for key in operational if not key.startswith(("generators.", "scorers.", "cluster."))} == {
         *("run.dir", "run.rounds", "run.grace_s"),
         *("train.workers", "train.cpus_per_worker", "train.gpus_per_worker", "train.threads", "train.loader_threads"),
         *("train.restarts", "train.checkpoint_steps", "train.checkpoint_s", "train.silent_s", "train.hang_s"),
     }
-    rest = {key for key in keys if key.startswith(("generators.", "scorers."))} - operational
+    rest = {key for key in keys if key.startswith(("generators.", "scorers.", "cluster."))} - operational
     assert rest == {"generators.publish"}
     assert not is_operational("method") and not is_operational("a_key.of_an_earlier.version")

@@ -220,13 +220,14 @@ def test_one_that_does_not_start_is_given_up() -> None:
         Kill(SCORER, "gave no sign of life for 10 s (silent_s)"),
         Replace(SCORER, SCORER.successor()),
     )
+    assert made.step([Answered(SCORER.successor())], now_s=132.0) == [], "its process has begun"
     *_, last = made.step([], now_s=162.0)
     assert isinstance(last, GiveUp)
     assert last.reason.startswith("scorer 0 (life 1) died: did not start within 30 s (start_s) (0 of 1 scorers left")
 
 
 def test_one_that_is_stopped_while_it_starts_is_noticed_before_its_start_is_over() -> None:
-    made = decisions("a", generators=RoleLimits(start_s=600.0, ping_s=3.0, silent_s=10.0, restarts=1))
+    made = decisions("a", generators=RoleLimits(place_s=600.0, start_s=600.0, ping_s=3.0, silent_s=10.0, restarts=1))
     made.step([Starting(ONE)], now_s=0.0)
     assert made.next_deadline_s() == 600.0, "until its process is there nobody can answer"
     made.step([Answered(ONE, stalled_s=100.0)], now_s=5.0)

@@ -534,7 +534,7 @@ def test_the_driver_lets_go_of_a_rollout_when_its_unit_is_committed(tmp_path, mo
 class LazyGenerators(FakeGenerators):
     """Draws prompts in a thread of its own, a few ahead, and finishes them out of order, as the real pool does."""
 
-    def rollout(self, prompts, *, cycle: Cycle, control=None):
+    def rollout(self, prompts, *, cycle: Cycle, control=None, num=None):
         def results():
             window: list[Prompt] = []
             for prompt in prompts:

@@ -45,7 +45,7 @@ class EndingGenerators(FakeGenerators):
     def end(self) -> None:
         raise ActorFailure("generator 0 died: as planted\nlast lines of generator_0.log:\nout of memory")
 
-    def rollout(self, prompts, *, cycle, control=None):
+    def rollout(self, prompts, *, cycle, control=None, num=None):
         for number, prompt in enumerate(prompts):
             if number == self.num:
                 self.end()
@@ -55,7 +55,7 @@ class EndingGenerators(FakeGenerators):
 class InterleavedGenerators(FakeGenerators):
     """Finishes the first unit of three when one prompt of the second is finished, too."""
 
-    def rollout(self, prompts, *, cycle, control=None):
+    def rollout(self, prompts, *, cycle, control=None, num=None):
         drawn = list(prompts)
         for number in (0, 3, 1, 2, 4, 5, 6):
             yield self._rollout(drawn[number], cycle=cycle)
@@ -149,7 +149,7 @@ def test_after_a_signal_what_is_under_way_has_the_grace_and_is_committed(tmp_pat
 class PartlyBlockingGenerators(BlockingGenerators):
     """Finishes one prompt of each unit of two, and then is told to stop."""
 
-    def rollout(self, prompts, *, cycle, control=None):
+    def rollout(self, prompts, *, cycle, control=None, num=None):
         drawn = list(prompts)
         yield from (self._rollout(drawn[number], cycle=cycle) for number in (0, 2, 4, 6))
         self.end()

@@ -25,7 +25,7 @@ class Reading(FakeGenerators):
     gone_after: int | None = None
     folder: Path
 
-    def rollout(self, prompts, *, cycle, control=None) -> Iterator[Rollout | Rejection]:
+    def rollout(self, prompts, *, cycle, control=None, num=None) -> Iterator[Rollout | Rejection]:
         for number, prompt in enumerate(list(prompts)):
             if number == self.gone_after:
                 self.folder.rename(self.folder.with_name("away"))
@@ -81,10 +81,10 @@ def test_a_mount_that_fails_in_another_way_is_nobodys_fault_either(
         return opened(path, *given, **more)
 
     class Failing(Reading):
-        def rollout(self, prompts, *, cycle, control=None) -> Iterator[Rollout | Rejection]:
+        def rollout(self, prompts, *, cycle, control=None, num=None) -> Iterator[Rollout | Rejection]:
             nonlocal is_away
-            for num, result in enumerate(super().rollout(prompts, cycle=cycle, control=control), start=1):
-                is_away = num >= 10
+            for number, result in enumerate(super().rollout(prompts, cycle=cycle, control=control, num=num), start=1):
+                is_away = number >= 10
                 yield result
 
     monkeypatch.setattr("csr_ray.data.files.os.open", open_unless_away)

@@ -1,0 +1,73 @@
+"""What room there is in the cluster for more actors, and what it says of those that have no place yet."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Sequence
+
+import ray
+from ray._private.state import available_resources_per_node
+
+from csr_ray.machine.fit import Free, num_that_fit
+from csr_ray.machine.placement import Demand
+
+# Where an autoscaler makes room, what it may add at most is its own affair.
+_ANY_NUMBER = 10**6
+
+
+class ClusterRoom:
+    """Asks Ray what is free now.
+
+    Args:
+        demands: what an actor of each role asks for of which more may be started later.
+        autoscales: whether an autoscaler adds nodes for what has no place (`cluster.autoscales`).
+    """
+
+    def __init__(self, demands: Sequence[Demand], *, autoscales: bool) -> None:
+        self._demands = {demand.role: demand for demand in demands}
+        self._autoscales = autoscales
+
+    def num(self, role: str) -> int:
+        """For how many more actors of a role there is room."""
+        if self._autoscales:
+            return _ANY_NUMBER
+        return num_that_fit(self._demands[role], nodes=_free())
+
+    def pending(self) -> str:
+        """What is being done for those without a place, in words."""
+        if self._autoscales and (words := _launches()):
+            return words
+        free = [f"{node.name}: {node.cpus:g} CPU and {node.gpus:g} GPU free" for node in _free()]
+        waits = "the autoscaler has not said what it does; " if self._autoscales else ""
+        return waits + "; ".join(free)
+
+
+def _free() -> list[Free]:
+    by_id = available_resources_per_node()
+    return [
+        Free(
+            name=f"node {number} ({node['NodeManagerAddress']})",
+            cpus=by_id.get(node["NodeID"], {}).get("CPU", 0.0),
+            gpus=by_id.get(node["NodeID"], {}).get("GPU", 0.0),
+        )
+        for number, node in enumerate(node for node in ray.nodes() if node["Alive"])
+    ]
+
+
+def _launches() -> str:
+    """What the autoscaler (its second version) says of nodes that are on their way, or do not come."""
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    with contextlib.suppress(Exception):  # the first version does not answer, and what it is good for is a message
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        coming = Counter(node.ray_node_type_name for node in status.pending_nodes)
+        for launch in status.pending_launches:
+            coming[launch.ray_node_type_name] += launch.count
+        words = [f"{num} node{'s' * (num > 1)} of type {name} on the way" for name, num in coming.items()]
+        words += [
+            f"a node of type {launch.ray_node_type_name} could not be had: {launch.details or 'no reason given'}"
+            for launch in status.failed_launches[-1:]
+        ]
+        return ", ".join(words)
+    return ""

@@ -1,0 +1,66 @@
+"""What is different where the run is a job of Ray's (`ray job submit`): where its folder is, and how long it may end.
+
+A job's working folder is a copy of what was submitted. It lies in a cache of the cluster, under a name that changes
+with the next upload, and Ray removes it, so no run may be kept there.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+from csr_ray.errors import ConfigError
+
+# Ray's job manager sets it for a job's own process.
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+_RUNS = "CSR_RAY_RUNS"
+_RUNS_BY_DEFAULT = "~/csr_ray_runs"
+# How long `ray job stop` waits between SIGTERM and SIGKILL, and what of it a run needs to write and say what is kept.
+_STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
+_STOP_WAIT_S = 3.0
+_TO_SETTLE_S = 2.0
+
+
+def is_ray_job(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process was started by `ray job submit`."""
+    return _JOB in environment
+
+
+def run_dir_of_job(name: str, *, environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
+    """Where a job's run folder is, and the line that says so; empty if `run.dir` is a folder that lasts by itself.
+
+    Args:
+        name: `run.dir`. A relative one is placed below `CSR_RAY_RUNS`.
+
+    Raises:
+        ConfigError: a relative one leads out of there.
+    """
+    if "://" in name or Path(name).expanduser().is_absolute():
+        return name if "://" in name else str(Path(name).expanduser()), ""
+    root = Path(environment.get(_RUNS) or _RUNS_BY_DEFAULT).expanduser()
+    if not root.is_absolute():
+        raise ConfigError(
+            f"{_RUNS} = {str(root)!r}: it has to be an absolute path, because a job's folder does not last"
+        )
+    relative = os.path.normpath(name)
+    if relative.startswith(".."):
+        raise ConfigError(
+            f"run.dir = {name!r}: a job's relative folder is placed below {root} ({_RUNS}), and this one leads out "
+            "of there; name an absolute path"
+        )
+    folder = str(root / relative)
+    return folder, (
+        f"run folder: {folder} on {socket.gethostname()}. run.dir = {name!r} is relative, and a job's working folder "
+        f"does not last; {_RUNS} names another root. The same command submitted again goes on there."
+    )
+
+
+def grace_of_job(grace_s: float, *, environment: Mapping[str, str] = os.environ) -> float:
+    """`run.grace_s`, or what `ray job stop` leaves of it before it kills."""
+    try:
+        wait_s = float(environment.get(_STOP_WAIT, _STOP_WAIT_S))
+    except ValueError:
+        wait_s = _STOP_WAIT_S
+    return min(grace_s, max(0.0, wait_s - _TO_SETTLE_S))

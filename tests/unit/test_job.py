@@ -1,0 +1,57 @@
+"""A run that is a job of Ray's keeps its folder where it lasts, and ends before it is killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job
+from csr_ray.errors import ConfigError
+
+
+def test_who_is_no_job_is_not_taken_for_one() -> None:
+    assert not is_ray_job({})
+    assert is_ray_job({"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"})
+
+
+@pytest.mark.parametrize("name", ["/data/runs/a", "s3://bucket/runs/a"])
+def test_a_folder_that_lasts_is_left_where_it_is(name: str) -> None:
+    assert run_dir_of_job(name, environment={}) == (name, "")
+
+
+def test_the_home_folder_is_no_relative_one() -> None:
+    assert run_dir_of_job("~/runs", environment={}) == (str(Path.home() / "runs"), "")
+
+
+def test_a_relative_folder_is_placed_below_a_root_that_is_said() -> None:
+    folder, line = run_dir_of_job("runs/a", environment={"CSR_RAY_RUNS": "/shared"})
+    assert folder == "/shared/runs/a"
+    assert "/shared/runs/a" in line and "CSR_RAY_RUNS" in line and "goes on there" in line
+    folder, _ = run_dir_of_job("./runs//a", environment={})
+    assert folder == str(Path.home() / "csr_ray_runs/runs/a")
+
+
+@pytest.mark.parametrize(
+    ("name", "root", "says"),
+    [("../a", "/shared", "leads out of there"), ("runs/../../a", "/s", "leads out"), ("a", "here", "absolute path")],
+)
+def test_one_that_leads_elsewhere_is_refused(name: str, root: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        run_dir_of_job(name, environment={"CSR_RAY_RUNS": root})
+
+
+@pytest.mark.parametrize(
+    ("grace_s", "wait", "left_s"),
+    [
+        (10.0, None, 1.0),
+        (10.0, "30", 10.0),
+        (10.0, "8", 6.0),
+        (0.0, "30", 0.0),
+        (10.0, "1", 0.0),
+        (10.0, "soon", 1.0),
+    ],
+)
+def test_a_job_ends_before_it_is_killed(grace_s: float, wait: str | None, left_s: float) -> None:
+    environment = {} if wait is None else {"RAY_JOB_STOP_WAIT_TIME_S": wait}
+    assert grace_of_job(grace_s, environment=environment) == left_s
