@@ -424,7 +424,9 @@ class Decisions(Generic[T]):
             lives, room = self._lives[role], self._room.get(role, 0)
             more = self._scale_generators(scaling) if role == "generator" else self._scale_scorers(scaling)
             waiting = lives.unplaced_since
-            homeless = scaling.without_room(waiting, num_alive=len(lives), num_room=room, now_s=self._now_s)
+            homeless = scaling.without_room(
+                waiting, num_alive=lives.num_expected(now_s=self._now_s), num_room=room, now_s=self._now_s
+            )
             self._let_go(homeless, "the cluster has no room for it")
             for _ in range(more):
                 replica = lives.newcomer()
@@ -438,12 +440,14 @@ class Decisions(Generic[T]):
         queue = self._queue()
         if not queue.num_left:  # an autoscaler would go on adding nodes for those without a place
             unplaced = sorted(lives.unplaced_since, reverse=True)
-            self._let_go(unplaced[: max(0, len(lives) - bounds.min)], "there is no work left for it")
+            self._let_go(
+                unplaced[: max(0, lives.num_expected(now_s=self._now_s) - bounds.min)], "there is no work left for it"
+            )
         else:
             room = self._room.get("generator", 0)
-            if more := scaling.num_for_queue(queue, num_alive=len(lives), num_room=room):
+            if more := scaling.num_for_queue(queue, num_alive=lives.num_expected(now_s=self._now_s), num_room=room):
                 return more
-        idle = scaling.idle(self.dispatch.idle(), num_alive=len(lives), now_s=self._now_s)
+        idle = scaling.idle(self.dispatch.idle(), num_alive=lives.num_expected(now_s=self._now_s), now_s=self._now_s)
         self._let_go(idle, f"nothing to do for {bounds.idle_s:g} s")
         return 0
 
@@ -451,9 +455,11 @@ class Decisions(Generic[T]):
         """As `_scale_generators`."""
         lives, room = self._lives["scorer"], self._room.get("scorer", 0)
         busy = {replica: self._busy[replica] for replica in lives.serving if replica in self._busy}
-        if more := scaling.num_for_load(busy, num_alive=len(lives), num_room=room, now_s=self._now_s):
+        if more := scaling.num_for_load(
+            busy, num_alive=lives.num_expected(now_s=self._now_s), num_room=room, now_s=self._now_s
+        ):
             return more
-        spare = scaling.least_loaded(busy, num_alive=len(lives), now_s=self._now_s)
+        spare = scaling.least_loaded(busy, num_alive=lives.num_expected(now_s=self._now_s), now_s=self._now_s)
         self._let_go(spare, f"the others could do its work for {scaling.bounds.idle_s:g} s")
         return 0
 

@@ -127,6 +127,10 @@ class Lives:
         slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
         return Replica(self._role, slot, self._dead_lives.get(slot, 0))
 
+    def num_expected(self, *, now_s: float) -> int:
+        """Those that serve or start, and those that will be replaced after a pause."""
+        return len(self) + self._num_pausing(now_s)
+
     def is_expecting(self, *, now_s: float) -> bool:
         """Whether a replica is starting, or will after a pause, so that whoever waits for one may go on waiting."""
         return bool(self._unplaced or self._starting) or self._num_pausing(now_s) > 0

@@ -178,8 +178,8 @@ class Referee:
                 pass
 
     def _num_known(self, role: str) -> int:
-        """Replicas that serve or start, in the decisions' own books."""
-        return len(self._decisions._lives[role])  # type: ignore[index]
+        """Replicas that serve or start, or will after a pause, in the decisions' own books."""
+        return self._decisions._lives[role].num_expected(now_s=self.now_s)  # type: ignore[index]
 
     def _least(self, role: str) -> int:
         scenario = self._scenario

@@ -8,7 +8,20 @@ from typing import Any
 import pytest
 
 from actors.pool.decisions import Decisions
-from actors.pool.events import Answered, Event, Finished, GiveUp, Grow, Joined, Replica, Room, Send, Shrink, Starting
+from actors.pool.events import (
+    Answered,
+    Died,
+    Event,
+    Finished,
+    GiveUp,
+    Grow,
+    Joined,
+    Replica,
+    Room,
+    Send,
+    Shrink,
+    Starting,
+)
 from actors.pool.lives import RoleLimits
 from actors.pool.scaling import Bounds, Queue, Scaling
 
@@ -134,6 +147,15 @@ def test_a_pool_that_was_given_no_work_does_not_grow() -> None:
     assert pool.step(now_s=5.0) == []
     assert pool.step(Answered(ONE), Joined(ONE), now_s=10.0) == []
     assert pool.step(now_s=15.0) == []
+
+
+def test_one_that_will_be_replaced_is_not_replaced_by_another_slot_as_well() -> None:
+    pool = Pool(num=1000, most=2, restarts=3)
+    pool.step(Starting(ONE), Joined(ONE), Starting(TWO), Joined(TWO), Room("generator", 9), now_s=0.0)
+    assert pool.step(Died(TWO, "its node is gone"), now_s=5.0) == []
+    pool.step(Died(TWO.successor(), "its node is gone, too"), now_s=6.0)
+    assert pool.step(now_s=6.1) == [], "it is replaced after a pause"
+    assert pool.decisions.unplaced("generator") == []
 
 
 def test_who_was_let_go_may_be_started_again_as_another_life() -> None:
