@@ -24,6 +24,7 @@ from actors.pool.replicas import Replicas
 from actors.process.pulse import actor_class
 from actors.score.scorer import ScorerActor
 from actors.train.group import TrainerGroup
+from actors.turns import InTurns
 from csr_ray.config.schema import Cluster, Config, Generators, Policy, Scorers, Train
 from csr_ray.errors import ConfigError
 from csr_ray.machine.fit import Node, check_fit
@@ -164,7 +165,7 @@ class Serving:
 class Runtime:
     """See `csr_ray.ports.Machinery`. Start with `Runtime.start`, end with `close`."""
 
-    def __init__(self, *, serving: Serving, trainer: TrainerGroup) -> None:
+    def __init__(self, *, serving: Serving, trainer: TrainerGroup | InTurns) -> None:
         self.generators = serving.generators
         self.trainer = trainer
         self._serving = serving
@@ -219,15 +220,18 @@ class Runtime:
                 method=method,
                 seed=config.run.seed,
             )
-            trainer = TrainerGroup(
+            takes_turns = config.cluster.layout == "colocated"
+            group = TrainerGroup(
                 config.train,
                 model=model,
                 adapters=[Path(adapter) for adapter in adapters],
                 logs=logs,
                 seed=config.run.seed,
                 merges=config.generators.publish == "merge",
+                takes_turns=takes_turns,
                 notice=view.say,
             )
+            trainer = InTurns(group, generators=serving.generators) if takes_turns else group
             runtime = cls(serving=serving, trainer=trainer)
             try:
                 serving.generators.wait_until_ready()

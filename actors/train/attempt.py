@@ -53,6 +53,7 @@ class Setup:
     seed: int
     model: str
     merges: bool
+    takes_turns: bool
     adapters: tuple[str, ...]
     storage: Path
     logs: Path
@@ -194,6 +195,7 @@ class Attempt:
             "seed": self._setup.seed,
             "model": self._setup.model,
             "merges": self._setup.merges,
+            "takes_turns": self._setup.takes_turns,
             "adapters": self._setup.adapters,
             "mailbox": self._mailbox,
         }

@@ -243,18 +243,26 @@ class CycleTrainer:
         Raises:
             ConfigError: `train.lora_targets` names layers the model does not have.
         """
-        self._policy, self._policy_adapters = None, tuple(adapters)
-        if self._finished is not None:
-            _release(self._finished)
-            self._finished = None
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        self.release()
         dtype = getattr(torch, self._train.dtype)
         earlier = [Path(adapter) for adapter in adapters]
         policy = load_policy(self._model, adapters=earlier, dtype=dtype, merges=self._merges)
         lora_pattern(policy, targets=self._train.lora_targets)
-        self._policy = policy
+        self._policy, self._policy_adapters = policy, tuple(adapters)
+
+    def release(self) -> None:
+        """Let go of the last cycle and of a policy that is ready, and of what they take of the GPU."""
+        self._policy, self._policy_adapters = None, ()
+        if self._finished is not None:
+            _release(self._finished)
+            self._finished = None
+            gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def wait_for_all(self) -> None:
+        """Wait until every process of the group has come to this call."""
+        distributed.barrier()
 
     def train(
         self, source: ExampleSource, *, order: TrainOrder, adapters: Sequence[str], on_step: OnStep

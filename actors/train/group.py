@@ -71,6 +71,7 @@ class TrainerGroup:
         seed: of the run.
         logs: folder of the workers' logs; Ray Train's own records go into a folder in it.
         merges: whether earlier phases' adapters are merged into the weights, as `generators.publish` says.
+        takes_turns: the workers have nothing on their GPUs but from `finish` until it returns, and while they start.
         notice: is told in one line when the group starts again, and every half minute what `finish` waits for; from
             any thread.
     """
@@ -84,10 +85,14 @@ class TrainerGroup:
         logs: Path,
         seed: int = 0,
         merges: bool = True,
+        takes_turns: bool = False,
         notice: Callable[[str], None] = _log.warning,
     ) -> None:
         self._config = config
         self._merges = merges
+        self._takes_turns = takes_turns
+        self._has_been_ready = False
+        self._ready: set[int] = set()  # ranks of the running attempt; under the lock of `_changed`
         self._seed = seed
         self._model = model
         self._adapters = tuple(str(adapter) for adapter in adapters)
@@ -114,6 +119,22 @@ class TrainerGroup:
         assert self._keeper is None, "started twice"
         self._keeper = threading.Thread(target=self._keep, name="train-keeper", daemon=True)
         self._keeper.start()
+
+    def wait_until_ready(self) -> None:
+        """Block until every worker can take its first order.
+
+        Raises:
+            ActorFailure: the group died more often than `train.restarts` allows.
+            UserError: a worker found that the user has to change something.
+        """
+        heard_s = time.monotonic()
+        while len(self._ready) < self._config.workers:
+            with self._changed:
+                self._changed.wait_for(lambda: self._error or len(self._ready) == self._config.workers, _POLL_S)
+            self.check()
+            if time.monotonic() - heard_s > _NOTICE_S:
+                heard_s = time.monotonic()
+                self._notice(f"train: waiting for {waits_for(self._beats, num_workers=self._config.workers)}")
 
     def begin(self, order: TrainOrder) -> None:
         """See `csr_ray.ports.Trainer`. Raises what `finish` raises, if the group has failed meanwhile."""
@@ -227,6 +248,7 @@ class TrainerGroup:
                 with self._changed:
                     if self._is_closing:
                         return
+                    self._ready.clear()
                     self._attempt = attempt = Attempt(setup)
                 wait_s = None
                 try:
@@ -239,6 +261,8 @@ class TrainerGroup:
                     return
                 with self._changed:
                     self._changed.wait_for(lambda: self._is_closing, timeout=wait_s)
+                    if self._takes_turns and self._has_been_ready:  # until the engines have left the GPUs
+                        self._changed.wait_for(lambda: self._is_closing or (self._open and self._open.has_ended))
         except Exception as error:  # whatever ends this thread has to reach the one that waits
             self._fail(error)
 
@@ -250,6 +274,7 @@ class TrainerGroup:
             seed=self._seed,
             model=self._model,
             merges=self._merges,
+            takes_turns=self._takes_turns,
             adapters=adapters,
             storage=self._logs / "train",
             logs=self._logs,
@@ -323,6 +348,10 @@ class TrainerGroup:
                 event.host,
                 event.seconds,
             )
+            with self._changed:
+                self._ready.add(event.rank)
+                self._has_been_ready = self._has_been_ready or len(self._ready) == self._config.workers
+                self._changed.notify_all()
         if not isinstance(event, Step | Done):
             return
         with self._changed:

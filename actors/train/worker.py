@@ -94,7 +94,7 @@ class MailboxSource:
 def train_loop(setup: Mapping[str, Any]) -> None:
     """What Ray Train runs in every worker process.
 
-    `setup` has the keys train, seed, model, merges, adapters (those of the first order) and mailbox.
+    `setup` has the keys train, seed, model, merges, takes_turns, adapters (those of the first order) and mailbox.
     """
     from ray import train
 
@@ -106,6 +106,7 @@ def train_loop(setup: Mapping[str, Any]) -> None:
             seed=setup["seed"],
             model=local_folder(setup["model"]),
             merges=setup["merges"],
+            takes_turns=setup["takes_turns"],
             adapters=setup["adapters"],
             mailbox=mailbox,
             rank=rank,
@@ -145,6 +146,7 @@ def _serve(
     seed: int,
     model: Path,
     merges: bool,
+    takes_turns: bool,
     adapters: tuple[str, ...],
     mailbox: Mailbox,
     rank: int,
@@ -157,18 +159,25 @@ def _serve(
     trainer = CycleTrainer(config, model=model, seed=seed, merges=merges)
     pulse().at("its rehearsal")
     trainer.rehearse()
-    pulse().at("the loading of the policy")
-    trainer.prepare(adapters)
+    if takes_turns:
+        trainer.release()
+    else:
+        pulse().at("the loading of the policy")
+        trainer.prepare(adapters)
     seconds = time.monotonic() - started
     mailbox.post(Ready(rank=rank, host=socket.gethostname(), pid=os.getpid(), seconds=seconds))
     number = -1
     while (order := mailbox.next_order(after=number)) is not None:
         number = order.number
         result = _train(trainer, numbered=order, mailbox=mailbox, rank=rank)
+        if takes_turns:
+            trainer.release()
+            trainer.wait_for_all()  # engines wake up on the GPUs of all workers
         if rank == 0:
             mailbox.post(Done(number=number, result=result))
-        pulse().at("the loading of the policy")
-        trainer.prepare((*order.adapters, result.adapter))
+        if not takes_turns:
+            pulse().at("the loading of the policy")
+            trainer.prepare((*order.adapters, result.adapter))
 
 
 def _train(trainer: CycleTrainer, *, numbered: NumberedOrder, mailbox: Mailbox, rank: int) -> TrainResult:
