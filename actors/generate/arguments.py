@@ -77,7 +77,8 @@ def engine_arguments(settings: EngineSettings, *, model: str, on_cpu: bool) -> d
         arguments["enable_chunked_prefill"] = False
     else:
         arguments["gpu_memory_utilization"] = generators.gpu_memory_utilization
-        arguments["enable_sleep_mode"] = settings.sleeps
+        if settings.sleeps:
+            arguments["enable_sleep_mode"] = True
         # The actor has all of its GPUs on its own node. Left to itself, vLLM would start Ray workers of its own
         # wherever the actor sits in a placement group.
         arguments["distributed_executor_backend"] = "uni" if arguments["tensor_parallel_size"] == 1 else "mp"

@@ -91,6 +91,7 @@ def test_on_a_gpu(config: str) -> None:
         ("search.expand=diverse_greedy", "logits_processors", [PROCESSOR]),
         ("search.preset=paper", "async_scheduling", False),
         ("search.preset=reference", "async_scheduling", False),
+        ("cluster.layout=colocated", "enable_sleep_mode", True),
     ],
 )
 def test_what_a_key_changes(override: str, key: str, value: object) -> None:

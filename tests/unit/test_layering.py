@@ -48,7 +48,8 @@ ROOMS_OF_ACTORS = {
     "generate": {"handover", "process", "score"},
     "pool": {"handover", "process"},
     "train": {"process"},
-    "runtime": {"cluster", "generate", "pool", "process", "score", "train"},
+    "turns": {"pool", "train"},
+    "runtime": {"cluster", "generate", "pool", "process", "score", "train", "turns"},
 }
 
 
