@@ -265,7 +265,7 @@ class Lives:
             return None
         replica, how = self._last_death
         if self._lacks_room:
-            return f"{replica} {how}", replica
+            return f"{replica} {how.removeprefix('died: ')}", replica
         if len(self) + self._num_pausing(now_s) < limits.min_replicas:
             left = f"{len(self)} of {self._most} {self._role}s left, {limits.min_replicas} needed"
             spent = f"{len(self._restarted_s.get(replica.slot, ()))} of {limits.restarts} restarts used"

@@ -81,3 +81,15 @@ def test_nodes_come_for_the_work_and_go_without_it(head: Head, tmp_path: Path) -
     assert "is lost" not in said
     ids = [one for line in folder.journal.read_text().splitlines() for one in json.loads(line).get("ids", ())]
     assert len(ids) == len(set(ids)) == 96
+
+
+def test_what_no_node_can_hold_is_waited_for_and_then_said_in_one_line(head: Head, tmp_path: Path) -> None:
+    process = start(head, tmp_path / "run", "generators.cpus=64", "cluster.wait_s=20")
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 2, said
+    line = said.strip().splitlines()[-1]
+    assert line.startswith("csr-ray: cluster.wait_s: generator 0 found no place in the cluster within 20 s"), (
+        said
+    )
+    assert "Traceback" not in said
+    print(said)
