@@ -41,16 +41,18 @@ done
 RAY_AUTH_TOKEN=$("$bin/python" -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
 
-# Jobs may share a node: each has a folder of its own for Ray's sockets and logs, and every port is a free one.
+# Jobs may share a node: every port is a free one, and each has a folder of its own for Ray's sockets and logs. Its path
+# is short, because a socket's has 107 bytes at most. Ray opens its own folder to everybody, and so gets one inside.
 any_port=(--dashboard-agent-listen-port=0 --min-worker-port=0 --max-worker-port=0)
 client_port=$("$bin/python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
-scratch=$(mktemp -d "/tmp/csr-ray-$SLURM_JOB_ID-XXXXXX") # short, because a socket's path has 107 bytes at most
+scratch=$(mktemp -d "/tmp/csr-ray-$SLURM_JOB_ID-XXXXXX")
 
 head='' workers='' driver='' is_at_limit=''
 
-# End a process of ours: it has its time to end by itself, and a run in it its run.grace_s.
+# end PID COMMAND...: the command asks the process to end; it has 30 s for that, of which a run needs run.grace_s.
 end() {
-  kill -TERM "$1" 2>/dev/null || return 0
+  kill -0 "$1" 2>/dev/null || return 0
+  "${@:2}" || true
   for _ in {1..60}; do
     kill -0 "$1" 2>/dev/null || return 0
     sleep 0.5
@@ -60,7 +62,10 @@ end() {
 
 clean_up() {
   trap '' TERM USR1
-  for pid in $driver $workers $head; do end "$pid"; done
+  [[ -z $driver ]] || end "$driver" kill -TERM "$driver"
+  # The job's steps, but not this shell. srun itself would not pass SIGTERM on, but kill at once.
+  [[ -z $workers ]] || end "$workers" scancel --signal=TERM "$SLURM_JOB_ID"
+  [[ -z $head ]] || end "$head" kill -TERM "$head"
   rm -rf "$scratch"
 }
 trap clean_up EXIT
@@ -74,11 +79,11 @@ stop_the_run() { # the run hears of both signals as SIGTERM; a second one ends i
 trap 'is_at_limit=1; stop_the_run "the time limit is near"' USR1
 trap 'stop_the_run SIGTERM' TERM
 
-"$bin/ray" start --head --block --port=0 --temp-dir="$scratch" --include-dashboard=false --disable-usage-stats \
+"$bin/ray" start --head --block --port=0 --temp-dir="$scratch/ray" --include-dashboard=false --disable-usage-stats \
   --num-cpus="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" --ray-client-server-port="$client_port" "${any_port[@]}" \
   >"$scratch/head.log" 2>&1 &
 head=$!
-until [[ -s $scratch/ray_current_cluster ]]; do
+until [[ -s $scratch/ray/ray_current_cluster ]]; do
   kill -0 "$head" 2>/dev/null || {
     cat "$scratch/head.log" >&2
     say "Ray did not start on $SLURMD_NODENAME" >&2
@@ -86,15 +91,16 @@ until [[ -s $scratch/ray_current_cluster ]]; do
   }
   sleep 0.5
 done
-RAY_ADDRESS=$(<"$scratch/ray_current_cluster")
+RAY_ADDRESS=$(<"$scratch/ray/ray_current_cluster")
 export RAY_ADDRESS
+export -p | grep -E ' RAY_(ADDRESS|AUTH)' >"$scratch/environment"
 
 # On every other node, in a shell of its own that srun starts.
 # shellcheck disable=SC2329  # srun calls it
 start_worker() {
   local scratch ray code=0
   scratch=$(mktemp -d "/tmp/csr-ray-$SLURM_JOB_ID-XXXXXX")
-  "$1/ray" start --block --address="$RAY_ADDRESS" --temp-dir="$scratch" --disable-usage-stats \
+  "$1/ray" start --block --address="$RAY_ADDRESS" --temp-dir="$scratch/ray" --disable-usage-stats \
     --num-cpus="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" "${@:2}" >"$scratch/worker.log" 2>&1 &
   ray=$!
   trap 'kill -TERM "$ray"' TERM
@@ -125,7 +131,8 @@ while (num := sum(node["Alive"] for node in ray.nodes())) < num_wanted:
 print(f"slurm.sh: Ray has {num} nodes: {', '.join(sorted(node['NodeManagerHostname'] for node in ray.nodes()))}")
 PYTHON
 
-say "to look inside: srun --jobid=$SLURM_JOB_ID --overlap --nodelist=$SLURMD_NODENAME --pty bash"
+say "to look inside: srun --jobid=$SLURM_JOB_ID --overlap --nodes=1 --ntasks=1 --nodelist=$SLURMD_NODENAME" \
+  "bash -c 'source $scratch/environment; $bin/ray status'"
 "$bin/csr-ray" run "$@" &
 driver=$!
 while kill -0 "$driver" 2>/dev/null; do wait "$driver" || true; done # a signal ends a wait, not the run

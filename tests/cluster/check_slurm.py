@@ -142,11 +142,16 @@ def check_finish(folder: Path) -> None:
     }
     print(f"  {sorted(actors)}")
     assert {node for node, _ in actors} == set(NODES), processes
-    token_is_said = [command for _, command in processes.values() if "AUTH_TOKEN" in command]
-    assert not token_is_said
+    inside = next(line for line in job.said().splitlines() if line.startswith("slurm.sh: to look inside: "))
+    status = output_of(["bash", "-c", inside.removeprefix("slurm.sh: to look inside: ")])
+    assert "4.0 CPU" in status or "/4.0" in status, status
+    (environment,) = Path("/tmp").glob(f"csr-ray-{job.id}-*/environment")
+    token = environment.read_text().split("RAY_AUTH_TOKEN=")[1].split('"')[1]
+    assert len(token) == 64 and not [command for _, command in processes.values() if token in command]
+    assert environment.parent.stat().st_mode & 0o077 == 0, "others cannot read it"
     job.wait_until_it_ends()
     assert (job.state(), job.exit_code()) == ("COMPLETED", 0), job.said()
-    assert "Ray has 2 nodes" in job.said()
+    assert "Ray has 2 nodes" in job.said() and token not in job.said()
     assert_finished(job)
     assert_nothing_is_left(job)
 
@@ -209,10 +214,10 @@ def assert_finished(job: Job) -> None:
 
 def assert_nothing_is_left(job: Job) -> None:
     deadline_s = time.monotonic() + 10
-    while (left := job.processes()) and time.monotonic() < deadline_s:
+    while job.processes() and time.monotonic() < deadline_s:
         time.sleep(0.2)
+    left = [*job.processes().values(), *Path("/tmp").glob(f"csr-ray-{job.id}-*")]
     assert not left, left
-    assert not list(Path("/tmp").glob(f"csr-ray-{job.id}-*"))
 
 
 @contextlib.contextmanager
