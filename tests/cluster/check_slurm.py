@@ -1,11 +1,12 @@
 """Submits cluster/slurm.sh to a real Slurm of two nodes on this machine: `make check-slurm`.
 
-Slurm's daemons are started here, on free ports and in a folder of their own, and ended by their ids. Three jobs are
+Slurm's daemons are started here, on free ports and in a folder of their own, and ended by their ids. Jobs are
 submitted, each a whole program with real tiny models on two nodes of two CPUs:
 
     finish    a run from start to end, of which both nodes had a part
     stop      a run that a person stops in mid-rollout and submits again: it goes on
     requeue   a run that the time limit stops in mid-rollout: Slurm starts it again, and it goes on
+    cancel    a job that Slurm ends at once, with all its processes: nothing is left of it
 
 Needs root and `apt-get install slurm-wlm munge`; takes about ten minutes on two cores.
 """
@@ -195,7 +196,16 @@ def check_requeue(folder: Path) -> None:
     assert_nothing_is_left(job)
 
 
-CHECKS = {"finish": check_finish, "stop": check_stop, "requeue": check_requeue}
+def check_cancel(folder: Path) -> None:
+    job = Job(log=folder / "cancel.log", run=RunFolder(folder / "cancel"))
+    job.wait(until=lambda: "Ray has 2 nodes" in job.said(), what="Ray on both nodes")
+    output_of(["scancel", job.id])
+    job.wait_until_it_ends()
+    assert job.state() == "CANCELLED", job.said()
+    assert_nothing_is_left(job, within_s=60)  # Slurm ends the job first, and its processes then
+
+
+CHECKS = {"finish": check_finish, "stop": check_stop, "requeue": check_requeue, "cancel": check_cancel}
 
 
 def units_of(run: RunFolder) -> list[list[str]]:
@@ -212,12 +222,15 @@ def assert_finished(job: Job) -> None:
     assert check_run(job.run.root).damage == []
 
 
-def assert_nothing_is_left(job: Job) -> None:
-    deadline_s = time.monotonic() + 10
-    while job.processes() and time.monotonic() < deadline_s:
-        time.sleep(0.2)
-    left = [*job.processes().values(), *Path("/tmp").glob(f"csr-ray-{job.id}-*")]
-    assert not left, left
+def assert_nothing_is_left(job: Job, *, within_s: float = 10) -> None:
+    deadline_s = time.monotonic() + within_s
+
+    def left() -> list[object]:
+        return [*job.processes().values(), *Path("/tmp").glob(f"csr-ray-{job.id}-*")]
+
+    while left() and time.monotonic() < deadline_s:
+        time.sleep(0.5)
+    assert not left(), left()
 
 
 @contextlib.contextmanager
@@ -339,6 +352,7 @@ def main() -> int:
     if reason := missing():
         print(f"check-slurm cannot run here: {reason}", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("check-slurm was told to stop"))  # the daemons end, too
     os.environ["CSR_RAY_BIN"] = str(Path(sys.executable).parent)
     os.environ["PYTHONPATH"] = str(ROOT)
     cached_world(world_spec(load_config(ROOT / CONFIG, overrides=SMALL).world), progress=False)
