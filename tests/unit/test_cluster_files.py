@@ -102,7 +102,8 @@ def test_an_image_takes_its_versions_from_setup_cfg(name: str) -> None:
     text = read(name)
     assert not PINS.findall(text), "setup.cfg has the versions"
     extras = set(re.findall(r"--extra (\w+)", text))
-    assert extras == {"gpu" if name == "Dockerfile" else "cpu"} <= set(setup_cfg()["options.extras_require"])
+    assert extras == {"gpu" if name == "Dockerfile" else "cpu", "s3", "gcs"}
+    assert extras <= set(setup_cfg()["options.extras_require"])
     copied = [source for line in re.findall(r"^COPY (.+) \S+$", text, re.M) for source in line.split()]
     assert {"setup.cfg", "actors", "csr_ray", "configs"} <= set(copied)
     assert all((ROOT / source).exists() for source in copied)
