@@ -20,6 +20,7 @@
 # Three minutes before the time limit this shell, and nobody else, gets SIGUSR1.
 #SBATCH --signal=B:USR1@180
 
+# shellcheck disable=SC2329  # traps and srun call functions of this script
 set -euo pipefail
 
 say() { echo "slurm.sh: $*"; }
@@ -60,17 +61,21 @@ end() {
   kill -KILL "$1" 2>/dev/null || true
 }
 
-clean_up() {
+leave() { # with the exit code that the script ends with
+  local code=$?
   trap '' TERM USR1
   [[ -z $driver ]] || end "$driver" kill -TERM "$driver"
   # The job's steps, but not this shell. srun itself would not pass SIGTERM on, but kill at once.
   [[ -z $workers ]] || end "$workers" scancel --signal=TERM "$SLURM_JOB_ID"
   [[ -z $head ]] || end "$head" kill -TERM "$head"
   rm -rf "$scratch"
+  if [[ -n $is_at_limit && $code -eq 1 && ${CSR_RAY_REQUEUE:-1} != 0 ]]; then
+    say "put into the queue again; the run goes on where it was"
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
 }
-trap clean_up EXIT
+trap leave EXIT
 
-# shellcheck disable=SC2329  # the traps below call it
 stop_the_run() { # the run hears of both signals as SIGTERM; a second one ends it at once
   say "$1: the run is told to stop"
   [[ -n $driver ]] || exit 1
@@ -96,7 +101,6 @@ export RAY_ADDRESS
 export -p | grep -E ' RAY_(ADDRESS|AUTH)' >"$scratch/environment"
 
 # On every other node, in a shell of its own that srun starts.
-# shellcheck disable=SC2329  # srun calls it
 start_worker() {
   local scratch ray code=0
   scratch=$(mktemp -d "/tmp/csr-ray-$SLURM_JOB_ID-XXXXXX")
@@ -140,11 +144,4 @@ code=0
 wait "$driver" || code=$?
 driver=''
 say "the run ended with exit code $code"
-
-if [[ -n $is_at_limit && $code -eq 1 && ${CSR_RAY_REQUEUE:-1} != 0 ]]; then
-  say "put into the queue again; the run goes on where it was"
-  clean_up
-  trap - EXIT
-  scontrol requeue "$SLURM_JOB_ID"
-fi
 exit "$code"
