@@ -43,10 +43,21 @@ RAY_AUTH_TOKEN=$("$bin/python" -c 'import secrets; print(secrets.token_hex(32))'
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token
 
 # Jobs may share a node: every port is a free one, and each has a folder of its own for Ray's sockets and logs. Its path
-# is short, because a socket's has 107 bytes at most. Ray opens its own folder to everybody, and so gets one inside.
+# is short, because a socket's has 107 bytes at most. Ray opens its own folder to everybody, and so gets one inside. A job
+# that Slurm has killed leaves its folder; the next one of this user on that node removes it.
+make_scratch() {
+  local queued old job
+  if queued=$(squeue --noheader --user="$(id -un)" --format=%A); then
+    for old in /tmp/csr-ray-*-*; do
+      job=${old#/tmp/csr-ray-} job=${job%-*}
+      [[ -O $old && $job =~ ^[0-9]+$ ]] && ! grep -qx "$job" <<<"$queued" && rm -rf "$old"
+    done
+  fi
+  mktemp -d "/tmp/csr-ray-$SLURM_JOB_ID-XXXXXX"
+}
 any_port=(--dashboard-agent-listen-port=0 --min-worker-port=0 --max-worker-port=0)
 client_port=$("$bin/python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
-scratch=$(mktemp -d "/tmp/csr-ray-$SLURM_JOB_ID-XXXXXX")
+scratch=$(make_scratch)
 
 head='' workers='' driver='' is_at_limit=''
 
@@ -80,6 +91,9 @@ stop_the_run() { # the run hears of both signals as SIGTERM; a second one ends i
   say "$1: the run is told to stop"
   [[ -n $driver ]] || exit 1
   kill -TERM "$driver" 2>/dev/null || true
+  sleep 3
+  # A plain scancel signals every process of the job. Without Ray there is nothing to wait for.
+  kill -0 "$head" 2>/dev/null || kill -TERM "$driver" 2>/dev/null || true
 }
 trap 'is_at_limit=1; stop_the_run "the time limit is near"' USR1
 trap 'stop_the_run SIGTERM' TERM
@@ -103,7 +117,7 @@ export -p | grep -E ' RAY_(ADDRESS|AUTH)' >"$scratch/environment"
 # On every other node, in a shell of its own that srun starts.
 start_worker() {
   local scratch ray code=0
-  scratch=$(mktemp -d "/tmp/csr-ray-$SLURM_JOB_ID-XXXXXX")
+  scratch=$(make_scratch)
   "$1/ray" start --block --address="$RAY_ADDRESS" --temp-dir="$scratch/ray" --disable-usage-stats \
     --num-cpus="${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}" "${@:2}" >"$scratch/worker.log" 2>&1 &
   ray=$!
@@ -117,7 +131,7 @@ num_others=$((SLURM_JOB_NUM_NODES - 1))
 if ((num_others)); then
   srun --nodes="$num_others" --ntasks="$num_others" --ntasks-per-node=1 --exclude="$SLURMD_NODENAME" \
     --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 \
-    bash -c "$(declare -f start_worker); start_worker \"\$@\"" start_worker "$bin" "${any_port[@]}" &
+    bash -c "$(declare -f make_scratch start_worker); start_worker \"\$@\"" start_worker "$bin" "${any_port[@]}" &
   workers=$!
 fi
 "$bin/python" - "$SLURM_JOB_NUM_NODES" "${CSR_RAY_NODES_WAIT_S:-300}" <<'PYTHON' || exit 1

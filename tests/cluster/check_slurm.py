@@ -6,7 +6,7 @@ submitted, each a whole program with real tiny models on two nodes of two CPUs:
     finish    a run from start to end, of which both nodes had a part
     stop      a run that a person stops in mid-rollout and submits again: it goes on
     requeue   a run that the time limit stops in mid-rollout: Slurm starts it again, and it goes on
-    cancel    a job that Slurm ends at once, with all its processes: nothing is left of it
+    cancel    a job that Slurm ends at once, with all its processes: the next job removes what is left of it
 
 Needs root and `apt-get install slurm-wlm munge`; takes about ten minutes on two cores.
 """
@@ -197,12 +197,25 @@ def check_requeue(folder: Path) -> None:
 
 
 def check_cancel(folder: Path) -> None:
-    job = Job(log=folder / "cancel.log", run=RunFolder(folder / "cancel"))
-    job.wait(until=lambda: "Ray has 2 nodes" in job.said(), what="Ray on both nodes")
-    output_of(["scancel", job.id])
-    job.wait_until_it_ends()
-    assert job.state() == "CANCELLED", job.said()
-    assert_nothing_is_left(job, within_s=60)  # Slurm ends the job first, and its processes then
+    def folders(job: Job) -> list[Path]:
+        return list(Path("/tmp").glob(f"csr-ray-{job.id}-*"))
+
+    run = RunFolder(folder / "cancel")
+    cancelled = Job(log=folder / "cancel.log", run=run)
+    cancelled.wait(until=lambda: "Ray has 2 nodes" in cancelled.said(), what="Ray on both nodes")
+    assert len(folders(cancelled)) == len(NODES)
+    output_of(["scancel", cancelled.id])
+    cancelled.wait_until_it_ends()
+    assert cancelled.state() == "CANCELLED", cancelled.said()
+    cancelled.wait(until=lambda: not cancelled.processes(), what="the end of all processes")
+    print(f"  folders left by srun's SIGKILL: {len(folders(cancelled))}")
+
+    following = Job(log=folder / "following.log", run=run)
+    following.wait(until=lambda: "Ray has 2 nodes" in following.said(), what="Ray on both nodes")
+    assert not folders(cancelled), "the next job has removed them"
+    output_of(["scancel", "--batch", "--signal=TERM", following.id])
+    following.wait_until_it_ends()
+    assert_nothing_is_left(following)
 
 
 CHECKS = {"finish": check_finish, "stop": check_stop, "requeue": check_requeue, "cancel": check_cancel}
@@ -222,8 +235,8 @@ def assert_finished(job: Job) -> None:
     assert check_run(job.run.root).damage == []
 
 
-def assert_nothing_is_left(job: Job, *, within_s: float = 10) -> None:
-    deadline_s = time.monotonic() + within_s
+def assert_nothing_is_left(job: Job) -> None:
+    deadline_s = time.monotonic() + 10
 
     def left() -> list[object]:
         return [*job.processes().values(), *Path("/tmp").glob(f"csr-ray-{job.id}-*")]
