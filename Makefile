@@ -19,7 +19,7 @@ help:
 	@echo "make test-gpu  what nobody has seen yet: the first machine with a GPU, from a kernel to 7B shapes (an hour)"
 	@echo "make chaos     kill and stop the parts of real runs at random (N=50 of them), and see that nothing is lost"
 	@echo "make bad-inputs  read some 200 bad pictures and prompt files, and write what became of each"
-	@echo "make check-slurm  submit cluster/slurm.sh to a real Slurm of two nodes on this machine (root; ten minutes)"
+	@echo "make check-slurm  submit cluster/slurm.sh to a real Slurm of two nodes on this machine (root; 15 minutes)"
 	@echo "make check-cluster  have SkyPilot's own parsers read cluster/skypilot.yaml; the rest of cluster/ is in make test"
 	@echo "make soak      small rounds for MINUTES (60), and whether memory, files or anything else grows meanwhile"
 	@echo "make sim       seeded histories of deaths, crashes and full disks, held to what is promised (N=100000, SEED=17)"

@@ -8,7 +8,7 @@ submitted, each a whole program with real tiny models on two nodes of two CPUs:
     requeue   a run that the time limit stops in mid-rollout: Slurm starts it again, and it goes on
     cancel    a job that Slurm ends at once, with all its processes: the next job removes what is left of it
 
-Needs root and `apt-get install slurm-wlm munge`; takes about ten minutes on two cores.
+Needs root and `apt-get install slurm-wlm munge`; takes about a quarter of an hour on two cores.
 """
 
 from __future__ import annotations
