@@ -9,7 +9,7 @@ ENGINE  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 # imports anew, which costs minutes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-unit test-long test-gpu bad-inputs chaos soak sim sim-scale bench lint clean
+.PHONY: help install demo test test-unit test-long test-gpu bad-inputs check-cluster check-slurm chaos soak sim sim-scale bench lint clean
 
 help:
 	@echo "make install   create $(VENV) with the $(ENGINE) engine (does nothing when up to date)"
@@ -19,6 +19,8 @@ help:
 	@echo "make test-gpu  what nobody has seen yet: the first machine with a GPU, from a kernel to 7B shapes (an hour)"
 	@echo "make chaos     kill and stop the parts of real runs at random (N=50 of them), and see that nothing is lost"
 	@echo "make bad-inputs  read some 200 bad pictures and prompt files, and write what became of each"
+	@echo "make check-slurm  submit cluster/slurm.sh to a real Slurm of two nodes on this machine (root; 15 minutes)"
+	@echo "make check-cluster  have SkyPilot's own parsers read cluster/skypilot.yaml; the rest of cluster/ is in make test"
 	@echo "make soak      small rounds for MINUTES (60), and whether memory, files or anything else grows meanwhile"
 	@echo "make sim       seeded histories of deaths, crashes and full disks, held to what is promised (N=100000, SEED=17)"
 	@echo "make sim-scale the driver at a thousand to a million prompts, with instant actors"
@@ -68,6 +70,15 @@ bad-inputs: install
 # N deaths of real processes at random instants; takes about half a minute each, and writes docs/chaos.md.
 chaos: install
 	@$(BIN)/python tests/ray/chaos/chaos.py --deaths $(or $(N),50) --markdown docs/chaos.md
+
+# The real thing: Slurm's daemons, two nodes, jobs that are stopped in the middle and go on.
+check-slurm: install
+	@$(BIN)/python tests/cluster/check_slurm.py $(CHECKS)
+
+# SkyPilot wants other versions of what we use, too.
+check-cluster: install
+	@$(BIN)/python -m uv run --quiet --no-project --isolated --python $(BIN)/python \
+	  --with "$$(grep -o 'skypilot==.*' setup.cfg)" python tests/cluster/check_skypilot.py
 
 MINUTES ?= 60
 soak: install
