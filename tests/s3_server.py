@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import logging
 import os
 import random
 import threading
@@ -32,19 +33,25 @@ class Trouble:
 
     Attributes:
         refused: answered with 503, and not done.
+        denied: answered with 403, and not done.
         dropped: the connection ends, and nothing was done.
         lost: it is done, and then the connection ends without a reply.
         delayed: it waits for `delay_s` first.
         away: nobody is there at all.
+        away_after: so many requests pass, and then nobody is there.
+        forgets_conditions: writes over what is there, whatever the request says.
     """
 
     seed: int = 0
     refused: float = 0.0
+    denied: float = 0.0
     dropped: float = 0.0
     lost: float = 0.0
     delayed: float = 0.0
     delay_s: float = 0.2
     away: bool = False
+    away_after: int | None = None
+    forgets_conditions: bool = False
     seen: Counter[str] = field(default_factory=Counter)
     watch: Callable[[str, str], None] = lambda method, path: None
 
@@ -54,9 +61,12 @@ class Trouble:
 
     def draw(self, method: str, path: str) -> str:
         with self._one_at_a_time:
-            kinds = ("refused", "dropped", "lost", "delayed")
+            kinds = ("refused", "denied", "dropped", "lost", "delayed")
             chances = [getattr(self, kind) for kind in kinds]
             kind = self._random.choices((*kinds, "passed"), weights=[*chances, 1.0 - sum(chances)])[0]
+            if self.away_after is not None:
+                self.away_after -= 1
+                self.away = self.away or self.away_after < 0
             kind = "away" if self.away else kind
             self.seen[kind] += 1
             self.seen[f"{method} {'list' if '?list-type' in path else 'object'}"] += 1
@@ -69,6 +79,7 @@ class Door:
 
     def __init__(self) -> None:
         self.trouble = Trouble()
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self._moto.start()
         inner = self._moto.get_host_and_port()
@@ -83,14 +94,19 @@ class Door:
                 if kind in ("dropped", "away"):
                     self._hang_up()
                     return
-                if kind == "refused":
-                    self._reply(503, b"<Error><Code>ServiceUnavailable</Code><Message>later</Message></Error>", {})
+                if kind in ("refused", "denied"):
+                    status, code = (503, "ServiceUnavailable") if kind == "refused" else (403, "AccessDenied")
+                    error = f"<Error><Code>{code}</Code><Message>not now</Message></Error>"
+                    self._reply(status, error.encode(), {})
                     return
                 if kind == "delayed":
                     time.sleep(door.trouble.delay_s)
                 with writing if self.command in ("PUT", "POST", "DELETE") else contextlib.nullcontext():
                     connection = http.client.HTTPConnection(*inner, timeout=30)
-                    connection.request(self.command, self.path, body=body, headers=dict(self.headers.items()))
+                    headers = dict(self.headers.items())
+                    if door.trouble.forgets_conditions:
+                        headers.pop("If-None-Match", None)
+                    connection.request(self.command, self.path, body=body, headers=headers)
                     answer = connection.getresponse()
                     content = answer.read()
                     connection.close()

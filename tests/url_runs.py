@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -20,6 +21,9 @@ from csr_ray.config.load import to_plain
 from csr_ray.records import Prompt
 from csr_ray.stages.state import RunState
 from csr_ray.store.journal import Journal
+from csr_ray.store.lock import Holder
+from csr_ray.store.object_lock import LockObjects
+from csr_ray.store.objects import open_store
 
 
 class UrlDriver(CheckedDriver):
@@ -40,6 +44,7 @@ class UrlDriver(CheckedDriver):
         self.prompts = [Prompt(id=id, image=f"{id}.png", text="Describe.", source="x") for id in ids]
         self.said_lines: list[str] = []
         self.place: Place | None = None
+        self.before_work: Callable[[], None] = lambda: None
 
     def state(self) -> RunState:
         assert self.place is not None
@@ -54,6 +59,7 @@ class UrlDriver(CheckedDriver):
         self.folder = folder_of(self.url)
         self.place = take(self.folder, say=self.said_lines.append)
         try:
+            self.before_work()
             with settled(self.place, say=self.said_lines.append):
                 return self.run(**trouble)  # type: ignore[arg-type]
         finally:
@@ -63,6 +69,14 @@ class UrlDriver(CheckedDriver):
         with opened_to_read(self.url, key="RUN_DIR") as folder:
             return check_run(folder.root)
 
+    def bury(self) -> None:
+        """Whoever has the lock is dead, so that the next start takes it over at once."""
+        lock = LockObjects(open_store(self.url, key="run.dir"))
+        if (found := lock.read()) is not None:
+            holder = Holder.from_bytes(found[0])
+            assert holder is not None
+            assert lock.replace(replace(holder, started=holder.started - 1, token="dead").to_bytes(), tag=found[1])
+
 
 @contextlib.contextmanager
 def on_machine(folder: Path) -> Iterator[None]:
@@ -71,6 +85,6 @@ def on_machine(folder: Path) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("csr_ray.policy.weights.save_merged", save_fake_model)

@@ -223,12 +223,13 @@ def _all_of(*calls: Callable[[], None]) -> Callable[[], None]:
 
 
 def evaluate_model(
-    model: Path, *, benchmark: str, data: Path | None, limit: int | None, dtype: str, output: Path
+    model: str, *, benchmark: str, data: str | None, limit: int | None, dtype: str, output: Path
 ) -> None:
     """Do what `csr-ray eval` does: measure any model folder with the questions and metrics of a run's evaluation.
 
     Args:
-        data: folder of the benchmark's files.
+        model: a Hugging Face folder, or the URL of one.
+        data: folder of the benchmark's files, or its URL.
         limit: the first N images only; None: all.
         dtype: "float32" or "bfloat16", of the weights while generating.
         output: the JSON file to write; logs go to a hidden folder beside it.
@@ -244,18 +245,18 @@ def evaluate_model(
         {
             "generators": {"gpus": int(serves_on_gpus())},
             "run": {"dir": str(output.parent / f".{output.stem}.logs")},
-            "data": {"prompts": str(data / "prompts.jsonl")},
-            "policy": {"model": str(model), "dtype": dtype},
-            "eval": {"benchmarks": [benchmark], "data": str(data), **({"limit": limit} if limit else {})},
+            "data": {"prompts": f"{data}/prompts.jsonl"},
+            "policy": {"model": model, "dtype": dtype},
+            "eval": {"benchmarks": [benchmark], "data": data, **({"limit": limit} if limit else {})},
         }
     )
     listen_on_this_machine_only()
     from actors.runtime import Serving
 
-    check_policy(str(model))
+    check_policy(model)
     suite = load_suite(config.eval)
     view = ConsoleView(num_rounds=0)
-    reference = _reference(str(model))
+    reference = _reference(model)
     logs = RunFolder(Path(config.run.dir))
     with _told_that_nothing_is_kept(), SignalStop(grace_s=0, before_exit=lambda: None) as stop, logged(logs):
         serving = Serving.start(

@@ -395,8 +395,9 @@ class Mirror:
         raise _Ended from error
 
     def _held_back(self, why: str) -> StorageError:
+        num = self.num_waiting
         return StorageError(
-            f"run.dir = {self._folder.url!r}: {why}. {self.num_waiting} lines of the journal are not there yet, and "
+            f"run.dir = {self._folder.url!r}: {why.rstrip('.')}. {num} lines of the journal are not there yet, and "
             f"are kept in {self._folder.root}; see that the store can be reached, then start the same command again "
             "on this machine: it sends them and goes on where it was"
         )

@@ -260,6 +260,11 @@ def check_store_url(url: str, *, key: str, allow_memory: bool = False) -> None:
         raise refused("a part of its path is empty or dots; write the path without")
 
 
+def endpoint() -> str:
+    """Where requests to S3 go, if not to Amazon; as Amazon's own tools read it from the environment."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
 def is_url(name: str) -> bool:
     """Whether a name is a URL of a store, and no path of this machine (`file://` URLs are paths)."""
     return "://" in name and not name.lower().startswith("file://")
@@ -271,8 +276,10 @@ def local_path(name: str) -> Path:
 
 
 def _options(driver: str) -> dict[str, Any]:
-    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    options: dict[str, Any] = {"use_listings_cache": False}
     if driver == "s3fs":
+        # By name, because fsspec keeps one instance for equal options.
+        options["endpoint_url"] = endpoint() or None
         options["config_kwargs"] = {
             "connect_timeout": _CONNECT_S,
             "read_timeout": _SILENT_S,
@@ -335,5 +342,5 @@ def _found(info: dict[str, Any]) -> Found:
     if isinstance(when, str):
         with contextlib.suppress(ValueError):
             when = datetime.fromisoformat(when.replace("Z", "+00:00"))
-    modified_s = when.timestamp() if isinstance(when, datetime) else 0.0
+    modified_s = when.timestamp() if isinstance(when, datetime) else when if isinstance(when, float) else 0.0
     return Found(num_bytes=int(info.get("size") or 0), tag=str(tag).strip('"'), modified_s=modified_s)

@@ -31,7 +31,7 @@ from csr_ray.store.cache import cache_folder
 from csr_ray.store.digests import Digest, find_damage
 from csr_ray.store.lines import DamagedLine, bodies
 from csr_ray.store.object_lock import LOCK_FOLDER
-from csr_ray.store.objects import Found, ObjectStore
+from csr_ray.store.objects import Found, ObjectStore, endpoint
 from csr_ray.store.pieces import PIECES_FOLDER, WHOLE, Stored, read_journal
 from csr_ray.store.run_folder import RunFolder
 
@@ -50,8 +50,7 @@ def working_copy(url: str) -> RunFolder:
     Its name has the URL and the endpoint in it, for two stores may have buckets of one name.
     """
     url = url.rstrip("/")
-    place = f"{url} {os.environ.get('AWS_ENDPOINT_URL_S3') or os.environ.get('AWS_ENDPOINT_URL') or ''}"
-    short = hashlib.blake2b(place.encode(), digest_size=6).hexdigest()
+    short = hashlib.blake2b(f"{url} {endpoint()}".encode(), digest_size=6).hexdigest()
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", PurePosixPath(url).name)[:80]
     return RunFolder(cache_folder() / "runs" / f"{name}-{short}", url=url)
 
