@@ -105,6 +105,9 @@ class Mirror:
         self._loose: dict[str, tuple[int, int] | None] = {name: None for name in copied.found if is_loose(name)}
         self._sweeping = threading.Lock()
         self._files = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="mirror-files")
+        self._mending = [
+            self._files.submit(self._send_file, name, digest.to_plain()) for name, digest in copied.lost.items()
+        ]
         self.add([_entry_of(line) for line in copied.ahead], data=b"".join(copied.ahead))
         self._threads = [
             threading.Thread(target=self._guarded, args=(work,), name=name, daemon=True)
@@ -188,6 +191,8 @@ class Mirror:
                 for _ in batch:
                     self._lines.popleft()
             self._after_lines(batch)
+        for file in self._mending:
+            file.result()
         if self._num_lines > self._num_joined:
             self._join()
         self._sweep(with_logs=True)

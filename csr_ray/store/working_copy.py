@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final
 
@@ -67,11 +67,13 @@ class Copied:
     Attributes:
         stored: the journal at the URL.
         ahead: the copy's lines that the URL has not yet, with their newlines.
+        lost: files that lines of the URL name, by name, which are gone there and sound here.
         found: every object of the run folder at the URL, by name.
     """
 
     stored: Stored
     ahead: tuple[bytes, ...] = ()
+    lost: Mapping[str, Digest] = field(default_factory=dict)
     found: Mapping[str, Found]
 
 
@@ -97,18 +99,20 @@ def bring_up_to_date(folder: RunFolder, *, store: ObjectStore, is_new: bool, say
             _put_aside(folder, say=say, why=why)
         if not ahead and stored.num_lines:
             _write_journal(folder.journal, content=file)
-    _fetch(store, root=folder.root, found=found, names=_missing(folder, found=found, is_ahead=bool(ahead)))
-    return Copied(stored=stored, ahead=ahead or (), found=found)
-
-
-def _missing(folder: RunFolder, *, found: Mapping[str, Found], is_ahead: bool) -> list[str]:
-    """The files that are to be fetched: what the journal names and is not here as it should be, and loose ones."""
-    named: dict[str, Digest] = {}
-    if folder.journal.is_file():
-        with contextlib.suppress(DamagedLine), folder.journal.open("rb") as lines:
-            named = {name: digest for name, digest in _named_files(lines).items() if name in found}
-    loose = [name for name in found if is_loose(name) and not (is_ahead and (folder.root / name).exists())]
-    return [*_damaged(folder.root, files=named), *loose]
+        file.seek(0)
+        stored_files = _named_files(body for body, _ in bodies(file))
+    sent_now = _named_files(ahead or ())
+    named = {**stored_files, **sent_now}
+    damaged = set(_damaged(folder.root, files=named))
+    loose = [name for name in found if is_loose(name) and not (ahead and (folder.root / name).exists())]
+    _fetch(store, root=folder.root, found=found, names=[*(damaged & found.keys()), *loose])
+    lost = {
+        name: digest
+        for name, digest in stored_files.items()
+        if name not in sent_now and name not in damaged
+        if name not in found or found[name].num_bytes != digest.num_bytes
+    }
+    return Copied(stored=stored, ahead=ahead or (), lost=lost, found=found)
 
 
 @contextlib.contextmanager
@@ -206,11 +210,11 @@ def _put_aside(folder: RunFolder, *, say: Callable[[str], None], why: str) -> No
 # ---- files ----
 
 
-def _named_files(lines: BinaryIO) -> dict[str, Digest]:
-    """Every file that a journal names, with the digest that its last line says."""
+def _named_files(lines: Iterable[bytes]) -> dict[str, Digest]:
+    """Every file that lines of a journal name, with the digest that the last of them says."""
     named: dict[str, Digest] = {}
-    for body, _ in bodies(lines):
-        for name, plain in json.loads(body).get("files", {}).items():
+    for line in lines:
+        for name, plain in json.loads(line).get("files", {}).items():
             if not PurePosixPath(name).is_absolute() and ".." not in name.split("/"):
                 named[name] = Digest.from_plain(plain)
     return named
