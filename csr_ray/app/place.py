@@ -6,6 +6,7 @@ A run at a URL works in the copy, as in any folder, and is mirrored from there (
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from csr_ray.store.working_copy import bring_up_to_date, fetched, working_copy
 
 # What is committed at a stop or an error has so long to arrive at the URL; the copy keeps the rest.
 _SETTLE_S = 30.0
+_RELEASE_S = 10.0
 _NUM_COPIES_AT_ONCE = 16
 # Large, and nothing of it is on the page.
 _NOT_FOR_THE_PAGE = ("model", "adapter", "checkpoints", "logs", "eval")
@@ -76,13 +78,13 @@ class UrlPlace:
     def __init__(self, folder: RunFolder, *, say: Callable[[str], None]) -> None:
         self._store = open_store(folder.url, key="run.dir")
         with _as_storage_error(folder):
-            is_new = not self._store.list()
+            self._is_new = self._store.is_empty()
             _refuse_without_conditions(self._store)
-            self._lock = _lock(self._store, say=say)
+            self._objects = LockObjects(self._store)
+            self._lock = _lock(self._objects, url=folder.url, say=say)
             self._mirror: Mirror | None = None
-            self._is_new = is_new
             try:
-                copied = bring_up_to_date(folder, store=self._store, is_new=is_new, say=say)
+                copied = bring_up_to_date(folder, store=self._store, is_new=self._is_new, say=say)
                 self._mirror = Mirror(self._store, folder=folder, copied=copied, lock=self._lock, say=say)
             except BaseException:
                 self.release()
@@ -99,10 +101,18 @@ class UrlPlace:
         self._mirror.close(wait_s=wait_s)
 
     def release(self) -> None:
+        if self._mirror is not None:
+            self._mirror.abandon()
+        # A store that is away must not hold up the end of the process; this one's lock is known to be a dead one's.
+        releasing = threading.Thread(target=self._release, name="release", daemon=True)
+        releasing.start()
+        releasing.join(_RELEASE_S)
+
+    def _release(self) -> None:
         self._lock.release()
         if self._is_new and not (self._mirror and self._mirror.has_sent):
             with contextlib.suppress(StoreError):  # nothing was begun there
-                self._store.remove([name for name in self._store.list(LOCK_FOLDER)])
+                self._objects.forget()
 
 
 def take(folder: RunFolder, *, say: Callable[[str], None]) -> Place:
@@ -133,8 +143,8 @@ def settled(place: Place, *, say: Callable[[str], None]) -> Iterator[None]:
     place.settle(wait_s=None)
 
 
-def _lock(store: ObjectStore, *, say: Callable[[str], None]) -> RunLock:
-    return RunLock.take(LockObjects(store), name=f"run.dir = {store.url!r}", say=say)
+def _lock(objects: LockObjects, *, url: str, say: Callable[[str], None]) -> RunLock:
+    return RunLock.take(objects, name=f"run.dir = {url!r}", say=say)
 
 
 def _refuse_without_conditions(store: ObjectStore) -> None:
@@ -191,6 +201,12 @@ def found_at(url: str, *, key: str) -> dict[str, Found]:
         return open_store(url, key=key).list()
 
 
+def read_at(url: str, name: str, *, key: str) -> bytes | None:
+    """The content of one file of a run folder at a URL; None if there is none."""
+    with _as_storage_error(RunFolder(Path(), url=url)):
+        return open_store(url, key=key).read(name)
+
+
 def report(run_dir: str) -> str:
     """Do what `csr-ray report` does; returns where the page is."""
     from csr_ray.report import write_report
@@ -226,7 +242,7 @@ def move_aside_at_url(folder: RunFolder, *, say: Callable[[str], None]) -> None:
         if not names and not folder.root.exists():
             return
         target = f"{store.url}.{time.strftime('%Y%m%d-%H%M%S')}"
-        lock = _lock(store, say=say)
+        lock = _lock(LockObjects(store), url=folder.url, say=say)
         try:
             if names:
                 _copy_all(store, names=names, to=store.sibling(target))

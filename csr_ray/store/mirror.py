@@ -162,13 +162,17 @@ class Mirror:
             if self._error is None:
                 self._finish(wait_s)
         finally:
-            self._ended.set()
-            with self._changed:
-                self._changed.notify_all()
-            self._files.shutdown(wait=False, cancel_futures=True)
+            self.abandon()
         self.check()
         if self.num_waiting:
             raise self._held_back("the run was told to stop before all of it had arrived")
+
+    def abandon(self) -> None:
+        """Send nothing more; what is left is kept in the copy."""
+        self._ended.set()
+        with self._changed:
+            self._changed.notify_all()
+        self._files.shutdown(wait=False, cancel_futures=True)
 
     def _finish(self, wait_s: float | None) -> None:
         until_s = None if wait_s is None else time.monotonic() + wait_s

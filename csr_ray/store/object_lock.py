@@ -51,6 +51,12 @@ class LockObjects:
         number = _number(tag)
         return number is not None and self._put(number + 1, _FREE, behind=number) is not None
 
+    def forget(self) -> None:
+        """Remove what a lock leaves that nobody holds, where nothing was begun; numbers begin anew then."""
+        numbers = self._numbers()
+        if numbers and self._store.read(_name(numbers[-1])) == _FREE:
+            self._store.remove([_name(number) for number in numbers])
+
     def _put(self, number: int, content: bytes, *, behind: int | None) -> str | None:
         """Create the object of a number; returns it as a tag if it is the newest, and follows on `behind`.
 

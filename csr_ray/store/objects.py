@@ -21,7 +21,7 @@ from csr_ray.redaction import without_credentials
 from csr_ray.store.atomic import write_atomically
 
 # What each scheme needs: fsspec's driver, and the extra of setup.cfg that brings it.
-_DRIVERS: Final = {
+DRIVERS: Final = {
     "s3": ("s3fs", "s3"),
     "s3a": ("s3fs", "s3"),
     "gs": ("gcsfs", "gcs"),
@@ -170,6 +170,14 @@ class ObjectStore:
         start = len(self._root) + 1
         return {path[start:]: _found(info) for path, info in found.items() if path[start:]}
 
+    def is_empty(self) -> bool:
+        """Whether there is no object below the URL."""
+        try:
+            with _told("the folder", is_write=True):
+                return not self._filesystem.ls(self._root, detail=False)
+        except FileNotFoundError:
+            return True
+
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects; those that are not there count as removed."""
         left = list(names)
@@ -211,7 +219,7 @@ def open_store(url: str, *, key: str, allow_memory: bool = False) -> ObjectStore
     check_store_url(url, key=key, allow_memory=allow_memory)
     place = f"{key} = {url!r}"
     scheme = url.partition("://")[0].lower()
-    driver, extra = _DRIVERS.get(scheme, ("", ""))
+    driver, extra = DRIVERS.get(scheme, ("", ""))
     import fsspec
 
     try:
@@ -248,8 +256,8 @@ def check_store_url(url: str, *, key: str, allow_memory: bool = False) -> None:
     scheme, _, rest = url.partition("://")
     if scheme.lower() == _WITHIN_PROCESS and not allow_memory:
         raise refused("a store within the process, which ends with it; name a folder, or a URL of a store")
-    if scheme.lower() not in (*_DRIVERS, _WITHIN_PROCESS):
-        known = ", ".join(f"{name}://" for name in _DRIVERS)
+    if scheme.lower() not in (*DRIVERS, _WITHIN_PROCESS):
+        known = ", ".join(f"{name}://" for name in DRIVERS)
         raise refused(f"no store of the scheme {scheme[:40]!r} is known; name a folder, or a URL of {known}")
     if "::" in url:
         raise refused("a chain of URLs (::); name the folder itself")

@@ -30,6 +30,10 @@ _NUM_THREADS: Final = 16
 _PIECES_AT_ONCE: Final = 64
 
 
+class PieceGone(StoreError):
+    """A piece was listed and is not there any more."""
+
+
 @dataclass(frozen=True, order=True)
 class Piece:
     """An object of the journal; `end` is the number behind its last line, None for a segment, which is to be read."""
@@ -144,7 +148,7 @@ def _contents(store: ObjectStore, pieces: Sequence[Piece]) -> Iterator[tuple[Pie
     def read(piece: Piece) -> bytes:
         content = store.read(piece.name)
         if content is None:
-            raise StoreError(f"{piece.name}: gone while it was about to be read; is another driver at work there?")
+            raise PieceGone(f"{piece.name}: gone while it was about to be read; is another driver at work there?")
         return content
 
     with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="journal-read") as pool:

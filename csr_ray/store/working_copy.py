@@ -32,11 +32,12 @@ from csr_ray.store.digests import Digest, find_damage
 from csr_ray.store.lines import DamagedLine, bodies
 from csr_ray.store.object_lock import LOCK_FOLDER
 from csr_ray.store.objects import Found, ObjectStore, endpoint
-from csr_ray.store.pieces import PIECES_FOLDER, WHOLE, Stored, read_journal
+from csr_ray.store.pieces import PIECES_FOLDER, WHOLE, PieceGone, Stored, read_journal
 from csr_ray.store.run_folder import RunFolder
 
 _NUM_THREADS: Final = 16
 _CHUNK_BYTES: Final = 1 << 20
+_FILES_WITHOUT_A_LINE: Final = 8
 # Whatever the journal does not name, but a start needs, or a person wants to see.
 _LOOSE: Final = re.compile(
     r"config\.yaml|summary\.json|quarantine\.jsonl|report\.html|eval/[^/]+|logs/[^/]+"
@@ -99,6 +100,8 @@ def bring_up_to_date(folder: RunFolder, *, store: ObjectStore, is_new: bool, say
             _put_aside(folder, say=say, why=why)
         if not ahead and stored.num_lines:
             _write_journal(folder.journal, content=file)
+        if not ahead and not stored.num_lines:
+            _check_has_journal(store, found=found)
         file.seek(0)
         stored_files = _named_files(body for body, _ in bodies(file))
     sent_now = _named_files(ahead or ())
@@ -125,18 +128,31 @@ def fetched(store: ObjectStore, *, is_wanted: Callable[[str], bool]) -> Iterator
     Raises:
         StoreError: the store cannot be asked.
     """
-    found = store.list()
     with tempfile.TemporaryDirectory(prefix="csr_ray_") as place:
         folder = RunFolder(Path(place, PurePosixPath(store.url).name), url=store.url)
         folder.root.mkdir()
-        with folder.journal.open("wb") as file:
-            stored = read_journal(store, names=found, into=file)
-        if not stored.num_bytes:
-            folder.journal.unlink()
+        found = _fetch_journal(store, to=folder.journal)
         own = (LOCK_FOLDER, PIECES_FOLDER, WHOLE)
         names = [name for name in found if name.split("/")[0] not in own and ".." not in name.split("/")]
         _fetch(store, root=folder.root, found=found, names=filter(is_wanted, names))
         yield folder
+
+
+def _fetch_journal(store: ObjectStore, *, to: Path) -> dict[str, Found]:
+    """Fetch the journal of a run that may be going on; returns all objects that there are."""
+    for is_last in (False, False, True):
+        found = store.list()
+        try:
+            with to.open("wb") as file:
+                stored = read_journal(store, names=found, into=file)
+        except PieceGone:  # the driver has just joined it with others
+            if is_last:
+                raise
+            continue
+        break
+    if not stored.num_bytes:
+        to.unlink()
+    return found
 
 
 # ---- the journal ----
@@ -160,6 +176,18 @@ def _read_sound(store: ObjectStore, *, names: Iterable[str], into: BinaryIO) -> 
         into.write(b"\n")
     into.truncate(num_bytes)
     return replace(stored, num_lines=num_lines, num_bytes=num_bytes)
+
+
+def _check_has_journal(store: ObjectStore, *, found: Iterable[str]) -> None:
+    """Raises DamageError if there is work without a line that speaks of it: a start would write over all of it."""
+    # A few may be what a run was sending before its first line, when it was killed.
+    files = sorted(name for name in found if name.startswith("round_") and name.endswith(".parquet"))
+    if len(files) > _FILES_WITHOUT_A_LINE:
+        raise DamageError(
+            f"{store.url}/{PIECES_FOLDER} is not there, but there are {len(files)} files that its lines spoke of, "
+            f"such as {files[0]}: put its objects back from the bucket's versions or a copy, or --fresh to move this run "
+            "aside and begin anew"
+        )
 
 
 def _lines_ahead(journal: Path, *, of: BinaryIO) -> tuple[bytes, ...] | None:

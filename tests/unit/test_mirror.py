@@ -374,6 +374,22 @@ def test_a_damaged_line_at_the_url_is_one_line(door: Door, tmp_path: Path) -> No
     assert said.startswith(f"{run.url}/journal, line ") and "--fresh" in said and "\n" not in said
 
 
+def test_work_without_a_journal_is_not_written_over(door: Door, tmp_path: Path) -> None:
+    run = UrlDriver(url_of(tmp_path), place=tmp_path, num_prompts=20, rounds=1)
+    with on_machine(tmp_path / "a"):
+        run.run_here()
+    store = store_of(door, tmp_path)
+    store.remove([name for name in store.list() if name.startswith("journal")])
+    with (
+        on_machine(tmp_path / "b"),
+        pytest.raises(DamageError, match=r"journal is not there, but there are 11 files"),
+    ):
+        run.run_here()
+    with on_machine(tmp_path / "a"):
+        run.run_here()
+    assert (run.check().damage, run.check().next) == FINISHED, "the copy has it still"
+
+
 def test_files_that_are_damaged_or_gone_here_come_from_the_url(door: Door, tmp_path: Path) -> None:
     run = UrlDriver(url_of(tmp_path), place=tmp_path)
     with on_machine(tmp_path / "a"):
