@@ -185,8 +185,8 @@ def _check_has_journal(store: ObjectStore, *, found: Iterable[str]) -> None:
     if len(files) > _FILES_WITHOUT_A_LINE:
         raise DamageError(
             f"{store.url}/{PIECES_FOLDER} is not there, but there are {len(files)} files that its lines spoke of, "
-            f"such as {files[0]}: put its objects back from the bucket's versions or a copy, or --fresh to move this run "
-            "aside and begin anew"
+            f"such as {files[0]}: put its objects back from the bucket's versions or a copy, or --fresh to move this "
+            "run aside and begin anew"
         )
 
 

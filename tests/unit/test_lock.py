@@ -157,6 +157,59 @@ def test_of_many_that_change_it_at_once_one_succeeds(any_store: LockStore) -> No
         assert sum(pool.map(deletes, range(num))) == 1
 
 
+# ---- a lock of objects ----
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> ObjectStore:
+    url = f"memory://{tmp_path.name}/run"
+    return OneAtATime(fsspec.filesystem("memory"), root=url.removeprefix("memory:/"), url=url)
+
+
+def test_a_number_that_is_free_again_gives_a_stale_driver_nothing(objects: ObjectStore) -> None:
+    lock = LockObjects(objects)
+    stale = lock.create(b"stale")
+    tag = stale
+    for number in range(3):
+        assert tag is not None
+        tag = lock.replace(b"new %d" % number, tag=tag)
+    assert stale == "0" and tag == "3" and set(objects.list()) == {"run.lock/000000003"}
+    assert lock.replace(b"stale again", tag=stale) is None and not lock.delete(tag=stale)
+    assert lock.read() == (b"new 2", tag) and set(objects.list()) == {"run.lock/000000003"}
+
+
+def test_numbers_never_begin_anew_while_somebody_may_remember_one(objects: ObjectStore) -> None:
+    lock = LockObjects(objects)
+    first = lock.create(b"one")
+    assert first is not None and lock.delete(tag=first) and lock.read() is None
+    second = lock.create(b"two")
+    assert second == "2" and lock.replace(b"one again", tag=first) is None and lock.read() == (b"two", second)
+    lock.forget()
+    assert lock.read() == (b"two", second), "it is held"
+    assert lock.delete(tag=second)
+    lock.forget()
+    assert objects.list() == {}
+
+
+def test_a_lock_that_is_removed_by_hand_is_gone_for_its_holder(objects: ObjectStore) -> None:
+    lock = LockObjects(objects)
+    tag = lock.create(b"one")
+    objects.remove(objects.list())
+    assert tag is not None and lock.replace(b"one again", tag=tag) is None and lock.read() is None
+
+
+def test_a_holder_is_sure_of_its_lock_for_less_than_others_wait(objects: ObjectStore) -> None:
+    lock = take(LockObjects(objects), stale_s=0.3, beat_s=60)
+    assert lock.is_sure
+    time.sleep(0.2)
+    assert not lock.is_sure
+    lock.release()
+    lock = take(LockObjects(objects), stale_s=0.6, beat_s=0.05)
+    time.sleep(0.8)
+    assert lock.is_sure, "it is renewed"
+    lock.release()
+
+
 # ---- the lock ----
 
 
