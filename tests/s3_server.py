@@ -39,6 +39,8 @@ class Trouble:
         delayed: it waits for `delay_s` first.
         away: nobody is there at all.
         away_after: so many requests pass, and then nobody is there.
+        refuses: says of a path whether it is always refused.
+        watch: is told of every request.
         forgets_conditions: writes over what is there, whatever the request says.
     """
 
@@ -53,6 +55,7 @@ class Trouble:
     away_after: int | None = None
     forgets_conditions: bool = False
     seen: Counter[str] = field(default_factory=Counter)
+    refuses: Callable[[str], bool] = lambda path: False
     watch: Callable[[str, str], None] = lambda method, path: None
 
     def __post_init__(self) -> None:
@@ -67,7 +70,7 @@ class Trouble:
             if self.away_after is not None:
                 self.away_after -= 1
                 self.away = self.away or self.away_after < 0
-            kind = "away" if self.away else kind
+            kind = "away" if self.away else "refused" if self.refuses(path) else kind
             self.seen[kind] += 1
             self.seen[f"{method} {'list' if '?list-type' in path else 'object'}"] += 1
         self.watch(method, path)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -50,37 +51,44 @@ def config_in_the_bucket(door: Door, folder: Path) -> Path:
     return path
 
 
-def start(config: Path, *, machine: Path) -> subprocess.Popen[str]:
-    """A driver as a process of its own, whose machine has nothing but an empty cache."""
+@contextmanager
+def started(config: Path, *, machine: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """A driver as a process of its own, whose machine has nothing but an empty cache; and a file of what it says."""
     command = [sys.executable, "-m", "csr_ray", "run", str(config)]
     environment = {**os.environ, "CSR_RAY_CACHE": str(machine)}
     (machine.parent / "cwd").mkdir(exist_ok=True)
-    return subprocess.Popen(
-        command,
-        cwd=machine.parent / "cwd",
-        env={**environment, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    said = machine.with_name(f"{machine.name}.log")
+    with said.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=machine.parent / "cwd",
+            env={**environment, "PYTHONPATH": str(ROOT)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process, said
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_run_in_a_bucket_is_killed_and_goes_on_on_another_machine(door: Door, tmp_path: Path) -> None:
     config = config_in_the_bucket(door, tmp_path)
     store = door.store("experiments/run")
-    first = start(config, machine=tmp_path / "a")
-    deadline_s = time.monotonic() + 240
-    while not [name for name in store.list() if name.endswith("round_000/pairs.parquet")]:
-        assert time.monotonic() < deadline_s and first.poll() is None, first.communicate(timeout=30)[0]
-        time.sleep(0.2)
-    os.kill(first.pid, signal.SIGKILL)
-    first.communicate()
+    with started(config, machine=tmp_path / "a") as (first, log):
+        deadline_s = time.monotonic() + 300
+        while not [name for name in store.list() if name.endswith("round_000/pairs.parquet")]:
+            assert time.monotonic() < deadline_s and first.poll() is None, log.read_text()
+            time.sleep(0.2)
+        os.kill(first.pid, signal.SIGKILL)
     with opened_to_read(URL, key="RUN_DIR") as folder:
         report = check_run(folder.root)
         before = folder.journal.read_bytes()
     assert report.damage == []
-    second = start(config, machine=tmp_path / "b")
-    said, _ = second.communicate(timeout=300)
+    with started(config, machine=tmp_path / "b") as (second, log):
+        second.wait(timeout=400)
+        said = log.read_text()
     assert second.returncode == 0, said
     assert f"page: {URL}/report.html" in said
     with opened_to_read(URL, key="RUN_DIR") as folder:

@@ -176,6 +176,8 @@ def test_a_number_that_is_free_again_gives_a_stale_driver_nothing(objects: Objec
     assert stale == "0" and tag == "3" and set(objects.list()) == {"run.lock/000000003"}
     assert lock.replace(b"stale again", tag=stale) is None and not lock.delete(tag=stale)
     assert lock.read() == (b"new 2", tag) and set(objects.list()) == {"run.lock/000000003"}
+    objects.write("run.lock/000000000", b"stale")  # as if whoever followed could not remove it
+    assert lock.replace(b"stale again", tag=stale) is None and lock.read() == (b"new 2", tag)
 
 
 def test_numbers_never_begin_anew_while_somebody_may_remember_one(objects: ObjectStore) -> None:

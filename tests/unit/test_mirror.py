@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from csr_ray.store.journal import Journal
 from csr_ray.store.mirror import Mirror
 from csr_ray.store.objects import ObjectStore
 from csr_ray.store.pieces import joined_chain, pieces_of
+from csr_ray.store.units import unit_name
 
 STEP = 1 if os.environ.get("CSR_RAY_LONG_TESTS") else 9
 FINISHED = ([], "nothing: the run is finished")
@@ -83,6 +85,24 @@ def test_a_run_at_a_url_leaves_there_what_a_local_one_leaves(door: Door, tmp_pat
     report = run.check()
     assert (report.damage, report.next) == FINISHED and not report.notes
     assert run.said_lines == []
+
+
+def test_no_line_is_there_before_its_files_however_long_they_take(door: Door, tmp_path: Path) -> None:
+    run = UrlDriver(url_of(tmp_path), place=tmp_path, num_prompts=6, rounds=1)
+    store = store_of(door, tmp_path)
+    last = "unit_" + unit_name(["p2", "p3"])
+    run.before_work = lambda: setattr(door, "trouble", Trouble(refuses=lambda path: last in path))
+    with on_machine(tmp_path / "a"), ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run.run_here)
+        wait_until(lambda: len([name for name in store.list() if "candidates" in name]) == 2, "the others' files")
+        wait_until(lambda: "round_000/pairs.parquet" in store.list(), "a later line's file")
+        time.sleep(0.5)
+        pieces = [store.read(name) or b"" for name in store.list() if name.startswith("journal/")]
+        lines = [json.loads(line) for piece in pieces for line in piece.splitlines()[1:]]
+        assert [line["ids"] for line in lines] == [["p0", "p1"]], "nothing behind the line whose file is not there"
+        door.trouble = Trouble()
+        running.result()
+    assert (run.check().damage, run.check().next) == FINISHED
 
 
 def test_another_machine_goes_on_wherever_the_first_one_died(door: Door, tmp_path: Path, impatient: None) -> None:
