@@ -105,6 +105,21 @@ def test_no_line_is_there_before_its_files_however_long_they_take(door: Door, tm
     assert (run.check().damage, run.check().next) == FINISHED
 
 
+def test_a_rejection_is_in_the_quarantine_before_a_line_speaks_of_it(door: Door, tmp_path: Path) -> None:
+    run = UrlDriver(url_of(tmp_path), place=tmp_path, num_prompts=6, rounds=1)
+    store = store_of(door, tmp_path)
+    run.before_work = lambda: setattr(door, "trouble", Trouble(refuses=lambda path: "quarantine" in path))
+    with on_machine(tmp_path / "a"), ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run.run_here, fail_ids=frozenset({"p3"}))
+        wait_until(lambda: "round_000/pairs.parquet" in store.list(), "a later line's file")
+        time.sleep(0.5)
+        pieces = [store.read(name) or b"" for name in store.list() if name.startswith("journal/")]
+        assert b'"rejected": [{' not in b"".join(pieces)
+        door.trouble = Trouble()
+        running.result()
+    assert (run.check().damage, run.check().next) == FINISHED
+
+
 def test_another_machine_goes_on_wherever_the_first_one_died(door: Door, tmp_path: Path, impatient: None) -> None:
     """The first start's machine is gone at its Nth request, for every N; what the store has by then is sound."""
     whole = UrlDriver(url_of(tmp_path / "whole"), place=tmp_path, num_prompts=3, rounds=1)
