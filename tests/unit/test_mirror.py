@@ -98,10 +98,10 @@ def test_no_line_is_there_before_its_files_however_long_they_take(door: Door, tm
         wait_until(lambda: "round_000/pairs.parquet" in store.list(), "a later line's file")
         time.sleep(0.5)
         pieces = [store.read(name) or b"" for name in store.list() if name.startswith("journal/")]
-        lines = [json.loads(line) for piece in pieces for line in piece.splitlines()[1:]]
-        assert [line["ids"] for line in lines] == [["p0", "p1"]], "nothing behind the line whose file is not there"
         door.trouble = Trouble()
         running.result()
+    lines = [json.loads(line) for piece in pieces for line in piece.splitlines()[1:]]
+    assert [line["ids"] for line in lines] == [["p0", "p1"]], "nothing behind the line whose file is not there"
     assert (run.check().damage, run.check().next) == FINISHED
 
 
@@ -114,9 +114,9 @@ def test_a_rejection_is_in_the_quarantine_before_a_line_speaks_of_it(door: Door,
         wait_until(lambda: "round_000/pairs.parquet" in store.list(), "a later line's file")
         time.sleep(0.5)
         pieces = [store.read(name) or b"" for name in store.list() if name.startswith("journal/")]
-        assert b'"rejected": [{' not in b"".join(pieces)
         door.trouble = Trouble()
         running.result()
+    assert b'"rejected": [{' not in b"".join(pieces)
     assert (run.check().damage, run.check().next) == FINISHED
 
 
@@ -308,6 +308,8 @@ def test_a_commit_costs_the_same_however_long_the_journal_is_and_never_waits(doo
         seen = door.trouble.seen.copy()
         assert place._mirror.num_waiting > 0 and longest_s < 1.0  # type: ignore[attr-defined]
         door.trouble = Trouble()
+        wait_until(lambda: place._mirror.num_waiting == 0, "all is there")  # type: ignore[attr-defined]
+        wait_until(lambda: joined_chain(pieces_of(store_of(door, tmp_path).list())), "segments are joined meanwhile")
         place.settle(wait_s=None)
         place.release()
     assert seen["PUT object"] < 200, "lines that have gathered travel together"
