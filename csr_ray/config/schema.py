@@ -29,7 +29,8 @@ class Run(Section):
         "runs/csr",
         min_length=1,
         json_schema_extra=OPERATIONAL,
-        description="run folder; it holds everything the run makes, and the same folder given again is resumed",
+        description="run folder, here or at a URL (s3://bucket/run); it holds everything the run makes, and the same "
+        "folder given again is resumed",
     )
     rounds: int = Field(
         3,
@@ -103,8 +104,8 @@ class Policy(Section):
     model: str = Field(
         ...,
         min_length=1,
-        description="the vision-language model to improve: a Hugging Face folder, or a hub id owner/name, that "
-        "vLLM can serve with images",
+        description="the vision-language model to improve: a Hugging Face folder, its URL (s3://bucket/model), or "
+        "a hub id owner/name, that vLLM can serve with images",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="data type of the policy's weights while it generates"
@@ -118,10 +119,10 @@ class Scorer(Section):
     model: str = Field(
         ...,
         min_length=1,
-        description="the CLIP model that scores sentences: an open_clip folder, hf-hub:OWNER/NAME, or open_clip's "
-        "NAME/TAG or NAME/FILE. A TAG whose weights were trained under another activation than NAME computes is "
-        "refused (OpenAI's need ViT-L-14-336-quickgelu/openai); a FILE does not say, so give NAME its -quickgelu "
-        "where the weights need it",
+        description="the CLIP model that scores sentences: an open_clip folder or its URL, hf-hub:OWNER/NAME, or "
+        "open_clip's NAME/TAG or NAME/FILE. A TAG whose weights were trained under another activation than NAME "
+        "computes is refused (OpenAI's need ViT-L-14-336-quickgelu/openai); a FILE does not say, so give NAME its "
+        "-quickgelu where the weights need it",
     )
     dtype: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32",

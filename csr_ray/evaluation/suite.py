@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from csr_ray.config.schema import Eval
+from csr_ray.data.files import UnreadableError, open_file
 from csr_ray.data.prompts import decode_text, read_json_rows
 from csr_ray.errors import ConfigError
 from csr_ray.evaluation.answers import truth_names
@@ -21,6 +21,7 @@ from csr_ray.evaluation.pope import pope_metrics
 from csr_ray.evaluation.world import describe_metrics
 from csr_ray.ports import Answering
 from csr_ray.records import Question
+from csr_ray.store.objects import is_url, local_path
 
 _YES_NO_TOKENS = 8
 
@@ -112,7 +113,7 @@ def load_suite(config: Eval) -> Suite:
     """
     if not config.benchmarks:
         return Suite()
-    folder = Path(str(config.data))
+    folder = str(config.data)
     describe, truth, mark = _descriptions(folder, benchmarks=config.benchmarks)
     questions = _questions(folder, benchmarks=config.benchmarks)
     suite = Suite(
@@ -128,55 +129,72 @@ def load_suite(config: Eval) -> Suite:
 
 
 def _descriptions(
-    folder: Path, *, benchmarks: Sequence[str]
+    folder: str, *, benchmarks: Sequence[str]
 ) -> tuple[list[Question], Mapping[str, Sequence[Any]], Marking]:
     """The images to describe, what is in them, and how descriptions of them are marked."""
     if not {"world", "chair"} & set(benchmarks):
         return [], {}, describe_metrics
-    rows = _rows(folder / "prompts.jsonl", keys=("id", "image", "prompt"))
+    rows = _rows(folder, "prompts.jsonl", keys=("id", "image", "prompt"))
     truth_keys = ("objects",) if "world" in benchmarks else ()
     truth_rows = {
-        str(row.get("id", row.get("image_id"))): row for row in _rows(folder / "truth.jsonl", keys=truth_keys)
+        str(row.get("id", row.get("image_id"))): row for row in _rows(folder, "truth.jsonl", keys=truth_keys)
     }
     lacking = [row["id"] for row in rows if str(row["id"]) not in truth_rows]
     if lacking:
-        raise ConfigError(f"eval.data = {str(folder)!r}: truth.jsonl has no line for image {lacking[0]!r}")
-    describe = [Question(id=str(row["id"]), image=str(folder / row["image"]), text=row["prompt"]) for row in rows]
+        raise ConfigError(f"eval.data = {folder!r}: truth.jsonl has no line for image {lacking[0]!r}")
+    describe = [Question(id=str(row["id"]), image=_image(folder, row["image"]), text=row["prompt"]) for row in rows]
     if "world" in benchmarks:
         return describe, {question.id: truth_rows[question.id]["objects"] for question in describe}, describe_metrics
     try:
         return describe, {question.id: truth_names(truth_rows[question.id]) for question in describe}, mark_photos
     except ValueError as error:
-        raise ConfigError(f"eval.data = {str(folder)!r}: truth.jsonl: {error}") from error
+        raise ConfigError(f"eval.data = {folder!r}: truth.jsonl: {error}") from error
 
 
-def _questions(folder: Path, *, benchmarks: Sequence[str]) -> list[tuple[str, str, str, str]]:
+def _questions(folder: str, *, benchmarks: Sequence[str]) -> list[tuple[str, str, str, str]]:
     """(id, image, question, label)."""
     if not {"world", "pope"} & set(benchmarks):
         return []
     return [
-        (str(row["question_id"]), str(folder / row["image"]), row["text"], row["label"])
-        for row in _rows(folder / "questions.jsonl", keys=("question_id", "image", "text", "label"))
+        (str(row["question_id"]), _image(folder, row["image"]), row["text"], row["label"])
+        for row in _rows(folder, "questions.jsonl", keys=("question_id", "image", "text", "label"))
     ]
 
 
-def _rows(path: Path, *, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """The lines of a file, each a record with these keys."""
-    where = f"eval.data = {str(path.parent)!r}"
-    if not path.is_file():
-        raise ConfigError(f"{where}: it has no {path.name}")
+def _image(folder: str, name: str) -> str:
+    """Where an image of the benchmark is: a path, or a URL in a folder at a URL."""
+    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else str(local_path(folder) / name)
+
+
+def _read(folder: str, name: str) -> bytes:
+    """The content of one of the benchmark's files; where the folder is at a URL, as any file of the data there."""
+    where = f"eval.data = {folder!r}"
     try:
-        text = decode_text(path.read_bytes())
+        if is_url(folder):
+            with open_file(f"{folder.rstrip('/')}/{name}") as file:
+                return file.read()
+        path = local_path(folder) / name
+        if path.is_file():
+            return path.read_bytes()
+    except UnreadableError as error:
+        if error.fault == "machine":
+            raise ConfigError(f"{where}: {name}: {error}") from error
     except OSError as error:
-        raise ConfigError(f"{where}: {path.name} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{where}: {name} cannot be read: {error.strerror}") from error
+    raise ConfigError(f"{where}: it has no {name}")
+
+
+def _rows(folder: str, name: str, *, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The lines of a file, each a record with these keys."""
     records = []
-    for row in read_json_rows(text, name=path.name):
+    for row in read_json_rows(decode_text(_read(folder, name)), name=name):
         problem = row.problem
         if problem is None and not isinstance(row.value, dict):
             problem = "not a record"
         if problem is None:
             problem = next((f"no {key!r}" for key in keys if row.value.get(key) in (None, "")), None)
         if problem is not None:
-            raise ConfigError(f"{where}: {row.source}: {problem}; put the benchmark's own file back")
+            where = f"eval.data = {folder!r}: {row.source}"
+            raise ConfigError(f"{where}: {problem}; put the benchmark's own file back")
         records.append(row.value)
     return records

@@ -15,15 +15,20 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from csr_ray.errors import ConfigError
+from csr_ray.policy.stored import listed, read_text, stored_folder, stored_reference
+from csr_ray.store.objects import is_url
 
 _FOLDER = "local-dir:"
 _HUB = "hf-hub:"
 _CONFIG = "open_clip_config.json"
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pth")  # what open_clip looks for in a folder
+_FILES = ("*.json", "*.txt", "*.model", *_WEIGHTS)  # what is fetched of one at a URL
+_KEY = "scorer.model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +45,20 @@ class ClipSource:
 
 
 def clip_source(model: str) -> ClipSource:
-    """Read `scorer.model`: a folder, hf-hub:OWNER/NAME, NAME/TAG or NAME/FILE.
+    """Read `scorer.model`: a folder, the URL of one, hf-hub:OWNER/NAME, NAME/TAG or NAME/FILE.
 
-    Loads and fetches no weights. A folder costs nothing; NAME/... costs the import of open_clip, 6 s where it is not
-    loaded yet. A folder and a hub's repository say themselves which activation to build (`quick_gelu` in
-    `model_cfg`), and with NAME/FILE the name says it: there is nothing to compare them with.
+    Loads no weights, and fetches none but those of a URL, which then are in this node's cache. A folder costs
+    nothing; NAME/... costs the import of open_clip, 6 s where it is not loaded yet. A folder and a hub's repository
+    say themselves which activation to build (`quick_gelu` in `model_cfg`), and with NAME/FILE the name says it: there
+    is nothing to compare them with.
 
     Raises:
         ConfigError: open_clip has no such model or weights, no weights are named, or they were trained under another
             activation than the one that would be computed; says what to write instead.
     """
+    if is_url(model):
+        reference = stored_reference(model, key=_KEY, files=_FILES)
+        return ClipSource(name=f"{_FOLDER}{stored_folder(reference, key=_KEY, files=_FILES)}")
     folder = Path(model.removeprefix(_FOLDER)).expanduser()
     if folder.is_dir():
         _check_folder(folder, model=model)
@@ -71,6 +80,11 @@ def check_clip_source(model: str) -> None:
     Raises:
         ConfigError: see `clip_source`.
     """
+    if is_url(model):
+        found = listed(model, key=_KEY, files=_FILES)
+        text = read_text(model, _CONFIG, key=_KEY) if _CONFIG in found else None
+        _check_files(found, config=text, model=model)
+        return
     if "open_clip" in sys.modules or model.startswith((_FOLDER, _HUB, ".", "/", "~")) or Path(model).is_dir():
         clip_source(model)
         return
@@ -90,18 +104,32 @@ def main() -> None:
 
 
 def _check_folder(folder: Path, *, model: str) -> None:
-    if not (folder / _CONFIG).is_file():
-        raise _refused(model, f"not an open_clip folder; missing: {_CONFIG}")
+    path = folder / _CONFIG
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8") if path.is_file() else None
+    except ValueError as error:
+        raise _refused(model, f"{_CONFIG} is not JSON: {error}") from error
+    _check_files([found.name for found in folder.iterdir()], config=text, model=model)
+
+
+def _check_files(names: Iterable[str], *, config: str | None, model: str) -> None:
+    """Refuse a folder with these files; `config` is the text of open_clip's config, None if there is none."""
+    if config is None:
+        raise _refused(model, f"not an open_clip folder; missing: {_CONFIG}")
+    _check_config(config, model=model)
+    if not any(fnmatch(name, pattern) for pattern in _WEIGHTS for name in names):
+        raise _refused(model, f"no weights in the folder; missing: one of {', '.join(_WEIGHTS)}")
+
+
+def _check_config(text: str, *, model: str) -> None:
+    try:
+        config = json.loads(text)
     except ValueError as error:
         raise _refused(model, f"{_CONFIG} is not JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
         raise _refused(model, f"{_CONFIG} has no model_cfg, from which open_clip builds the towers")
     if _asks_for_code(config["model_cfg"]):
         raise _refused(model, f"{_CONFIG} asks for trust_remote_code, which would run its author's Python here")
-    if not any(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
-        raise _refused(model, f"no weights in the folder; missing: one of {', '.join(_WEIGHTS)}")
 
 
 def _asks_for_code(model_config: dict[str, Any]) -> bool:

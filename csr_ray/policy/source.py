@@ -1,6 +1,7 @@
-"""Where a model's files are: a local folder as it is, or a hub id, whose files are fetched once a node and kept.
+"""Where a model's files are: a local folder as it is; of a hub id or a URL they are fetched once a node and kept.
 
-A model travels between processes as a *reference*, a string: the absolute path of a folder, or `owner/name@revision`.
+A model travels between processes as a *reference*, a string: the absolute path of a folder, `owner/name@revision`, or
+a URL with a tag of its files (`csr_ray.policy.stored`).
 Every process turns it into a folder of its own node by `local_folder`. The revision is a commit of the hub, so that a
 run that goes on later, and every node, has the same weights. Hugging Face's cache and its offline mode
 (`HF_HUB_OFFLINE=1`, `HF_HUB_CACHE`) are respected. Knows no config and no actors.
@@ -11,10 +12,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from csr_ray.errors import ConfigError
+from csr_ray.policy.stored import stored_folder, stored_reference
+from csr_ray.store.objects import is_url
 
 # What is fetched of a model: its weights as safetensors, configs, tokenizers and chat templates. Many repositories
 # also have the same weights in other formats, which would double the download.
 _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_KEY = "policy.model"
 
 
 def is_hub_id(model: str) -> bool:
@@ -26,21 +30,25 @@ def is_hub_id(model: str) -> bool:
 def reference_of(model: str, *, revision: str | None = None) -> str:
     """The reference by which other processes find `model`; fetches it if it is a hub id and not here yet.
 
+    A model at a URL is fetched by `local_folder`.
+
     Args:
-        revision: the commit to use, as a run folder remembers it; None: the newest that the hub, or in offline mode
-            its cache, has.
+        revision: the commit or tag to use, as a run folder remembers it; None: the newest that the hub or the URL,
+            or in offline mode the hub's cache, has.
 
     Raises:
         ConfigError: there is no such model, or no way to it.
     """
+    if is_url(model):
+        return stored_reference(model, key=_KEY, files=_FILES, revision=revision)
     if not is_hub_id(model):
         return str(Path(model).expanduser().absolute())
     return f"{model}@{_fetched(model, revision=revision).name}"
 
 
 def revision_of(reference: str) -> str | None:
-    """The hub's commit that a reference names; None if it names a folder."""
-    return None if reference.startswith("/") else reference.partition("@")[2]
+    """The hub's commit, or the tag of a URL's files, that a reference names; None if it names a folder."""
+    return None if reference.startswith("/") else reference.rpartition("@")[2]
 
 
 def local_folder(reference: str | Path) -> Path:
@@ -50,6 +58,8 @@ def local_folder(reference: str | Path) -> Path:
         ConfigError: this node has no way to the model.
     """
     text = str(reference)
+    if is_url(text):
+        return stored_folder(text, key=_KEY, files=_FILES)
     name, at, revision = text.partition("@")
     if text.startswith("/") or not at or not is_hub_id(name):
         return Path(text)

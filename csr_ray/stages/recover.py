@@ -60,8 +60,13 @@ def is_sound(state: RunState) -> bool:
 
     And whether the quarantine has a line for every prompt that the journal says was set aside. Nothing is changed.
     """
+    return has_quarantine(state) and not _damage(state, named_files(state))
+
+
+def named_files(state: RunState) -> Iterator[tuple[Path, Digest]]:
+    """Every file that the journal names, but those that are known to be lost, with what it was written as."""
     journal = state.journal
-    lost = {name for entry in journal.all("lost") for name in entry["names"]}
+    lost = {state.folder.root / name for entry in journal.all("lost") for name in entry["names"]}
 
     def files() -> Iterator[tuple[Path, Digest]]:
         for entry in (*journal.all("train"), *journal.all("examples"), *journal.all("finished")[-1:]):
@@ -70,7 +75,7 @@ def is_sound(state: RunState) -> bool:
             for name, digest in journal.units(**cycle.key).digests():
                 yield state.folder.candidates(cycle, unit=name), digest
 
-    return _has_quarantine(state) and not set(_damage(state, files())) - lost
+    return ((path, digest) for path, digest in files() if path not in lost)
 
 
 def finish_again(state: RunState, *, rejections: Callable[[], Iterable[Rejection]], view: View) -> None:
@@ -81,13 +86,14 @@ def finish_again(state: RunState, *, rejections: Callable[[], Iterable[Rejection
     Args:
         rejections: those of the reader; asked for if the quarantine is damaged.
     """
-    if not _has_quarantine(state):
+    if not has_quarantine(state):
         set_aside(state, rejections())
         view.say(f"{state.folder.quarantine.name} was damaged: it is written again", is_warning=True)
     write_summary(state)
 
 
-def _has_quarantine(state: RunState) -> bool:
+def has_quarantine(state: RunState) -> bool:
+    """Whether quarantine.jsonl is whole, and has a line for each prompt that the journal says was set aside."""
     return state.quarantine.is_whole(rejection for _, rejection in state.journal.rejections())
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +53,8 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.before_commit: Callable[[], None] = lambda: None  # may raise, and then nothing is written
+        # Told of lines that are written, with their bytes; must not take long.
+        self.after_commit: Callable[[Sequence[JsonDict], bytes], None] = lambda entries, data: None
         self._tail = Tail()
         self._may_have_rest = False  # whether half a line may stand behind those that are known
         self._index: dict[tuple[str, int | None], list[JsonDict]] = {}  # by kind and round, and by kind alone (None)
@@ -197,6 +199,7 @@ class Journal:
                     os.ftruncate(file.fileno(), self._tail.num_bytes)
                     raise
         self._tail = Tail(self._tail.num_bytes + len(data), checksum, self._tail.num_lines + len(lines))
+        self.after_commit(entries, data)
 
     def _mend(self, handle: int) -> None:
         """Cut off what is behind the last whole line, and give that line its newline, before anything is appended."""

@@ -34,6 +34,8 @@ from csr_ray.store.run_folder import RunFolder
 BEAT_S = 10.0
 STALE_S = 90.0
 _LOOK_EVERY_S = 1.0
+# Of the time after which others may take a lock over, the share in which its holder need not look whose it is.
+_SURE_SHARE = 0.6
 
 
 class LockStore(Protocol):
@@ -212,11 +214,23 @@ def _this_machine() -> str:
 class RunLock:
     """The lock while this process holds it; a thread renews it. Make one with `RunLock.take`."""
 
-    def __init__(self, store: LockStore, *, holder: Holder, tag: str, name: str, beat_s: float) -> None:
+    def __init__(
+        self,
+        store: LockStore,
+        *,
+        holder: Holder,
+        tag: str,
+        name: str,
+        beat_s: float,
+        stale_s: float,
+        asked_s: float,
+    ) -> None:
         self._store = store
         self._holder = holder
         self._tag = tag
         self._name = name
+        self._sure_s = _SURE_SHARE * stale_s
+        self._renewed_s = asked_s
         self._changing = threading.Lock()
         self._released = threading.Event()
         self._beat_s = beat_s
@@ -262,8 +276,9 @@ class RunLock:
         stale_s: float,
     ) -> RunLock:
         while (found := store.read()) is None:
+            asked_s = _now_s()
             if (tag := store.create(holder.to_bytes()) or _tag_if_of(store, holder=holder)) is not None:
-                return cls(store, holder=holder, tag=tag, name=name, beat_s=beat_s)
+                return cls(store, holder=holder, tag=tag, name=name, beat_s=beat_s, stale_s=stale_s, asked_s=asked_s)
         content, seen = found
         other = Holder.from_bytes(content)
         is_dead = None if other is None else other.is_dead
@@ -278,11 +293,22 @@ class RunLock:
                 f"{name}: in use by {other or 'another start'}; wait until that run ends, stop it (Ctrl-C there), or "
                 "name another run.dir"
             )
+        asked_s = _now_s()
         tag = store.replace(holder.to_bytes(), tag=seen) or _tag_if_of(store, holder=holder)
         if tag is None:
             raise ConfigError(f"{name}: in use by another start, which took over the lock of a dead one just now")
         say(f"{name}: took over the lock of a dead holder ({other or 'unreadable'})")
-        return cls(store, holder=holder, tag=tag, name=name, beat_s=beat_s)
+        return cls(store, holder=holder, tag=tag, name=name, beat_s=beat_s, stale_s=stale_s, asked_s=asked_s)
+
+    @property
+    def token(self) -> str:
+        """Unique to this start of a driver."""
+        return self._holder.token
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether it was renewed so lately that nobody can have taken it over; else `check` has to be asked."""
+        return _now_s() - self._renewed_s < self._sure_s
 
     def check(self) -> None:
         """Raise if another process has taken the lock, as it may after this one was stopped for long.
@@ -328,13 +354,14 @@ class RunLock:
     def _renew(self) -> bool:
         """Returns whether to go on with it: the lock is not another's."""
         holder = replace(self._holder, beat=self._holder.beat + 1)
+        asked_s = _now_s()
         try:
             tag = self._store.replace(holder.to_bytes(), tag=self._tag)
         except OSError:
             tag = None
         if tag is None:  # it may be done, and the reply to it was lost
             return self._see_again()
-        self._holder, self._tag = holder, tag
+        self._holder, self._tag, self._renewed_s = holder, tag, asked_s
         return True
 
     def _see_again(self) -> bool:
@@ -346,6 +373,11 @@ class RunLock:
             return False
         self._holder, self._tag = replace(self._holder, beat=there.beat), tag
         return True
+
+
+def _now_s() -> float:
+    """A clock that also counts while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _look(store: LockStore) -> tuple[Holder | None, str]:

@@ -10,9 +10,20 @@ from csr_ray.records import Cycle
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths of one run folder; the names are a contract (docs/architecture.md, "The run folder")."""
+    """The paths of one run folder; the names are a contract (docs/architecture.md, "The run folder").
+
+    Attributes:
+        root: where its files are on this machine.
+        url: where it is kept, if `root` is only the working copy of it; else empty.
+    """
 
     root: Path
+    url: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What a person calls it: what `run.dir` says."""
+        return self.url or str(self.root)
 
     @property
     def config(self) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import socket
 from pathlib import Path
@@ -121,6 +122,22 @@ def test_free_space_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         Usage.free = int(gib * 2**30)
         states.append(doctor.check_folder(tmp_path, name="cache").state)
     assert states == ["missing", "warn", "ok"]
+
+
+def test_the_drivers_of_stores_are_named_with_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(package: str) -> str:
+        if package in there:
+            return "1.0"
+        raise importlib.metadata.PackageNotFoundError
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    there = {"s3fs", "adlfs"}
+    check = doctor.check_stores()
+    assert check.fact == "s3 (s3fs 1.0), azure (adlfs 1.0)" and check.remedy == "for gcs: pip install 'csr_ray[gcs]'"
+    there = {"s3fs", "adlfs", "gcsfs"}
+    assert doctor.check_stores().remedy == ""
+    there = set()
+    assert (doctor.check_stores().state, doctor.check_stores().fact) == ("ok", "folders only")
 
 
 def test_an_unset_ray_address_is_fine_and_a_dead_one_is_missing() -> None:

@@ -15,11 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pytest
 from forgetful_disk import ForgetfulDisk
+from s3_server import Door, s3_door
 
 from csr_ray.errors import ConfigError, LockLost, StorageError
 from csr_ray.store.lock import Holder, LockFile, LockStore, RunLock, lock_folder
+from csr_ray.store.object_lock import LockObjects
+from csr_ray.store.objects import ObjectStore
 from csr_ray.store.run_folder import RunFolder
 
 TESTS = Path(__file__).parents[1]
@@ -58,9 +62,42 @@ class LockInMemory:
         return str(self._tag)
 
 
-@pytest.fixture(params=["file", "memory"])
+class OneAtATime(ObjectStore):
+    """fsspec's store in memory looks and writes in two steps; a real one does that in one."""
+
+    _creating = threading.Lock()
+
+    def create(self, name: str, data: bytes) -> bool:
+        with self._creating:
+            return super().create(name, data)
+
+
+@pytest.fixture(scope="module")
+def door() -> Iterator[Door]:
+    with s3_door() as one:
+        yield one
+
+
+@pytest.fixture(params=["file", "memory", "objects"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> LockStore:
-    return LockFile(tmp_path / "run.lock") if request.param == "file" else LockInMemory()
+    if request.param == "file":
+        return LockFile(tmp_path / "run.lock")
+    if request.param == "memory":
+        return LockInMemory()
+    url = f"memory://{tmp_path.name}/run"
+    return LockObjects(OneAtATime(fsspec.filesystem("memory"), root=url.removeprefix("memory:/"), url=url))
+
+
+@pytest.fixture(params=["file", "memory", "objects", "s3"])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> LockStore:
+    """Also objects of a real server, where the test can wait for it."""
+    if request.param == "s3":
+        return LockObjects(request.getfixturevalue("door").store(tmp_path.name))
+    url = f"memory://{tmp_path.name}/run"
+    objects = OneAtATime(fsspec.filesystem("memory"), root=url.removeprefix("memory:/"), url=url)
+    return {"file": LockFile(tmp_path / "run.lock"), "memory": LockInMemory(), "objects": LockObjects(objects)}[
+        request.param
+    ]
 
 
 def take(store: LockStore, *, said: list[str] | None = None, stale_s: float = 0.3, beat_s: float = 0.05) -> RunLock:
@@ -80,7 +117,8 @@ def dead(holder: Holder) -> Holder:
 # ---- the contract of a store ----
 
 
-def test_every_operation_is_carried_out_only_if_the_object_is_as_it_was_seen(store: LockStore) -> None:
+def test_every_operation_is_carried_out_only_if_the_object_is_as_it_was_seen(any_store: LockStore) -> None:
+    store = any_store
     assert store.read() is None and store.replace(b"x", tag="none") is None and not store.delete(tag="none")
     first = store.create(b"one")
     assert first is not None and store.create(b"other") is None
@@ -93,8 +131,8 @@ def test_every_operation_is_carried_out_only_if_the_object_is_as_it_was_seen(sto
     assert store.create(b"again") is not None
 
 
-def test_of_many_that_change_it_at_once_one_succeeds(store: LockStore) -> None:
-    num = 16
+def test_of_many_that_change_it_at_once_one_succeeds(any_store: LockStore) -> None:
+    store, num = any_store, 16
     together = threading.Barrier(num)
 
     def wins(number: int, tag: str | None) -> str | None:
@@ -104,7 +142,7 @@ def test_of_many_that_change_it_at_once_one_succeeds(store: LockStore) -> None:
 
     with ThreadPoolExecutor(num) as pool:
         tag: str | None = None
-        for _ in range(20):
+        for _ in range(20 if not isinstance(store, LockObjects) else 5):
             tags = [won for won in pool.map(wins, range(num), [tag] * num) if won is not None]
             assert len(tags) == 1
             (tag,) = tags
@@ -117,6 +155,61 @@ def test_of_many_that_change_it_at_once_one_succeeds(store: LockStore) -> None:
             return store.delete(tag=tag)
 
         assert sum(pool.map(deletes, range(num))) == 1
+
+
+# ---- a lock of objects ----
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> ObjectStore:
+    url = f"memory://{tmp_path.name}/run"
+    return OneAtATime(fsspec.filesystem("memory"), root=url.removeprefix("memory:/"), url=url)
+
+
+def test_a_number_that_is_free_again_gives_a_stale_driver_nothing(objects: ObjectStore) -> None:
+    lock = LockObjects(objects)
+    stale = lock.create(b"stale")
+    tag = stale
+    for number in range(3):
+        assert tag is not None
+        tag = lock.replace(b"new %d" % number, tag=tag)
+    assert stale == "0" and tag == "3" and set(objects.list()) == {"run.lock/000000003"}
+    assert lock.replace(b"stale again", tag=stale) is None and not lock.delete(tag=stale)
+    assert lock.read() == (b"new 2", tag) and set(objects.list()) == {"run.lock/000000003"}
+    objects.write("run.lock/000000000", b"stale")  # as if whoever followed could not remove it
+    assert lock.replace(b"stale again", tag=stale) is None and lock.read() == (b"new 2", tag)
+
+
+def test_numbers_never_begin_anew_while_somebody_may_remember_one(objects: ObjectStore) -> None:
+    lock = LockObjects(objects)
+    first = lock.create(b"one")
+    assert first is not None and lock.delete(tag=first) and lock.read() is None
+    second = lock.create(b"two")
+    assert second == "2" and lock.replace(b"one again", tag=first) is None and lock.read() == (b"two", second)
+    lock.forget()
+    assert lock.read() == (b"two", second), "it is held"
+    assert lock.delete(tag=second)
+    lock.forget()
+    assert objects.list() == {}
+
+
+def test_a_lock_that_is_removed_by_hand_is_gone_for_its_holder(objects: ObjectStore) -> None:
+    lock = LockObjects(objects)
+    tag = lock.create(b"one")
+    objects.remove(objects.list())
+    assert tag is not None and lock.replace(b"one again", tag=tag) is None and lock.read() is None
+
+
+def test_a_holder_is_sure_of_its_lock_for_less_than_others_wait(objects: ObjectStore) -> None:
+    lock = take(LockObjects(objects), stale_s=0.3, beat_s=60)
+    assert lock.is_sure
+    time.sleep(0.2)
+    assert not lock.is_sure
+    lock.release()
+    lock = take(LockObjects(objects), stale_s=0.6, beat_s=0.05)
+    time.sleep(0.8)
+    assert lock.is_sure, "it is renewed"
+    lock.release()
 
 
 # ---- the lock ----

@@ -265,7 +265,9 @@ def test_a_run_folder_whose_config_is_damaged_is_one_line(
         ("{tmp}/there/not/" + "x" * 300, "a name of 300 bytes, at most 255"),
         ("{tmp}/loop", "Too many levels of symbolic links"),
         ('"a\\0b"', "it has a NUL"),
-        ("s3://bucket/run", "only a local or mounted folder can hold a run"),
+        ("s3://bucket", "it names no folder in the bucket; write s3://BUCKET/FOLDER"),
+        ("memory://a/run", "a store within the process, which ends with it"),
+        ("ftp://host/run", "no store of the scheme 'ftp' is known; name a folder, or a URL of s3://"),
     ],
 )
 def test_a_run_folder_that_cannot_be_is_one_line(
@@ -434,7 +436,7 @@ def test_eval_refuses_what_it_cannot_ask(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
 ) -> None:
     assert main(["eval", "--model", "./none", *options, "--json", str(tmp_path / "out.json")]) == 2
-    assert says.replace("./none", "none") in error_line(capsys)
+    assert says in error_line(capsys)
     assert not (tmp_path / "out.json").exists()
 
 

@@ -127,7 +127,11 @@ def test_a_config_whose_paths_are_there_is_accepted(usable: dict[str, dict]) -> 
         ("data", "prompts", "{folder}/none.jsonl", "no such file"),
         ("data", "images", "{folder}/none", "no such folder"),
         ("eval", "data", "{folder}/none", "no such folder"),
-        ("run", "dir", "s3://bucket/run", "only a local or mounted folder"),
+        ("run", "dir", "s3://bucket", "it names no folder in the bucket"),
+        ("run", "dir", "ftp://host/run", "no store of the scheme 'ftp' is known"),
+        ("policy", "model", "ftp://host/model", "no store of the scheme 'ftp' is known"),
+        ("scorer", "model", "s3://bucket", "it names no folder in the bucket"),
+        ("eval", "data", "https://host/held", "no store of the scheme 'https' is known"),
         ("run", "dir", "{folder}/prompts.jsonl", "it is a file; name a folder"),
     ],
 )
