@@ -120,23 +120,37 @@ def _type_name(value: object) -> str:
 # ---- where images are ----
 
 
-def image_folders(source: str, *, images: str | None, urls: bool = False) -> tuple[str, ...]:
-    """The folders that relative image names of a prompt file start from, in the order they are tried.
+def check_places(source: str, *, images: str | None, urls: bool = False) -> None:
+    """Refuse places that nobody may read, before anything is looked for there.
 
     Raises:
-        ConfigError: the folder that the config names does not exist, or one of the two is where nobody may read.
+        ConfigError: `data.prompts` or `data.images` names one.
     """
     for key, value in (("prompts", source), ("images", images)):
         try:
             check_scheme(value or "", urls=urls)
         except ValueError as error:
             raise ConfigError(f"data.{key} = {value!r}: {error}") from None
+
+
+def image_folders(source: str, *, images: str | None, is_folder: bool = False) -> tuple[str, ...]:
+    """The folders that relative image names of a prompt file start from, in the order they are tried.
+
+    Args:
+        is_folder: whether `source` is itself a folder, of prompt files.
+
+    Raises:
+        ConfigError: the folder that the config names does not exist.
+    """
     if images is not None:
         images = os.path.expanduser(images)
         if "://" not in images and not os.path.isdir(images):
             raise ConfigError(f"data.images = {images!r}: no such folder")
         return (images,)
-    folder = source.rsplit("/", 1)[0] if "://" in source else os.path.dirname(os.path.abspath(source))
+    if is_folder:
+        folder = source.rstrip("/") if "://" in source else os.path.abspath(source)
+    else:
+        folder = source.rsplit("/", 1)[0] if "://" in source else os.path.dirname(os.path.abspath(source))
     return (folder, f"{folder}/images")
 
 

@@ -438,7 +438,7 @@ def test_duplicates_far_apart_name_the_first(
 def test_different_ids_with_one_hash_are_all_good(
     folder: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None
 ) -> None:
-    monkeypatch.setattr("csr_ray.data.prompts._hash_of", lambda identity: 7 if identity < "d" else 0)
+    monkeypatch.setattr("csr_ray.data.reading._hash_of", lambda identity: 7 if identity < "d" else 0)
     path = write_jsonl(folder / "p.jsonl", [{"id": "bad"}, *rows("a", "b", "d", "b", "c")])
     prompts, rejections = read_stream(path, limit=limit)
     assert [p.id for p in prompts] == ["a", "b", "d", "c"][:limit]
