@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from csr_ray.config.load import parse_config
 from csr_ray.config.schema import Config
 from csr_ray.counters import Counters
@@ -24,6 +26,7 @@ from csr_ray.records import (
     Prompt,
     PublishReceipt,
     Question,
+    Rejection,
     Rollout,
     Sentence,
     Target,
@@ -31,6 +34,7 @@ from csr_ray.records import (
     TrainResult,
 )
 from csr_ray.store.atomic import new_folder
+from csr_ray.store.digests import short_hash
 from csr_ray.store.tables import read_examples
 
 
@@ -115,6 +119,15 @@ class PromptList:
     def take(self, *, start: int = 0, num: int | None = None) -> Iterator[Prompt]:
         for offset in range(len(self.prompts) if num is None else num):
             yield self.prompts[(start + offset) % len(self.prompts)]
+
+    def hashes(self, *, start: int = 0, num: int | None = None) -> np.ndarray:
+        return np.array([short_hash(prompt.id) for prompt in self.take(start=start, num=num)], dtype=np.uint64)
+
+    def stream(
+        self, *, start: int = 0, num: int | None = None, chosen: np.ndarray | None = None
+    ) -> Iterator[Prompt | Rejection]:
+        taken = list(self.take(start=start, num=num))
+        yield from (prompt for at, prompt in enumerate(taken) if chosen is None or chosen[at])
 
 
 @dataclass

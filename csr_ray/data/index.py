@@ -50,7 +50,7 @@ class Index:
         begins, ends, numbers: of a chunk, see `Stretch`.
         num_rows: of a chunk.
         usable: of a row, 1 if it is a prompt; those that the limit cuts off are not there.
-        hashes: of a prompt's id (`csr_ray.store.units.short_hash`).
+        hashes: of a prompt's id (`csr_ray.store.digests.short_hash`).
         first_files, first_numbers: of each row that repeats an id, the file and the number of the row that had it
             first.
     """

@@ -17,7 +17,7 @@ from csr_ray.data.parsing import parse_row
 from csr_ray.data.rows import Cursor, Row, RowFile, Stretch
 from csr_ray.errors import ConfigError
 from csr_ray.records import Prompt, Rejection
-from csr_ray.store.units import short_hash
+from csr_ray.store.digests import short_hash
 
 # Rows of a chunk: an index can enter a file at each of them, and a walk with a limit may end there.
 _ROWS_A_CHUNK: Final = 4096

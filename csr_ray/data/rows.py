@@ -454,7 +454,6 @@ _OVERLONG_FIELD: Final = "x" * 131_073 + "\n"
 
 def _csv_rows(lines: _Lines, *, name: str, columns: tuple[str, ...] | None) -> Iterator[Row]:
     """The records from here on; `columns` are None where the first line is still to come, which names them."""
-    num_before = lines.cursor.number - 1
     reader = _csv_reader(lines, name=name, columns=columns)
     if not reader.fieldnames:
         return
@@ -465,13 +464,13 @@ def _csv_rows(lines: _Lines, *, name: str, columns: tuple[str, ...] | None) -> I
         except StopIteration:
             return
         except csv.Error as error:
-            yield Row(place=place, number=num_before + reader.line_num, problem=f"not CSV: {error}")
+            yield Row(place=place, number=lines.cursor.number - 1, problem=f"not CSV: {error}")
             continue
         surplus = record.pop(None, None)  # type: ignore[call-overload]  # DictReader's key for fields without a column
         # A quoted field may hold line breaks; the record is found by its first line.
         num_breaks = sum((value or "").count("\n") for value in record.values())
         problem = f"{len(surplus)} more fields than columns; quote texts with commas" if surplus else None
-        number = num_before + reader.line_num - num_breaks
+        number = lines.cursor.number - 1 - num_breaks
         yield Row(place=place, number=number, value=record, problem=problem)
 
 
@@ -482,12 +481,8 @@ def _csv_reader(lines: _Lines, *, name: str, columns: tuple[str, ...] | None = N
     texts = (_OVERLONG_FIELD if line is None else line for line in lines)
     head: list[str] = []
     if columns is None:
-        for line in texts:
-            head.append(line)
-            if line.strip():
-                break
-        else:
-            columns = ()
+        head = list(islice((line for line in texts if line.strip()), 1))
+        columns = None if head else ()
     reader = csv.DictReader(chain(head, texts), fieldnames=columns, skipinitialspace=True)
     if columns is None:
         try:
@@ -635,7 +630,9 @@ def _tar_rows(file: IO[bytes], *, source: str, name: str, stretch: Stretch, curs
             if row.problem is not None:
                 yield row
                 continue
-            yield Row(place=place, number=row.number, value={"id": sample.key, **row.value, "image": sample.picture})
+            yield Row(
+                place=place, number=row.number, value={"id": sample.key, **row.value, "image": sample.picture or None}
+            )
     except TarError as error:
         raise ConfigError(f"{name}: not readable as a tar: {error}") from error
 
