@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
@@ -28,8 +28,10 @@ from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job
 from csr_ray.app.plan import check_paths, check_policy, make_plan, print_plan, resolve_world, uses_world
 from csr_ray.app.stop import SignalStop
 from csr_ray.config.load import YAML_ERRORS, differing_keys, is_operational, load_config, parse_config, to_plain
-from csr_ray.config.schema import Config, World
+from csr_ray.config.schema import Config, Data, World
 from csr_ray.data.prompts import PromptFile, find_readable, read_prompts
+from csr_ray.data.reading import LocalReader, Reader
+from csr_ray.data.sources import is_large
 from csr_ray.errors import EXIT_DONE, ConfigError, DamageError, NoDataError, PicturesGone, UserError
 from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
@@ -48,6 +50,7 @@ from csr_ray.stages.state import RunState
 from csr_ray.stages.stop import NeverAsked, Stop
 from csr_ray.stages.view import View
 from csr_ray.store.atomic import make_folder, storage_errors, write_atomically, write_json
+from csr_ray.store.cache import cache_folder
 from csr_ray.store.journal import Journal
 from csr_ray.store.lock import lock_folder
 from csr_ray.store.run_folder import RunFolder
@@ -167,10 +170,13 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
     check_paths(config)
     _start_folder(folder, config=given)
     state = replace(state, config=config)
-    prompts = _prompts(state, view=view)
-    state = replace(state, model=_model_of_run(config, journal=state.journal))
-    start = _starter(state, stop=stop, view=view)
-    run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=start, view=view)
+    cluster = _RunCluster(state, stop=stop, view=view)
+    try:
+        prompts = _prompts(state, reader=_reader(config.data, cluster=cluster), view=view)
+        state = replace(state, model=cluster.model())
+        run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=cluster.start, view=view)
+    finally:
+        cluster.close()
     _show_result(state)
 
 
@@ -264,26 +270,73 @@ def world_spec(world: World) -> WorldSpec:
     )
 
 
-def _starter(state: RunState, *, stop: SignalStop, view: View) -> Callable[[Sequence[str]], Machinery]:
-    def start(adapters: Sequence[str]) -> Machinery:
+class _RunCluster:
+    """The Ray of a run, and the machinery on it.
+
+    Ray is joined or started when the machinery is, or before that if prompts are to be read there.
+    """
+
+    def __init__(self, state: RunState, *, stop: SignalStop, view: View) -> None:
+        self._state = state
+        self._view = view
+        self._on_ray_lost = lambda reason: stop.end(what_to_say_of_lost_ray(state, reason=reason))
+        self._connected: Any = None
+        self._model: str | None = None
+
+    def model(self) -> str:
+        """The base model's reference, which is settled when it is asked for first."""
+        if self._model is None:
+            self._model = _model_of_run(self._state.config, journal=self._state.journal)
+        return self._model
+
+    def connect(self) -> None:
+        """Join or start Ray, on which the machinery is then started."""
+        listen_on_this_machine_only()
+        from actors.runtime import connect_run
+
+        if self._connected is None:
+            self._connected = connect_run(
+                self._state.config,
+                method=self._state.method,
+                model=self.model(),
+                view=self._view,
+                on_ray_lost=self._on_ray_lost,
+            )
+
+    def start(self, adapters: Sequence[str]) -> Machinery:
+        """Start the machinery with the adapters trained so far."""
         listen_on_this_machine_only()
         from actors.runtime import Runtime
 
         started_s = time.perf_counter()
-        logs = state.folder.logs.absolute()
+        connected, self._connected = self._connected, None  # closed with the machinery from now on
         runtime = Runtime.start(
-            state.config,
-            method=state.method,
-            model=state.model,
+            self._state.config,
+            method=self._state.method,
+            model=self.model(),
             adapters=adapters,
-            logs=logs,
-            view=view,
-            on_ray_lost=lambda reason: stop.end(what_to_say_of_lost_ray(state, reason=reason)),
+            logs=self._state.folder.logs.absolute(),
+            view=self._view,
+            on_ray_lost=self._on_ray_lost,
+            connected=connected,
         )
-        state.journal.commit("start", seconds=time.perf_counter() - started_s)
+        self._state.journal.commit("start", seconds=time.perf_counter() - started_s)
         return runtime
 
-    return start
+    def close(self) -> None:
+        """Leave a Ray on which no machinery was started."""
+        if self._connected is not None:
+            _, connection = self._connected
+            connection.close()
+
+
+def _reader(data: Data, *, cluster: _RunCluster) -> Reader:
+    """Who reads the prompts of a run: the driver, or tasks on the cluster's nodes."""
+    if data.reader == "local" or (data.reader == "auto" and not is_large(data.prompts)):
+        return LocalReader()
+    from actors.data.reader import RayReader
+
+    return RayReader(connect=cluster.connect)
 
 
 def _dry_run(config: Config, *, method: Method) -> None:
@@ -302,7 +355,7 @@ def _dry_run(config: Config, *, method: Method) -> None:
     print(f"prompts: {num_usable} usable, {len(rejections) + len(refused)} would be set aside{first}")
 
 
-def _prompts(state: RunState, *, view: View) -> PromptFile:
+def _prompts(state: RunState, *, reader: Reader, view: View) -> PromptFile:
     """Open the run's prompts, of which at least one can be used, and quarantine the rows that cannot.
 
     A picture is looked at when its prompt's turn comes; here pictures are opened only until one can be read.
@@ -311,9 +364,13 @@ def _prompts(state: RunState, *, view: View) -> PromptFile:
         NoDataError: there is nothing usable.
     """
     data = state.config.data
-    prompts = PromptFile(
-        data.prompts, images=data.images, limit=data.limit, refuses=state.method.refuses, urls=data.urls
-    )
+    if is_large(data.prompts):
+        with view.stage("read the prompts", total=None, unit="rows", round_index=None) as stage:
+            prompts = _open_prompts(
+                state.config, method=state.method, reader=reader, on_rows=lambda num: stage.set(done=num, total=num)
+            )
+    else:
+        prompts = _open_prompts(state.config, method=state.method, reader=reader)
     num_set_aside = set_aside(state, prompts.rejections())
     cycles = [cycle for index in range(state.config.run.rounds) for cycle in state.cycles(index)]
     if all(state.journal.find("examples", **cycle.key) for cycle in cycles):
@@ -334,15 +391,32 @@ def _prompts(state: RunState, *, view: View) -> PromptFile:
     return prompts
 
 
+def _open_prompts(
+    config: Config,
+    *,
+    method: Method,
+    reader: Reader | None = None,
+    on_rows: Callable[[int], None] = lambda _: None,
+) -> PromptFile:
+    data = config.data
+    return PromptFile(
+        data.prompts,
+        images=data.images,
+        limit=data.limit,
+        refuses=method.refuses,
+        urls=data.urls,
+        reader=reader,
+        index_folder=cache_folder() / "prompts" if is_large(data.prompts) else None,
+        refuses_what=json.dumps([config.method, to_plain(config).get(config.method)]),
+        on_rows=on_rows,
+    )
+
+
 def _rejections_of_reader(config: Config) -> Iterator[Rejection]:
     """The rows that cannot be used; none of the embedded world, and none if the prompts are away by now."""
-    data = config.data
     if not uses_world(config):
         with contextlib.suppress(UserError, OSError):
-            refuses = method_of(config).refuses
-            yield from PromptFile(
-                data.prompts, images=data.images, limit=data.limit, refuses=refuses, urls=data.urls
-            ).rejections()
+            yield from _open_prompts(config, method=method_of(config)).rejections()
 
 
 def _state(config: Config, *, folder: RunFolder, journal: Journal, stop: Stop) -> RunState:

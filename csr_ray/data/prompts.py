@@ -67,6 +67,7 @@ class PromptFile:
         reader: who walks the files, and reads what is streamed.
         index_folder: where the index is kept, so that the next to open this source need not walk it; None: nowhere.
         refuses_what: names what `refuses` goes by, for the index.
+        on_rows: called with the number of rows walked so far, now and then.
 
     Raises:
         ConfigError: a file or the image folder is missing, or a file is of no known format. The iterators raise it
@@ -84,10 +85,12 @@ class PromptFile:
         reader: Reader | None = None,
         index_folder: Path | None = None,
         refuses_what: str = "",
+        on_rows: Callable[[int], None] = lambda _: None,
     ) -> None:
         names, folders = open_source(source, images=images, urls=urls)
         self._rules = Rules(folders=folders, urls=urls, refuses=refuses)
         self._reader = reader or LocalReader()
+        self._on_rows = on_rows
         kept = None
         if index_folder is not None:
             kept = KeptIndex.of(index_folder, files=names, rules=(urls, limit, refuses_what))
@@ -181,6 +184,7 @@ class PromptFile:
         with closing(scan) as chunks:
             for chunk in chunks:
                 walked.add(chunk)
+                self._on_rows(walked.num_rows)
                 repeats = None
                 if limit is not None and look_at is not None and walked.num_parsed >= look_at:
                     repeats = self._find_repeats(walked)
@@ -249,7 +253,7 @@ class _Walked:
         self._parsed: list[bytes] = []
         self._hashes: list[bytes] = []
         self._num_before = 0  # rows or lines of this file in the pieces before this one
-        self.num_parsed = 0
+        self.num_rows = self.num_parsed = 0
 
     def add(self, chunk: Chunk) -> None:
         file = self._pieces[chunk.piece].file
@@ -258,6 +262,7 @@ class _Walked:
             self._chunks.append((file, chunk.begin, chunk.end, number, len(chunk.parsed)))
             self._parsed.append(chunk.parsed)
             self._hashes.append(chunk.hashes)
+            self.num_rows += len(chunk.parsed)
             self.num_parsed += chunk.parsed.count(1)
         if chunk.is_last:
             following = self._pieces[chunk.piece + 1 : chunk.piece + 2]
@@ -321,7 +326,7 @@ def read_prompts(
     rows = chain.from_iterable(file.rows() for file in files)
     prompts: list[Prompt] = []
     rejections: list[Rejection] = []
-    with _images_checked(_parse_rows(rows, folders=folders, urls=urls)) as items:
+    with images_checked(_parse_rows(rows, folders=folders, urls=urls)) as items:
         for item in items:
             if isinstance(item, Prompt):
                 prompts.append(replace(item, source=""))
@@ -361,7 +366,7 @@ def first_readable(
     prompts: Iterable[Prompt], *, on_rejection: Callable[[Rejection], None] = lambda _: None
 ) -> Prompt | None:
     """The first prompt whose image can be read, looked for in threads and a few ahead; None if there is none."""
-    with _images_checked(prompts) as items:
+    with images_checked(prompts) as items:
         for item in items:
             if isinstance(item, Prompt):
                 return item
@@ -389,7 +394,7 @@ def _repeated(prompt: Prompt, *, first_source: str) -> Rejection:
 
 
 @contextmanager
-def _images_checked(items: Iterable[Prompt | Rejection]) -> Iterator[Iterator[Prompt | Rejection]]:
+def images_checked(items: Iterable[Prompt | Rejection]) -> Iterator[Iterator[Prompt | Rejection]]:
     """Give the items in order, with a Rejection for each prompt whose image is bad.
 
     Images are decoded ahead in threads; at the end of the block, decodes that have not begun are cancelled.

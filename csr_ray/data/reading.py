@@ -20,7 +20,7 @@ from csr_ray.records import Prompt, Rejection
 from csr_ray.store.digests import short_hash
 
 # Rows of a chunk: an index can enter a file at each of them, and a walk with a limit may end there.
-_ROWS_A_CHUNK: Final = 4096
+_ROWS_A_CHUNK: Final = 1024
 
 Items = Generator[Prompt | Rejection, None, None]
 

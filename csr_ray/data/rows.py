@@ -56,8 +56,8 @@ _READ_AHEAD_BYTES: Final = 1 << 18
 # A stretch of lines that is read by itself; and rows that are read together, so that finding their beginning costs
 # little beside reading them. In a table it is found by decoding what stands before it in its group of rows.
 _PIECE_BYTES: Final = 8 * 2**20
-_ROWS_TOGETHER: Final = 4096
-_TABLE_ROWS_TOGETHER: Final = 32_768
+_ROWS_TOGETHER: Final = 1024
+_TABLE_ROWS_TOGETHER: Final = 8192
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from csr_ray.data.files import WEB, scheme_of
+from csr_ray.data.files import WEB, check_scheme, scheme_of
 from csr_ray.data.rows import KNOWN_SUFFIXES
 from csr_ray.errors import ConfigError
 from csr_ray.redaction import without_credentials
+
+# From so many bytes on a source is large: it is read on the cluster, and its index is kept.
+LARGE_BYTES: Final = 64 * 2**20
 
 _COMPRESSED: Final = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
 # By what stores tell one writing of an object from the next; not all have all of them.
@@ -66,6 +69,17 @@ def _names_in(source: str) -> list[str] | None:
         said = without_credentials(" ".join(str(error).split()))[:300] or type(error).__name__
         raise ConfigError(f"data.prompts = {source!r}: cannot be read: {said}") from error
     return [str(entry["name"]).rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file"]
+
+
+def is_large(source: str) -> bool:
+    """Whether the files of `data.prompts` have so many bytes together, as far as they say."""
+    source = os.path.expanduser(source)
+    try:
+        check_scheme(source, urls=False)
+    except ValueError:  # a web page, or a place that nobody may read
+        return False
+    stamps = map(stamp_of, prompt_files(source))
+    return sum(stamp[0] for stamp in stamps if stamp is not None) >= LARGE_BYTES
 
 
 def stamp_of(source: str) -> tuple[int, str] | None:

@@ -48,6 +48,7 @@ ROOMS_OF_ACTORS = {
     "generate": {"handover", "process", "score"},
     "pool": {"handover", "process"},
     "train": {"process"},
+    "data": {"score"},
     "runtime": {"cluster", "generate", "pool", "process", "score", "train"},
 }
 

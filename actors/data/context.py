@@ -1,0 +1,49 @@
+"""How Ray Data is told to work beside our actors: without CPUs of its own, in order, in small blocks, and quietly."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import ray
+
+# Of Ray's CPUs a run's actors may hold all, and whoever asks for one then waits for ever. So tasks ask for none, and
+# how many there are at once is stated where they are made.
+NO_CPUS: Final[dict[str, Any]] = {"num_cpus": 0}
+
+
+@contextmanager
+def data_context(*, block_bytes: int | None = None) -> Iterator[None]:
+    """Data sets that are made inside are carried out so.
+
+    Args:
+        block_bytes: about how much of what a task has made is handed on at once; None: Ray Data's 128 MiB.
+    """
+    from ray.data import DataContext
+
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    context.raise_original_map_exception = True
+    if block_bytes is not None:
+        context.target_max_block_size = block_bytes
+        context.target_min_block_size = 1
+    _quiet()
+    with DataContext.current(context):
+        yield
+
+
+def num_cpus_of_cluster() -> int:
+    """The CPUs that Ray knows of, taken or not, and at least 1."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _quiet() -> None:
+    """Ray Data writes to the screen by a handler of its own; its log file has all of it."""
+    log = logging.getLogger("ray.data")
+    for handler in list(log.handlers):
+        if type(handler).__name__ == "PlainRayHandler":
+            log.removeHandler(handler)

@@ -1,0 +1,177 @@
+"""Reads prompt files on the nodes of the cluster, and looks at their pictures there, by Ray Data.
+
+What is read and why a row is set aside is `csr_ray.data.reading`'s, whose functions run here in tasks. Prompts are
+read in windows of some thousands: each is a data set of its own, which is carried out and then over, so that nothing
+runs while nobody draws, and at most two windows are ahead of whoever draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from typing import Any, Final
+
+import pyarrow as pa
+import ray.cloudpickle
+import ray.exceptions
+
+from actors.data.context import NO_CPUS, data_context, num_cpus_of_cluster
+from csr_ray.data.index import Job
+from csr_ray.data.prompts import images_checked
+from csr_ray.data.reading import Chunk, Items, Piece, Rules, changed, read_job, scan_piece
+from csr_ray.data.rows import RowFile
+from csr_ray.errors import UserError
+from csr_ray.records import Prompt, Rejection
+
+# The first window is small, so that the first tree need not wait for a large one.
+_FIRST_WINDOW: Final = 512
+_WINDOW: Final = 8192
+# The pictures of a block are looked at by one task.
+_PROMPTS_A_BLOCK: Final = 64
+_BLOCK_BYTES: Final = 1 << 14
+
+_ITEMS: Final = pa.schema(
+    [(name, pa.string()) for name in ("id", "image", "text", "truth", "source", "reason", "fault")]
+)
+
+
+class RayReader:
+    """See `csr_ray.data.reading.Reader`. The Ray that it reads on is the one that this process has joined.
+
+    Args:
+        connect: joins or starts Ray, if this process has not done so yet; called before files are walked, for which
+            nothing else has to be there.
+        looks_at_pictures: whether a prompt whose picture cannot be read is given as its rejection.
+    """
+
+    def __init__(self, *, connect: Callable[[], None] = lambda: None, looks_at_pictures: bool = True) -> None:
+        self._connect = connect
+        self._looks_at_pictures = looks_at_pictures
+
+    def scan(
+        self, files: Sequence[RowFile], *, pieces: Sequence[Piece], rules: Rules, limit: int | None
+    ) -> Generator[Chunk, None, None]:
+        self._connect()
+        work = [(files[piece.file], piece.stretch, number) for number, piece in enumerate(pieces)]
+        with data_context():
+            dataset = _dataset_of(work).map_batches(
+                partial(_scan, rules=rules),
+                batch_size=None,
+                concurrency=min(len(work), num_cpus_of_cluster()),
+                **NO_CPUS,
+            )
+        for table in _tables(dataset):
+            yield from (Chunk(**row) for row in table.to_pylist())
+
+    def read(self, files: Sequence[RowFile], *, jobs: Iterator[Job], rules: Rules) -> Items:
+        with ThreadPoolExecutor(1, thread_name_prefix="prompt-reader") as pool:
+            ahead: Future[list[pa.Table]] | None = None
+            try:
+                for window in _windows(jobs):
+                    work = [(files[job.file], job) for job in window]
+                    following = pool.submit(self._read_window, work, rules)
+                    if ahead is not None:
+                        yield from _items(ahead.result())
+                    ahead = following
+                if ahead is not None:
+                    yield from _items(ahead.result())
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def rows_together(self, file: RowFile) -> int | None:
+        return file.rows_together
+
+    def _read_window(self, work: Sequence[tuple[RowFile, Job]], rules: Rules) -> list[pa.Table]:
+        num_at_once = num_cpus_of_cluster()
+        with data_context(block_bytes=_BLOCK_BYTES):
+            dataset = _dataset_of(work).map_batches(
+                partial(_read, rules=rules), batch_size=None, concurrency=min(len(work), num_at_once), **NO_CPUS
+            )
+            if self._looks_at_pictures:
+                # Not as many as the first, or both would be made one, and one task would look at a whole job's.
+                dataset = dataset.map_batches(
+                    _look, batch_size=None, batch_format="pyarrow", concurrency=num_at_once + len(work), **NO_CPUS
+                )
+        return list(_tables(dataset))
+
+
+def _windows(jobs: Iterable[Job]) -> Iterator[list[Job]]:
+    """Jobs in lists that have about so many prompts that reading them is worth a data set."""
+    window: list[Job] = []
+    num, most = 0, _FIRST_WINDOW
+    for job in jobs:
+        window.append(job)
+        num += job.flags.count(1)
+        if num >= most:
+            yield window
+            window, num, most = [], 0, _WINDOW
+    if window:
+        yield window
+
+
+def _dataset_of(work: Sequence[Any]) -> Any:
+    """One row, and so one task, for each."""
+    from ray.data import from_items
+
+    rows = [{"work": ray.cloudpickle.dumps(item)} for item in work]
+    return from_items(rows, override_num_blocks=max(1, len(rows)))
+
+
+def _tables(dataset: Any) -> Generator[pa.Table, None, None]:
+    """What a data set holds, block by block; an error that the user can mend is raised as it was."""
+    batches = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    with closing(batches):
+        try:
+            yield from batches
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise
+
+
+def _items(tables: Iterable[pa.Table]) -> Iterator[Prompt | Rejection]:
+    for table in tables:
+        for row in table.to_pylist():
+            reason, fault = row.pop("reason"), row.pop("fault")
+            prompt = Prompt(**row)
+            yield prompt if reason is None else prompt.refused(reason, fault=fault)
+
+
+# ---- in tasks ----
+
+
+def _scan(batch: dict[str, Any], *, rules: Rules) -> Iterator[pa.Table]:
+    for packed in batch["work"]:
+        file, stretch, number = ray.cloudpickle.loads(packed)
+        chunks = [vars(chunk) for chunk in scan_piece(file, stretch, number=number, rules=rules)]
+        yield pa.Table.from_pylist(chunks)
+
+
+def _read(batch: dict[str, Any], *, rules: Rules) -> Iterator[pa.Table]:
+    for packed in batch["work"]:
+        file, job = ray.cloudpickle.loads(packed)
+        items = read_job(file, job, rules=rules)
+        while some := list(islice(items, _PROMPTS_A_BLOCK)):
+            if not all(isinstance(item, Prompt) for item in some):
+                raise changed(file)
+            yield _table(some)
+
+
+def _look(table: pa.Table) -> pa.Table:
+    """Notes beside each prompt whose picture cannot be read why that is."""
+    prompts = [item for item in _items([table]) if isinstance(item, Prompt)]
+    with images_checked(prompts) as items:
+        faults = [None if isinstance(item, Prompt) else item for item in items]
+    return _table(prompts, faults=faults)
+
+
+def _table(prompts: Sequence[Any], *, faults: Sequence[Rejection | None] | None = None) -> pa.Table:
+    faults = faults or [None] * len(prompts)
+    rows = [
+        {**vars(prompt), "reason": fault.reason if fault else None, "fault": fault.fault if fault else None}
+        for prompt, fault in zip(prompts, faults, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, schema=_ITEMS)
