@@ -30,8 +30,8 @@ from csr_ray.records import Prompt, Rejection
 _FIRST_WINDOW: Final = 512
 _WINDOW: Final = 8192
 # The pictures of a block are looked at by one task.
-_PROMPTS_A_BLOCK: Final = 64
-_BLOCK_BYTES: Final = 1 << 14
+_PROMPTS_A_BLOCK: Final = 256
+_BLOCK_BYTES: Final = 1 << 16
 
 _ITEMS: Final = pa.schema(
     [(name, pa.string()) for name in ("id", "image", "text", "truth", "source", "reason", "fault")]
@@ -85,15 +85,17 @@ class RayReader:
         return file.rows_together
 
     def _read_window(self, work: Sequence[tuple[RowFile, Job]], rules: Rules) -> list[pa.Table]:
-        num_at_once = num_cpus_of_cluster()
+        num_cpus = num_cpus_of_cluster()
+        num_reading = min(len(work), max(1, num_cpus // 2))
         with data_context(block_bytes=_BLOCK_BYTES):
             dataset = _dataset_of(work).map_batches(
-                partial(_read, rules=rules), batch_size=None, concurrency=min(len(work), num_at_once), **NO_CPUS
+                partial(_read, rules=rules), batch_size=None, concurrency=num_reading, **NO_CPUS
             )
             if self._looks_at_pictures:
-                # Not as many as the first, or both would be made one, and one task would look at a whole job's.
+                # Not as many as read, or Ray Data would make one task of a job's reading and all of its pictures.
+                num_looking = max(num_cpus, num_reading + 1)
                 dataset = dataset.map_batches(
-                    _look, batch_size=None, batch_format="pyarrow", concurrency=num_at_once + len(work), **NO_CPUS
+                    _look, batch_size=None, batch_format="pyarrow", concurrency=num_looking, **NO_CPUS
                 )
         return list(_tables(dataset))
 

@@ -12,7 +12,7 @@ from typing import Final
 import fsspec
 
 from csr_ray.data.files import check_scheme
-from csr_ray.data.rows import Row
+from csr_ray.data.rows import PROMPT_TEXTS, Row
 from csr_ray.errors import ConfigError
 from csr_ray.records import Prompt, Rejection
 from csr_ray.redaction import has_credentials, without_credentials
@@ -29,13 +29,16 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def parse_row(row: Row, *, folders: tuple[str, ...] | None, urls: bool = False) -> Prompt | Rejection:
+def parse_row(
+    row: Row, *, folders: tuple[str, ...] | None, urls: bool = False, texts: tuple[str, ...] = PROMPT_TEXTS
+) -> Prompt | Rejection:
     """Make a prompt of a row, or the reason why there is none.
 
     Args:
         urls: whether its image may be a web page (`data.urls`).
         folders: where its image is looked for; None: it is not looked for, and the prompt keeps the image's name as
             it is written in the row.
+        texts: where its text stands, in the order in which these are tried.
     """
     record = row.value
     identity: str | None = None
@@ -54,8 +57,8 @@ def parse_row(row: Row, *, folders: tuple[str, ...] | None, urls: bool = False) 
                 raise ValueError("image is embedded in the file; write it to a file of its own and name that")
             image = image["path"]
         name = _image_name(image, urls=urls)
-        key = "prompt" if record.get("prompt") is not None else "input"
-        raw = _text(record.get(key), key="prompt" if key not in record else key)
+        key = next((key for key in texts if record.get(key) is not None), texts[-1])
+        raw = _text(record.get(key), key=texts[0] if key not in record else key)
         text = " ".join(part.strip() for part in raw.split(PLACEHOLDER)).strip()
         if not text:
             raise ValueError(f"{key} is empty but for the image placeholder")

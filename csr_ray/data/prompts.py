@@ -21,10 +21,10 @@ import numpy as np
 
 from csr_ray.data.files import UnreadableError
 from csr_ray.data.images import check_image, load_image
-from csr_ray.data.index import Index, KeptIndex
+from csr_ray.data.index import Index, Job, KeptIndex
 from csr_ray.data.parsing import check_places, image_folders, is_unicode, parse_row
 from csr_ray.data.reading import Chunk, LocalReader, Piece, Reader, Rules, changed
-from csr_ray.data.rows import Row, RowFile, decode_text, read_json_rows
+from csr_ray.data.rows import PROMPT_TEXTS, Row, RowFile, decode_text, read_json_rows
 from csr_ray.data.sources import prompt_files
 from csr_ray.records import Prompt, Rejection
 
@@ -67,6 +67,8 @@ class PromptFile:
         reader: who walks the files, and reads what is streamed.
         index_folder: where the index is kept, so that the next to open this source need not walk it; None: nowhere.
         refuses_what: names what `refuses` goes by, for the index.
+        texts: the columns that may have a row's text.
+        may_repeat: whether rows of one id are all taken.
         on_rows: called with the number of rows walked so far, now and then.
 
     Raises:
@@ -85,16 +87,19 @@ class PromptFile:
         reader: Reader | None = None,
         index_folder: Path | None = None,
         refuses_what: str = "",
+        texts: tuple[str, ...] = PROMPT_TEXTS,
+        may_repeat: bool = False,
         on_rows: Callable[[int], None] = lambda _: None,
     ) -> None:
         names, folders = open_source(source, images=images, urls=urls)
-        self._rules = Rules(folders=folders, urls=urls, refuses=refuses)
+        self.rules = Rules(folders=folders, urls=urls, refuses=refuses, texts=texts)
+        self._may_repeat = may_repeat
         self._reader = reader or LocalReader()
         self._on_rows = on_rows
         kept = None
         if index_folder is not None:
-            kept = KeptIndex.of(index_folder, files=names, rules=(urls, limit, refuses_what))
-        self._files = [RowFile(name) for name in names]
+            kept = KeptIndex.of(index_folder, files=names, rules=(urls, limit, refuses_what, texts, may_repeat))
+        self._files = [RowFile(name, texts=texts) for name in names]
         index = kept.load() if kept else None
         if index is None:
             index = self._walk(limit)
@@ -113,7 +118,7 @@ class PromptFile:
         for job in self._index.others(together=lambda _: None):
             file = self._files[job.file]
             for row in file.rows(stretch=job.stretch, chosen=job.flags.rstrip(b"\0")):
-                item = self._rules.parse(row)
+                item = self.rules.parse(row)
                 if isinstance(item, Prompt):
                     first = next(firsts, None)
                     if first is None:
@@ -133,7 +138,7 @@ class PromptFile:
         local = LocalReader()
         for begin, end in self._parts(start, num=num):
             jobs = self._index.prompts(begin, end, chosen=None, together=lambda _: None)
-            for item in local.read(self._files, jobs=jobs, rules=self._rules):
+            for item in local.read(self._files, jobs=jobs, rules=self.rules):
                 assert isinstance(item, Prompt), "it opens no picture"
                 yield item
 
@@ -150,12 +155,19 @@ class PromptFile:
             some = None if chosen is None else chosen[done : done + end - begin]
             done += end - begin
             jobs = self._index.prompts(begin, end, chosen=some, together=self._together)
-            yield from self._reader.read(self._files, jobs=jobs, rules=self._rules)
+            yield from self._reader.read(self._files, jobs=jobs, rules=self.rules)
 
     def hashes(self, *, start: int = 0, num: int | None = None) -> np.ndarray:
         """Of the prompts that `take` would give, the `short_hash` of each id; no row is read for it."""
         parts = [self._index.hashes[begin:end] for begin, end in self._parts(start, num=num)]
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype=np.uint64), *parts])
+
+    def jobs(self) -> Iterator[tuple[int, RowFile, Job]]:
+        """What to read for all prompts, piece by piece: the first one's position, the file, and its rows."""
+        position = 0
+        for job in self._index.prompts(0, self.num, chosen=None, together=self._together):
+            yield position, self._files[job.file], job
+            position += job.flags.count(1)
 
     def _parts(self, start: int, *, num: int | None) -> list[tuple[int, int]]:
         """From where to where the prompts are taken: up to the last one, and on from the first."""
@@ -180,7 +192,7 @@ class PromptFile:
         walked = _Walked(pieces)
         repeats: _Repeats | None = None
         look_at = limit
-        scan = self._reader.scan(self._files, pieces=pieces, rules=self._rules, limit=limit)
+        scan = self._reader.scan(self._files, pieces=pieces, rules=self.rules, limit=limit)
         with closing(scan) as chunks:
             for chunk in chunks:
                 walked.add(chunk)
@@ -203,6 +215,8 @@ class PromptFile:
 
         Ids whose hashes are equal are read again and compared, about `_NUM_IDS_HELD` of them a walk.
         """
+        if self._may_repeat:
+            return _Repeats.of([])
         keys = walked.hashes()
         is_parsed = walked.parsed().astype(np.bool_)
         in_order = keys[is_parsed]
@@ -221,7 +235,7 @@ class PromptFile:
             for job in index.rows(suspects, together=lambda _: None):
                 file = self._files[job.file]
                 for row in file.rows(stretch=job.stretch, chosen=job.flags.rstrip(b"\0")):
-                    item = self._rules.parse(row)
+                    item = self.rules.parse(row)
                     if not isinstance(item, Prompt):
                         raise changed(file)
                     place, here = next(places), (job.file, row.number)

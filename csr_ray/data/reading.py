@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from csr_ray.data.index import Job
 from csr_ray.data.parsing import parse_row
-from csr_ray.data.rows import Cursor, Row, RowFile, Stretch
+from csr_ray.data.rows import PROMPT_TEXTS, Cursor, Row, RowFile, Stretch
 from csr_ray.errors import ConfigError
 from csr_ray.records import Prompt, Rejection
 from csr_ray.store.digests import short_hash
@@ -33,15 +33,18 @@ class Rules:
         folders: that relative image names start from, in the order they are tried.
         urls: whether images may be web pages (`data.urls`).
         refuses: says of a prompt why it cannot be used, or None if it can; it sees the prompt's texts, not its image.
+        texts: the columns that may have a row's text.
     """
 
     folders: tuple[str, ...]
     urls: bool = False
     refuses: Callable[[Prompt], str | None] = lambda _: None
+    texts: tuple[str, ...] = PROMPT_TEXTS
 
     def parse(self, row: Row, *, is_looked_for: bool = False) -> Prompt | Rejection:
         """A row as a prompt; its image has the name that is written there, or is looked for in the folders."""
-        item = parse_row(row, folders=self.folders if is_looked_for else None, urls=self.urls)
+        folders = self.folders if is_looked_for else None
+        item = parse_row(row, folders=folders, urls=self.urls, texts=self.texts)
         if isinstance(item, Prompt) and (reason := self.refuses(item)) is not None:
             return item.refused(reason)
         return item

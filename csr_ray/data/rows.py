@@ -51,7 +51,9 @@ _MAX_FOOTER_BYTES: Final = 64 * 2**20
 _SILENT_S: Final = 60.0
 # A batch of Parquet rows, and how much of a column is read ahead for it (Arrow would take in the whole row group).
 _BATCH_ROWS: Final = 512
-_COLUMNS: Final = ("id", "image", "prompt", "input", "truth")
+# Where the text of a row stands, in the order in which the columns are tried: that of a prompt, and of a caption.
+PROMPT_TEXTS: Final = ("prompt", "input")
+CAPTION_TEXTS: Final = ("caption", "text", "prompt")
 _READ_AHEAD_BYTES: Final = 1 << 18
 # A stretch of lines that is read by itself; and rows that are read together, so that finding their beginning costs
 # little beside reading them. In a table it is found by decoding what stands before it in its group of rows.
@@ -108,14 +110,16 @@ class RowFile:
 
     Args:
         source: path or fsspec URL.
+        texts: the columns that may have the text of a row.
 
     Raises:
         ConfigError: there is no such file, it cannot be read, or it is of no known format. `rows` raises it too, for
             what only the rest of the file can show: missing columns, a broken list, a cut table.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, *, texts: tuple[str, ...] = PROMPT_TEXTS) -> None:
         self.source = source
+        self._texts = texts
         self._name = source.rsplit("/", 1)[-1]
         with _opened(source) as file:
             head = file.read(_HEAD_BYTES)
@@ -126,8 +130,8 @@ class RowFile:
             raise ConfigError(f"data.prompts = {source!r}: unknown format; expected {_KNOWN}")
         if kind in ("json", "jsonl"):
             with _opened(source) as file:
-                texts = (line or "" for line in _Lines(self._text(file, newline="\n"), cursor=Cursor()))
-                kind = "jsonl" if _is_json_lines(texts, name=self._name) else "json"
+                begin = (line or "" for line in _Lines(self._text(file, newline="\n"), cursor=Cursor()))
+                kind = "jsonl" if _is_json_lines(begin, name=self._name) else "json"
         self._kind = kind
         # A list has no places to begin at, nor has UTF-16, in which a bad byte may shift all that follows.
         is_bytewise = kind == "tar" or (kind in ("jsonl", "csv") and not self._encoding[0].startswith("utf-16"))
@@ -137,7 +141,7 @@ class RowFile:
         if self._is_bytewise and kind == "csv":
             with _opened(source) as file:
                 lines = _Lines(self._text(file, newline=""), cursor=Cursor())
-                self._columns = tuple(_csv_reader(lines, name=self._name).fieldnames or ())
+                self._columns = tuple(_csv_reader(lines, name=self._name, texts=texts).fieldnames or ())
 
     @property
     def rows_together(self) -> int | None:
@@ -155,7 +159,7 @@ class RowFile:
         """
         if self._kind == "parquet" and self._num_bytes is not None:
             with _opened(self.source) as file:
-                borders = _borders(file, name=self._name)
+                borders = _borders(file, name=self._name, texts=self._texts)
         elif self._kind == "jsonl" and self._is_bytewise:
             assert self._num_bytes is not None
             borders = [*range(0, max(1, self._num_bytes), _PIECE_BYTES), self._num_bytes]
@@ -197,11 +201,11 @@ class RowFile:
     def _unparsed(self, file: IO[bytes], stretch: Stretch, cursor: Cursor) -> Iterator[Row | tuple[int, str]]:
         """The rows as cheaply as they can be told apart: of JSONL, the line and its number."""
         if self._kind == "parquet":
-            return _parquet_rows(file, name=self._name, stretch=stretch, cursor=cursor)
+            return _parquet_rows(file, name=self._name, texts=self._texts, stretch=stretch, cursor=cursor)
         if not self._is_bytewise:
             return _counted(self._all_unparsed(file), stretch=stretch, cursor=cursor)
         if self._kind == "tar":
-            return _tar_rows(file, source=self.source, name=self._name, stretch=stretch, cursor=cursor)
+            return _tar_rows(file, source=self.source, texts=self._texts, stretch=stretch, cursor=cursor)
         begin = stretch.begin
         if begin and self._kind == "jsonl":
             begin = _next_line(file, begin)
@@ -219,7 +223,8 @@ class RowFile:
         text = io.TextIOWrapper(file, encoding=encoding, errors=self._encoding[1], newline="" if is_csv else "\n")
         lines = _Lines(text, cursor=cursor, end=end)
         if is_csv:
-            return _csv_rows(lines, name=self._name, columns=self._columns if cursor.number > 1 else None)
+            columns = self._columns if cursor.number > 1 else None
+            return _csv_rows(lines, name=self._name, texts=self._texts, columns=columns)
         return _jsonl_rows(lines, place=f"{self._name}:")
 
     def _all_unparsed(self, file: IO[bytes]) -> Iterator[Row | tuple[int, str]]:
@@ -452,9 +457,9 @@ _COUNTED_IN: Final = {"json": "item ", "parquet": "row ", "tar": "sample "}
 _OVERLONG_FIELD: Final = "x" * 131_073 + "\n"
 
 
-def _csv_rows(lines: _Lines, *, name: str, columns: tuple[str, ...] | None) -> Iterator[Row]:
+def _csv_rows(lines: _Lines, *, name: str, texts: tuple[str, ...], columns: tuple[str, ...] | None) -> Iterator[Row]:
     """The records from here on; `columns` are None where the first line is still to come, which names them."""
-    reader = _csv_reader(lines, name=name, columns=columns)
+    reader = _csv_reader(lines, name=name, texts=texts, columns=columns)
     if not reader.fieldnames:
         return
     place = f"{name}:"
@@ -474,27 +479,29 @@ def _csv_rows(lines: _Lines, *, name: str, columns: tuple[str, ...] | None) -> I
         yield Row(place=place, number=number, value=record, problem=problem)
 
 
-def _csv_reader(lines: _Lines, *, name: str, columns: tuple[str, ...] | None = None) -> csv.DictReader[str]:
+def _csv_reader(
+    lines: _Lines, *, name: str, texts: tuple[str, ...], columns: tuple[str, ...] | None = None
+) -> csv.DictReader[str]:
     """Of an empty file it has no columns."""
     # Of a line that is too long its beginning would do harm, and its absence would shift the numbers: it becomes one
     # field, which is longer than a field may be.
-    texts = (_OVERLONG_FIELD if line is None else line for line in lines)
+    bounded = (_OVERLONG_FIELD if line is None else line for line in lines)
     head: list[str] = []
     if columns is None:
-        head = list(islice((line for line in texts if line.strip()), 1))
+        head = list(islice((line for line in bounded if line.strip()), 1))
         columns = None if head else ()
-    reader = csv.DictReader(chain(head, texts), fieldnames=columns, skipinitialspace=True)
+    reader = csv.DictReader(chain(head, bounded), fieldnames=columns, skipinitialspace=True)
     if columns is None:
         try:
             columns = tuple(reader.fieldnames or ())
         except csv.Error as error:
             raise ConfigError(f"{name}: its first line is not CSV: {error}") from error
-        _require_columns(columns, name=name)
+        _require_columns(columns, name=name, texts=texts)
     return reader
 
 
 @contextmanager
-def _table(file: IO[bytes], *, name: str) -> Iterator[Any]:
+def _table(file: IO[bytes], *, name: str, texts: tuple[str, ...]) -> Iterator[Any]:
     """A Parquet file, and what its rows are read of; whatever is wrong with it inside is a ConfigError."""
     import pyarrow
     import pyarrow.parquet
@@ -504,19 +511,25 @@ def _table(file: IO[bytes], *, name: str) -> Iterator[Any]:
         _check_footer(seekable, name=name)
         schema = pyarrow.parquet.read_schema(seekable)
         # A page may name one long text many times; as a dictionary the text is there once.
-        texts = [column for column in _COLUMNS if column in schema.names and _is_text(schema.field(column).type)]
+        once = [column for column in _wanted(schema.names, texts=texts) if _is_text(schema.field(column).type)]
         seekable.seek(0)
-        table = pyarrow.parquet.ParquetFile(seekable, buffer_size=_READ_AHEAD_BYTES, read_dictionary=texts)
-        _require_columns(schema.names, name=name)
+        table = pyarrow.parquet.ParquetFile(seekable, buffer_size=_READ_AHEAD_BYTES, read_dictionary=once)
+        _require_columns(schema.names, name=name, texts=texts)
         yield table
     # Arrow's own errors, and Python's for values that it has no room for: a date in the year 30,000, broken UTF-8.
     except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: not readable as Parquet: {' '.join(str(error).split())}") from error
 
 
-def _borders(file: IO[bytes], *, name: str) -> list[int]:
+def _wanted(columns: Iterable[str], *, texts: tuple[str, ...]) -> list[str]:
+    """The columns that are read, of those that there are."""
+    there = set(columns)
+    return [column for column in ("id", "image", *texts, "truth") if column in there]
+
+
+def _borders(file: IO[bytes], *, name: str, texts: tuple[str, ...]) -> list[int]:
     """How many rows stand before each piece of a table, and in all of it: pieces end with its groups of rows."""
-    with _table(file, name=name) as table:
+    with _table(file, name=name, texts=texts) as table:
         begins = [0, *itertools.accumulate(_group_sizes(table))]
     cuts = {cut for begin, end in itertools.pairwise(begins) for cut in range(begin, end, _TABLE_ROWS_TOGETHER)}
     return sorted({0, begins[-1]} | cuts) if begins[-1] else [0, 0]
@@ -526,12 +539,14 @@ def _group_sizes(table: Any) -> list[int]:
     return [table.metadata.row_group(group).num_rows for group in range(table.metadata.num_row_groups)]
 
 
-def _parquet_rows(file: IO[bytes], *, name: str, stretch: Stretch, cursor: Cursor) -> Iterator[Row]:
+def _parquet_rows(
+    file: IO[bytes], *, name: str, texts: tuple[str, ...], stretch: Stretch, cursor: Cursor
+) -> Iterator[Row]:
     import pyarrow
 
-    with _table(file, name=name) as table:
+    with _table(file, name=name, texts=texts) as table:
         schema = table.schema_arrow
-        wanted = [column for column in _COLUMNS if column in schema.names]
+        wanted = _wanted(schema.names, texts=texts)
         # Of the image column of a Hugging Face data set, {bytes, path}, the pictures are left on the disk.
         image = schema.field(schema.names.index("image")).type
         if pyarrow.types.is_struct(image) and image.get_field_index("path") >= 0:
@@ -606,25 +621,29 @@ def _check_footer(file: IO[bytes], *, name: str) -> None:
     file.seek(0)
 
 
-def _require_columns(columns: Iterable[str], *, name: str) -> None:
+def _require_columns(columns: Iterable[str], *, name: str, texts: tuple[str, ...]) -> None:
     present = list(columns)
     if len(present) > _MAX_COLUMNS:
-        raise ConfigError(f"{name}: {len(present)} columns; id, image, prompt and truth are needed, write only those")
-    if not {"id", "image"} <= set(present) or not {"prompt", "input"} & set(present):
+        needed = f"id, image, {texts[0]} and truth"
+        raise ConfigError(f"{name}: {len(present)} columns; {needed} are needed, write only those")
+    if not {"id", "image"} <= set(present) or not set(texts) & set(present):
         found = ", ".join(repr(column) for column in present[:8])
-        raise ConfigError(f"{name}: needs the columns id, image, prompt; found {found}")
+        raise ConfigError(f"{name}: needs the columns id, image, {texts[0]}; found {found}")
 
 
 # ---- tars ----
 
 
-def _tar_rows(file: IO[bytes], *, source: str, name: str, stretch: Stretch, cursor: Cursor) -> Iterator[Row]:
+def _tar_rows(
+    file: IO[bytes], *, source: str, texts: tuple[str, ...], stretch: Stretch, cursor: Cursor
+) -> Iterator[Row]:
+    name = source.rsplit("/", 1)[-1]
     place = f"{name}:sample "
     cursor.at, cursor.number = stretch.begin, stretch.number
     file.seek(stretch.begin)
     try:
         for sample in samples(file, archive=source, end=stretch.end, max_text_bytes=_MAX_ROW_CHARS):
-            row = _sample_row(sample.texts, place=place, number=cursor.number)
+            row = _sample_row(sample.texts, columns=texts, place=place, number=cursor.number)
             cursor.at = sample.end
             cursor.number += 1
             if row.problem is not None:
@@ -637,8 +656,8 @@ def _tar_rows(file: IO[bytes], *, source: str, name: str, stretch: Stretch, curs
         raise ConfigError(f"{name}: not readable as a tar: {error}") from error
 
 
-def _sample_row(texts: Mapping[str, bytes | None], *, place: str, number: int) -> Row:
-    """What the texts beside a picture say: KEY.json is a record, and KEY.txt the prompt of one that has none."""
+def _sample_row(texts: Mapping[str, bytes | None], *, columns: tuple[str, ...], place: str, number: int) -> Row:
+    """What the texts beside a picture say: KEY.json is a record, and KEY.txt the text of one that has none."""
     if None in texts.values():
         return Row(place=place, number=number, problem=_TOO_LONG)
     row = Row(place=place, number=number, value={})
@@ -646,6 +665,6 @@ def _sample_row(texts: Mapping[str, bytes | None], *, place: str, number: int) -
         row = _json_line(decode_text(text), place=place, number=number)
     if row.problem is None and not isinstance(row.value, dict):
         return replace(row, problem=f"its .json is a {type(row.value).__name__}, not a record")
-    if row.problem is None and (text := texts.get("txt")) is not None and not {"prompt", "input"} & set(row.value):
-        row.value["prompt"] = decode_text(text)
+    if row.problem is None and (text := texts.get("txt")) is not None and not set(columns) & set(row.value):
+        row.value[columns[0]] = decode_text(text)
     return row
