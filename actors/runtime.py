@@ -274,6 +274,15 @@ def connect_run(
     return config, connection
 
 
+def connect_scorers(scorers: Scorers, *, view: View, on_ray_lost: Callable[[str], None]) -> Connection:
+    """Join or start a Ray with room for so many scorers, and for nothing else; see `connect_run`."""
+    demand = Demand(role="scorer", num=scorers.min, cpus=scorers.cpus, gpus=scorers.gpus)
+    connection = _connect([demand], view=view, on_ray_lost=on_ray_lost)
+    with _closed_if_refused(connection):
+        check_room([demand], autoscales=Cluster().autoscales)
+    return connection
+
+
 def _connect(
     demands: Sequence[Demand],
     *,

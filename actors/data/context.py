@@ -15,18 +15,19 @@ NO_CPUS: Final[dict[str, Any]] = {"num_cpus": 0}
 
 
 @contextmanager
-def data_context(*, block_bytes: int | None = None) -> Iterator[None]:
+def data_context(*, block_bytes: int | None = None, is_in_order: bool = True) -> Iterator[None]:
     """Data sets that are made inside are carried out so.
 
     Args:
         block_bytes: about how much of what a task has made is handed on at once; None: Ray Data's 128 MiB.
+        is_in_order: whether blocks come in the order of what they were made of, or as they are done.
     """
     from ray.data import DataContext
 
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
+    context.execution_options.preserve_order = is_in_order
     context.raise_original_map_exception = True
     if block_bytes is not None:
         context.target_max_block_size = block_bytes

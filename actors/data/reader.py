@@ -9,21 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from functools import partial
 from itertools import islice
 from typing import Any, Final
 
 import pyarrow as pa
 import ray.cloudpickle
-import ray.exceptions
 
 from actors.data.context import NO_CPUS, data_context, num_cpus_of_cluster
+from actors.data.work import dataset_of, tables
 from csr_ray.data.index import Job
 from csr_ray.data.prompts import images_checked
 from csr_ray.data.reading import Chunk, Items, Piece, Rules, changed, read_job, scan_piece
 from csr_ray.data.rows import RowFile
-from csr_ray.errors import UserError
 from csr_ray.records import Prompt, Rejection
 
 # The first window is small, so that the first tree need not wait for a large one.
@@ -57,13 +55,13 @@ class RayReader:
         self._connect()
         work = [(files[piece.file], piece.stretch, number) for number, piece in enumerate(pieces)]
         with data_context():
-            dataset = _dataset_of(work).map_batches(
+            dataset = dataset_of(work).map_batches(
                 partial(_scan, rules=rules),
                 batch_size=None,
                 concurrency=min(len(work), num_cpus_of_cluster()),
                 **NO_CPUS,
             )
-        for table in _tables(dataset):
+        for table in tables(dataset):
             yield from (Chunk(**row) for row in table.to_pylist())
 
     def read(self, files: Sequence[RowFile], *, jobs: Iterator[Job], rules: Rules) -> Items:
@@ -88,7 +86,7 @@ class RayReader:
         num_cpus = num_cpus_of_cluster()
         num_reading = min(len(work), max(1, num_cpus // 2))
         with data_context(block_bytes=_BLOCK_BYTES):
-            dataset = _dataset_of(work).map_batches(
+            dataset = dataset_of(work).map_batches(
                 partial(_read, rules=rules), batch_size=None, concurrency=num_reading, **NO_CPUS
             )
             if self._looks_at_pictures:
@@ -97,7 +95,7 @@ class RayReader:
                 dataset = dataset.map_batches(
                     _look, batch_size=None, batch_format="pyarrow", concurrency=num_looking, **NO_CPUS
                 )
-        return list(_tables(dataset))
+        return list(tables(dataset))
 
 
 def _windows(jobs: Iterable[Job]) -> Iterator[list[Job]]:
@@ -112,26 +110,6 @@ def _windows(jobs: Iterable[Job]) -> Iterator[list[Job]]:
             window, num, most = [], 0, _WINDOW
     if window:
         yield window
-
-
-def _dataset_of(work: Sequence[Any]) -> Any:
-    """One row, and so one task, for each."""
-    from ray.data import from_items
-
-    rows = [{"work": ray.cloudpickle.dumps(item)} for item in work]
-    return from_items(rows, override_num_blocks=max(1, len(rows)))
-
-
-def _tables(dataset: Any) -> Generator[pa.Table, None, None]:
-    """What a data set holds, block by block; an error that the user can mend is raised as it was."""
-    batches = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
-    with closing(batches):
-        try:
-            yield from batches
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
-            raise
 
 
 def _items(tables: Iterable[pa.Table]) -> Iterator[Prompt | Rejection]:

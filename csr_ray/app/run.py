@@ -26,11 +26,13 @@ from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
 from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job
 from csr_ray.app.plan import check_paths, check_policy, make_plan, print_plan, resolve_world, uses_world
+from csr_ray.app.score import print_scores, score
 from csr_ray.app.stop import SignalStop
 from csr_ray.config.load import YAML_ERRORS, differing_keys, is_operational, load_config, parse_config, to_plain
-from csr_ray.config.schema import Config, Data, World
+from csr_ray.config.schema import Config, Data, Scorer, Scorers, World
 from csr_ray.data.prompts import PromptFile, find_readable, read_prompts
 from csr_ray.data.reading import LocalReader, Reader
+from csr_ray.data.rows import CAPTION_TEXTS
 from csr_ray.data.sources import is_large
 from csr_ray.errors import EXIT_DONE, ConfigError, DamageError, NoDataError, PicturesGone, UserError
 from csr_ray.evaluation.answers import BENCHMARKS
@@ -39,6 +41,7 @@ from csr_ray.loop import run
 from csr_ray.machine.placement import check_engine_has_gpu, serves_on_gpus
 from csr_ray.machine.private_ray import listen_on_this_machine_only
 from csr_ray.methods.base import Method, method_of
+from csr_ray.policy.clip_source import check_clip_source
 from csr_ray.policy.source import local_folder, reference_of, revision_of
 from csr_ray.ports import Machinery
 from csr_ray.records import Rejection
@@ -54,6 +57,7 @@ from csr_ray.store.cache import cache_folder
 from csr_ray.store.journal import Journal
 from csr_ray.store.lock import lock_folder
 from csr_ray.store.run_folder import RunFolder
+from csr_ray.store.scores import ScoreFolder
 
 if TYPE_CHECKING:
     from csr_ray.world.build import WorldSpec
@@ -250,6 +254,66 @@ def evaluate_model(
             serving.close()
     write_json(output, value={"benchmark": benchmark, "n": suite.num_items, "metrics": metrics, "skipped": {}})
     view.metrics(version=0, metrics=metrics)
+
+
+def score_captions(
+    captions: str, *, scorer: Scorer, scorers: Scorers, data: Data, output: Path, json_output: Path | None
+) -> None:
+    """Do what `csr-ray score` does: score captions that exist by the CLIP of a run's scorer, and go on where it was.
+
+    Args:
+        captions: a prompt file of captions, or a folder of them.
+        data: where their pictures are, and how many to score.
+        output: the folder of the scores (`csr_ray.store.scores`).
+        json_output: the file to write the figures to; None: none.
+
+    Raises:
+        UserError: something is wrong that the user can mend.
+    """
+    check_clip_source(scorer.model)
+    listen_on_this_machine_only()
+    from actors.data.reader import RayReader
+    from actors.data.score import score_jobs
+    from actors.runtime import connect_scorers
+
+    folder, view = ScoreFolder(output), ConsoleView(num_rounds=0)
+    with SignalStop(grace_s=0, before_exit=lambda: None) as stop, logged(RunFolder(output)):
+        connection = connect_scorers(scorers, view=view, on_ray_lost=stop.end)
+        try:
+            with _named("data.prompts", as_name="CAPTIONS"):
+                is_big = is_large(captions)
+                read = PromptFile(
+                    captions,
+                    images=data.images,
+                    limit=data.limit,
+                    urls=data.urls,
+                    texts=CAPTION_TEXTS,
+                    may_repeat=True,
+                    reader=RayReader() if is_big else None,
+                    index_folder=cache_folder() / "prompts" if is_big else None,
+                )
+                what = {"captions": read.stamps(), "scorer": scorer.model_dump(), "data": data.model_dump()}
+                summary = score(
+                    read,
+                    what=what,
+                    folder=folder,
+                    score_jobs=lambda work: score_jobs(work, scorer=scorer, scorers=scorers, rules=read.rules),
+                    view=view,
+                )
+        finally:
+            connection.close()
+    print_scores(summary, folder=folder, console=UnattendedConsole(highlight=False))
+    if json_output is not None:
+        write_json(json_output, value=summary.to_plain())
+
+
+@contextlib.contextmanager
+def _named(key: str, *, as_name: str) -> Iterator[None]:
+    """A file that is read by the rules of prompts has another name on the command line."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(key, as_name)) from error
 
 
 @contextlib.contextmanager
