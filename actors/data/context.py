@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import ray
-
-# Of Ray's CPUs a run's actors may hold all, and whoever asks for one then waits for ever. So tasks ask for none, and
-# how many there are at once is stated where they are made.
-NO_CPUS: Final[dict[str, Any]] = {"num_cpus": 0}
 
 
 @contextmanager
@@ -28,7 +25,6 @@ def data_context(*, block_bytes: int | None = None, is_in_order: bool = True) ->
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = is_in_order
-    context.raise_original_map_exception = True
     if block_bytes is not None:
         context.target_max_block_size = block_bytes
         context.target_min_block_size = 1
@@ -37,13 +33,25 @@ def data_context(*, block_bytes: int | None = None, is_in_order: bool = True) ->
         yield
 
 
+def tasks(at_once: int) -> dict[str, Any]:
+    """Options of tasks that go on wherever they are.
+
+    Of Ray's CPUs a run's actors may hold all, and whoever asks for one then waits for ever. So tasks ask for none,
+    and how many there are at once is stated.
+    """
+    from ray.data import TaskPoolStrategy
+
+    return {"compute": TaskPoolStrategy(size=at_once), "num_cpus": 0}
+
+
 def num_cpus_of_cluster() -> int:
     """The CPUs that Ray knows of, taken or not, and at least 1."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def _quiet() -> None:
-    """Ray Data writes to the screen by a handler of its own; its log file has all of it."""
+    """Ray Data writes to the screen by a handler of its own, and warns of what is as we want it; see its log file."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"ray\.data\.")
     log = logging.getLogger("ray.data")
     for handler in list(log.handlers):
         if type(handler).__name__ == "PlainRayHandler":

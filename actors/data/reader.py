@@ -14,14 +14,13 @@ from itertools import islice
 from typing import Any, Final
 
 import pyarrow as pa
-import ray.cloudpickle
 
-from actors.data.context import NO_CPUS, data_context, num_cpus_of_cluster
-from actors.data.work import dataset_of, tables
+from actors.data.context import data_context, num_cpus_of_cluster, tasks
+from actors.data.work import ERROR, dataset_of, done, tables
 from csr_ray.data.index import Job
 from csr_ray.data.prompts import images_checked
 from csr_ray.data.reading import Chunk, Items, Piece, Rules, changed, read_job, scan_piece
-from csr_ray.data.rows import RowFile
+from csr_ray.data.rows import RowFile, Stretch
 from csr_ray.records import Prompt, Rejection
 
 # The first window is small, so that the first tree need not wait for a large one.
@@ -55,11 +54,9 @@ class RayReader:
         self._connect()
         work = [(files[piece.file], piece.stretch, number) for number, piece in enumerate(pieces)]
         with data_context():
+            scan = partial(done, do=partial(_scan, rules=rules))
             dataset = dataset_of(work).map_batches(
-                partial(_scan, rules=rules),
-                batch_size=None,
-                concurrency=min(len(work), num_cpus_of_cluster()),
-                **NO_CPUS,
+                scan, batch_size=None, **tasks(min(len(work), num_cpus_of_cluster()))
             )
         for table in tables(dataset):
             yield from (Chunk(**row) for row in table.to_pylist())
@@ -86,14 +83,12 @@ class RayReader:
         num_cpus = num_cpus_of_cluster()
         num_reading = min(len(work), max(1, num_cpus // 2))
         with data_context(block_bytes=_BLOCK_BYTES):
-            dataset = dataset_of(work).map_batches(
-                partial(_read, rules=rules), batch_size=None, concurrency=num_reading, **NO_CPUS
-            )
+            read = partial(done, do=partial(_read, rules=rules))
+            dataset = dataset_of(work).map_batches(read, batch_size=None, **tasks(num_reading))
             if self._looks_at_pictures:
                 # Not as many as read, or Ray Data would make one task of a job's reading and all of its pictures.
-                num_looking = max(num_cpus, num_reading + 1)
                 dataset = dataset.map_batches(
-                    _look, batch_size=None, batch_format="pyarrow", concurrency=num_looking, **NO_CPUS
+                    _look, batch_size=None, batch_format="pyarrow", **tasks(max(num_cpus, num_reading + 1))
                 )
         return list(tables(dataset))
 
@@ -123,29 +118,29 @@ def _items(tables: Iterable[pa.Table]) -> Iterator[Prompt | Rejection]:
 # ---- in tasks ----
 
 
-def _scan(batch: dict[str, Any], *, rules: Rules) -> Iterator[pa.Table]:
-    for packed in batch["work"]:
-        file, stretch, number = ray.cloudpickle.loads(packed)
-        chunks = [vars(chunk) for chunk in scan_piece(file, stretch, number=number, rules=rules)]
-        yield pa.Table.from_pylist(chunks)
+def _scan(work: tuple[RowFile, Stretch, int], *, rules: Rules) -> Iterator[pa.Table]:
+    file, stretch, number = work
+    yield pa.Table.from_pylist([vars(chunk) for chunk in scan_piece(file, stretch, number=number, rules=rules)])
 
 
-def _read(batch: dict[str, Any], *, rules: Rules) -> Iterator[pa.Table]:
-    for packed in batch["work"]:
-        file, job = ray.cloudpickle.loads(packed)
-        items = read_job(file, job, rules=rules)
-        while some := list(islice(items, _PROMPTS_A_BLOCK)):
-            if not all(isinstance(item, Prompt) for item in some):
-                raise changed(file)
-            yield _table(some)
+def _read(work: tuple[RowFile, Job], *, rules: Rules) -> Iterator[pa.Table]:
+    file, job = work
+    items = read_job(file, job, rules=rules)
+    while some := list(islice(items, _PROMPTS_A_BLOCK)):
+        if not all(isinstance(item, Prompt) for item in some):
+            raise changed(file)
+        yield _table(some)
 
 
 def _look(table: pa.Table) -> pa.Table:
     """Notes beside each prompt whose picture cannot be read why that is."""
-    prompts = [item for item in _items([table]) if isinstance(item, Prompt)]
+    errors = table[ERROR.name]
+    if errors.null_count < len(errors):
+        return table
+    prompts = [item for item in _items([table.drop_columns([ERROR.name])]) if isinstance(item, Prompt)]
     with images_checked(prompts) as items:
         faults = [None if isinstance(item, Prompt) else item for item in items]
-    return _table(prompts, faults=faults)
+    return _table(prompts, faults=faults).append_column(ERROR, errors)
 
 
 def _table(prompts: Sequence[Any], *, faults: Sequence[Rejection | None] | None = None) -> pa.Table:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
-import ray.cloudpickle
 
 from actors.data.context import data_context
-from actors.data.work import dataset_of, tables
+from actors.data.work import dataset_of, done, tables
 from actors.score.scorer import load_clip
 from csr_ray.config.schema import Scorer, Scorers
 from csr_ray.data.files import UnreadableError
@@ -33,18 +32,20 @@ def score_jobs(
     Raises:
         ConfigError: the model cannot be loaded.
     """
+    from ray.data import ActorPoolStrategy
+
     with data_context(is_in_order=False):
         dataset = dataset_of(work).map_batches(
             CaptionScorer,
             fn_constructor_args=(scorer,),
             fn_constructor_kwargs={"scorers": scorers, "rules": rules},
             batch_size=None,
-            concurrency=scorers.min,
+            compute=ActorPoolStrategy(size=scorers.min),
             num_cpus=scorers.cpus,
             num_gpus=scorers.gpus,
         )
-    with closing(tables(dataset)) as done:
-        for table in done:
+    with closing(tables(dataset)) as scored:
+        for table in scored:
             for row in table.to_pylist():
                 yield row["position"], pa.ipc.open_stream(row["captions"]).read_all()
 
@@ -57,21 +58,22 @@ class CaptionScorer:
         self._max_batch = scorer.max_batch
         self._rules = rules
 
-    def __call__(self, batch: dict[str, Any]) -> Generator[pa.Table, None, None]:
-        for packed in batch["work"]:
-            position, file, job = ray.cloudpickle.loads(packed)
-            # Whatever is no prompt any more was not so when the file was walked.
-            captions = [item for item in read_job(file, job, rules=self._rules) if isinstance(item, Prompt)]
-            rows = [
-                row
-                for begin in range(0, len(captions), self._max_batch)
-                for row in self._score(captions[begin : begin + self._max_batch])
-            ]
-            sink = pa.BufferOutputStream()
-            scored = pa.Table.from_pylist(rows, schema=CAPTIONS)
-            with pa.ipc.new_stream(sink, scored.schema) as stream:
-                stream.write_table(scored)
-            yield pa.table({"position": [position], "captions": [sink.getvalue().to_pybytes()]})
+    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        return done(batch, do=self._job)
+
+    def _job(self, work: Work) -> Iterator[pa.Table]:
+        position, file, job = work
+        # Whatever is no caption any more was one when the file was walked.
+        captions = [item for item in read_job(file, job, rules=self._rules) if isinstance(item, Prompt)]
+        rows = [
+            row
+            for begin in range(0, len(captions), self._max_batch)
+            for row in self._score(captions[begin : begin + self._max_batch])
+        ]
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, CAPTIONS) as stream:
+            stream.write_table(pa.Table.from_pylist(rows, schema=CAPTIONS))
+        yield pa.table({"position": [position], "captions": [sink.getvalue().to_pybytes()]})
 
     def _score(self, captions: Sequence[Prompt]) -> list[dict[str, Any]]:
         """A row for each caption. One bad picture must not fail its neighbours: they are tried alone then."""

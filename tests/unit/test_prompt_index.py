@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fakes import tiny_config
 from PIL import Image
 
 from csr_ray.data.images import check_image, load_image
@@ -23,7 +24,11 @@ from csr_ray.data.reading import LocalReader, Piece, Rules, read_job, scan_piece
 from csr_ray.data.rows import RowFile
 from csr_ray.errors import ConfigError
 from csr_ray.records import Prompt, Rejection
+from csr_ray.stages.state import RunState
+from csr_ray.stages.turn import Turn
 from csr_ray.store.digests import short_hash
+from csr_ray.store.journal import Journal
+from csr_ray.store.run_folder import RunFolder
 
 RED = (255, 0, 0)
 
@@ -263,6 +268,31 @@ def test_an_index_of_something_else_is_not_used(
 def damage(kept: Path) -> None:
     (hashes,) = kept.glob("*/hashes.npy")
     hashes.write_bytes(hashes.read_bytes()[:-8])
+
+
+def test_what_is_left_of_a_cycle_is_known_without_reading_a_row(
+    folder: Path, fine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(folder, "p.jsonl", [record(number) for number in range(40)])
+    options: dict = {"images": None, "limit": None, "index_folder": folder / "kept"}
+    PromptFile(str(path), **options)
+    config = tiny_config(folder / "run", data={"prompts": str(path)})
+    run = RunFolder(folder / "run")
+    state = RunState(config=config, folder=run, journal=Journal(run.journal), model="m", versions={})
+    cycle = state.cycles(0)[0]
+    for unit, numbers in (("second", range(20, 24)), ("first", range(3, 8)), ("gone", range(90, 92))):
+        ids = [str(number) for number in numbers]
+        state.journal.commit("rollout", **cycle.key, unit=unit, ids=ids, position=0, prompts=len(ids), failed=0)
+    parsed: list[str] = []
+    loads = json.loads
+    monkeypatch.setattr("csr_ray.data.rows.json.loads", lambda line: parsed.append(line) or loads(line))
+    turn = Turn(state, PromptFile(str(path), **options), cycle=cycle)
+    assert turn.num_to_do == 31
+    assert [(unit.name, unit.position) for unit in turn.committed()] == [("first", 3), ("second", 20), ("gone", 42)]
+    assert parsed == []
+    left = [(position, item.id) for position, item in turn.to_do()]
+    assert left == [(number, str(number)) for number in range(40) if number not in (*range(3, 8), *range(20, 24))]
+    assert len(parsed) == 31, "nor are the rows read again that are done"
 
 
 def test_an_index_that_cannot_be_kept_is_made_again(folder: Path) -> None:
