@@ -7,8 +7,11 @@ runs while nobody draws, and at most two windows are ahead of whoever draws.
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from itertools import islice
 from typing import Any, Final
@@ -58,28 +61,33 @@ class RayReader:
             dataset = dataset_of(work).map_batches(
                 scan, batch_size=None, **tasks(min(len(work), num_cpus_of_cluster()))
             )
-        for table in tables(dataset):
-            yield from (Chunk(**row) for row in table.to_pylist())
+        with closing(tables(dataset)) as scanned:
+            for table in scanned:
+                yield from (Chunk(**row) for row in table.to_pylist())
 
     def read(self, files: Sequence[RowFile], *, jobs: Iterator[Job], rules: Rules) -> Items:
-        with ThreadPoolExecutor(1, thread_name_prefix="prompt-reader") as pool:
-            ahead: Future[list[pa.Table]] | None = None
-            try:
-                for window in _windows(jobs):
-                    work = [(files[job.file], job) for job in window]
-                    following = pool.submit(self._read_window, work, rules)
-                    if ahead is not None:
-                        yield from _items(ahead.result())
-                    ahead = following
+        pool = ThreadPoolExecutor(1, thread_name_prefix="prompt-reader")
+        is_over = threading.Event()
+        ahead: Future[list[pa.Table]] | None = None
+        try:
+            for window in _windows(jobs):
+                work = [(files[job.file], job) for job in window]
+                following = pool.submit(self._read_window, work, rules=rules, is_over=is_over)
                 if ahead is not None:
                     yield from _items(ahead.result())
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+                ahead = following
+            if ahead is not None:
+                yield from _items(ahead.result())
+        finally:  # also where nobody draws any more: what is read meanwhile ends with its next block
+            is_over.set()
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def rows_together(self, file: RowFile) -> int | None:
         return file.rows_together
 
-    def _read_window(self, work: Sequence[tuple[RowFile, Job]], rules: Rules) -> list[pa.Table]:
+    def _read_window(
+        self, work: Sequence[tuple[RowFile, Job]], *, rules: Rules, is_over: threading.Event
+    ) -> list[pa.Table]:
         num_cpus = num_cpus_of_cluster()
         num_reading = min(len(work), max(1, num_cpus // 2))
         with data_context(block_bytes=_BLOCK_BYTES):
@@ -90,7 +98,8 @@ class RayReader:
                 dataset = dataset.map_batches(
                     _look, batch_size=None, batch_format="pyarrow", **tasks(max(num_cpus, num_reading + 1))
                 )
-        return list(tables(dataset))
+        with closing(tables(dataset)) as read_tables:
+            return list(itertools.takewhile(lambda _: not is_over.is_set(), read_tables))
 
 
 def _windows(jobs: Iterable[Job]) -> Iterator[list[Job]]:
