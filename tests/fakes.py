@@ -108,9 +108,10 @@ def train_result(*, probe_logps: Sequence[float] = (-1.0,), **fields: Any) -> Tr
 
 @dataclass
 class PromptList:
-    """`csr_ray.ports.Prompts` on a list."""
+    """`csr_ray.ports.Prompts` on a list. Of `bad` ids the pictures are looked at, in vain, before their turn."""
 
     prompts: Sequence[Prompt]
+    bad: frozenset[str] = frozenset()
 
     @property
     def num(self) -> int:
@@ -127,7 +128,9 @@ class PromptList:
         self, *, start: int = 0, num: int | None = None, chosen: np.ndarray | None = None
     ) -> Iterator[Prompt | Rejection]:
         taken = list(self.take(start=start, num=num))
-        yield from (prompt for at, prompt in enumerate(taken) if chosen is None or chosen[at])
+        for at, prompt in enumerate(taken):
+            if chosen is None or chosen[at]:
+                yield prompt.refused("bad picture") if prompt.id in self.bad else prompt
 
 
 @dataclass

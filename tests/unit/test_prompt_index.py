@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +18,14 @@ import pytest
 from fakes import tiny_config
 from PIL import Image
 
+from csr_ray.app.run import _reader
+from csr_ray.config.schema import Data
 from csr_ray.data.images import check_image, load_image
 from csr_ray.data.index import Index
 from csr_ray.data.prompts import PromptFile, read_prompts
 from csr_ray.data.reading import LocalReader, Piece, Rules, read_job, scan_piece
 from csr_ray.data.rows import RowFile
+from csr_ray.data.sources import is_large
 from csr_ray.errors import ConfigError
 from csr_ray.records import Prompt, Rejection
 from csr_ray.stages.state import RunState
@@ -215,6 +219,32 @@ def test_a_folder_of_a_store_is_its_files(folder: Path) -> None:
     stream = PromptFile("memory://many", images=None, limit=None)
     assert [prompt.id for prompt in stream.take()] == ["first", "second"]
     assert {prompt.image for prompt in stream.take()} == {"memory://many/images/a.png"}
+
+
+@pytest.mark.parametrize(
+    ("reader", "num_mib", "is_local"),
+    [
+        ("auto", (1,), True),
+        ("auto", (40, 23), True),
+        ("auto", (40, 24), False),
+        ("local", (40, 24), True),
+        ("ray", (1,), False),
+    ],
+)
+def test_large_sources_are_read_on_the_cluster_unless_it_is_said_otherwise(
+    tmp_path: Path, reader: str, num_mib: tuple[int, ...], is_local: bool
+) -> None:
+    for number, size in enumerate(num_mib):
+        with (tmp_path / f"{number}.jsonl").open("wb") as file:
+            file.truncate(size * 2**20)
+    data = Data(prompts=str(tmp_path), reader=reader)
+    assert isinstance(_reader(data, cluster=mock.Mock()), LocalReader) == is_local
+
+
+def test_what_nobody_may_read_is_not_looked_at_to_see_whether_it_is_large() -> None:
+    with mock.patch("fsspec.core.url_to_fs", side_effect=AssertionError("asked fsspec")):
+        assert not is_large("ssh://host/p.jsonl")
+        assert not is_large("https://host/p.jsonl")
 
 
 # ---- the kept index ----
