@@ -10,21 +10,21 @@ Where a file allows it, reading begins anywhere in it, so that stretches of one 
 from __future__ import annotations
 
 import codecs
-import csv
 import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from itertools import chain, compress, islice, repeat
+from dataclasses import replace
+from itertools import compress, islice, repeat
 from pathlib import PurePosixPath
 from typing import IO, Any, Final
 
 import fsspec
-import numpy as np
 
 from csr_ray.data.files import WEB, UnreadableError, check_scheme, open_local, scheme_of
+from csr_ray.data.lines import MAX_ROW_CHARS, TOO_LONG, Cursor, Lines, Row, Stretch, next_line
+from csr_ray.data.tables import MAX_LIST_BYTES, csv_reader, csv_rows, parquet_rows, table_borders
 from csr_ray.data.tars import TarError, samples
 from csr_ray.errors import ConfigError
 from csr_ray.redaction import without_credentials
@@ -40,69 +40,15 @@ KNOWN_SUFFIXES: Final = {
 }
 _KNOWN: Final = "JSONL, a JSON list, CSV, Parquet or a WebDataset tar"
 _HEAD_BYTES: Final = 4096
-# Longer than any prompt: a row beyond it is set aside without being held. A field of CSV may have 128 KiB (Python's
-# own limit).
-_MAX_ROW_CHARS: Final = 4 * 2**20
-# A JSON list is held whole, and as Python's values it takes several times as much.
-_MAX_LIST_BYTES: Final = 256 * 2**20
-_MAX_COLUMNS: Final = 10_000
-# The footer of a Parquet file is read whole.
-_MAX_FOOTER_BYTES: Final = 64 * 2**20
 _SILENT_S: Final = 60.0
-# A batch of Parquet rows, and how much of a column is read ahead for it (Arrow would take in the whole row group).
-_BATCH_ROWS: Final = 512
 # Where the text of a row stands, in the order in which the columns are tried: that of a prompt, and of a caption.
 PROMPT_TEXTS: Final = ("prompt", "input")
 CAPTION_TEXTS: Final = ("caption", "text", "prompt")
-_READ_AHEAD_BYTES: Final = 1 << 18
 # A stretch of lines that is read by itself; and rows that are read together, so that finding their beginning costs
 # little beside reading them. In a table it is found by decoding what stands before it in its group of rows.
 _PIECE_BYTES: Final = 8 * 2**20
 _ROWS_TOGETHER: Final = 1024
 _TABLE_ROWS_TOGETHER: Final = 8192
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One record of a file: where it stands, and its value or what is wrong with it.
-
-    Attributes:
-        place: the file and what its rows are counted in ("prompts.jsonl:", "prompts.json:item ").
-        number: the line, item or row, from 1.
-    """
-
-    place: str
-    number: int
-    value: Any = None
-    problem: str | None = None
-
-    @property
-    def source(self) -> str:
-        """Where it stands, for people ("prompts.jsonl:17")."""
-        return f"{self.place}{self.number}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stretch:
-    """A part of a file that can be read by itself.
-
-    Attributes:
-        begin, end: where its first row begins, and where it is over (None: at the file's end). Of lines and tars in
-            bytes; of other files it is the number of rows that stand before.
-        number: of its first row or line, from 1.
-    """
-
-    begin: int = 0
-    end: int | None = None
-    number: int = 1
-
-
-@dataclass
-class Cursor:
-    """Where the row after the last one begins that was read, and its number; see `Stretch`."""
-
-    at: int = 0
-    number: int = 1
 
 
 class RowFile:
@@ -130,7 +76,7 @@ class RowFile:
             raise ConfigError(f"data.prompts = {source!r}: unknown format; expected {_KNOWN}")
         if kind in ("json", "jsonl"):
             with _opened(source) as file:
-                begin = (line or "" for line in _Lines(self._text(file, newline="\n"), cursor=Cursor()))
+                begin = (line or "" for line in Lines(self._text(file, newline="\n"), cursor=Cursor()))
                 kind = "jsonl" if _is_json_lines(begin, name=self._name) else "json"
         self._kind = kind
         # A list has no places to begin at, nor has UTF-16, in which a bad byte may shift all that follows.
@@ -140,8 +86,8 @@ class RowFile:
         self._columns: tuple[str, ...] = ()
         if self._is_bytewise and kind == "csv":
             with _opened(source) as file:
-                lines = _Lines(self._text(file, newline=""), cursor=Cursor())
-                self._columns = tuple(_csv_reader(lines, name=self._name, texts=texts).fieldnames or ())
+                lines = Lines(self._text(file, newline=""), cursor=Cursor())
+                self._columns = tuple(csv_reader(lines, name=self._name, texts=texts).fieldnames or ())
 
     @property
     def rows_together(self) -> int | None:
@@ -159,7 +105,7 @@ class RowFile:
         """
         if self._kind == "parquet" and self._num_bytes is not None:
             with _opened(self.source) as file:
-                borders = _borders(file, name=self._name, texts=self._texts)
+                borders = table_borders(file, name=self._name, texts=self._texts, together=_TABLE_ROWS_TOGETHER)
         elif self._kind == "jsonl" and self._is_bytewise:
             assert self._num_bytes is not None
             borders = [*range(0, max(1, self._num_bytes), _PIECE_BYTES), self._num_bytes]
@@ -201,14 +147,14 @@ class RowFile:
     def _unparsed(self, file: IO[bytes], stretch: Stretch, cursor: Cursor) -> Iterator[Row | tuple[int, str]]:
         """The rows as cheaply as they can be told apart: of JSONL, the line and its number."""
         if self._kind == "parquet":
-            return _parquet_rows(file, name=self._name, texts=self._texts, stretch=stretch, cursor=cursor)
+            return parquet_rows(file, name=self._name, texts=self._texts, stretch=stretch, cursor=cursor)
         if not self._is_bytewise:
             return _counted(self._all_unparsed(file), stretch=stretch, cursor=cursor)
         if self._kind == "tar":
             return _tar_rows(file, source=self.source, texts=self._texts, stretch=stretch, cursor=cursor)
         begin = stretch.begin
         if begin and self._kind == "jsonl":
-            begin = _next_line(file, begin)
+            begin = next_line(file, begin)
         elif not begin and self._has_mark:
             begin = len(codecs.BOM_UTF8)
         file.seek(begin)
@@ -221,10 +167,10 @@ class RowFile:
         """The rows from where the file stands, which is at the beginning of one."""
         is_csv = self._kind == "csv"
         text = io.TextIOWrapper(file, encoding=encoding, errors=self._encoding[1], newline="" if is_csv else "\n")
-        lines = _Lines(text, cursor=cursor, end=end)
+        lines = Lines(text, cursor=cursor, end=end)
         if is_csv:
             columns = self._columns if cursor.number > 1 else None
-            return _csv_rows(lines, name=self._name, texts=self._texts, columns=columns)
+            return csv_rows(lines, name=self._name, texts=self._texts, columns=columns)
         return _jsonl_rows(lines, place=f"{self._name}:")
 
     def _all_unparsed(self, file: IO[bytes]) -> Iterator[Row | tuple[int, str]]:
@@ -233,10 +179,10 @@ class RowFile:
             raise ConfigError(f"{self._name}: its server gives no parts of a file; fetch the file")
         if self._kind in ("jsonl", "csv"):
             return self._lines(file, encoding=self._encoding[0], cursor=Cursor())
-        data = file.read(_MAX_LIST_BYTES + 1)
-        if len(data) > _MAX_LIST_BYTES:
+        data = file.read(MAX_LIST_BYTES + 1)
+        if len(data) > MAX_LIST_BYTES:
             raise ConfigError(
-                f"{self._name}: a JSON list of more than {_MAX_LIST_BYTES // 2**20} MiB would have to be held whole; "
+                f"{self._name}: a JSON list of more than {MAX_LIST_BYTES // 2**20} MiB would have to be held whole; "
                 "write it as JSONL, one record a line"
             )
         return iter(read_json_rows(decode_text(data), name=self._name))
@@ -350,49 +296,6 @@ def read_json_rows(text: str, *, name: str) -> list[Row]:
     return [_json_line(line, place=f"{name}:", number=number) for number, line in lines]
 
 
-class _Lines(Iterator[str | None]):
-    """The lines of a text; None for one that is too long, of which only a piece is held.
-
-    Args:
-        cursor: at the text's beginning, and from then on behind the line that was given last. In bytes of UTF-8.
-        end: a line that begins there, or later, is not given.
-    """
-
-    def __init__(self, text: IO[str], *, cursor: Cursor, end: int | None = None) -> None:
-        self._text = text
-        self._end = end
-        self.cursor = cursor
-
-    def __next__(self) -> str | None:
-        if self.is_over or not (line := self._read(_MAX_ROW_CHARS + 1)):
-            raise StopIteration
-        self.cursor.number += 1
-        if len(line) <= _MAX_ROW_CHARS or line.endswith("\n"):
-            return line
-        while (piece := self._read(_MAX_ROW_CHARS)) and not piece.endswith("\n"):
-            pass
-        return None
-
-    @property
-    def is_over(self) -> bool:
-        return self._end is not None and self.cursor.at >= self._end
-
-    def _read(self, most: int) -> str:
-        text = self._text.readline(most)
-        self.cursor.at += len(text) if text.isascii() else len(text.encode(errors="surrogateescape"))
-        return text
-
-
-def _next_line(file: IO[bytes], position: int) -> int:
-    """Where the first line begins that does so at a position or behind it."""
-    at = file.seek(position - 1)
-    while data := file.read(1 << 16):
-        if (found := data.find(b"\n")) >= 0:
-            return at + found + 1
-        at += len(data)
-    return at
-
-
 def _counted(
     rows: Iterator[Row | tuple[int, str]], *, stretch: Stretch, cursor: Cursor
 ) -> Iterator[Row | tuple[int, str]]:
@@ -402,10 +305,10 @@ def _counted(
         yield row
 
 
-def _jsonl_rows(lines: _Lines, *, place: str) -> Iterator[Row | tuple[int, str]]:
+def _jsonl_rows(lines: Lines, *, place: str) -> Iterator[Row | tuple[int, str]]:
     for line in lines:
         if line is None:
-            yield Row(place=place, number=lines.cursor.number - 1, problem=_TOO_LONG)
+            yield Row(place=place, number=lines.cursor.number - 1, problem=TOO_LONG)
         elif stripped := line.strip():
             yield lines.cursor.number - 1, stripped
 
@@ -438,9 +341,6 @@ def _numbered_lines(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
-_TOO_LONG: Final = f"a row of more than {_MAX_ROW_CHARS // 2**20} million characters"
-
-
 def _json_line(line: str, *, place: str, number: int) -> Row:
     try:
         return Row(place=place, number=number, value=json.loads(line))
@@ -450,185 +350,8 @@ def _json_line(line: str, *, place: str, number: int) -> Row:
         return Row(place=place, number=number, problem=f"not JSON: {error}")
 
 
-# ---- tables ----
-
 # What the rows of a kind of file are counted in; the others are counted in lines.
 _COUNTED_IN: Final = {"json": "item ", "parquet": "row ", "tar": "sample "}
-_OVERLONG_FIELD: Final = "x" * 131_073 + "\n"
-
-
-def _csv_rows(lines: _Lines, *, name: str, texts: tuple[str, ...], columns: tuple[str, ...] | None) -> Iterator[Row]:
-    """The records from here on; `columns` are None where the first line is still to come, which names them."""
-    reader = _csv_reader(lines, name=name, texts=texts, columns=columns)
-    if not reader.fieldnames:
-        return
-    place = f"{name}:"
-    while not lines.is_over:
-        try:
-            record = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield Row(place=place, number=lines.cursor.number - 1, problem=f"not CSV: {error}")
-            continue
-        surplus = record.pop(None, None)  # type: ignore[call-overload]  # DictReader's key for fields without a column
-        # A quoted field may hold line breaks; the record is found by its first line.
-        num_breaks = sum((value or "").count("\n") for value in record.values())
-        problem = f"{len(surplus)} more fields than columns; quote texts with commas" if surplus else None
-        number = lines.cursor.number - 1 - num_breaks
-        yield Row(place=place, number=number, value=record, problem=problem)
-
-
-def _csv_reader(
-    lines: _Lines, *, name: str, texts: tuple[str, ...], columns: tuple[str, ...] | None = None
-) -> csv.DictReader[str]:
-    """Of an empty file it has no columns."""
-    # Of a line that is too long its beginning would do harm, and its absence would shift the numbers: it becomes one
-    # field, which is longer than a field may be.
-    bounded = (_OVERLONG_FIELD if line is None else line for line in lines)
-    head: list[str] = []
-    if columns is None:
-        head = list(islice((line for line in bounded if line.strip()), 1))
-        columns = None if head else ()
-    reader = csv.DictReader(chain(head, bounded), fieldnames=columns, skipinitialspace=True)
-    if columns is None:
-        try:
-            columns = tuple(reader.fieldnames or ())
-        except csv.Error as error:
-            raise ConfigError(f"{name}: its first line is not CSV: {error}") from error
-        _require_columns(columns, name=name, texts=texts)
-    return reader
-
-
-@contextmanager
-def _table(file: IO[bytes], *, name: str, texts: tuple[str, ...]) -> Iterator[Any]:
-    """A Parquet file, and what its rows are read of; whatever is wrong with it inside is a ConfigError."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        seekable = file if file.seekable() else io.BytesIO(file.read(_MAX_LIST_BYTES))
-        _check_footer(seekable, name=name)
-        schema = pyarrow.parquet.read_schema(seekable)
-        # A page may name one long text many times; as a dictionary the text is there once.
-        once = [column for column in _wanted(schema.names, texts=texts) if _is_text(schema.field(column).type)]
-        seekable.seek(0)
-        table = pyarrow.parquet.ParquetFile(seekable, buffer_size=_READ_AHEAD_BYTES, read_dictionary=once)
-        _require_columns(schema.names, name=name, texts=texts)
-        yield table
-    # Arrow's own errors, and Python's for values that it has no room for: a date in the year 30,000, broken UTF-8.
-    except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: not readable as Parquet: {' '.join(str(error).split())}") from error
-
-
-def _wanted(columns: Iterable[str], *, texts: tuple[str, ...]) -> list[str]:
-    """The columns that are read, of those that there are."""
-    there = set(columns)
-    return [column for column in ("id", "image", *texts, "truth") if column in there]
-
-
-def _borders(file: IO[bytes], *, name: str, texts: tuple[str, ...]) -> list[int]:
-    """How many rows stand before each piece of a table, and in all of it: pieces end with its groups of rows."""
-    with _table(file, name=name, texts=texts) as table:
-        begins = [0, *itertools.accumulate(_group_sizes(table))]
-    cuts = {cut for begin, end in itertools.pairwise(begins) for cut in range(begin, end, _TABLE_ROWS_TOGETHER)}
-    return sorted({0, begins[-1]} | cuts) if begins[-1] else [0, 0]
-
-
-def _group_sizes(table: Any) -> list[int]:
-    return [table.metadata.row_group(group).num_rows for group in range(table.metadata.num_row_groups)]
-
-
-def _parquet_rows(
-    file: IO[bytes], *, name: str, texts: tuple[str, ...], stretch: Stretch, cursor: Cursor
-) -> Iterator[Row]:
-    import pyarrow
-
-    with _table(file, name=name, texts=texts) as table:
-        schema = table.schema_arrow
-        wanted = _wanted(schema.names, texts=texts)
-        # Of the image column of a Hugging Face data set, {bytes, path}, the pictures are left on the disk.
-        image = schema.field(schema.names.index("image")).type
-        if pyarrow.types.is_struct(image) and image.get_field_index("path") >= 0:
-            wanted[wanted.index("image")] = "image.path"
-        sizes = _group_sizes(table)
-        begins = [0, *itertools.accumulate(sizes)]
-        end = begins[-1] if stretch.end is None else stretch.end
-        groups = [
-            group for group, size in enumerate(sizes) if begins[group] < end and begins[group] + size > stretch.begin
-        ]
-        cursor.at, cursor.number = stretch.begin, stretch.number
-        batches: Iterable[Any] = ()
-        if groups:
-            batches = table.iter_batches(batch_size=_BATCH_ROWS, columns=wanted, use_threads=False, row_groups=groups)
-            at = begins[groups[0]]
-            batches = _within_rows(batches, num_skipped=stretch.begin - at, num=end - stretch.begin)
-        place = f"{name}:row "
-        for record in chain.from_iterable(_records(batch) for batch in batches):
-            cursor.at += 1
-            cursor.number += 1
-            problem = _TOO_LONG if record is None else None
-            yield Row(place=place, number=cursor.number - 1, value=record, problem=problem)
-
-
-def _within_rows(batches: Iterable[Any], *, num_skipped: int, num: int) -> Iterator[Any]:
-    """Batches without the first rows, which cost no more than their decoding, and with so many of the others."""
-    for batch in batches:
-        begin = min(num_skipped, batch.num_rows)
-        num_skipped -= begin
-        part = batch.slice(begin, num)
-        num -= part.num_rows
-        if part.num_rows:
-            yield part
-        if not num:
-            return
-
-
-def _is_text(kind: Any) -> bool:
-    import pyarrow
-
-    return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
-
-
-def _records(batch: Any) -> Iterator[dict[str, Any] | None]:
-    """The rows of a batch as Python's values, few at a time if they are long; None for one that is too long."""
-    import pyarrow
-    import pyarrow.compute
-
-    batch.validate(full=True)  # a damaged page may name a text that its dictionary has not
-    num_bytes = np.zeros(batch.num_rows, dtype=np.int64)
-    for column in batch.columns:
-        if pyarrow.types.is_dictionary(column.type):
-            of_each = pyarrow.compute.binary_length(column.dictionary).to_numpy(zero_copy_only=False)
-            places = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-            num_bytes += np.append(np.nan_to_num(of_each), 0).astype(np.int64)[places]
-    if num_bytes.sum() <= _MAX_ROW_CHARS:
-        yield from batch.to_pylist()
-        return
-    for row in range(batch.num_rows):
-        yield batch.slice(row, 1).to_pylist()[0] if num_bytes[row] <= _MAX_ROW_CHARS else None
-
-
-def _check_footer(file: IO[bytes], *, name: str) -> None:
-    """Refuse a footer that would take gigabytes as objects; whatever else is wrong with it, Arrow says."""
-    num_bytes = file.seek(0, io.SEEK_END)
-    file.seek(max(0, num_bytes - 8))
-    if int.from_bytes(file.read(4), "little") > _MAX_FOOTER_BYTES and file.read(4) == b"PAR1":
-        raise ConfigError(
-            f"{name}: its footer is larger than {_MAX_FOOTER_BYTES // 2**20} MiB; write it with fewer columns, or "
-            "larger row groups"
-        )
-    file.seek(0)
-
-
-def _require_columns(columns: Iterable[str], *, name: str, texts: tuple[str, ...]) -> None:
-    present = list(columns)
-    if len(present) > _MAX_COLUMNS:
-        needed = f"id, image, {texts[0]} and truth"
-        raise ConfigError(f"{name}: {len(present)} columns; {needed} are needed, write only those")
-    if not {"id", "image"} <= set(present) or not set(texts) & set(present):
-        found = ", ".join(repr(column) for column in present[:8])
-        raise ConfigError(f"{name}: needs the columns id, image, {texts[0]}; found {found}")
 
 
 # ---- tars ----
@@ -642,7 +365,7 @@ def _tar_rows(
     cursor.at, cursor.number = stretch.begin, stretch.number
     file.seek(stretch.begin)
     try:
-        for sample in samples(file, archive=source, end=stretch.end, max_text_bytes=_MAX_ROW_CHARS):
+        for sample in samples(file, archive=source, end=stretch.end, max_text_bytes=MAX_ROW_CHARS):
             row = _sample_row(sample.texts, columns=texts, place=place, number=cursor.number)
             cursor.at = sample.end
             cursor.number += 1
@@ -659,7 +382,7 @@ def _tar_rows(
 def _sample_row(texts: Mapping[str, bytes | None], *, columns: tuple[str, ...], place: str, number: int) -> Row:
     """What the texts beside a picture say: KEY.json is a record, and KEY.txt the text of one that has none."""
     if None in texts.values():
-        return Row(place=place, number=number, problem=_TOO_LONG)
+        return Row(place=place, number=number, problem=TOO_LONG)
     row = Row(place=place, number=number, value={})
     if (text := texts.get("json")) is not None:
         row = _json_line(decode_text(text), place=place, number=number)

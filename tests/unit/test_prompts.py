@@ -558,7 +558,7 @@ def test_a_page_of_a_table_that_names_a_text_its_dictionary_has_not_is_refused()
     """Arrow believes the indices; what lies behind the dictionary is somebody else's memory."""
     import pyarrow as pa
 
-    from csr_ray.data.rows import _records
+    from csr_ray.data.tables import _records
 
     wrong = pa.DictionaryArray.from_arrays(pa.array([0, 5], pa.int32()), pa.array(["a"]), safe=False)
     with pytest.raises(pa.ArrowInvalid, match="out of bounds"):
