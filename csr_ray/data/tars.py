@@ -15,7 +15,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from csr_ray.data.files import MAX_FILE_BYTES, TAR, WEB, UnreadableError, open_local, read_store, scheme_of, too_large
 
@@ -62,7 +62,8 @@ def samples(file: IO[bytes], *, archive: str, end: int | None, max_text_bytes: i
     sample: Sample | None = None
     try:
         # Not compressed: in a compressed tar no member can be found without reading all before it.
-        with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as members:
+        bounded: Any = _Bounded(file, max_bytes=max_text_bytes)
+        with tarfile.open(fileobj=bounded, mode="r:", errors="surrogateescape") as members:
             while (member := members.next()) is not None:
                 members.members = []  # type: ignore[attr-defined]  # it would keep every member that it has seen
                 if (found := _MEMBER.fullmatch(member.name)) is None or not member.isreg() or member.issparse():
@@ -85,6 +86,20 @@ def samples(file: IO[bytes], *, archive: str, end: int | None, max_text_bytes: i
                 yield sample
     except (tarfile.TarError, EOFError) as error:
         raise TarError(f"{' '.join(str(error).split())}; a compressed one has to be unpacked") from error
+
+
+class _Bounded:
+    """A file of which nobody reads more at once; `tarfile` would read as much as a header says it has."""
+
+    def __init__(self, file: IO[bytes], *, max_bytes: int) -> None:
+        self._file = file
+        self._max_bytes = max_bytes
+        self.tell, self.seek = file.tell, file.seek
+
+    def read(self, num_bytes: int) -> bytes:
+        if num_bytes > self._max_bytes:
+            raise TarError(f"a header of more than {self._max_bytes // 2**20} MiB")
+        return self._file.read(num_bytes)
 
 
 def _check_end(file: IO[bytes], position: int) -> None:

@@ -448,6 +448,16 @@ def test_a_damaged_or_cut_tar_is_a_config_error(folder: Path, at: int) -> None:
         PromptFile(str(path), images=None, limit=None)
 
 
+def test_a_header_that_would_fill_the_memory_is_refused(folder: Path) -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, 2**32
+    with (folder / "x.tar").open("wb") as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(2**32 + 4096)  # sparse
+    with pytest.raises(ConfigError, match=r"^data\.prompts = .*not readable as a tar: a header of more than 4 MiB"):
+        PromptFile(str(folder / "x.tar"), images=None, limit=None)
+
+
 def test_a_compressed_tar_is_refused(folder: Path) -> None:
     with tarfile.open(folder / "x.tar", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("1.png"))
