@@ -181,32 +181,22 @@ class Runtime:
         logs: Path,
         view: View,
         on_ray_lost: Callable[[str], None],
+        connected: tuple[Config, Connection] | None = None,
     ) -> Runtime:
         """Start everything that a run of this method needs; returns when the generators serve base + `adapters`.
 
         Args:
             on_ray_lost: ends this process, and says why; called from a thread when Ray's head or own node is gone.
+            connected: what `connect_run` gave, which then is closed with the rest; None: connect now.
 
         Raises:
             ActorFailure: an actor could not start; the message ends with its log.
             ConfigError: there is no room for all of them; nothing has been started then.
         """
         with view.stage("start the machinery", total=None, unit="", round_index=None):
-            is_private = not cluster_address()
-            if is_private:
-                config = _laid_out(config, method=method, nodes=[this_machine()], view=view)
-            connection = _connect(
-                demands_of(config, needs_scorer=method.needs_scorer),
-                object_store=_object_store_bytes(config, model=model),
-                view=view,
-                on_ray_lost=on_ray_lost,
+            config, connection = connected or connect_run(
+                config, method=method, model=model, view=view, on_ray_lost=on_ray_lost
             )
-            with _closed_if_refused(connection):
-                if not is_private:
-                    config = _laid_out(config, method=method, nodes=_nodes(), view=view)
-                check_engine_has_gpu(config.generators, needs_gpu=serves_on_gpus())
-                demands = demands_of(config, needs_scorer=method.needs_scorer)
-                check_room(demands, autoscales=config.cluster.autoscales, config=config)
             serving = Serving._create(
                 EngineSettings.of(config, phases_a_round=_phases_a_round(method, config=config)),
                 cluster=config.cluster,
@@ -257,6 +247,44 @@ def _precisions(policy: Policy, *, generators: Generators, train: Train | None =
 def _phases_a_round(method: Method, *, config: Config) -> int:
     """The number of phases of the round that has the most of them, and at least 1."""
     return max([1, *(len(method.phases(index)) for index in range(config.run.rounds))])
+
+
+def connect_run(
+    config: Config, *, method: Method, model: str, view: View, on_ray_lost: Callable[[str], None]
+) -> tuple[Config, Connection]:
+    """Join or start the Ray of a run, on which nothing of it runs yet.
+
+    Returns:
+        The config with its layout worked out for the nodes there are, and the connection.
+
+    Raises:
+        ConfigError: there is no room for all that the run needs.
+    """
+    is_private = not cluster_address()
+    if is_private:
+        config = _laid_out(config, method=method, nodes=[this_machine()], view=view)
+    connection = _connect(
+        demands_of(config, needs_scorer=method.needs_scorer),
+        object_store=_object_store_bytes(config, model=model),
+        view=view,
+        on_ray_lost=on_ray_lost,
+    )
+    with _closed_if_refused(connection):
+        if not is_private:
+            config = _laid_out(config, method=method, nodes=_nodes(), view=view)
+        check_engine_has_gpu(config.generators, needs_gpu=serves_on_gpus())
+        demands = demands_of(config, needs_scorer=method.needs_scorer)
+        check_room(demands, autoscales=config.cluster.autoscales, config=config)
+    return config, connection
+
+
+def connect_scorers(scorers: Scorers, *, view: View, on_ray_lost: Callable[[str], None]) -> Connection:
+    """Join or start a Ray with room for so many scorers, and for nothing else; see `connect_run`."""
+    demand = scorer_demand(scorers)
+    connection = _connect([demand], view=view, on_ray_lost=on_ray_lost)
+    with _closed_if_refused(connection):
+        check_room([demand], autoscales=Cluster().autoscales)
+    return connection
 
 
 def _connect(

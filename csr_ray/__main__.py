@@ -103,6 +103,30 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", required=True, type=_path_here, metavar="OUT")
     evaluate.set_defaults(run=_eval)
 
+    captions = commands.add_parser(
+        "score",
+        help="CLIP's scores of captions that exist",
+        description="Score captions that exist with CLIP, on as many actors as asked for. Starting the same command "
+        "again goes on where it was.",
+    )
+    captions.add_argument(
+        "captions",
+        metavar="CAPTIONS",
+        help="Parquet, JSONL, CSV, a JSON list (id, image, caption), a WebDataset tar, or a folder of such files",
+    )
+    captions.add_argument("--scorer", required=True, metavar="MODEL", help="as scorer.model, see csr-ray config")
+    captions.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the scores")
+    captions.add_argument("--images", default=None, metavar="DIR", help="folder that relative image names start from")
+    captions.add_argument("--urls", action="store_true", help="images may be web pages")
+    captions.add_argument("--limit", type=_at_least_one, default=None, metavar="N", help="first N captions only")
+    captions.add_argument("--dtype", default="float32", choices=("float32", "tf32", "bfloat16"))
+    captions.add_argument("--actors", type=_at_least_one, default=1, metavar="N", help="how many score; default 1")
+    captions.add_argument(
+        "--gpus", type=_share, default=0.0, metavar="G", help="of each actor, from 0 (the CPU) to 1; default 0"
+    )
+    captions.add_argument("--json", type=Path, default=None, metavar="OUT", help="write the figures there")
+    captions.set_defaults(run=_score)
+
     score = commands.add_parser("score-answers", help="a benchmark's metric on answers that exist; no model")
     score.add_argument("--benchmark", required=True, metavar="NAME", help="pope, chair or world")
     score.add_argument("--answers", required=True, type=_path_here, metavar="FILE")
@@ -183,6 +207,35 @@ def _eval(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _score(arguments: argparse.Namespace) -> int:
+    from csr_ray.app.run import score_captions
+    from csr_ray.config.schema import Data, Scorer, Scorers
+
+    score_captions(
+        arguments.captions,
+        scorer=Scorer(model=arguments.scorer, dtype=arguments.dtype),
+        scorers=Scorers(min=arguments.actors, max=arguments.actors, gpus=arguments.gpus),
+        data=Data(prompts=arguments.captions, images=arguments.images, urls=arguments.urls, limit=arguments.limit),
+        output=arguments.out,
+        json_output=arguments.json,
+    )
+    return EXIT_DONE
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: from 0 to 1")
+    return number
+
+
 def _score_answers(arguments: argparse.Namespace) -> int:
     from csr_ray.evaluation.answers import score_answers
     from csr_ray.store.atomic import write_json
@@ -196,8 +249,10 @@ def _score_answers(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> int:
     from csr_ray.app.check import check_and_print
+    from csr_ray.app.place import opened_to_read
 
-    return check_and_print(arguments.run_dir, output=arguments.json)
+    with opened_to_read(arguments.run_dir, key="RUN_DIR") as folder:
+        return check_and_print(folder.root, name=folder.shown, output=arguments.json)
 
 
 def _report(arguments: argparse.Namespace) -> int:

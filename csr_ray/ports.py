@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
+import numpy as np
+
 from csr_ray.counters import Counters
 from csr_ray.records import (
     Answer,
@@ -69,6 +71,19 @@ class Prompts(Protocol):
 
     def take(self, *, start: int = 0, num: int | None = None) -> Iterator[Prompt]:
         """`num` prompts from position `start` on, going on with the first after the last; None: all, once."""
+        ...
+
+    def hashes(self, *, start: int = 0, num: int | None = None) -> np.ndarray:
+        """Of the prompts that `take` would give, `csr_ray.store.digests.short_hash` of each id."""
+        ...
+
+    def stream(
+        self, *, start: int = 0, num: int | None = None, chosen: np.ndarray | None = None
+    ) -> Iterator[Prompt | Rejection]:
+        """What `take` gives, or of that the prompts whose flag in `chosen` is set, as they are needed.
+
+        Pictures may have been looked at by then, in many places at once; a bad one is given as its rejection.
+        """
         ...
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from csr_ray.config.load import parse_config
 from csr_ray.config.schema import Config
 from csr_ray.counters import Counters
@@ -24,6 +26,7 @@ from csr_ray.records import (
     Prompt,
     PublishReceipt,
     Question,
+    Rejection,
     Rollout,
     Sentence,
     Target,
@@ -31,6 +34,7 @@ from csr_ray.records import (
     TrainResult,
 )
 from csr_ray.store.atomic import new_folder
+from csr_ray.store.digests import short_hash
 from csr_ray.store.tables import read_examples
 
 
@@ -104,9 +108,10 @@ def train_result(*, probe_logps: Sequence[float] = (-1.0,), **fields: Any) -> Tr
 
 @dataclass
 class PromptList:
-    """`csr_ray.ports.Prompts` on a list."""
+    """`csr_ray.ports.Prompts` on a list. Of `bad` ids the pictures are looked at, in vain, before their turn."""
 
     prompts: Sequence[Prompt]
+    bad: frozenset[str] = frozenset()
 
     @property
     def num(self) -> int:
@@ -115,6 +120,17 @@ class PromptList:
     def take(self, *, start: int = 0, num: int | None = None) -> Iterator[Prompt]:
         for offset in range(len(self.prompts) if num is None else num):
             yield self.prompts[(start + offset) % len(self.prompts)]
+
+    def hashes(self, *, start: int = 0, num: int | None = None) -> np.ndarray:
+        return np.array([short_hash(prompt.id) for prompt in self.take(start=start, num=num)], dtype=np.uint64)
+
+    def stream(
+        self, *, start: int = 0, num: int | None = None, chosen: np.ndarray | None = None
+    ) -> Iterator[Prompt | Rejection]:
+        taken = list(self.take(start=start, num=num))
+        for at, prompt in enumerate(taken):
+            if chosen is None or chosen[at]:
+                yield prompt.refused("bad picture") if prompt.id in self.bad else prompt
 
 
 @dataclass

@@ -60,7 +60,9 @@ class ScorerActor:
         # Not in the constructor, because Ray hands on an error of a call, and of a constructor only its text.
         self._heart.start()
         if self._loading is None:
-            self._loading = asyncio.get_running_loop().create_task(asyncio.to_thread(self._load))
+            self._loading = asyncio.get_running_loop().create_task(
+                asyncio.to_thread(load_clip, self._scorer, scorers=self._scorers)
+            )
         self._clip = await self._loading
 
     async def score(self, asked: Sequence[tuple[Picture, Sequence[str]]]) -> list[Scores | Exception]:
@@ -81,19 +83,6 @@ class ScorerActor:
     async def counters(self) -> Counters:
         """What was counted since the last call."""
         return self._counting.take()
-
-    def _load(self) -> ClipModel:
-        import torch
-
-        if self._scorers.gpus and not torch.cuda.is_available():
-            raise ConfigError(
-                f"scorers.gpus = {self._scorers.gpus:g}: torch sees no GPU in the scorer's process; compare "
-                "`nvidia-smi` with torch's CUDA build (csr-ray doctor), or set scorers.gpus=0"
-            )
-        device = "cuda" if self._scorers.gpus else "cpu"
-        if device == "cpu":
-            torch.set_num_threads(self._scorers.threads)
-        return ClipModel(self._scorer.model, dtype=self._scorer.dtype, device=device)
 
     async def _serve(self) -> None:
         while True:
@@ -164,6 +153,25 @@ class ScorerActor:
     def _finish(self, request: _Request, *, scores: list[float], num_cut: int) -> None:
         if not request.done.done():
             request.done.set_result((scores, num_cut))
+
+
+def load_clip(scorer: Scorer, *, scorers: Scorers) -> ClipModel:
+    """The model of a process that was given these resources.
+
+    Raises:
+        ConfigError: it cannot be loaded, or its scores would not be its own.
+    """
+    import torch
+
+    if scorers.gpus and not torch.cuda.is_available():
+        raise ConfigError(
+            f"scorers.gpus = {scorers.gpus:g}: torch sees no GPU in the scorer's process; compare "
+            "`nvidia-smi` with torch's CUDA build (csr-ray doctor), or set scorers.gpus=0"
+        )
+    device = "cuda" if scorers.gpus else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(scorers.threads)
+    return ClipModel(scorer.model, dtype=scorer.dtype, device=device)
 
 
 def _plain(answer: Scores | BaseException) -> Scores | Exception:

@@ -99,7 +99,7 @@ def check_paths(config: Config) -> None:
     check_policy(config.policy.model)
     if config.scorer is not None:
         check_clip_source(config.scorer.model)
-    if "://" not in config.data.prompts and not Path(config.data.prompts).expanduser().is_file():
+    if "://" not in config.data.prompts and not Path(config.data.prompts).expanduser().exists():
         raise ConfigError(f"data.prompts = {config.data.prompts!r}: no such file")
     images = config.data.images
     if images is not None and "://" not in images and not Path(images).expanduser().is_dir():

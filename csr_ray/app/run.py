@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
@@ -27,10 +27,14 @@ from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
 from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job
 from csr_ray.app.place import folder_of, found_at, move_aside_at_url, opened_to_read, read_at, settled, take
 from csr_ray.app.plan import check_paths, check_policy, make_plan, print_plan, resolve_world, uses_world
+from csr_ray.app.score import print_scores, score
 from csr_ray.app.stop import SignalStop
 from csr_ray.config.load import YAML_ERRORS, differing_keys, is_operational, load_config, parse_config, to_plain
-from csr_ray.config.schema import Config, World
+from csr_ray.config.schema import Config, Data, Scorer, Scorers, World
 from csr_ray.data.prompts import PromptFile, find_readable, read_prompts
+from csr_ray.data.reading import LocalReader, Reader
+from csr_ray.data.rows import CAPTION_TEXTS
+from csr_ray.data.sources import is_large
 from csr_ray.errors import EXIT_DONE, ConfigError, DamageError, NoDataError, PicturesGone, UserError
 from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
@@ -38,6 +42,7 @@ from csr_ray.loop import run
 from csr_ray.machine.placement import check_engine_has_gpu, serves_on_gpus
 from csr_ray.machine.private_ray import listen_on_this_machine_only
 from csr_ray.methods.base import Method, method_of
+from csr_ray.policy.clip_source import check_clip_source
 from csr_ray.policy.source import local_folder, reference_of, revision_of
 from csr_ray.ports import Machinery
 from csr_ray.records import Rejection
@@ -49,10 +54,12 @@ from csr_ray.stages.state import RunState
 from csr_ray.stages.stop import NeverAsked, Stop
 from csr_ray.stages.view import View
 from csr_ray.store.atomic import make_folder, storage_errors, write_atomically, write_json
+from csr_ray.store.cache import cache_folder
 from csr_ray.store.journal import Journal
 from csr_ray.store.lock import lock_folder
 from csr_ray.store.objects import check_store_url, is_url, local_path
 from csr_ray.store.run_folder import RunFolder
+from csr_ray.store.scores import ScoreFolder
 
 if TYPE_CHECKING:
     from csr_ray.world.build import WorldSpec
@@ -169,10 +176,13 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
     check_paths(config)
     _start_folder(folder, config=given)
     state = replace(state, config=config)
-    prompts = _prompts(state, view=view)
-    state = replace(state, model=_model_of_run(config, journal=state.journal))
-    start = _starter(state, stop=stop, view=view)
-    run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=start, view=view)
+    cluster = _RunCluster(state, stop=stop, view=view)
+    try:
+        prompts = _prompts(state, reader=_reader(config.data, cluster=cluster), view=view)
+        state = replace(state, model=cluster.model())
+        run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=cluster.start, view=view)
+    finally:
+        cluster.close()
     _show_result(state)
 
 
@@ -275,6 +285,66 @@ def evaluate_model(
     view.metrics(version=0, metrics=metrics)
 
 
+def score_captions(
+    captions: str, *, scorer: Scorer, scorers: Scorers, data: Data, output: Path, json_output: Path | None
+) -> None:
+    """Do what `csr-ray score` does: score captions that exist by the CLIP of a run's scorer, and go on where it was.
+
+    Args:
+        captions: a prompt file of captions, or a folder of them.
+        data: where their pictures are, and how many to score.
+        output: the folder of the scores (`csr_ray.store.scores`).
+        json_output: the file to write the figures to; None: none.
+
+    Raises:
+        UserError: something is wrong that the user can mend.
+    """
+    check_clip_source(scorer.model)
+    listen_on_this_machine_only()
+    from actors.data.reader import RayReader
+    from actors.data.score import score_jobs
+    from actors.runtime import connect_scorers
+
+    folder, view = ScoreFolder(output), ConsoleView(num_rounds=0)
+    with SignalStop(grace_s=0, before_exit=lambda: None) as stop, logged(RunFolder(output)):
+        connection = connect_scorers(scorers, view=view, on_ray_lost=stop.end)
+        try:
+            with _named("data.prompts", as_name="CAPTIONS"):
+                is_big = is_large(captions)
+                read = PromptFile(
+                    captions,
+                    images=data.images,
+                    limit=data.limit,
+                    urls=data.urls,
+                    texts=CAPTION_TEXTS,
+                    may_repeat=True,
+                    reader=RayReader() if is_big else None,
+                    index_folder=cache_folder() / "prompts" if is_big else None,
+                )
+                what = {"captions": read.stamps(), "scorer": scorer.model_dump(), "data": data.model_dump()}
+                summary = score(
+                    read,
+                    what=what,
+                    folder=folder,
+                    score_jobs=lambda work: score_jobs(work, scorer=scorer, scorers=scorers, rules=read.rules),
+                    view=view,
+                )
+        finally:
+            connection.close()
+    print_scores(summary, folder=folder, console=UnattendedConsole(highlight=False))
+    if json_output is not None:
+        write_json(json_output, value=summary.to_plain())
+
+
+@contextlib.contextmanager
+def _named(key: str, *, as_name: str) -> Iterator[None]:
+    """A file that is read by the rules of prompts has another name on the command line."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(key, as_name)) from error
+
+
 @contextlib.contextmanager
 def _told_that_nothing_is_kept() -> Iterator[None]:
     try:
@@ -293,26 +363,73 @@ def world_spec(world: World) -> WorldSpec:
     )
 
 
-def _starter(state: RunState, *, stop: SignalStop, view: View) -> Callable[[Sequence[str]], Machinery]:
-    def start(adapters: Sequence[str]) -> Machinery:
+class _RunCluster:
+    """The Ray of a run, and the machinery on it.
+
+    Ray is joined or started when the machinery is, or before that if prompts are to be read there.
+    """
+
+    def __init__(self, state: RunState, *, stop: SignalStop, view: View) -> None:
+        self._state = state
+        self._view = view
+        self._on_ray_lost = lambda reason: stop.end(what_to_say_of_lost_ray(state, reason=reason))
+        self._connected: Any = None
+        self._model: str | None = None
+
+    def model(self) -> str:
+        """The base model's reference, which is settled when it is asked for first."""
+        if self._model is None:
+            self._model = _model_of_run(self._state.config, journal=self._state.journal)
+        return self._model
+
+    def connect(self) -> None:
+        """Join or start Ray, on which the machinery is then started."""
+        listen_on_this_machine_only()
+        from actors.runtime import connect_run
+
+        if self._connected is None:
+            self._connected = connect_run(
+                self._state.config,
+                method=self._state.method,
+                model=self.model(),
+                view=self._view,
+                on_ray_lost=self._on_ray_lost,
+            )
+
+    def start(self, adapters: Sequence[str]) -> Machinery:
+        """Start the machinery with the adapters trained so far."""
         listen_on_this_machine_only()
         from actors.runtime import Runtime
 
         started_s = time.perf_counter()
-        logs = state.folder.logs.absolute()
+        connected, self._connected = self._connected, None  # closed with the machinery from now on
         runtime = Runtime.start(
-            state.config,
-            method=state.method,
-            model=state.model,
+            self._state.config,
+            method=self._state.method,
+            model=self.model(),
             adapters=adapters,
-            logs=logs,
-            view=view,
-            on_ray_lost=lambda reason: stop.end(what_to_say_of_lost_ray(state, reason=reason)),
+            logs=self._state.folder.logs.absolute(),
+            view=self._view,
+            on_ray_lost=self._on_ray_lost,
+            connected=connected,
         )
-        state.journal.commit("start", seconds=time.perf_counter() - started_s)
+        self._state.journal.commit("start", seconds=time.perf_counter() - started_s)
         return runtime
 
-    return start
+    def close(self) -> None:
+        """Leave a Ray on which no machinery was started."""
+        if self._connected is not None:
+            _, connection = self._connected
+            connection.close()
+
+
+def _reader(data: Data, *, cluster: _RunCluster) -> Reader:
+    """Who reads the prompts of a run: the driver, or tasks on the cluster's nodes."""
+    if data.reader == "local" or (data.reader == "auto" and not is_large(data.prompts)):
+        return LocalReader()
+    from actors.data.reader import RayReader
+
+    return RayReader(connect=cluster.connect)
 
 
 def _dry_run(config: Config, *, method: Method) -> None:
@@ -331,7 +448,7 @@ def _dry_run(config: Config, *, method: Method) -> None:
     print(f"prompts: {num_usable} usable, {len(rejections) + len(refused)} would be set aside{first}")
 
 
-def _prompts(state: RunState, *, view: View) -> PromptFile:
+def _prompts(state: RunState, *, reader: Reader, view: View) -> PromptFile:
     """Open the run's prompts, of which at least one can be used, and quarantine the rows that cannot.
 
     A picture is looked at when its prompt's turn comes; here pictures are opened only until one can be read.
@@ -340,9 +457,13 @@ def _prompts(state: RunState, *, view: View) -> PromptFile:
         NoDataError: there is nothing usable.
     """
     data = state.config.data
-    prompts = PromptFile(
-        data.prompts, images=data.images, limit=data.limit, refuses=state.method.refuses, urls=data.urls
-    )
+    if is_large(data.prompts):
+        with view.stage("read the prompts", total=None, unit="rows", round_index=None) as stage:
+            prompts = _open_prompts(
+                state.config, method=state.method, reader=reader, on_rows=lambda num: stage.set(done=num, total=num)
+            )
+    else:
+        prompts = _open_prompts(state.config, method=state.method, reader=reader)
     num_set_aside = set_aside(state, prompts.rejections())
     cycles = [cycle for index in range(state.config.run.rounds) for cycle in state.cycles(index)]
     if all(state.journal.find("examples", **cycle.key) for cycle in cycles):
@@ -363,15 +484,32 @@ def _prompts(state: RunState, *, view: View) -> PromptFile:
     return prompts
 
 
+def _open_prompts(
+    config: Config,
+    *,
+    method: Method,
+    reader: Reader | None = None,
+    on_rows: Callable[[int], None] = lambda _: None,
+) -> PromptFile:
+    data = config.data
+    return PromptFile(
+        data.prompts,
+        images=data.images,
+        limit=data.limit,
+        refuses=method.refuses,
+        urls=data.urls,
+        reader=reader,
+        index_folder=cache_folder() / "prompts" if is_large(data.prompts) else None,
+        refuses_what=json.dumps([config.method, to_plain(config).get(config.method)]),
+        on_rows=on_rows,
+    )
+
+
 def _rejections_of_reader(config: Config) -> Iterator[Rejection]:
     """The rows that cannot be used; none of the embedded world, and none if the prompts are away by now."""
-    data = config.data
     if not uses_world(config):
         with contextlib.suppress(UserError, OSError):
-            refuses = method_of(config).refuses
-            yield from PromptFile(
-                data.prompts, images=data.images, limit=data.limit, refuses=refuses, urls=data.urls
-            ).rejections()
+            yield from _open_prompts(config, method=method_of(config)).rejections()
 
 
 def _state(config: Config, *, folder: RunFolder, journal: Journal, stop: Stop) -> RunState:

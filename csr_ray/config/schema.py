@@ -73,7 +73,15 @@ class Data(Section):
     prompts: str = Field(
         ...,
         description="prompt file: JSONL, a JSON list, CSV or Parquet with the columns id, image, prompt and, for "
-        "methods that need a reference answer, truth; or the CSR authors' JSON as released",
+        "methods that need a reference answer, truth; a WebDataset tar; the CSR authors' JSON as released; or a "
+        "folder of such files, which are read in the order of their names",
+    )
+    reader: Literal["auto", "local", "ray"] = Field(
+        "auto",
+        json_schema_extra=OPERATIONAL,
+        description="who reads the prompt files. local: the driver; ray: tasks on the cluster's nodes, which also "
+        "look at the pictures before their prompts' turn; auto: ray from 64 MiB of files on. The prompts, their "
+        "order and what is set aside are the same",
     )
     images: str | None = Field(
         None,

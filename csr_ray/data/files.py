@@ -26,6 +26,8 @@ STORE_S: Final = 60.0
 # copies of what they read on the disk. `memory` is a store within the process.
 STORES: Final = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hf", "memory")
 WEB: Final = ("http", "https")
+# A picture inside a tar of this machine or of a store (`csr_ray.data.tars`).
+TAR: Final = "tar"
 
 # What these say of a path stays true; every other error of the system may be gone when the file is read again.
 _LASTING: Final = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
@@ -62,6 +64,11 @@ def check_scheme(name: str, *, urls: bool) -> None:
         ValueError: it does; says where, and what would be understood.
     """
     scheme = scheme_of(name)
+    if scheme == TAR:
+        from csr_ray.data.tars import archive_of
+
+        check_scheme(archive_of(name), urls=False)
+        return
     if scheme in WEB and not urls:
         raise ValueError(f"a URL ({scheme}://...), and data.urls = false; fetch the file, or set data.urls=true")
     if scheme and scheme not in ("file", *STORES, *WEB):
@@ -88,12 +95,18 @@ def open_file(name: str) -> IO[bytes]:
     scheme = scheme_of(name)
     if scheme in ("", "file"):
         return _not_too_large(open_local(name))
+    if scheme == TAR:
+        from csr_ray.data.tars import open_member
+
+        return open_member(name)
     if scheme in WEB:
         from csr_ray.data.web import fetch
 
         data = fetch(name, max_bytes=MAX_FILE_BYTES)
     else:
-        data = _within(STORE_S, work=lambda: _read_store(name, max_bytes=MAX_FILE_BYTES))
+        data = read_store(name, max_bytes=MAX_FILE_BYTES)
+        if len(data) > MAX_FILE_BYTES:
+            raise too_large(MAX_FILE_BYTES)
     if not data:
         raise UnreadableError("empty file (0 bytes)")
     return io.BytesIO(data)
@@ -164,10 +177,23 @@ def too_large(max_bytes: int) -> UnreadableError:
     return UnreadableError(f"larger than {max_bytes / 2**20:g} MiB, the most that is read of a picture")
 
 
-def _read_store(name: str, *, max_bytes: int) -> bytes:
+def read_store(name: str, *, max_bytes: int, start: int = 0) -> bytes:
+    """Read at most `max_bytes` of an object from byte `start` on, and one more that tells that there are more.
+
+    Raises:
+        UnreadableError: it cannot be had, or not within `STORE_S`.
+    """
+    return _within(STORE_S, work=lambda: _read_store(name, max_bytes=max_bytes, start=start))
+
+
+def _read_store(name: str, *, max_bytes: int, start: int) -> bytes:
     import fsspec
 
     try:
+        if start:
+            filesystem, inner = fsspec.core.url_to_fs(name)
+            part: bytes = filesystem.cat_file(inner, start=start, end=start + max_bytes)
+            return part
         with fsspec.open(name, "rb") as remote:
             data: bytes = remote.read(max_bytes + 1)
     except FileNotFoundError as error:
@@ -179,8 +205,6 @@ def _read_store(name: str, *, max_bytes: int) -> bytes:
     except Exception as error:  # each store has its own errors, most of them of the network or of credentials
         reason = without_credentials(" ".join(str(error).split()))[:300] or type(error).__name__
         raise UnreadableError(f"cannot be read: {reason}", fault="machine") from error
-    if len(data) > max_bytes:
-        raise too_large(max_bytes)
     return data
 
 

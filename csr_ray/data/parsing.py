@@ -12,7 +12,7 @@ from typing import Final
 import fsspec
 
 from csr_ray.data.files import check_scheme
-from csr_ray.data.rows import Row
+from csr_ray.data.rows import PROMPT_TEXTS, Row
 from csr_ray.errors import ConfigError
 from csr_ray.records import Prompt, Rejection
 from csr_ray.redaction import has_credentials, without_credentials
@@ -29,13 +29,16 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def parse_row(row: Row, *, folders: tuple[str, ...] | None, urls: bool = False) -> Prompt | Rejection:
+def parse_row(
+    row: Row, *, folders: tuple[str, ...] | None, urls: bool = False, texts: tuple[str, ...] = PROMPT_TEXTS
+) -> Prompt | Rejection:
     """Make a prompt of a row, or the reason why there is none.
 
     Args:
         urls: whether its image may be a web page (`data.urls`).
         folders: where its image is looked for; None: it is not looked for, and the prompt keeps the image's name as
             it is written in the row.
+        texts: where its text stands, in the order in which these are tried.
     """
     record = row.value
     identity: str | None = None
@@ -54,8 +57,8 @@ def parse_row(row: Row, *, folders: tuple[str, ...] | None, urls: bool = False) 
                 raise ValueError("image is embedded in the file; write it to a file of its own and name that")
             image = image["path"]
         name = _image_name(image, urls=urls)
-        key = "prompt" if record.get("prompt") is not None else "input"
-        raw = _text(record.get(key), key="prompt" if key not in record else key)
+        key = next((key for key in texts if record.get(key) is not None), texts[-1])
+        raw = _text(record.get(key), key=texts[0] if key not in record else key)
         text = " ".join(part.strip() for part in raw.split(PLACEHOLDER)).strip()
         if not text:
             raise ValueError(f"{key} is empty but for the image placeholder")
@@ -120,23 +123,37 @@ def _type_name(value: object) -> str:
 # ---- where images are ----
 
 
-def image_folders(source: str, *, images: str | None, urls: bool = False) -> tuple[str, ...]:
-    """The folders that relative image names of a prompt file start from, in the order they are tried.
+def check_places(source: str, *, images: str | None, urls: bool = False) -> None:
+    """Refuse places that nobody may read, before anything is looked for there.
 
     Raises:
-        ConfigError: the folder that the config names does not exist, or one of the two is where nobody may read.
+        ConfigError: `data.prompts` or `data.images` names one.
     """
     for key, value in (("prompts", source), ("images", images)):
         try:
             check_scheme(value or "", urls=urls)
         except ValueError as error:
             raise ConfigError(f"data.{key} = {value!r}: {error}") from None
+
+
+def image_folders(source: str, *, images: str | None, is_folder: bool = False) -> tuple[str, ...]:
+    """The folders that relative image names of a prompt file start from, in the order they are tried.
+
+    Args:
+        is_folder: whether `source` is itself a folder, of prompt files.
+
+    Raises:
+        ConfigError: the folder that the config names does not exist.
+    """
     if images is not None:
         images = os.path.expanduser(images)
         if "://" not in images and not os.path.isdir(images):
             raise ConfigError(f"data.images = {images!r}: no such folder")
         return (images,)
-    folder = source.rsplit("/", 1)[0] if "://" in source else os.path.dirname(os.path.abspath(source))
+    if is_folder:
+        folder = source.rstrip("/") if "://" in source else os.path.abspath(source)
+    else:
+        folder = source.rsplit("/", 1)[0] if "://" in source else os.path.dirname(os.path.abspath(source))
     return (folder, f"{folder}/images")
 
 

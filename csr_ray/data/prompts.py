@@ -8,22 +8,24 @@ file formats (`csr_ray.data.rows`), what makes a row a prompt (`csr_ray.data.par
 from __future__ import annotations
 
 import os
-from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
-from itertools import chain, islice
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from csr_ray.data.files import UnreadableError
 from csr_ray.data.images import check_image, load_image
-from csr_ray.data.parsing import image_folders, is_unicode, parse_row
-from csr_ray.data.rows import Row, RowFile, decode_text, read_json_rows
-from csr_ray.errors import ConfigError
+from csr_ray.data.index import Index, Job, KeptIndex
+from csr_ray.data.parsing import check_places, image_folders, is_unicode, parse_row
+from csr_ray.data.reading import Chunk, LocalReader, Piece, Reader, Rules, changed
+from csr_ray.data.rows import PROMPT_TEXTS, Row, RowFile, decode_text, read_json_rows
+from csr_ray.data.sources import prompt_files, stamp_of
 from csr_ray.records import Prompt, Rejection
 
 __all__ = [
@@ -51,20 +53,27 @@ class PromptFile:
     """The usable prompts of a file, read as a stream: one row at a time is held, however many there are.
 
     JSONL, a JSON list, CSV or Parquet with id, image, prompt and optionally truth; CSR's release (id, image, input)
-    is read as it is. A JSON list, the release included, is held whole while it is read; a large one is better written
-    as JSONL. Building it walks the file once and opens no image: whether an image can be read shows when it is used.
-    What stays in memory of that walk is two bytes for each row, and eight more for a row that repeats an id.
+    is read as it is; a WebDataset tar; or a folder of such files, which are read in the order of their names. A JSON
+    list, the release included, is held whole while it is read; a large one is better written as JSONL. Building it
+    walks the files once and opens no image: whether an image can be read shows when it is used. What stays of that
+    walk (`csr_ray.data.index`) is nine bytes for each row, and eight more for a row that repeats an id.
 
     Args:
-        source: path or fsspec URL of the prompt file.
+        source: path or fsspec URL of the prompt file, or of a folder of prompt files.
         images: folder that relative image names start from; None: the prompt file's own folder, or its `images`.
-        limit: the first so many usable prompts are all there are; None: those of the whole file.
-        refuses: says of a prompt why it cannot be used, or None if it can; it sees the prompt's texts, not its image.
+        limit: the first so many usable prompts are all there are; None: those of all files.
+        refuses: see `Rules`.
         urls: whether images may be web pages (`data.urls`).
+        reader: who walks the files, and reads what is streamed.
+        index_folder: where the index is kept, so that the next to open this source need not walk it; None: nowhere.
+        refuses_what: names what `refuses` goes by, for the index.
+        texts: the columns that may have a row's text.
+        may_repeat: whether rows of one id are all taken.
+        on_rows: called with the number of rows walked so far, now and then.
 
     Raises:
-        ConfigError: the file or the image folder is missing, or the file is of no known format. The iterators raise
-            it when the file is no longer what it was at first.
+        ConfigError: a file or the image folder is missing, or a file is of no known format. The iterators raise it
+            when a file is no longer what it was at first.
     """
 
     def __init__(
@@ -75,131 +84,236 @@ class PromptFile:
         limit: int | None,
         refuses: Callable[[Prompt], str | None] = lambda _: None,
         urls: bool = False,
+        reader: Reader | None = None,
+        index_folder: Path | None = None,
+        refuses_what: str = "",
+        texts: tuple[str, ...] = PROMPT_TEXTS,
+        may_repeat: bool = False,
+        on_rows: Callable[[int], None] = lambda _: None,
     ) -> None:
-        source = os.path.expanduser(source)
-        self._refuses = refuses
-        self._urls = urls
-        self._folders = image_folders(source, images=images, urls=urls)
-        self._rows = RowFile(source)
-        parsed, repeats, first_numbers = self._walk(limit)
-        usable = np.frombuffer(parsed, dtype=np.bool_).copy()
-        usable[repeats] = False
-        if limit is not None and usable.sum() >= limit:
-            usable = usable[: np.flatnonzero(usable)[limit - 1] + 1]
-        self._num = int(usable.sum())
-        self._usable = usable.tobytes()
-        self._set_aside = (~usable).tobytes().rstrip(b"\0")
-        # Of each repeat among them, in file order: the number of the row that used its id first.
-        self._first_numbers = first_numbers
+        names, folders = open_source(source, images=images, urls=urls)
+        self.rules = Rules(folders=folders, urls=urls, refuses=refuses, texts=texts)
+        self._may_repeat = may_repeat
+        self._reader = reader or LocalReader()
+        self._on_rows = on_rows
+        kept = None
+        if index_folder is not None:
+            kept = KeptIndex.of(index_folder, files=names, rules=(urls, limit, refuses_what, texts, may_repeat))
+        self._files = [RowFile(name, texts=texts) for name in names]
+        index = kept.load() if kept else None
+        if index is None:
+            index = self._walk(limit)
+            if kept is not None:
+                index = kept.save(index)
+        self._index = index
 
     @property
     def num(self) -> int:
         """How many usable prompts there are, at most `limit`."""
-        return self._num
+        return self._index.num
 
     def rejections(self) -> Iterator[Rejection]:
         """The rows that are set aside, in file order, up to where the limit stopped."""
-        first_numbers = iter(self._first_numbers)
-        for row in self._rows.rows(chosen=self._set_aside):
-            item = self._item(row, folders=None)
-            if isinstance(item, Prompt):
-                number = next(first_numbers, None)
-                if number is None:
-                    raise self._changed()
-                item = _repeated(item, first_source=f"{row.place}{number}")
-            yield item
+        firsts = iter(zip(self._index.first_files, self._index.first_numbers, strict=True))
+        for job in self._index.others(together=lambda _: None):
+            file = self._files[job.file]
+            for row in file.rows(stretch=job.stretch, chosen=job.flags.rstrip(b"\0")):
+                item = self.rules.parse(row)
+                if isinstance(item, Prompt):
+                    first = next(firsts, None)
+                    if first is None:
+                        raise changed(file)
+                    item = _repeated(item, first_source=self._files[first[0]].place(int(first[1])))
+                yield item
 
     def take(self, *, start: int = 0, num: int | None = None) -> Iterator[Prompt]:
         """The usable prompts in file order, from position `start` on, wrapping around after the last one.
 
-        Lines of JSONL before `start` are counted, not parsed.
+        Rows before `start` are not read where a file can be entered anywhere.
 
         Args:
-            start: from 0; counted on around the file if it is past the last prompt.
+            start: from 0; counted on around the files if it is past the last prompt.
             num: how many, at most `self.num`; None: all, once.
         """
-        num = self._num if num is None else num
-        assert start >= 0 and 0 <= num <= self._num, (start, num, self._num)
-        start = start % self._num if self._num else 0
-        num_before_end = min(num, self._num - start)
-        return chain(self._stretch(start, num=num_before_end), self._stretch(0, num=num - num_before_end))
+        local = LocalReader()
+        for begin, end in self._parts(start, num=num):
+            jobs = self._index.prompts(begin, end, chosen=None, together=lambda _: None)
+            for item in local.read(self._files, jobs=jobs, rules=self.rules):
+                assert isinstance(item, Prompt), "it opens no picture"
+                yield item
 
-    def _stretch(self, start: int, *, num: int) -> Iterator[Prompt]:
-        num_taken = 0
-        for row in islice(self._rows.rows(chosen=self._usable, start=start), num):
-            item = self._item(row, folders=self._folders)
-            if not isinstance(item, Prompt):
-                raise self._changed()
-            num_taken += 1
-            yield item
-        if num_taken < num:
-            raise self._changed()
+    def stream(
+        self, *, start: int = 0, num: int | None = None, chosen: np.ndarray | None = None
+    ) -> Iterator[Prompt | Rejection]:
+        """What `take` gives, or only the chosen of them, as the source's reader reads it.
 
-    def _item(self, row: Row, *, folders: tuple[str, ...] | None) -> Prompt | Rejection:
-        item = parse_row(row, folders=folders, urls=self._urls)
-        if isinstance(item, Prompt) and (reason := self._refuses(item)) is not None:
-            return item.refused(reason)
-        return item
+        Args:
+            chosen: a flag for each prompt that `take` would give; None: all.
+        """
+        done = 0
+        for begin, end in self._parts(start, num=num):
+            some = None if chosen is None else chosen[done : done + end - begin]
+            done += end - begin
+            jobs = self._index.prompts(begin, end, chosen=some, together=self._together)
+            yield from self._reader.read(self._files, jobs=jobs, rules=self.rules)
 
-    def _changed(self) -> ConfigError:
-        return ConfigError(f"data.prompts = {self._rows.source!r}: changed since it was first read; start again")
+    def hashes(self, *, start: int = 0, num: int | None = None) -> np.ndarray:
+        """Of the prompts that `take` would give, the `short_hash` of each id; no row is read for it."""
+        parts = [self._index.hashes[begin:end] for begin, end in self._parts(start, num=num)]
+        return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype=np.uint64), *parts])
+
+    def stamps(self) -> list[tuple[str, tuple[int, str] | None]]:
+        """The files, and what tells each from another writing of it (`csr_ray.data.sources.stamp_of`)."""
+        return [(file.source, stamp_of(file.source)) for file in self._files]
+
+    def jobs(self) -> Iterator[tuple[int, RowFile, Job]]:
+        """What to read for all prompts, piece by piece: the first one's position, the file, and its rows."""
+        position = 0
+        for job in self._index.prompts(0, self.num, chosen=None, together=self._together):
+            yield position, self._files[job.file], job
+            position += job.flags.count(1)
+
+    def _parts(self, start: int, *, num: int | None) -> list[tuple[int, int]]:
+        """From where to where the prompts are taken: up to the last one, and on from the first."""
+        num = self.num if num is None else num
+        assert start >= 0 and 0 <= num <= self.num, (start, num, self.num)
+        start = start % self.num if self.num else 0
+        before_end = min(num, self.num - start)
+        return [part for part in ((start, start + before_end), (0, num - before_end)) if part[0] < part[1]]
+
+    def _together(self, file: int) -> int | None:
+        return self._reader.rows_together(self._files[file])
 
     # ---- the first walk ----
 
-    def _walk(self, limit: int | None) -> tuple[bytearray, np.ndarray, array[int]]:
-        """Parse rows until `limit` usable ones are certain.
-
-        Returns:
-            A flag a row, whether it can be parsed; the positions of the rows that repeat an id; and for each of these
-            the number of the row that used it first.
-        """
-        parsed = bytearray()
-        hashes: array[int] = array("q")  # of the ids; 0 for a row without
-        num_parsed = 0
+    def _walk(self, limit: int | None) -> Index:
+        """Parse rows until `limit` usable ones are certain."""
+        pieces = [
+            Piece(file=number, stretch=stretch)
+            for number, file in enumerate(self._files)
+            for stretch in file.pieces()
+        ]
+        walked = _Walked(pieces)
+        repeats: _Repeats | None = None
         look_at = limit
-        for row in self._rows.rows():
-            item = self._item(row, folders=None)
-            parsed.append(isinstance(item, Prompt))
-            hashes.append(_hash_of(item.id) if isinstance(item, Prompt) else 0)
-            num_parsed += parsed[-1]
-            if num_parsed == look_at:
-                repeats, first_numbers = self._find_repeats(parsed, hashes)
-                if limit is not None and num_parsed - len(repeats) >= limit:
-                    return parsed, repeats, first_numbers
-                look_at = 2 * num_parsed
-        return parsed, *self._find_repeats(parsed, hashes)
+        scan = self._reader.scan(self._files, pieces=pieces, rules=self.rules, limit=limit)
+        with closing(scan) as chunks:
+            for chunk in chunks:
+                walked.add(chunk)
+                self._on_rows(walked.num_rows)
+                repeats = None
+                if limit is not None and look_at is not None and walked.num_parsed >= look_at:
+                    repeats = self._find_repeats(walked)
+                    if walked.num_parsed - len(repeats.rows) >= limit:
+                        break
+                    look_at = 2 * walked.num_parsed
+        repeats = repeats or self._find_repeats(walked)
+        usable = walked.parsed()
+        usable[repeats.rows] = 0
+        if limit is not None and np.count_nonzero(usable) >= limit:
+            usable = usable[: np.flatnonzero(usable)[limit - 1] + 1]
+        return walked.index(usable, repeats=repeats)
 
-    def _find_repeats(self, parsed: bytearray, hashes: array[int]) -> tuple[np.ndarray, array[int]]:
-        """Find the rows whose id an earlier one has, and the numbers of those earlier rows, in file order.
+    def _find_repeats(self, walked: _Walked) -> _Repeats:
+        """Find the rows whose id an earlier one has.
 
         Ids whose hashes are equal are read again and compared, about `_NUM_IDS_HELD` of them a walk.
         """
-        keys = np.frombuffer(hashes, dtype=np.int64)
-        is_parsed = np.frombuffer(parsed, dtype=np.bool_)
+        if self._may_repeat:
+            return _Repeats.of([])
+        keys = walked.hashes()
+        is_parsed = walked.parsed().astype(np.bool_)
         in_order = keys[is_parsed]
         in_order.sort()
         shared = np.unique(in_order[1:][in_order[1:] == in_order[:-1]])
         del in_order
-        positions: array[int] = array("q")
-        first_numbers: array[int] = array("q")
+        found: list[tuple[int, int, int]] = []
+        index = walked.index(walked.parsed(), repeats=_Repeats.of(found)) if len(shared) else None
         for begin in range(0, len(shared), _NUM_IDS_HELD):
+            assert index is not None
             some = shared[begin : begin + _NUM_IDS_HELD]
             suspects = is_parsed & (some[np.searchsorted(some, keys).clip(max=len(some) - 1)] == keys)
             # Equal hashes accuse, equal ids convict.
-            number_of: dict[str, int] = {}
-            rows = self._rows.rows(chosen=suspects.tobytes().rstrip(b"\0"))
-            for position, row in zip(np.flatnonzero(suspects), rows, strict=False):
-                item = self._item(row, folders=None)
-                if not isinstance(item, Prompt):
-                    raise self._changed()
-                if item.id in number_of:
-                    positions.append(int(position))
-                    first_numbers.append(number_of[item.id])
-                else:
-                    number_of[item.id] = row.number
-        found = np.array(positions, dtype=np.int64)
-        order = np.argsort(found)
-        return found[order], array("q", np.array(first_numbers, dtype=np.int64)[order].tobytes())
+            first_of: dict[str, tuple[int, int]] = {}
+            places = iter(np.flatnonzero(suspects).tolist())
+            for job in index.rows(suspects, together=lambda _: None):
+                file = self._files[job.file]
+                for row in file.rows(stretch=job.stretch, chosen=job.flags.rstrip(b"\0")):
+                    item = self.rules.parse(row)
+                    if not isinstance(item, Prompt):
+                        raise changed(file)
+                    place, here = next(places), (job.file, row.number)
+                    if (first := first_of.setdefault(item.id, here)) != here:
+                        found.append((place, *first))
+        return _Repeats.of(sorted(found))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Repeats:
+    """Rows whose id an earlier one has, in file order; and the file and the number of that earlier row of each."""
+
+    rows: np.ndarray
+    first_files: np.ndarray
+    first_numbers: np.ndarray
+
+    @classmethod
+    def of(cls, found: Sequence[tuple[int, int, int]]) -> _Repeats:
+        table = np.array(found, dtype=np.int64).reshape(-1, 3)
+        return cls(rows=table[:, 0].copy(), first_files=table[:, 1].copy(), first_numbers=table[:, 2].copy())
+
+
+class _Walked:
+    """The chunks that have been walked so far, with numbers that count from the beginning of each file."""
+
+    def __init__(self, pieces: Sequence[Piece]) -> None:
+        self._pieces = pieces
+        self._chunks: list[tuple[int, int, int, int, int]] = []  # file, begin, end, number, rows
+        self._parsed: list[bytes] = []
+        self._hashes: list[bytes] = []
+        self._num_before = 0  # rows or lines of this file in the pieces before this one
+        self.num_rows = self.num_parsed = 0
+
+    def add(self, chunk: Chunk) -> None:
+        file = self._pieces[chunk.piece].file
+        if chunk.parsed:
+            number = self._num_before + chunk.number
+            self._chunks.append((file, chunk.begin, chunk.end, number, len(chunk.parsed)))
+            self._parsed.append(chunk.parsed)
+            self._hashes.append(chunk.hashes)
+            self.num_rows += len(chunk.parsed)
+            self.num_parsed += chunk.parsed.count(1)
+        if chunk.is_last:
+            following = self._pieces[chunk.piece + 1 : chunk.piece + 2]
+            is_in_same_file = bool(following) and following[0].file == file
+            self._num_before = self._num_before + chunk.next_number - 1 if is_in_same_file else 0
+
+    def parsed(self) -> np.ndarray:
+        """A flag a row, 1 if it is a prompt."""
+        return np.frombuffer(bytearray().join(self._parsed), dtype=np.uint8)
+
+    def hashes(self) -> np.ndarray:
+        return np.frombuffer(b"".join(self._hashes), dtype=np.uint64)
+
+    def index(self, usable: np.ndarray, *, repeats: _Repeats) -> Index:
+        """An index of the first rows, as many as there are flags for."""
+        table = np.array(self._chunks, dtype=np.int64).reshape(-1, 5)
+        bounds = np.concatenate(([0], np.cumsum(table[:, 4])))
+        num_chunks = int(np.searchsorted(bounds, len(usable), side="left"))
+        table = table[:num_chunks].copy()
+        if num_chunks:
+            table[-1, 4] = len(usable) - bounds[num_chunks - 1]
+        is_there = repeats.rows < len(usable)
+        return Index(
+            files=table[:, 0].copy(),
+            begins=table[:, 1].copy(),
+            ends=table[:, 2].copy(),
+            numbers=table[:, 3].copy(),
+            num_rows=table[:, 4].copy(),
+            usable=usable,
+            hashes=self.hashes()[: len(usable)][usable.astype(np.bool_)],
+            first_files=repeats.first_files[is_there],
+            first_numbers=repeats.first_numbers[is_there],
+        )
 
 
 def read_prompts(
@@ -224,13 +338,13 @@ def read_prompts(
     Raises:
         ConfigError: the file or the image folder is missing, or the file is of no known format.
     """
-    source = os.path.expanduser(source)
-    folders = image_folders(source, images=images, urls=urls)
-    file = RowFile(source)
-    num_rows = 0 if on_progress is None else file.count()
+    names, folders = open_source(source, images=images, urls=urls)
+    files = [RowFile(name) for name in names]
+    num_rows = 0 if on_progress is None else sum(file.count() for file in files)
+    rows = chain.from_iterable(file.rows() for file in files)
     prompts: list[Prompt] = []
     rejections: list[Rejection] = []
-    with _images_checked(_parse_rows(file.rows(), folders=folders, urls=urls)) as items:
+    with images_checked(_parse_rows(rows, folders=folders, urls=urls)) as items:
         for item in items:
             if isinstance(item, Prompt):
                 prompts.append(replace(item, source=""))
@@ -242,6 +356,18 @@ def read_prompts(
             if limit is not None and len(prompts) >= limit:
                 break
     return prompts, rejections
+
+
+def open_source(source: str, *, images: str | None, urls: bool) -> tuple[list[str], tuple[str, ...]]:
+    """The files of `data.prompts`, and the folders that relative image names in them start from.
+
+    Raises:
+        ConfigError: one of these is not there, or is where nobody may read.
+    """
+    source = os.path.expanduser(source)
+    check_places(source, images=images, urls=urls)
+    files = prompt_files(source)
+    return files, image_folders(source, images=images, is_folder=files != [source])
 
 
 def find_readable(prompts: Iterable[Prompt]) -> tuple[bool, list[Rejection]]:
@@ -258,7 +384,7 @@ def first_readable(
     prompts: Iterable[Prompt], *, on_rejection: Callable[[Rejection], None] = lambda _: None
 ) -> Prompt | None:
     """The first prompt whose image can be read, looked for in threads and a few ahead; None if there is none."""
-    with _images_checked(prompts) as items:
+    with images_checked(prompts) as items:
         for item in items:
             if isinstance(item, Prompt):
                 return item
@@ -282,16 +408,11 @@ def _repeated(prompt: Prompt, *, first_source: str) -> Rejection:
     return Rejection(id=prompt.id, source=prompt.source, reason=reason)
 
 
-def _hash_of(identity: str) -> int:
-    """A number of 64 bits, the same for equal ids within this process."""
-    return hash(identity)
-
-
 # ---- images ----
 
 
 @contextmanager
-def _images_checked(items: Iterable[Prompt | Rejection]) -> Iterator[Iterator[Prompt | Rejection]]:
+def images_checked(items: Iterable[Prompt | Rejection]) -> Iterator[Iterator[Prompt | Rejection]]:
     """Give the items in order, with a Rejection for each prompt whose image is bad.
 
     Images are decoded ahead in threads; at the end of the block, decodes that have not begun are cancelled.

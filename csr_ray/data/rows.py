@@ -1,72 +1,54 @@
-"""Reads JSONL, JSON lists, CSV and Parquet as a stream of rows, each with the place where it stands in its file.
+"""Reads JSONL, JSON lists, CSV, Parquet and tars as a stream of rows, each with its place in the file.
 
 Knows file formats and encodings. Does not know what a row is for (`csr_ray.data.parsing`), except that a table must
-have the columns of a prompt. JSONL, CSV and Parquet are held a row (Parquet: a batch of rows) at a time; one JSON
-list has no lines to go by and is held whole.
+have the columns of a prompt. JSONL, CSV, tars and Parquet are held a row (Parquet: a batch of rows) at a time; one
+JSON list has no lines to go by and is held whole.
+
+Where a file allows it, reading begins anywhere in it, so that stretches of one file can be read side by side.
 """
 
 from __future__ import annotations
 
 import codecs
-import csv
 import io
+import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from itertools import chain, compress, islice, repeat
+from dataclasses import replace
+from itertools import compress, islice, repeat
 from pathlib import PurePosixPath
 from typing import IO, Any, Final
 
 import fsspec
-import numpy as np
 
 from csr_ray.data.files import WEB, UnreadableError, check_scheme, open_local, scheme_of
+from csr_ray.data.lines import MAX_ROW_CHARS, TOO_LONG, Cursor, Lines, Row, Stretch, next_line
+from csr_ray.data.tables import MAX_LIST_BYTES, csv_reader, csv_rows, parquet_rows, table_borders
+from csr_ray.data.tars import TarError, samples
 from csr_ray.errors import ConfigError
 from csr_ray.redaction import without_credentials
 
-_SUFFIXES: Final = {
+KNOWN_SUFFIXES: Final = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "json",
     ".csv": "csv",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".tar": "tar",
 }
+_KNOWN: Final = "JSONL, a JSON list, CSV, Parquet or a WebDataset tar"
 _HEAD_BYTES: Final = 4096
-# Longer than any prompt: a row beyond it is set aside without being held. A field of CSV may have 128 KiB (Python's
-# own limit).
-_MAX_ROW_CHARS: Final = 4 * 2**20
-# A JSON list is held whole, and as Python's values it takes several times as much.
-_MAX_LIST_BYTES: Final = 256 * 2**20
-_MAX_COLUMNS: Final = 10_000
-# The footer of a Parquet file is read whole.
-_MAX_FOOTER_BYTES: Final = 64 * 2**20
 _SILENT_S: Final = 60.0
-# A batch of Parquet rows, and how much of a column is read ahead for it (Arrow would take in the whole row group).
-_BATCH_ROWS: Final = 512
-_COLUMNS: Final = ("id", "image", "prompt", "input", "truth")
-_READ_AHEAD_BYTES: Final = 1 << 18
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One record of a file: where it stands, and its value or what is wrong with it.
-
-    Attributes:
-        place: the file and what its rows are counted in ("prompts.jsonl:", "prompts.json:item ").
-        number: the line, item or row, from 1.
-    """
-
-    place: str
-    number: int
-    value: Any = None
-    problem: str | None = None
-
-    @property
-    def source(self) -> str:
-        """Where it stands, for people ("prompts.jsonl:17")."""
-        return f"{self.place}{self.number}"
+# Where the text of a row stands, in the order in which the columns are tried: that of a prompt, and of a caption.
+PROMPT_TEXTS: Final = ("prompt", "input")
+CAPTION_TEXTS: Final = ("caption", "text", "prompt")
+# A stretch of lines that is read by itself; and rows that are read together, so that finding their beginning costs
+# little beside reading them. In a table it is found by decoding what stands before it in its group of rows.
+_PIECE_BYTES: Final = 8 * 2**20
+_ROWS_TOGETHER: Final = 1024
+_TABLE_ROWS_TOGETHER: Final = 8192
 
 
 class RowFile:
@@ -74,58 +56,133 @@ class RowFile:
 
     Args:
         source: path or fsspec URL.
+        texts: the columns that may have the text of a row.
 
     Raises:
         ConfigError: there is no such file, it cannot be read, or it is of no known format. `rows` raises it too, for
             what only the rest of the file can show: missing columns, a broken list, a cut table.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, *, texts: tuple[str, ...] = PROMPT_TEXTS) -> None:
         self.source = source
+        self._texts = texts
         self._name = source.rsplit("/", 1)[-1]
         with _opened(source) as file:
             head = file.read(_HEAD_BYTES)
+            self._num_bytes = _size(file)
         self._encoding = _encoding(head)
-        kind = _SUFFIXES.get(PurePosixPath(self._name).suffix.lower()) or _sniff(head)
+        kind = KNOWN_SUFFIXES.get(PurePosixPath(self._name).suffix.lower()) or _sniff(head)
         if kind is None:
-            expected = "expected JSONL, a JSON list, CSV or Parquet"
-            raise ConfigError(f"data.prompts = {source!r}: unknown format; {expected}")
+            raise ConfigError(f"data.prompts = {source!r}: unknown format; expected {_KNOWN}")
         if kind in ("json", "jsonl"):
             with _opened(source) as file:
-                lines = (line or "" for _, line in _bounded_lines(self._text(file, newline="\n")))
-                kind = "jsonl" if _is_json_lines(lines, name=self._name) else "json"
+                begin = (line or "" for line in Lines(self._text(file, newline="\n"), cursor=Cursor()))
+                kind = "jsonl" if _is_json_lines(begin, name=self._name) else "json"
         self._kind = kind
+        # A list has no places to begin at, nor has UTF-16, in which a bad byte may shift all that follows.
+        is_bytewise = kind == "tar" or (kind in ("jsonl", "csv") and not self._encoding[0].startswith("utf-16"))
+        self._is_bytewise = is_bytewise and self._num_bytes is not None
+        self._has_mark = head.startswith(codecs.BOM_UTF8)
+        self._columns: tuple[str, ...] = ()
+        if self._is_bytewise and kind == "csv":
+            with _opened(source) as file:
+                lines = Lines(self._text(file, newline=""), cursor=Cursor())
+                self._columns = tuple(csv_reader(lines, name=self._name, texts=texts).fieldnames or ())
 
-    def rows(self, *, chosen: Iterable[int] | None = None, start: int = 0) -> Iterator[Row]:
+    @property
+    def rows_together(self) -> int | None:
+        """How many rows are best read together; None: all of them, because reading always begins at the first."""
+        if self._kind == "parquet":
+            return _TABLE_ROWS_TOGETHER if self._num_bytes is not None else None
+        return _ROWS_TOGETHER if self._is_bytewise else None
+
+    def pieces(self) -> list[Stretch]:
+        """Stretches that are all of the file together, to be scanned side by side.
+
+        They begin at any byte; a row belongs to the one that its first byte lies in. Numbers in them begin at 1,
+        because nobody knows yet how many lines stand before. CSV is one piece: whether a line ends its record shows
+        only to who has read all before it. So is a tar, which has many brothers in its folder.
+        """
+        if self._kind == "parquet" and self._num_bytes is not None:
+            with _opened(self.source) as file:
+                borders = table_borders(file, name=self._name, texts=self._texts, together=_TABLE_ROWS_TOGETHER)
+        elif self._kind == "jsonl" and self._is_bytewise:
+            assert self._num_bytes is not None
+            borders = [*range(0, max(1, self._num_bytes), _PIECE_BYTES), self._num_bytes]
+        else:
+            return [Stretch()]
+        return [Stretch(begin=begin, end=end) for begin, end in itertools.pairwise(borders)]
+
+    def rows(
+        self,
+        *,
+        chosen: Iterable[int] | None = None,
+        start: int = 0,
+        stretch: Stretch | None = None,
+        cursor: Cursor | None = None,
+    ) -> Iterator[Row]:
         """Read the rows. A line of JSONL that is not asked for is counted, not parsed.
 
         Args:
             chosen: a flag a row; the rows of a true one are read, and none beyond the last flag. None: all rows.
             start: how many of the chosen rows to pass over.
+            stretch: the part to read; None: all of the file.
+            cursor: is kept at the end of the row that was given last.
         """
         flags = repeat(1) if chosen is None else chosen
-        place = f"{self._name}:"
+        cursor = cursor or Cursor()
         with _opened(self.source) as file:
-            for row in islice(compress(self._unparsed(file), flags), start, None):
-                yield row if isinstance(row, Row) else _json_line(row[1], place=place, number=row[0])
+            for row in islice(compress(self._unparsed(file, stretch or Stretch(), cursor), flags), start, None):
+                yield row if isinstance(row, Row) else _json_line(row[1], place=f"{self._name}:", number=row[0])
+
+    def place(self, number: int) -> str:
+        """Where the row or line of this number stands, for people."""
+        return f"{self._name}:{_COUNTED_IN.get(self._kind, '')}{number}"
 
     def count(self) -> int:
         """How many rows there are."""
         with _opened(self.source) as file:
-            return sum(1 for _ in self._unparsed(file))
+            return sum(1 for _ in self._unparsed(file, Stretch(), Cursor()))
 
-    def _unparsed(self, file: IO[bytes]) -> Iterator[Row | tuple[int, str]]:
+    def _unparsed(self, file: IO[bytes], stretch: Stretch, cursor: Cursor) -> Iterator[Row | tuple[int, str]]:
         """The rows as cheaply as they can be told apart: of JSONL, the line and its number."""
-        if self._kind == "jsonl":
-            return _jsonl_rows(self._text(file, newline="\n"), place=f"{self._name}:")
         if self._kind == "parquet":
-            return _parquet_rows(file, name=self._name)
-        if self._kind == "csv":
-            return _csv_rows(self._text(file, newline=""), name=self._name)
-        data = file.read(_MAX_LIST_BYTES + 1)
-        if len(data) > _MAX_LIST_BYTES:
+            return parquet_rows(file, name=self._name, texts=self._texts, stretch=stretch, cursor=cursor)
+        if not self._is_bytewise:
+            return _counted(self._all_unparsed(file), stretch=stretch, cursor=cursor)
+        if self._kind == "tar":
+            return _tar_rows(file, source=self.source, texts=self._texts, stretch=stretch, cursor=cursor)
+        begin = stretch.begin
+        if begin and self._kind == "jsonl":
+            begin = next_line(file, begin)
+        elif not begin and self._has_mark:
+            begin = len(codecs.BOM_UTF8)
+        file.seek(begin)
+        cursor.at, cursor.number = begin, stretch.number
+        return self._lines(file, encoding="utf-8", cursor=cursor, end=stretch.end)
+
+    def _lines(
+        self, file: IO[bytes], *, encoding: str, cursor: Cursor, end: int | None = None
+    ) -> Iterator[Row | tuple[int, str]]:
+        """The rows from where the file stands, which is at the beginning of one."""
+        is_csv = self._kind == "csv"
+        text = io.TextIOWrapper(file, encoding=encoding, errors=self._encoding[1], newline="" if is_csv else "\n")
+        lines = Lines(text, cursor=cursor, end=end)
+        if is_csv:
+            columns = self._columns if cursor.number > 1 else None
+            return csv_rows(lines, name=self._name, texts=self._texts, columns=columns)
+        return _jsonl_rows(lines, place=f"{self._name}:")
+
+    def _all_unparsed(self, file: IO[bytes]) -> Iterator[Row | tuple[int, str]]:
+        """All rows of a file that is only read from its beginning."""
+        if self._kind == "tar":
+            raise ConfigError(f"{self._name}: its server gives no parts of a file; fetch the file")
+        if self._kind in ("jsonl", "csv"):
+            return self._lines(file, encoding=self._encoding[0], cursor=Cursor())
+        data = file.read(MAX_LIST_BYTES + 1)
+        if len(data) > MAX_LIST_BYTES:
             raise ConfigError(
-                f"{self._name}: a JSON list of more than {_MAX_LIST_BYTES // 2**20} MiB would have to be held whole; "
+                f"{self._name}: a JSON list of more than {MAX_LIST_BYTES // 2**20} MiB would have to be held whole; "
                 "write it as JSONL, one record a line"
             )
         return iter(read_json_rows(decode_text(data), name=self._name))
@@ -173,6 +230,14 @@ def _file_of(source: str) -> AbstractContextManager[IO[bytes]]:
     return opened
 
 
+def _size(file: IO[bytes]) -> int | None:
+    """A file's size in bytes; None if no other part of it can be read than the next."""
+    try:
+        return file.seek(0, io.SEEK_END)
+    except (OSError, ValueError):
+        return None
+
+
 def decode_text(data: bytes) -> str:
     """Decode UTF-8 or UTF-16 with or without a byte-order mark; a bad byte stays a lone surrogate, to be rejected."""
     encoding, errors = _encoding(data)
@@ -190,6 +255,8 @@ def _sniff(head: bytes) -> str | None:
     """Guess the format of a file whose suffix says nothing."""
     if head.startswith(b"PAR1"):
         return "parquet"
+    if head[257:262] == b"ustar":
+        return "tar"
     text = decode_text(head).lstrip()
     if text[:1] in ("[", "{"):
         return "json"
@@ -229,25 +296,21 @@ def read_json_rows(text: str, *, name: str) -> list[Row]:
     return [_json_line(line, place=f"{name}:", number=number) for number, line in lines]
 
 
-def _bounded_lines(text: IO[str]) -> Iterator[tuple[int, str | None]]:
-    """The lines of a file with their numbers; None for one that is too long, of which only a piece is held."""
-    number = 0
-    while line := text.readline(_MAX_ROW_CHARS + 1):
-        number += 1
-        if len(line) <= _MAX_ROW_CHARS or line.endswith("\n"):
-            yield number, line
-            continue
-        while (piece := text.readline(_MAX_ROW_CHARS)) and not piece.endswith("\n"):
-            pass
-        yield number, None
+def _counted(
+    rows: Iterator[Row | tuple[int, str]], *, stretch: Stretch, cursor: Cursor
+) -> Iterator[Row | tuple[int, str]]:
+    """A stretch of the rows of a file that is always read from its beginning."""
+    for at, row in enumerate(islice(rows, stretch.begin, stretch.end), stretch.begin + 1):
+        cursor.at = at
+        yield row
 
 
-def _jsonl_rows(text: IO[str], *, place: str) -> Iterator[Row | tuple[int, str]]:
-    for number, line in _bounded_lines(text):
+def _jsonl_rows(lines: Lines, *, place: str) -> Iterator[Row | tuple[int, str]]:
+    for line in lines:
         if line is None:
-            yield Row(place=place, number=number, problem=_TOO_LONG)
+            yield Row(place=place, number=lines.cursor.number - 1, problem=TOO_LONG)
         elif stripped := line.strip():
-            yield number, stripped
+            yield lines.cursor.number - 1, stripped
 
 
 def _is_json_lines(lines: Iterable[str], *, name: str) -> bool:
@@ -267,7 +330,7 @@ def _is_json_lines(lines: Iterable[str], *, name: str) -> bool:
 
 
 def _is_named_jsonl(name: str) -> bool:
-    return _SUFFIXES.get(PurePosixPath(name).suffix.lower()) == "jsonl"
+    return KNOWN_SUFFIXES.get(PurePosixPath(name).suffix.lower()) == "jsonl"
 
 
 def _numbered_lines(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
@@ -276,9 +339,6 @@ def _numbered_lines(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
         text = line.strip()
         if text:
             yield number, text
-
-
-_TOO_LONG: Final = f"a row of more than {_MAX_ROW_CHARS // 2**20} million characters"
 
 
 def _json_line(line: str, *, place: str, number: int) -> Row:
@@ -290,113 +350,44 @@ def _json_line(line: str, *, place: str, number: int) -> Row:
         return Row(place=place, number=number, problem=f"not JSON: {error}")
 
 
-# ---- tables ----
+# What the rows of a kind of file are counted in; the others are counted in lines.
+_COUNTED_IN: Final = {"json": "item ", "parquet": "row ", "tar": "sample "}
 
-_OVERLONG_FIELD: Final = "x" * 131_073 + "\n"
+
+# ---- tars ----
 
 
-def _csv_rows(text: IO[str], *, name: str) -> Iterator[Row]:
-    head: list[str] = []
-    # Of a line that is too long its beginning would do harm, and its absence would shift the numbers: it becomes one
-    # field, which is longer than a field may be.
-    lines = (_OVERLONG_FIELD if line is None else line for _, line in _bounded_lines(text))
-    for line in lines:
-        head.append(line)
-        if line.strip():
-            break
-    else:
-        return
-    reader = csv.DictReader(chain(head, lines), skipinitialspace=True)
+def _tar_rows(
+    file: IO[bytes], *, source: str, texts: tuple[str, ...], stretch: Stretch, cursor: Cursor
+) -> Iterator[Row]:
+    name = source.rsplit("/", 1)[-1]
+    place = f"{name}:sample "
+    cursor.at, cursor.number = stretch.begin, stretch.number
+    file.seek(stretch.begin)
     try:
-        columns = reader.fieldnames or ()
-    except csv.Error as error:
-        raise ConfigError(f"{name}: its first line is not CSV: {error}") from error
-    _require_columns(columns, name=name)
-    place = f"{name}:"
-    while True:
-        try:
-            record = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield Row(place=place, number=reader.line_num, problem=f"not CSV: {error}")
-            continue
-        surplus = record.pop(None, None)  # type: ignore[call-overload]  # DictReader's key for fields without a column
-        # A quoted field may hold line breaks; the record is found by its first line.
-        first_line = reader.line_num - sum((value or "").count("\n") for value in record.values())
-        problem = f"{len(surplus)} more fields than columns; quote texts with commas" if surplus else None
-        yield Row(place=place, number=first_line, value=record, problem=problem)
+        for sample in samples(file, archive=source, end=stretch.end, max_text_bytes=MAX_ROW_CHARS):
+            row = _sample_row(sample.texts, columns=texts, place=place, number=cursor.number)
+            cursor.at = sample.end
+            cursor.number += 1
+            if row.problem is not None:
+                yield row
+                continue
+            yield Row(
+                place=place, number=row.number, value={"id": sample.key, **row.value, "image": sample.picture or None}
+            )
+    except TarError as error:
+        raise ConfigError(f"{name}: not readable as a tar: {error}") from error
 
 
-def _parquet_rows(file: IO[bytes], *, name: str) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        seekable = file if file.seekable() else io.BytesIO(file.read(_MAX_LIST_BYTES))
-        _check_footer(seekable, name=name)
-        schema = pyarrow.parquet.read_schema(seekable)
-        # A page may name one long text many times; as a dictionary the text is there once.
-        texts = [column for column in _COLUMNS if column in schema.names and _is_text(schema.field(column).type)]
-        seekable.seek(0)
-        table = pyarrow.parquet.ParquetFile(seekable, buffer_size=_READ_AHEAD_BYTES, read_dictionary=texts)
-        _require_columns(schema.names, name=name)
-        wanted = [column for column in _COLUMNS if column in schema.names]
-        # Of the image column of a Hugging Face data set, {bytes, path}, the pictures are left on the disk.
-        image = schema.field(schema.names.index("image")).type
-        if pyarrow.types.is_struct(image) and image.get_field_index("path") >= 0:
-            wanted[wanted.index("image")] = "image.path"
-        batches = table.iter_batches(batch_size=_BATCH_ROWS, columns=wanted, use_threads=False)
-        records = chain.from_iterable(_records(batch) for batch in batches)
-        place = f"{name}:row "
-        for number, record in enumerate(records, 1):
-            yield Row(place=place, number=number, value=record, problem=_TOO_LONG if record is None else None)
-    # Arrow's own errors, and Python's for values that it has no room for: a date in the year 30,000, broken UTF-8.
-    except (pyarrow.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: not readable as Parquet: {' '.join(str(error).split())}") from error
-
-
-def _is_text(kind: Any) -> bool:
-    import pyarrow
-
-    return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
-
-
-def _records(batch: Any) -> Iterator[dict[str, Any] | None]:
-    """The rows of a batch as Python's values, few at a time if they are long; None for one that is too long."""
-    import pyarrow
-    import pyarrow.compute
-
-    batch.validate(full=True)  # a damaged page may name a text that its dictionary has not
-    num_bytes = np.zeros(batch.num_rows, dtype=np.int64)
-    for column in batch.columns:
-        if pyarrow.types.is_dictionary(column.type):
-            of_each = pyarrow.compute.binary_length(column.dictionary).to_numpy(zero_copy_only=False)
-            places = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-            num_bytes += np.append(np.nan_to_num(of_each), 0).astype(np.int64)[places]
-    if num_bytes.sum() <= _MAX_ROW_CHARS:
-        yield from batch.to_pylist()
-        return
-    for row in range(batch.num_rows):
-        yield batch.slice(row, 1).to_pylist()[0] if num_bytes[row] <= _MAX_ROW_CHARS else None
-
-
-def _check_footer(file: IO[bytes], *, name: str) -> None:
-    """Refuse a footer that would take gigabytes as objects; whatever else is wrong with it, Arrow says."""
-    num_bytes = file.seek(0, io.SEEK_END)
-    file.seek(max(0, num_bytes - 8))
-    if int.from_bytes(file.read(4), "little") > _MAX_FOOTER_BYTES and file.read(4) == b"PAR1":
-        raise ConfigError(
-            f"{name}: its footer is larger than {_MAX_FOOTER_BYTES // 2**20} MiB; write it with fewer columns, or "
-            "larger row groups"
-        )
-    file.seek(0)
-
-
-def _require_columns(columns: Iterable[str], *, name: str) -> None:
-    present = list(columns)
-    if len(present) > _MAX_COLUMNS:
-        raise ConfigError(f"{name}: {len(present)} columns; id, image, prompt and truth are needed, write only those")
-    if not {"id", "image"} <= set(present) or not {"prompt", "input"} & set(present):
-        found = ", ".join(repr(column) for column in present[:8])
-        raise ConfigError(f"{name}: needs the columns id, image, prompt; found {found}")
+def _sample_row(texts: Mapping[str, bytes | None], *, columns: tuple[str, ...], place: str, number: int) -> Row:
+    """What the texts beside a picture say: KEY.json is a record, and KEY.txt the text of one that has none."""
+    if None in texts.values():
+        return Row(place=place, number=number, problem=TOO_LONG)
+    row = Row(place=place, number=number, value={})
+    if (text := texts.get("json")) is not None:
+        row = _json_line(decode_text(text), place=place, number=number)
+    if row.problem is None and not isinstance(row.value, dict):
+        return replace(row, problem=f"its .json is a {type(row.value).__name__}, not a record")
+    if row.problem is None and (text := texts.get("txt")) is not None and not set(columns) & set(row.value):
+        row.value[columns[0]] = decode_text(text)
+    return row

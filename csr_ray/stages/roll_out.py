@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 
 from csr_ray.counters import Counters
@@ -55,7 +57,7 @@ def roll_out(
         try:
             prompts = units.prompts(until=lambda: state.stop.is_asked)
             rolled = generators.rollout(prompts, cycle=cycle, control=turn.answered(), num=num_left)
-            results = state.stop.until_grace_ends(rolled)
+            results = state.stop.until_grace_ends(units.with_refused(rolled))
             for result in sieve.sift(results):
                 num_left -= 1
                 stage.advance(tokens=result.stats.num_tokens if isinstance(result, Rollout) else 0)
@@ -116,19 +118,35 @@ class _OpenUnits:
         self._size = size
         self._unit_of: dict[str, _OpenUnit] = {}
         self._open: dict[int, _OpenUnit] = {}  # by position
+        self._refused: deque[Rejection] = deque()
         self._all_drawn = False
 
     def prompts(self, *, until: Callable[[], bool]) -> Iterator[Prompt]:
+        """Those that can be rolled out; the others wait for `with_refused`."""
         unit: _OpenUnit | None = None
-        for position, prompt in self._turn.to_do():
-            if until():
-                return
-            if unit is None or len(unit.results) == self._size:
-                unit = self._open[position] = _OpenUnit(position=position)
-            self._unit_of[prompt.id] = unit
-            unit.results[prompt.id] = None
-            yield prompt
+        with closing(self._turn.to_do()) as drawn:
+            for position, item in drawn:
+                if until():
+                    return
+                if unit is None or len(unit.results) == self._size:
+                    unit = self._open[position] = _OpenUnit(position=position)
+                prompt_id = str(item.id)
+                self._unit_of[prompt_id] = unit
+                unit.results[prompt_id] = None
+                if isinstance(item, Prompt):
+                    yield item
+                else:
+                    self._refused.append(item)
         self._all_drawn = True
+
+    def with_refused(self, results: Iterable[Rollout | Rejection]) -> Iterator[Rollout | Rejection]:
+        """Results of the prompts that could be rolled out, and between them those of the others."""
+        for result in results:
+            yield result
+            while self._refused:
+                yield self._refused.popleft()
+        while self._refused:
+            yield self._refused.popleft()
 
     @property
     def num_open(self) -> int:

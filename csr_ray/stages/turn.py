@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import cached_property
+
+import numpy as np
 
 from csr_ray.data.prompts import first_readable
 from csr_ray.ports import Prompts
-from csr_ray.records import Cycle, Prompt, Unit
+from csr_ray.records import Cycle, Prompt, Rejection, Unit
 from csr_ray.stages.state import RunState
 
 
@@ -39,7 +41,7 @@ class Turn:
         """Prompts of the cycle that are not rolled out yet."""
         if not self._done.num_ids:
             return self._size
-        num_open = sum(self._done.unit_with(prompt.id) is None for prompt in self._walk())
+        num_open = int(np.count_nonzero(self._unit_of < 0))
         return min(num_open, max(0, self._size - self._done.num_ids)) if self._is_part else num_open
 
     def committed(self) -> list[Unit]:
@@ -47,26 +49,27 @@ class Turn:
 
         Each stands where the first of its prompts stands now; units whose prompts have all gone come last.
         """
-        position_of: dict[str, int] = {}
-        if self._done.num_ids:
-            for position, prompt in enumerate(self._walk()):
-                if (name := self._done.unit_with(prompt.id)) is not None:
-                    position_of.setdefault(name, position)
+        if not self._done.num_ids:
+            return []
+        numbers, positions = np.unique(self._unit_of, return_index=True)
+        position_of = dict(zip(numbers.tolist(), positions.tolist(), strict=True))
         units = [
-            self._done.unit(number, position=position_of.get(name, self._size + number))
-            for number, name in enumerate(self._done.names)
+            self._done.unit(number, position=position_of.get(number, self._size + number))
+            for number in range(len(self._done.names))
         ]
         return sorted(units, key=lambda unit: unit.position)
 
-    def to_do(self) -> Iterator[tuple[int, Prompt]]:
-        """The prompts that are not rolled out yet, each with its position in the cycle."""
-        num = 0
-        for position, prompt in enumerate(self._walk()):
-            if num == self.num_to_do:
-                return
-            if self._done.unit_with(prompt.id) is None:
-                num += 1
-                yield position, prompt
+    def to_do(self) -> Generator[tuple[int, Prompt | Rejection], None, None]:
+        """The prompts that are not rolled out yet, each with its position in the cycle; of bad ones, the reason."""
+        if not self._done.num_ids:
+            yield from enumerate(self._prompts.stream(start=self._start, num=self._size))
+            return
+        chosen = self._unit_of < 0
+        positions = np.flatnonzero(chosen)[: self.num_to_do]
+        if len(positions):
+            chosen[positions[-1] + 1 :] = False
+            stream = self._prompts.stream(start=self._start, num=self._size, chosen=chosen)
+            yield from zip(positions.tolist(), stream, strict=True)
 
     def answered(self) -> Prompt | None:
         """A prompt that an earlier start of the run has committed a rollout of; None if there is none.
@@ -86,5 +89,7 @@ class Turn:
         found = first_readable(self._prompts.take(start=self._start, num=self._prompts.num))
         return found.image if found else None
 
-    def _walk(self) -> Iterator[Prompt]:
-        return self._prompts.take(start=self._start, num=self._size)
+    @cached_property
+    def _unit_of(self) -> np.ndarray:
+        """For each prompt of the cycle, the number of the unit that it is in; -1 if it is in none."""
+        return self._done.numbers_of(self._prompts.hashes(start=self._start, num=self._size))

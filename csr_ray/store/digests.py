@@ -6,6 +6,7 @@ itself (a flipped bit, a cut file, one file in another's place); it is no seal a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -133,3 +134,8 @@ def find_damage(files: Iterable[tuple[Path, Digest]]) -> Iterator[tuple[Path, st
         ]:
             for found in pool.map(look, batches):
                 yield from found
+
+
+def short_hash(text: str) -> int:
+    """Eight bytes that stand for a text where there may be a million of them."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from csr_ray.records import Rejection
 from csr_ray.store.atomic import make_folder, storage_errors, sync_folder, write_all, write_atomically
-from csr_ray.store.units import short_hash
+from csr_ray.store.digests import short_hash
 
 _LINES_A_WRITE = 1000
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from csr_ray.counters import Counters
 from csr_ray.records import Unit
-from csr_ray.store.digests import Digest
+from csr_ray.store.digests import Digest, short_hash
 
 _NOT_SUMMED = ("kind", "round", "phase", "unit", "ids", "counters", "files", "rejected", "position")
 _NO_DIGEST = bytes(16)
@@ -125,7 +125,9 @@ class UnitIndex:
             return None
         return self.names[int(self._positions[place])]
 
-
-def short_hash(text: str) -> int:
-    """Eight bytes that stand for a text where there may be a million of them."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    def numbers_of(self, hashes: np.ndarray) -> np.ndarray:
+        """For the `short_hash` of each prompt, the number of its unit in `names`; -1 if it is in none."""
+        if not len(self._hashes):
+            return np.full(len(hashes), -1, dtype=np.int32)
+        places = np.searchsorted(self._hashes, hashes).clip(max=len(self._hashes) - 1)
+        return np.where(self._hashes[places] == hashes, self._positions[places].astype(np.int32), np.int32(-1))

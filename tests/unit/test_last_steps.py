@@ -74,7 +74,7 @@ def test_what_is_finished_is_committed_at_a_stop_although_nobody_gives_counters(
     generators = FakeGenerators(driver.config)
     one = driver.prompts[:1]
     # A stop is asked for when one prompt of three is under way, and its result comes within the grace.
-    monkeypatch.setattr(generators, "rollout", lambda prompts, cycle, control: _one(generators, one, prompts, cycle))
+    monkeypatch.setattr(generators, "rollout", lambda prompts, cycle, **_: _one(generators, one, prompts, cycle))
     monkeypatch.setattr(Asked, "is_asked", property(lambda _: bool(generators.grown)))
     turn = Turn(state, PromptList(driver.prompts), cycle=cycle(0))
     with pytest.raises(ActorFailure, match="no counters"):
@@ -86,7 +86,7 @@ def test_rejections_that_are_held_back_when_an_error_comes_are_committed(tmp_pat
     driver = CheckedDriver(tmp_path / "run", num_prompts=3, unit=3)
     generators = FakeGenerators(driver.config)
 
-    def broken(prompts: Iterator[Prompt], cycle: Cycle, control: Prompt | None) -> Iterator:
+    def broken(prompts: Iterator[Prompt], cycle: Cycle, control: Prompt | None, num: int | None) -> Iterator:
         yield next(prompts).refused("no such file", fault="input")
         raise ActorFailure("the last generator is gone")
 

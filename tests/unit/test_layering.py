@@ -49,7 +49,8 @@ ROOMS_OF_ACTORS = {
     "pool": {"handover", "process"},
     "train": {"process"},
     "turns": {"pool", "train"},
-    "runtime": {"cluster", "generate", "pool", "process", "score", "train", "turns"},
+    "data": {"score"},
+    "runtime": {"cluster", "data", "generate", "pool", "process", "score", "train", "turns"},
 }
 
 

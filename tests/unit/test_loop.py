@@ -16,6 +16,7 @@ from unittest import mock
 import pyarrow.parquet as pq
 import pytest
 from fakes import FakeGenerators, FakeMachinery, FakeTrainer, PromptList, tiny_config
+from journals import entries_of
 from rich.console import Console
 
 from csr_ray import loop
@@ -65,6 +66,7 @@ class Driver:
     suite = SUITE
     prompts = PROMPTS
     has_pictures = False
+    bad: frozenset[str] = frozenset()
 
     def __init__(self, directory: Path, **sections: dict) -> None:
         directory.mkdir(exist_ok=True)
@@ -112,9 +114,8 @@ class Driver:
         recover(state, view=view, may_redo=may_redo)
         set_aside(state, ())
         with contextlib.nullcontext() if self.has_pictures else pictures_that_nobody_looks_for():
-            return loop.run(
-                state, prompts=PromptList(self.prompts), suite=self.suite, start_machinery=start, view=view
-            )
+            prompts = PromptList(self.prompts, bad=self.bad)
+            return loop.run(state, prompts=prompts, suite=self.suite, start_machinery=start, view=view)
 
 
 @contextlib.contextmanager
@@ -352,6 +353,22 @@ def test_a_failing_prompt_is_quarantined_and_the_run_goes_on(tmp_path) -> None:
     assert summary["rounds"][0]["pairs"]["made"] == 4
     rows = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert {row["id"] for row in rows} == {"p1"} and "poison" in rows[0]["reason"]
+
+
+@pytest.mark.parametrize("bad", [["p0"], ["p1", "p2", "p3"], ["p4"]])
+def test_a_prompt_that_is_refused_before_its_turn_is_in_its_unit_and_asks_no_generator(tmp_path, bad) -> None:
+    driver = Driver(tmp_path)
+    driver.bad = frozenset(bad)
+    summary = driver.run()
+    rollout = summary["rounds"][0]["rollout"]
+    assert (rollout["prompts"], rollout["failed"]) == (5 - len(bad), len(bad))
+    assert not driver.bad & {prompt_id for _, prompt_id in driver.generators.grown}
+    rows = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["reason"]) for row in rows] == [(prompt_id, "bad picture") for prompt_id in bad]
+    lines = [
+        entry for entry in entries_of(driver.folder.journal) if (entry["kind"], entry.get("round")) == ("rollout", 0)
+    ]
+    assert sorted(prompt_id for line in lines for prompt_id in line["ids"]) == [f"p{number}" for number in range(5)]
 
 
 def test_a_resume_hands_on_a_prompt_that_has_a_rollout_as_the_control(tmp_path, monkeypatch) -> None:

@@ -438,7 +438,7 @@ def test_duplicates_far_apart_name_the_first(
 def test_different_ids_with_one_hash_are_all_good(
     folder: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None
 ) -> None:
-    monkeypatch.setattr("csr_ray.data.prompts._hash_of", lambda identity: 7 if identity < "d" else 0)
+    monkeypatch.setattr("csr_ray.data.reading._hash_of", lambda identity: 7 if identity < "d" else 0)
     path = write_jsonl(folder / "p.jsonl", [{"id": "bad"}, *rows("a", "b", "d", "b", "c")])
     prompts, rejections = read_stream(path, limit=limit)
     assert [p.id for p in prompts] == ["a", "b", "d", "c"][:limit]
@@ -558,7 +558,7 @@ def test_a_page_of_a_table_that_names_a_text_its_dictionary_has_not_is_refused()
     """Arrow believes the indices; what lies behind the dictionary is somebody else's memory."""
     import pyarrow as pa
 
-    from csr_ray.data.rows import _records
+    from csr_ray.data.tables import _records
 
     wrong = pa.DictionaryArray.from_arrays(pa.array([0, 5], pa.int32()), pa.array(["a"]), safe=False)
     with pytest.raises(pa.ArrowInvalid, match="out of bounds"):

@@ -1,0 +1,55 @@
+"""Lists of work as Ray data sets, and what tasks and actors make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from typing import Any, Final
+
+import pyarrow as pa
+import ray.cloudpickle
+import ray.exceptions
+
+from csr_ray.errors import ActorFailure, UserError
+
+# Every table that comes back has this column: Ray Data would add its own advice to the words of an error.
+ERROR: Final = pa.field("error", pa.binary())
+
+
+def dataset_of(work: Sequence[Any]) -> Any:
+    """One row for each item, in the column `work`; and one block, and so one task, for each row."""
+    from ray.data import from_items
+
+    rows = [{"work": ray.cloudpickle.dumps(item)} for item in work]
+    return from_items(rows, override_num_blocks=max(1, len(rows)))
+
+
+def done(batch: dict[str, Any], *, do: Callable[[Any], Iterator[pa.Table]]) -> Iterator[pa.Table]:
+    """In a task: what `do` makes of each item of `dataset_of`, up to the first error that the user can mend."""
+    try:
+        for packed in batch["work"]:
+            for table in do(ray.cloudpickle.loads(packed)):
+                yield table.append_column(ERROR, pa.nulls(table.num_rows, ERROR.type))
+    except UserError as error:
+        yield pa.table([[ray.cloudpickle.dumps(error)]], schema=pa.schema([ERROR]))
+
+
+def tables(dataset: Any) -> Generator[pa.Table, None, None]:
+    """What a data set holds, block by block.
+
+    Raises:
+        UserError: as it was raised in a task.
+        ActorFailure: something else went wrong in a task or in an actor.
+    """
+    batches = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    with closing(batches):
+        try:
+            for table in batches:
+                if not table.num_rows:
+                    continue
+                for packed in table[ERROR.name].drop_null().to_pylist():
+                    raise ray.cloudpickle.loads(packed)
+                yield table.drop_columns([ERROR.name])
+        except ray.exceptions.RayError as error:
+            said = [line for line in str(getattr(error, "cause", None) or error).splitlines() if line.strip()]
+            raise ActorFailure(f"Ray Data: {' '.join(said[:1])[:500] or type(error).__name__}") from error
