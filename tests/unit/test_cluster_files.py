@@ -139,6 +139,11 @@ def test_an_image_is_named_by_its_digest(name: str) -> None:
     assert images and all(re.fullmatch(r"\S+/csr-ray@sha256:[0-9a-f]{64}", image) for image in images)
 
 
+@pytest.mark.parametrize("name", [*RAY_UP, "rayjob.yaml"])
+def test_a_run_with_a_relative_folder_lands_on_what_all_nodes_see(name: str) -> None:
+    assert re.findall(r"CSR_RAY_RUNS(?:=|, value: )([^\s}]+)", read(name)) == ["/shared/runs"]
+
+
 # Graces
 
 
