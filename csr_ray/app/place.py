@@ -23,6 +23,7 @@ from csr_ray.store.objects import Found, ObjectStore, StoreError, is_url, local_
 from csr_ray.store.pieces import PIECES_FOLDER, WHOLE
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.store.working_copy import bring_up_to_date, fetched, working_copy
+from csr_ray.waiting import said_if_slow
 
 # What is committed at a stop or an error has so long to arrive at the URL; the copy keeps the rest.
 _SETTLE_S = 30.0
@@ -98,7 +99,9 @@ class UrlPlace:
 
     def settle(self, *, wait_s: float | None) -> None:
         assert self._mirror is not None
-        self._mirror.close(wait_s=wait_s)
+        question = f"{self._mirror.num_waiting} lines of the journal and their files were left"
+        with said_if_slow(f"{self._store.url} to take all of the run", question=question):
+            self._mirror.close(wait_s=wait_s)
 
     def release(self) -> None:
         if self._mirror is not None:

@@ -28,9 +28,9 @@ from typing import Final
 
 from csr_ray.errors import LockLost, StorageError
 from csr_ray.records import JsonDict
-from csr_ray.store.digests import Digest, damage_of
+from csr_ray.store.digests import Digest
 from csr_ray.store.lock import RunLock
-from csr_ray.store.objects import ObjectStore
+from csr_ray.store.objects import SMALL_BYTES, ObjectStore
 from csr_ray.store.pieces import WHOLE, Piece, segment
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.store.working_copy import Copied, is_loose
@@ -283,7 +283,7 @@ class Mirror:
 
         def send() -> None:
             try:
-                if self._store.upload(path, name=name, only_new=True) or self._has(name, digest=digest):
+                if digest.num_bytes <= SMALL_BYTES and self._create(path, name=name, digest=digest):
                     return
                 self._make_sure()
                 self._store.upload(path, name=name)
@@ -292,10 +292,12 @@ class Mirror:
 
         self._insist(lambda: self._sure(send))
 
-    def _has(self, name: str, *, digest: Digest) -> bool:
-        with tempfile.TemporaryDirectory(prefix="csr_ray_") as place:
-            there = Path(place, "there")
-            return self._store.download(name, path=there) and damage_of(there, expected=digest) is None
+    def _create(self, path: Path, *, name: str, digest: Digest) -> bool:
+        """Upload a file if there is none of its name; returns whether it is there now."""
+        if self._store.upload(path, name=name, only_new=True):
+            return True
+        there = self._store.read(name)
+        return there is not None and Digest.of_bytes(there) == digest
 
     def _remove_others(self, files: Mapping[str, object], *, folder_names: Collection[str]) -> None:
         folders = {str(Path(name).parent) for name in files if Path(name).parent.name in folder_names}
