@@ -195,9 +195,9 @@ def _score_answers(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from csr_ray.app.check import check_and_print
+    from csr_ray.app.place import check
 
-    return check_and_print(arguments.run_dir, output=arguments.json)
+    return check(arguments.run_dir, output=arguments.json)
 
 
 def _report(arguments: argparse.Namespace) -> int:

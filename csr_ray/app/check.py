@@ -28,7 +28,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from csr_ray.app.place import opened_to_read
 from csr_ray.app.plan import resolve_world, uses_world
 from csr_ray.config.load import YAML_ERRORS, parse_config
 from csr_ray.config.schema import Config
@@ -110,10 +109,13 @@ def check_run(folder: Path, *, name: str = "") -> CheckReport:
     return report
 
 
-def check_and_print(run_dir: str, *, output: Path | None) -> int:
-    """Do what `csr-ray check` does; returns 0 for a sound folder, 1 for a damaged one."""
-    with opened_to_read(run_dir, key="RUN_DIR") as folder:
-        report = check_run(folder.root, name=folder.shown)
+def check_and_print(folder: Path, *, output: Path | None, name: str = "") -> int:
+    """Check a run folder and say what was found; returns 0 for a sound folder, 1 for a damaged one.
+
+    Args:
+        name: as `check_run` has it.
+    """
+    report = check_run(folder, name=name)
     print_report(report, console=Console(highlight=False))
     if output is not None:
         write_json(output, value={**asdict(report), "sound": report.sound})

@@ -226,6 +226,14 @@ def report(run_dir: str) -> str:
         return f"{folder.url}/{folder.report.name}"
 
 
+def check(run_dir: str, *, output: Path | None) -> int:
+    """Do what `csr-ray check` does; returns the exit code."""
+    from csr_ray.app.check import check_and_print
+
+    with opened_to_read(run_dir, key="RUN_DIR") as folder:
+        return check_and_print(folder.root, output=output, name=folder.shown)
+
+
 def _is_for_the_page(name: str) -> bool:
     return not any(part in _NOT_FOR_THE_PAGE for part in name.split("/")[:-1])
 
