@@ -88,8 +88,6 @@ def test_what_no_node_can_hold_is_waited_for_and_then_said_in_one_line(head: Hea
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 2, said
     line = said.strip().splitlines()[-1]
-    assert line.startswith("csr-ray: cluster.wait_s: generator 0 found no place in the cluster within 20 s"), (
-        said
-    )
+    assert line.startswith("csr-ray: cluster.wait_s: generator 0 found no place in the cluster within 20 s"), said
     assert "Traceback" not in said
     print(said)
