@@ -85,6 +85,8 @@ class ObjectStore:
         self._filesystem = filesystem
         self._root = root.rstrip("/")
         self._sending_in_parts = threading.Lock()
+        # s3fs asks for the size first where it may read in parts; what is read here is small.
+        self._whole = {"max_concurrency": 1} if "s3" in filesystem.protocol else {}
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object if there is none of this name; returns whether there was none.
@@ -134,7 +136,7 @@ class ObjectStore:
         """An object's content; None if there is none."""
         try:
             with _told(name):
-                data: bytes = self._filesystem.cat_file(self._path(name))
+                data: bytes = self._filesystem.cat_file(self._path(name), **self._whole)
         except FileNotFoundError:
             return None
         return data
