@@ -137,11 +137,12 @@ def settled(place: Place, *, say: Callable[[str], None]) -> Iterator[None]:
     """
     try:
         yield
-    except BaseException:
+    except BaseException as ended:
         try:
             place.settle(wait_s=_SETTLE_S)
         except UserError as error:
-            say(str(error))
+            if error is not ended:  # else it is said where the run ends
+                say(str(error))
         raise
     place.settle(wait_s=None)
 
