@@ -1,8 +1,9 @@
 """What does a run folder at a URL cost the driver, and how fast is it sent and brought back?
 
 Units of candidates are committed, each a file of 32 KiB and a line of the journal, once into a local folder and once
-into a run folder on S3 (a moto server in a process of its own, on this machine), A B A B. What the stages wait for is
-the same in both: the file and the line in the working copy. Sending goes on beside it.
+into a run folder on S3 (a moto server in a process of its own, on this machine), A B A B. What the stages wait for
+is the same in both: the file and the line in the working copy. Sending goes on beside it. A commit follows the one
+before after --pause-ms (20: 800 prompts a second, more than a driver gets); 0 shows what it can send at most.
 
     commit_us_folder, commit_us_url    a commit, as the driver waits for it: median, microseconds
     url_vs_folder                      the second over the first
@@ -42,7 +43,8 @@ _BUCKET = "bench"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--units", type=int, default=1000, help="units a run (default 1000)")
+    parser.add_argument("--units", type=int, default=500, help="units a run (default 500)")
+    parser.add_argument("--pause-ms", type=float, default=20.0, help="between two commits (default 20)")
     parser.add_argument("--json", type=Path, default=None, help="also write everything to this file")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench_store_") as place, socket.socket() as free:
@@ -60,7 +62,7 @@ def main() -> None:
         with log.open("wb") as output:
             server = subprocess.Popen(command, stdout=output, stderr=output)
         try:
-            rows = _measure(Path(place), num_units=given.units, log=log)
+            rows = _measure(Path(place), num_units=given.units, pause_s=given.pause_ms / 1e3, log=log)
         finally:
             server.terminate()
             server.wait()
@@ -77,15 +79,15 @@ def main() -> None:
         given.json.write_text(json.dumps(record, indent=2) + "\n")
 
 
-def _measure(place: Path, *, num_units: int, log: Path) -> list[tuple[str, float, str]]:
+def _measure(place: Path, *, num_units: int, pause_s: float, log: Path) -> list[tuple[str, float, str]]:
     _make_bucket()
     commits_s: dict[str, list[float]] = {"folder": [], "url": []}
     sent_s: list[float] = []
     os.environ["CSR_RAY_CACHE"] = str(place / "cache")
     before = _num_requests(log)
     for number in range(2):
-        commits_s["folder"] += _commit_all(str(place / f"run{number}"), num_units=num_units)[0]
-        some_s, whole_s = _commit_all(f"s3://{_BUCKET}/run{number}", num_units=num_units)
+        commits_s["folder"] += _commit_all(str(place / f"run{number}"), num_units=num_units, pause_s=pause_s)[0]
+        some_s, whole_s = _commit_all(f"s3://{_BUCKET}/run{number}", num_units=num_units, pause_s=pause_s)
         commits_s["url"] += some_s
         sent_s.append(whole_s)
     num_requests = _num_requests(log) - before
@@ -104,7 +106,7 @@ def _measure(place: Path, *, num_units: int, log: Path) -> list[tuple[str, float
     ]
 
 
-def _commit_all(run_dir: str, *, num_units: int) -> tuple[list[float], float]:
+def _commit_all(run_dir: str, *, num_units: int, pause_s: float) -> tuple[list[float], float]:
     """Commit the units; returns the seconds of each, and those until all of it has arrived."""
     folder = folder_of(run_dir)
     place = take(folder, say=print)
@@ -128,6 +130,7 @@ def _commit_all(run_dir: str, *, num_units: int) -> tuple[list[float], float]:
             files=plain_files({path: Digest.of_bytes(data)}, root=folder.root),
         )
         seconds.append(time.perf_counter() - started_s)
+        time.sleep(pause_s)
     place.settle(wait_s=None)
     whole_s = time.perf_counter() - first_s
     place.release()

@@ -248,11 +248,9 @@ def _score_answers(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from csr_ray.app.check import check_and_print
-    from csr_ray.app.place import opened_to_read
+    from csr_ray.app.place import check
 
-    with opened_to_read(arguments.run_dir, key="RUN_DIR") as folder:
-        return check_and_print(folder.root, name=folder.shown, output=arguments.json)
+    return check(arguments.run_dir, output=arguments.json)
 
 
 def _report(arguments: argparse.Namespace) -> int:

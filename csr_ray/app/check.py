@@ -109,11 +109,11 @@ def check_run(folder: Path, *, name: str = "") -> CheckReport:
     return report
 
 
-def check_and_print(folder: Path, *, name: str, output: Path | None) -> int:
-    """Do what `csr-ray check` does; returns 0 for a sound folder, 1 for a damaged one.
+def check_and_print(folder: Path, *, output: Path | None, name: str = "") -> int:
+    """Check a run folder and say what was found; returns 0 for a sound folder, 1 for a damaged one.
 
     Args:
-        name: the run folder's, for a person; it may be at a URL.
+        name: as `check_run` has it.
     """
     report = check_run(folder, name=name)
     print_report(report, console=Console(highlight=False))

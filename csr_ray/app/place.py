@@ -23,6 +23,7 @@ from csr_ray.store.objects import Found, ObjectStore, StoreError, is_url, local_
 from csr_ray.store.pieces import PIECES_FOLDER, WHOLE
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.store.working_copy import bring_up_to_date, fetched, working_copy
+from csr_ray.waiting import said_if_slow
 
 # What is committed at a stop or an error has so long to arrive at the URL; the copy keeps the rest.
 _SETTLE_S = 30.0
@@ -98,7 +99,9 @@ class UrlPlace:
 
     def settle(self, *, wait_s: float | None) -> None:
         assert self._mirror is not None
-        self._mirror.close(wait_s=wait_s)
+        question = f"{self._mirror.num_waiting} lines of the journal and their files were left"
+        with said_if_slow(f"{self._store.url} to take all of the run", question=question):
+            self._mirror.close(wait_s=wait_s)
 
     def release(self) -> None:
         if self._mirror is not None:
@@ -134,11 +137,12 @@ def settled(place: Place, *, say: Callable[[str], None]) -> Iterator[None]:
     """
     try:
         yield
-    except BaseException:
+    except BaseException as ended:
         try:
             place.settle(wait_s=_SETTLE_S)
         except UserError as error:
-            say(str(error))
+            if error is not ended:  # else it is said where the run ends
+                say(str(error))
         raise
     place.settle(wait_s=None)
 
@@ -221,6 +225,14 @@ def report(run_dir: str) -> str:
         with _as_storage_error(folder):
             store.upload(page, name=folder.report.name)
         return f"{folder.url}/{folder.report.name}"
+
+
+def check(run_dir: str, *, output: Path | None) -> int:
+    """Do what `csr-ray check` does; returns the exit code."""
+    from csr_ray.app.check import check_and_print
+
+    with opened_to_read(run_dir, key="RUN_DIR") as folder:
+        return check_and_print(folder.root, output=output, name=folder.shown)
 
 
 def _is_for_the_page(name: str) -> bool:

@@ -106,10 +106,15 @@ def check_paths(config: Config) -> None:
         raise ConfigError(f"data.images = {images!r}: no such folder")
     if config.eval.benchmarks:
         _check_eval_data(str(config.eval.data))
-    if is_url(config.run.dir):
-        open_store(config.run.dir, key="run.dir")
-    elif local_path(config.run.dir).exists() and not local_path(config.run.dir).is_dir():
-        raise ConfigError(f"run.dir = {config.run.dir!r}: it is a file; name a folder")
+    check_run_dir(config.run.dir)
+
+
+def check_run_dir(name: str) -> None:
+    """Raises ConfigError if `run.dir` is a file, or a URL that cannot be listed."""
+    if is_url(name):
+        open_store(name, key="run.dir")
+    elif local_path(name).exists() and not local_path(name).is_dir():
+        raise ConfigError(f"run.dir = {name!r}: it is a file; name a folder")
 
 
 def _check_eval_data(data: str) -> None:

@@ -26,7 +26,15 @@ from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
 from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job
 from csr_ray.app.place import folder_of, found_at, move_aside_at_url, opened_to_read, read_at, settled, take
-from csr_ray.app.plan import check_paths, check_policy, make_plan, print_plan, resolve_world, uses_world
+from csr_ray.app.plan import (
+    check_paths,
+    check_policy,
+    check_run_dir,
+    make_plan,
+    print_plan,
+    resolve_world,
+    uses_world,
+)
 from csr_ray.app.score import print_scores, score
 from csr_ray.app.stop import SignalStop
 from csr_ray.config.load import YAML_ERRORS, differing_keys, is_operational, load_config, parse_config, to_plain
@@ -434,6 +442,7 @@ def _reader(data: Data, *, cluster: _RunCluster) -> Reader:
 
 def _dry_run(config: Config, *, method: Method) -> None:
     if uses_world(config):
+        check_run_dir(config.run.dir)
         console = Console(highlight=False)
         console.print("embedded world: built on the first run, then found in the cache")
         print_plan(make_plan(config, num_prompts=config.world.num_train_images), console=console)

@@ -26,11 +26,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from csr_ray.errors import LockLost, StorageError
+from csr_ray.errors import LockLost, StorageError, UserError
 from csr_ray.records import JsonDict
-from csr_ray.store.digests import Digest, damage_of
+from csr_ray.store.digests import Digest
 from csr_ray.store.lock import RunLock
-from csr_ray.store.objects import ObjectStore
+from csr_ray.store.objects import SMALL_BYTES, ObjectStore, StoreError
 from csr_ray.store.pieces import WHOLE, Piece, segment
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.store.working_copy import Copied, is_loose
@@ -283,7 +283,7 @@ class Mirror:
 
         def send() -> None:
             try:
-                if self._store.upload(path, name=name, only_new=True) or self._has(name, digest=digest):
+                if digest.num_bytes <= SMALL_BYTES and self._create(path, name=name, digest=digest):
                     return
                 self._make_sure()
                 self._store.upload(path, name=name)
@@ -292,10 +292,12 @@ class Mirror:
 
         self._insist(lambda: self._sure(send))
 
-    def _has(self, name: str, *, digest: Digest) -> bool:
-        with tempfile.TemporaryDirectory(prefix="csr_ray_") as place:
-            there = Path(place, "there")
-            return self._store.download(name, path=there) and damage_of(there, expected=digest) is None
+    def _create(self, path: Path, *, name: str, digest: Digest) -> bool:
+        """Upload a file if there is none of its name; returns whether it is there now."""
+        if self._store.upload(path, name=name, only_new=True):
+            return True
+        there = self._store.read(name)
+        return there is not None and Digest.of_bytes(there) == digest
 
     def _remove_others(self, files: Mapping[str, object], *, folder_names: Collection[str]) -> None:
         folders = {str(Path(name).parent) for name in files if Path(name).parent.name in folder_names}
@@ -322,7 +324,7 @@ class Mirror:
         with self._sweeping:
             paths = self._loose_files()
             if with_logs:
-                paths += self._folder.logs.glob("*")
+                paths += [path for path in sorted(self._folder.logs.rglob("*")) if path.is_file()]
             for path in paths:
                 self._send_loose(path)
             there = {self._name(path) for path in paths}
@@ -378,7 +380,7 @@ class Mirror:
         while not self._ended.is_set():
             try:
                 do()
-            except OSError as error:
+            except StoreError as error:
                 now_s = time.monotonic()
                 failing_since_s = now_s if failing_since_s is None else failing_since_s
                 if now_s - failing_since_s > self._patience_s:
@@ -398,7 +400,8 @@ class Mirror:
     def _give_up(self, error: Exception) -> None:
         with self._changed:
             if self._error is None and not self._ended.is_set():
-                self._error = error
+                is_said = isinstance(error, UserError)
+                self._error = error if is_said else self._held_back(f"unexpected {type(error).__name__}: {error}")
             self._ended.set()
             self._changed.notify_all()
         raise _Ended from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -39,7 +40,9 @@ _NUM_TRIES: Final = 2
 # Two conditional writes at once may both be told to come again.
 _NUM_CONFLICTS: Final = 5
 _CONFLICT_PAUSE_S: Final = 0.1
-_SMALL_BYTES: Final = 8 << 20
+# What is held whole while it is sent; more goes in parts of 50 MiB, a few at once, one file after the other.
+SMALL_BYTES: Final = 8 << 20
+_NUM_PARTS_AT_ONCE: Final = 4
 _NAMES_A_REMOVAL: Final = 500
 
 
@@ -81,6 +84,9 @@ class ObjectStore:
         self.url = url
         self._filesystem = filesystem
         self._root = root.rstrip("/")
+        self._sending_in_parts = threading.Lock()
+        # s3fs asks for the size first where it may read in parts; what is read here is small.
+        self._whole = {"max_concurrency": 1} if "s3" in filesystem.protocol else {}
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object if there is none of this name; returns whether there was none.
@@ -113,14 +119,14 @@ class ObjectStore:
             FileNotFoundError: there is no such file here.
         """
         mode = "create" if only_new else "overwrite"
-        if path.stat().st_size <= _SMALL_BYTES:
+        if path.stat().st_size <= SMALL_BYTES:
             data = path.read_bytes()
             if only_new:
                 return self.create(name, data)
             self.write(name, data)
             return True
         try:
-            with _told(name, is_write=True):
+            with self._sending_in_parts, _told(name, is_write=True):
                 self._filesystem.put_file(str(path), self._path(name), mode=mode)
         except FileExistsError:
             return False
@@ -130,7 +136,7 @@ class ObjectStore:
         """An object's content; None if there is none."""
         try:
             with _told(name):
-                data: bytes = self._filesystem.cat_file(self._path(name))
+                data: bytes = self._filesystem.cat_file(self._path(name), **self._whole)
         except FileNotFoundError:
             return None
         return data
@@ -288,6 +294,7 @@ def _options(driver: str) -> dict[str, Any]:
     if driver == "s3fs":
         # By name, because fsspec keeps one instance for equal options.
         options["endpoint_url"] = endpoint() or None
+        options["max_concurrency"] = _NUM_PARTS_AT_ONCE
         options["config_kwargs"] = {
             "connect_timeout": _CONNECT_S,
             "read_timeout": _SILENT_S,

@@ -352,9 +352,12 @@ def test_what_no_line_names_follows_and_goes_when_it_is_gone(
         wait_until(lambda: "eval/version_000.jsonl" not in store.list(), "it is gone there")
         folder.logs.mkdir()
         folder.driver_log.write_text("said")
+        (folder.logs / "train" / "rank_0").mkdir(parents=True)
+        (folder.logs / "train" / "rank_0" / "worker.log").write_text("said, too")
         place.settle(wait_s=None)
         place.release()
         assert store.read("logs/driver.log") == b"said"
+        assert store.read("logs/train/rank_0/worker.log") == b"said, too"
         left = {path.relative_to(folder.root).as_posix() for path in kept_here}
         assert not left & set(store.list())
     with on_machine(tmp_path / "b"):
@@ -369,6 +372,20 @@ def wait_until(true: object, what: str) -> None:
     while not true():  # type: ignore[operator]
         assert time.monotonic() < until_s, f"not yet: {what}"
         time.sleep(0.02)
+
+
+def test_what_is_wrong_on_this_machine_is_not_waited_for(
+    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(mirror: Mirror) -> None:
+        raise PermissionError(13, "Permission denied", "a file of the copy")
+
+    monkeypatch.setattr(Mirror, "_put_whole", fails)
+    run = UrlDriver(url_of(tmp_path), place=tmp_path, rounds=1)
+    with on_machine(tmp_path / "a"), pytest.raises(StorageError) as error:
+        run.run_here()
+    said = str(error.value)
+    assert "PermissionError: [Errno 13] Permission denied: 'a file of the copy'" in said and "\n" not in said
 
 
 def test_a_copy_of_a_run_that_was_removed_at_its_url_is_no_beginning_of_a_new_one(door: Door, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,16 @@ from pathlib import Path
 import pytest
 import yaml
 from fakes import FakeGenerators
+from PIL import Image
 from s3_server import Door, Trouble, s3_door
 from url_runs import UrlDriver, fake_model  # noqa: F401 - a fixture
 
 from csr_ray.__main__ import main
+from csr_ray.app import place as places
 from csr_ray.config.load import to_plain
+from csr_ray.errors import StorageError
 from csr_ray.store.cache import cache_folder
+from csr_ray.store.mirror import Mirror
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +114,50 @@ def test_a_finished_run_that_has_lost_a_file_is_mended(
     assert main(["run", config_of(finished, tmp_path)]) == 0
     assert before - set(store.list()) <= {name for name in before if name.startswith("run.lock/")}
     assert main(["check", finished.url]) == 0
+
+
+def test_a_dry_run_reads_everything_where_it_is_and_writes_nothing(
+    door: Door, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = door.store(tmp_path.name)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"):
+        store.write(f"model/{name}", b"{}")
+    store.write("clip/open_clip_config.json", b'{"model_cfg": {}}')
+    store.write("clip/open_clip_model.safetensors", b"weights")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    store.upload(tmp_path / "a.png", name="data/a.png")
+    rows = [{"id": name, "image": f"{name}.png", "prompt": "What is this?"} for name in ("a", "b")]
+    store.write("data/prompts.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    config = tmp_path / "bucket.yaml"
+    plain = {
+        "run": {"dir": f"{store.url}/run"},
+        "data": {"prompts": f"{store.url}/data/prompts.jsonl"},
+        "policy": {"model": f"{store.url}/model"},
+        "scorer": {"model": f"{store.url}/clip"},
+    }
+    config.write_text(yaml.safe_dump(plain))
+    before = store.list()
+    assert main(["run", str(config), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"into {store.url}/run" in said.replace("\n", "") and "prompts: 1 usable, 1 would be set aside" in said
+    assert store.list() == before and not cache_folder().exists()
+
+
+def test_a_dry_run_of_the_world_asks_the_store_too(capsys: pytest.CaptureFixture[str], door: Door) -> None:
+    tiny = Path(__file__).resolve().parents[2] / "configs" / "tiny-world.yaml"
+    assert main(["run", str(tiny), "--dry-run", "run.dir=s3://no-such-bucket/run"]) == 2
+    assert "run.dir = 's3://no-such-bucket/run': cannot be listed" in capsys.readouterr().err
+
+
+def test_a_run_that_ends_by_its_store_says_so_once(
+    door: Door, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "Mirror", functools.partial(Mirror, patience_s=0.2))
+    run = UrlDriver(f"s3://bucket/{tmp_path.name}/run", place=tmp_path, num_prompts=200)
+    run.before_work = lambda: setattr(door, "trouble", Trouble(away=True))
+    with pytest.raises(StorageError, match="not taken anything"):
+        run.run_here()
+    assert not run.said_lines
 
 
 def test_what_cannot_be_reached_is_one_line(
