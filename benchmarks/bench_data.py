@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 SIZES = {"10k": 10_000, "100k": 100_000, "1m": 1_000_000}
 READERS = ("local", "ray")
 _NUM_PICTURES = 500
-_NUM_TAKEN = 20_000
+_NUM_TAKEN = 9_000
 
 
 def write_prompts(folder: Path, *, num: int) -> Path:
