@@ -153,10 +153,10 @@ def test_a_run_opens_as_data_sets_of_what_is_committed(tmp_path: Path, ray_sessi
         (f"p{n}", node) for n in range(6) for node in (0, 1)
     ]
     first = data.candidates(round_index=0)
-    assert (first.count(), first.mean("reward")) == (8, 0.5)
+    assert first.count() == 8
     assert {row["path"].split("/")[-3] for row in first.take_all()} == {"round_000"}
     (pair,) = data.pairs().take_all()
-    assert (pair["id"], pair["chosen_ids"].tolist()) == ("p0", [7, 8, 1])
+    assert (pair["id"], list(pair["chosen_ids"])) == ("p0", [7, 8, 1])
     with pytest.raises(ConfigError, match="no pairs of round 2 are committed yet"):
         data.pairs(round_index=1)
     with pytest.raises(ConfigError, match="holds no run"):

@@ -190,7 +190,7 @@ def test_a_bad_picture_is_set_aside_without_a_generator(tmp_path: Path, folder: 
     view = ConsoleView(num_rounds=1, console=Console(quiet=True))
     list(roll_out(state, turn, generators=generators, view=view))
     lines = [json.loads(line) for line in run.quarantine.read_text().splitlines()]
-    assert [line["source"] for line in lines] == ["p.jsonl:6", "p.jsonl:906"]
+    assert {line["source"] for line in lines} == {"p.jsonl:6", "p.jsonl:906"}
     assert all("not an image" in line["reason"] for line in lines)
     assert len(generators.grown) == 998
     assert (0, "5") not in generators.grown
