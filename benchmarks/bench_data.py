@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 SIZES = {"10k": 10_000, "100k": 100_000, "1m": 1_000_000}
 READERS = ("local", "ray")
 _NUM_PICTURES = 500
-_NUM_TAKEN = 20_000
+_NUM_TAKEN = 9_000
 
 
 def write_prompts(folder: Path, *, num: int) -> Path:
@@ -67,10 +67,12 @@ def run_one(path: Path, *, reader: str, index: Path, num_taken: int, started_s: 
     """
     from csr_ray.data.prompts import PromptFile
     from csr_ray.data.reading import LocalReader
+    from csr_ray.machine.private_ray import listen_on_this_machine_only
     from csr_ray.records import Prompt
 
     private = None
     if reader == "ray":
+        listen_on_this_machine_only()
         from actors.cluster.connect import connect
         from actors.data.reader import RayReader
 

@@ -80,7 +80,7 @@ class RayReader:
                 yield from _items(ahead.result())
         finally:  # also where nobody draws any more: what is read meanwhile ends with its next block
             is_over.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
     def rows_together(self, file: RowFile) -> int | None:
         return file.rows_together

@@ -42,7 +42,7 @@ class RunData:
 
     Example:
         >>> data = open_run("runs/tiny-world")                                           # doctest: +SKIP
-        >>> data.candidates(round_index=0).filter(expr="depth == 1").mean("reward")      # doctest: +SKIP
+        >>> data.candidates(round_index=0).filter(expr="depth == 1").count()      # doctest: +SKIP
     """
 
     _state: RunState

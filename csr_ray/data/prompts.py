@@ -169,7 +169,8 @@ class PromptFile:
     def jobs(self) -> Iterator[tuple[int, RowFile, Job]]:
         """What to read for all prompts, piece by piece: the first one's position, the file, and its rows."""
         position = 0
-        for job in self._index.prompts(0, self.num, chosen=None, together=self._together):
+        together = [file.rows_together for file in self._files]
+        for job in self._index.prompts(0, self.num, chosen=None, together=together.__getitem__):
             yield position, self._files[job.file], job
             position += job.flags.count(1)
 

@@ -59,6 +59,7 @@ class ScoreFolder:
         Raises:
             ConfigError: it holds another.
         """
+        what = json.loads(json.dumps(what))  # tuples become lists, as they do in the file
         known: object = None
         try:
             known = json.loads(self.manifest.read_text())
@@ -70,7 +71,7 @@ class ScoreFolder:
             with storage_errors(self.root):
                 make_folder(self.root)
             write_json(self.manifest, value=what)
-        elif known != json.loads(json.dumps(what)):
+        elif known != what:
             theirs = known if isinstance(known, dict) else {}
             keys = ", ".join(key for key in {**what, **theirs} if theirs.get(key) != what.get(key))
             raise ConfigError(

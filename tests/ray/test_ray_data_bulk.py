@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from checked_runs import finished_run
+import yaml
+from fakes import preference_pair, tiny_config
 
 from actors.data.runs import open_run
 from actors.score.clip import ClipModel
 from csr_ray.__main__ import main
 from csr_ray.app.run import world_spec
+from csr_ray.config.load import to_plain
 from csr_ray.config.schema import World
 from csr_ray.errors import ConfigError
-from csr_ray.records import Picture
+from csr_ray.records import Candidate, Cycle, Picture, Prompt, Rollout
+from csr_ray.store.journal import Journal
+from csr_ray.store.run_folder import RunFolder
+from csr_ray.store.tables import Outcome, join_example_units, write_example_unit, write_rollouts
 from csr_ray.world.build import cached_world
 
 TEXTS = ("There is a red star.", "There is a blue ring.", "I see a moon.")
@@ -107,20 +111,53 @@ def test_what_cannot_be_scored_is_one_line(
     assert "scorer.model = " in capsys.readouterr().err
 
 
+def rollout(number: int) -> Rollout:
+    """A greedy answer and a sampled one."""
+    candidates = tuple(
+        Candidate(node=node, text=f"Answer {node}.", token_ids=(7, 8, node), logp=-1.0, reward=float(node))
+        for node in range(2)
+    )
+    prompt = Prompt(id=f"p{number}", image=f"/images/{number}.png", text="Describe.")
+    return Rollout(prompt=prompt, candidates=candidates, policy_version=0, seed=0)
+
+
+def write_run(folder: Path) -> None:
+    """Two rounds of two units each, one of which is lost; the pairs of the first round; and a unit without a line."""
+    config = tiny_config(folder)
+    run = RunFolder(folder)
+    journal = Journal(run.journal)
+    folder.mkdir()
+    run.config.write_text(yaml.safe_dump(to_plain(config)))
+    for index in range(2):
+        cycle = Cycle(round_index=index, policy_version=index)
+        for unit in range(2):
+            ids = [f"p{4 * index + 2 * unit + at}" for at in range(2)]
+            write_rollouts(run.candidates(cycle, unit=f"u{unit}"), rollouts=[rollout(int(id[1:])) for id in ids])
+            journal.commit("rollout", **cycle.key, unit=f"u{unit}", ids=ids, position=0, prompts=2, failed=0)
+    write_rollouts(run.candidates(cycle, unit="never"), rollouts=[rollout(99)])
+    lost = run.candidates(cycle, unit="u1")
+    journal.commit("lost", **cycle.key, names=[lost.relative_to(folder).as_posix()], reason="bad disk")
+    lost.write_bytes(b"gone")
+    cycle = Cycle(round_index=0)
+    example = preference_pair(id="p0", chosen_ids=(7, 8, 1), rejected_ids=(7, 8, 0), image="/images/0.png")
+    write_example_unit(folder / "one.parquet", examples=[example], outcome=Outcome(made=1))
+    join_example_units(run.pairs(cycle), units=[folder / "one.parquet"])
+    journal.commit("examples", **cycle.key, made=1, dropped={})
+
+
 def test_a_run_opens_as_data_sets_of_what_is_committed(tmp_path: Path, ray_session: None) -> None:
-    run = finished_run(tmp_path / "run").folder.root
-    units = sorted((run / "round_000" / "candidates").glob("*.parquet"))
-    shutil.copy(units[0], units[0].with_name("unit_never_committed.parquet"))
-    data = open_run(run)
-    of_round = [row for unit in units for row in pq.read_table(unit).to_pylist()]
-    found = data.candidates(round_index=0).take_all()
-    assert sorted((row["id"], row["node"]) for row in found) == sorted((row["id"], row["node"]) for row in of_round)
-    assert data.candidates().count() > len(of_round)
-    pairs = data.pairs(round_index=0).take_all()
-    expected = pq.read_table(run / "round_000" / "pairs.parquet").to_pylist()
-    assert [row["id"] for row in pairs] == [row["id"] for row in expected]
-    assert pairs[0]["chosen_ids"].tolist() == expected[0]["chosen_ids"]
-    with pytest.raises(ConfigError, match="no candidates of round 10 are committed yet"):
-        data.candidates(round_index=9)
+    write_run(tmp_path / "run")
+    data = open_run(tmp_path / "run")
+    found = data.candidates().take_all()
+    assert sorted({(row["id"], row["node"]) for row in found}) == [
+        (f"p{n}", node) for n in range(6) for node in (0, 1)
+    ]
+    first = data.candidates(round_index=0)
+    assert first.count() == 8
+    assert {row["path"].split("/")[-3] for row in first.take_all()} == {"round_000"}
+    (pair,) = data.pairs().take_all()
+    assert (pair["id"], list(pair["chosen_ids"])) == ("p0", [7, 8, 1])
+    with pytest.raises(ConfigError, match="no pairs of round 2 are committed yet"):
+        data.pairs(round_index=1)
     with pytest.raises(ConfigError, match="holds no run"):
         open_run(tmp_path / "nothing")

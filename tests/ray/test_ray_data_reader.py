@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,6 +24,8 @@ from rich.console import Console
 
 from actors.data.reader import RayReader
 from csr_ray.app.console import ConsoleView
+from csr_ray.app.run import world_spec
+from csr_ray.config.schema import World
 from csr_ray.data.prompts import PromptFile, read_prompts
 from csr_ray.errors import ConfigError
 from csr_ray.records import Prompt, Rejection
@@ -30,6 +34,7 @@ from csr_ray.stages.state import RunState
 from csr_ray.stages.turn import Turn
 from csr_ray.store.journal import Journal
 from csr_ray.store.run_folder import RunFolder
+from csr_ray.world.build import cached_world
 
 NUM = 3000
 MOST_AHEAD = 512 + 8192 + 1024
@@ -190,9 +195,30 @@ def test_a_bad_picture_is_set_aside_without_a_generator(tmp_path: Path, folder: 
     view = ConsoleView(num_rounds=1, console=Console(quiet=True))
     list(roll_out(state, turn, generators=generators, view=view))
     lines = [json.loads(line) for line in run.quarantine.read_text().splitlines()]
-    assert [line["source"] for line in lines] == ["p.jsonl:6", "p.jsonl:906"]
+    assert {line["source"] for line in lines} == {"p.jsonl:6", "p.jsonl:906"}
     assert all("not an image" in line["reason"] for line in lines)
     assert len(generators.grown) == 998
     assert (0, "5") not in generators.grown
     again = Turn(state, there, cycle=state.cycles(0)[0])
     assert (again.num_to_do, list(again.to_do())) == (0, [])
+
+
+def test_prompts_of_which_none_can_be_used_end_a_run_before_any_model_loads(tmp_path: Path) -> None:
+    """The command itself, with a private Ray of its own that is there only to read."""
+    world = cached_world(world_spec(World(quick=True, num_train_images=32, num_heldout_images=48)), progress=False)
+    rows = [{"id": number, "image": "none.png", "prompt": ""} for number in range(3000)]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "c.yaml").write_text(
+        f"run: {{dir: {tmp_path / 'run'}}}\n"
+        f"data: {{prompts: {tmp_path / 'p.jsonl'}, reader: ray}}\n"
+        f"policy: {{model: {world / 'policy'}}}\n"
+        f"scorer: {{model: {world / 'clip'}}}\n"
+    )
+    command = [sys.executable, "-m", "csr_ray", "run", str(tmp_path / "c.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 3, done.stderr
+    assert done.stderr.startswith(
+        f"csr-ray: data.prompts = {str(tmp_path / 'p.jsonl')!r}: no usable prompt (3000 set"
+    )
+    assert done.stderr.count("\n") == 1, "nor does Ray Data say anything"
+    assert not list((tmp_path / "run" / "logs").glob("generator*"))

@@ -355,8 +355,21 @@ def test_a_failing_prompt_is_quarantined_and_the_run_goes_on(tmp_path) -> None:
     assert {row["id"] for row in rows} == {"p1"} and "poison" in rows[0]["reason"]
 
 
+class OneByOne(FakeGenerators):
+    """Draws the next prompt when the result of the last one has been taken."""
+
+    def rollout(self, prompts, *, cycle: Cycle, control=None, num=None):
+        for prompt in prompts:
+            self.grown.append((cycle.round_index, prompt.id))
+            yield self._rollout(prompt, cycle=cycle)
+
+
+@pytest.mark.parametrize("generators", [FakeGenerators, OneByOne])
 @pytest.mark.parametrize("bad", [["p0"], ["p1", "p2", "p3"], ["p4"]])
-def test_a_prompt_that_is_refused_before_its_turn_is_in_its_unit_and_asks_no_generator(tmp_path, bad) -> None:
+def test_a_prompt_that_is_refused_before_its_turn_is_in_its_unit_and_asks_no_generator(
+    tmp_path, monkeypatch, bad, generators
+) -> None:
+    monkeypatch.setattr("test_loop.FakeGenerators", generators)
     driver = Driver(tmp_path)
     driver.bad = frozenset(bad)
     summary = driver.run()

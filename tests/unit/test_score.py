@@ -60,7 +60,6 @@ class Scoring:
 def scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scoring:
     monkeypatch.setattr("csr_ray.data.reading._ROWS_A_CHUNK", 3)
     monkeypatch.setattr("csr_ray.data.rows._ROWS_TOGETHER", 3)
-    monkeypatch.setattr("csr_ray.data.reading.LocalReader.rows_together", lambda self, file: file.rows_together)
     return Scoring(tmp_path)
 
 
