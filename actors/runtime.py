@@ -7,7 +7,6 @@ generators are ready, while the base policy is evaluated, and it is ready long b
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -350,7 +349,7 @@ class _ScorerStarter:
 
 
 def _generator_actor(generators: Generators) -> Any:
-    options = generator_options(generators, num_cores=os.cpu_count() or 2)
+    options = generator_options(generators)
     return _placed(GeneratorActor, options=options, max_concurrency=10_000)
 
 

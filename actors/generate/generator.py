@@ -28,6 +28,8 @@ from actors.process.pulse import Heart, Pulse
 from actors.score.client import ScorerPool
 from csr_ray.counters import Counters
 from csr_ray.errors import EngineFailure, StalePolicyError
+from csr_ray.machine.cores import whole_cores
+from csr_ray.machine.placement import generator_threads
 from csr_ray.methods.base import Method
 from csr_ray.policy.source import local_folder
 from csr_ray.records import Answer, Cycle, Probe, Prompt, Question, Rejection, Rollout
@@ -57,6 +59,10 @@ class GeneratorActor:
     ) -> None:
         if log:
             log_to_file(log)
+        # Torch reads it when it is imported, here and in the engine's process. Ray has set it to the actor's share of
+        # CPUs, which is a share of Ray's slots and not of this node's cores.
+        threads = generator_threads(settings.generators, num_cores=whole_cores())
+        os.environ["OMP_NUM_THREADS"] = str(threads)
         self._method = method
         self._seed = seed
         self._counting = Counting(actor="generator")

@@ -10,7 +10,6 @@ import contextlib
 import gc
 import logging
 import math
-import os
 import re
 import tempfile
 import time
@@ -43,6 +42,7 @@ from actors.train.threads import loader_threads, num_local_workers
 from csr_ray.config.schema import Train
 from csr_ray.data.pictures import load_picture, picture_size
 from csr_ray.errors import ConfigError, PicturesGone, StalePolicyError
+from csr_ray.machine.cores import whole_cores
 from csr_ray.policy.processor import load_processor
 from csr_ray.policy.weights import merged_by_module
 from csr_ray.ports import OnStep
@@ -87,9 +87,7 @@ class CycleTrainer:
         self._model = model
         _join_group(use_gpu=train.gpus_per_worker > 0)
         self._processor = load_processor(model)
-        self._loader_threads = loader_threads(
-            train, num_cores=os.cpu_count() or 1, num_local_workers=num_local_workers()
-        )
+        self._loader_threads = loader_threads(train, num_cores=whole_cores(), num_local_workers=num_local_workers())
         self._policy: PreTrainedModel | None = None
         self._policy_adapters: tuple[str, ...] = ()
         self._finished: PairTrainer | None = None

@@ -25,6 +25,7 @@ from actors.train.stream import JudgedSoFar
 from actors.train.threads import num_local_workers, torch_threads
 from csr_ray.config.schema import Train
 from csr_ray.errors import StalePolicyError, UserError
+from csr_ray.machine.cores import whole_cores
 from csr_ray.policy.source import local_folder
 from csr_ray.records import TrainResult
 
@@ -210,4 +211,4 @@ def prepare_process(config: Train) -> None:
         # Logits are made in float32 of bfloat16 factors, which TF32 multiplies unrounded, and eight times as fast.
         torch.set_float32_matmul_precision("high")
     # Ray has set OMP_NUM_THREADS to the worker's CPU share, at least 1; this overrides it.
-    torch.set_num_threads(torch_threads(config, num_cores=os.cpu_count() or 1, num_local_workers=num_local_workers()))
+    torch.set_num_threads(torch_threads(config, num_cores=whole_cores(), num_local_workers=num_local_workers()))
