@@ -7,7 +7,6 @@ generators are ready, while the base policy is evaluated, and it is ready long b
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,14 @@ from typing import Any
 import ray
 
 from actors.cluster.connect import Connection, this_machine
+from actors.cluster.nodes import check_nodes
 from actors.cluster.room import ClusterRoom
 from actors.generate.engine import EngineSettings
 from actors.generate.generator import GeneratorActor
 from actors.pool.events import Role
 from actors.pool.generators import GeneratorPool
 from actors.pool.replicas import Replicas
+from actors.process.fitness import Wanted
 from actors.process.pulse import actor_class
 from actors.score.scorer import ScorerActor
 from actors.train.group import TrainerGroup
@@ -81,9 +82,12 @@ class Serving:
         with view.stage("start the engine", total=None, unit="", round_index=None):
             check_engine_has_gpu(generators, needs_gpu=serves_on_gpus())
             demands = [generator_demand(generators)]
+            wanted = _wanted(model, scorer=None, picture="")
             connection = _connect(demands, view=view, on_ray_lost=on_ray_lost)
             with _closed_if_refused(connection):
                 check_room(demands, autoscales=False)
+                if wanted is not None:
+                    check_nodes(wanted, demands=demands, say=view.say)
             serving = cls._create(
                 settings,
                 cluster=Cluster(),
@@ -92,6 +96,7 @@ class Serving:
                 connection=connection,
                 precisions=_precisions(policy, generators=generators),
                 view=view,
+                wanted=wanted,
             )
             serving._wait()
         return serving
@@ -123,6 +128,7 @@ class Serving:
         scorers: _ScorerStarter | None = None,
         method: Method | None = None,
         seed: int = 0,
+        wanted: Wanted | None = None,
     ) -> Serving:
         def start_generator(slot: int) -> Any:
             return _generator_actor(settings.generators).remote(
@@ -131,9 +137,11 @@ class Serving:
                 scorer_wait_s=scorers.section.start_s if scorers else 0.0,
                 method=method,
                 seed=seed,
+                wanted=wanted,
                 log=str((logs / f"generator_{slot}.log").absolute()),
             )
 
+        logs.mkdir(parents=True, exist_ok=True)  # an actor writes its log only where this folder is there
         starters: dict[Role, Callable[[int], Any]] = {"generator": start_generator}
         if scorers:
             starters["scorer"] = scorers.start
@@ -182,10 +190,12 @@ class Runtime:
         view: View,
         on_ray_lost: Callable[[str], None],
         connected: tuple[Config, Connection] | None = None,
+        picture: str = "",
     ) -> Runtime:
         """Start everything that a run of this method needs; returns when the generators serve base + `adapters`.
 
         Args:
+            picture: one of the run's, which every node of a cluster has to be able to read; "": none is known.
             on_ray_lost: ends this process, and says why; called from a thread when Ray's head or own node is gone.
             connected: what `connect_run` gave, which then is closed with the rest; None: connect now.
 
@@ -197,6 +207,12 @@ class Runtime:
             config, connection = connected or connect_run(
                 config, method=method, model=model, view=view, on_ray_lost=on_ray_lost
             )
+            demands = demands_of(config, needs_scorer=method.needs_scorer)
+            scorer = config.scorer.model if method.needs_scorer and config.scorer is not None else None
+            with _closed_if_refused(connection):
+                wanted = _wanted(model, scorer=scorer, picture=picture)
+                if wanted is not None:
+                    check_nodes(wanted, demands=demands, say=view.say)
             serving = Serving._create(
                 EngineSettings.of(config, phases_a_round=_phases_a_round(method, config=config)),
                 cluster=config.cluster,
@@ -206,9 +222,10 @@ class Runtime:
                 precisions=_precisions(config.policy, generators=config.generators, train=config.train),
                 view=view,
                 adapters=adapters,
-                scorers=_ScorerStarter(config, logs=logs) if method.needs_scorer else None,
+                scorers=_ScorerStarter(config, logs=logs, wanted=wanted) if method.needs_scorer else None,
                 method=method,
                 seed=config.run.seed,
+                wanted=wanted,
             )
             takes_turns = config.cluster.layout == "colocated"
             group = TrainerGroup(
@@ -302,6 +319,11 @@ def _connect(
     )
 
 
+def _wanted(model: str, *, scorer: str | None, picture: str) -> Wanted | None:
+    """What every node has to have; None on a private Ray, whose only node is this machine."""
+    return Wanted.here(policy=model, scorer=scorer, picture=picture) if cluster_address() else None
+
+
 @contextlib.contextmanager
 def _closed_if_refused(connection: Connection) -> Iterator[None]:
     try:
@@ -365,20 +387,21 @@ def _object_store_bytes(config: Config, *, model: str) -> int:
 class _ScorerStarter:
     """Starts the scorer of a slot, as often as it is needed."""
 
-    def __init__(self, config: Config, *, logs: Path) -> None:
+    def __init__(self, config: Config, *, logs: Path, wanted: Wanted | None) -> None:
         assert config.scorer is not None, "the method has asked for it"
         self._scorer = config.scorer
         self._logs = logs
+        self._wanted = wanted
         self.section = config.scorers
 
     def start(self, slot: int) -> Any:
         actor = _placed(ScorerActor, options=scorer_options(self.section), max_concurrency=1000)
         log = str((self._logs / f"scorer_{slot}.log").absolute())
-        return actor.remote(self._scorer, scorers=self.section, log=log)
+        return actor.remote(self._scorer, scorers=self.section, wanted=self._wanted, log=log)
 
 
 def _generator_actor(generators: Generators) -> Any:
-    options = generator_options(generators, num_cores=os.cpu_count() or 2)
+    options = generator_options(generators)
     return _placed(GeneratorActor, options=options, max_concurrency=10_000)
 
 

@@ -32,6 +32,7 @@ from csr_ray.data.chat import prompt_ids
 from csr_ray.data.files import UnreadableError
 from csr_ray.data.pictures import load_picture
 from csr_ray.policy.processor import load_processor
+from csr_ray.policy.source import local_folder
 from csr_ray.records import Ask, Picture, Sentence
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class VllmEngine:
     """The `csr_ray.ports.Engine` on vLLM's `AsyncLLM`. Create it, then `await start()`.
 
     Args:
-        model: folder of the base policy.
+        model: reference of the base policy (`csr_ray.policy.source`).
         counting: where the engine adds what it does.
 
     Attributes:
@@ -148,6 +149,7 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         os.environ.update(engine_environment(self._search))
+        self._model = str(await asyncio.to_thread(local_folder, self._model))
         self._processor = await asyncio.to_thread(load_processor, self._model)
         from actors.generate.engine_stats import stat_logger
 

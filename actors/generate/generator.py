@@ -22,14 +22,16 @@ from actors.generate.engine import EngineSettings, VllmEngine
 from actors.handover.proofs import Served
 from actors.handover.registry import Receiver
 from actors.process.counters import Counting
+from actors.process.fitness import Wanted, check_this_node
 from actors.process.leftovers import note_shared_memory, own_folder, sweep
 from actors.process.logs import log_to_file
 from actors.process.pulse import Heart, Pulse
 from actors.score.client import ScorerPool
 from csr_ray.counters import Counters
 from csr_ray.errors import EngineFailure, StalePolicyError
+from csr_ray.machine.cores import whole_cores
+from csr_ray.machine.placement import generator_threads
 from csr_ray.methods.base import Method
-from csr_ray.policy.source import local_folder
 from csr_ray.records import Answer, Cycle, Probe, Prompt, Question, Rejection, Rollout
 from csr_ray.rollout.search import derive_seed
 
@@ -42,6 +44,7 @@ class GeneratorActor:
         scorer_wait_s: for how many seconds to wait for the replacement of a scorer that died.
         method: what rolls out; None: this generator answers questions only.
         seed: of the run; what is drawn for a prompt follows from it, the cycle and the prompt's id.
+        wanted: what this actor's node has to have; None: it is the driver's.
         log: file that this process's output goes to; None: wherever Ray puts it.
     """
 
@@ -53,14 +56,20 @@ class GeneratorActor:
         scorer_wait_s: float = 60.0,
         method: Method | None = None,
         seed: int = 0,
+        wanted: Wanted | None = None,
         log: str | None = None,
     ) -> None:
         if log:
             log_to_file(log)
+        # Torch reads it when it is imported, here and in the engine's process. Ray has set it to the actor's share of
+        # CPUs, which is a share of Ray's slots and not of this node's cores.
+        threads = generator_threads(settings.generators, num_cores=whole_cores())
+        os.environ["OMP_NUM_THREADS"] = str(threads)
         self._method = method
         self._seed = seed
         self._counting = Counting(actor="generator")
-        self._engine = VllmEngine(settings, model=local_folder(model), counting=self._counting)
+        self._wanted = wanted
+        self._engine = VllmEngine(settings, model=model, counting=self._counting)
         self._scorers = ScorerPool(wait_s=scorer_wait_s)
         self._heart = Heart(self._engine.progress, what="its engine")
         self._version: int | None = None
@@ -69,8 +78,14 @@ class GeneratorActor:
         self._folder = own_folder("vllm")  # a short name: the engine's sockets lie in it
 
     async def start(self, registry: Any) -> int:
-        """Bring the engine up with the registry's current policy; returns the version it serves."""
+        """Bring the engine up with the registry's current policy; returns the version it serves.
+
+        Raises:
+            ConfigError: this node is not fit for a generator, or has no way to the policy.
+        """
         self._heart.start()
+        if self._wanted is not None:
+            await asyncio.to_thread(check_this_node, self._wanted, role="generator")
         self._keep_temporary_files_together()
         self._receiver = Receiver(registry, folder=self._folder)
         await self._engine.start()

@@ -10,10 +10,10 @@ from pathlib import Path
 def log_to_file(path: Path | str) -> None:
     """Send this process's stdout and stderr, and those of its children, to `path` (appended).
 
-    If the folder cannot be written, as on a worker node without the run folder, the output goes where Ray puts it.
+    If its folder is not there, as on a node that does not see the run's folder, or cannot be written, the output goes
+    where Ray puts it.
     """
     try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     except OSError:
         return

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from actors.process.counters import Counting
+from actors.process.fitness import Wanted, check_this_node
 from actors.process.logs import log_to_file
 from actors.process.pulse import Heart, Progress, Pulse
 from actors.score.clip import ClipModel
@@ -35,12 +36,16 @@ class ScorerActor:
     """Answers `score` calls from many generators, with one forward pass at a time for whatever waits.
 
     Args:
+        wanted: what this actor's node has to have; None: it is the driver's.
         log: file that this process's output goes to; None: wherever Ray puts it.
     """
 
-    def __init__(self, scorer: Scorer, *, scorers: Scorers, log: str | None = None) -> None:
+    def __init__(
+        self, scorer: Scorer, *, scorers: Scorers, wanted: Wanted | None = None, log: str | None = None
+    ) -> None:
         if log:
             log_to_file(log)
+        self._wanted = wanted
         self._scorer, self._scorers = scorer, scorers
         self._loading: asyncio.Task[ClipModel] | None = None
         self._max_batch = scorer.max_batch
@@ -55,14 +60,12 @@ class ScorerActor:
         """Wait until the model is loaded; the first call begins it.
 
         Raises:
-            ConfigError: it cannot be loaded, or its scores would not be its own.
+            ConfigError: it cannot be loaded, its scores would not be its own, or this node is not fit for it.
         """
         # Not in the constructor, because Ray hands on an error of a call, and of a constructor only its text.
         self._heart.start()
         if self._loading is None:
-            self._loading = asyncio.get_running_loop().create_task(
-                asyncio.to_thread(load_clip, self._scorer, scorers=self._scorers)
-            )
+            self._loading = asyncio.get_running_loop().create_task(asyncio.to_thread(self._load))
         self._clip = await self._loading
 
     async def score(self, asked: Sequence[tuple[Picture, Sequence[str]]]) -> list[Scores | Exception]:
@@ -83,6 +86,11 @@ class ScorerActor:
     async def counters(self) -> Counters:
         """What was counted since the last call."""
         return self._counting.take()
+
+    def _load(self) -> ClipModel:
+        if self._wanted is not None:
+            check_this_node(self._wanted, role="scorer")
+        return load_clip(self._scorer, scorers=self._scorers)
 
     async def _serve(self) -> None:
         while True:

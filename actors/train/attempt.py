@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import threading
 import time
@@ -24,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from actors.train.deaths import Death, PatientClock, worker_death
 from actors.train.mailbox import MailboxActor
 from actors.train.messages import Controlled, News, NumberedOrder, Placed, Spawned
+from actors.train.token import Token
 from actors.train.worker import train_loop
 from csr_ray.config.schema import Train
 
@@ -47,6 +49,7 @@ class Setup:
     Attributes:
         adapters: folders that make the policy of the order that is expected first; oldest first.
         storage: folder for Ray Train's own records.
+        token: what a worker looks for that has to know whether it sees the folders of the run.
     """
 
     train: Train
@@ -57,6 +60,7 @@ class Setup:
     adapters: tuple[str, ...]
     storage: Path
     logs: Path
+    token: Token
 
 
 class Attempt:
@@ -188,6 +192,9 @@ class Attempt:
 
         from actors.train.hooks import GroupHooks
 
+        # Its watcher of nodes that are about to go would sit on any node, and keep that one from ever being idle; a
+        # worker whose node goes is replaced here in any case.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         train = self._setup.train
         use_gpu = train.gpus_per_worker > 0
         setup = {
@@ -198,6 +205,7 @@ class Attempt:
             "takes_turns": self._setup.takes_turns,
             "adapters": self._setup.adapters,
             "mailbox": self._mailbox,
+            "token": self._setup.token,
         }
         logs = self._setup.logs.absolute()
         try:
@@ -214,7 +222,7 @@ class Attempt:
                     storage_path=str(self._setup.storage.absolute()),
                     # A restart of ours replaces the mailbox and the controller, too, so Ray makes none.
                     failure_config=FailureConfig(max_failures=0),
-                    callbacks=[GroupHooks(mailbox=self._mailbox, logs=logs)],
+                    callbacks=[GroupHooks(mailbox=self._mailbox, logs=logs, token=self._setup.token)],
                 ),
             ).fit()
         except BaseException as error:  # whatever ends this thread has to reach the one that waits

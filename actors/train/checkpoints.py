@@ -103,8 +103,24 @@ class Checkpoint:
         return [data[at : at + KEY_BYTES] for at in range(0, len(data), KEY_BYTES)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a training may go on from.
+
+    Attributes:
+        whole: the newest first.
+        passed_over: a line for each checkpoint that cannot be used.
+    """
+
+    whole: tuple[Checkpoint, ...]
+    passed_over: tuple[str, ...]
+
+
 class CheckpointFolder:
-    """The checkpoints of one cycle's training; rank 0 alone writes."""
+    """The checkpoints of one cycle's training, on a disk that all workers share; rank 0 alone names and removes.
+
+    `actors.train.courier` has the same for a worker on a node that does not see that disk.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -114,6 +130,25 @@ class CheckpointFolder:
     def staging(self) -> Path:
         """Where a checkpoint is made before it gets its name."""
         return self._folder / _STAGING
+
+    def begin(self, *, is_first: bool) -> None:
+        """Make room for a new checkpoint. Every worker calls it, and then waits for the others.
+
+        Args:
+            is_first: this is rank 0.
+        """
+        if is_first:
+            self.clear_staging()
+
+    def hand_in(self) -> None:
+        """Bring what the workers of this node have written to where rank 0 commits it.
+
+        Every worker calls it when all have written, and then waits for the others.
+        """
+
+    def here(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The same checkpoint where this worker can read it."""
+        return checkpoint
 
     def clear_staging(self) -> None:
         """Make room for a new checkpoint; what lies there is half of one, left by a death."""
@@ -169,20 +204,26 @@ class CheckpointFolder:
 
     def whole(self, *, training: str) -> list[Checkpoint]:
         """The checkpoints of this training that are whole, the newest first; warns of those that are passed over."""
-        found = []
+        found = self.find(training=training)
+        for line in found.passed_over:
+            _log.warning("train: %s", line)
+        return list(found.whole)
+
+    def find(self, *, training: str) -> Found:
+        """Look which checkpoints are whole, and of this training (`training_key`)."""
+        whole, passed_over = [], []
         for path in sorted(_named(self._folder), key=_step, reverse=True):
             try:
                 progress = _verified(path)
             except _DAMAGED as error:
-                _log.warning("train: %s is damaged (%s) and passed over", path, error)
+                passed_over.append(f"{path} is damaged ({error}) and passed over")
                 continue
             if progress.training != training:
-                _log.warning(
-                    "train: %s is of another training (other settings, workers or seed) and passed over", path
-                )
+                of = "another training (other settings, workers or seed)"
+                passed_over.append(f"{path} is of {of} and passed over")
                 continue
-            found.append(Checkpoint(path=path, progress=progress))
-        return found
+            whole.append(Checkpoint(path=path, progress=progress))
+        return Found(whole=tuple(whole), passed_over=tuple(passed_over))
 
 
 def _verified(path: Path) -> Progress:

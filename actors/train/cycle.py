@@ -10,7 +10,6 @@ import contextlib
 import gc
 import logging
 import math
-import os
 import re
 import tempfile
 import time
@@ -33,9 +32,10 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from actors.train.causality import sees_ahead
-from actors.train.checkpoints import Checkpoint, CheckpointFolder, checkpoints_of, training_key
+from actors.train.checkpoints import Checkpoint, CheckpointFolder, training_key
 from actors.train.examples import ExampleStream, HeldExamples, Verdict
 from actors.train.pair_trainer import CheckpointClock, PairTrainer, StepClock
+from actors.train.reach import Reach, SharedDisk
 from actors.train.settings import training_arguments
 from actors.train.shared_step import FLEX_BLOCK, can_use_flex, family_positions, set_flex
 from actors.train.stream import ExampleSource
@@ -43,6 +43,7 @@ from actors.train.threads import loader_threads, num_local_workers
 from csr_ray.config.schema import Train
 from csr_ray.data.pictures import load_picture, picture_size
 from csr_ray.errors import ConfigError, PicturesGone, StalePolicyError
+from csr_ray.machine.cores import whole_cores
 from csr_ray.policy.processor import load_processor
 from csr_ray.policy.weights import merged_by_module
 from csr_ray.ports import OnStep
@@ -87,9 +88,7 @@ class CycleTrainer:
         self._model = model
         _join_group(use_gpu=train.gpus_per_worker > 0)
         self._processor = load_processor(model)
-        self._loader_threads = loader_threads(
-            train, num_cores=os.cpu_count() or 1, num_local_workers=num_local_workers()
-        )
+        self._loader_threads = loader_threads(train, num_cores=whole_cores(), num_local_workers=num_local_workers())
         self._policy: PreTrainedModel | None = None
         self._policy_adapters: tuple[str, ...] = ()
         self._finished: PairTrainer | None = None
@@ -265,7 +264,13 @@ class CycleTrainer:
         distributed.barrier()
 
     def train(
-        self, source: ExampleSource, *, order: TrainOrder, adapters: Sequence[str], on_step: OnStep
+        self,
+        source: ExampleSource,
+        *,
+        order: TrainOrder,
+        adapters: Sequence[str],
+        on_step: OnStep,
+        reach: Reach | None = None,
     ) -> TrainResult:
         """Train one cycle, or go on from its newest checkpoint. Every process returns the result; rank 0 has written
         the adapter, and leaves the checkpoints to whoever commits it.
@@ -274,6 +279,7 @@ class CycleTrainer:
             source: where the cycle's examples come from.
             adapters: folders that make the policy to start from, on top of the base model; oldest first.
             on_step: called in every process after each optimizer step.
+            reach: how this process gets at examples and checkpoints; None: they lie on its own disk.
 
         Raises:
             ValueError: no example can be trained on.
@@ -285,9 +291,10 @@ class CycleTrainer:
         if self._policy is None or tuple(adapters) != self._policy_adapters:
             self.prepare(adapters)
         output_dir = Path(order.output_dir)
-        examples = ExampleStream(source, judge=self._judge(version=len(adapters)))
+        reach = reach or SharedDisk()
+        examples = ExampleStream(source, judge=self._judge(version=len(adapters)), here=reach.examples)
         training = training_key(self._train, seed=self._seed, cycle=order.cycle, merges=self._merges)
-        checkpoints = CheckpointFolder(checkpoints_of(output_dir))
+        checkpoints = reach.checkpoints(output_dir)
         resumed = _take_up(checkpoints, training=training, examples=examples)
         if resumed is not None:
             _log.info("%s: going on from %s", order.cycle, resumed.path)
@@ -418,8 +425,8 @@ def _take_up(checkpoints: CheckpointFolder, *, training: str, examples: ExampleS
     """
     found: list[Any] = [checkpoints.whole(training=training) if distributed.get_rank() == 0 else None]
     distributed.broadcast_object_list(found, src=0)
-    for checkpoint in found[0]:
-        progress = checkpoint.progress
+    for one in found[0]:
+        checkpoint, progress = checkpoints.here(one), one.progress
         keys = checkpoint.example_keys()
         if examples.take_up(keys, num_planned=progress.num_planned, is_growing=progress.is_growing):
             return checkpoint

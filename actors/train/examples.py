@@ -53,15 +53,19 @@ class ExampleStream(Dataset[dict[str, Any]]):
     Args:
         judge: decides which examples can be trained on. Only rank 0 has one; the other ranks have None and follow its
             verdicts, because two processes that disagreed on one flaky image would train on different steps.
+        here: gives the path at which this process can read a file of the source (`actors.train.reach`).
 
     Attributes:
         is_growing: training began before the last file was there, so nobody knows the length yet.
         waited_s: seconds spent waiting for files.
     """
 
-    def __init__(self, source: ExampleSource, *, judge: Verdict | None) -> None:
+    def __init__(
+        self, source: ExampleSource, *, judge: Verdict | None, here: Callable[[str], str] = lambda path: path
+    ) -> None:
         self._source = source
         self._judge = judge
+        self._here = here
         self._reader = ExampleReader()
         self._reading = threading.Lock()  # a loader's thread reads ahead of the one that names an example
         self._paths: list[str] = []
@@ -103,7 +107,8 @@ class ExampleStream(Dataset[dict[str, Any]]):
 
     def _arrived_example(self, number: int) -> Example:
         with self._reading:
-            return self._reader.example(self._paths[self._file_of[number]], row=self._row_of[number])
+            path = self._here(self._paths[self._file_of[number]])
+            return self._reader.example(path, row=self._row_of[number])
 
     def wait_for_end(self) -> None:
         """Wait until every file has been offered and judged."""
@@ -183,9 +188,11 @@ class ExampleStream(Dataset[dict[str, Any]]):
 
     def _verdicts(self, path: str, *, judge: Verdict) -> list[str | None]:
         verdicts = []
-        for row in range(self._reader.num_examples(path)):
+        with self._reading:
+            num_examples = self._reader.num_examples(self._here(path))
+        for row in range(num_examples):
             with self._reading:
-                example = self._reader.example(path, row=row)
+                example = self._reader.example(self._here(path), row=row)
             verdicts.append(judge(example))
             if verdicts[-1] is None:
                 self._keys += example_key(example)

@@ -28,6 +28,7 @@ from actors.train.checkpoints import checkpoints_of, newest_step
 from actors.train.deaths import Death, Restarts, Silences, silent_worker, waits_for, worker_death
 from actors.train.messages import Done, Event, Failed, LastBeat, NumberedOrder, Placed, Ready, Step
 from actors.train.pulse import worker_log
+from actors.train.token import Token
 from csr_ray.config.schema import Train
 from csr_ray.errors import ActorFailure
 from csr_ray.ports import OnStep
@@ -95,7 +96,7 @@ class TrainerGroup:
         self._ready: set[int] = set()  # ranks of the running attempt; under the lock of `_changed`
         self._seed = seed
         self._model = model
-        self._adapters = tuple(str(adapter) for adapter in adapters)
+        self._adapters = tuple(str(adapter.absolute()) for adapter in adapters)
         self._logs = logs
         self._notice = notice
         self._restarts = Restarts(most=config.restarts, rng=random.Random(seed))
@@ -242,9 +243,11 @@ class TrainerGroup:
     # What follows runs in the keeper's thread.
 
     def _keep(self) -> None:
+        token: Token | None = None
         try:
+            token = Token.leave(self._logs.absolute())
             while True:
-                setup = self._setup()
+                setup = self._setup(token)
                 with self._changed:
                     if self._is_closing:
                         return
@@ -265,8 +268,11 @@ class TrainerGroup:
                         self._changed.wait_for(lambda: self._is_closing or (self._open and self._open.has_ended))
         except Exception as error:  # whatever ends this thread has to reach the one that waits
             self._fail(error)
+        finally:
+            if token is not None:
+                token.remove()
 
-    def _setup(self) -> Setup:
+    def _setup(self, token: Token) -> Setup:
         with self._changed:
             adapters = self._open.order.adapters if self._open is not None else self._adapters
         return Setup(
@@ -278,6 +284,7 @@ class TrainerGroup:
             adapters=adapters,
             storage=self._logs / "train",
             logs=self._logs,
+            token=token,
         )
 
     def _watch(self, attempt: Attempt) -> Death | None:

@@ -14,9 +14,11 @@ import ray
 from ray import train
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerCallback, WorkerGroupCallback
 
+from actors.process.leftovers import own_folder
 from actors.process.logs import log_to_file
 from actors.train.messages import Controlled, Spawned
-from actors.train.pulse import start_pulse, worker_log
+from actors.train.pulse import CarriedLog, start_pulse, worker_log
+from actors.train.token import Token
 
 
 class GroupHooks(ControllerCallback, WorkerGroupCallback, WorkerCallback):
@@ -25,12 +27,14 @@ class GroupHooks(ControllerCallback, WorkerGroupCallback, WorkerCallback):
     Args:
         mailbox: handle of the group's mailbox. Where it is gone, the hooks of the controller fail and with them the
             group's start: nobody would hear of such a group, or end it.
-        logs: folder of the workers' logs.
+        logs: folder of the workers' logs, on the driver's machine.
+        token: by which a worker finds out whether its node sees the driver's folders.
     """
 
-    def __init__(self, *, mailbox: Any, logs: Path) -> None:
+    def __init__(self, *, mailbox: Any, logs: Path, token: Token) -> None:
         self._mailbox = mailbox
         self._logs = logs
+        self._token = token
 
     def after_controller_start(self, train_run_context: Any) -> None:
         ray.get(self._mailbox.post.remote(Controlled(actor=ray.get_runtime_context().current_actor)))
@@ -42,5 +46,11 @@ class GroupHooks(ControllerCallback, WorkerGroupCallback, WorkerCallback):
 
     def after_init_train_context(self) -> None:
         rank = train.get_context().get_world_rank()
-        log_to_file(worker_log(self._logs, rank=rank))
-        start_pulse(rank=rank, mailbox=self._mailbox)
+        log = worker_log(self._logs, rank=rank)
+        if self._token.is_seen():
+            log_to_file(log)
+            start_pulse(rank=rank, mailbox=self._mailbox)
+            return
+        here = own_folder("log") / log.name
+        log_to_file(here)
+        start_pulse(rank=rank, mailbox=self._mailbox, log=CarriedLog(here, there=log))

@@ -1,7 +1,8 @@
 """The mailbox of a train group: orders and names of files go to the workers, events and beats come back.
 
-The class becomes a Ray actor (`actors.train.attempt`). It keeps nothing that the driver does not know, so when it
-dies a new one is filled again.
+The class becomes a Ray actor (`actors.train.attempt`) on the driver's node. It keeps nothing that the driver does not
+know, so when it dies a new one is filled again. For workers on nodes that do not see the run's folder it is also the
+desk where they fetch and hand in files (`actors.train.desk`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
+from actors.train.desk import Desk
 from actors.train.messages import Beat, Done, Event, LastBeat, News, NumberedOrder
 from actors.train.stream import JudgedSoFar, OpenStream
 
@@ -29,6 +32,8 @@ class MailboxActor:
         self._beats: dict[int, LastBeat] = {}  # by rank
         self._num_wakes = 0
         self._closed = False
+        self._desk = Desk()
+        self._rooms: dict[str, str] = {}  # by node
 
     async def update(self, order: NumberedOrder | None, *, files: Sequence[str], has_ended: bool) -> None:
         """What is new of the driver's wishes.
@@ -73,6 +78,14 @@ class MailboxActor:
             if wait:
                 await self._changed.wait_for(lambda: self._closed or is_news())
             return None if self._closed else self._stream.judged(start=start)
+
+    async def desk(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of `actors.train.desk.Desk`, in a thread, so that a slow disk keeps nobody from an answer."""
+        return await asyncio.to_thread(getattr(self._desk, method), *args, **kwargs)
+
+    async def room(self, node: str, *, made: str) -> str | None:
+        """The folder that the workers of a node share: what the first of them has made. None once closed."""
+        return None if self._closed else self._rooms.setdefault(node, made)
 
     async def post(self, event: Event) -> bool:
         """Add an event; False once closed."""

@@ -108,12 +108,13 @@ class PairTrainer(DPOTrainer):
         """Let transformers and DeepSpeed write into a folder that gets its name when all of it is there."""
         assert self._checkpoints is not None and isinstance(self._examples, ExampleStream)
         is_first = distributed.get_rank() == 0
-        if is_first:
-            self._checkpoints.clear_staging()
+        self._checkpoints.begin(is_first=is_first)
         distributed.barrier()
         self.model_wrapped.checkpoint_engine = PlainCheckpointEngine()
         with self._checkpoints.writing():
             super()._save_checkpoint(model, trial)
+        distributed.barrier()
+        self._checkpoints.hand_in()
         distributed.barrier()
         if is_first:
             progress = Progress(

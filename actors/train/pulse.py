@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import threading
 import time
@@ -19,13 +20,53 @@ from actors.train.messages import Beat, Placed
 
 _BEAT_S = 1.0
 _ANSWER_S = 5.0
+_LOG_BYTES = 2**20
+
+
+class CarriedLog:
+    """The log of a worker whose node does not see the folder of logs: it grows here, and is brought there piece by
+    piece, so that the driver has the last lines of a worker that has died.
+
+    Args:
+        here: the file on this node, in a folder of its own.
+        there: the log's path on the driver's machine.
+    """
+
+    def __init__(self, here: Path, *, there: Path) -> None:
+        self._here = here
+        self._there = there
+        self._num_shipped = 0
+        self._shipping = threading.Lock()
+
+    def ship(self, mailbox: Any) -> bool:
+        """Bring what is new of it, up to a limit; returns whether there may be more."""
+        import ray
+
+        with self._shipping, contextlib.suppress(OSError):
+            with self._here.open("rb") as file:
+                file.seek(self._num_shipped)
+                new = file.read(_LOG_BYTES)
+            if new:
+                ray.get(mailbox.desk.remote("append", str(self._there), new), timeout=_ANSWER_S)
+                self._num_shipped += len(new)
+            return len(new) == _LOG_BYTES
+        return False
+
+    def remove(self) -> None:
+        """Remove the file and its folder, which is this process's own."""
+        shutil.rmtree(self._here.parent, ignore_errors=True)
 
 
 class Pulse:
-    """What this worker is at, and the thread that tells the mailbox."""
+    """What this worker is at, and the thread that tells the mailbox.
 
-    def __init__(self, *, rank: int, mailbox: Any) -> None:
+    Args:
+        log: this worker's log, if it has to be brought to the driver.
+    """
+
+    def __init__(self, *, rank: int, mailbox: Any, log: CarriedLog | None = None) -> None:
         self._rank = rank
+        self._log = log
         self._mailbox = mailbox
         self._doing = "its start"
         self._since_s = time.monotonic()
@@ -53,6 +94,21 @@ class Pulse:
         doing_s = time.monotonic() - self._since_s
         return Beat(doing=waits[0] if waits else self._doing, doing_s=doing_s, is_waiting=bool(waits))
 
+    def ship_log(self) -> None:
+        """Bring the log to the driver up to this moment."""
+        import ray
+
+        if self._log is not None:
+            with contextlib.suppress(ray.exceptions.RayError):
+                while self._log.ship(self._mailbox):
+                    pass
+
+    def close_log(self) -> None:
+        """Leave nothing of the log on this node; for a worker that is about to end."""
+        self.ship_log()
+        if self._log is not None:
+            self._log.remove()
+
     def _beat(self) -> None:
         import ray
 
@@ -64,6 +120,8 @@ class Pulse:
             try:
                 # An answer is waited for, so that a mailbox that hangs is not flooded.
                 ray.get(self._mailbox.beat.remote(self._rank, self.beat()), timeout=_ANSWER_S)
+                if self._log is not None:
+                    self._log.ship(self._mailbox)
             except ray.exceptions.GetTimeoutError:
                 continue
             except ray.exceptions.RayError:
@@ -74,10 +132,10 @@ class Pulse:
 _of_process: Pulse | None = None
 
 
-def start_pulse(*, rank: int, mailbox: Any) -> None:
-    """Start this process's pulse."""
+def start_pulse(*, rank: int, mailbox: Any, log: CarriedLog | None = None) -> None:
+    """Start this process's pulse; see `Pulse`."""
     global _of_process
-    _of_process = Pulse(rank=rank, mailbox=mailbox)
+    _of_process = Pulse(rank=rank, mailbox=mailbox, log=log)
     _of_process.start()
 
 

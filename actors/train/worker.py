@@ -15,16 +15,21 @@ import socket
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.process.leftovers import own_folder, sweep
+from actors.train.courier import Courier, RemoteDesk
 from actors.train.messages import Done, Event, Failed, NumberedOrder, Ready, Step
 from actors.train.pulse import pulse
+from actors.train.reach import Reach, SharedDisk
 from actors.train.stream import JudgedSoFar
 from actors.train.threads import num_local_workers, torch_threads
+from actors.train.token import Token
 from csr_ray.config.schema import Train
 from csr_ray.errors import StalePolicyError, UserError
+from csr_ray.machine.cores import whole_cores
 from csr_ray.policy.source import local_folder
 from csr_ray.records import TrainResult
 
@@ -62,6 +67,19 @@ class Mailbox:
         if not ray.get(self.actor.post.remote(event)):
             raise Stopped
 
+    def room(self, node: str, *, made: str) -> str:
+        """See `MailboxActor.room`.
+
+        Raises:
+            Stopped: the group is being closed.
+        """
+        import ray
+
+        room: str | None = ray.get(self.actor.room.remote(node, made=made))
+        if room is None:
+            raise Stopped
+        return room
+
 
 @dataclass(frozen=True, kw_only=True)
 class MailboxSource:
@@ -94,13 +112,16 @@ class MailboxSource:
 def train_loop(setup: Mapping[str, Any]) -> None:
     """What Ray Train runs in every worker process.
 
-    `setup` has the keys train, seed, model, merges, takes_turns, adapters (those of the first order) and mailbox.
+    `setup` has the keys train, seed, model, merges, takes_turns, adapters (those of the first order), mailbox and
+    token.
     """
     from ray import train
 
     rank = train.get_context().get_world_rank()
     mailbox = Mailbox(actor=setup["mailbox"])
+    reach: Reach = SharedDisk()
     try:
+        reach = _reach(setup["token"], mailbox=mailbox, rank=rank)
         _serve(
             setup["train"],
             seed=setup["seed"],
@@ -110,6 +131,7 @@ def train_loop(setup: Mapping[str, Any]) -> None:
             adapters=setup["adapters"],
             mailbox=mailbox,
             rank=rank,
+            reach=reach,
         )
     except Stopped:
         return
@@ -124,12 +146,35 @@ def train_loop(setup: Mapping[str, Any]) -> None:
             user_error=error if isinstance(error, UserError) else None,
         )
         traceback.print_exc()  # into the worker's log
+        pulse().ship_log()
         try:
             mailbox.post(failed)
         except Stopped:
             return
         if failed.may_pass:  # Ray Train then ends the others, and says whether one of them had died before
             raise
+    finally:
+        reach.close()
+        pulse().close_log()
+
+
+def _reach(token: Token, *, mailbox: Mailbox, rank: int) -> Reach:
+    """How this worker gets at the files of the run.
+
+    Raises:
+        Stopped: the group is being closed.
+    """
+    if token.is_seen():
+        return SharedDisk()
+    import ray
+
+    sweep()
+    made = own_folder("train")
+    room = Path(mailbox.room(ray.get_runtime_context().get_node_id(), made=str(made)))
+    if room != made:
+        made.rmdir()
+    _log.info("rank %d: this node does not see %s; files are brought to %s", rank, Path(token.file).parent, room)
+    return Courier(RemoteDesk(mailbox.actor), room=room, is_leader=room == made, rank=rank, at=pulse().at)
 
 
 def _is_lost_peer(error: Exception) -> bool:
@@ -150,6 +195,7 @@ def _serve(
     adapters: tuple[str, ...],
     mailbox: Mailbox,
     rank: int,
+    reach: Reach,
 ) -> None:
     started = time.monotonic()
     pulse().at("its imports")
@@ -163,13 +209,13 @@ def _serve(
         trainer.release()
     else:
         pulse().at("the loading of the policy")
-        trainer.prepare(adapters)
+        trainer.prepare([reach.folder(adapter) for adapter in adapters])
     seconds = time.monotonic() - started
     mailbox.post(Ready(rank=rank, host=socket.gethostname(), pid=os.getpid(), seconds=seconds))
     number = -1
     while (order := mailbox.next_order(after=number)) is not None:
         number = order.number
-        result = _train(trainer, numbered=order, mailbox=mailbox, rank=rank)
+        result = _train(trainer, numbered=order, mailbox=mailbox, rank=rank, reach=reach)
         if takes_turns:
             trainer.release()
             trainer.wait_for_all()  # engines wake up on the GPUs of all workers
@@ -177,10 +223,13 @@ def _serve(
             mailbox.post(Done(number=number, result=result))
         if not takes_turns:
             pulse().at("the loading of the policy")
-            trainer.prepare((*order.adapters, result.adapter))
+            trainer.prepare([reach.folder(adapter) for adapter in (*order.adapters, result.adapter)])
 
 
-def _train(trainer: CycleTrainer, *, numbered: NumberedOrder, mailbox: Mailbox, rank: int) -> TrainResult:
+def _train(
+    trainer: CycleTrainer, *, numbered: NumberedOrder, mailbox: Mailbox, rank: int, reach: Reach
+) -> TrainResult:
+    """Train one order; when it returns, in whatever process, the adapter lies where the driver asked for it."""
     order = numbered.order
 
     def on_step(step: int, num_steps: int, loss: float) -> None:
@@ -192,7 +241,14 @@ def _train(trainer: CycleTrainer, *, numbered: NumberedOrder, mailbox: Mailbox, 
     examples = f"{'' if order.is_whole else 'at most '}{order.num_examples_at_most} examples"
     _log.info("rank %d: %s, %s", rank, order.cycle, examples)
     pulse().at(f"the beginning of {order.cycle}")
-    return trainer.train(source, order=order, adapters=numbered.adapters, on_step=on_step)
+    adapters = [reach.folder(adapter) for adapter in numbered.adapters]
+    here = replace(order, output_dir=reach.target(order.output_dir))
+    result = trainer.train(source, order=here, adapters=adapters, on_step=on_step, reach=reach)
+    if rank == 0:
+        reach.deliver(order.output_dir)
+    trainer.wait_for_all()  # nobody asks for an adapter that is not there yet
+    reach.forget()
+    return replace(result, adapter=order.output_dir)
 
 
 def prepare_process(config: Train) -> None:
@@ -210,4 +266,4 @@ def prepare_process(config: Train) -> None:
         # Logits are made in float32 of bfloat16 factors, which TF32 multiplies unrounded, and eight times as fast.
         torch.set_float32_matmul_precision("high")
     # Ray has set OMP_NUM_THREADS to the worker's CPU share, at least 1; this overrides it.
-    torch.set_num_threads(torch_threads(config, num_cores=os.cpu_count() or 1, num_local_workers=num_local_workers()))
+    torch.set_num_threads(torch_threads(config, num_cores=whole_cores(), num_local_workers=num_local_workers()))

@@ -31,7 +31,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from csr_ray.machine.clip_cost import clip_cost, open_clip_config
-from csr_ray.machine.memory import cgroup_limit, memory_bytes
+from csr_ray.machine.cores import usable_cores
+from csr_ray.machine.memory import memory_bytes
 from csr_ray.store.cache import cache_folder
 from csr_ray.store.objects import DRIVERS
 
@@ -300,10 +301,7 @@ def check_compiler() -> Check:
 
 
 def check_cores() -> Check:
-    num_cores: float = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cgroup_limit("cpu.max").split()
-    if len(quota) == 2 and quota[0] != "max":
-        num_cores = min(num_cores, int(quota[0]) / int(quota[1]))
+    num_cores = usable_cores()
     if num_cores >= 2:
         return Check(name="cores", state="ok", fact=f"{num_cores:g}")
     remedy = "two or more: generating and scoring run side by side"

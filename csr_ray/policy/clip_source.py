@@ -72,6 +72,36 @@ def clip_source(model: str) -> ClipSource:
     return _listed(model)
 
 
+def clip_folder(model: str) -> Path | None:
+    """The absolute path of a scorer that is a folder on this machine; None of any other."""
+    folder = Path(model.removeprefix(_FOLDER)).expanduser()
+    return folder.absolute() if folder.is_dir() else None
+
+
+def fetch_clip(model: str) -> None:
+    """Bring the weights into this node's cache, where open_clip finds them; a folder costs nothing.
+
+    Raises:
+        ConfigError: see `clip_source`; or they cannot be fetched.
+    """
+    source = clip_source(model)
+    if source.name.startswith(_FOLDER):
+        return
+    from open_clip.pretrained import download_pretrained, download_pretrained_from_hf, get_pretrained_cfg
+
+    try:
+        if source.name.startswith(_HUB):
+            repository = source.name.removeprefix(_HUB)
+            download_pretrained_from_hf(repository, filename=_CONFIG)
+            download_pretrained_from_hf(repository)
+        elif tag := get_pretrained_cfg(source.name, source.weights or ""):
+            download_pretrained(tag)
+    # Of the hub's client, of the system and of open_clip itself.
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise _refused(model, f"cannot be fetched: {reason}") from error
+
+
 def check_clip_source(model: str) -> None:
     """Raise what `clip_source` raises, without importing open_clip into this process.
 

@@ -66,6 +66,22 @@ def local_folder(reference: str | Path) -> Path:
     return _fetched(name, revision=revision)
 
 
+def is_here(reference: str) -> bool:
+    """Whether `local_folder` has certainly nothing to fetch on this node; of a URL only it can say."""
+    from huggingface_hub import snapshot_download
+
+    if is_url(reference):
+        return False
+    name, at, revision = reference.partition("@")
+    if reference.startswith("/") or not at or not is_hub_id(name):
+        return True
+    try:
+        snapshot_download(name, revision=revision, allow_patterns=list(_FILES), local_files_only=True)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _fetched(name: str, *, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (

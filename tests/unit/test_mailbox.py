@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
+from pathlib import Path
 
 from actors.train.mailbox import MailboxActor
-from actors.train.messages import Step
+from actors.train.messages import Beat, Step
 
 
 def _step(number: int) -> Step:
@@ -42,3 +45,31 @@ def test_events_of_an_answer_that_was_lost_come_once_more() -> None:
         ]
 
     assert asyncio.run(run()) == [(0, 1, 2), (0, 1, 2), (2,), (2,), ()]
+
+
+def test_the_workers_of_a_node_share_the_folder_of_the_first_of_them() -> None:
+    async def run() -> list[str | None]:
+        mailbox = MailboxActor()
+        offers = [("a", "/first"), ("a", "/second"), ("b", "/other"), ("a", "/first")]
+        rooms = [await mailbox.room(node, made=made) for node, made in offers]
+        await mailbox.close()
+        return [*rooms, await mailbox.room("a", made="/late")]
+
+    assert asyncio.run(run()) == ["/first", "/first", "/other", "/first", None]
+
+
+def test_a_slow_disk_keeps_nobody_else_from_an_answer(tmp_path: Path) -> None:
+    async def run() -> float:
+        mailbox, slow = MailboxActor(), tmp_path / "slow"
+        os.mkfifo(slow)  # whoever opens it to write waits for a reader
+        writing = asyncio.create_task(mailbox.desk("append", str(slow), b"bytes"))
+        await asyncio.sleep(0.1)
+        started_s = time.monotonic()
+        await mailbox.beat(0, Beat(doing="its start", doing_s=0.0, is_waiting=False))
+        took_s = time.monotonic() - started_s
+        reader = os.open(slow, os.O_RDONLY | os.O_NONBLOCK)
+        await writing
+        os.close(reader)
+        return took_s
+
+    assert asyncio.run(run()) < 0.1

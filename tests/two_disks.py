@@ -1,0 +1,126 @@
+"""A Ray cluster of two nodes that do not share a disk, on one machine, for tests.
+
+The second node's processes run in a mount namespace of their own, in which an empty disk (a tmpfs) lies over a folder
+of the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+_JOINS_WITHIN_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoDisks:
+    """A running cluster.
+
+    Attributes:
+        address: of its head, for RAY_ADDRESS.
+        hidden: the folder that is another one on the second node.
+        head, raylet: the raylets of the first and of the second node.
+    """
+
+    address: str
+    hidden: Path
+    head: psutil.Process
+    raylet: psutil.Process
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        """The living processes of the second node whose title begins so."""
+        return [process for process, its in _titled(self.raylet) if its.startswith(title)]
+
+    def titles(self) -> tuple[set[str], set[str]]:
+        """What Ray calls the processes of actors on the first node, and on the second."""
+        first, second = (
+            {title.partition(".")[0].split()[0] for _, title in _titled(raylet) if title.startswith("ray::")}
+            for raylet in (self.head, self.raylet)
+        )
+        return first, second
+
+    def files_there(self) -> list[str]:
+        """What the second node has on its own disk at the path of `hidden`."""
+        there = Path(f"/proc/{self.raylet.pid}/root") / self.hidden.relative_to("/")
+        return [path.relative_to(there).as_posix() for path in there.rglob("*")]
+
+
+def _titled(raylet: psutil.Process) -> list[tuple[psutil.Process, str]]:
+    """The living processes of a node, with what they call themselves."""
+    found = []
+    for process in raylet.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append((process, (process.cmdline() or [""])[0]))
+    return found
+
+
+@contextlib.contextmanager
+def two_disks(
+    hidden: Path, *, head_cpus: int, cpus: int, environment: dict[str, str] | None = None, options: Sequence[str] = ()
+) -> Iterator[TwoDisks]:
+    """Start both nodes; skips the test where this user may make no namespaces.
+
+    Args:
+        cpus: of the second node.
+        environment: variables of the second node's processes.
+        options: more of `ray start` for the second node.
+    """
+    hide = f"mount -t tmpfs none '{hidden}'"
+    tried = subprocess.run(["unshare", "--mount", "sh", "-c", hide], capture_output=True, text=True)
+    if tried.returncode:
+        pytest.skip(f"no mount namespaces here: {tried.stderr.strip()}")
+    from ray.cluster_utils import Cluster
+
+    store = 150 << 20
+    head = {"num_cpus": head_cpus, "object_store_memory": store, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    ray = Path(sys.executable).with_name("ray")
+    join = (
+        f"exec '{ray}' start --address={cluster.address} --num-cpus={cpus} --object-store-memory={store} --block "
+        # The agent of the head has the usual port; without another one the node joins when this one has given up.
+        f"--disable-usage-stats --dashboard-agent-listen-port=0 {' '.join(options)}"
+    )
+    second = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", f"{hide} && {join}"],
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        yield TwoDisks(
+            address=str(cluster.address),
+            hidden=hidden,
+            head=psutil.Process(cluster.head_node.all_processes["raylet"][0].process.pid),
+            raylet=_joined(second, address=str(cluster.address)),
+        )
+    finally:
+        for process in [*psutil.Process(second.pid).children(recursive=True), psutil.Process(second.pid)]:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        second.wait()
+        cluster.shutdown()
+
+
+def _joined(second: subprocess.Popen[bytes], *, address: str) -> psutil.Process:
+    """The second node's raylet, once it belongs to the cluster."""
+    from ray._raylet import GcsClient
+
+    deadline_s = time.monotonic() + _JOINS_WITHIN_S
+    while len(GcsClient(address=address).get_all_node_info()) < 2:
+        assert second.poll() is None, (second.stdout.read() if second.stdout else b"").decode()
+        assert time.monotonic() < deadline_s, "the second node does not join"
+        time.sleep(0.2)
+    (raylet,) = (one for one in psutil.Process(second.pid).children(recursive=True) if one.name() == "raylet")
+    return raylet
