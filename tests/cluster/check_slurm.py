@@ -127,7 +127,7 @@ class Job:
                 environment = {name: value for name, _, value in pairs}
                 if environment.get("SLURM_JOB_ID") == self.id:
                     command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                    found[int(folder.name)] = (environment["SLURMD_NODENAME"], command)
+                    found[int(folder.name)] = (environment.get("SLURMD_NODENAME", ""), command)
         return found
 
 
