@@ -85,7 +85,10 @@ class UrlPlace:
             self._lock = _lock(self._objects, url=folder.url, say=say)
             self._mirror: Mirror | None = None
             try:
-                copied = bring_up_to_date(folder, store=self._store, is_new=self._is_new, say=say)
+                with said_if_slow(
+                    f"{folder.url} to be brought to {folder.root}", question="is it large, or far away?"
+                ):
+                    copied = bring_up_to_date(folder, store=self._store, is_new=self._is_new, say=say)
                 self._mirror = Mirror(self._store, folder=folder, copied=copied, lock=self._lock, say=say)
             except BaseException:
                 self.release()

@@ -57,8 +57,9 @@ def clip_source(model: str) -> ClipSource:
             activation than the one that would be computed; says what to write instead.
     """
     if is_url(model):
-        reference = stored_reference(model, key=_KEY, files=_FILES)
-        return ClipSource(name=f"{_FOLDER}{stored_folder(reference, key=_KEY, files=_FILES)}")
+        fetched = stored_folder(stored_reference(model, key=_KEY, files=_FILES), key=_KEY, files=_FILES)
+        _check_folder(fetched, model=model)
+        return ClipSource(name=f"{_FOLDER}{fetched}")
     folder = Path(model.removeprefix(_FOLDER)).expanduser()
     if folder.is_dir():
         _check_folder(folder, model=model)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from csr_ray.errors import ConfigError
-from csr_ray.policy.stored import stored_folder, stored_reference
+from csr_ray.policy.stored import is_stored_here, stored_folder, stored_reference
 from csr_ray.store.objects import is_url
 
 # What is fetched of a model: its weights as safetensors, configs, tokenizers and chat templates. Many repositories
@@ -67,11 +67,11 @@ def local_folder(reference: str | Path) -> Path:
 
 
 def is_here(reference: str) -> bool:
-    """Whether `local_folder` has certainly nothing to fetch on this node; of a URL only it can say."""
+    """Whether `local_folder` has nothing to fetch on this node."""
     from huggingface_hub import snapshot_download
 
     if is_url(reference):
-        return False
+        return is_stored_here(reference)
     name, at, revision = reference.partition("@")
     if reference.startswith("/") or not at or not is_hub_id(name):
         return True

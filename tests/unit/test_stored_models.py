@@ -20,7 +20,7 @@ from csr_ray.errors import ConfigError
 from csr_ray.evaluation.suite import load_suite
 from csr_ray.policy import stored
 from csr_ray.policy.clip_source import check_clip_source, clip_source
-from csr_ray.policy.source import local_folder, reference_of, revision_of
+from csr_ray.policy.source import is_here, local_folder, reference_of, revision_of
 from csr_ray.policy.stored import is_stored_here
 from csr_ray.store.cache import cache_folder
 from csr_ray.store.objects import ObjectStore
@@ -69,10 +69,10 @@ def num_read(door: Door) -> int:
 def test_a_model_at_a_url_is_fetched_once_and_only_what_belongs_to_it(door: Door, bucket: ObjectStore) -> None:
     check_policy(bucket.url)
     reference = reference_of(bucket.url)
-    assert not is_stored_here(reference) and reference == f"{bucket.url}@{revision_of(reference)}"
+    assert not is_here(reference) and reference == f"{bucket.url}@{revision_of(reference)}"
     folder = local_folder(reference)
     assert files_of(folder) == MODEL and folder.is_relative_to(cache_folder() / "models")
-    assert is_stored_here(reference)
+    assert is_here(reference)
     door.trouble = Trouble(away=True)
     assert local_folder(reference) == folder, "nobody is asked for what is here"
     assert reference_of(bucket.url, revision=revision_of(reference)) == reference
@@ -214,6 +214,13 @@ def test_a_scorer_at_a_url_is_refused_as_a_folder_is_and_before_it_is_fetched(
         check_clip_source(clip.url)
     assert str(error.value).startswith(f"scorer.model = {clip.url!r}: ") and says in str(error.value)
     assert not (cache_folder() / "models").exists()
+
+
+def test_a_scorer_that_has_changed_since_it_was_checked_is_checked_again_where_it_runs(clip: ObjectStore) -> None:
+    check_clip_source(clip.url)
+    clip.write("open_clip_config.json", b'{"model_cfg": {"text_cfg": {"trust_remote_code": true}}}')
+    with pytest.raises(ConfigError, match=r"scorer\.model = 's3://.*would run its author's Python"):
+        clip_source(clip.url)
 
 
 def test_a_scorer_without_weights_at_a_url_is_refused(clip: ObjectStore) -> None:

@@ -176,6 +176,19 @@ def test_what_cannot_be_reached_is_one_line(
     assert not (cache_folder() / "runs").exists()
 
 
+@pytest.mark.parametrize("flags", [[], ["--fresh"]])
+def test_a_bucket_that_may_only_be_read_is_one_line(
+    door: Door, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    run = UrlDriver(f"s3://bucket/{tmp_path.name}/run", place=tmp_path)
+    door.store(f"{tmp_path.name}/run").write("config.yaml", b"method: csr")
+    door.trouble = Trouble(denies_writes=True)
+    assert main(["run", config_of(run, tmp_path), *flags]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"csr-ray: run.dir = {run.url!r}: ") and said.count("\n") == 1
+    assert "not now" in said and "can be reached and written" in said
+
+
 @pytest.mark.parametrize(
     "words",
     [
