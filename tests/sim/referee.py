@@ -253,7 +253,7 @@ class Referee:
         if replica not in self._gone:
             self._gone.add(replica)
             self._died_s[replica] = self.now_s
-            if replica not in self._joined:
+            if death and replica not in self._joined:  # who is let go has not failed
                 self._failed_starts[replica.role, replica.slot] += 1
 
     def _strike(self, item: Any) -> None:
