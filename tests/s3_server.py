@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from unittest import mock
 
+import s3fs
 from moto.server import ThreadedMotoServer
 
 from csr_ray.store.objects import ObjectStore, open_store
@@ -181,6 +182,7 @@ def s3_door() -> Iterator[Door]:
     """A server with one empty bucket, to which the environment of this process leads."""
     import botocore.session
 
+    s3fs.S3FileSystem.clear_instance_cache()  # those that were opened by scheme alone lead to an earlier door
     door = Door()
     try:
         with mock.patch.dict(os.environ, door.environment):

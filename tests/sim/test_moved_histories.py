@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moved_history import MovedHistory
 
-NUM_HISTORIES = 40
+NUM_HISTORIES = 24
 
 
 def test_a_run_goes_on_from_whatever_its_url_and_a_machine_have(tmp_path: Path) -> None:
