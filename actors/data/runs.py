@@ -18,8 +18,6 @@ from csr_ray.store.run_folder import RunFolder
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-_MANY_FILES = 200
-
 
 def open_run(run_dir: str | Path) -> RunData:
     """A run's committed work. The run may be finished, half finished, or at work; it is only read.
@@ -96,6 +94,4 @@ class RunData:
             where = "" if round_index is None else f" of round {round_index + 1}"
             raise ConfigError(f"{str(self._state.folder.root)!r}: no {what}{where} are committed yet")
         with data_context():
-            # Ray Data would cut a few small files into two hundred blocks.
-            num_blocks = len(paths) if len(paths) < _MANY_FILES else None
-            return read_parquet(paths, include_paths=True, override_num_blocks=num_blocks)
+            return read_parquet(paths, include_paths=True)
