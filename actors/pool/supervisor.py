@@ -157,6 +157,7 @@ class Supervisor:
         self._is_closed = False
         self._num_deaths: Counter[Role] = Counter()
         self._num_sent, self._sent_s = 0, self._started_s
+        self._first = {Replica(role, slot) for role in replicas.roles for slot in replicas.slots(role)}
         for role in replicas.roles:
             for slot in replicas.slots(role):
                 self._events.append(Starting(Replica(role, slot)))
@@ -519,7 +520,9 @@ class Supervisor:
     def _fail(self, action: GiveUp) -> None:
         lines = "" if action.replica is None else self._replicas.last_lines(action.replica.role, action.replica.slot)
         if self._failure is None and action.lacks_room:
-            self._failure = ConfigError(f"cluster.wait_s: {action.reason}; {self._what_is_pending()}".rstrip("; "))
+            asks_less = "ask for less of a node, let the cluster add such nodes, or raise cluster.wait_s"
+            pending = self._what_is_pending() or "the cluster says nothing of it"
+            self._failure = ConfigError(f"cluster.wait_s: {action.reason} ({pending}); {asks_less}")
         elif self._failure is None:  # else the pool gives up because of what was said there
             self._failure = ActorFailure(f"{action.reason}\n{lines}".rstrip())
         if action.call is not None and isinstance(cause := self._result(action.call), BaseException):
@@ -621,10 +624,15 @@ class Supervisor:
         return None
 
     def _cannot_start(self, replica: Replica, error: RayTaskError) -> Event:
-        """What one that started before everything else says of the config is the run's end; a successor's is not."""
+        """What one of the first says of the config, or of its node, is the run's end; what others say is not.
+
+        A successor, or one more, may have come to a node that is not fit, and the next one to a better one.
+        """
+        is_first = replica in self._first or not self._decisions.serving(replica.role)
         if isinstance(error.cause, UserError):
-            self._failure = self._failure or error.cause
-        elif replica.life == 0 and not isinstance(error.cause, ActorFailure):
+            if is_first:
+                self._failure = self._failure or error.cause
+        elif replica in self._first and not isinstance(error.cause, ActorFailure):
             lines = self._replicas.last_lines(replica.role, replica.slot)
             self._failure = self._failure or ActorFailure(f"{replica} cannot start: {reason_of(error)}\n{lines}")
         return Useless(replica, f"cannot start: {reason_of(error)}")

@@ -39,8 +39,10 @@ def run_dir_of_job(name: str, *, environment: Mapping[str, str] = os.environ) ->
     """
     if "://" in name or Path(name).expanduser().is_absolute():
         return name if "://" in name else str(Path(name).expanduser()), ""
-    root = Path(environment.get(_RUNS) or _RUNS_BY_DEFAULT).expanduser()
-    if not root.is_absolute():
+    said = environment.get(_RUNS) or _RUNS_BY_DEFAULT
+    is_store = "://" in said
+    root = Path(said).expanduser()
+    if not is_store and not root.is_absolute():
         raise ConfigError(
             f"{_RUNS} = {str(root)!r}: it has to be an absolute path, because a job's folder does not last"
         )
@@ -50,9 +52,10 @@ def run_dir_of_job(name: str, *, environment: Mapping[str, str] = os.environ) ->
             f"run.dir = {name!r}: a job's relative folder is placed below {root} ({_RUNS}), and this one leads out "
             "of there; name an absolute path"
         )
-    folder = str(root / relative)
+    folder = f"{said.rstrip('/')}/{relative}" if is_store else str(root / relative)
+    where = folder if is_store else f"{folder} on {socket.gethostname()}"
     return folder, (
-        f"run folder: {folder} on {socket.gethostname()}. run.dir = {name!r} is relative, and a job's working folder "
+        f"run folder: {where}. run.dir = {name!r} is relative, and a job's working folder "
         f"does not last; {_RUNS} names another root. The same command submitted again goes on there."
     )
 

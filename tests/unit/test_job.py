@@ -28,6 +28,8 @@ def test_a_relative_folder_is_placed_below_a_root_that_is_said() -> None:
     folder, line = run_dir_of_job("runs/a", environment={"CSR_RAY_RUNS": "/shared"})
     assert folder == "/shared/runs/a"
     assert "/shared/runs/a" in line and "CSR_RAY_RUNS" in line and "goes on there" in line
+    folder, line = run_dir_of_job("runs/a", environment={"CSR_RAY_RUNS": "s3://bucket/mine/"})
+    assert folder == "s3://bucket/mine/runs/a" and "run folder: s3://bucket/mine/runs/a. " in line
     folder, _ = run_dir_of_job("./runs//a", environment={})
     assert folder == str(Path.home() / "csr_ray_runs/runs/a")
 
