@@ -19,7 +19,8 @@ from csr_ray.config.load import parse_config, to_plain
 from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
 from csr_ray.machine.clip_cost import GFLOPS_A_THREAD, ClipCost, clip_cost, open_clip_config
-from csr_ray.machine.fit import gpus_needed
+from csr_ray.machine.fit import Node, gpus_needed
+from csr_ray.machine.layout import in_words, lay_out
 from csr_ray.machine.placement import demands_of
 from csr_ray.methods.base import method_of
 from csr_ray.policy.clip_source import check_clip_source
@@ -38,6 +39,8 @@ _EXPECTED_SENTENCE_TOKENS = 25
 _CLIP_MARKS = 2  # tokens that CLIP puts around a sentence
 # Tokens a second of one generator on a GPU: an assumption, of the order of a 7B model on a large GPU.
 _TOKENS_PER_S = 3000.0
+_SHOWN_GPUS = (0, 1, 2, 4, 8)
+_MANY_CPUS = 10_000
 _SHORT_S = 600.0  # nobody minds waiting so long for a scorer in a round
 
 
@@ -186,10 +189,30 @@ def print_plan(plan: Plan, *, console: Console | None = None) -> None:
         f"a round: {prompts} prompts, {tree}at most {steps} optimizer steps of {config.train.batch_size} pairs"
     )
     console.print(f"evaluation: {', '.join(config.eval.benchmarks) or 'none'}")
-    if gpus := gpus_needed(demands_of(config, needs_scorer=method_of(config).needs_scorer)):
+    if config.cluster.layout != "given":
+        for layout in _layouts(config):
+            console.print(layout, soft_wrap=True, markup=False)
+    elif gpus := gpus_needed(demands_of(config, needs_scorer=method_of(config).needs_scorer)):
         console.print(f"GPUs: {gpus} on one machine; one with less is refused when the run starts")
     if (line := _scoring_line(plan)) is not None:
         console.print(line)
+
+
+def _layouts(config: Config) -> list[str]:
+    """What `cluster.layout` would make of one machine with some GPUs, a line each."""
+    needs_scorer = method_of(config).needs_scorer
+    lines = [
+        f"layout {config.cluster.layout}: actors and GPUs are set anew from the nodes there are when the run starts"
+    ]
+    for num in _SHOWN_GPUS:
+        machine = Node(name="a machine", cpus=_MANY_CPUS, gpus=num)
+        try:
+            changed = lay_out(config, nodes=[machine], needs_scorer=needs_scorer, engine_needs_gpu=False)
+            words = in_words(changed, needs_scorer=needs_scorer)
+        except ConfigError as error:
+            words = f"refused, {str(error).partition(': ')[2]}"
+        lines.append(f"  on {num} GPU{'s' * (num != 1)}: {words}")
+    return lines
 
 
 def _scoring_line(plan: Plan) -> str | None:

@@ -215,3 +215,14 @@ def test_what_the_plan_says_of_scoring(sections: dict, says: str | None) -> None
 def test_the_plan_says_how_many_gpus_a_run_needs(sections: dict, says: str | None) -> None:
     text = printed(tiny_config(**sections), num_prompts=5)
     assert (says in text) if says else "GPUs: " not in text
+
+
+def test_the_plan_says_what_a_layout_makes_of_one_to_eight_gpus() -> None:
+    screen = io.StringIO()
+    plan = make_plan(tiny_config(cluster={"layout": "auto"}, train={"batch_size": 8}), num_prompts=10)
+    print_plan(plan, console=Console(file=screen, width=200))
+    text = screen.getvalue()
+    assert "layout auto: actors and GPUs are set anew from the nodes there are" in text
+    assert "on 1 GPU: 1 scorer with 0.1 GPU, 1 generator with 0.6 GPU, 1 train worker with 0.3 GPU" in text
+    assert "on 8 GPUs: 1 scorer with 0.1 GPU, 6 generators with 0.9 GPU each, 2 train workers with 1 GPU each" in text
+    assert "one with less is refused" not in text
