@@ -52,8 +52,9 @@ from csr_ray.stages.view import View
 class Serving:
     """Generators and, for a run that needs them, scorers, on a Ray that this process has started or joined."""
 
-    def __init__(self, generators: GeneratorPool, *, connection: Connection) -> None:
+    def __init__(self, generators: GeneratorPool, *, connection: Connection, room: ClusterRoom) -> None:
         self.generators = generators
+        self.room = room
         self._connection = connection
 
     @classmethod
@@ -167,7 +168,7 @@ class Serving:
             what_is_pending=room.pending,
         )
         view.watch(pool.health)
-        return cls(pool, connection=connection)
+        return cls(pool, connection=connection, room=room)
 
 
 class Runtime:
@@ -236,8 +237,12 @@ class Runtime:
                 seed=config.run.seed,
                 merges=config.generators.publish == "merge",
                 takes_turns=takes_turns,
+                wait_s=config.cluster.wait_s,
+                what_is_pending=serving.room.pending,
                 notice=view.say,
             )
+            # Ray places them some seconds after they are asked for, and a pool that grows would take their room.
+            serving.room.keep_for(demands_of(config, needs_scorer=False)[-1], until=lambda: group.is_placed)
             trainer = InTurns(group, generators=serving.generators) if takes_turns else group
             runtime = cls(serving=serving, trainer=trainer)
             try:

@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         help="Parquet, JSONL, CSV, a JSON list (id, image, caption), a WebDataset tar, or a folder of such files",
     )
     captions.add_argument("--scorer", required=True, metavar="MODEL", help="as scorer.model, see csr-ray config")
-    captions.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the scores")
+    captions.add_argument("--out", required=True, type=_path_here, metavar="DIR", help="folder of the scores")
     captions.add_argument("--images", default=None, metavar="DIR", help="folder that relative image names start from")
     captions.add_argument("--urls", action="store_true", help="images may be web pages")
     captions.add_argument("--limit", type=_at_least_one, default=None, metavar="N", help="first N captions only")
@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     captions.add_argument(
         "--gpus", type=_share, default=0.0, metavar="G", help="of each actor, from 0 (the CPU) to 1; default 0"
     )
-    captions.add_argument("--json", type=Path, default=None, metavar="OUT", help="write the figures there")
+    captions.add_argument("--json", type=_path_here, default=None, metavar="OUT", help="write the figures there")
     captions.set_defaults(run=_score)
 
     score = commands.add_parser("score-answers", help="a benchmark's metric on answers that exist; no model")

@@ -18,6 +18,7 @@ from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
 from actors.cluster.watch import RayWatch, check_head_is_there
 from actors.process.leftovers import Watchdog, sweep
+from csr_ray.errors import ConfigError
 from csr_ray.machine.fit import Node
 from csr_ray.machine.private_ray import cluster_address
 from csr_ray.waiting import said_if_slow
@@ -94,7 +95,14 @@ def _init(**options: Any) -> None:
     # A node's word on every death is a paragraph with colours, which Ray prints between the lines of the screen.
     ray._private.worker.print_to_stdstream = _log_what_nodes_say
     with _sigterm_stays(), slow:
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+        except ray.exceptions.AuthenticationError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"RAY_AUTH_TOKEN: the cluster wants another token, or any ({reason}); set RAY_AUTH_MODE=token, and "
+                "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
+            ) from None
 
 
 def _log_what_nodes_say(data: Mapping[str, Any], ignore_prefix: bool) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ray
 from ray._private.state import available_resources_per_node
 
 from csr_ray.machine.fit import Free, num_that_fit
 from csr_ray.machine.placement import Demand
-
-# Where an autoscaler makes room, what it may add at most is its own affair.
-_ANY_NUMBER = 10**6
 
 
 class ClusterRoom:
@@ -27,12 +25,19 @@ class ClusterRoom:
     def __init__(self, demands: Sequence[Demand], *, autoscales: bool) -> None:
         self._demands = {demand.role: demand for demand in demands}
         self._autoscales = autoscales
+        self._kept: Demand | None = None
+        self._is_placed: Callable[[], bool] = lambda: True
 
-    def num(self, role: str) -> int:
-        """For how many more actors of a role there is room."""
+    def keep_for(self, demand: Demand, *, until: Callable[[], bool]) -> None:
+        """Count the room of these actors as taken for as long as they have no place themselves."""
+        self._kept, self._is_placed = demand, until
+
+    def num(self, role: str) -> float:
+        """For how many more actors of a role there is room; infinity where an autoscaler makes room."""
         if self._autoscales:
-            return _ANY_NUMBER
-        return num_that_fit(self._demands[role], nodes=_free())
+            return math.inf
+        kept = None if self._is_placed() else self._kept
+        return num_that_fit(self._demands[role], nodes=_free(), kept=kept)
 
     def pending(self) -> str:
         """What is being done for those without a place, in words."""

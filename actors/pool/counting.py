@@ -27,11 +27,16 @@ class Counting:
         The count of an actor that is silent comes with a later call, and what one that died had counted since the
         last call is lost.
         """
+        asked = set(self._open)
         actors = (*self._replicas.actors("generator"), *self._replicas.actors("scorer"))
         for actor in actors:
             if actor not in self._open:
                 self._open[actor] = actor.counters.remote()
-        ready, _ = ray.wait(list(self._open.values()), num_returns=len(self._open), timeout=_MOST_S)
+        # Who has not answered the last time, as one that is starting, is not waited for again.
+        fresh = [reference for actor, reference in self._open.items() if actor not in asked]
+        if fresh:
+            ray.wait(fresh, num_returns=len(fresh), timeout=_MOST_S)
+        ready, _ = ray.wait(list(self._open.values()), num_returns=len(self._open), timeout=0)
         counted = []
         for actor in [actor for actor, reference in self._open.items() if reference in ready or actor not in actors]:
             reference = self._open.pop(actor)

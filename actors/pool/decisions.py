@@ -99,7 +99,7 @@ class Decisions(Generic[T]):
         limits = limits or {}
         self._scaling = {role: Scaling(one) for role, one in (bounds or {}).items() if one.is_elastic}
         self._scaled_s = -math.inf
-        self._room: dict[Role, int] = {}
+        self._room: dict[Role, float] = {}
         self._busy: dict[Replica, float] = {}
         self._started_s: dict[Replica, float] = {}  # of the elastic roles, until they serve
         self._item_limits = item_limits or ItemLimits()
@@ -421,11 +421,14 @@ class Decisions(Generic[T]):
             self._served_s += len(self._lives["generator"].serving) * (self._now_s - self._scaled_s)
         self._scaled_s = self._now_s
         for role, scaling in self._scaling.items():
-            lives, room = self._lives[role], self._room.get(role, 0)
+            lives = self._lives[role]
             more = self._scale_generators(scaling) if role == "generator" else self._scale_scorers(scaling)
             waiting = lives.unplaced_since
             homeless = scaling.without_room(
-                waiting, num_alive=lives.num_expected(now_s=self._now_s), num_room=room, now_s=self._now_s
+                waiting,
+                num_alive=lives.num_expected(now_s=self._now_s),
+                num_room=self._room.get(role, 0),
+                now_s=self._now_s,
             )
             self._let_go(homeless, "the cluster has no room for it")
             for _ in range(more):
@@ -444,7 +447,7 @@ class Decisions(Generic[T]):
                 unplaced[: max(0, lives.num_expected(now_s=self._now_s) - bounds.min)], "there is no work left for it"
             )
         else:
-            room = self._room.get("generator", 0)
+            room = self._room_left("generator")
             if more := scaling.num_for_queue(queue, num_alive=lives.num_expected(now_s=self._now_s), num_room=room):
                 return more
         idle = scaling.idle(self.dispatch.idle(), num_alive=lives.num_expected(now_s=self._now_s), now_s=self._now_s)
@@ -453,7 +456,7 @@ class Decisions(Generic[T]):
 
     def _scale_scorers(self, scaling: Scaling) -> int:
         """As `_scale_generators`."""
-        lives, room = self._lives["scorer"], self._room.get("scorer", 0)
+        lives, room = self._lives["scorer"], self._room_left("scorer")
         busy = {replica: self._busy[replica] for replica in lives.serving if replica in self._busy}
         if more := scaling.num_for_load(
             busy, num_alive=lives.num_expected(now_s=self._now_s), num_room=room, now_s=self._now_s
@@ -462,6 +465,10 @@ class Decisions(Generic[T]):
         spare = scaling.least_loaded(busy, num_alive=lives.num_expected(now_s=self._now_s), now_s=self._now_s)
         self._let_go(spare, f"the others could do its work for {scaling.bounds.idle_s:g} s")
         return 0
+
+    def _room_left(self, role: Role) -> float:
+        """Room for more replicas than those that have been started for it and have no place yet."""
+        return max(0.0, self._room.get(role, 0) - len(self._lives[role].unplaced_since))
 
     def _let_go(self, replicas: Sequence[Replica], reason: str) -> None:
         for replica in replicas:

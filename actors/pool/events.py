@@ -102,10 +102,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """For how many more replicas of a role the cluster has room, or its autoscaler would make room."""
+    """For how many more replicas of a role the cluster has room; infinity: its autoscaler makes room."""
 
     role: Role
-    num: int
+    num: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ class GeneratorPool:
         scorers: Scorers | None = None,
         notice: Callable[[str], None] = lambda line: None,
         wait_s: float = math.inf,
-        room: Callable[[Role], int] = lambda role: 0,
+        room: Callable[[Role], float] = lambda role: 0,
         what_is_pending: Callable[[], str] = str,
     ) -> None:
         self._config = config

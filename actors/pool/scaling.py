@@ -72,7 +72,7 @@ class Scaling:
         """A replica took so long from its start until it served."""
         self._longest_start_s = max(self._longest_start_s, seconds)
 
-    def num_for_queue(self, queue: Queue, *, num_alive: int, num_room: int) -> int:
+    def num_for_queue(self, queue: Queue, *, num_alive: int, num_room: float) -> int:
         """How many more replicas the queue is worth.
 
         Args:
@@ -85,10 +85,9 @@ class Scaling:
             wanted = queue.num_left / (queue.rate_per_s * 2 * start_s)
         else:
             wanted = queue.num_left / (_HELPINGS * queue.num_each)
-        most = min(self.bounds.max, num_alive + num_room)
-        return max(0, int(min(most, wanted)) - num_alive)
+        return max(0, int(min(self.bounds.max, num_alive + num_room, wanted)) - num_alive)
 
-    def num_for_load(self, busy: Mapping[Replica, float], *, num_alive: int, num_room: int, now_s: float) -> int:
+    def num_for_load(self, busy: Mapping[Replica, float], *, num_alive: int, num_room: float, now_s: float) -> int:
         """How many more replicas their load is worth: one at a time, and none while one is starting.
 
         Args:
@@ -118,10 +117,14 @@ class Scaling:
         return [max(busy)]
 
     def without_room(
-        self, unplaced_since_s: Mapping[Replica, float], *, num_alive: int, num_room: int, now_s: float
+        self, unplaced_since_s: Mapping[Replica, float], *, num_alive: int, num_room: float, now_s: float
     ) -> list[Replica]:
-        """Who is taken back of those that were started and found no place in the cluster."""
-        if num_room > 0:
+        """Who is taken back of those that were started and found no place in the cluster.
+
+        Not where an autoscaler makes room (`num_room` is infinity). What room there seemed to be otherwise may have
+        been another's, or may lie in pieces that are too small.
+        """
+        if num_room == math.inf:
             return []
         waiting = [replica for replica, since_s in unplaced_since_s.items() if now_s - since_s >= _NO_ROOM_S]
         return sorted(waiting, reverse=True)[: max(0, num_alive - self.bounds.min)]

@@ -130,7 +130,7 @@ class Supervisor:
         item_limits: ItemLimits,
         bring_up: BringUp,
         bounds: Mapping[Role, Bounds] | None = None,
-        room: Callable[[Role], int] = lambda role: 0,
+        room: Callable[[Role], float] = lambda role: 0,
         what_is_pending: Callable[[], str] = str,
         notice: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -497,6 +497,7 @@ class Supervisor:
             case Shrink(replica, reason):
                 self._notice(f"{_named(replica)} is let go: {reason}")
                 self._record("shrinks", replica, reason=reason)
+                self._lost_s.pop((replica.role, replica.slot), None)  # nobody is missed there any more
                 if replica.role == "scorer":
                     for generator in self._replicas.actors("generator"):
                         generator.drop_scorer.remote(replica.slot, replica.life)
@@ -628,9 +629,8 @@ class Supervisor:
 
         A successor, or one more, may have come to a node that is not fit, and the next one to a better one.
         """
-        is_first = replica in self._first or not self._decisions.serving(replica.role)
         if isinstance(error.cause, UserError):
-            if is_first:
+            if replica in self._first:
                 self._failure = self._failure or error.cause
         elif replica in self._first and not isinstance(error.cause, ActorFailure):
             lines = self._replicas.last_lines(replica.role, replica.slot)

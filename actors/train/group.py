@@ -14,6 +14,7 @@ does with an order stands in `actors.train.worker`.
 from __future__ import annotations
 
 import logging
+import math
 import random
 import shutil
 import threading
@@ -30,7 +31,7 @@ from actors.train.messages import Done, Event, Failed, LastBeat, NumberedOrder, 
 from actors.train.pulse import worker_log
 from actors.train.token import Token
 from csr_ray.config.schema import Train
-from csr_ray.errors import ActorFailure
+from csr_ray.errors import ActorFailure, ConfigError
 from csr_ray.ports import OnStep
 from csr_ray.records import TrainOrder, TrainResult
 
@@ -73,6 +74,8 @@ class TrainerGroup:
         logs: folder of the workers' logs; Ray Train's own records go into a folder in it.
         merges: whether earlier phases' adapters are merged into the weights, as `generators.publish` says.
         takes_turns: the workers have nothing on their GPUs but from `finish` until it returns, and while they start.
+        wait_s: how long the workers may be without a place in the cluster, in seconds.
+        what_is_pending: what the cluster says of who has no place yet, in words.
         notice: is told in one line when the group starts again, and every half minute what `finish` waits for; from
             any thread.
     """
@@ -87,11 +90,14 @@ class TrainerGroup:
         seed: int = 0,
         merges: bool = True,
         takes_turns: bool = False,
+        wait_s: float = math.inf,
+        what_is_pending: Callable[[], str] = str,
         notice: Callable[[str], None] = _log.warning,
     ) -> None:
         self._config = config
         self._merges = merges
         self._takes_turns = takes_turns
+        self._wait_s, self._what_is_pending = wait_s, what_is_pending
         self._has_been_ready = False
         self._ready: set[int] = set()  # ranks of the running attempt; under the lock of `_changed`
         self._seed = seed
@@ -287,8 +293,15 @@ class TrainerGroup:
             token=token,
         )
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether the workers of the running attempt have a place in the cluster."""
+        attempt = self._attempt
+        return attempt is not None and bool(attempt.spawned_at_s)
+
     def _watch(self, attempt: Attempt) -> Death | None:
         """Serve the attempt until something in it dies; None: the group is being closed, or has failed for good."""
+        begun_s = time.monotonic()
         told, silences = _Told(), Silences()
         passing: Failed | None = None
         passing_s = 0.0
@@ -317,6 +330,9 @@ class TrainerGroup:
             if was_over and not news.events:
                 return self._verdict(attempt, passing=passing)
             now_s = time.monotonic()
+            if not attempt.spawned_at_s and now_s - begun_s > self._wait_s:
+                self._fail(self._no_place())
+                return None
             death = silent_worker(
                 news.beats,
                 silent_s=silences.hear(news.beats, now_s=now_s),
@@ -413,6 +429,15 @@ class TrainerGroup:
         return ActorFailure(
             f"{death}; {spent}. What was committed is kept, and the same command goes on {kept}"
             f"{self._end_of_log(death.rank)}"
+        )
+
+    def _no_place(self) -> ConfigError:
+        workers = f"{self._config.workers} train worker{'s' * (self._config.workers > 1)}"
+        each = f"{self._config.cpus_per_worker:g} CPU and {self._config.gpus_per_worker:g} GPU each"
+        return ConfigError(
+            f"cluster.wait_s: {workers} with {each} found no place in the cluster within {self._wait_s:g} s "
+            f"({self._what_is_pending() or 'the cluster says nothing of it'}); ask for less, let the cluster add "
+            "such nodes, or raise cluster.wait_s"
         )
 
     def _failure(self, failed: Failed) -> Exception:

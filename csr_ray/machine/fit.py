@@ -123,13 +123,16 @@ def seating(demands: Sequence[Demand], *, nodes: Sequence[Node]) -> Seating:
     return Seating(seats=tuple(seats), standing=tuple(standing), free_gpus=free)
 
 
-def num_that_fit(demand: Demand, *, nodes: Sequence[Free]) -> int:
+def num_that_fit(demand: Demand, *, nodes: Sequence[Free], kept: Demand | None = None) -> int:
     """How many more actors of a role the cluster has room for.
 
     Ray does not say how what is free of GPUs lies on them, so of fractions this may be too many.
+
+    Args:
+        kept: actors that have no place yet and come first.
     """
     num = 0
-    for node in nodes:
+    for node in _without(kept, nodes=nodes) if kept is not None else nodes:
         each = [
             _units(free) // _units(need)
             for free, need in ((node.cpus, demand.cpus), (node.gpus, demand.gpus))
@@ -137,6 +140,17 @@ def num_that_fit(demand: Demand, *, nodes: Sequence[Free]) -> int:
         ]
         num += min(each, default=_MOST_ON_A_NODE)
     return num
+
+
+def _without(demand: Demand, *, nodes: Sequence[Free]) -> list[Free]:
+    """What is left when these actors have found a place, each on the fullest node that has one."""
+    left = list(nodes)
+    for _ in range(demand.num):
+        fitting = [node for node in left if node.cpus >= demand.cpus and node.gpus >= demand.gpus]
+        if fitting:
+            node = min(fitting, key=lambda one: (one.gpus, one.cpus))
+            left[left.index(node)] = replace(node, cpus=node.cpus - demand.cpus, gpus=node.gpus - demand.gpus)
+    return left
 
 
 def gpus_needed(demands: Sequence[Demand]) -> int:

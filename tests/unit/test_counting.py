@@ -32,9 +32,11 @@ class FakeRay:
     def __init__(self) -> None:
         self.silent: set[str] = set()
         self.dead: set[str] = set()
+        self.waited_for: list[str] = []
 
     def wait(self, references: list[Any], *, num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         assert num_returns == len(references) and timeout <= 5, "nobody is waited for without a limit"
+        self.waited_for += [reference[0].name for reference in references if timeout]
         ready = [reference for reference in references if reference[0].name not in self.silent]
         return ready, [reference for reference in references if reference not in ready]
 
@@ -59,7 +61,9 @@ def test_a_silent_actor_is_left_out_and_its_count_is_not_lost(ray: FakeRay, tmp_
     made = counting_of(tmp_path)
     ray.silent = {"b"}
     assert made.take().engine_steps == 2
+    ray.waited_for.clear()
     assert made.take().engine_steps == 2
+    assert ray.waited_for == ["a", "c"], "one that is starting would cost every unit two seconds"
     ray.silent = set()
     assert made.take().engine_steps == 3, "the call to b that was open all the time, and no second one"
 

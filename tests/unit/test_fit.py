@@ -7,7 +7,7 @@ from fakes import tiny_config
 
 from csr_ray.config.load import parse_config
 from csr_ray.errors import ConfigError
-from csr_ray.machine.fit import Node, check_fit, gpus_needed, seating, smallest_change
+from csr_ray.machine.fit import Free, Node, check_fit, gpus_needed, num_that_fit, seating, smallest_change
 from csr_ray.machine.placement import Demand, demands_of
 
 
@@ -167,3 +167,12 @@ def test_gpus_that_a_generator_cannot_have_are_refused(generators: dict, says: s
 )
 def test_gpus_that_a_generator_can_have_are_taken(generators: dict) -> None:
     assert tiny_config(generators=generators).generators.gpus == generators["gpus"]
+
+
+def test_how_many_more_actors_there_is_room_for_beside_those_that_come_first() -> None:
+    nodes = [Free(name="a", cpus=4, gpus=4), Free(name="b", cpus=2, gpus=0)]
+    engine = demand("generator", 1, 1)
+    assert num_that_fit(engine, nodes=nodes) == 4
+    assert num_that_fit(engine, nodes=nodes, kept=demand("train worker", 2, 1)) == 2
+    assert num_that_fit(demand("scorer", 1, 0), nodes=nodes, kept=demand("train worker", 1, 0)) == 5
+    assert num_that_fit(engine, nodes=nodes, kept=demand("train worker", 9, 1)) == 0

@@ -186,6 +186,15 @@ def test_who_finds_no_place_is_taken_back_unless_it_is_needed() -> None:
     assert "found no place in the cluster within 300 s" in end.reason
 
 
+def test_room_is_given_away_once_and_what_only_seemed_to_be_room_is_given_back() -> None:
+    """Two halves of two GPUs look like room for one that needs a whole one."""
+    pool = Pool(num=1000)
+    assert pool.step(Joined(ONE), Room("generator", 1), now_s=0.0) == [Grow(TWO)]
+    assert pool.step(now_s=1.5) == [], "the room was asked for before it was given away"
+    assert pool.step(Room("generator", 1), now_s=3.0) == []
+    assert pool.step(Room("generator", 1), now_s=61.0) == [Shrink(TWO, "the cluster has no room for it")]
+
+
 def test_what_has_no_place_asks_for_none_when_the_work_is_done() -> None:
     """An autoscaler would go on adding nodes for it."""
     pool = Pool(num=40)
