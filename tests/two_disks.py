@@ -101,7 +101,7 @@ def two_disks(
             with tempfile.TemporaryFile() as output:
                 second = subprocess.Popen(
                     command,
-                    env={**os.environ, **(environment or {})},
+                    env={**_as_in_a_shell(), **(environment or {})},
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
@@ -124,6 +124,12 @@ def two_disks(
         if second is not None:
             _end(second)
         cluster.shutdown()
+
+
+def _as_in_a_shell() -> dict[str, str]:
+    """This process's environment without what a run in it has set for a private Ray."""
+    ours = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_ENABLE_AUTO_CONNECT", "RAY_ADDRESS")
+    return {name: value for name, value in os.environ.items() if name not in ours}
 
 
 def _end(second: subprocess.Popen[bytes]) -> None:

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STORE_BYTES = 150 << 20
 _START_S = 120.0
 _ADDRESS = "127.0.0.1"
+_OURS = ("RAY_ADDRESS", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_ENABLE_AUTO_CONNECT")
 
 
 class Head:
@@ -50,7 +51,8 @@ class Head:
         self.address = f"{_ADDRESS}:{self.port}"
         bin_folder = Path(sys.executable).parent
         self.environment = {
-            **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+            # Without what a run in this process has set for a private Ray.
+            **{name: value for name, value in os.environ.items() if name not in _OURS},
             "PATH": f"{bin_folder}:{os.environ['PATH']}",
             "RAY_AUTH_MODE": "disabled",
             **(environment or {}),
