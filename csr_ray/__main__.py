@@ -36,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except KeyboardInterrupt as error:
         print(f"csr-ray: {str(error) or 'stopped; the same command goes on where it was'}", file=sys.stderr)
+        # Where the signal came in code that a library ran by `exec`, as dataclasses do while they are imported,
+        # CPython remembers an unhandled KeyboardInterrupt, and `python -m csr_ray` would end by SIGINT in spite of
+        # this exit code. It forgets that when it runs other code so.
+        exec("")
         return EXIT_FAILED
 
 

@@ -109,6 +109,21 @@ def test_a_command_that_is_interrupted_says_how_to_go_on(
     assert "the same command goes on where it was" in error_line(capsys)
 
 
+def test_an_interrupted_command_ends_with_its_exit_code_wherever_the_signal_came(tmp_path: Path) -> None:
+    # As dataclasses do when they are imported, where a signal that comes while a run starts is likely to find it.
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\n"
+        "from csr_ray import __main__ as command_line\n"
+        "command_line._config = lambda _: exec('raise KeyboardInterrupt')\n"
+        "sys.exit(command_line.main(['config']))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
+    argv = [sys.executable, "-m", "interrupted"]
+    ended = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1, ended
+    assert "the same command goes on where it was" in ended.stderr
+
+
 # ---- run ----
 
 
