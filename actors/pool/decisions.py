@@ -221,7 +221,9 @@ class Decisions(Generic[T]):
     def _take(self, event: Event) -> None:
         match event:
             case Starting(replica):
-                self._lives[replica.role].starting(replica, now_s=self._now_s)
+                self._lives[replica.role].starting(replica, now_s=self._now_s, begins=True)
+                if replica.role in self._scaling:
+                    self._started_s.setdefault(replica, self._now_s)
             case Joined(replica):
                 if self._lives[replica.role].joined(replica, now_s=self._now_s):
                     self._joined(replica)

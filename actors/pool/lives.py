@@ -80,7 +80,10 @@ class Lives:
         # Since when. Whoever has not given the first sign of life may still be without a place in the cluster.
         self._unplaced: OrderedDict[Replica, float] = OrderedDict()
         self._starting: OrderedDict[Replica, float] = OrderedDict()
-        self._lacks_room = False
+        # Of these, the ones with which the run begins. It waits for all of them, so nothing may begin without one;
+        # once anything has worked, the others can do without it.
+        self._begins_with: set[Replica] = set()
+        self._homeless: Replica | None = None  # who has waited for a place in vain, so that the run cannot go on
         # A replica is in one of these from its first sign of life on.
         self._signs_starting = SignsOfLife(ping_s=limits.ping_s, silent_s=limits.silent_s)
         self._signs_serving = SignsOfLife(ping_s=limits.ping_s, silent_s=limits.silent_s)
@@ -115,7 +118,7 @@ class Lives:
     @property
     def lacks_room(self) -> bool:
         """Whether `reason_to_give_up` is that the cluster has no room."""
-        return self._lacks_room
+        return self._homeless is not None
 
     def serving_since(self, replica: Replica) -> float:
         return self._serving[replica]
@@ -142,9 +145,16 @@ class Lives:
             return "dead"
         return "suspect" if self._signs_serving.is_suspect(replica) else "serving"
 
-    def starting(self, replica: Replica, *, now_s: float) -> None:
+    def starting(self, replica: Replica, *, now_s: float, begins: bool = False) -> None:
+        """The replica is being started.
+
+        Args:
+            begins: the run begins with it, so without a place for it nothing ever would.
+        """
         assert self.state_of(replica) == "dead" and not self._is_over(replica), replica
         self._unplaced[replica] = now_s
+        if begins:
+            self._begins_with.add(replica)
         self._most = max(self._most, len(self))
 
     def joined(self, replica: Replica, *, now_s: float) -> bool:
@@ -195,6 +205,7 @@ class Lives:
     def worked(self) -> None:
         """A replica of this role did what it is for."""
         self._deaths_in_a_row = 0
+        self._begins_with.clear()
 
     def heard(self, replica: Replica, *, now_s: float) -> bool:
         """A sign of life. Returns whether the replica serves and had been suspect."""
@@ -227,7 +238,8 @@ class Lives:
         start_s, place_s = self._limits.start_s, self._limits.place_s
         no_place = f"found no place in the cluster within {place_s:g} s"
         late = dict.fromkeys(first_late(self._unplaced, place_s, now_s=now_s), no_place)
-        self._lacks_room = bool(late) and not self._serving and not self._starting
+        nobody_is_left = not self._serving and not self._starting
+        self._homeless = next((one for one in late if nobody_is_left or one in self._begins_with), None)
         slow = f"did not start within {start_s:g} s (start_s)"
         late |= dict.fromkeys(first_late(self._starting, start_s, now_s=now_s), slow)
         for signs in (self._signs_starting, self._signs_serving):
@@ -261,11 +273,11 @@ class Lives:
     def reason_to_give_up(self, *, now_s: float) -> tuple[str, Replica] | None:
         """Why the run cannot go on, and the replica whose end decided it. Asked after `replacements`."""
         limits = self._limits
+        if self._homeless is not None:
+            return f"{self._homeless} found no place in the cluster within {limits.place_s:g} s", self._homeless
         if self._last_death is None:
             return None
         replica, how = self._last_death
-        if self._lacks_room:
-            return f"{replica} {how.removeprefix('died: ')}", replica
         if len(self) + self._num_pausing(now_s) < limits.min_replicas:
             left = f"{len(self)} of {self._most} {self._role}s left, {limits.min_replicas} needed"
             spent = f"{len(self._restarted_s.get(replica.slot, ()))} of {limits.restarts} restarts used"

@@ -521,7 +521,7 @@ class Supervisor:
     def _fail(self, action: GiveUp) -> None:
         lines = "" if action.replica is None else self._replicas.last_lines(action.replica.role, action.replica.slot)
         if self._failure is None and action.lacks_room:
-            asks_less = "ask for less of a node, let the cluster add such nodes, or raise cluster.wait_s"
+            asks_less = "ask for fewer or for less of a node, let the cluster add nodes, or raise cluster.wait_s"
             pending = self._what_is_pending() or "the cluster says nothing of it"
             self._failure = ConfigError(f"cluster.wait_s: {action.reason} ({pending}); {asks_less}")
         elif self._failure is None:  # else the pool gives up because of what was said there

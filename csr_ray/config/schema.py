@@ -661,8 +661,8 @@ class Cluster(Section):
         1800.0,
         gt=0,
         allow_inf_nan=False,
-        description="the run ends if there has been no room in the cluster for one of its actors for this many "
-        "seconds, and no other of its kind serves; what is waited for is said every half minute",
+        description="the run ends if there has been no room in the cluster for this many seconds for one of the "
+        "actors that it begins with or, later on, for any of a kind; what is waited for is said every half minute",
     )
 
     @model_validator(mode="after")

@@ -24,8 +24,8 @@ from csr_ray.world.build import cached_world
 
 CONFIG = ROOT / "configs" / "tiny-world.yaml"
 SMALL = (
-    *("run.rounds=1", "run.unit=4", "world.quick=true", "world.num_train_images=96", "world.num_heldout_images=48"),
-    *("data.per_round=96", "eval.limit=2", "cluster.autoscales=true", "generators.max_num_seqs=8"),
+    *("run.rounds=1", "run.unit=4", "world.quick=true", "world.num_train_images=192", "world.num_heldout_images=48"),
+    *("data.per_round=192", "eval.limit=2", "cluster.autoscales=true", "generators.max_num_seqs=8"),
     *("generators.min=1", "generators.max=3", "generators.in_flight=2", "generators.idle_s=4"),
 )
 
@@ -80,7 +80,7 @@ def test_nodes_come_for_the_work_and_go_without_it(head: Head, tmp_path: Path) -
     assert "starting generator 1: there is work and room for it" in after
     assert "is lost" not in said
     ids = [one for line in folder.journal.read_text().splitlines() for one in json.loads(line).get("ids", ())]
-    assert len(ids) == len(set(ids)) == 96
+    assert len(ids) == len(set(ids)) == 192
 
 
 def test_what_no_node_can_hold_is_waited_for_and_then_said_in_one_line(head: Head, tmp_path: Path) -> None:

@@ -98,13 +98,13 @@ def test_bounds_that_contradict_are_refused(bad: dict[str, Any]) -> None:
 class Pool:
     """The decisions of a pool of generators that may grow, told what a test says."""
 
-    def __init__(self, *, num: int, most: int = 3, idle_s: float = 60.0, **limits: float) -> None:
+    def __init__(self, *, num: int, least: int = 1, most: int = 3, idle_s: float = 60.0, **limits: float) -> None:
         self.decisions: Decisions[int] = Decisions(
             range(num),
             image_of=str,
             in_flight=4,
             limits={"generator": RoleLimits(**limits)},  # type: ignore[arg-type]
-            bounds={"generator": Bounds(min=1, max=most, idle_s=idle_s)},
+            bounds={"generator": Bounds(min=least, max=most, idle_s=idle_s)},
             num=num,
             is_resident=True,
         )
@@ -139,6 +139,17 @@ def test_a_pool_grows_when_there_is_room_and_shrinks_when_the_work_is_done() -> 
     (shrunk,) = [action for at_s in range(70) for action in pool.step(now_s=now_s + at_s)]
     assert shrunk.reason == "nothing to do for 60 s"
     assert pool.decisions.serving("generator") == [TWO if shrunk.replica == ONE else ONE]
+
+
+@pytest.mark.parametrize(("start_s", "grows"), [(5.0, True), (60.0, False)])
+def test_how_long_the_first_took_to_start_says_whether_another_is_worth_it(start_s: float, grows: bool) -> None:
+    pool = Pool(num=40)
+    pool.step(Starting(ONE), now_s=0.0)
+    pool.step(now_s=start_s - 1.0)
+    pool.step(Joined(ONE), now_s=start_s)
+    assert pool.finish(ONE, now_s=start_s + 4.0) == [], "no room is known of"
+    # One item a second: another one would be ready after the 36 that are left are half done, or when they all are.
+    assert bool(pool.step(Room("generator", 9), now_s=start_s + 5.0)) == grows
 
 
 def test_a_pool_that_was_given_no_work_does_not_grow() -> None:
@@ -184,6 +195,14 @@ def test_who_finds_no_place_is_taken_back_unless_it_is_needed() -> None:
     (end,) = alone.step(now_s=300.0)
     assert isinstance(end, GiveUp) and end.lacks_room
     assert "found no place in the cluster within 300 s" in end.reason
+
+
+def test_a_run_does_not_begin_with_fewer_than_the_least_and_ends_where_one_of_them_has_no_place() -> None:
+    pool = Pool(num=1000, least=2, place_s=300.0, restarts=3)
+    pool.step(Starting(ONE), Starting(TWO), now_s=0.0)
+    pool.step(Answered(ONE), Joined(ONE), now_s=20.0)
+    (end,) = [action for at_s in range(21, 301) for action in pool.step(now_s=float(at_s))]
+    assert isinstance(end, GiveUp) and end.lacks_room and end.replica == TWO
 
 
 def test_room_is_given_away_once_and_what_only_seemed_to_be_room_is_given_back() -> None:
