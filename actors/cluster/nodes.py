@@ -20,6 +20,9 @@ from csr_ray.machine.placement import Demand
 # A task of a node that is well answers within two seconds, most of which is the start of a process.
 _ANSWER_S = 60.0
 _SAY_EVERY_S = 30.0
+# A node that goes away is no fault of those that stay: whether these are enough is for whoever starts actors there.
+_LEAVING = (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError)
+_LEFT = "left while it was looked at; the start goes on without it"
 
 
 def check_nodes(wanted: Wanted, *, demands: Sequence[Demand], say: Callable[[str], None]) -> None:
@@ -37,7 +40,7 @@ def check_nodes(wanted: Wanted, *, demands: Sequence[Demand], say: Callable[[str
         node_id: part_of(node["Resources"], name=f"node {number} ({node['NodeManagerAddress']})", demands=demands)
         for number, (node_id, node) in enumerate(nodes.items())
     }
-    looked = _look_at(parts, wanted=wanted)
+    looked = _look_at(parts, wanted=wanted, say=say)
     refuse([fault for found in looked.values() if not isinstance(found, Look) for fault in found])
     lacking = {node: parts[node] for node, seen in looked.items() if isinstance(seen, Look) and not seen.has_models}
     refuse(_fetch_on(lacking, wanted=wanted, say=say))
@@ -57,8 +60,8 @@ def skew_s(at_s: float, *, asked_s: float, answered_s: float) -> float:
     return min(0.0, at_s - asked_s)
 
 
-def _look_at(parts: Mapping[str, Part], *, wanted: Wanted) -> dict[str, Look | list[str]]:
-    """What each node has found, or what is wrong with it."""
+def _look_at(parts: Mapping[str, Part], *, wanted: Wanted, say: Callable[[str], None]) -> dict[str, Look | list[str]]:
+    """What each node has found, or what is wrong with it; nothing of a node that leaves meanwhile."""
     asked_s = time.time()
     references = {
         _on(node, look).remote(wanted, roles=part.roles, num_gpus=part.num_gpus): node for node, part in parts.items()
@@ -70,6 +73,9 @@ def _look_at(parts: Mapping[str, Part], *, wanted: Wanted) -> dict[str, Look | l
         for reference in ready:
             node = references[reference]
             seen, fault = _answer(reference)
+            if fault == _LEFT:
+                say(f"{parts[node].name} {_LEFT}")
+                continue
             if fault:
                 found[node] = [f"{parts[node].name}: {fault}"]
                 continue
@@ -91,7 +97,9 @@ def _fetch_on(parts: Mapping[str, Part], *, wanted: Wanted, say: Callable[[str],
         ready, waiting = ray.wait(waiting, timeout=_SAY_EVERY_S)
         for reference in ready:
             unfetched, fault = _answer(reference)
-            if fault := fault or unfetched:
+            if fault == _LEFT:
+                say(f"{references[reference].name} {_LEFT}")
+            elif fault := fault or unfetched:
                 found.append(f"{references[reference].name}: {fault}")
         if waiting and not ready:
             names = ", ".join(references[reference].name for reference in waiting[:3])
@@ -110,6 +118,8 @@ def _answer(reference: Any) -> tuple[Any, str]:
     """What a task has returned, and what is wrong with the node if it has returned nothing, in words."""
     try:
         return ray.get(reference), ""
+    except _LEAVING:
+        return None, _LEFT
     except ray.exceptions.RayTaskError as error:
         reason = f"{type(error.cause).__name__}: {error.cause}"
     except ray.exceptions.RayError as error:

@@ -10,6 +10,8 @@ from typing import Any
 
 import ray
 
+from csr_ray.machine.cores import whole_cores
+
 
 @contextmanager
 def data_context(*, block_bytes: int | None = None, is_in_order: bool = True) -> Iterator[None]:
@@ -45,8 +47,12 @@ def tasks(at_once: int) -> dict[str, Any]:
 
 
 def num_cpus_of_cluster() -> int:
-    """The CPUs that Ray knows of, taken or not, and at least 1."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    """The CPUs that Ray knows of, taken or not; no fewer than this process may use.
+
+    A head is often told to have none, so that no actor comes to it. Until an autoscaler has added nodes there is
+    nothing else to read on, and reading on it does no harm.
+    """
+    return max(whole_cores(), int(ray.cluster_resources().get("CPU", 0)))
 
 
 def _quiet() -> None:

@@ -8,10 +8,11 @@ runs while nobody draws, and at most two windows are ahead of whoever draws.
 from __future__ import annotations
 
 import itertools
+import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any, Final
@@ -68,16 +69,17 @@ class RayReader:
     def read(self, files: Sequence[RowFile], *, jobs: Iterator[Job], rules: Rules) -> Items:
         pool = ThreadPoolExecutor(1, thread_name_prefix="prompt-reader")
         is_over = threading.Event()
-        ahead: Future[list[pa.Table]] | None = None
+        ahead: _Tables | None = None
         try:
             for window in _windows(jobs):
                 work = [(files[job.file], job) for job in window]
-                following = pool.submit(self._read_window, work, rules=rules, is_over=is_over)
+                following = _Tables()
+                pool.submit(self._read_window, work, rules=rules, into=following, is_over=is_over)
                 if ahead is not None:
-                    yield from _items(ahead.result())
+                    yield from _items(ahead)
                 ahead = following
             if ahead is not None:
-                yield from _items(ahead.result())
+                yield from _items(ahead)
         finally:  # also where nobody draws any more: what is read meanwhile ends with its next block
             is_over.set()
             pool.shutdown(cancel_futures=True)
@@ -86,8 +88,15 @@ class RayReader:
         return file.rows_together
 
     def _read_window(
-        self, work: Sequence[tuple[RowFile, Job]], *, rules: Rules, is_over: threading.Event
-    ) -> list[pa.Table]:
+        self, work: Sequence[tuple[RowFile, Job]], *, rules: Rules, into: _Tables, is_over: threading.Event
+    ) -> None:
+        with into.ended():
+            dataset = self._dataset(work, rules=rules)
+            with closing(tables(dataset)) as read_tables:
+                for table in itertools.takewhile(lambda _: not is_over.is_set(), read_tables):
+                    into.put(table)
+
+    def _dataset(self, work: Sequence[tuple[RowFile, Job]], *, rules: Rules) -> Any:
         num_cpus = num_cpus_of_cluster()
         num_reading = min(len(work), max(1, num_cpus // 2))
         with data_context(block_bytes=_BLOCK_BYTES):
@@ -98,8 +107,33 @@ class RayReader:
                 dataset = dataset.map_batches(
                     _look, batch_size=None, batch_format="pyarrow", **tasks(max(num_cpus, num_reading + 1))
                 )
-        with closing(tables(dataset)) as read_tables:
-            return list(itertools.takewhile(lambda _: not is_over.is_set(), read_tables))
+        return dataset
+
+
+class _Tables:
+    """What is read of a window, handed from the thread that reads to whoever draws, block by block."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[pa.Table | BaseException | None] = queue.SimpleQueue()
+
+    def put(self, table: pa.Table) -> None:
+        self._queue.put(table)
+
+    @contextmanager
+    def ended(self) -> Iterator[None]:
+        """Nothing is put after the block, and what it raises is raised where the tables are drawn."""
+        try:
+            yield
+        except BaseException as error:
+            self._queue.put(error)
+        else:
+            self._queue.put(None)
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        while (table := self._queue.get()) is not None:
+            if isinstance(table, BaseException):
+                raise table
+            yield table
 
 
 def _windows(jobs: Iterable[Job]) -> Iterator[list[Job]]:

@@ -10,6 +10,35 @@ from pathlib import Path
 
 from two_disks import ROOT, two_disks
 
+LEAVING = """
+import os, threading, time
+import ray
+from ray.cluster_utils import Cluster
+from actors.cluster import nodes
+from actors.process.fitness import Wanted, look
+from csr_ray.machine.placement import Demand
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+leaving = cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+
+def slow(*arguments, **named):
+    if ray.get_runtime_context().get_node_id() == where:
+        time.sleep(600)
+    return look(*arguments, **named)
+
+where = leaving.node_id
+nodes.look = slow
+threading.Timer(4.0, lambda: cluster.remove_node(leaving, allow_graceful=False)).start()
+wanted = Wanted.here(policy=os.getcwd(), scorer=None, picture="")
+started_s = time.monotonic()
+nodes.check_nodes(wanted, demands=[Demand(role="scorer", num=1, cpus=1, gpus=0)], say=print)
+print(f"fit after {time.monotonic() - started_s:.1f} s")
+ray.shutdown()
+cluster.shutdown()
+"""
+
 SCRIPT = """
 import sys, time
 import ray
@@ -38,6 +67,22 @@ check("versions", ["train worker"], "")
 check("gpus", ["scorer"], "")
 check("picture", ["scorer"], sys.argv[3])
 """
+
+
+def test_a_node_that_leaves_while_it_is_looked_at_does_not_end_the_start() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(LEAVING)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr[-3000:]
+    left, fit = (line for line in done.stdout.splitlines() if line.startswith(("node", "fit")))
+    assert left.startswith("node 1 (") and left.endswith("left while it was looked at; the start goes on without it")
+    assert fit.startswith("fit after ")
 
 
 def test_every_node_is_asked_about_what_it_is_for(tmp_path: Path) -> None:

@@ -184,6 +184,27 @@ def test_no_more_is_read_ahead_than_is_said(tmp_path: Path, ray_session: None) -
     stream.close()
 
 
+def test_what_is_read_is_handed_on_before_its_window_is_read_to_the_end(tmp_path: Path, ray_session: None) -> None:
+    path, go = tmp_path / "p.jsonl", tmp_path / "go"
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    path.write_text("".join(f'{{"id": {number}, "image": "a.png", "prompt": "?"}}\n' for number in range(5000)))
+
+    def refuses(prompt: Prompt) -> None:
+        while int(prompt.id) > 2000 and not go.exists():
+            time.sleep(0.05)
+
+    go.touch()
+    there = PromptFile(str(path), images=None, limit=None, reader=RayReader(), refuses=refuses)
+    go.unlink()
+    stream = there.stream()
+    try:
+        ids = within(lambda: [next(stream).id for _ in range(1500)], seconds=60)
+        assert ids[-1] == "1499", "the second window has not been read to its end"
+    finally:
+        go.touch()
+    assert len(list(stream)) == 3500
+
+
 def test_a_bad_picture_is_set_aside_without_a_generator(tmp_path: Path, folder: Path, ray_session: None) -> None:
     path = str(write(folder, "p.jsonl"))
     config = tiny_config(tmp_path / "run", run={"unit": 16}, data={"prompts": path, "limit": 1000})

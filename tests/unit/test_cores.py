@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from actors.data import context
 from csr_ray.machine import cores
 
 
@@ -48,3 +49,12 @@ print(os.environ["OMP_NUM_THREADS"], "torch" in sys.modules)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.split() == ["11", "False"], done.stderr
+
+
+@pytest.mark.parametrize(("resources", "num"), [({}, 3), ({"CPU": 0.0}, 3), ({"CPU": 2.0}, 3), ({"CPU": 64.0}, 64)])
+def test_prompts_are_read_by_this_machine_at_least(
+    monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], num: int
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: resources)
+    monkeypatch.setattr(context, "whole_cores", lambda: 3)
+    assert context.num_cpus_of_cluster() == num
