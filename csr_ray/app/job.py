@@ -21,6 +21,7 @@ _RUNS_BY_DEFAULT = "~/csr_ray_runs"
 _STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S"
 _STOP_WAIT_S = 3.0
 _TO_SETTLE_S = 2.0
+_TO_SAY_S = 1.0
 
 
 def is_ray_job(environment: Mapping[str, str] = os.environ) -> bool:
@@ -62,8 +63,16 @@ def run_dir_of_job(name: str, *, environment: Mapping[str, str] = os.environ) ->
 
 def grace_of_job(grace_s: float, *, environment: Mapping[str, str] = os.environ) -> float:
     """`run.grace_s`, or what `ray job stop` leaves of it before it kills."""
+    return min(grace_s, max(0.0, _stop_wait_s(environment) - _TO_SETTLE_S))
+
+
+def settle_of_job(grace_s: float, *, environment: Mapping[str, str] = os.environ) -> float:
+    """How long a job that was stopped may wait for a store, behind its grace, and still say what is kept."""
+    return max(_TO_SETTLE_S, _stop_wait_s(environment) - grace_s) - _TO_SAY_S
+
+
+def _stop_wait_s(environment: Mapping[str, str]) -> float:
     try:
-        wait_s = float(environment.get(_STOP_WAIT, _STOP_WAIT_S))
+        return float(environment.get(_STOP_WAIT, _STOP_WAIT_S))
     except ValueError:
-        wait_s = _STOP_WAIT_S
-    return min(grace_s, max(0.0, wait_s - _TO_SETTLE_S))
+        return _STOP_WAIT_S

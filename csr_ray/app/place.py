@@ -132,8 +132,11 @@ def take(folder: RunFolder, *, say: Callable[[str], None]) -> Place:
 
 
 @contextlib.contextmanager
-def settled(place: Place, *, say: Callable[[str], None]) -> Iterator[None]:
+def settled(place: Place, *, say: Callable[[str], None], stopped_s: float = _SETTLE_S) -> Iterator[None]:
     """Wait at the end of the block until what it committed has arrived; after an error for `_SETTLE_S` at most.
+
+    Args:
+        stopped_s: the same, after the user has stopped it.
 
     Raises:
         StorageError: it has not, though the block has done all its work.
@@ -142,7 +145,7 @@ def settled(place: Place, *, say: Callable[[str], None]) -> Iterator[None]:
         yield
     except BaseException as ended:
         try:
-            place.settle(wait_s=_SETTLE_S)
+            place.settle(wait_s=min(stopped_s, _SETTLE_S) if isinstance(ended, KeyboardInterrupt) else _SETTLE_S)
         except UserError as error:
             if error is not ended:  # else it is said where the run ends
                 say(str(error))

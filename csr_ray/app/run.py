@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import platform
 import stat
@@ -24,7 +25,7 @@ from rich.console import Console
 from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
-from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job
+from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job, settle_of_job
 from csr_ray.app.place import folder_of, found_at, move_aside_at_url, opened_to_read, read_at, settled, take
 from csr_ray.app.plan import (
     check_paths,
@@ -115,7 +116,12 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
             place.follow(journal)
             journal.before_commit = _all_of(place.check, stop.check)
             state = _state(given, folder=folder, journal=journal, stop=stop)
-            with settled(place, say=view.say), told_how_to_go_on(state, stop=stop), logged(folder):
+            stopped_s = settle_of_job(given.run.grace_s) if is_ray_job() else math.inf
+            with (
+                settled(place, say=view.say, stopped_s=stopped_s),
+                told_how_to_go_on(state, stop=stop),
+                logged(folder),
+            ):
                 _run_locked(state, stop=stop, view=view, redo=redo)
     finally:
         held.close()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job
+from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job, settle_of_job
+from csr_ray.app.place import settled
 from csr_ray.errors import ConfigError
 
 
@@ -57,3 +58,21 @@ def test_one_that_leads_elsewhere_is_refused(name: str, root: str, says: str) ->
 def test_a_job_ends_before_it_is_killed(grace_s: float, wait: str | None, left_s: float) -> None:
     environment = {} if wait is None else {"RAY_JOB_STOP_WAIT_TIME_S": wait}
     assert grace_of_job(grace_s, environment=environment) == left_s
+    wait_s = float(wait) if wait and wait.isdigit() else 3.0
+    assert 1.0 <= settle_of_job(left_s, environment=environment) <= max(1.0, wait_s - left_s - 1.0)
+
+
+@pytest.mark.parametrize(("error", "waits_s"), [(KeyboardInterrupt, 1.0), (RuntimeError, 30.0)])
+def test_a_job_that_is_stopped_waits_for_its_store_no_longer_than_it_is_let(
+    error: type[BaseException], waits_s: float
+) -> None:
+    class SlowPlace:
+        waited_s: float | None = 0.0
+
+        def settle(self, *, wait_s: float | None) -> None:
+            self.waited_s = wait_s
+
+    place = SlowPlace()
+    with pytest.raises(error), settled(place, say=print, stopped_s=settle_of_job(1.0, environment={})):  # type: ignore[arg-type]
+        raise error
+    assert place.waited_s == waits_s
