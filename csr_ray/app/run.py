@@ -25,6 +25,7 @@ from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
 from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job
+from csr_ray.app.paths import placed, placed_data, placed_path, placed_scorer
 from csr_ray.app.place import folder_of, found_at, move_aside_at_url, opened_to_read, read_at, settled, take
 from csr_ray.app.plan import (
     check_paths,
@@ -42,7 +43,7 @@ from csr_ray.config.schema import Config, Data, Scorer, Scorers, World
 from csr_ray.data.prompts import PromptFile, find_readable, read_prompts
 from csr_ray.data.reading import LocalReader, Reader
 from csr_ray.data.rows import CAPTION_TEXTS
-from csr_ray.data.sources import is_large
+from csr_ray.data.sources import is_large, prompt_files, stamp_of
 from csr_ray.errors import EXIT_DONE, ConfigError, DamageError, NoDataError, PicturesGone, UserError
 from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
@@ -184,6 +185,7 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
         config = resolve_world(given, folder=cached_world(world_spec(given.world)))
     check_paths(config)
     _start_folder(folder, config=given)
+    config = placed(config)
     state = replace(state, config=config)
     cluster = _RunCluster(state, stop=stop, view=view)
     try:
@@ -266,7 +268,7 @@ def evaluate_model(
             "run": {"dir": str(output.parent / f".{output.stem}.logs")},
             "data": {"prompts": f"{data}/prompts.jsonl"},
             "policy": {"model": model, "dtype": dtype},
-            "eval": {"benchmarks": [benchmark], "data": data, **({"limit": limit} if limit else {})},
+            "eval": {"benchmarks": [benchmark], "data": placed_path(data), **({"limit": limit} if limit else {})},
         }
     )
     listen_on_this_machine_only()
@@ -321,9 +323,10 @@ def score_captions(
         try:
             with _named("data.prompts", as_name="CAPTIONS"):
                 is_big = is_large(captions)
+                where = placed_data(data)
                 read = PromptFile(
-                    captions,
-                    images=data.images,
+                    where.prompts,
+                    images=where.images,
                     limit=data.limit,
                     urls=data.urls,
                     texts=CAPTION_TEXTS,
@@ -331,12 +334,19 @@ def score_captions(
                     reader=RayReader() if is_big else None,
                     index_folder=cache_folder() / "prompts" if is_big else None,
                 )
-                what = {"captions": read.stamps(), "scorer": scorer.model_dump(), "data": data.model_dump()}
+                what = {
+                    # By the names that the user gave, which are the same wherever the command is started.
+                    "captions": [(name, stamp_of(name)) for name in prompt_files(os.path.expanduser(captions))],
+                    "scorer": scorer.model_dump(),
+                    "data": data.model_dump(),
+                }
                 summary = score(
                     read,
                     what=what,
                     folder=folder,
-                    score_jobs=lambda work: score_jobs(work, scorer=scorer, scorers=scorers, rules=read.rules),
+                    score_jobs=lambda work: score_jobs(
+                        work, scorer=placed_scorer(scorer), scorers=scorers, rules=read.rules
+                    ),
                     view=view,
                 )
         finally:
@@ -528,7 +538,7 @@ def _rejections_of_reader(config: Config) -> Iterator[Rejection]:
     """The rows that cannot be used; none of the embedded world, and none if the prompts are away by now."""
     if not uses_world(config):
         with contextlib.suppress(UserError, OSError):
-            yield from _open_prompts(config, method=method_of(config)).rejections()
+            yield from _open_prompts(placed(config), method=method_of(config)).rejections()
 
 
 def _state(config: Config, *, folder: RunFolder, journal: Journal, stop: Stop) -> RunState:
