@@ -17,7 +17,15 @@ from pathlib import Path
 
 from csr_ray.app.job import works_in_a_copy
 from csr_ray.config.schema import Config, Data, Scorer
+from csr_ray.data.files import TAR, scheme_of
+from csr_ray.data.prompts import PromptFile
+from csr_ray.data.tars import archive_of
 from csr_ray.policy.clip_source import with_paths
+from csr_ray.store.objects import local_path
+
+_FEW_PROMPTS = 20
+# So many tars are compared on every node before a run, in some seconds where each look goes over a network.
+_MOST_ARCHIVES = 1000
 
 
 def placed(config: Config) -> Config:
@@ -54,3 +62,17 @@ def placed_path(name: str) -> str:
     path = Path(os.path.expanduser(name))
     stays = works_in_a_copy() and not os.path.normpath(path).startswith("..")
     return os.path.normpath(path) if stays else str(path.absolute())
+
+
+def pictures_on_disk(prompts: PromptFile) -> tuple[str, list[str]]:
+    """What of the pictures lies on a disk here, so that another node may lack it.
+
+    Returns:
+        The first picture of the first few prompts that is a file, "" if none is; and the paths of tars that are
+        prompt files or that the first few prompts name, at most a thousand.
+    """
+    few = [prompt.image for prompt in prompts.take(num=min(prompts.num, _FEW_PROMPTS))]
+    picture = next((image for image in few if os.path.isfile(image)), "")
+    named = [*prompts.archives(), *(archive_of(image) for image in few if scheme_of(image) == TAR)]
+    paths = dict.fromkeys(str(local_path(name)) for name in named if scheme_of(name) in ("", "file"))
+    return picture, [path for path in paths if os.path.isfile(path)][:_MOST_ARCHIVES]

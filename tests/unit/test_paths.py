@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from tars import write_tar
 
 from csr_ray.app.job import works_in_a_copy
-from csr_ray.app.paths import placed, placed_path
+from csr_ray.app.paths import pictures_on_disk, placed, placed_path
 from csr_ray.config.load import parse_config, to_plain
 from csr_ray.config.schema import Config
 from csr_ray.data.prompts import PromptFile
@@ -103,3 +104,18 @@ def test_a_job_without_a_folder_of_its_own_works_in_no_copy(tmp_path: Path) -> N
     copy = tmp_path / "working_dir_files" / "_ray_pkg_0123"
     assert works_in_a_copy(environment={JOB: "{}"}, folder=copy)
     assert not works_in_a_copy(environment={}, folder=copy)
+
+
+def test_tars_and_a_picture_on_a_disk_here_are_named(here: Path) -> None:
+    """A node that lacks a tar would set all its prompts aside, so each has to have them."""
+    shards = [str(write_tar(here / f"{name}.tar", [("1.png", b"x"), ("1.txt", name.encode())])) for name in "abc"]
+    inside = next(PromptFile(shards[2], images=None, limit=None).take()).image
+    rows = [{"id": f"q{at}", "image": name, "prompt": "?"} for at, name in enumerate([inside, "pictures/a.png"])]
+    (here / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert pictures_on_disk(PromptFile(str(here), images=None, limit=None)) == (
+        str(here / "pictures" / "a.png"),
+        shards,
+    )
+    assert pictures_on_disk(PromptFile(str(here / "q.jsonl"), images=None, limit=None))[1] == [shards[2]]
+    assert pictures_on_disk(PromptFile(shards[0], images=None, limit=None)) == ("", [shards[0]])
+    assert pictures_on_disk(PromptFile(f"file://{shards[1]}", images=None, limit=None)) == ("", [shards[1]])
