@@ -83,7 +83,7 @@ class Serving:
         with view.stage("start the engine", total=None, unit="", round_index=None):
             check_engine_has_gpu(generators, needs_gpu=serves_on_gpus())
             demands = [generator_demand(generators)]
-            wanted = _wanted(model, scorer=None, picture="")
+            wanted = _wanted(model, scorer=None)
             connection = _connect(demands, view=view, on_ray_lost=on_ray_lost)
             with _closed_if_refused(connection):
                 check_room(demands, autoscales=False)
@@ -192,11 +192,13 @@ class Runtime:
         on_ray_lost: Callable[[str], None],
         connected: tuple[Config, Connection] | None = None,
         picture: str = "",
+        archives: Sequence[str] = (),
     ) -> Runtime:
         """Start everything that a run of this method needs; returns when the generators serve base + `adapters`.
 
         Args:
             picture: one of the run's, which every node of a cluster has to be able to read; "": none is known.
+            archives: tars on a disk that pictures are in, which every node of a cluster has to have, too.
             on_ray_lost: ends this process, and says why; called from a thread when Ray's head or own node is gone.
             connected: what `connect_run` gave, which then is closed with the rest; None: connect now.
 
@@ -211,7 +213,7 @@ class Runtime:
             demands = demands_of(config, needs_scorer=method.needs_scorer)
             scorer = config.scorer.model if method.needs_scorer and config.scorer is not None else None
             with _closed_if_refused(connection):
-                wanted = _wanted(model, scorer=scorer, picture=picture)
+                wanted = _wanted(model, scorer=scorer, picture=picture, archives=archives)
                 if wanted is not None:
                     check_nodes(wanted, demands=demands, say=view.say)
             serving = Serving._create(
@@ -324,9 +326,11 @@ def _connect(
     )
 
 
-def _wanted(model: str, *, scorer: str | None, picture: str) -> Wanted | None:
+def _wanted(model: str, *, scorer: str | None, picture: str = "", archives: Sequence[str] = ()) -> Wanted | None:
     """What every node has to have; None on a private Ray, whose only node is this machine."""
-    return Wanted.here(policy=model, scorer=scorer, picture=picture) if cluster_address() else None
+    if not cluster_address():
+        return None
+    return Wanted.here(policy=model, scorer=scorer, picture=picture, archives=archives)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from actors.data.context import data_context, num_cpus_of_cluster, tasks
 from actors.data.work import ERROR, dataset_of, done, tables
+from csr_ray.data.images import fault_elsewhere
 from csr_ray.data.index import Job
 from csr_ray.data.prompts import images_checked
 from csr_ray.data.reading import Chunk, Items, Piece, Rules, changed, read_job, scan_piece
@@ -155,6 +156,8 @@ def _items(tables: Iterable[pa.Table]) -> Iterator[Prompt | Rejection]:
         for row in table.to_pylist():
             reason, fault = row.pop("reason"), row.pop("fault")
             prompt = Prompt(**row)
+            if reason is not None:  # in the driver, which may see a file that the task's node has not got
+                reason, fault = fault_elsewhere(prompt.image, reason=reason, fault=fault)
             yield prompt if reason is None else prompt.refused(reason, fault=fault)
 
 

@@ -13,6 +13,7 @@ from actors.data.work import dataset_of, done, tables
 from actors.score.scorer import load_clip
 from csr_ray.config.schema import Scorer, Scorers
 from csr_ray.data.files import UnreadableError
+from csr_ray.data.images import fault_elsewhere
 from csr_ray.data.index import Job
 from csr_ray.data.reading import Rules, read_job
 from csr_ray.data.rows import RowFile
@@ -47,7 +48,18 @@ def score_jobs(
     with closing(tables(dataset)) as scored:
         for table in scored:
             for row in table.to_pylist():
-                yield row["position"], pa.ipc.open_stream(row["captions"]).read_all()
+                yield row["position"], _judged(pa.ipc.open_stream(row["captions"]).read_all())
+
+
+def _judged(captions: pa.Table) -> pa.Table:
+    """The table of a job, in the driver, which may see a picture that the actor's node has not got."""
+    if captions["reason"].null_count == len(captions):
+        return captions
+    rows = captions.to_pylist()
+    for row in rows:
+        if row["reason"] is not None:
+            row["reason"], row["fault"] = fault_elsewhere(row["image"], reason=row["reason"], fault=row["fault"])
+    return pa.Table.from_pylist(rows, schema=CAPTIONS)
 
 
 class CaptionScorer:

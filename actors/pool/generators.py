@@ -28,6 +28,7 @@ from actors.pool.supervisor import SetAside, Supervisor, reason_of
 from actors.process import pulse
 from csr_ray.config.schema import Generators, Replicated, Scorers
 from csr_ray.counters import Counters
+from csr_ray.data.images import fault_elsewhere
 from csr_ray.errors import ActorFailure, StalePolicyError
 from csr_ray.records import Answer, Cycle, Prompt, PublishReceipt, Question, Rejection, Rollout, TrainResult
 
@@ -164,6 +165,9 @@ class GeneratorPool:
                     raise StalePolicyError(
                         f"rollout {prompt.id}: policy version {result.policy_version}, expected {self.version}"
                     )
+                if isinstance(result, Rejection):
+                    reason, fault = fault_elsewhere(prompt.image, reason=result.reason, fault=result.fault)
+                    result = prompt.refused(reason, fault=fault)
                 yield result
 
     def answer(

@@ -48,6 +48,7 @@ _MOST_SKEW_S = 60.0
 # Adapters, an engine's sockets and what torch compiles lie in the temporary folder.
 _FREE_BYTES = 512 * 2**20
 _SAME_FOLDER = "put the same folder at that path on every node (a shared disk), or name a hub id"
+_SAME_TAR = "put it at that path on every node (a shared disk), or name the tar by a URL (s3://...)"
 _GPU_PROBE = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
 _GPU_PROBE_S = 60.0
 
@@ -64,6 +65,7 @@ class Wanted:
         scorer_files: sizes of its files, by name.
         picture: a picture that the driver can read; "": none lies on a disk.
         picture_bytes: its size.
+        archives: sizes in bytes of tars on a disk, of which pictures are members, by path.
         versions: of packages, and of Python.
     """
 
@@ -74,14 +76,16 @@ class Wanted:
     scorer_files: Mapping[str, int]
     picture: str
     picture_bytes: int
+    archives: Mapping[str, int]
     versions: Mapping[str, str]
 
     @classmethod
-    def here(cls, *, policy: str, scorer: str | None, picture: str = "") -> Wanted:
+    def here(cls, *, policy: str, scorer: str | None, picture: str = "", archives: Sequence[str] = ()) -> Wanted:
         """What this machine has.
 
         Args:
             picture: a path or URL of a picture; one that is no file here says nothing of the others.
+            archives: paths of the tars of pictures; such as are no files here are left out.
         """
         is_file = os.path.isfile(picture)
         clip = None if scorer is None else clip_folder(scorer)
@@ -91,8 +95,10 @@ class Wanted:
             scorer=scorer,
             scorer_folder="" if clip is None else str(clip),
             scorer_files={} if clip is None else _sizes(clip),
-            picture=os.path.abspath(picture) if is_file else "",
+            # As it is named, because in a job's folder a relative path is right on every node.
+            picture=picture if is_file else "",
             picture_bytes=os.path.getsize(picture) if is_file else 0,
+            archives={path: os.path.getsize(path) for path in archives if os.path.isfile(path)},
             versions=_versions(),
         )
 
@@ -112,6 +118,7 @@ class Look:
     policy: str
     scorer: str
     picture: str
+    archive: str
     temporary: str
     has_models: bool
     num_gpus: int | None
@@ -148,7 +155,8 @@ def look(wanted: Wanted, *, roles: Collection[str], num_gpus: float = 0.0) -> Lo
         versions=_versions(),
         policy=_difference(wanted.policy, sizes=wanted.policy_files) if serves_policy else "",
         scorer=_difference(wanted.scorer_folder, sizes=wanted.scorer_files) if serves_clip else "",
-        picture=_picture_fault(wanted) if roles and wanted.picture else "",
+        picture=_file_fault(wanted.picture, num_bytes=wanted.picture_bytes) if roles and wanted.picture else "",
+        archive=_archive_fault(wanted) if roles else "",
         temporary=_temporary_fault() if roles else "",
         has_models=(not serves_policy or is_here(wanted.policy)) and (not serves_clip or wanted.scorer_folder != ""),
         num_gpus=_num_usable_gpus() if num_gpus and roles else None,
@@ -190,6 +198,8 @@ def faults(part: Part, *, seen: Look, wanted: Wanted, skew_s: float = 0.0) -> li
         found.append(f"scorer.model = {wanted.scorer!r}: {seen.scorer}; {_SAME_FOLDER}")
     if seen.picture:
         found.append(f"data.images: {seen.picture}; put the pictures on a disk that every node has at the same path")
+    if seen.archive:
+        found.append(f"data.prompts: {seen.archive}; {_SAME_TAR}")
     if seen.temporary:
         found.append(f"{seen.temporary}; free it, or set TMPDIR to another folder on that node")
     elif part.roles and seen.free_bytes < _FREE_BYTES:
@@ -277,15 +287,23 @@ def _difference(folder: str, *, sizes: Mapping[str, int]) -> str:
     return ""
 
 
-def _picture_fault(wanted: Wanted) -> str:
+def _archive_fault(wanted: Wanted) -> str:
+    """What is wrong with the tars here: of the first that is not as the driver's, and how many more are not."""
+    found = [fault for path, size in wanted.archives.items() if (fault := _file_fault(path, num_bytes=size))]
+    more = f" (and {len(found) - 1} more of {len(wanted.archives)} tars)" if len(found) > 1 else ""
+    return found[0] + more if found else ""
+
+
+def _file_fault(path: str, *, num_bytes: int) -> str:
+    """Why a file here is not the driver's, which has so many bytes."""
     try:
-        num_bytes = os.path.getsize(wanted.picture)
-        with open(wanted.picture, "rb"):
+        num_here = os.path.getsize(path)
+        with open(path, "rb"):
             pass
     except OSError as error:
-        return f"{wanted.picture} cannot be read there ({error.strerror or error})"
-    if num_bytes != wanted.picture_bytes:
-        return f"{wanted.picture} has {num_bytes} bytes there, and {wanted.picture_bytes} on the driver's node"
+        return f"{path} cannot be read there ({error.strerror or error})"
+    if num_here != num_bytes:
+        return f"{path} has {num_here} bytes there, and {num_bytes} on the driver's node"
     return ""
 
 

@@ -195,6 +195,8 @@ class Attempt:
         # Its watcher of nodes that are about to go would sit on any node, and keep that one from ever being idle; a
         # worker whose node goes is replaced here in any case.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # It would send the workers into a folder of its own, and a relative path of a picture is right in a job's.
+        os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
         train = self._setup.train
         use_gpu = train.gpus_per_worker > 0
         setup = {

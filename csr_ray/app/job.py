@@ -15,6 +15,8 @@ from csr_ray.errors import ConfigError
 
 # Ray's job manager sets it for a job's own process.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+# Where a node has its copies of the working folders of jobs, a folder for each upload.
+_COPIES = "working_dir_files"
 _RUNS = "CSR_RAY_RUNS"
 _RUNS_BY_DEFAULT = "~/csr_ray_runs"
 # How long `ray job stop` waits between SIGTERM and SIGKILL, and what of it a run needs to write and say what is kept.
@@ -27,6 +29,17 @@ _TO_SAY_S = 1.0
 def is_ray_job(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether this process was started by `ray job submit`."""
     return _JOB in environment
+
+
+def works_in_a_copy(*, environment: Mapping[str, str] = os.environ, folder: Path | None = None) -> bool:
+    """Whether a relative path leads to the same file in every actor, because each node has a copy of this folder.
+
+    That is so at the top of a job's working folder. Below it (`cd data && csr-ray ...`) actors stand elsewhere.
+
+    Args:
+        folder: that this process works in; None: the current one.
+    """
+    return is_ray_job(environment) and (folder or Path.cwd()).parent.name == _COPIES
 
 
 def run_dir_of_job(name: str, *, environment: Mapping[str, str] = os.environ) -> tuple[str, str]:

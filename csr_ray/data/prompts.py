@@ -25,7 +25,7 @@ from csr_ray.data.index import Index, Job, KeptIndex
 from csr_ray.data.parsing import check_places, image_folders, is_unicode, parse_row
 from csr_ray.data.reading import Chunk, LocalReader, Piece, Reader, Rules, changed
 from csr_ray.data.rows import PROMPT_TEXTS, Row, RowFile, decode_text, read_json_rows
-from csr_ray.data.sources import prompt_files, stamp_of
+from csr_ray.data.sources import prompt_files
 from csr_ray.records import Prompt, Rejection
 
 __all__ = [
@@ -162,9 +162,10 @@ class PromptFile:
         parts = [self._index.hashes[begin:end] for begin, end in self._parts(start, num=num)]
         return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype=np.uint64), *parts])
 
-    def stamps(self) -> list[tuple[str, tuple[int, str] | None]]:
-        """The files, and what tells each from another writing of it (`csr_ray.data.sources.stamp_of`)."""
-        return [(file.source, stamp_of(file.source)) for file in self._files]
+    def archives(self) -> list[str]:
+        """The files with prompts that are tars, whose members the pictures are; their paths or URLs."""
+        used = np.unique(self._index.files).tolist()
+        return [self._files[number].source for number in used if self._files[number].is_archive]
 
     def jobs(self) -> Iterator[tuple[int, RowFile, Job]]:
         """What to read for all prompts, piece by piece: the first one's position, the file, and its rows."""

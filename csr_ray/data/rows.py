@@ -96,6 +96,11 @@ class RowFile:
             return _TABLE_ROWS_TOGETHER if self._num_bytes is not None else None
         return _ROWS_TOGETHER if self._is_bytewise else None
 
+    @property
+    def is_archive(self) -> bool:
+        """Whether it is a tar, with the pictures in it."""
+        return self._kind == "tar"
+
     def pieces(self) -> list[Stretch]:
         """Stretches that are all of the file together, to be scanned side by side.
 

@@ -58,7 +58,7 @@ def samples(file: IO[bytes], *, archive: str, end: int | None, max_text_bytes: i
     Raises:
         TarError: not a tar that can be read to its end.
     """
-    archive = archive if "://" in archive else os.path.abspath(archive)
+    archive = archive if "://" in archive else os.path.normpath(archive)
     sample: Sample | None = None
     try:
         # Not compressed: in a compressed tar no member can be found without reading all before it.

@@ -13,7 +13,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -77,6 +77,21 @@ def clip_folder(model: str) -> Path | None:
     """The absolute path of a scorer that is a folder on this machine; None of any other."""
     folder = Path(model.removeprefix(_FOLDER)).expanduser()
     return folder.absolute() if folder.is_dir() else None
+
+
+def with_paths(model: str, *, of: Callable[[str], str]) -> str:
+    """`model` with the path in it, if there is one on this machine, replaced by what `of` makes of it.
+
+    No weights of open_clip's list have a dot or a slash in their tag, so a file of such a name is one.
+    """
+    if is_url(model) or model.startswith(_HUB):
+        return model
+    bare = model.removeprefix(_FOLDER)
+    if bare != model or Path(bare).expanduser().is_dir():
+        return f"{model[: len(model) - len(bare)]}{of(bare)}"
+    name, _, weights = model.partition("/")
+    is_file = ("." in weights or "/" in weights) and Path(weights).expanduser().is_file()
+    return f"{name}/{of(weights)}" if is_file else model
 
 
 def fetch_clip(model: str) -> None:

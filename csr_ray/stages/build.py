@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from csr_ray.data.embedded import EmbeddedPictures
 from csr_ray.errors import NoDataError
 from csr_ray.methods.base import Dropped
 from csr_ray.records import Cycle, JsonDict, Unit
@@ -59,8 +61,13 @@ def _decide(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View)
         )
     started_s = time.perf_counter()
     state.journal.before_commit()  # it writes what another driver may have written, if this one was held up
-    total, digest = _join(state, cycle, built)
+    total, digest, num_unread = _join(state, cycle, built)
     _commit(state, cycle, total, digest, seconds=seconds + time.perf_counter() - started_s)
+    if num_unread:
+        view.say(
+            f"{state.folder.pairs(cycle)}: {num_unread} pictures cannot be read any more, and are only named there",
+            is_warning=True,
+        )
     view.say(_in_words(cycle, total))
 
 
@@ -73,7 +80,7 @@ def build_again(state: RunState, cycle: Cycle) -> bool:
     units = state.journal.units(**cycle.key).in_order()
     for unit in units:
         _build_unit(state, cycle, unit)
-    total, digest = _join(state, cycle, units)
+    total, digest, _ = _join(state, cycle, units)
     decided = state.journal.find("examples", **cycle.key)
     assert decided is not None
     if state.journal.find("round", round=cycle.round_index):
@@ -86,10 +93,13 @@ def build_again(state: RunState, cycle: Cycle) -> bool:
     return False
 
 
-def _join(state: RunState, cycle: Cycle, units: Iterable[Unit]) -> tuple[Outcome, Digest]:
+def _join(state: RunState, cycle: Cycle, units: Iterable[Unit]) -> tuple[Outcome, Digest, int]:
+    """The outcome and the digest of the cycle's one file, and of how many pictures it lacks the bytes."""
     in_order = sorted(units, key=lambda unit: unit.position)
     paths = (state.folder.example_unit(cycle, unit=unit.name) for unit in in_order)
-    return join_example_units(state.folder.pairs(cycle), units=paths)
+    with contextlib.closing(EmbeddedPictures()) as pictures:
+        total, digest = join_example_units(state.folder.pairs(cycle), units=paths, pictures=pictures)
+        return total, digest, pictures.num_unread
 
 
 def _commit(state: RunState, cycle: Cycle, total: Outcome, digest: Digest, *, seconds: float) -> None:

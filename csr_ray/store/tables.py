@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from csr_ray.records import Ask, Candidate, Example, Picture, Prompt, Rollout, RolloutStats, Target
@@ -85,6 +86,10 @@ _ROLES = ("chosen", "rejected")
 # Rows of one Parquet row group. A whole group is decoded to read one row, which a shuffled epoch does for each, so it
 # must not be large; the file's footer describes every group, so there must not be many.
 _ROWS_A_GROUP = 4096
+# Of the pictures in a group: a group is held whole while it is written.
+_PICTURE_BYTES_A_GROUP = 64 * 2**20
+_PICTURES_AT_ONCE = 64  # of a unit, which may be large
+_EXAMPLE_COLUMNS = [name if name != "image" else "image.path" for name in _PAIRS.names]  # without their pictures
 _GROUPS_KEPT = 64
 
 
@@ -228,11 +233,17 @@ def _outcome(schema: pa.Schema) -> Outcome:
     return Outcome(**plain)
 
 
-def join_example_units(path: Path, *, units: Iterable[Path]) -> tuple[Outcome, Digest]:
+def join_example_units(
+    path: Path, *, units: Iterable[Path], pictures: Callable[[Sequence[str]], Sequence[bytes | None]] | None = None
+) -> tuple[Outcome, Digest]:
     """Write all examples of a cycle to one file, in the layout of TRL's vision DPO (an Image column, and messages).
 
     Returns the sum of the units' outcomes and the file's digest. The sum is added up in the units' order, on which a
     sum of floats depends.
+
+    Args:
+        pictures: gives, for the names of some pictures, the bytes of those that are to stand in the file, because
+            who reads it could not open them by their names; None: names are enough for all.
     """
     total = Outcome()
     digest = Digest.of_bytes(b"")
@@ -241,7 +252,11 @@ def join_example_units(path: Path, *, units: Iterable[Path]) -> tuple[Outcome, D
         for unit in units:
             table = _read(unit)
             total.add(_outcome(table.schema))
-            yield table
+            if pictures is None:
+                yield table
+                continue
+            for begin in range(0, table.num_rows, _PICTURES_AT_ONCE):
+                yield _with_pictures(table.slice(begin, _PICTURES_AT_ONCE), pictures=pictures)
 
     def write(temporary: Path) -> None:
         nonlocal digest
@@ -258,20 +273,32 @@ def join_example_units(path: Path, *, units: Iterable[Path]) -> tuple[Outcome, D
 
 def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     held: list[pa.Table] = []
-    num_rows = 0
+    num_rows = num_picture_bytes = 0
     for table in tables:
         held.append(table.replace_schema_metadata(None))
         num_rows += table.num_rows
-        if num_rows >= _ROWS_A_GROUP:
+        num_picture_bytes += pc.sum(pc.binary_length(pc.struct_field(table["image"], "bytes"))).as_py() or 0
+        if num_rows >= _ROWS_A_GROUP or num_picture_bytes >= _PICTURE_BYTES_A_GROUP:
             yield pa.concat_tables(held)
-            held, num_rows = [], 0
+            held, num_rows, num_picture_bytes = [], 0, 0
     if held:
         yield pa.concat_tables(held)
 
 
+def _with_pictures(table: pa.Table, *, pictures: Callable[[Sequence[str]], Sequence[bytes | None]]) -> pa.Table:
+    paths = pc.struct_field(table["image"], "path").to_pylist()
+    content = pictures(paths)
+    if not any(content):
+        return table
+    rows = [{"bytes": data, "path": path} for data, path in zip(content, paths, strict=True)]
+    at = table.schema.get_field_index("image")
+    return table.set_column(at, table.schema.field(at), pa.array(rows, table.schema.field(at).type))
+
+
 def read_examples(path: Path) -> list[Example]:
     """Read all examples of a file that `write_example_unit` or `join_example_units` has written."""
-    return [_example(row) for row in _read(path).to_pylist()]
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return [_example(row) for row in file.read(columns=_EXAMPLE_COLUMNS, use_threads=False).to_pylist()]
 
 
 class ExampleReader:
@@ -303,7 +330,7 @@ class ExampleReader:
         key = (path, group)
         if key not in self._groups:
             with pq.ParquetFile(path) as file:
-                self._groups[key] = file.read_row_group(group)
+                self._groups[key] = file.read_row_group(group, columns=_EXAMPLE_COLUMNS)
             if len(self._groups) > _GROUPS_KEPT:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(key)
@@ -314,10 +341,7 @@ def _pair_row(example: Example) -> dict[str, Any]:
     picture = example.ask.picture
     row: dict[str, Any] = {
         "id": example.id,
-        "image": {
-            "bytes": None,
-            "path": str(Path(picture.path).absolute()) if "://" not in picture.path else picture.path,
-        },
+        "image": {"bytes": None, "path": picture.path},
         "prompt": [{"role": "user", "content": example.ask.text}],
         "policy_version": example.policy_version,
         "method": example.method,

@@ -52,9 +52,9 @@ demands = {
     role: Demand(role=role, num=1, cpus=1, gpus=0) for role in ("scorer", "train worker")
 }
 
-def check(what, roles, picture):
+def check(what, roles, picture, archives=()):
     started_s = time.monotonic()
-    wanted = Wanted.here(policy=sys.argv[2], scorer=None, picture=picture)
+    wanted = Wanted.here(policy=sys.argv[2], scorer=None, picture=picture, archives=archives)
     try:
         check_nodes(wanted, demands=[demands[role] for role in roles], say=print)
         said = "fit"
@@ -66,6 +66,7 @@ check("nothing", [], "")
 check("versions", ["train worker"], "")
 check("gpus", ["scorer"], "")
 check("picture", ["scorer"], sys.argv[3])
+check("tars", ["scorer"], sys.argv[3], [sys.argv[4]])
 """
 
 
@@ -90,6 +91,7 @@ def test_every_node_is_asked_about_what_it_is_for(tmp_path: Path) -> None:
     (hidden / "policy").mkdir(parents=True)
     (hidden / "policy" / "model.safetensors").write_bytes(b"weights")
     (hidden / "picture.png").write_bytes(b"picture")
+    (hidden / "pictures.tar").write_bytes(b"pictures")
     # What is there is found by its metadata, which come first on the second node's path.
     other = tmp_path / "packages" / "trl-0.0.1.dist-info"
     other.mkdir(parents=True)
@@ -104,6 +106,7 @@ def test_every_node_is_asked_about_what_it_is_for(tmp_path: Path) -> None:
                 nodes.address,
                 str(hidden / "policy"),
                 f"{hidden}/picture.png",
+                f"{hidden}/pictures.tar",
             ],
             capture_output=True,
             text=True,
@@ -120,3 +123,4 @@ def test_every_node_is_asked_about_what_it_is_for(tmp_path: Path) -> None:
     assert "Ray gives away 2 GPUs there, and torch can use 0" in lines["gpus"]
     assert not lines["gpus"].endswith("like it)"), "a scorer needs no policy"
     assert "torch can use 0" in lines["picture"] and lines["picture"].endswith("(and 1 more like it)")
+    assert "torch can use 0" in lines["tars"] and lines["tars"].endswith("(and 2 more like it)")

@@ -38,6 +38,7 @@ WANTED = Wanted(
     scorer_files={},
     picture="",
     picture_bytes=0,
+    archives={},
     versions=VERSIONS,
 )
 SEEN = Look(
@@ -45,6 +46,7 @@ SEEN = Look(
     policy="",
     scorer="",
     picture="",
+    archive="",
     temporary="",
     has_models=True,
     num_gpus=None,
@@ -98,6 +100,13 @@ def _without(name: str) -> dict[str, str]:
             ["scorer.model = '/models/clip': no clip.bin there; put"],
         ),
         (ALL, 0, {"picture": "/a.png cannot be read there (gone)"}, 0, ["data.images: /a.png cannot be read there"]),
+        (
+            ALL,
+            0,
+            {"archive": "/a.tar cannot be read there (gone)"},
+            0,
+            ["data.prompts: /a.tar cannot be read there (gone); put it at that path on every node (a shared disk), "],
+        ),
         (ALL, 0, {"temporary": "it cannot be written"}, 0, ["it cannot be written; free it, or set TMPDIR"]),
         (ALL, 0, {"free_bytes": 100 * 2**20}, 0, ["its temporary folder has 100 MiB left, and 512 MiB are needed"]),
         ((), 0, {"free_bytes": 0}, 0, []),
@@ -173,8 +182,13 @@ def wanted(tmp_path: Path) -> Wanted:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / file).write_bytes(b"123")
     (tmp_path / "picture.png").write_bytes(b"12345")
+    for number in range(3):
+        (tmp_path / f"{number}.tar").write_bytes(b"1234567")
     return Wanted.here(
-        policy=str(tmp_path / "policy"), scorer=str(tmp_path / "clip"), picture=str(tmp_path / "picture.png")
+        policy=str(tmp_path / "policy"),
+        scorer=str(tmp_path / "clip"),
+        picture=str(tmp_path / "picture.png"),
+        archives=[f"{tmp_path}/{number}.tar" for number in range(4)],
     )
 
 
@@ -199,6 +213,16 @@ def test_a_node_that_has_all_of_it_is_fit(wanted: Wanted) -> None:
         (lambda folder: shutil.rmtree(folder / "clip"), "scorer", "scorer.model = '.*/clip': no such folder"),
         (lambda folder: (folder / "picture.png").unlink(), "scorer", "data.images: .*/picture.png cannot be read"),
         (lambda folder: (folder / "picture.png").write_bytes(b""), "train worker", "picture.png has 0 bytes there"),
+        (
+            lambda folder: (folder / "1.tar").unlink(),
+            "generator",
+            r"^node .*: data\.prompts: .*/1\.tar cannot be read there \(No such file .*\); put it at that path",
+        ),
+        (
+            lambda folder: [(folder / f"{number}.tar").write_bytes(b"") for number in range(3)],
+            "generator",
+            r"0\.tar has 0 bytes there, and 7 on the driver's node \(and 2 more of 3 tars\); put it",
+        ),
     ],
 )
 def test_an_actor_that_starts_on_a_node_without_says_so_in_the_same_words(
@@ -208,7 +232,7 @@ def test_an_actor_that_starts_on_a_node_without_says_so_in_the_same_words(
     with pytest.raises(ConfigError, match=says):
         check_this_node(wanted, role=role)
     if role != "scorer":
-        check_this_node(replace(wanted, picture=""), role="scorer")  # which does not need that
+        check_this_node(replace(wanted, picture="", archives={}), role="scorer")  # which does not need that
 
 
 def test_a_picture_of_the_web_says_nothing_of_the_nodes(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from fakes import tiny_config
 from PIL import Image
+from tars import write_tar
 
 from csr_ray.app.run import _reader
 from csr_ray.config.schema import Data
@@ -61,15 +62,6 @@ RECORDS = [
     *map(record, range(30, 45)),
     record("x"),
 ]
-
-
-def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
 
 
 def write(folder: Path, name: str, records: Sequence[dict]) -> Path:

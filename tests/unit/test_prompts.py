@@ -287,11 +287,16 @@ def test_images_are_found_beside_the_file_then_in_images_and_only_in_a_given_fol
     assert [p.image for p in read(path, images=folder / "other")[0]] == [str(folder / "other" / "c.png")]
 
 
-def test_image_paths_are_absolute_for_actors_run_elsewhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_paths_are_absolute_where_their_folder_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_jsonl(folder / "p.jsonl", rows("a"))
+    (folder / "images").mkdir()
+    (folder / "b.png").rename(folder / "images" / "b.png")
+    write_jsonl(folder / "q.jsonl", rows("b"))
     monkeypatch.chdir(folder)
-    assert read(Path("p.jsonl"))[0][0].image == str(folder / "a.png")
-    assert read(Path("p.jsonl"), images=Path("."))[0][0].image == str(folder / "a.png")
+    assert read(folder / "images" / ".." / "p.jsonl")[0][0].image == str(folder / "a.png")
+    assert read(Path("p.jsonl"))[0][0].image == "a.png"
+    assert read(Path("p.jsonl"), images=Path("."))[0][0].image == "a.png"
+    assert read(Path("q.jsonl"))[0][0].image == "images/b.png"
 
 
 def test_files_behind_a_url_are_read_through_fsspec(folder: Path) -> None:
