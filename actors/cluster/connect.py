@@ -156,4 +156,5 @@ def this_machine() -> Node:
     """What a private Ray would have here. Its CPUs are slots, and as many as are needed."""
     visible = NvidiaGPUAcceleratorManager.get_current_process_visible_accelerator_ids()
     num_gpus = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators() if visible is None else len(visible)
-    return Node(name="this machine", cpus=_ANY_NUMBER, gpus=num_gpus)
+    kind = NvidiaGPUAcceleratorManager.get_current_node_accelerator_type() if num_gpus else None
+    return Node(name="this machine", cpus=_ANY_NUMBER, gpus=num_gpus, accelerator_type=kind or "")
