@@ -21,6 +21,7 @@ from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
 from csr_ray.machine.clip_cost import GFLOPS_A_THREAD, ClipCost, clip_cost, open_clip_config
 from csr_ray.machine.fit import Node, gpus_needed
+from csr_ray.machine.kinds import gpu_memory_bytes
 from csr_ray.machine.layout import in_words, lay_out
 from csr_ray.machine.memory import count_weights
 from csr_ray.machine.placement import demands_of
@@ -235,7 +236,8 @@ def _gpus_in_words(nodes: Sequence[Node]) -> str:
     nums: Counter[str] = Counter()
     for node in nodes:
         nums[node.accelerator_type] += node.gpus
-    words = [f"{num} {kind or ('GPUs' if num > 1 else 'GPU')}" for kind, num in nums.items() if num]
+    kinds = sorted(nums, key=lambda kind: (-(gpu_memory_bytes(kind) or 0), kind))
+    words = [f"{nums[kind]} {kind or ('GPUs' if nums[kind] > 1 else 'GPU')}" for kind in kinds if nums[kind]]
     return ", ".join(words) or "no GPU"
 
 

@@ -115,5 +115,5 @@ def test_train_workers_land_on_the_larger_kind_and_engines_leave_it_to_them(tmp_
     assert found["left"] == 0, "what the workers had is given back"
     assert found["code"] == 0, found["planned"]
     said = next(line for line in found["planned"].splitlines() if "on this cluster" in line)
-    assert said.strip().startswith("on this cluster (4 L4, 2 A100): 1 scorer with 0.1 GPU (L4), 5 generators")
+    assert said.strip().startswith("on this cluster (2 A100, 4 L4): 1 scorer with 0.1 GPU (L4), 5 generators")
     assert said.endswith("(1 on A100, 4 on L4), 1 train worker with 1 GPU (A100)")

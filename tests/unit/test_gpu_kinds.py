@@ -166,7 +166,7 @@ def test_it_is_said_which_kind_gets_what() -> None:
 
 def test_a_dry_run_says_what_the_nodes_of_a_cluster_are_used_for(capsys: pytest.CaptureFixture[str]) -> None:
     plan = make_plan(tiny_config(cluster={"layout": "auto"}, train={"batch_size": 8}), num_prompts=10)
-    print_plan(plan, nodes=cluster("0x", "2xA100", "4xL4"))
+    print_plan(plan, nodes=cluster("0x", "4xL4", "2xA100"))
     said = capsys.readouterr().out
     assert (
         "on this cluster (2 A100, 4 L4): 1 " in said and "5 generators with 0.9 GPU each (1 on A100, 4 on L4)" in said
