@@ -56,6 +56,12 @@ def lay_out(
     wanted = config.cluster.layout
     if wanted == "given":
         return config
+    config = _changed(
+        config,
+        generators={"accelerator_types": ()},
+        scorers={"accelerator_type": None},
+        train={"accelerator_type": None},
+    )
     num_gpus = sum(node.gpus for node in nodes)
     if wanted == "cpu" or (wanted == "auto" and num_gpus == 0):
         if engine_needs_gpu:

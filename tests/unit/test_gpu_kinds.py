@@ -9,6 +9,7 @@ import pytest
 from fakes import tiny_config
 
 from csr_ray.app.plan import make_plan, print_plan
+from csr_ray.config.load import load_config
 from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
 from csr_ray.machine.fit import Free, Node, check_fit, gpus_needed, num_that_fit, seating
@@ -153,6 +154,23 @@ def test_gpus_that_are_used_in_turns_are_trained_on_as_far_as_they_are_of_one_ki
     nodes = cluster("2xA100", "4xL4")
     config = laid_out(nodes, layout="colocated")
     assert who(config) == ("A100", 2, {"A100": 2, "L4": 4}, None)
+    assert not seating(demands_of(config, needs_scorer=True), nodes=nodes).standing
+
+
+@pytest.mark.parametrize(("there", "layout"), [("4x", "cpu"), ("4xA100", "colocated"), ("4xA100", "disaggregated")])
+def test_kinds_that_a_config_names_are_worked_out_anew_as_all_numbers_are(there: str, layout: str) -> None:
+    named = {"generators": {"accelerator_types": ["L4"]}, "scorers": {"accelerator_type": "L4"}}
+    config = laid_out(cluster(there), layout=layout, **named, train={"accelerator_type": "L4"})
+    kinds = config.train.accelerator_type, config.generators.accelerator_types, config.scorers.accelerator_type
+    assert kinds == (None, (), None)
+
+
+@pytest.mark.parametrize(("name", "billions"), [("llava15-7b", 7), ("llava15-13b", 13), ("qwen25-vl-7b", 8)])
+@pytest.mark.parametrize("num", [1, 2, 4, 8])
+def test_the_large_configs_fit_so_many_a100s_with_their_weights(name: str, billions: int, num: int) -> None:
+    config = load_config(f"configs/{name}.yaml", overrides=["cluster.layout=auto"])
+    nodes = cluster(f"{num}xA100")
+    config = lay_out(config, nodes=nodes, needs_scorer=True, engine_needs_gpu=True, num_weights=billions * BILLION)
     assert not seating(demands_of(config, needs_scorer=True), nodes=nodes).standing
 
 
