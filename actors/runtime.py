@@ -29,14 +29,22 @@ from actors.turns import InTurns
 from csr_ray.config.schema import Cluster, Config, Generators, Policy, Scorers, Train
 from csr_ray.errors import ConfigError
 from csr_ray.machine.fit import Node, check_fit
+from csr_ray.machine.kinds import kind_of
 from csr_ray.machine.layout import in_words, lay_out
-from csr_ray.machine.memory import adapter_bytes, memory_bytes, object_store_bytes, shared_memory_bytes
+from csr_ray.machine.memory import (
+    adapter_bytes,
+    count_weights,
+    memory_bytes,
+    object_store_bytes,
+    shared_memory_bytes,
+)
 from csr_ray.machine.placement import (
     ActorOptions,
     Demand,
     check_engine_has_gpu,
     demands_of,
     generator_demand,
+    generator_demands,
     generator_options,
     precision_of,
     scorer_demand,
@@ -82,7 +90,7 @@ class Serving:
         settings = EngineSettings(policy=policy, generators=generators)
         with view.stage("start the engine", total=None, unit="", round_index=None):
             check_engine_has_gpu(generators, needs_gpu=serves_on_gpus())
-            demands = [generator_demand(generators)]
+            demands = generator_demands(generators)
             wanted = _wanted(model, scorer=None)
             connection = _connect(demands, view=view, on_ray_lost=on_ray_lost)
             with _closed_if_refused(connection):
@@ -132,7 +140,7 @@ class Serving:
         wanted: Wanted | None = None,
     ) -> Serving:
         def start_generator(slot: int) -> Any:
-            return _generator_actor(settings.generators).remote(
+            return _generator_actor(settings.generators, slot=slot).remote(
                 settings,
                 model=model,
                 scorer_wait_s=scorers.section.start_s if scorers else 0.0,
@@ -286,7 +294,7 @@ def connect_run(
     """
     is_private = not cluster_address()
     if is_private:
-        config = _laid_out(config, method=method, nodes=[this_machine()], view=view)
+        config = _laid_out(config, method=method, model=model, nodes=[this_machine()], view=view)
     connection = _connect(
         demands_of(config, needs_scorer=method.needs_scorer),
         object_store=_object_store_bytes(config, model=model),
@@ -295,7 +303,7 @@ def connect_run(
     )
     with _closed_if_refused(connection):
         if not is_private:
-            config = _laid_out(config, method=method, nodes=_nodes(), view=view)
+            config = _laid_out(config, method=method, model=model, nodes=_nodes(), view=view)
         check_engine_has_gpu(config.generators, needs_gpu=serves_on_gpus())
         demands = demands_of(config, needs_scorer=method.needs_scorer)
         check_room(demands, autoscales=config.cluster.autoscales, config=config)
@@ -342,13 +350,34 @@ def _closed_if_refused(connection: Connection) -> Iterator[None]:
         raise
 
 
-def _laid_out(config: Config, *, method: Method, nodes: Sequence[Node], view: View) -> Config:
+def _laid_out(config: Config, *, method: Method, model: str, nodes: Sequence[Node], view: View) -> Config:
     """The config with `cluster.layout` worked out for these nodes, which is said in a line."""
     if config.cluster.layout == "given":
         return config
-    config = lay_out(config, nodes=nodes, needs_scorer=method.needs_scorer, engine_needs_gpu=serves_on_gpus())
+    config = lay_out(
+        config,
+        nodes=nodes,
+        needs_scorer=method.needs_scorer,
+        engine_needs_gpu=serves_on_gpus(),
+        num_weights=count_weights(local_folder(model)),
+    )
     view.say(f"layout {config.cluster.layout}: {in_words(config, needs_scorer=method.needs_scorer)}")
     return config
+
+
+def nodes_of_cluster(*, view: View, on_ray_lost: Callable[[str], None]) -> list[Node]:
+    """The nodes of the cluster that a run would join; none where it would start a private Ray. Starts nothing there.
+
+    Raises:
+        ConfigError: RAY_ADDRESS names a cluster that cannot be joined.
+    """
+    if not cluster_address():
+        return []
+    connection = _connect([], view=view, on_ray_lost=on_ray_lost)
+    try:
+        return _nodes()
+    finally:
+        connection.close()
 
 
 def _nodes() -> list[Node]:
@@ -358,6 +387,7 @@ def _nodes() -> list[Node]:
             name=f"node {number} ({node['NodeManagerAddress']})",
             cpus=node["Resources"].get("CPU", 0.0),
             gpus=int(node["Resources"].get("GPU", 0.0)),
+            accelerator_type=kind_of(node["Resources"]),
         )
         for number, node in enumerate(node for node in ray.nodes() if node["Alive"])
     ]
@@ -409,8 +439,8 @@ class _ScorerStarter:
         return actor.remote(self._scorer, scorers=self.section, wanted=self._wanted, log=log)
 
 
-def _generator_actor(generators: Generators) -> Any:
-    options = generator_options(generators)
+def _generator_actor(generators: Generators, *, slot: int) -> Any:
+    options = generator_options(generators, slot=slot)
     return _placed(GeneratorActor, options=options, max_concurrency=10_000)
 
 
@@ -418,6 +448,7 @@ def _placed(actor: type, *, options: ActorOptions, max_concurrency: int) -> Any:
     return actor_class(actor).options(
         num_cpus=options.num_cpus,
         num_gpus=options.num_gpus,
+        accelerator_type=options.accelerator_type,
         max_concurrency=max_concurrency,
         runtime_env={"env_vars": options.environment},
     )

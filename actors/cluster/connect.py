@@ -16,7 +16,8 @@ import ray._private.utils
 import ray._private.worker
 from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
 
-from actors.cluster.watch import RayWatch, check_head_is_there
+from actors.cluster.token import check_token, refused
+from actors.cluster.watch import RayWatch, can_be_asked, check_head_is_there
 from actors.process.leftovers import Watchdog, sweep
 from csr_ray.errors import ConfigError
 from csr_ray.machine.fit import Node
@@ -98,10 +99,14 @@ def _init(**options: Any) -> None:
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
         except ray.exceptions.AuthenticationError as error:
+            raise refused(error) from None
+        except ConnectionError as error:
+            if not (address := cluster_address()):
+                raise
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
-                f"RAY_AUTH_TOKEN: the cluster wants another token, or any ({reason}); set RAY_AUTH_MODE=token, and "
-                "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's own"
+                f"RAY_ADDRESS = {address!r}: the cluster cannot be joined ({reason}); see whether it is there, and "
+                "whether RAY_AUTH_MODE and RAY_AUTH_TOKEN are its own"
             ) from None
 
 
@@ -137,7 +142,7 @@ def connect(*, num_cpus_needed: float, object_store: int | None = None) -> Priva
         object_store: bytes of a private Ray's object store; None: 256 MiB.
 
     Raises:
-        ConfigError: RAY_ADDRESS names a cluster that is not there.
+        ConfigError: RAY_ADDRESS names a cluster that is not there, or that wants another token.
 
     Returns:
         The private Ray, which the caller has to close; None if this process uses one that others started.
@@ -146,6 +151,8 @@ def connect(*, num_cpus_needed: float, object_store: int | None = None) -> Priva
         return None
     if address := cluster_address():
         check_head_is_there(address)
+        if can_be_asked(address):
+            check_token(address)
         _init()
         return None
     num_cpus = max(os.cpu_count() or 1, int(num_cpus_needed + 0.999))
@@ -156,4 +163,5 @@ def this_machine() -> Node:
     """What a private Ray would have here. Its CPUs are slots, and as many as are needed."""
     visible = NvidiaGPUAcceleratorManager.get_current_process_visible_accelerator_ids()
     num_gpus = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators() if visible is None else len(visible)
-    return Node(name="this machine", cpus=_ANY_NUMBER, gpus=num_gpus)
+    kind = NvidiaGPUAcceleratorManager.get_current_node_accelerator_type() if num_gpus else None
+    return Node(name="this machine", cpus=_ANY_NUMBER, gpus=num_gpus, accelerator_type=kind or "")

@@ -15,6 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.process.fitness import Look, Part, Wanted, faults, fetch_models, look, refuse
+from csr_ray.machine.kinds import kind_of
 from csr_ray.machine.placement import Demand
 
 # A task of a node that is well answers within two seconds, most of which is the start of a process.
@@ -48,8 +49,12 @@ def check_nodes(wanted: Wanted, *, demands: Sequence[Demand], say: Callable[[str
 
 def part_of(resources: Mapping[str, float], *, name: str, demands: Sequence[Demand]) -> Part:
     """What a node with these resources may have to do, were it empty."""
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    roles = {demand.role for demand in demands if demand.cpus <= cpus and demand.gpus <= gpus}
+    cpus, gpus, kind = resources.get("CPU", 0.0), resources.get("GPU", 0.0), kind_of(resources)
+    roles = {
+        demand.role
+        for demand in demands
+        if demand.cpus <= cpus and demand.gpus <= gpus and demand.accelerator_type in (None, kind)
+    }
     return Part(name=name, roles=frozenset(roles), num_gpus=gpus)
 
 

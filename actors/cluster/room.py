@@ -11,6 +11,7 @@ import ray
 from ray._private.state import available_resources_per_node
 
 from csr_ray.machine.fit import Free, num_that_fit
+from csr_ray.machine.kinds import kind_of
 from csr_ray.machine.placement import Demand
 
 
@@ -55,6 +56,7 @@ def _free() -> list[Free]:
             name=f"node {number} ({node['NodeManagerAddress']})",
             cpus=by_id.get(node["NodeID"], {}).get("CPU", 0.0),
             gpus=by_id.get(node["NodeID"], {}).get("GPU", 0.0),
+            accelerator_type=kind_of(node["Resources"]),
         )
         for number, node in enumerate(node for node in ray.nodes() if node["Alive"])
     ]

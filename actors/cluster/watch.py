@@ -102,7 +102,7 @@ class RayWatch:
             head: as in RAY_ADDRESS. Only one of the form `host:port` can be asked.
             node: `host:port`; empty: this process has none yet.
         """
-        self._head = _Asked(head) if _can_be_asked(head) else None
+        self._head = _Asked(head) if can_be_asked(head) else None
         self._node = _Asked(node) if node else None
 
     def watch_this_process(self) -> None:
@@ -171,7 +171,7 @@ def check_head_is_there(address: str) -> None:
     Raises:
         ConfigError: nobody has taken a connection for some seconds.
     """
-    if not _can_be_asked(address):
+    if not can_be_asked(address):
         return
     until_s = time.monotonic() + _SILENT_S
     while True:
@@ -190,7 +190,7 @@ def check_head_is_there(address: str) -> None:
         time.sleep(min(_ASK_EVERY_S, _SILENT_S / 4))
 
 
-def _can_be_asked(address: str) -> bool:
+def can_be_asked(address: str) -> bool:
     """Not `auto`, which Ray looks up, or an address of Ray's client, which has a scheme."""
     return "/" not in address and address.rpartition(":")[2].isdigit()
 

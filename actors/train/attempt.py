@@ -28,6 +28,7 @@ from actors.train.messages import Controlled, News, NumberedOrder, Placed, Spawn
 from actors.train.token import Token
 from actors.train.worker import train_loop
 from csr_ray.config.schema import Train
+from csr_ray.machine.kinds import resources_of
 
 _log = logging.getLogger(__name__)
 
@@ -232,8 +233,9 @@ class Attempt:
 
 
 def _resources(train: Train) -> dict[str, float]:
-    """What Ray reserves for one worker."""
-    return {"CPU": train.cpus_per_worker} | ({"GPU": train.gpus_per_worker} if train.gpus_per_worker > 0 else {})
+    """What Ray reserves for one worker; its kind of GPU as ScalingConfig.accelerator_type would say it."""
+    gpus = {"GPU": train.gpus_per_worker} if train.gpus_per_worker > 0 else {}
+    return {"CPU": train.cpus_per_worker} | gpus | resources_of(train.accelerator_type)
 
 
 def _places(bundles: list[dict[str, float]]) -> list[str]:

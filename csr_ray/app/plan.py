@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,7 +21,9 @@ from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
 from csr_ray.machine.clip_cost import GFLOPS_A_THREAD, ClipCost, clip_cost, open_clip_config
 from csr_ray.machine.fit import Node, gpus_needed
+from csr_ray.machine.kinds import gpu_memory_bytes
 from csr_ray.machine.layout import in_words, lay_out
+from csr_ray.machine.memory import count_weights
 from csr_ray.machine.placement import demands_of
 from csr_ray.methods.base import method_of
 from csr_ray.policy.clip_source import check_clip_source
@@ -157,8 +160,13 @@ def _scorer_cost(config: Config, *, sentence_tokens: int) -> ClipCost | None:
     return clip_cost(clip, sentence_tokens=sentence_tokens) if clip is not None else None
 
 
-def print_plan(plan: Plan, *, console: Console | None = None) -> None:
-    """The plan as a table: who runs, on what, and how much work to expect."""
+def print_plan(plan: Plan, *, console: Console | None = None, nodes: Sequence[Node] = ()) -> None:
+    """The plan as a table: who runs, on what, and how much work to expect.
+
+    Args:
+        nodes: of the cluster that the run would join, for which `cluster.layout` is worked out as well; none: it is
+            not known.
+    """
     console = console or Console(highlight=False)
     config = plan.config
     table = Table(title=f"{config.method}: {config.run.rounds} rounds into {config.run.dir}", title_justify="left")
@@ -190,7 +198,7 @@ def print_plan(plan: Plan, *, console: Console | None = None) -> None:
     )
     console.print(f"evaluation: {', '.join(config.eval.benchmarks) or 'none'}")
     if config.cluster.layout != "given":
-        for layout in _layouts(config):
+        for layout in _layouts(config, nodes=nodes):
             console.print(layout, soft_wrap=True, markup=False)
     elif gpus := gpus_needed(demands_of(config, needs_scorer=method_of(config).needs_scorer)):
         console.print(f"GPUs: {gpus} on one machine; one with less is refused when the run starts")
@@ -198,21 +206,39 @@ def print_plan(plan: Plan, *, console: Console | None = None) -> None:
         console.print(line)
 
 
-def _layouts(config: Config) -> list[str]:
-    """What `cluster.layout` would make of one machine with some GPUs, a line each."""
-    needs_scorer = method_of(config).needs_scorer
+def _layouts(config: Config, *, nodes: Sequence[Node]) -> list[str]:
+    """What `cluster.layout` would make of one machine with some GPUs, and of the nodes there are, a line each."""
     lines = [
         f"layout {config.cluster.layout}: actors and GPUs are set anew from the nodes there are when the run starts"
     ]
     for num in _SHOWN_GPUS:
         machine = Node(name="a machine", cpus=_MANY_CPUS, gpus=num)
-        try:
-            changed = lay_out(config, nodes=[machine], needs_scorer=needs_scorer, engine_needs_gpu=False)
-            words = in_words(changed, needs_scorer=needs_scorer)
-        except ConfigError as error:
-            words = f"refused, {str(error).partition(': ')[2]}"
-        lines.append(f"  on {num} GPU{'s' * (num != 1)}: {words}")
+        lines.append(f"  on {num} GPU{'s' * (num != 1)}: {_layout_in_words(config, nodes=[machine], num_weights=0)}")
+    if nodes:
+        folder = Path(config.policy.model).expanduser()
+        words = _layout_in_words(config, nodes=nodes, num_weights=count_weights(folder) if folder.is_dir() else 0)
+        lines.append(f"  on this cluster ({_gpus_in_words(nodes)}): {words}")
     return lines
+
+
+def _layout_in_words(config: Config, *, nodes: Sequence[Node], num_weights: int) -> str:
+    needs_scorer = method_of(config).needs_scorer
+    try:
+        changed = lay_out(
+            config, nodes=nodes, needs_scorer=needs_scorer, engine_needs_gpu=False, num_weights=num_weights
+        )
+    except ConfigError as error:
+        return f"refused, {str(error).partition(': ')[2]}"
+    return in_words(changed, needs_scorer=needs_scorer)
+
+
+def _gpus_in_words(nodes: Sequence[Node]) -> str:
+    nums: Counter[str] = Counter()
+    for node in nodes:
+        nums[node.accelerator_type] += node.gpus
+    kinds = sorted(nums, key=lambda kind: (-(gpu_memory_bytes(kind) or 0), kind))
+    words = [f"{nums[kind]} {kind or ('GPUs' if nums[kind] > 1 else 'GPU')}" for kind in kinds if nums[kind]]
+    return ", ".join(words) or "no GPU"
 
 
 def _scoring_line(plan: Plan) -> str | None:

@@ -49,8 +49,9 @@ from csr_ray.errors import EXIT_DONE, ConfigError, DamageError, NoDataError, Pic
 from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
 from csr_ray.loop import run
+from csr_ray.machine.fit import Node
 from csr_ray.machine.placement import check_engine_has_gpu, serves_on_gpus
-from csr_ray.machine.private_ray import listen_on_this_machine_only
+from csr_ray.machine.private_ray import cluster_address, listen_on_this_machine_only
 from csr_ray.methods.base import Method, method_of
 from csr_ray.policy.clip_source import check_clip_source
 from csr_ray.policy.source import local_folder, reference_of, revision_of
@@ -100,7 +101,7 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
     folder = folder_of(given.run.dir)
     method = method_of(given)
     if dry_run:
-        _dry_run(given, method=method)
+        _dry_run(given, method=method, view=view)
         return EXIT_DONE
     if not fresh and _is_finished_and_shown(given, folder=folder):
         return EXIT_DONE
@@ -461,21 +462,32 @@ def _reader(data: Data, *, cluster: _RunCluster) -> Reader:
     return RayReader(connect=cluster.connect)
 
 
-def _dry_run(config: Config, *, method: Method) -> None:
+def _dry_run(config: Config, *, method: Method, view: View) -> None:
     if uses_world(config):
         check_run_dir(config.run.dir)
         console = Console(highlight=False)
         console.print("embedded world: built on the first run, then found in the cache")
-        print_plan(make_plan(config, num_prompts=config.world.num_train_images), console=console)
+        plan = make_plan(config, num_prompts=config.world.num_train_images)
+        print_plan(plan, console=console, nodes=_nodes_to_plan_for(config, view=view))
         return
     check_paths(config)
     data = config.data
     prompts, rejections = read_prompts(data.prompts, images=data.images, limit=data.limit, urls=data.urls)
     refused = [reason for prompt in prompts if (reason := method.refuses(prompt)) is not None]
     num_usable = len(prompts) - len(refused)
-    print_plan(make_plan(config, num_prompts=num_usable))
+    print_plan(make_plan(config, num_prompts=num_usable), nodes=_nodes_to_plan_for(config, view=view))
     first = f"; first reason: {(refused or [rejections[0].reason])[0]}" if refused or rejections else ""
     print(f"prompts: {num_usable} usable, {len(rejections) + len(refused)} would be set aside{first}")
+
+
+def _nodes_to_plan_for(config: Config, *, view: View) -> Sequence[Node]:
+    """The nodes of the cluster that the run would join, if what it makes of them is not said by the config."""
+    if config.cluster.layout == "given" or not cluster_address():
+        return ()
+    from actors.runtime import nodes_of_cluster
+
+    with SignalStop(grace_s=0, before_exit=lambda: None) as stop:
+        return nodes_of_cluster(view=view, on_ray_lost=stop.end)
 
 
 def _prompts(state: RunState, *, reader: Reader, view: View) -> PromptFile:

@@ -6,7 +6,7 @@ refused. How a config is read from a file, and what the user is told, is `csr_ra
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializeAsAny, model_validator
 
@@ -428,6 +428,13 @@ class Train(Section):
         json_schema_extra=OPERATIONAL,
         description="share of a GPU that each worker reserves; it uses one, whatever more there is",
     )
+    accelerator_type: str | None = Field(
+        None,
+        min_length=1,
+        json_schema_extra=OPERATIONAL,
+        description="kind of GPU that all workers sit on, as Ray names it (A100, L4); null: any. Workers on "
+        "different kinds would go at the pace of the slowest",
+    )
     threads: int | None = Field(
         None,
         ge=1,
@@ -528,6 +535,11 @@ class Generators(Replicated):
         ge=0,
         description="Ray GPUs that each generator reserves: a whole number, over which the model is split (tensor "
         "parallel), or a fraction below 1, to share a GPU; then gpu_memory_utilization may not be larger",
+    )
+    accelerator_types: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (),
+        description="kinds of GPU, as Ray names them, of the first generator, the second and so on, and then from "
+        "the beginning again; [L4]: all of them sit on L4s; empty: any",
     )
     threads: int | None = Field(
         None,
@@ -630,6 +642,9 @@ class Scorers(Replicated):
         le=1,
         description="Ray GPUs that each scorer reserves; 0: it computes on the CPU, which suits a tiny CLIP (a dry "
         "run says how long a large one takes); 0.1 beside a generator with 0.9 is meant for a ViT-L",
+    )
+    accelerator_type: str | None = Field(
+        None, min_length=1, description="kind of GPU, as Ray names it, of the nodes that scorers sit on; null: any"
     )
     threads: int = Field(1, ge=1, description="torch threads of a scorer on the CPU")
 

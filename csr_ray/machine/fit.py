@@ -26,11 +26,16 @@ _SMALL_SCORER_GPUS = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """What Ray may give away on one node."""
+    """What Ray may give away on one node; `accelerator_type` is the kind of its GPUs, "" where it is not known."""
 
     name: str
     cpus: float
     gpus: int
+    accelerator_type: str = ""
+
+    def __str__(self) -> str:
+        kind = f" ({self.accelerator_type})" if self.accelerator_type and self.gpus else ""
+        return f"{self.name}: {self.cpus:g} CPU and {self.gpus} GPU{kind}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,7 @@ class Free:
     name: str
     cpus: float
     gpus: float
+    accelerator_type: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +77,7 @@ class _Room:
 
     def __init__(self, node: Node) -> None:
         self.name = node.name
+        self._accelerator_type = node.accelerator_type
         self.cpus = _units(node.cpus)
         self.gpus = [_UNIT] * node.gpus
 
@@ -80,7 +87,7 @@ class _Room:
         Args:
             taken: GPUs with another actor of a role that may not share one.
         """
-        if _units(demand.cpus) > self.cpus:
+        if _units(demand.cpus) > self.cpus or not _is_of_kind(self._accelerator_type, demand=demand):
             return None
         need = _units(demand.gpus)
         if need == 0:
@@ -133,6 +140,8 @@ def num_that_fit(demand: Demand, *, nodes: Sequence[Free], kept: Demand | None =
     """
     num = 0
     for node in _without(kept, nodes=nodes) if kept is not None else nodes:
+        if not _is_of_kind(node.accelerator_type, demand=demand):
+            continue
         each = [
             _units(free) // _units(need)
             for free, need in ((node.cpus, demand.cpus), (node.gpus, demand.gpus))
@@ -146,7 +155,13 @@ def _without(demand: Demand, *, nodes: Sequence[Free]) -> list[Free]:
     """What is left when these actors have found a place, each on the fullest node that has one."""
     left = list(nodes)
     for _ in range(demand.num):
-        fitting = [node for node in left if node.cpus >= demand.cpus and node.gpus >= demand.gpus]
+        fitting = [
+            node
+            for node in left
+            if node.cpus >= demand.cpus
+            and node.gpus >= demand.gpus
+            and _is_of_kind(node.accelerator_type, demand=demand)
+        ]
         if fitting:
             node = min(fitting, key=lambda one: (one.gpus, one.cpus))
             left[left.index(node)] = replace(node, cpus=node.cpus - demand.cpus, gpus=node.gpus - demand.gpus)
@@ -154,7 +169,8 @@ def _without(demand: Demand, *, nodes: Sequence[Free]) -> list[Free]:
 
 
 def gpus_needed(demands: Sequence[Demand]) -> int:
-    """The GPUs that one machine with enough CPUs must have to seat everybody."""
+    """The GPUs that one machine with enough CPUs must have to seat everybody, whatever their kind."""
+    demands = [replace(demand, accelerator_type=None) for demand in demands]
     most = sum(demand.num * max(1, int(demand.gpus)) for demand in demands if demand.gpus)
     cpus = sum(demand.num * demand.cpus for demand in demands)
     fits = (
@@ -186,14 +202,20 @@ def check_fit(demands: Sequence[Demand], *, nodes: Sequence[Node], config: Confi
         f"{standing.count(role)} {role}{_s(standing.count(role))}" for role in dict.fromkeys(standing)
     )
     wanted = ", ".join(
-        f"{demand.num} {demand.role}{_s(demand.num)} with {demand.cpus:g} CPU and {demand.gpus:g} GPU each"
+        f"{demand.num} {demand.role}{_s(demand.num)} with {demand.cpus:g} CPU and {demand.gpus:g} GPU"
+        f"{f' ({demand.accelerator_type})' if demand.accelerator_type else ''} each"
         for demand in demands
         if demand.num
     )
-    there = "; ".join(f"{node.name}: {node.cpus:g} CPU and {node.gpus} GPU" for node in nodes) or "no node"
+    there = "; ".join(map(str, nodes)) or "no node"
     change = smallest_change(config, demands=demands, nodes=nodes) if config is not None else None
     if change:
         remedy = "the smallest change that fits: " + " ".join(f"{key}={value:g}" for key, value in change.items())
+    elif kinds := sorted({demand.accelerator_type for demand in demands if demand.accelerator_type}):
+        remedy = (
+            f"there has to be more of the kinds that are asked for ({', '.join(kinds)}), or other ones asked for by "
+            "train.accelerator_type, scorers.accelerator_type and generators.accelerator_types"
+        )
     else:
         gpus, cpus = gpus_needed(demands), sum(demand.num * demand.cpus for demand in demands)
         remedy = f"on one machine it takes {gpus} GPU{_s(gpus)} and {cpus:g} CPUs"
@@ -213,6 +235,8 @@ def smallest_change(config: Config, *, demands: Sequence[Demand], nodes: Sequenc
         Values by key, empty if it fits as it is; None if nothing smaller fits either.
     """
     if any(demand.gpus for demand in demands) and not any(node.gpus for node in nodes):
+        return None
+    if len({demand.role for demand in demands}) < len(demands):  # engines of several kinds, which no key counts alone
         return None
     alternatives = _alternatives(config, needs_scorer=any(demand.role == "scorer" for demand in demands))
     before = _weight(demands)
@@ -285,6 +309,10 @@ def _with_memory(change: dict[str, float], *, config: Config) -> dict[str, float
     if gpus < min(1.0, config.generators.gpu_memory_utilization):
         change["generators.gpu_memory_utilization"] = round(0.9 * gpus, 3)
     return change
+
+
+def _is_of_kind(accelerator_type: str, *, demand: Demand) -> bool:
+    return demand.accelerator_type in (None, accelerator_type)
 
 
 def _weight(demands: Sequence[Demand]) -> tuple[int, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 from csr_ray.config.schema import Train
 
 MIB = 2**20
-_BYTES_OF = {"bfloat16": 2, "float32": 4}
+# Of one number.
+BYTES_OF = {"bfloat16": 2, "float32": 4}
 _SMALLEST_STORE_BYTES = 256 * MIB
 # Of a rollout under way: its tree as token ids and log-probs, or its result on the way to the driver. An upper
 # estimate for trees of a hundred sentences.
@@ -63,7 +65,18 @@ def adapter_bytes(model: Path, *, train: Train) -> int:
                 and len(entry["shape"]) == 2
             ):
                 num_weights += train.lora_rank * sum(entry["shape"])
-    return num_weights * _BYTES_OF[train.dtype]
+    return num_weights * BYTES_OF[train.dtype]
+
+
+def count_weights(model: Path) -> int:
+    """How many numbers a model's weights are, from the headers of its safetensors files; 0 if it has none.
+
+    What is quantized is left out, so that it is no more than what has to lie in memory.
+    """
+    tensors = [
+        entry for file in sorted(model.glob("model*.safetensors")) for entry in _safetensors_header(file).values()
+    ]
+    return sum(math.prod(entry["shape"]) for entry in tensors if entry["dtype"] in ("BF16", "F16", "F32"))
 
 
 def object_store_bytes(

@@ -7,10 +7,11 @@ sees all of that GPU and its memory; who takes how much memory there is for the 
 from __future__ import annotations
 
 import importlib.metadata
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from csr_ray.config.schema import Config, Generators, Scorers
+from csr_ray.config.schema import Config, Generators, Scorers, Train
 from csr_ray.errors import ConfigError
 
 # A GPU engine's process computes on its CPUs only to prepare pictures.
@@ -27,6 +28,7 @@ class Demand:
         cpus, gpus: what Ray reserves for each.
         may_share_gpus: whether two of them may sit on one GPU. Train workers may not: NCCL refuses two ranks on one
             device. Nor may engines, each of which would count the other's memory as its own while it starts.
+        accelerator_type: the kind of GPU, by Ray's name, that their nodes have to have; None: any.
     """
 
     role: str
@@ -34,14 +36,16 @@ class Demand:
     cpus: float
     gpus: float
     may_share_gpus: bool = True
+    accelerator_type: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActorOptions:
-    """Ray's options of one actor: reserved CPUs and GPUs, and environment variables of its process."""
+    """Ray's options of one actor: reserved CPUs and GPUs, their kind, and environment variables of its process."""
 
     num_cpus: float
     num_gpus: float
+    accelerator_type: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -51,33 +55,57 @@ def demands_of(config: Config, *, needs_scorer: bool) -> tuple[Demand, ...]:
     demands = []
     if needs_scorer:
         demands.append(scorer_demand(scorers))
-    demands.append(generator_demand(config.generators))
-    demands.append(
-        Demand(
-            role="train worker",
-            num=train.workers,
-            cpus=train.cpus_per_worker,
-            gpus=train.gpus_per_worker,
-            may_share_gpus=False,
-        )
-    )
+    demands += generator_demands(config.generators)
+    demands.append(train_demand(train))
     return tuple(demands)
 
 
 def scorer_demand(scorers: Scorers) -> Demand:
-    return Demand(role="scorer", num=scorers.min, cpus=scorers.cpus, gpus=scorers.gpus)
-
-
-def generator_demand(generators: Generators) -> Demand:
     return Demand(
-        role="generator", num=generators.min, cpus=generators.cpus, gpus=generators.gpus, may_share_gpus=False
+        role="scorer",
+        num=scorers.min,
+        cpus=scorers.cpus,
+        gpus=scorers.gpus,
+        accelerator_type=scorers.accelerator_type,
     )
 
 
-def generator_options(generators: Generators) -> ActorOptions:
+def generator_demand(generators: Generators) -> Demand:
+    """All generators as one demand, of a kind only if it is that of all of them."""
+    kinds = set(generators.accelerator_types)
+    return Demand(
+        role="generator",
+        num=generators.min,
+        cpus=generators.cpus,
+        gpus=generators.gpus,
+        may_share_gpus=False,
+        accelerator_type=kinds.pop() if len(kinds) == 1 else None,
+    )
+
+
+def generator_demands(generators: Generators) -> list[Demand]:
+    """The generators that are always kept, a demand for each kind of GPU."""
+    kinds = Counter(_kind_of_generator(generators, slot=slot) for slot in range(generators.min))
+    return [replace(generator_demand(generators), num=num, accelerator_type=kind) for kind, num in kinds.items()]
+
+
+def train_demand(train: Train) -> Demand:
+    return Demand(
+        role="train worker",
+        num=train.workers,
+        cpus=train.cpus_per_worker,
+        gpus=train.gpus_per_worker,
+        may_share_gpus=False,
+        accelerator_type=train.accelerator_type,
+    )
+
+
+def generator_options(generators: Generators, *, slot: int) -> ActorOptions:
+    """The options of the generator of a slot; who comes after it in the slot has the same."""
     return ActorOptions(
         num_cpus=generators.cpus,
         num_gpus=generators.gpus,
+        accelerator_type=_kind_of_generator(generators, slot=slot),
         environment={
             # The engine must not pin its threads: scorer and trainer share the cores with it.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -85,6 +113,11 @@ def generator_options(generators: Generators) -> ActorOptions:
             "TOKENIZERS_PARALLELISM": "false",
         },
     )
+
+
+def _kind_of_generator(generators: Generators, *, slot: int) -> str | None:
+    kinds = generators.accelerator_types
+    return kinds[slot % len(kinds)] if kinds else None
 
 
 def generator_threads(generators: Generators, *, num_cores: int) -> int:
@@ -103,7 +136,10 @@ def generator_threads(generators: Generators, *, num_cores: int) -> int:
 
 def scorer_options(scorers: Scorers) -> ActorOptions:
     return ActorOptions(
-        num_cpus=scorers.cpus, num_gpus=scorers.gpus, environment={"OMP_NUM_THREADS": str(scorers.threads)}
+        num_cpus=scorers.cpus,
+        num_gpus=scorers.gpus,
+        accelerator_type=scorers.accelerator_type,
+        environment={"OMP_NUM_THREADS": str(scorers.threads)},
     )
 
 

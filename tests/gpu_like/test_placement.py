@@ -112,7 +112,7 @@ def test_what_a_generator_gets(generators: dict, cores: int, cpus: float, gpus: 
     config = load_config(
         CONFIGS / "tiny-world.yaml", overrides=[f"generators.{k}={v}" for k, v in generators.items()]
     )
-    found = generator_options(config.generators)
+    found = generator_options(config.generators, slot=0)
     assert (found.num_cpus, found.num_gpus) == (cpus, gpus)
     assert generator_threads(config.generators, num_cores=cores) == threads
     assert "OMP_NUM_THREADS" not in found.environment, "that is for the node to say that it is on"

@@ -144,6 +144,20 @@ def test_a_run_with_a_relative_folder_lands_on_what_all_nodes_see(name: str) -> 
     assert re.findall(r"CSR_RAY_RUNS(?:=|, value: )([^\s}]+)", read(name)) == ["/shared/runs"]
 
 
+# Retries
+
+
+def test_the_readme_says_how_often_kuberay_tries_again_and_how_a_finished_run_goes_on() -> None:
+    section = read("README.md").partition("\n## Kubernetes\n")[2].partition("\n## ")[0]
+    limit = read_yaml("rayjob.yaml")["spec"]["backoffLimit"]
+    assert limit == 1, "a bad config is as bad the second time"
+    assert f"`backoffLimit: {limit}`" in section and "exit code" in section
+    (go_on,) = [line for line in section.splitlines() if line.startswith("| go on")]
+    assert go_on.index("kubectl delete rayjob csr-ray") < go_on.index("kubectl apply -f cluster/rayjob.yaml")
+    comment = next(line for line in read("rayjob.yaml").splitlines() if "backoffLimit:" in line)
+    assert "#" in comment
+
+
 # Graces
 
 

@@ -8,7 +8,7 @@ import pytest
 from fakes import tiny_config
 from safetensors.numpy import save_file
 
-from csr_ray.machine.memory import MIB, adapter_bytes, object_store_bytes
+from csr_ray.machine.memory import MIB, adapter_bytes, count_weights, object_store_bytes
 
 
 def test_an_adapter_weighs_rank_times_in_plus_out_for_each_target(tmp_path: Path) -> None:
@@ -32,6 +32,16 @@ def test_an_adapter_weighs_rank_times_in_plus_out_for_each_target(tmp_path: Path
     assert adapter_bytes(tmp_path, train=train) == 4 * 4 * ((8 + 16) + (40 + 16) + (4 + 4))
     assert adapter_bytes(tmp_path, train=train.model_copy(update={"dtype": "bfloat16"})) == 2 * 4 * 88
     assert adapter_bytes(tmp_path / "nowhere", train=train) == 0
+
+
+def test_the_numbers_of_a_model_are_counted_as_they_will_lie_in_memory(tmp_path: Path) -> None:
+    import numpy as np
+
+    save_file({"a": np.zeros((8, 16), np.float16), "b": np.zeros(5, np.float32)}, tmp_path / "model-1.safetensors")
+    save_file({"c": np.zeros((7, 2), np.float32), "d": np.zeros(9, np.int8)}, tmp_path / "model-2.safetensors")
+    save_file({"a": np.zeros((8, 16), np.float16)}, tmp_path / "consolidated.safetensors")
+    assert count_weights(tmp_path) == 8 * 16 + 5 + 7 * 2
+    assert count_weights(tmp_path / "nowhere") == 0
 
 
 @pytest.mark.parametrize(
