@@ -31,10 +31,13 @@ def squares(folder: Path, *, num: int = 12, deadly: dict[int, int], **options: A
 
 
 @pytest.mark.parametrize("calls_at_once", [1, 3])
-def test_who_dies_is_replaced_and_its_work_done_again(tmp_path: Path, ray_session: None, calls_at_once: int) -> None:
+def test_who_dies_is_replaced_and_its_work_done_again(
+    tmp_path: Path, ray_session: None, calls_at_once: int, recwarn: pytest.WarningsRecorder
+) -> None:
     done = squares(tmp_path / "deaths", deadly={3: 1, 7: 2}, calls_at_once=calls_at_once, retries=8)
     assert done == [(number, number**2) for number in range(12)], "each once, whatever died"
     assert {path.name: path.read_text() for path in (tmp_path / "deaths").iterdir()} == {"3": ".", "7": ".."}
+    assert not [one for one in recwarn if "ray_remote_args" in str(one.message)], "it would be on the user's screen"
 
 
 def test_a_piece_that_kills_every_actor_ends_the_work_in_one_line(tmp_path: Path, ray_session: None) -> None:
