@@ -15,7 +15,7 @@ import ray
 
 from actors.cluster.connect import Connection, this_machine
 from actors.cluster.nodes import check_nodes
-from actors.cluster.room import ClusterRoom
+from actors.cluster.room import ClusterRoom, wait_for_place
 from actors.generate.engine import EngineSettings
 from actors.generate.generator import GeneratorActor
 from actors.pool.events import Role
@@ -44,7 +44,6 @@ from csr_ray.machine.placement import (
     check_engine_has_gpu,
     demands_of,
     generator_demand,
-    generator_demands,
     generator_options,
     precision_of,
     scorer_demand,
@@ -58,69 +57,17 @@ from csr_ray.stages.view import View
 
 
 class Serving:
-    """Generators and, for a run that needs them, scorers, on a Ray that this process has started or joined."""
+    """The generators of a run and, if it needs them, scorers, on a Ray that this process has started or joined."""
 
     def __init__(self, generators: GeneratorPool, *, connection: Connection, room: ClusterRoom) -> None:
         self.generators = generators
         self.room = room
         self._connection = connection
 
-    @classmethod
-    def start(
-        cls,
-        policy: Policy,
-        *,
-        generators: Generators,
-        model: str,
-        logs: Path,
-        view: View,
-        on_ray_lost: Callable[[str], None],
-    ) -> Serving:
-        """Start generators alone, to evaluate a model; returns when they serve.
-
-        Args:
-            model: a reference (`csr_ray.policy.source`).
-            logs: folder of the actors' logs.
-            on_ray_lost: ends this process, and says why; called from a thread when Ray's head or own node is gone.
-
-        Raises:
-            ActorFailure: a generator could not start; the message ends with its log.
-            ConfigError: there is no room for them.
-        """
-        settings = EngineSettings(policy=policy, generators=generators)
-        with view.stage("start the engine", total=None, unit="", round_index=None):
-            check_engine_has_gpu(generators, needs_gpu=serves_on_gpus())
-            demands = generator_demands(generators)
-            wanted = _wanted(model, scorer=None)
-            connection = _connect(demands, view=view, on_ray_lost=on_ray_lost)
-            with _closed_if_refused(connection):
-                check_room(demands, autoscales=False)
-                if wanted is not None:
-                    check_nodes(wanted, demands=demands, say=view.say)
-            serving = cls._create(
-                settings,
-                cluster=Cluster(),
-                model=model,
-                logs=logs,
-                connection=connection,
-                precisions=_precisions(policy, generators=generators),
-                view=view,
-                wanted=wanted,
-            )
-            serving._wait()
-        return serving
-
     def close(self) -> None:
         """End what was started here, and Ray only if this process started it."""
         self.generators.close()
         self._connection.close()
-
-    def _wait(self) -> None:
-        try:
-            self.generators.wait_until_ready()
-        except BaseException:
-            self.close()
-            raise
 
     @classmethod
     def _create(
@@ -270,10 +217,12 @@ class Runtime:
         self._serving.close()
 
 
-def _precisions(policy: Policy, *, generators: Generators, train: Train | None = None) -> list[str]:
+def _precisions(policy: Policy, *, generators: Generators, train: Train) -> list[str]:
     """The precisions in which generators and trainer compute."""
-    found = [precision_of(policy.dtype, on_gpu=generators.gpus > 0)]
-    return found if train is None else [*found, precision_of(train.dtype, on_gpu=train.gpus_per_worker > 0)]
+    return [
+        precision_of(policy.dtype, on_gpu=generators.gpus > 0),
+        precision_of(train.dtype, on_gpu=train.gpus_per_worker > 0),
+    ]
 
 
 def _phases_a_round(method: Method, *, config: Config) -> int:
@@ -310,13 +259,39 @@ def connect_run(
     return config, connection
 
 
-def connect_scorers(scorers: Scorers, *, view: View, on_ray_lost: Callable[[str], None]) -> Connection:
-    """Join or start a Ray with room for so many scorers, and for nothing else; see `connect_run`."""
-    demand = scorer_demand(scorers)
+def connect_bulk(
+    demand: Demand,
+    *,
+    autoscales: bool,
+    wait_s: float,
+    view: View,
+    on_ray_lost: Callable[[str], None],
+    model: str | None = None,
+) -> tuple[Connection, Wanted | None]:
+    """Join or start a Ray for the actors of one bulk command; returns when there is a place for one of them.
+
+    Args:
+        demand: all of them.
+        autoscales, wait_s: as `cluster.autoscales` and `cluster.wait_s`, by the flags `--autoscales` and `--wait`.
+        on_ray_lost: ends this process, and says why; called from a thread when Ray's head or own node is gone.
+        model: reference of the policy that they serve, which every node of a cluster has to have; None: none.
+
+    Returns:
+        The connection, and what an actor's node has to have.
+
+    Raises:
+        ConfigError: there is no room, or a node is not fit.
+    """
     connection = _connect([demand], view=view, on_ray_lost=on_ray_lost)
+    wanted = None if model is None else _wanted(model, scorer=None, picture="")
     with _closed_if_refused(connection):
-        check_room([demand], autoscales=Cluster().autoscales)
-    return connection
+        check_room([demand], autoscales=autoscales, how_to_say_so="give --autoscales")
+        if cluster_address():
+            room = ClusterRoom([demand], autoscales=autoscales)
+            wait_for_place(demand, wait_s=wait_s, key="--wait", what_is_pending=room.pending, say=view.say)
+        if wanted is not None:
+            check_nodes(wanted, demands=[demand], say=view.say)
+    return connection, wanted
 
 
 def _connect(
@@ -393,11 +368,18 @@ def _nodes() -> list[Node]:
     ]
 
 
-def check_room(demands: Sequence[Demand], *, autoscales: bool, config: Config | None = None) -> None:
+def check_room(
+    demands: Sequence[Demand],
+    *,
+    autoscales: bool,
+    config: Config | None = None,
+    how_to_say_so: str = "set cluster.autoscales=true",
+) -> None:
     """Compare what is asked for with the nodes of the Ray that this process uses.
 
     Args:
         autoscales: an autoscaler adds nodes, so nothing is compared; what has no place is waited for.
+        how_to_say_so: by what the user says that one does.
 
     Raises:
         ConfigError: no room (`csr_ray.machine.fit.check_fit`).
@@ -409,9 +391,7 @@ def check_room(demands: Sequence[Demand], *, autoscales: bool, config: Config | 
     except ConfigError as error:
         if not cluster_address():
             raise
-        raise ConfigError(
-            f"{error}. If an autoscaler adds nodes to this cluster, set cluster.autoscales=true"
-        ) from None
+        raise ConfigError(f"{error}. If an autoscaler adds nodes to this cluster, {how_to_say_so}") from None
 
 
 def _object_store_bytes(config: Config, *, model: str) -> int:

@@ -100,10 +100,23 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         default=None,
         metavar="DIR",
-        help="prompts.jsonl and truth.jsonl (chair), questions.jsonl (pope), or all three (world)",
+        help="prompts.jsonl and truth.jsonl (chair), questions.jsonl (pope), or all three (world; by default the "
+        "embedded world's)",
     )
     evaluate.add_argument("--limit", type=int, default=None, metavar="N", help="first N images only")
     evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="default float32")
+    evaluate.add_argument("--actors", type=_at_least_one, default=1, metavar="N", help="engines; default 1")
+    evaluate.add_argument(
+        "--gpus", type=_whole, default=None, metavar="G", help="whole GPUs of each engine; default 1, or 0 on the CPU"
+    )
+    evaluate.add_argument(
+        "--out",
+        type=_path_here,
+        default=None,
+        metavar="DIR",
+        help="keep the answers there as they come; starting the same command again goes on where it was",
+    )
+    _add_cluster(evaluate)
     evaluate.add_argument("--json", required=True, type=_path_here, metavar="OUT")
     evaluate.set_defaults(run=_eval)
 
@@ -128,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     captions.add_argument(
         "--gpus", type=_share, default=0.0, metavar="G", help="of each actor, from 0 (the CPU) to 1; default 0"
     )
+    _add_cluster(captions)
     captions.add_argument("--json", type=_path_here, default=None, metavar="OUT", help="write the figures there")
     captions.set_defaults(run=_score)
 
@@ -155,6 +169,20 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--deep", action="store_true", help="also import the engine (15 s)")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_cluster(command: argparse.ArgumentParser) -> None:
+    """The flags of a command that asks a cluster for its actors by itself, without a config."""
+    command.add_argument(
+        "--autoscales", action="store_true", help="an autoscaler adds nodes, so wait for what has no place yet"
+    )
+    command.add_argument(
+        "--wait",
+        type=_seconds,
+        default=1800.0,
+        metavar="SECONDS",
+        help="how long to wait for a place in the cluster; default 1800",
+    )
 
 
 def _path_here(name: str) -> Path:
@@ -199,6 +227,7 @@ def _world_build(arguments: argparse.Namespace) -> int:
 
 def _eval(arguments: argparse.Namespace) -> int:
     from csr_ray.app.run import evaluate_model
+    from csr_ray.config.schema import Cluster
 
     evaluate_model(
         arguments.model,
@@ -206,6 +235,10 @@ def _eval(arguments: argparse.Namespace) -> int:
         data=arguments.data,
         limit=arguments.limit,
         dtype=arguments.dtype,
+        actors=arguments.actors,
+        gpus=arguments.gpus,
+        cluster=Cluster(autoscales=arguments.autoscales, wait_s=arguments.wait),
+        kept=arguments.out,
         output=arguments.json,
     )
     return EXIT_DONE
@@ -213,13 +246,14 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 def _score(arguments: argparse.Namespace) -> int:
     from csr_ray.app.run import score_captions
-    from csr_ray.config.schema import Data, Scorer, Scorers
+    from csr_ray.config.schema import Cluster, Data, Scorer, Scorers
 
     score_captions(
         arguments.captions,
         scorer=Scorer(model=arguments.scorer, dtype=arguments.dtype),
         scorers=Scorers(min=arguments.actors, max=arguments.actors, gpus=arguments.gpus),
         data=Data(prompts=arguments.captions, images=arguments.images, urls=arguments.urls, limit=arguments.limit),
+        cluster=Cluster(autoscales=arguments.autoscales, wait_s=arguments.wait),
         output=arguments.out,
         json_output=arguments.json,
     )
@@ -230,6 +264,19 @@ def _at_least_one(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return number
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: a whole number, or 0 for the CPU")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: more than 0")
     return number
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import ray
 from ray._private.state import available_resources_per_node
 
+from csr_ray.errors import ConfigError
 from csr_ray.machine.fit import Free, num_that_fit
 from csr_ray.machine.kinds import kind_of
 from csr_ray.machine.placement import Demand
+
+_SAY_EVERY_S: Final = 30.0
+_LOOK_EVERY_S: Final = 1  # Ray takes whole seconds: of less it makes none
 
 
 class ClusterRoom:
@@ -47,6 +53,44 @@ class ClusterRoom:
         free = [f"{node.name}: {node.cpus:g} CPU and {node.gpus:g} GPU free" for node in _free()]
         waits = "the autoscaler has not said what it does; " if self._autoscales else ""
         return waits + "; ".join(free)
+
+
+def wait_for_place(
+    demand: Demand, *, wait_s: float, key: str, what_is_pending: Callable[[], str], say: Callable[[str], None]
+) -> None:
+    """Block until one of these actors would have a place; every half minute a line says what is waited for.
+
+    Args:
+        key: what `wait_s` is called where the user says it.
+
+    Raises:
+        ConfigError: there has been no place for `wait_s` seconds.
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    bundle = {name: amount for name, amount in (("CPU", demand.cpus), ("GPU", demand.gpus)) if amount}
+    if not bundle:
+        return
+    group = placement_group([bundle])
+    try:
+        begun_s = said_s = time.monotonic()
+        while not group.wait(timeout_seconds=_LOOK_EVERY_S):
+            now_s = time.monotonic()
+            waits = f"a {demand.role} has no place in the cluster"
+            if now_s - begun_s >= wait_s:
+                raise ConfigError(
+                    f"{key} = {wait_s:g}: {waits} for so many seconds ({_known(what_is_pending)}); ask for less of a "
+                    f"node, let the cluster add such nodes, or raise {key}"
+                )
+            if now_s - said_s >= _SAY_EVERY_S:
+                said_s = now_s
+                say(f"waiting: {waits} ({_known(what_is_pending)})")
+    finally:
+        remove_placement_group(group)
+
+
+def _known(what_is_pending: Callable[[], str]) -> str:
+    return what_is_pending() or "the cluster says nothing of it"
 
 
 def _free() -> list[Free]:

@@ -1,4 +1,4 @@
-"""Scores captions that exist with CLIP: a Ray Data pipeline whose actors hold the scorer's own model, and no tree."""
+"""Scores captions that exist with CLIP: the worker of a bulk pipeline holds the scorer's own model, and no tree."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from actors.data.context import data_context
-from actors.data.work import dataset_of, done, tables
+from actors.data.bulk import Workers, do_work
 from actors.score.scorer import load_clip
 from csr_ray.config.schema import Scorer, Scorers
 from csr_ray.data.files import UnreadableError
@@ -17,42 +16,32 @@ from csr_ray.data.images import fault_elsewhere
 from csr_ray.data.index import Job
 from csr_ray.data.reading import Rules, read_job
 from csr_ray.data.rows import RowFile
+from csr_ray.machine.placement import scorer_options
 from csr_ray.records import Picture, Prompt
+from csr_ray.store.parts import Work
 from csr_ray.store.scores import CAPTIONS
 
-Work = tuple[int, RowFile, Job]
+
+def score_jobs(works: Sequence[Work[Any]], *, workers: Workers) -> Generator[tuple[int, pa.Table], None, None]:
+    """Score the captions of each piece; see `actors.data.bulk.do_work`. `workers` are `caption_scorers`."""
+    with closing(do_work(works, workers=workers)) as scored:
+        for position, captions in scored:
+            yield position, _judged(captions)
 
 
-def score_jobs(
-    work: Sequence[Work], *, scorer: Scorer, scorers: Scorers, rules: Rules
-) -> Generator[tuple[int, pa.Table], None, None]:
-    """Score the captions of each job; gives them as they are done, with the position of the job's first caption.
-
-    There are `scorers.min` actors. One that dies is replaced, and what it was at is done again.
-
-    Raises:
-        ConfigError: the model cannot be loaded.
-    """
-    from ray.data import ActorPoolStrategy
-
-    with data_context(is_in_order=False):
-        dataset = dataset_of(work).map_batches(
-            CaptionScorer,
-            fn_constructor_args=(scorer,),
-            fn_constructor_kwargs={"scorers": scorers, "rules": rules},
-            batch_size=None,
-            compute=ActorPoolStrategy(size=scorers.min),
-            num_cpus=scorers.cpus,
-            num_gpus=scorers.gpus,
-        )
-    with closing(tables(dataset)) as scored:
-        for table in scored:
-            for row in table.to_pylist():
-                yield row["position"], _judged(pa.ipc.open_stream(row["captions"]).read_all())
+def caption_scorers(scorer: Scorer, *, scorers: Scorers, rules: Rules) -> Workers:
+    """The actors that score captions, `scorers.min` of them; a job is a file with the rows to read of it."""
+    return Workers(
+        make=CaptionScorer,
+        arguments={"scorer": scorer, "scorers": scorers, "rules": rules},
+        schema=CAPTIONS,
+        num=scorers.min,
+        options=scorer_options(scorers),
+    )
 
 
 def _judged(captions: pa.Table) -> pa.Table:
-    """The table of a job, in the driver, which may see a picture that the actor's node has not got."""
+    """The table of a piece, in the driver, which may see a picture that the actor's node has not got."""
     if captions["reason"].null_count == len(captions):
         return captions
     rows = captions.to_pylist()
@@ -63,29 +52,19 @@ def _judged(captions: pa.Table) -> pa.Table:
 
 
 class CaptionScorer:
-    """What each actor of the pipeline is: a CLIP, and the rules by which it reads captions."""
+    """A CLIP, and the rules by which captions are read; see `actors.data.bulk.Worker`."""
 
     def __init__(self, scorer: Scorer, *, scorers: Scorers, rules: Rules) -> None:
         self._clip = load_clip(scorer, scorers=scorers)
         self._max_batch = scorer.max_batch
         self._rules = rules
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        return done(batch, do=self._job)
-
-    def _job(self, work: Work) -> Iterator[pa.Table]:
-        position, file, job = work
+    def rows(self, job: tuple[RowFile, Job]) -> Iterator[dict[str, Any]]:
+        file, rows = job
         # Whatever is no caption any more was one when the file was walked.
-        captions = [item for item in read_job(file, job, rules=self._rules) if isinstance(item, Prompt)]
-        rows = [
-            row
-            for begin in range(0, len(captions), self._max_batch)
-            for row in self._score(captions[begin : begin + self._max_batch])
-        ]
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, CAPTIONS) as stream:
-            stream.write_table(pa.Table.from_pylist(rows, schema=CAPTIONS))
-        yield pa.table({"position": [position], "captions": [sink.getvalue().to_pybytes()]})
+        captions = [item for item in read_job(file, rows, rules=self._rules) if isinstance(item, Prompt)]
+        for begin in range(0, len(captions), self._max_batch):
+            yield from self._score(captions[begin : begin + self._max_batch])
 
     def _score(self, captions: Sequence[Prompt]) -> list[dict[str, Any]]:
         """A row for each caption. One bad picture must not fail its neighbours: they are tried alone then."""

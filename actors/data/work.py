@@ -51,5 +51,14 @@ def tables(dataset: Any) -> Generator[pa.Table, None, None]:
                     raise ray.cloudpickle.loads(packed)
                 yield table.drop_columns([ERROR.name])
         except ray.exceptions.RayError as error:
-            said = [line for line in str(getattr(error, "cause", None) or error).splitlines() if line.strip()]
-            raise ActorFailure(f"Ray Data: {' '.join(said[:1])[:500] or type(error).__name__}") from error
+            raise ActorFailure(_in_words(error)) from error
+
+
+def _in_words(error: ray.exceptions.RayError) -> str:
+    """What a person should read of an error of Ray's: our own words, if it is one of ours, else its first line."""
+    text = str(getattr(error, "cause", None) or error)
+    name = f"{ActorFailure.__module__}.{ActorFailure.__name__}: "
+    if name in text:  # an actor that could not be made; a traceback comes before
+        return text.rpartition(name)[2].strip()
+    said = [line for line in text.splitlines() if line.strip()]
+    return f"Ray Data: {' '.join(said[:1])[:500] or type(error).__name__}"

@@ -9,28 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from actors.generate.arguments import temporary_environment
-from actors.generate.engine import EngineSettings, VllmEngine
+from actors.generate.engine import EngineSettings
+from actors.generate.host import EngineHost
 from actors.handover.proofs import Served
 from actors.handover.registry import Receiver
 from actors.process.counters import Counting
-from actors.process.fitness import Wanted, check_this_node
-from actors.process.leftovers import note_shared_memory, own_folder, sweep
-from actors.process.logs import log_to_file
+from actors.process.fitness import Wanted
 from actors.process.pulse import Heart, Pulse
 from actors.score.client import ScorerPool
 from csr_ray.counters import Counters
 from csr_ray.errors import EngineFailure, StalePolicyError
-from csr_ray.machine.cores import whole_cores
-from csr_ray.machine.placement import generator_threads
 from csr_ray.methods.base import Method
 from csr_ray.records import Answer, Cycle, Probe, Prompt, Question, Rejection, Rollout
 from csr_ray.rollout.search import derive_seed
@@ -59,23 +51,15 @@ class GeneratorActor:
         wanted: Wanted | None = None,
         log: str | None = None,
     ) -> None:
-        if log:
-            log_to_file(log)
-        # Torch reads it when it is imported, here and in the engine's process. Ray has set it to the actor's share of
-        # CPUs, which is a share of Ray's slots and not of this node's cores.
-        threads = generator_threads(settings.generators, num_cores=whole_cores())
-        os.environ["OMP_NUM_THREADS"] = str(threads)
         self._method = method
         self._seed = seed
         self._counting = Counting(actor="generator")
-        self._wanted = wanted
-        self._engine = VllmEngine(settings, model=model, counting=self._counting)
+        self._host = EngineHost(settings, model=model, counting=self._counting, wanted=wanted, log=log)
+        self._engine = self._host.engine
         self._scorers = ScorerPool(wait_s=scorer_wait_s)
         self._heart = Heart(self._engine.progress, what="its engine")
         self._version: int | None = None
         self._receiver: Receiver | None = None
-        sweep()
-        self._folder = own_folder("vllm")  # a short name: the engine's sockets lie in it
 
     async def start(self, registry: Any) -> int:
         """Bring the engine up with the registry's current policy; returns the version it serves.
@@ -84,12 +68,8 @@ class GeneratorActor:
             ConfigError: this node is not fit for a generator, or has no way to the policy.
         """
         self._heart.start()
-        if self._wanted is not None:
-            await asyncio.to_thread(check_this_node, self._wanted, role="generator")
-        self._keep_temporary_files_together()
-        self._receiver = Receiver(registry, folder=self._folder)
-        await self._engine.start()
-        note_shared_memory(self._folder)
+        self._receiver = Receiver(registry, folder=self._host.folder)
+        await self._host.start()
         version = await self._receiver.pull()
         if version:
             await self._engine.load_policy(adapters=self._receiver.adapters)
@@ -139,9 +119,7 @@ class GeneratorActor:
         version = self._current_version()
 
         async def one(question: Question) -> Answer:
-            sentence = await self._engine.answer(
-                question.ask, temperature=temperature, max_tokens=max_tokens, seed=derive_seed(seed, question.id)
-            )
+            sentence = await self._host.answer(question, temperature=temperature, max_tokens=max_tokens, seed=seed)
             return Answer(
                 id=question.id,
                 text=sentence.text,
@@ -223,17 +201,5 @@ class GeneratorActor:
         """What this actor and its engine have counted since the last call."""
         return self._counting.take()
 
-    def _keep_temporary_files_together(self) -> None:
-        from torch._inductor.runtime.cache_dir_utils import cache_dir, default_cache_dir
-
-        usual = Path(tempfile.gettempdir())
-        # Torch has its compiled headers in the default place below TMPDIR, whatever the variable says.
-        default = Path(default_cache_dir())
-        default.mkdir(exist_ok=True)
-        (self._folder / default.name).symlink_to(default)
-        os.environ.update(temporary_environment(self._folder, usual=usual, compiled=Path(cache_dir())))
-        tempfile.tempdir = None  # it is looked up anew, also in what is forked from this process
-
     async def close(self) -> None:
-        self._engine.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._host.close()

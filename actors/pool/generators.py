@@ -30,11 +30,11 @@ from csr_ray.config.schema import Generators, Replicated, Scorers
 from csr_ray.counters import Counters
 from csr_ray.data.images import fault_elsewhere
 from csr_ray.errors import ActorFailure, StalePolicyError
+from csr_ray.evaluation.chunks import by_image, calls_at_once
 from csr_ray.records import Answer, Cycle, Prompt, PublishReceipt, Question, Rejection, Rollout, TrainResult
 
 _log = logging.getLogger(__name__)
 
-_QUESTIONS_A_CALL = 32
 # An actor that was not heard for so long is asked whether it is there.
 _PING_S = 2.0
 _REGISTRY_START_S = 45.0
@@ -174,12 +174,12 @@ class GeneratorPool:
         self, questions: Sequence[Question], *, temperature: float, max_tokens: int, seed: int
     ) -> Iterator[Answer]:
         """See `csr_ray.ports.Generators`."""
-        chunks = _by_image(questions)
+        chunks = by_image(questions)
         results = self._supervisor.map(
             chunks,
             image_of=lambda chunk: chunk[0].ask.picture.key,
             submit=lambda generator, chunk: generator.answer.remote(list(chunk), temperature, max_tokens, seed),
-            in_flight=max(2, self._config.max_num_seqs // _QUESTIONS_A_CALL),
+            in_flight=calls_at_once(self._config.max_num_seqs),
             what="chunks of questions",
             num=len(chunks),
         )
@@ -249,20 +249,6 @@ class GeneratorPool:
         counted = self._counting.take()
         counted.add(self._supervisor.take_deaths())
         return counted
-
-
-def _by_image(questions: Sequence[Question]) -> list[list[Question]]:
-    """Put questions together into calls of about `_QUESTIONS_A_CALL`; those about one image are never split."""
-    groups: dict[str, list[Question]] = {}
-    for question in questions:
-        groups.setdefault(question.image, []).append(question)
-    chunks: list[list[Question]] = []
-    for group in groups.values():
-        if chunks and len(chunks[-1]) + len(group) <= _QUESTIONS_A_CALL:
-            chunks[-1].extend(group)
-        else:
-            chunks.append(group)
-    return chunks
 
 
 def _limits(section: Replicated, *, can_replace: bool, num: int, wait_s: float) -> RoleLimits:

@@ -51,8 +51,61 @@ def run_dir_of_job(name: str, *, environment: Mapping[str, str] = os.environ) ->
     Raises:
         ConfigError: a relative one leads out of there.
     """
-    if "://" in name or Path(name).expanduser().is_absolute():
-        return name if "://" in name else str(Path(name).expanduser()), ""
+    if (lasting := _lasting(name)) is not None:
+        return lasting, ""
+    folder, where = _below_runs(name, key="run.dir", environment=environment)
+    return folder, (
+        f"run folder: {where}. run.dir = {name!r} is relative, and a job's working folder "
+        f"does not last; {_RUNS} names another root. The same command submitted again goes on there."
+    )
+
+
+def paths_of_job(
+    paths: Mapping[str, Path | None], *, environment: Mapping[str, str] = os.environ
+) -> tuple[dict[str, Path | None], str]:
+    """Where a job writes what its command names, and the line that says so; empty if all of it lasts by itself.
+
+    Args:
+        paths: by flag; None: the flag was not given. Relative ones are placed below `CSR_RAY_RUNS`.
+
+    Raises:
+        ConfigError: a relative one leads out of there, or `CSR_RAY_RUNS` is a URL, where no such file can be written.
+    """
+    placed: dict[str, Path | None] = {}
+    said = []
+    for flag, path in paths.items():
+        if path is None:
+            placed[flag] = None
+            continue
+        if (lasting := _lasting(str(path))) is not None:
+            placed[flag] = Path(lasting)
+            continue
+        name, where = _below_runs(str(path), key=flag, environment=environment)
+        if "://" in name:
+            raise ConfigError(
+                f"{flag} = {str(path)!r} is relative, a job's working folder does not last, and {_RUNS} is a URL, "
+                "where this command cannot write; name an absolute path"
+            )
+        placed[flag] = Path(name)
+        said.append(f"{flag} {where}")
+    if not said:
+        return placed, ""
+    return placed, (
+        f"written to: {', '.join(said)}. What is relative is placed there, because a job's working folder does not "
+        f"last; {_RUNS} names another root."
+    )
+
+
+def _lasting(name: str) -> str | None:
+    """The path or URL itself if it lasts, with the home folder's name in it; None if it is relative."""
+    if "://" in name:
+        return name
+    path = Path(name).expanduser()
+    return str(path) if path.is_absolute() else None
+
+
+def _below_runs(name: str, *, key: str, environment: Mapping[str, str]) -> tuple[str, str]:
+    """A relative path's place below the root of a job's runs, and how that place is called in a line."""
     said = environment.get(_RUNS) or _RUNS_BY_DEFAULT
     is_store = "://" in said
     root = Path(said).expanduser()
@@ -63,15 +116,11 @@ def run_dir_of_job(name: str, *, environment: Mapping[str, str] = os.environ) ->
     relative = os.path.normpath(name)
     if relative.startswith(".."):
         raise ConfigError(
-            f"run.dir = {name!r}: a job's relative folder is placed below {root} ({_RUNS}), and this one leads out "
-            "of there; name an absolute path"
+            f"{key} = {name!r}: a job's relative path is placed below {said if is_store else root} ({_RUNS}), and "
+            "this one leads out of there; name an absolute path"
         )
     folder = f"{said.rstrip('/')}/{relative}" if is_store else str(root / relative)
-    where = folder if is_store else f"{folder} on {socket.gethostname()}"
-    return folder, (
-        f"run folder: {where}. run.dir = {name!r} is relative, and a job's working folder "
-        f"does not last; {_RUNS} names another root. The same command submitted again goes on there."
-    )
+    return folder, folder if is_store else f"{folder} on {socket.gethostname()}"
 
 
 def grace_of_job(grace_s: float, *, environment: Mapping[str, str] = os.environ) -> float:

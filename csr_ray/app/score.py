@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
-from csr_ray.data.index import Job
+from csr_ray.app.bulk import DoWork, do_what_is_left
 from csr_ray.data.prompts import PromptFile
-from csr_ray.data.rows import RowFile
 from csr_ray.errors import NoDataError
 from csr_ray.records import JsonDict
 from csr_ray.stages.view import View
-from csr_ray.store.quarantine import Quarantine
-from csr_ray.store.scores import ScoreFolder
-
-Work = tuple[int, RowFile, Job]
-ScoreJobs = Callable[[Sequence[Work]], Iterator[tuple[int, pa.Table]]]
+from csr_ray.store.parts import PartFolder, Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,36 +45,37 @@ class ScoreSummary:
 
 
 def score(
-    captions: PromptFile, *, what: JsonDict, folder: ScoreFolder, score_jobs: ScoreJobs, view: View
+    captions: PromptFile, *, what: JsonDict, folder: PartFolder, score_jobs: DoWork, view: View
 ) -> ScoreSummary:
     """Score the captions that have no score in the folder yet, and sum up all of them.
 
     Args:
         what: says what is scored and by what; a folder that says otherwise is refused.
-        score_jobs: gives, for some work, the table of each piece as it is done (`csr_ray.store.scores.CAPTIONS`).
+        score_jobs: gives, for some pieces, the table of each as it is done (`csr_ray.store.scores.CAPTIONS`).
 
     Raises:
         NoDataError: not one caption has a score.
     """
     started_s = time.perf_counter()
-    folder.begin(what)
-    num_of = {position: job.flags.count(1) for position, _, job in captions.jobs()}
-    left = [work for work in captions.jobs() if not folder.is_done(work[0])]
-    num_left = sum(num_of[position] for position, _, _ in left)
-    if left:
-        with view.stage("score", total=num_left, unit="captions", round_index=None) as stage:
-            for position, table in score_jobs(left):
-                folder.write(position, table)
-                stage.set(done=stage.done + num_of[position], total=num_left)
-    num_set_aside = _set_aside(captions, folder=folder, positions=list(num_of))
-    scores = _numbers(folder, "score", positions=list(num_of))
-    cut = _numbers(folder, "cut", positions=list(num_of))
+    done = do_what_is_left(
+        [Work(position, job.flags.count(1), (file, job)) for position, file, job in captions.jobs()],
+        what=what,
+        folder=folder,
+        quarantine=folder.quarantine,
+        do=score_jobs,
+        view=view,
+        stage="score",
+        unit="captions",
+        rejections=captions.rejections,
+    )
+    scores = _numbers(folder, "score", positions=done.positions)
+    cut = _numbers(folder, "cut", positions=done.positions)
     if not len(scores):
         raise NoDataError(f"CAPTIONS: not one can be scored; {folder.quarantine} has a line with the reason for each")
     low, middle, high = np.quantile(scores, [0.05, 0.5, 0.95]).tolist()
     return ScoreSummary(
         scored=len(scores),
-        set_aside=num_set_aside,
+        set_aside=done.set_aside,
         cut=int(cut.sum()),
         mean=float(scores.mean()),
         std=float(scores.std()),
@@ -88,26 +83,16 @@ def score(
         p50=middle,
         p95=high,
         seconds=time.perf_counter() - started_s,
-        done_before=captions.num - num_left,
+        done_before=done.done_before,
     )
 
 
-def _set_aside(captions: PromptFile, *, folder: ScoreFolder, positions: Sequence[int]) -> int:
-    """Write the quarantine: the rows that are no captions, and the captions that have no score."""
-
-    def rejections() -> Iterator:
-        yield from captions.rejections()
-        yield from folder.rejections(iter(positions))
-
-    return Quarantine(folder.quarantine).rewrite(rejections())
-
-
-def _numbers(folder: ScoreFolder, column: str, *, positions: Sequence[int]) -> np.ndarray:
-    parts = [part.drop_null().to_numpy() for part in folder.column(column, parts=iter(positions))]
+def _numbers(folder: PartFolder, column: str, *, positions: Sequence[int]) -> np.ndarray:
+    parts = [table[column].drop_null().to_numpy() for table in folder.columns(column, positions=positions)]
     return np.concatenate([np.zeros(0), *parts])
 
 
-def print_scores(summary: ScoreSummary, *, folder: ScoreFolder, console: Console) -> None:
+def print_scores(summary: ScoreSummary, *, folder: PartFolder, console: Console) -> None:
     """The table at the end."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     rate = (summary.scored - summary.done_before) / summary.seconds if summary.seconds else 0.0

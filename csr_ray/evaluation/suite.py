@@ -34,6 +34,26 @@ def mark_photos(answers: Mapping[str, str], *, truth: Mapping[str, Sequence[str]
     return chair_metrics(list(answers.values()), truth=[truth[key] for key in answers])
 
 
+DESCRIBED, SAMPLED, YES_NO = "describe", "describe_t1", "yes_no"
+
+Answers = Mapping[str, Mapping[str, str]]
+"""The texts of answers by asking (`Asking.name`) and id of the question."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Questions that are all asked in the same way.
+
+    Attributes:
+        max_tokens: of each answer, at most.
+    """
+
+    name: str
+    questions: tuple[Question, ...]
+    temperature: float
+    max_tokens: int
+
+
 @dataclass(frozen=True)
 class Suite:
     """The questions of a run's benchmarks, with what is needed to mark the answers."""
@@ -68,40 +88,76 @@ class Suite:
             yes_no=tuple(question for question in self.yes_no if question.image in images),
         )
 
+    def askings(self) -> tuple[Asking, ...]:
+        """Everything that is asked of a policy."""
+        askings = []
+        if self.describe:
+            greedy = Asking(DESCRIBED, self.describe, temperature=0.0, max_tokens=self.max_tokens)
+            askings.append(greedy)
+            if self.sampled:
+                askings.append(replace(greedy, name=SAMPLED, temperature=1.0))
+        if self.yes_no:
+            askings.append(Asking(YES_NO, self.yes_no, temperature=0.0, max_tokens=_YES_NO_TOKENS))
+        return tuple(askings)
+
     def measure(
         self, generators: Answering, *, seed: int, on_answer: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
-        """Ask everything of the policy that is served now, and return the metrics.
+        """Ask everything of the policy that is served now, and return the metrics (`marks`)."""
 
-        They are fractions in 0..1, but for `num_images` and the mean number of `sentences`.
-        """
-
-        def ask(questions: Sequence[Question], *, temperature: float, max_tokens: int) -> dict[str, str]:
+        def ask(asking: Asking) -> dict[str, str]:
             texts = {}
-            answers = generators.answer(questions, temperature=temperature, max_tokens=max_tokens, seed=seed)
-            for answer in answers:
+            for answer in generators.answer(
+                asking.questions, temperature=asking.temperature, max_tokens=asking.max_tokens, seed=seed
+            ):
                 texts[answer.id] = answer.text
                 on_answer()
             return texts
 
-        metrics: dict[str, float] = {"num_images": self.num_items}
-        if self.describe:
-            greedy = ask(self.describe, temperature=0.0, max_tokens=self.max_tokens)
+        return self.marks({asking.name: ask(asking) for asking in self.askings()})
+
+    def num_marked(self, answers: Answers) -> int:
+        """Images whose description is there, or answered questions where there are no descriptions."""
+        questions, name = (self.describe, DESCRIBED) if self.describe else (self.yes_no, YES_NO)
+        said = answers.get(name, {})
+        return sum(question.id in said for question in questions)
+
+    def marks(self, answers: Answers) -> dict[str, float]:
+        """The metrics of a run's evaluation, of the answers that there are.
+
+        They are fractions in 0..1, but for `num_images` and the mean number of `sentences`. Of an asking without any
+        answer there are none.
+        """
+        metrics: dict[str, float] = {"num_images": self.num_marked(answers)}
+        if greedy := answers.get(DESCRIBED):
             metrics |= self.mark(greedy, truth=self.truth)
-            if self.sampled:
-                sampled = ask(self.describe, temperature=1.0, max_tokens=self.max_tokens)
-                values = self.mark(sampled, truth=self.truth)
-                metrics |= {f"{name}_t1": value for name, value in values.items()}
-        if self.yes_no:
-            answers = ask(self.yes_no, temperature=0.0, max_tokens=_YES_NO_TOKENS)
-            ids = [question.id for question in self.yes_no]
-            values = pope_metrics([answers[key] for key in ids], labels=[self.labels[key] for key in ids])
+        if sampled := answers.get(SAMPLED):
+            metrics |= {f"{name}_t1": value for name, value in self.mark(sampled, truth=self.truth).items()}
+        if answers.get(YES_NO):
+            values = self.yes_no_marks(answers)
             metrics |= {
                 "pope_acc": values["accuracy"],
                 "pope_f1": values["f1"],
                 "pope_yes_ratio": values["yes_ratio"],
             }
         return metrics
+
+    def yes_no_marks(self, answers: Answers) -> dict[str, float]:
+        """POPE's own metrics (`csr_ray.evaluation.pope.pope_metrics`) of the answers that there are."""
+        said = answers.get(YES_NO, {})
+        ids = [question.id for question in self.yes_no if question.id in said]
+        return pope_metrics([said[key] for key in ids], labels=[self.labels[key] for key in ids])
+
+    def benchmark_marks(self, benchmark: str, *, answers: Answers) -> dict[str, float]:
+        """The metrics of one benchmark, by the names that `csr-ray score-answers` gives them where it knows it.
+
+        Those of `world` are a run's own (`marks`), since it consists of descriptions and questions.
+        """
+        if benchmark == "pope":
+            return self.yes_no_marks(answers)
+        if benchmark == "chair":
+            return self.mark(answers.get(DESCRIBED, {}), truth=self.truth)
+        return self.marks(answers)
 
 
 def load_suite(config: Eval) -> Suite:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job, settle_of_job
+from csr_ray.app.job import grace_of_job, is_ray_job, paths_of_job, run_dir_of_job, settle_of_job
 from csr_ray.app.place import settled
 from csr_ray.errors import ConfigError
 
@@ -76,3 +76,30 @@ def test_a_job_that_is_stopped_waits_for_its_store_no_longer_than_it_is_let(
     with pytest.raises(error), settled(place, say=print, stopped_s=settle_of_job(1.0, environment={})):  # type: ignore[arg-type]
         raise error
     assert place.waited_s == waits_s
+
+
+def test_what_a_job_writes_is_placed_where_it_lasts_and_that_is_said_once() -> None:
+    paths = {"--json": Path("out.json"), "--out": Path("answers/pope"), "--other": None, "--there": Path("/data/x")}
+    placed, line = paths_of_job(paths, environment={"CSR_RAY_RUNS": "/shared"})
+    assert placed == {
+        "--json": Path("/shared/out.json"),
+        "--out": Path("/shared/answers/pope"),
+        "--other": None,
+        "--there": Path("/data/x"),
+    }
+    assert "--json /shared/out.json on " in line and "--out /shared/answers/pope on " in line
+    assert "CSR_RAY_RUNS" in line and "\n" not in line
+    lasts = {"--json": Path("/data/a.json"), "--out": Path("~/b")}
+    assert paths_of_job(lasts, environment={}) == ({"--json": Path("/data/a.json"), "--out": Path.home() / "b"}, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "root", "says"),
+    [
+        ("../a", "/shared", "--out = '../a'.*leads out"),
+        ("a", "s3://bucket/mine", "--out = 'a'.*name an absolute path"),
+    ],
+)
+def test_what_a_job_would_write_elsewhere_is_refused(name: str, root: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        paths_of_job({"--out": Path(name)}, environment={"CSR_RAY_RUNS": root})

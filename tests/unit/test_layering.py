@@ -49,7 +49,7 @@ ROOMS_OF_ACTORS = {
     "pool": {"handover", "process"},
     "train": {"process"},
     "turns": {"pool", "train"},
-    "data": {"score"},
+    "data": {"generate", "process", "score"},
     "runtime": {"cluster", "data", "generate", "pool", "process", "score", "train", "turns"},
 }
 

@@ -13,12 +13,13 @@ import pytest
 from rich.console import Console
 
 from csr_ray.app.console import ConsoleView
-from csr_ray.app.score import Work, print_scores, score
+from csr_ray.app.score import print_scores, score
 from csr_ray.data.prompts import PromptFile
 from csr_ray.data.reading import read_job
 from csr_ray.data.rows import CAPTION_TEXTS
 from csr_ray.errors import ConfigError, NoDataError
-from csr_ray.store.scores import CAPTIONS, ScoreFolder
+from csr_ray.store.parts import PartFolder, Work
+from csr_ray.store.scores import CAPTIONS, score_folder
 
 
 class Scoring:
@@ -28,7 +29,7 @@ class Scoring:
         self.path = tmp_path / "c.jsonl"
         rows = [{"id": "same", "image": "a.png", "caption": f"caption {number}"} for number in range(num)]
         self.path.write_text("\n".join(json.dumps(row) for row in [*rows, {"id": "bad", "image": "a.png"}]))
-        self.folder = ScoreFolder(tmp_path / "scores")
+        self.folder = score_folder(tmp_path / "scores")
         self.asked: list[int] = []
         self.faults: dict[int, str] = {}
         self.stop_after: int | None = None
@@ -42,7 +43,8 @@ class Scoring:
         return summary.scored, summary.set_aside, summary.done_before
 
     def _jobs(self, work: Sequence[Work]) -> Iterator[tuple[int, pa.Table]]:
-        for position, file, job in reversed(work):  # as they are done, not as they were asked for
+        for one in reversed(work):  # as they are done, not as they were asked for
+            position, (file, job) = one.position, one.job
             if self.stop_after is not None and len(self.asked) >= self.stop_after:
                 raise KeyboardInterrupt
             self.asked.append(position)
@@ -63,7 +65,7 @@ def scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scoring:
     return Scoring(tmp_path)
 
 
-def scores(folder: ScoreFolder) -> list[float | None]:
+def scores(folder: PartFolder) -> list[float | None]:
     parts = sorted(folder.root.glob("part_*.parquet"))
     return [row["score"] for part in parts for row in pq.read_table(part).to_pylist()]
 

@@ -1,0 +1,107 @@
+"""The pipeline of every bulk command: pieces of work go in, the tables of their results come out, as they are done.
+
+The actors hold a model and know what to do with a piece; who asks for how many of them, and what becomes of the
+results, is for the command to say.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from actors.data.context import data_context
+from actors.data.work import dataset_of, done, tables
+from csr_ray.machine.placement import ActorOptions
+from csr_ray.store.parts import Work
+
+
+class Worker(Protocol):
+    """What an actor of the pipeline holds."""
+
+    def rows(self, job: Any) -> Iterable[dict[str, Any]]:
+        """A row of `schema` for each item of a piece of work (`Work.job`)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """The actors of a pipeline.
+
+    Attributes:
+        make: the class of a `Worker`, which an actor makes with `arguments`.
+        schema: of the rows that it gives.
+        num: how many actors.
+        calls_at_once: pieces of work that one actor is at, each in a thread of its own.
+        retries: how often a piece is tried again whose actor has died, before that is an error; None: always.
+    """
+
+    make: type
+    arguments: dict[str, Any]
+    schema: pa.Schema
+    num: int
+    options: ActorOptions
+    calls_at_once: int = 1
+    retries: int | None = None
+
+
+def do_work(works: Sequence[Work[Any]], *, workers: Workers) -> Generator[tuple[int, pa.Table], None, None]:
+    """Do pieces of work; gives the position and the table of each as it is done.
+
+    An actor that dies is replaced, and what it was at is done again. Work is handed out as actors have room for it,
+    and results are held back while nobody takes them.
+
+    Raises:
+        UserError: as it was raised in an actor.
+        ActorFailure: something else went wrong in an actor, or actors died too often at one piece.
+    """
+    from ray.data import ActorPoolStrategy
+
+    # With few pieces each actor should have some, though one that starts first could take them all.
+    calls = max(1, min(workers.calls_at_once, -(-len(works) // workers.num)))
+    retries = -1 if workers.retries is None else workers.retries
+    with data_context(is_in_order=False), warnings.catch_warnings():
+        # Ray 2.60 warns of what only 2.64 has another way for; setup.cfg names the version.
+        warnings.filterwarnings("ignore", message="`ray_remote_args_fn` is deprecated")
+        dataset = dataset_of([(work.position, work.job) for work in works]).map_batches(
+            _Pipe,
+            fn_constructor_kwargs={"make": workers.make, "arguments": workers.arguments, "schema": workers.schema},
+            batch_size=None,
+            compute=ActorPoolStrategy(
+                size=workers.num,
+                max_concurrent_calls_per_actor=calls,
+                max_tasks_in_flight_per_actor=calls + 1,
+                enable_true_multi_threading=calls > 1,
+            ),
+            num_cpus=workers.options.num_cpus,
+            num_gpus=workers.options.num_gpus,
+            runtime_env={"env_vars": workers.options.environment},
+            # Actors are replaced as often as they die; what is counted are the deaths that one piece has seen.
+            ray_remote_args_fn=lambda: {"max_task_retries": retries},
+        )
+    with closing(tables(dataset)) as results:
+        for table in results:
+            for row in table.to_pylist():
+                yield row["position"], pa.ipc.open_stream(row["rows"]).read_all()
+
+
+class _Pipe:
+    """What each actor of the pipeline is for Ray Data: a worker, and the way that its rows travel."""
+
+    def __init__(self, make: type, *, arguments: dict[str, Any], schema: pa.Schema) -> None:
+        self._worker: Worker = make(**arguments)
+        self._schema = schema
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        return done(batch, do=self._do)
+
+    def _do(self, work: tuple[int, Any]) -> Iterator[pa.Table]:
+        position, job = work
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self._schema) as stream:
+            stream.write_table(pa.Table.from_pylist(list(self._worker.rows(job)), schema=self._schema))
+        yield pa.table({"position": [position], "rows": [sink.getvalue().to_pybytes()]})

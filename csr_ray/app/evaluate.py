@@ -1,0 +1,142 @@
+"""What `csr-ray eval` does, given a benchmark and somebody who answers it: goes on where it was, and marks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from csr_ray.app.bulk import DoWork, do_what_is_left
+from csr_ray.errors import NoDataError
+from csr_ray.evaluation.chunks import AnswerJob, by_image
+from csr_ray.evaluation.suite import Suite
+from csr_ray.policy.source import local_folder, revision_of
+from csr_ray.records import JsonDict
+from csr_ray.stages.view import View
+from csr_ray.store.parts import PartFolder, Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an evaluation came to, as its JSON file says it.
+
+    Attributes:
+        n: images whose description was marked, or answers where there are no descriptions.
+        metrics: by the names of `csr-ray score-answers` (pope, chair), or of a run's evaluation (world).
+        skipped: how many questions have no answer, by the reason without the picture's name.
+    """
+
+    benchmark: str
+    n: int
+    metrics: dict[str, float]
+    skipped: dict[str, int]
+
+    def to_plain(self) -> JsonDict:
+        return asdict(self)
+
+
+def evaluate(
+    suite: Suite,
+    *,
+    benchmark: str,
+    what: JsonDict,
+    folder: PartFolder,
+    quarantine: Path,
+    answer_jobs: DoWork,
+    view: View,
+) -> Evaluation:
+    """Answer the questions that have no answer in the folder yet, and mark all of them.
+
+    Args:
+        what: says what is asked of whom; a folder that says otherwise is refused.
+        quarantine: the file that lists the questions without an answer.
+        answer_jobs: gives, for some pieces of `works_of`, the table of each as it is done
+            (`csr_ray.store.answers.ANSWERS`).
+
+    Raises:
+        NoDataError: not one question has an answer.
+    """
+    done = do_what_is_left(
+        list(works_of(suite)),
+        what=what,
+        folder=folder,
+        quarantine=quarantine,
+        do=answer_jobs,
+        view=view,
+        stage="evaluate",
+        unit="answers",
+    )
+    if done.done_before:
+        view.say(f"{done.done_before} answers were there already")
+    answers: dict[str, dict[str, str]] = {}
+    skipped: Counter[str] = Counter()
+    for table in folder.columns("asked_as", "id", "image", "answer", "reason", positions=done.positions):
+        for row in table.to_pylist():
+            if row["reason"] is None:
+                answers.setdefault(row["asked_as"], {})[row["id"]] = row["answer"]
+            else:
+                skipped[row["reason"].replace(f" {row['image']}:", ":")] += 1
+    if not answers:
+        raise NoDataError(
+            f"{benchmark}: not one question can be answered; first reason: {done.first_reason or 'there is none'}; "
+            f"{quarantine} has a line for each"
+        )
+    if done.set_aside:
+        view.say(f"{done.set_aside} without an answer, see {quarantine}; first reason: {done.first_reason}")
+    return Evaluation(
+        benchmark=benchmark,
+        n=suite.num_marked(answers),
+        metrics=suite.benchmark_marks(benchmark, answers=answers),
+        skipped=dict(sorted(skipped.items())),
+    )
+
+
+def works_of(suite: Suite) -> Iterator[Work[AnswerJob]]:
+    """What is asked, in pieces of one call each; the same questions make the same pieces."""
+    position = 0
+    for asking in suite.askings():
+        for questions in by_image(asking.questions):
+            job = AnswerJob(
+                asked_as=asking.name,
+                questions=tuple(questions),
+                temperature=asking.temperature,
+                max_tokens=asking.max_tokens,
+            )
+            yield Work(position, len(questions), job)
+            position += len(questions)
+
+
+def what_is_asked(suite: Suite, *, reference: str, dtype: str, seed: int) -> JsonDict:
+    """Says, for the folder of the answers, what is asked of whom.
+
+    Args:
+        reference: of the model (`csr_ray.policy.source`); of a folder the sizes and times of its files count, too.
+    """
+    return {
+        "model": reference,
+        "model_files": _stamps(local_folder(reference)) if revision_of(reference) is None else [],
+        "dtype": dtype,
+        "seed": seed,
+        "questions": _digest([asdict(asking) for asking in suite.askings()]),
+    }
+
+
+def _stamps(folder: Path) -> list[tuple[str, int, int]]:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
+
+def _digest(content: Sequence[JsonDict]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def print_evaluation(found: Evaluation, *, console: Console) -> None:
+    """The line at the end."""
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items() if name != "num_images")
+    line = f"{found.benchmark}: n {found.n}, {metrics}; skipped {sum(found.skipped.values())}"
+    console.print(line, markup=False, soft_wrap=True)

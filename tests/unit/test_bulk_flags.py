@@ -1,0 +1,97 @@
+"""What `csr-ray eval` and `csr-ray score` refuse, in words that name their own flags, and where a job writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from actors import runtime
+from csr_ray.__main__ import main
+from csr_ray.app.console import ConsoleView
+from csr_ray.config.schema import Scorers
+from csr_ray.errors import ConfigError
+from csr_ray.machine.fit import Node
+from csr_ray.machine.placement import scorer_demand
+
+EVAL = ["eval", "--model", "./none", "--benchmark", "pope", "--data", ".", "--json", "out.json"]
+SCORE = ["score", "none.jsonl", "--scorer", "./none", "--out", "scores"]
+
+
+@pytest.mark.parametrize("command", [EVAL, SCORE], ids=["eval", "score"])
+@pytest.mark.parametrize("flag", [["--actors", "0"], ["--gpus", "-1"], ["--wait", "0"], ["--wait", "inf"]])
+def test_numbers_that_mean_nothing_are_refused(
+    command: list[str], flag: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*command, *flag])
+    assert caught.value.code == 2
+    assert f"argument {flag[0]}: " in capsys.readouterr().err
+
+
+def test_an_engine_has_whole_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*EVAL, "--gpus", "0.5"])
+    assert "argument --gpus: 0.5: a whole number" in capsys.readouterr().err
+
+
+def test_an_engine_for_gpus_without_one_is_refused_by_the_flags_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("csr_ray.app.run.serves_on_gpus", lambda: True)
+    monkeypatch.setattr("csr_ray.app.run.check_policy", lambda model: None)
+    assert main([*EVAL[:-1], str(tmp_path / "out.json"), "--gpus", "0"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("csr-ray: --gpus = 0: ") and "set --gpus=1" in said and "generators" not in said
+
+
+@pytest.mark.parametrize("command", [EVAL, SCORE], ids=["eval", "score"])
+def test_a_job_writes_where_it_lasts_and_says_so_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("CSR_RAY_RUNS", str(tmp_path / "runs"))
+    assert main([*command, "--out", "mine/parts", "--json", "mine/out.json"]) == 2
+    first = capsys.readouterr().out.splitlines()[0]
+    assert f"--json {tmp_path}/runs/mine/out.json on " in first
+    assert f"--out {tmp_path}/runs/mine/parts on " in first
+    assert main([*command, "--json", "../out.json"]) == 2
+    assert "--json = '../out.json': a job's relative path is placed below" in capsys.readouterr().err
+
+
+class Connected:
+    """A Ray of one small node, which is somebody's cluster."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_closed = False
+        self.waited: list[dict[str, Any]] = []
+        monkeypatch.setattr(runtime, "_connect", lambda *_, **__: self)
+        monkeypatch.setattr(runtime, "_nodes", lambda: [Node(name="node 0", cpus=2, gpus=0)])
+        monkeypatch.setattr(runtime, "cluster_address", lambda: "somewhere")
+        monkeypatch.setattr(runtime, "wait_for_place", lambda demand, **how: self.waited.append(how))
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def ask(self, *, autoscales: bool) -> None:
+        runtime.connect_bulk(
+            scorer_demand(Scorers(min=3, max=3)),
+            autoscales=autoscales,
+            wait_s=7.0,
+            view=ConsoleView(num_rounds=0, console=Console(quiet=True)),
+            on_ray_lost=lambda reason: None,
+        )
+
+
+def test_a_cluster_that_is_too_small_is_refused_unless_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    connected = Connected(monkeypatch)
+    with pytest.raises(ConfigError, match=r"no room for 1 scorer .* adds nodes to this cluster, give --autoscales$"):
+        connected.ask(autoscales=False)
+    assert connected.is_closed and not connected.waited
+    connected = Connected(monkeypatch)
+    connected.ask(autoscales=True)
+    assert not connected.is_closed
+    assert [(how["wait_s"], how["key"]) for how in connected.waited] == [(7.0, "--wait")]
