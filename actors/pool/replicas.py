@@ -67,8 +67,11 @@ class Replicas:
         return self.logs / f"{role}_{slot}.log"
 
     def last_lines(self, role: Role, slot: int) -> str:
-        """The end of an actor's log, for an error message; empty if it has none."""
+        """The end of an actor's log, for an error message; where its node does not see the folder, how to read it."""
         log = self.log(role, slot)
+        actor = self._actors[role].get(slot)
+        if actor is not None and not log.exists():
+            return f"its log is with its node's: ray logs actor --id {actor._actor_id.hex()} --err"
         lines = tail(log)
         return f"last lines of {log}:\n{lines}" if lines else ""
 
