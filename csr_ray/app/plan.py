@@ -24,6 +24,13 @@ from csr_ray.machine.fit import Node, gpus_needed
 from csr_ray.machine.kinds import gpu_memory_bytes
 from csr_ray.machine.layout import in_words, lay_out
 from csr_ray.machine.memory import count_weights
+from csr_ray.machine.model_shape import shape_of_model
+from csr_ray.machine.needs import (
+    EXPECTED_SENTENCE_TOKENS,
+    EXPECTED_SENTENCES,
+    engine_bytes,
+    train_worker_bytes,
+)
 from csr_ray.machine.placement import demands_of
 from csr_ray.methods.base import method_of
 from csr_ray.policy.clip_source import check_clip_source
@@ -32,13 +39,11 @@ from csr_ray.policy.stored import listed
 from csr_ray.store.objects import is_url, local_path, open_store
 
 _WORLD = "${world}"
+_GIB = 2**30
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "image_processor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-# Sentences of an answer to a "describe" prompt, for the estimate only.
-_EXPECTED_SENTENCES = 6
-_EXPECTED_SENTENCE_TOKENS = 25
 _CLIP_MARKS = 2  # tokens that CLIP puts around a sentence
 # Tokens a second of one generator on a GPU: an assumption, of the order of a 7B model on a large GPU.
 _TOKENS_PER_S = 3000.0
@@ -142,10 +147,10 @@ def make_plan(config: Config, *, num_prompts: int | None) -> Plan:
     if not method_of(config).needs_scorer:  # what is known of a tree is not known of other rollouts
         return Plan(config=config, num_prompts_a_round=per_round, nodes_a_prompt=None, tokens_a_round=None)
     search = config.search
-    depth = min(search.max_sentences, _EXPECTED_SENTENCES)
+    depth = min(search.max_sentences, EXPECTED_SENTENCES)
     most_alive = search.keep_all_up_to or search.width  # a depth with so few open nodes is not pruned
     nodes = search.candidates * (1 + most_alive * (depth - 1))
-    tokens_a_sentence = min(search.max_sentence_tokens, _EXPECTED_SENTENCE_TOKENS)
+    tokens_a_sentence = min(search.max_sentence_tokens, EXPECTED_SENTENCE_TOKENS)
     return Plan(
         config=config,
         num_prompts_a_round=per_round,
@@ -191,7 +196,7 @@ def print_plan(plan: Plan, *, console: Console | None = None, nodes: Sequence[No
     if plan.nodes_a_prompt is not None:
         tree = (
             f"up to {plan.nodes_a_prompt} sentences each, {tokens} tokens to generate "
-            f"(at {_EXPECTED_SENTENCES} sentences an answer), "
+            f"(at {EXPECTED_SENTENCES} sentences an answer), "
         )
     console.print(
         f"a round: {prompts} prompts, {tree}at most {steps} optimizer steps of {config.train.batch_size} pairs"
@@ -202,8 +207,27 @@ def print_plan(plan: Plan, *, console: Console | None = None, nodes: Sequence[No
             console.print(layout, soft_wrap=True, markup=False)
     elif gpus := gpus_needed(demands_of(config, needs_scorer=method_of(config).needs_scorer)):
         console.print(f"GPUs: {gpus} on one machine; one with less is refused when the run starts")
+    for words in _memory_lines(config):
+        console.print(words, soft_wrap=True)
     if (line := _scoring_line(plan)) is not None:
         console.print(line)
+
+
+def _memory_lines(config: Config) -> list[str]:
+    """What of a GPU's memory an engine and a train worker need; nothing where no GPU is used or no shape is known."""
+    uses_gpus = config.generators.gpus or config.cluster.layout not in ("given", "cpu")
+    shape = shape_of_model(config.policy.model) if uses_gpus else None
+    if shape is None:
+        return []
+    needed = {
+        "an engine": engine_bytes(config, shape=shape),
+        "a train worker": train_worker_bytes(config, shape=shape),
+    }
+    return [
+        f"memory of {who}, about {sum(parts.values()) / _GIB:.0f} GiB of each GPU: "
+        + ", ".join(f"{num_bytes / _GIB:.1f} {part}" for part, num_bytes in parts.items())
+        for who, parts in needed.items()
+    ]
 
 
 def _layouts(config: Config, *, nodes: Sequence[Node]) -> list[str]:

@@ -6,7 +6,7 @@ torch's meta device, which holds no numbers. Whether a GPU agrees with the estim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,8 @@ from csr_ray.config.load import load_config
 from csr_ray.config.schema import Config
 from csr_ray.machine.clip_cost import open_clip_config
 from csr_ray.machine.fit import Node, seating
+from csr_ray.machine.model_shape import ModelShape, shape_of_model
+from csr_ray.machine.needs import PROMPT_TOKENS, engine_bytes, train_worker_bytes
 from csr_ray.machine.placement import check_engine_has_gpu, demands_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -86,10 +88,6 @@ SHAPES = {
         num_parameters=8.29e9, image_tokens=round(640 / 28) * round(480 / 28), longest=128000,
     ),
 }  # fmt: skip
-PROMPT_TOKENS = 64  # the longest of the released questions with the words of the chat template, and some to spare
-SENTENCE_TOKENS = 25
-FEWEST_TREES = 16  # of 15 children each, which makes a batch; the engine itself finds out how many more it can hold
-SENTENCES = 6  # of a description, as the plan expects it
 
 
 def config_of(name: str, overrides: Sequence[str] = ()) -> Config:
@@ -141,6 +139,20 @@ def lora_parameters(config: Config) -> int:
 @pytest.mark.parametrize("model", SHAPES)
 def test_the_shapes_written_down_here_are_the_released_ones(model: str) -> None:
     assert num_parameters(model) == pytest.approx(SHAPES[model].num_parameters, rel=0.005)
+
+
+@pytest.mark.parametrize("model", SHAPES)
+def test_a_plan_reckons_with_the_shape_that_the_model_s_own_modules_have(model: str) -> None:
+    shape = shape_of_model(model)
+    assert shape is not None
+    assert shape.num_weights == num_parameters(model)
+    of_language = [
+        parameter.numel()
+        for name, parameter in meta_model(model).named_parameters()
+        if "language_model" in name.split(".") or name.startswith("lm_head")
+    ]
+    assert shape.num_text_weights == sum(of_language)
+    assert shape.image_tokens == SHAPES[model].image_tokens
 
 
 @each_config
@@ -245,54 +257,22 @@ def test_everybody_has_a_seat_on_the_machine_that_the_header_names(
     assert fewer.standing, "the header could name a smaller machine"
 
 
-def engine_gib(config: Config) -> dict[str, float]:
-    """Parts of an engine's memory on each GPU, with the cache of the fewest trees that are worth an engine.
+def in_gib(parts: Mapping[str, int]) -> dict[str, float]:
+    return {name: num_bytes / GIB for name, num_bytes in parts.items()}
 
-    A tree holds its prompt once, half an answer for each node that is alive, and a sentence for each candidate of it.
-    """
-    shape, search = SHAPES[config.policy.model], config.search
-    text = shape.text
-    head = text["hidden_size"] // text["num_attention_heads"]
-    token_bytes = 2 * 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * head
-    tree = (
-        shape.image_tokens
-        + PROMPT_TOKENS
-        + search.width * (SENTENCES * SENTENCE_TOKENS // 2 + search.candidates * SENTENCE_TOKENS)
-    )
-    gpus = max(1, int(config.generators.gpus))
-    return {
-        "weights": 2 * num_parameters(config.policy.model) / gpus / GIB,
-        # vLLM measures it with the largest picture and batch; CUDA graphs and NCCL are in it.
-        "activations and graphs": 4.0,
-        "cache": FEWEST_TREES * tree * token_bytes / gpus / GIB,
-    }
+
+def engine_gib(config: Config) -> dict[str, float]:
+    return in_gib(engine_bytes(config, shape=shape_of(config)))
 
 
 def trainer_gib(config: Config) -> dict[str, float]:
-    """Parts of a train worker's memory, at the longest pair there may be.
+    return in_gib(train_worker_bytes(config, shape=shape_of(config)))
 
-    Activations that a decoder layer keeps for its backward pass, a token: 28 bytes for each of `hidden_size` (norms,
-    also in float32, projections and residual) and 8 for each of `intermediate_size`.
-    """
-    train, shape = config.train, SHAPES[config.policy.model]
-    text = shape.text
-    rows = train.micro_batch_size or train.batch_size // train.workers
-    answers = 2 * config.search.max_answer_tokens
-    tokens = rows * min(shape.image_tokens + PROMPT_TOKENS + answers, 2 * train.max_length)
-    layer = tokens * (28 * text["hidden_size"] + 8 * text["intermediate_size"])
-    layers = text["num_hidden_layers"]
-    kept = layer + layers * tokens * 2 * text["hidden_size"] if train.gradient_checkpointing else layers * layer
-    lora = lora_parameters(config)
-    split = train.workers if train.deepspeed_stage >= 1 else 1
-    frozen_split = train.workers if train.deepspeed_stage == 3 else 1
-    return {
-        "frozen weights": 2 * num_parameters(config.policy.model) / frozen_split / GIB,
-        "LoRA and its gradients": 4 * lora / GIB,
-        "optimizer (master weights and two moments in float32)": 12 * lora / split / GIB,
-        "activations": kept / GIB,
-        # A tile of the output head in float32, gathered layers of ZeRO-3, CUDA and NCCL.
-        "other": 4.0,
-    }
+
+def shape_of(config: Config) -> ModelShape:
+    shape = shape_of_model(config.policy.model)
+    assert shape is not None
+    return shape
 
 
 @each_config
@@ -326,6 +306,14 @@ def test_a_scorer_beside_an_engine_has_what_the_engine_leaves(
         left -= config.train.gpus_per_worker * GPU_GIB
     # 428 M numbers in float32, CUDA, and a batch: 64 pictures keep 577 x 1024 floats a layer only while it is at it.
     assert left >= 4 * 428e6 / GIB + 3
+
+
+@each_config
+def test_a_plan_s_adapter_is_as_large_as_the_trainer_s(name: str, overrides: tuple[str, ...], num_gpus: int) -> None:
+    config = config_of(name, overrides)
+    train = config.train
+    planned = shape_of(config).num_lora_weights(rank=train.lora_rank, targets=train.lora_targets)
+    assert planned == lora_parameters(config)
 
 
 def test_an_adapter_of_llava_7b_has_610_mib() -> None:

@@ -219,7 +219,7 @@ def _generator(family: Family) -> GeneratorActor:
     """One around the engine that already runs."""
     generator = GeneratorActor(EngineSettings.of(family.config), model=str(family.model))
     generator._engine.close()
-    generator._engine = family.engine
+    generator._engine = generator._host.engine = family.engine
     return generator
 
 
