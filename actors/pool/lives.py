@@ -266,7 +266,7 @@ class Lives:
         while self._to_replace and self._to_replace[0][0] <= now_s:
             _, dead = heapq.heappop(self._to_replace)
             self._restarted_s[dead.slot].append(now_s)
-            self.starting(dead.successor(), now_s=now_s)
+            self.starting(dead.successor(), now_s=now_s, begins=dead in self._begins_with)
             replaced.append((dead, dead.successor()))
         return replaced
 

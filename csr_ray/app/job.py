@@ -100,7 +100,7 @@ def _lasting(name: str) -> str | None:
     """The path or URL itself if it lasts, with the home folder's name in it; None if it is relative."""
     if "://" in name:
         return name
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     return str(path) if path.is_absolute() else None
 
 
@@ -108,13 +108,13 @@ def _below_runs(name: str, *, key: str, environment: Mapping[str, str]) -> tuple
     """A relative path's place below the root of a job's runs, and how that place is called in a line."""
     said = environment.get(_RUNS) or _RUNS_BY_DEFAULT
     is_store = "://" in said
-    root = Path(said).expanduser()
+    root = Path(os.path.expanduser(said))
     if not is_store and not root.is_absolute():
         raise ConfigError(
             f"{_RUNS} = {str(root)!r}: it has to be an absolute path, because a job's folder does not last"
         )
     relative = os.path.normpath(name)
-    if relative.startswith(".."):
+    if relative.split(os.sep)[0] == ".." or name.startswith("~"):  # of a user whom nobody knows here
         raise ConfigError(
             f"{key} = {name!r}: a job's relative path is placed below {said if is_store else root} ({_RUNS}), and "
             "this one leads out of there; name an absolute path"

@@ -60,7 +60,7 @@ def placed_path(name: str) -> str:
     if "://" in name:
         return name
     path = Path(os.path.expanduser(name))
-    stays = works_in_a_copy() and not os.path.normpath(path).startswith("..")
+    stays = works_in_a_copy() and os.path.normpath(path).split(os.sep)[0] != ".."
     return os.path.normpath(path) if stays else str(path.absolute())
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -110,10 +111,10 @@ def check_paths(config: Config) -> None:
     check_policy(config.policy.model)
     if config.scorer is not None:
         check_clip_source(config.scorer.model)
-    if "://" not in config.data.prompts and not Path(config.data.prompts).expanduser().exists():
+    if "://" not in config.data.prompts and not Path(os.path.expanduser(config.data.prompts)).exists():
         raise ConfigError(f"data.prompts = {config.data.prompts!r}: no such file")
     images = config.data.images
-    if images is not None and "://" not in images and not Path(images).expanduser().is_dir():
+    if images is not None and "://" not in images and not Path(os.path.expanduser(images)).is_dir():
         raise ConfigError(f"data.images = {images!r}: no such folder")
     if config.eval.benchmarks:
         _check_eval_data(str(config.eval.data))
@@ -239,7 +240,7 @@ def _layouts(config: Config, *, nodes: Sequence[Node]) -> list[str]:
         machine = Node(name="a machine", cpus=_MANY_CPUS, gpus=num)
         lines.append(f"  on {num} GPU{'s' * (num != 1)}: {_layout_in_words(config, nodes=[machine], num_weights=0)}")
     if nodes:
-        folder = Path(config.policy.model).expanduser()
+        folder = Path(os.path.expanduser(config.policy.model))
         words = _layout_in_words(config, nodes=nodes, num_weights=count_weights(folder) if folder.is_dir() else 0)
         lines.append(f"  on this cluster ({_gpus_in_words(nodes)}): {words}")
     return lines
@@ -298,7 +299,7 @@ def check_policy(model: str) -> None:
     Raises:
         ConfigError: it is neither a Hugging Face model folder nor a hub id.
     """
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))
     if is_hub_id(model):
         return
     if is_url(model):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ class ClipCost:
 
 def open_clip_config(model: str) -> Mapping[str, Any] | None:
     """The config of a folder, or of NAME or NAME/PRETRAINED as open_clip lists them; None if there is none here."""
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))
     if (folder / "open_clip_config.json").is_file():
         return dict(json.loads((folder / "open_clip_config.json").read_text())["model_cfg"])
     spec = importlib.util.find_spec("open_clip")

@@ -6,6 +6,7 @@ Imports no torch and no transformers, so a plan can ask it. Families: LLaVA (a L
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ class ModelShape:
 
 def shape_of_model(model: str) -> ModelShape | None:
     """The shape of a Hugging Face folder, or of a released model by its hub id; None if it is not known here."""
-    file = Path(model).expanduser() / "config.json"
+    file = Path(os.path.expanduser(model)) / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else _RELEASED.get(model)
         shape = shape_of_config(config) if config is not None else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def clip_source(model: str) -> ClipSource:
         fetched = stored_folder(stored_reference(model, key=_KEY, files=_FILES), key=_KEY, files=_FILES)
         _check_folder(fetched, model=model)
         return ClipSource(name=f"{_FOLDER}{fetched}")
-    folder = Path(model.removeprefix(_FOLDER)).expanduser()
+    folder = Path(os.path.expanduser(model.removeprefix(_FOLDER)))
     if folder.is_dir():
         _check_folder(folder, model=model)
         return ClipSource(name=f"{_FOLDER}{folder}")
@@ -75,7 +76,7 @@ def clip_source(model: str) -> ClipSource:
 
 def clip_folder(model: str) -> Path | None:
     """The absolute path of a scorer that is a folder on this machine; None of any other."""
-    folder = Path(model.removeprefix(_FOLDER)).expanduser()
+    folder = Path(os.path.expanduser(model.removeprefix(_FOLDER)))
     return folder.absolute() if folder.is_dir() else None
 
 
@@ -87,10 +88,10 @@ def with_paths(model: str, *, of: Callable[[str], str]) -> str:
     if is_url(model) or model.startswith(_HUB):
         return model
     bare = model.removeprefix(_FOLDER)
-    if bare != model or Path(bare).expanduser().is_dir():
+    if bare != model or Path(os.path.expanduser(bare)).is_dir():
         return f"{model[: len(model) - len(bare)]}{of(bare)}"
     name, _, weights = model.partition("/")
-    is_file = ("." in weights or "/" in weights) and Path(weights).expanduser().is_file()
+    is_file = ("." in weights or "/" in weights) and Path(os.path.expanduser(weights)).is_file()
     return f"{name}/{of(weights)}" if is_file else model
 
 
@@ -200,7 +201,7 @@ def _listed(model: str) -> ClipSource:
         raise _refused(model, f"it names no weights, so that the towers would be random; write {remedy}")
     tag = open_clip.get_pretrained_cfg(name, weights)
     if not tag:
-        file = Path(weights).expanduser()
+        file = Path(os.path.expanduser(weights))
         if file.is_file():
             return ClipSource(name=name, weights=str(file))
         possible = {f"{listed}/{its}" for listed, its in open_clip.list_pretrained() if _fits(listed, its)}

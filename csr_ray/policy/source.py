@@ -9,6 +9,7 @@ run that goes on later, and every node, has the same weights. Hugging Face's cac
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from csr_ray.errors import ConfigError
@@ -42,7 +43,7 @@ def reference_of(model: str, *, revision: str | None = None) -> str:
     if is_url(model):
         return stored_reference(model, key=_KEY, files=_FILES, revision=revision)
     if not is_hub_id(model):
-        return str(Path(model).expanduser().absolute())
+        return str(Path(os.path.expanduser(model)).absolute())
     return f"{model}@{_fetched(model, revision=revision).name}"
 
 

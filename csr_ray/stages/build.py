@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from collections import Counter
@@ -120,9 +121,13 @@ def _commit(state: RunState, cycle: Cycle, total: Outcome, digest: Digest, *, se
 
 
 def _source(prompts: str) -> JsonDict | None:
-    """The prompt file as it is now; None if it is not a file of this machine."""
-    path = Path(prompts).expanduser()
-    return {"path": str(path.absolute()), **Digest.of_file(path).to_plain()} if path.is_file() else None
+    """The prompt file as it is now; None if it is not a file of this machine.
+
+    Its path is the one that actors were given: absolute, but in the working folder of a job, whose own name does not
+    last.
+    """
+    path = Path(os.path.expanduser(prompts))
+    return {"path": str(path), **Digest.of_file(path).to_plain()} if path.is_file() else None
 
 
 def _build_unit(state: RunState, cycle: Cycle, unit: Unit) -> tuple[Path, Outcome]:

@@ -285,8 +285,8 @@ def is_url(name: str) -> bool:
 
 
 def local_path(name: str) -> Path:
-    """The path of a local folder, given as a path or as a `file://` URL."""
-    return Path(name.partition("://")[2] if name.lower().startswith("file://") else name)
+    """The path of a local folder, given as a path, which may begin with `~`, or as a `file://` URL."""
+    return Path(name.partition("://")[2] if name.lower().startswith("file://") else os.path.expanduser(name))
 
 
 def _options(driver: str) -> dict[str, Any]:

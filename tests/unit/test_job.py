@@ -62,6 +62,14 @@ def test_a_job_ends_before_it_is_killed(grace_s: float, wait: str | None, left_s
     assert 1.0 <= settle_of_job(left_s, environment=environment) <= max(1.0, wait_s - left_s - 1.0)
 
 
+def test_names_that_only_look_as_if_they_led_out() -> None:
+    assert run_dir_of_job("..runs/a", environment={"CSR_RAY_RUNS": "/shared"})[0] == "/shared/..runs/a"
+    with pytest.raises(ConfigError, match="name an absolute path"):
+        run_dir_of_job("~nobody-has-this-name/a", environment={"CSR_RAY_RUNS": "/shared"})
+    with pytest.raises(ConfigError, match="it has to be an absolute path"):
+        run_dir_of_job("a", environment={"CSR_RAY_RUNS": "~nobody-has-this-name/a"})
+
+
 @pytest.mark.parametrize(("error", "waits_s"), [(KeyboardInterrupt, 1.0), (RuntimeError, 30.0)])
 def test_a_job_that_is_stopped_waits_for_its_store_no_longer_than_it_is_let(
     error: type[BaseException], waits_s: float

@@ -125,6 +125,12 @@ def test_a_config_whose_paths_are_there_is_accepted(usable: dict[str, dict]) -> 
         ("scorer", "model", "ViT-L-14-336/openai", "write ViT-L-14-336-quickgelu/openai"),
         ("scorer", "model", "{folder}/held", "not an open_clip folder; missing: open_clip_config.json"),
         ("data", "prompts", "{folder}/none.jsonl", "no such file"),
+        # The home of a user whom nobody knows here.
+        ("policy", "model", "~nobody-has-this-name/model", "no such folder"),
+        ("scorer", "model", "~nobody-has-this-name/clip", "no such folder"),
+        ("data", "prompts", "~nobody-has-this-name/p.jsonl", "no such file"),
+        ("data", "images", "~nobody-has-this-name/images", "no such folder"),
+        ("eval", "data", "~nobody-has-this-name/heldout", "no such folder"),
         ("data", "images", "{folder}/none", "no such folder"),
         ("eval", "data", "{folder}/none", "no such folder"),
         ("run", "dir", "s3://bucket", "it names no folder in the bucket"),

@@ -205,6 +205,15 @@ def test_a_run_does_not_begin_with_fewer_than_the_least_and_ends_where_one_of_th
     assert isinstance(end, GiveUp) and end.lacks_room and end.replica == TWO
 
 
+def test_who_takes_the_place_of_one_that_died_while_the_run_began_is_waited_for_no_longer() -> None:
+    pool = Pool(num=0, least=2, place_s=300.0, start_s=900.0, restarts=8)
+    pool.step(Starting(ONE), Starting(TWO), now_s=0.0)
+    pool.step(Answered(ONE), Joined(ONE), Answered(TWO), now_s=20.0)
+    assert pool.step(Died(TWO, "its node is gone"), now_s=30.0) == []
+    (end,) = [action for at_s in range(31, 400) for action in pool.step(now_s=float(at_s))]
+    assert isinstance(end, GiveUp) and end.lacks_room and end.replica == TWO.successor()
+
+
 def test_room_is_given_away_once_and_what_only_seemed_to_be_room_is_given_back() -> None:
     """Two halves of two GPUs look like room for one that needs a whole one."""
     pool = Pool(num=1000)
