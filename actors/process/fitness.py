@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actors.process.leftovers import own_folder
+from csr_ray.data.files import WEB, UnreadableError, open_file, scheme_of
 from csr_ray.errors import ConfigError
 from csr_ray.policy.clip_source import clip_folder, fetch_clip
 from csr_ray.policy.source import is_here, local_folder
@@ -49,6 +50,8 @@ _MOST_SKEW_S = 60.0
 _FREE_BYTES = 512 * 2**20
 _SAME_FOLDER = "put the same folder at that path on every node (a shared disk), or name a hub id"
 _SAME_TAR = "put it at that path on every node (a shared disk), or name the tar by a URL (s3://...)"
+_SAME_PICTURES = "put the pictures on a disk that every node has at the same path"
+_SAME_STORE = "give every node the credentials of that store and its driver (pip install 'csr_ray[s3]', gcs or azure)"
 _GPU_PROBE = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
 _GPU_PROBE_S = 60.0
 
@@ -63,8 +66,8 @@ class Wanted:
         scorer: `scorer.model`; None: nothing is scored.
         scorer_folder: the scorer's absolute path, if it is a folder; else "".
         scorer_files: sizes of its files, by name.
-        picture: a picture that the driver can read; "": none lies on a disk.
-        picture_bytes: its size.
+        picture: a picture that the driver can read, on a disk or in a store; "": there is none.
+        picture_bytes: its size on a disk; 0: it is in a store.
         archives: sizes in bytes of tars on a disk, of which pictures are members, by path.
         versions: of packages, and of Python.
     """
@@ -84,7 +87,8 @@ class Wanted:
         """What this machine has.
 
         Args:
-            picture: a path or URL of a picture; one that is no file here says nothing of the others.
+            picture: a path or URL of a picture; one that cannot be read here, or is of the web, says nothing of the
+                others.
             archives: paths of the tars of pictures; such as are no files here are left out.
         """
         is_file = os.path.isfile(picture)
@@ -96,7 +100,7 @@ class Wanted:
             scorer_folder="" if clip is None else str(clip),
             scorer_files={} if clip is None else _sizes(clip),
             # As it is named, because in a job's folder a relative path is right on every node.
-            picture=picture if is_file else "",
+            picture=picture if is_file or (_is_stored(picture) and not _store_fault(picture)) else "",
             picture_bytes=os.path.getsize(picture) if is_file else 0,
             archives={path: os.path.getsize(path) for path in archives if os.path.isfile(path)},
             versions=_versions(),
@@ -155,7 +159,7 @@ def look(wanted: Wanted, *, roles: Collection[str], num_gpus: float = 0.0) -> Lo
         versions=_versions(),
         policy=_difference(wanted.policy, sizes=wanted.policy_files) if serves_policy else "",
         scorer=_difference(wanted.scorer_folder, sizes=wanted.scorer_files) if serves_clip else "",
-        picture=_file_fault(wanted.picture, num_bytes=wanted.picture_bytes) if roles and wanted.picture else "",
+        picture=_picture_fault(wanted) if roles and wanted.picture else "",
         archive=_archive_fault(wanted) if roles else "",
         temporary=_temporary_fault() if roles else "",
         has_models=(not serves_policy or is_here(wanted.policy)) and (not serves_clip or wanted.scorer_folder != ""),
@@ -197,7 +201,8 @@ def faults(part: Part, *, seen: Look, wanted: Wanted, skew_s: float = 0.0) -> li
     if seen.scorer:
         found.append(f"scorer.model = {wanted.scorer!r}: {seen.scorer}; {_SAME_FOLDER}")
     if seen.picture:
-        found.append(f"data.images: {seen.picture}; put the pictures on a disk that every node has at the same path")
+        how = _SAME_STORE if _is_stored(wanted.picture) else _SAME_PICTURES
+        found.append(f"data.images: {seen.picture}; {how}")
     if seen.archive:
         found.append(f"data.prompts: {seen.archive}; {_SAME_TAR}")
     if seen.temporary:
@@ -285,6 +290,25 @@ def _difference(folder: str, *, sizes: Mapping[str, int]) -> str:
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes there, and {size} on the driver's node"
     return ""
+
+
+def _picture_fault(wanted: Wanted) -> str:
+    if _is_stored(wanted.picture):
+        return _store_fault(wanted.picture)
+    return _file_fault(wanted.picture, num_bytes=wanted.picture_bytes)
+
+
+def _is_stored(name: str) -> bool:
+    """Whether it is in a store that processes share; a page of the web is not asked for by every node."""
+    return scheme_of(name) not in ("", "file", "memory", *WEB)
+
+
+def _store_fault(name: str) -> str:
+    try:
+        with open_file(name):
+            return ""
+    except UnreadableError as error:
+        return f"{name} cannot be read there ({error})"
 
 
 def _archive_fault(wanted: Wanted) -> str:

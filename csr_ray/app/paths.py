@@ -17,7 +17,7 @@ from pathlib import Path
 
 from csr_ray.app.job import works_in_a_copy
 from csr_ray.config.schema import Config, Data, Scorer
-from csr_ray.data.files import TAR, scheme_of
+from csr_ray.data.files import TAR, WEB, scheme_of
 from csr_ray.data.prompts import PromptFile
 from csr_ray.data.tars import archive_of
 from csr_ray.policy.clip_source import with_paths
@@ -65,14 +65,17 @@ def placed_path(name: str) -> str:
 
 
 def pictures_on_disk(prompts: PromptFile) -> tuple[str, list[str]]:
-    """What of the pictures lies on a disk here, so that another node may lack it.
+    """What of the pictures lies on a disk here, so that another node may lack it, or in a store that it may not read.
 
     Returns:
-        The first picture of the first few prompts that is a file, "" if none is; and the paths of tars that are
-        prompt files or that the first few prompts name, at most a thousand.
+        The first picture of the first few prompts that is a file, else the first in a store, "" if none is; and the
+        paths of tars that are prompt files or that the first few prompts name, at most a thousand.
     """
     few = [prompt.image for prompt in prompts.take(num=min(prompts.num, _FEW_PROMPTS))]
-    picture = next((image for image in few if os.path.isfile(image)), "")
+    files = (image for image in few if os.path.isfile(image))
+    places = ((image, archive_of(image) if scheme_of(image) == TAR else image) for image in few)
+    stored = (image for image, place in places if scheme_of(place) not in ("", "file", *WEB))
+    picture = next(files, next(stored, ""))
     named = [*prompts.archives(), *(archive_of(image) for image in few if scheme_of(image) == TAR)]
     paths = dict.fromkeys(str(local_path(name)) for name in named if scheme_of(name) in ("", "file"))
     return picture, [path for path in paths if os.path.isfile(path)][:_MOST_ARCHIVES]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import pytest
 from actors.cluster.nodes import part_of, skew_s
 from actors.process import fitness
 from actors.process.fitness import Look, Part, Wanted, check_this_node, faults, look, refuse
+from csr_ray.data.files import UnreadableError
 from csr_ray.errors import ConfigError
 from csr_ray.machine.placement import Demand
 
@@ -233,6 +235,25 @@ def test_an_actor_that_starts_on_a_node_without_says_so_in_the_same_words(
         check_this_node(wanted, role=role)
     if role != "scorer":
         check_this_node(replace(wanted, picture="", archives={}), role="scorer")  # which does not need that
+
+
+def test_a_store_of_pictures_that_a_node_cannot_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "s3://bucket/a.png"
+    monkeypatch.setattr(fitness, "open_file", lambda name: io.BytesIO(b"picture"))
+    wanted = Wanted.here(policy=str(tmp_path), scorer=None, picture=url)
+    assert wanted.picture == url and not look(wanted, roles=ALL).picture
+
+    def refused(name: str) -> io.BytesIO:
+        raise UnreadableError("PermissionError: no credentials", fault="machine")
+
+    monkeypatch.setattr(fitness, "open_file", refused)
+    seen = replace(look(wanted, roles={"generator"}), versions=wanted.versions)
+    (line,) = faults(Part(name="node 1", roles=frozenset()), seen=seen, wanted=wanted)
+    assert line.startswith(f"node 1: data.images: {url} cannot be read there (PermissionError: no credentials); ")
+    assert "give every node the credentials of that store" in line
+    assert Wanted.here(policy=str(tmp_path), scorer=None, picture=url).picture == "", "nor can the driver"
 
 
 def test_a_picture_of_the_web_says_nothing_of_the_nodes(tmp_path: Path) -> None:
