@@ -1,8 +1,8 @@
 """The head of a `ray up` cluster can start workers: the images have what Ray's autoscaler imports and calls there.
 
 Ray's autoscaler runs in the head's container. It asks the provider for machines from there, and sets them up by
-programs that it calls from there. Ray's own defaults install the providers' clients when a head starts; ours are in the
-image.
+programs that it calls from there. Ray's own defaults install the providers' clients when a head starts; ours are in
+the image.
 """
 
 from __future__ import annotations
