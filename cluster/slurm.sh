@@ -3,7 +3,8 @@
 # ends what it has started. cluster/README.md says how to submit, follow, stop and resume.
 #
 #   sbatch --nodes=2 --gpus-per-node=4 --cpus-per-task=32 --time=24:00:00 \
-#     cluster/slurm.sh configs/llava15-7b.yaml run.dir=/shared/me/runs/llava15-7b
+#     cluster/slurm.sh configs/llava15-7b.yaml run.dir=/shared/me/runs/llava15-7b \
+#     data.prompts=/shared/me/data/CSR-Prompt-Dataset-12k.json data.images=/shared/me/data/train2014
 #
 # From the environment of sbatch:
 #   CSR_RAY_BIN            folder of `ray`, `csr-ray` and `python`, the same on all nodes (default: .venv/bin in the

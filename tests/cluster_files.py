@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import shlex
 from pathlib import Path
@@ -12,8 +13,20 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "cluster"
 FILES = sorted(path for path in FOLDER.iterdir() if path.is_file())
+RAY_UP = ("aws.yaml", "gcp.yaml", "machines.yaml")
+DOCKERFILES = ("Dockerfile", "Dockerfile.cpu")
 # Where the image has the configs; a checkout has them in its own folder.
 IMAGE_CONFIGS = "/opt/csr_ray/configs/"
+
+
+def name_of(path: Path) -> str:
+    return path.name
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    return parser
 
 
 def read(name: str) -> str:
@@ -39,7 +52,10 @@ def run_commands(path: Path) -> list[list[str]]:
     """The arguments of each `csr-ray run CONFIG ...` in a file; sbatch gives slurm.sh the same."""
     starts = re.compile(r"(?:csr-ray run|csr_ray run|cluster/slurm\.sh) ((?:\S*/)?configs/\S+\.yaml.*)")
     found = (starts.search(line) for line in lines_of(path))
-    return [shlex.split(match[1].replace(IMAGE_CONFIGS, "configs/"), comments=True) for match in found if match]
+    texts = [match[1].replace(IMAGE_CONFIGS, "configs/") for match in found if match]
+    # One that is a single word of another command ends with the quote that it began with.
+    texts = [text.rpartition("'")[0] if text.count("'") % 2 else text for text in texts]
+    return [shlex.split(text, comments=True) for text in texts]
 
 
 def ray_commands(path: Path) -> list[list[str]]:

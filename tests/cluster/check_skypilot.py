@@ -37,7 +37,7 @@ def check_task() -> None:
 def check_commands() -> int:
     """Returns how many commands there are."""
     os.environ["HF_TOKEN"] = "from-the-shell"  # `--secret HF_TOKEN` takes it from there
-    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    text = (FOLDER / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
     commands = re.findall(r"(?:^|`)sky ([^\n`]+)", text, re.M)
     for command in commands:
         place: click.Command = sky_cli.cli

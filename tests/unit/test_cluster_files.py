@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import importlib.util
 import re
 import shutil
@@ -11,20 +10,26 @@ import sys
 from pathlib import Path
 
 import pytest
-from cluster_files import FILES, FOLDER, ROOT, ray_commands, read, read_yaml, run_commands
+from cluster_files import (
+    DOCKERFILES,
+    FILES,
+    FOLDER,
+    RAY_UP,
+    ROOT,
+    name_of,
+    ray_commands,
+    read,
+    read_yaml,
+    run_commands,
+    setup_cfg,
+)
 
 from csr_ray.__main__ import _flags_first, _parser
 from csr_ray.app import stop
 from csr_ray.config.load import load_config
 from csr_ray.config.schema import Run
 
-RAY_UP = ("aws.yaml", "gcp.yaml", "machines.yaml")
-DOCKERFILES = ("Dockerfile", "Dockerfile.cpu")
 PINS = re.compile(r"([A-Za-z_-]+)(?:\[[^]]*\])?==([0-9.]+)")
-
-
-def name_of(path: Path) -> str:
-    return path.name
 
 
 def tool(name: str) -> str:
@@ -32,12 +37,6 @@ def tool(name: str) -> str:
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     assert found, f"{name} is away: make install"
     return found
-
-
-def setup_cfg() -> configparser.ConfigParser:
-    parser = configparser.ConfigParser()
-    parser.read(ROOT / "setup.cfg", encoding="utf-8")
-    return parser
 
 
 def pins() -> dict[str, str]:
@@ -102,7 +101,7 @@ def test_an_image_takes_its_versions_from_setup_cfg(name: str) -> None:
     text = read(name)
     assert not PINS.findall(text), "setup.cfg has the versions"
     extras = set(re.findall(r"--extra (\w+)", text))
-    assert extras == {"gpu" if name == "Dockerfile" else "cpu", "s3", "gcs"}
+    assert extras == {"gpu" if name == "Dockerfile" else "cpu", "s3", "gcs", "ray_up"}
     assert extras <= set(setup_cfg()["options.extras_require"])
     copied = [source for line in re.findall(r"^COPY (.+) \S+$", text, re.M) for source in line.split()]
     assert {"setup.cfg", "actors", "csr_ray", "configs"} <= set(copied)
@@ -145,6 +144,15 @@ def test_a_run_with_a_relative_folder_lands_on_what_all_nodes_see(name: str) -> 
 
 
 # Retries
+
+
+def test_skypilot_says_what_is_tried_again_and_tries_once() -> None:
+    recovery = read_yaml("skypilot.yaml")["resources"]["job_recovery"]
+    assert recovery["max_restarts_on_errors"] == read_yaml("rayjob.yaml")["spec"]["backoffLimit"]
+    comment = " ".join(
+        line.strip(" #") for line in read("skypilot.yaml").splitlines() if line.strip().startswith("#")
+    )
+    assert "2 and 3" in comment and "fail again" in comment
 
 
 def test_the_readme_says_how_often_kuberay_tries_again_and_how_a_finished_run_goes_on() -> None:

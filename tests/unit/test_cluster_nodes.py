@@ -172,6 +172,15 @@ def test_train_workers_start_one_trainers_node(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SCALING)
+def test_the_first_run_of_the_readme_starts_one_node(name: str) -> None:
+    """Also in the autoscaler's sums, in which shares of 0.4, 0.4 and 0.2 make more than one GPU."""
+    command = run_commands(FOLDER / "README.md")[0]
+    config = load_config(ROOT / command[0], overrides=command[1:])
+    scorers, generators, trainers = demands_of(config, needs_scorer=True)
+    assert started(name, singles=[scorers, generators, trainers]) == {"generators_spot": 1}
+
+
+@pytest.mark.parametrize("name", SCALING)
 def test_where_no_spot_node_is_to_be_had_one_on_demand_takes_its_place(name: str) -> None:
     scorers, generators, _ = demands(name)
     group = "generators-spot" if name == "rayjob.yaml" else "generators_spot"
