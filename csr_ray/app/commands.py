@@ -15,7 +15,7 @@ from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.driver_log import logged
 from csr_ray.app.evaluate import evaluate, print_evaluation, what_is_asked
 from csr_ray.app.job import is_ray_job, paths_of_job
-from csr_ray.app.paths import placed_data, placed_path, placed_scorer
+from csr_ray.app.paths import picture_on_disk, placed_data, placed_path, placed_scorer
 from csr_ray.app.plan import check_policy, checked_reference
 from csr_ray.app.run import world_spec
 from csr_ray.app.score import print_scores, score
@@ -107,7 +107,7 @@ def evaluate_model(
         check_engine_has_gpu(config.generators, needs_gpu=serves_on_gpus())
     listen_on_this_machine_only()
     from actors.data.answer import answerers
-    from actors.data.bulk import do_work
+    from actors.data.judged import do_picture_work
     from actors.runtime import connect_bulk
 
     suite = load_suite(config.eval)
@@ -129,6 +129,7 @@ def evaluate_model(
             view=view,
             on_ray_lost=lambda reason: stop.end(reason + ends),
             model=reference,
+            picture=picture_on_disk(suite.images),
         )
         held.callback(connection.close)
         workers = answerers(
@@ -145,7 +146,7 @@ def evaluate_model(
             what=what_is_asked(suite, reference=reference, dtype=dtype, seed=_EVAL_SEED),
             folder=answer_folder(parts),
             quarantine=folder.quarantine,
-            answer_jobs=lambda works: do_work(works, workers=workers),
+            answer_jobs=lambda works: do_picture_work(works, workers=workers),
             view=view,
         )
     write_json(output, value=found.to_plain())
@@ -181,18 +182,21 @@ def score_captions(
         view.say(line)
     check_clip_source(scorer.model)
     listen_on_this_machine_only()
+    from actors.data.judged import do_picture_work
     from actors.data.reader import RayReader
-    from actors.data.score import caption_scorers, score_jobs
+    from actors.data.score import caption_scorers
     from actors.runtime import connect_bulk
 
     folder = score_folder(output)
     with SignalStop(grace_s=0, before_exit=lambda: None) as stop, logged(RunFolder(output)):
-        connection, _ = connect_bulk(
+        held_scorer = placed_scorer(scorer)
+        connection, wanted = connect_bulk(
             scorer_demand(scorers),
             autoscales=cluster.autoscales,
             wait_s=cluster.wait_s,
             view=view,
             on_ray_lost=stop.end,
+            scorer=held_scorer.model,
         )
         try:
             with _named("data.prompts", as_name="CAPTIONS"):
@@ -214,12 +218,12 @@ def score_captions(
                     "scorer": scorer.model_dump(),
                     "data": data.model_dump(),
                 }
-                workers = caption_scorers(placed_scorer(scorer), scorers=scorers, rules=read.rules)
+                workers = caption_scorers(held_scorer, scorers=scorers, rules=read.rules, wanted=wanted)
                 summary = score(
                     read,
                     what=what,
                     folder=folder,
-                    score_jobs=lambda works: score_jobs(works, workers=workers),
+                    score_jobs=lambda works: do_picture_work(works, workers=workers),
                     view=view,
                 )
         finally:

@@ -13,6 +13,7 @@ There a relative path is right on every node, and only a relative path stays tru
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from csr_ray.app.job import works_in_a_copy
@@ -72,7 +73,11 @@ def pictures_on_disk(prompts: PromptFile) -> tuple[str, list[str]]:
         prompt files or that the first few prompts name, at most a thousand.
     """
     few = [prompt.image for prompt in prompts.take(num=min(prompts.num, _FEW_PROMPTS))]
-    picture = next((image for image in few if os.path.isfile(image)), "")
     named = [*prompts.archives(), *(archive_of(image) for image in few if scheme_of(image) == TAR)]
     paths = dict.fromkeys(str(local_path(name)) for name in named if scheme_of(name) in ("", "file"))
-    return picture, [path for path in paths if os.path.isfile(path)][:_MOST_ARCHIVES]
+    return picture_on_disk(few), [path for path in paths if os.path.isfile(path)][:_MOST_ARCHIVES]
+
+
+def picture_on_disk(images: Sequence[str]) -> str:
+    """The first of the first few images that is a file here, so that another node may lack it; "" if none is."""
+    return next((image for image in images[:_FEW_PROMPTS] if os.path.isfile(image)), "")

@@ -79,9 +79,14 @@ class Suite:
     def num_answers(self) -> int:
         return len(self.describe) * (2 if self.sampled else 1) + len(self.yes_no)
 
+    @property
+    def images(self) -> list[str]:
+        """Each image once, in the order of the questions."""
+        return list(dict.fromkeys(item.image for item in (*self.describe, *self.yes_no)))
+
     def first(self, num_images: int) -> Suite:
         """The same benchmarks on the first `num_images` images only."""
-        images = set(list(dict.fromkeys(item.image for item in (*self.describe, *self.yes_no)))[:num_images])
+        images = set(self.images[:num_images])
         return replace(
             self,
             describe=tuple(question for question in self.describe if question.image in images),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from actors import runtime
+from actors.process.fitness import Wanted, look
 from csr_ray.__main__ import main
 from csr_ray.app.console import ConsoleView
 from csr_ray.config.schema import Scorers
@@ -76,14 +78,16 @@ class Connected:
     def close(self) -> None:
         self.is_closed = True
 
-    def ask(self, *, autoscales: bool) -> None:
-        runtime.connect_bulk(
+    def ask(self, *, autoscales: bool, **what: Any) -> Wanted | None:
+        _, wanted = runtime.connect_bulk(
             scorer_demand(Scorers(min=3, max=3)),
             autoscales=autoscales,
             wait_s=7.0,
             view=ConsoleView(num_rounds=0, console=Console(quiet=True)),
             on_ray_lost=lambda reason: None,
+            **what,
         )
+        return wanted
 
 
 def test_a_cluster_that_is_too_small_is_refused_unless_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,3 +99,66 @@ def test_a_cluster_that_is_too_small_is_refused_unless_it_grows(monkeypatch: pyt
     connected.ask(autoscales=True)
     assert not connected.is_closed
     assert [(how["wait_s"], how["key"]) for how in connected.waited] == [(7.0, "--wait")]
+
+
+def test_every_node_is_looked_at_for_the_picture_and_the_scorer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Wanted] = []
+    monkeypatch.setattr(runtime, "check_nodes", lambda wanted, **_: looked.append(wanted))
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"123")
+    connected = Connected(monkeypatch)
+    wanted = connected.ask(autoscales=True, model="owner/name@1", picture=str(picture))
+    assert wanted is not None and (wanted.picture, wanted.picture_bytes) == (str(picture), 3)
+    scorer = tmp_path / "clip"
+    scorer.mkdir()
+    (scorer / "open_clip_config.json").write_text("{}")
+    wanted = connected.ask(autoscales=True, scorer=str(scorer))
+    assert wanted is not None
+    assert (wanted.scorer_folder, list(wanted.scorer_files)) == (str(scorer), ["open_clip_config.json"])
+    assert [one.scorer for one in looked] == [None, str(scorer)]
+    assert look(wanted, roles=["scorer"]).policy == "", "nobody serves a policy there"
+    assert connected.ask(autoscales=True) is None
+
+
+class ConnectedError(Exception):
+    pass
+
+
+@pytest.fixture
+def asked_of_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a command asks the cluster for, which then ends."""
+    asked: dict[str, Any] = {}
+
+    def connect(demand: Any, **what: Any) -> None:
+        asked.update(what)
+        raise ConnectedError
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runtime, "connect_bulk", connect)
+    for name in ("check_policy", "check_clip_source", "listen_on_this_machine_only"):
+        monkeypatch.setattr(f"csr_ray.app.commands.{name}", lambda *_: None)
+    monkeypatch.setattr("csr_ray.app.commands.checked_reference", lambda model: "owner/name@1")
+    return asked
+
+
+def test_an_evaluation_asks_for_a_picture_that_it_has_here(
+    tmp_path: Path, asked_of_the_cluster: dict[str, Any]
+) -> None:
+    questions = [
+        {"question_id": number, "image": f"{number}.png", "text": "A dog?", "label": "no"} for number in (1, 2)
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    (tmp_path / "2.png").write_bytes(b"123")
+    with pytest.raises(ConnectedError):
+        main(EVAL)
+    assert asked_of_the_cluster["picture"] == str(tmp_path / "2.png")
+    assert asked_of_the_cluster["model"] == "owner/name@1"
+
+
+def test_a_scoring_asks_for_its_scorer(tmp_path: Path, asked_of_the_cluster: dict[str, Any]) -> None:
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ConnectedError):
+        main(SCORE)
+    assert asked_of_the_cluster["scorer"] == str(tmp_path / "none"), "as its actors find it"
