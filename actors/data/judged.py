@@ -23,7 +23,7 @@ def do_picture_work(works: Sequence[Work[Any]], *, workers: Workers) -> Generato
 def judged(table: pa.Table) -> pa.Table:
     """The table of a piece, in the driver, which may see a picture that the actor's node has not got.
 
-    What is the machine's fault then is asked again by the next start (`csr_ray.store.parts.PartFolder.is_done`).
+    What is the machine's fault then is asked again by the next start (`csr_ray.store.parts`).
     """
     if table["reason"].null_count == len(table):
         return table
