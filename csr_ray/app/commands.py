@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.driver_log import logged
 from csr_ray.app.evaluate import evaluate, print_evaluation, what_is_asked
-from csr_ray.app.job import is_ray_job, paths_of_job
+from csr_ray.app.job import placed_for_a_job
 from csr_ray.app.paths import picture_on_disk, placed_data, placed_path, placed_scorer
 from csr_ray.app.plan import check_policy, checked_reference
 from csr_ray.app.run import world_spec
@@ -39,8 +40,40 @@ from csr_ray.store.scores import score_folder
 
 _NOTHING_IS_KEPT = "of an evaluation by itself nothing is kept, but with --out DIR the answers are"
 _EVAL_SEED = 0
+# What these commands share with runs speaks of a config's keys.
+_EVAL_FLAGS = {
+    "policy.model": "--model",
+    "policy.dtype": "--dtype",
+    "eval.data": "--data",
+    "data.images": "--data",
+    "generators.min": "--actors",
+    "generators.gpus": "--gpus",
+}
+_SCORE_FLAGS = {
+    "data.prompts": "CAPTIONS",
+    "data.images": "--images",
+    "data.limit": "--limit",
+    "data.urls": "--urls",
+    "scorer.model": "--scorer",
+    "scorer.dtype": "--dtype",
+    "scorers.min": "--actors",
+    "scorers.gpus": "--gpus",
+}
 
 
+@contextlib.contextmanager
+def _named(flags: Mapping[str, str]) -> Iterator[None]:
+    """In an error's words each key of a config is called as the command line calls it."""
+    try:
+        yield
+    except ConfigError as error:
+        keys = "|".join(re.escape(key) for key in flags)
+        # Whole keys only, and none that is a part of a path.
+        said = re.sub(rf"(?<![\w./-])({keys})(?![\w/-]|\.\w)", lambda found: flags[found[0]], str(error))
+        raise type(error)(said) from error
+
+
+@_named(_EVAL_FLAGS)
 def evaluate_model(
     model: str,
     *,
@@ -74,7 +107,7 @@ def evaluate_model(
         raise ConfigError(f"--benchmark = {benchmark!r}: allowed: {', '.join(BENCHMARKS)}")
     if data is None and benchmark != "world":
         raise ConfigError(f"--data: name the folder with the files of {benchmark}")
-    paths, line = _placed_for_a_job({"--json": output, "--out": kept})
+    paths, line = placed_for_a_job({"--json": output, "--out": kept})
     output, kept, cluster = paths["--json"] or output, paths["--out"], cluster or Cluster()
     view = ConsoleView(num_rounds=0)
     if line:
@@ -103,8 +136,7 @@ def evaluate_model(
             },
         }
     )
-    with _named("generators.gpus", as_name="--gpus"):
-        check_engine_has_gpu(config.generators, needs_gpu=serves_on_gpus())
+    check_engine_has_gpu(config.generators, needs_gpu=serves_on_gpus())
     listen_on_this_machine_only()
     from actors.data.answer import answerers
     from actors.data.judged import do_picture_work
@@ -153,6 +185,7 @@ def evaluate_model(
     print_evaluation(found, console=UnattendedConsole(highlight=False))
 
 
+@_named(_SCORE_FLAGS)
 def score_captions(
     captions: str,
     *,
@@ -175,7 +208,7 @@ def score_captions(
     Raises:
         UserError: something is wrong that the user can mend.
     """
-    paths, line = _placed_for_a_job({"--out": output, "--json": json_output})
+    paths, line = placed_for_a_job({"--out": output, "--json": json_output})
     output, json_output = paths["--out"] or output, paths["--json"]
     view = ConsoleView(num_rounds=0)
     if line:
@@ -199,52 +232,37 @@ def score_captions(
             scorer=held_scorer.model,
         )
         try:
-            with _named("data.prompts", as_name="CAPTIONS"):
-                is_big = is_large(captions)
-                where = placed_data(data)
-                read = PromptFile(
-                    where.prompts,
-                    images=where.images,
-                    limit=data.limit,
-                    urls=data.urls,
-                    texts=CAPTION_TEXTS,
-                    may_repeat=True,
-                    reader=RayReader() if is_big else None,
-                    index_folder=cache_folder() / "prompts" if is_big else None,
-                )
-                what = {
-                    # By the names that the user gave, which are the same wherever the command is started.
-                    "captions": [(name, stamp_of(name)) for name in prompt_files(os.path.expanduser(captions))],
-                    "scorer": scorer.model_dump(),
-                    "data": data.model_dump(),
-                }
-                workers = caption_scorers(held_scorer, scorers=scorers, rules=read.rules, wanted=wanted)
-                summary = score(
-                    read,
-                    what=what,
-                    folder=folder,
-                    score_jobs=lambda works: do_picture_work(works, workers=workers),
-                    view=view,
-                )
+            is_big = is_large(captions)
+            where = placed_data(data)
+            read = PromptFile(
+                where.prompts,
+                images=where.images,
+                limit=data.limit,
+                urls=data.urls,
+                texts=CAPTION_TEXTS,
+                may_repeat=True,
+                reader=RayReader() if is_big else None,
+                index_folder=cache_folder() / "prompts" if is_big else None,
+            )
+            what = {
+                # By the names that the user gave, which are the same wherever the command is started.
+                "captions": [(name, stamp_of(name)) for name in prompt_files(os.path.expanduser(captions))],
+                "scorer": scorer.model_dump(),
+                "data": data.model_dump(),
+            }
+            workers = caption_scorers(held_scorer, scorers=scorers, rules=read.rules, wanted=wanted)
+            summary = score(
+                read,
+                what=what,
+                folder=folder,
+                score_jobs=lambda works: do_picture_work(works, workers=workers),
+                view=view,
+            )
         finally:
             connection.close()
     print_scores(summary, folder=folder, console=UnattendedConsole(highlight=False))
     if json_output is not None:
         write_json(json_output, value=summary.to_plain())
-
-
-def _placed_for_a_job(paths: dict[str, Path | None]) -> tuple[dict[str, Path | None], str]:
-    """What a command writes, by flag, where it lasts also in a job of Ray's; and a line if that is another place."""
-    return paths_of_job(paths) if is_ray_job() else (paths, "")
-
-
-@contextlib.contextmanager
-def _named(key: str, *, as_name: str) -> Iterator[None]:
-    """A file that is read by the rules of prompts has another name on the command line."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(str(error).replace(key, as_name)) from error
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from rich.console import Console
 from actors import runtime
 from actors.process.fitness import Wanted, look
 from csr_ray.__main__ import main
+from csr_ray.app.commands import _named
 from csr_ray.app.console import ConsoleView
 from csr_ray.config.schema import Scorers
 from csr_ray.errors import ConfigError
@@ -162,3 +163,82 @@ def test_a_scoring_asks_for_its_scorer(tmp_path: Path, asked_of_the_cluster: dic
     with pytest.raises(ConnectedError):
         main(SCORE)
     assert asked_of_the_cluster["scorer"] == str(tmp_path / "none"), "as its actors find it"
+
+
+@pytest.mark.parametrize("limit", ["0", "-1"])
+def test_an_evaluation_of_nothing_is_refused(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*EVAL, "--limit", limit])
+    assert caught.value.code == 2
+    assert f"argument --limit: {limit}: at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "starts"),
+    [
+        (["eval", "--model", "/none", *EVAL[3:]], "--model = '/none': no such folder"),
+        (["score", "none.jsonl", "--scorer", "/none", "--out", "scores"], "--scorer = '/none': no such folder"),
+    ],
+)
+def test_what_is_wrong_is_told_by_the_flags_name(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    starts: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith(f"csr-ray: {starts}")
+
+
+def test_the_folder_of_a_benchmark_is_told_by_the_flags_name(
+    tmp_path: Path, asked_of_the_cluster: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(EVAL) == 2
+    assert capsys.readouterr().err == f"csr-ray: --data = {str(tmp_path)!r}: it has no questions.jsonl\n"
+
+
+def test_a_nodes_fault_is_told_by_the_flags_name() -> None:
+    flags = {"policy.model": "--model", "data.images": "--data", "scorers.gpus": "--gpus"}
+    said = "policy.model = '/a/policy.model': no; data.images: no; set scorers.gpus=0."
+    with pytest.raises(ConfigError) as caught, _named(flags):
+        raise ConfigError(said)
+    assert str(caught.value) == "--model = '/a/policy.model': no; --data: no; set --gpus=0."
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "name"),
+    [
+        (["check", "RUN", "--json", "mine/found.json"], "--json", "mine/found.json"),
+        (
+            ["score-answers", "--benchmark", "pope", "--answers", "A", "--truth", "A", "--json", "mine/marks.json"],
+            "--json",
+            "mine/marks.json",
+        ),
+        (["world", "build", "mine/world", "--images", "8"], "DIR", "mine/world"),
+    ],
+    ids=["check", "score-answers", "world build"],
+)
+def test_a_job_writes_where_it_lasts_whatever_the_command(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    flag: str,
+    name: str,
+) -> None:
+    work, runs = tmp_path / "work", tmp_path / "runs"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("CSR_RAY_RUNS", str(runs))
+    built: list[Path] = []
+    monkeypatch.setattr("csr_ray.world.build.build_world", lambda folder, **_: built.append(folder))
+    monkeypatch.setattr("csr_ray.app.place.check", lambda run_dir, *, output: built.append(output) or 0)
+    answer = {"question_id": 1, "text": "Yes", "label": "yes"}
+    (work / "A").write_text(json.dumps(answer))
+    assert main(command) == 0
+    assert built == [runs / name] or (runs / name).is_file()
+    assert f"{flag} {runs}/{name} on " in capsys.readouterr().out.splitlines()[0]
+    assert not (work / "mine").exists()
