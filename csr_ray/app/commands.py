@@ -6,7 +6,6 @@ Both start actors, hand their pieces of work to a pipeline and go on where they 
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,13 +18,13 @@ from csr_ray.app.job import placed_for_a_job
 from csr_ray.app.paths import picture_on_disk, placed_data, placed_path, placed_scorer
 from csr_ray.app.plan import check_policy, checked_reference
 from csr_ray.app.run import world_spec
-from csr_ray.app.score import print_scores, score
+from csr_ray.app.score import print_scores, score, what_is_scored
 from csr_ray.app.stop import SignalStop
 from csr_ray.config.load import parse_config
 from csr_ray.config.schema import Cluster, Data, Scorer, Scorers, World
 from csr_ray.data.prompts import PromptFile
 from csr_ray.data.rows import CAPTION_TEXTS
-from csr_ray.data.sources import is_large, prompt_files, stamp_of
+from csr_ray.data.sources import is_large
 from csr_ray.errors import ConfigError
 from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
@@ -175,7 +174,7 @@ def evaluate_model(
         found = evaluate(
             suite,
             benchmark=benchmark,
-            what=what_is_asked(suite, reference=reference, dtype=dtype, seed=_EVAL_SEED),
+            what=what_is_asked(suite, model=model, reference=reference, dtype=dtype, seed=_EVAL_SEED),
             folder=answer_folder(parts),
             quarantine=folder.quarantine,
             answer_jobs=lambda works: do_picture_work(works, workers=workers),
@@ -244,16 +243,10 @@ def score_captions(
                 reader=RayReader() if is_big else None,
                 index_folder=cache_folder() / "prompts" if is_big else None,
             )
-            what = {
-                # By the names that the user gave, which are the same wherever the command is started.
-                "captions": [(name, stamp_of(name)) for name in prompt_files(os.path.expanduser(captions))],
-                "scorer": scorer.model_dump(),
-                "data": data.model_dump(),
-            }
             workers = caption_scorers(held_scorer, scorers=scorers, rules=read.rules, wanted=wanted)
             summary = score(
                 read,
-                what=what,
+                what=what_is_scored(captions, scorer=scorer, data=data),
                 folder=folder,
                 score_jobs=lambda works: do_picture_work(works, workers=workers),
                 view=view,

@@ -20,8 +20,10 @@ from csr_ray.app.job import works_in_a_copy
 from csr_ray.config.schema import Config, Data, Scorer
 from csr_ray.data.files import TAR, scheme_of
 from csr_ray.data.prompts import PromptFile
+from csr_ray.data.sources import stamp_of
 from csr_ray.data.tars import archive_of
 from csr_ray.policy.clip_source import with_paths
+from csr_ray.store.digests import Digest
 from csr_ray.store.objects import local_path
 
 _FEW_PROMPTS = 20
@@ -61,8 +63,27 @@ def placed_path(name: str) -> str:
     if "://" in name:
         return name
     path = Path(os.path.expanduser(name))
-    stays = works_in_a_copy() and not os.path.normpath(path).startswith("..")
-    return os.path.normpath(path) if stays else str(path.absolute())
+    return os.path.normpath(path) if is_in_a_copy(name) else str(path.absolute())
+
+
+def is_in_a_copy(name: str) -> bool:
+    """Whether a path, not a URL, leads into the working folder of a job, of which every upload is another copy."""
+    path = os.path.normpath(os.path.expanduser(name))
+    return works_in_a_copy() and not os.path.isabs(path) and not path.startswith("..")
+
+
+def stamp_anywhere(name: str) -> tuple[int, str] | None:
+    """`csr_ray.data.sources.stamp_of`, and of a file in a job's copy what tells its content from any other.
+
+    The times of such files are those of the moment when Ray unpacked them.
+    """
+    if "://" in name or not is_in_a_copy(name):
+        return stamp_of(name)
+    try:
+        digest = Digest.of_file(Path(name))
+    except OSError:  # whoever opens it says what is wrong
+        return None
+    return digest.num_bytes, digest.xxh3
 
 
 def pictures_on_disk(prompts: PromptFile) -> tuple[str, list[str]]:
