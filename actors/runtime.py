@@ -267,6 +267,8 @@ def connect_bulk(
     view: View,
     on_ray_lost: Callable[[str], None],
     model: str | None = None,
+    scorer: str | None = None,
+    picture: str = "",
 ) -> tuple[Connection, Wanted | None]:
     """Join or start a Ray for the actors of one bulk command; returns when there is a place for one of them.
 
@@ -275,6 +277,8 @@ def connect_bulk(
         autoscales, wait_s: as `cluster.autoscales` and `cluster.wait_s`, by the flags `--autoscales` and `--wait`.
         on_ray_lost: ends this process, and says why; called from a thread when Ray's head or own node is gone.
         model: reference of the policy that they serve, which every node of a cluster has to have; None: none.
+        scorer: `scorer.model` of the CLIP that they hold, which every node has to have, too; None: none.
+        picture: one of those that they read, which every node has to be able to read; "": none is known.
 
     Returns:
         The connection, and what an actor's node has to have.
@@ -283,8 +287,10 @@ def connect_bulk(
         ConfigError: there is no room, or a node is not fit.
     """
     connection = _connect([demand], view=view, on_ray_lost=on_ray_lost)
-    wanted = None if model is None else _wanted(model, scorer=None, picture="")
     with _closed_if_refused(connection):
+        wanted = None
+        if model is not None or scorer is not None:
+            wanted = _wanted(model or "", scorer=scorer, picture=picture)
         check_room([demand], autoscales=autoscales, how_to_say_so="give --autoscales")
         if cluster_address():
             room = ClusterRoom([demand], autoscales=autoscales)

@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         help="prompts.jsonl and truth.jsonl (chair), questions.jsonl (pope), or all three (world; by default the "
         "embedded world's)",
     )
-    evaluate.add_argument("--limit", type=int, default=None, metavar="N", help="first N images only")
+    evaluate.add_argument("--limit", type=_at_least_one, default=None, metavar="N", help="first N images only")
     evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="default float32")
     evaluate.add_argument("--actors", type=_at_least_one, default=1, metavar="N", help="engines; default 1")
     evaluate.add_argument(
@@ -192,6 +192,16 @@ def _path_here(name: str) -> Path:
     return Path(name)
 
 
+def _lasting(path: Path, *, flag: str) -> Path:
+    """Where a command writes what it was told by this flag; in a job that may be another place, and is said."""
+    from csr_ray.app.job import placed_for_a_job
+
+    placed, line = placed_for_a_job({flag: path})
+    if line:
+        print(line)
+    return placed[flag] or path
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from csr_ray.app.run import run_config
 
@@ -220,8 +230,9 @@ def _world_build(arguments: argparse.Namespace) -> int:
         print(f"csr-ray: --images = {arguments.images}: at least 8", file=sys.stderr)
         return EXIT_BAD_CONFIG
     world = World(seed=arguments.seed, quick=arguments.quick, num_train_images=arguments.images or 600)
-    build_world(arguments.dir, spec=world_spec(world))
-    print(f"world: {arguments.dir}")
+    folder = _lasting(arguments.dir, flag="DIR")
+    build_world(folder, spec=world_spec(world))
+    print(f"world: {folder}")
     return EXIT_DONE
 
 
@@ -291,8 +302,9 @@ def _score_answers(arguments: argparse.Namespace) -> int:
     from csr_ray.evaluation.answers import score_answers
     from csr_ray.store.atomic import write_json
 
+    output = _lasting(arguments.json, flag="--json")
     result = score_answers(arguments.benchmark, answers=arguments.answers, truth=arguments.truth)
-    write_json(arguments.json, value=result)
+    write_json(output, value=result)
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
     print(f"{arguments.benchmark}: n {result['n']}, {metrics}; skipped {sum(result['skipped'].values())}")
     return EXIT_DONE
@@ -301,7 +313,8 @@ def _score_answers(arguments: argparse.Namespace) -> int:
 def _check(arguments: argparse.Namespace) -> int:
     from csr_ray.app.place import check
 
-    return check(arguments.run_dir, output=arguments.json)
+    output = None if arguments.json is None else _lasting(arguments.json, flag="--json")
+    return check(arguments.run_dir, output=output)
 
 
 def _report(arguments: argparse.Namespace) -> int:

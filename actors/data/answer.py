@@ -67,6 +67,7 @@ class Answerer:
     comes to know that it has to start another one.
 
     Raises:
+        UserError: the engine cannot start for a reason that the user can mend.
         ActorFailure: the engine could not start; the message ends with the actor's log.
     """
 
@@ -76,13 +77,12 @@ class Answerer:
             settings, model=model, counting=Counting(actor="generator"), wanted=wanted, log=str(log)
         )
         self._seed = seed
-        self._refused: UserError | None = None
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="engine", daemon=True).start()
         try:
             self._wait(self._host.start())
-        except UserError as error:  # told by the first call: Ray would wrap it in words of its own
-            self._refused = error
+        except UserError:
+            raise
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ActorFailure(f"an engine could not start: {reason}\nlast lines of {log}:\n{tail(log)}") from error
@@ -90,8 +90,6 @@ class Answerer:
         threading.Thread(target=watch.look, name="watch", daemon=True).start()
 
     def rows(self, job: AnswerJob) -> list[dict[str, Any]]:
-        if self._refused is not None:
-            raise self._refused
         return self._wait(self._rows(job))
 
     async def _rows(self, job: AnswerJob) -> list[dict[str, Any]]:

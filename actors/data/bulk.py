@@ -16,12 +16,13 @@ import pyarrow as pa
 
 from actors.data.context import data_context
 from actors.data.work import dataset_of, done, tables
+from csr_ray.errors import UserError
 from csr_ray.machine.placement import ActorOptions
 from csr_ray.store.parts import Work
 
 
 class Worker(Protocol):
-    """What an actor of the pipeline holds."""
+    """What an actor of the pipeline holds. A `UserError` of its constructor ends the work, as one of `rows` does."""
 
     def rows(self, job: Any) -> Iterable[dict[str, Any]]:
         """A row of `schema` for each item of a piece of work (`Work.job`)."""
@@ -93,13 +94,20 @@ class _Pipe:
     """What each actor of the pipeline is for Ray Data: a worker, and the way that its rows travel."""
 
     def __init__(self, make: type, *, arguments: dict[str, Any], schema: pa.Schema) -> None:
-        self._worker: Worker = make(**arguments)
         self._schema = schema
+        self._worker: Worker | UserError
+        try:
+            self._worker = make(**arguments)
+        # Told by the first call: of an error of a constructor Ray hands on the text only, in words of its own.
+        except UserError as error:
+            self._worker = error.with_traceback(None)  # which holds what there is of the worker
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         return done(batch, do=self._do)
 
     def _do(self, work: tuple[int, Any]) -> Iterator[pa.Table]:
+        if isinstance(self._worker, UserError):
+            raise self._worker
         position, job = work
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, self._schema) as stream:

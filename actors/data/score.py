@@ -2,59 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
-
-from actors.data.bulk import Workers, do_work
+from actors.data.bulk import Workers
+from actors.process.fitness import Wanted, check_this_node
 from actors.score.scorer import load_clip
 from csr_ray.config.schema import Scorer, Scorers
 from csr_ray.data.files import UnreadableError
-from csr_ray.data.images import fault_elsewhere
 from csr_ray.data.index import Job
 from csr_ray.data.reading import Rules, read_job
 from csr_ray.data.rows import RowFile
 from csr_ray.machine.placement import scorer_options
 from csr_ray.records import Picture, Prompt
-from csr_ray.store.parts import Work
 from csr_ray.store.scores import CAPTIONS
 
 
-def score_jobs(works: Sequence[Work[Any]], *, workers: Workers) -> Generator[tuple[int, pa.Table], None, None]:
-    """Score the captions of each piece; see `actors.data.bulk.do_work`. `workers` are `caption_scorers`."""
-    with closing(do_work(works, workers=workers)) as scored:
-        for position, captions in scored:
-            yield position, _judged(captions)
+def caption_scorers(scorer: Scorer, *, scorers: Scorers, rules: Rules, wanted: Wanted | None = None) -> Workers:
+    """The actors that score captions, `scorers.min` of them; a job is a file with the rows to read of it.
 
-
-def caption_scorers(scorer: Scorer, *, scorers: Scorers, rules: Rules) -> Workers:
-    """The actors that score captions, `scorers.min` of them; a job is a file with the rows to read of it."""
+    Args:
+        wanted: what an actor's node has to have; None: it is the driver's.
+    """
     return Workers(
         make=CaptionScorer,
-        arguments={"scorer": scorer, "scorers": scorers, "rules": rules},
+        arguments={"scorer": scorer, "scorers": scorers, "rules": rules, "wanted": wanted},
         schema=CAPTIONS,
         num=scorers.min,
         options=scorer_options(scorers),
     )
 
 
-def _judged(captions: pa.Table) -> pa.Table:
-    """The table of a piece, in the driver, which may see a picture that the actor's node has not got."""
-    if captions["reason"].null_count == len(captions):
-        return captions
-    rows = captions.to_pylist()
-    for row in rows:
-        if row["reason"] is not None:
-            row["reason"], row["fault"] = fault_elsewhere(row["image"], reason=row["reason"], fault=row["fault"])
-    return pa.Table.from_pylist(rows, schema=CAPTIONS)
-
-
 class CaptionScorer:
-    """A CLIP, and the rules by which captions are read; see `actors.data.bulk.Worker`."""
+    """A CLIP, and the rules by which captions are read; see `actors.data.bulk.Worker`.
 
-    def __init__(self, scorer: Scorer, *, scorers: Scorers, rules: Rules) -> None:
+    Raises:
+        ConfigError: the CLIP cannot be loaded, or this node is not fit for it.
+    """
+
+    def __init__(self, scorer: Scorer, *, scorers: Scorers, rules: Rules, wanted: Wanted | None) -> None:
+        if wanted is not None:
+            check_this_node(wanted, role="scorer")
         self._clip = load_clip(scorer, scorers=scorers)
         self._max_batch = scorer.max_batch
         self._rules = rules

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from typing import Any, Final
@@ -14,6 +15,8 @@ from csr_ray.errors import ActorFailure, UserError
 
 # Every table that comes back has this column: Ray Data would add its own advice to the words of an error.
 ERROR: Final = pa.field("error", pa.binary())
+# Ray's own words are coloured, also where nobody watches.
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 def dataset_of(work: Sequence[Any]) -> Any:
@@ -56,7 +59,7 @@ def tables(dataset: Any) -> Generator[pa.Table, None, None]:
 
 def _in_words(error: ray.exceptions.RayError) -> str:
     """What a person should read of an error of Ray's: our own words, if it is one of ours, else its first line."""
-    text = str(getattr(error, "cause", None) or error)
+    text = _COLOUR.sub("", str(getattr(error, "cause", None) or error))
     name = f"{ActorFailure.__module__}.{ActorFailure.__name__}: "
     if name in text:  # an actor that could not be made; a traceback comes before
         return text.rpartition(name)[2].strip()

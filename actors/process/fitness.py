@@ -61,7 +61,7 @@ class Wanted:
     """What the driver has on its own machine, and every node has to have as far as it serves there.
 
     Attributes:
-        policy: reference of the base model (`csr_ray.policy.source`).
+        policy: reference of the base model (`csr_ray.policy.source`); "": none is served.
         policy_files: sizes in bytes of the files of a policy that is a folder, by name; of a hub id empty.
         scorer: `scorer.model`; None: nothing is scored.
         scorer_folder: the scorer's absolute path, if it is a folder; else "".

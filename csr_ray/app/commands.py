@@ -6,25 +6,25 @@ Both start actors, hand their pieces of work to a pipeline and go on where they 
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.driver_log import logged
 from csr_ray.app.evaluate import evaluate, print_evaluation, what_is_asked
-from csr_ray.app.job import is_ray_job, paths_of_job
-from csr_ray.app.paths import placed_data, placed_path, placed_scorer
+from csr_ray.app.job import placed_for_a_job
+from csr_ray.app.paths import picture_for_nodes, placed_data, placed_path, placed_scorer
 from csr_ray.app.plan import check_policy, checked_reference
 from csr_ray.app.run import world_spec
-from csr_ray.app.score import print_scores, score
+from csr_ray.app.score import print_scores, score, what_is_scored
 from csr_ray.app.stop import SignalStop
 from csr_ray.config.load import parse_config
 from csr_ray.config.schema import Cluster, Data, Scorer, Scorers, World
 from csr_ray.data.prompts import PromptFile
 from csr_ray.data.rows import CAPTION_TEXTS
-from csr_ray.data.sources import is_large, prompt_files, stamp_of
+from csr_ray.data.sources import is_large
 from csr_ray.errors import ConfigError
 from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
@@ -39,8 +39,40 @@ from csr_ray.store.scores import score_folder
 
 _NOTHING_IS_KEPT = "of an evaluation by itself nothing is kept, but with --out DIR the answers are"
 _EVAL_SEED = 0
+# What these commands share with runs speaks of a config's keys.
+_EVAL_FLAGS = {
+    "policy.model": "--model",
+    "policy.dtype": "--dtype",
+    "eval.data": "--data",
+    "data.images": "--data",
+    "generators.min": "--actors",
+    "generators.gpus": "--gpus",
+}
+_SCORE_FLAGS = {
+    "data.prompts": "CAPTIONS",
+    "data.images": "--images",
+    "data.limit": "--limit",
+    "data.urls": "--urls",
+    "scorer.model": "--scorer",
+    "scorer.dtype": "--dtype",
+    "scorers.min": "--actors",
+    "scorers.gpus": "--gpus",
+}
 
 
+@contextlib.contextmanager
+def _named(flags: Mapping[str, str]) -> Iterator[None]:
+    """In an error's words each key of a config is called as the command line calls it."""
+    try:
+        yield
+    except ConfigError as error:
+        keys = "|".join(re.escape(key) for key in flags)
+        # Whole keys only, and none that is a part of a path.
+        said = re.sub(rf"(?<![\w./-])({keys})(?![\w/-]|\.\w)", lambda found: flags[found[0]], str(error))
+        raise type(error)(said) from error
+
+
+@_named(_EVAL_FLAGS)
 def evaluate_model(
     model: str,
     *,
@@ -74,7 +106,7 @@ def evaluate_model(
         raise ConfigError(f"--benchmark = {benchmark!r}: allowed: {', '.join(BENCHMARKS)}")
     if data is None and benchmark != "world":
         raise ConfigError(f"--data: name the folder with the files of {benchmark}")
-    paths, line = _placed_for_a_job({"--json": output, "--out": kept})
+    paths, line = placed_for_a_job({"--json": output, "--out": kept})
     output, kept, cluster = paths["--json"] or output, paths["--out"], cluster or Cluster()
     view = ConsoleView(num_rounds=0)
     if line:
@@ -103,11 +135,10 @@ def evaluate_model(
             },
         }
     )
-    with _named("generators.gpus", as_name="--gpus"):
-        check_engine_has_gpu(config.generators, needs_gpu=serves_on_gpus())
+    check_engine_has_gpu(config.generators, needs_gpu=serves_on_gpus())
     listen_on_this_machine_only()
     from actors.data.answer import answerers
-    from actors.data.bulk import do_work
+    from actors.data.judged import do_picture_work
     from actors.runtime import connect_bulk
 
     suite = load_suite(config.eval)
@@ -129,6 +160,7 @@ def evaluate_model(
             view=view,
             on_ray_lost=lambda reason: stop.end(reason + ends),
             model=reference,
+            picture=picture_for_nodes(suite.images),
         )
         held.callback(connection.close)
         workers = answerers(
@@ -142,16 +174,17 @@ def evaluate_model(
         found = evaluate(
             suite,
             benchmark=benchmark,
-            what=what_is_asked(suite, reference=reference, dtype=dtype, seed=_EVAL_SEED),
+            what=what_is_asked(suite, model=model, reference=reference, dtype=dtype, seed=_EVAL_SEED),
             folder=answer_folder(parts),
             quarantine=folder.quarantine,
-            answer_jobs=lambda works: do_work(works, workers=workers),
+            answer_jobs=lambda works: do_picture_work(works, workers=workers),
             view=view,
         )
     write_json(output, value=found.to_plain())
     print_evaluation(found, console=UnattendedConsole(highlight=False))
 
 
+@_named(_SCORE_FLAGS)
 def score_captions(
     captions: str,
     *,
@@ -174,73 +207,55 @@ def score_captions(
     Raises:
         UserError: something is wrong that the user can mend.
     """
-    paths, line = _placed_for_a_job({"--out": output, "--json": json_output})
+    paths, line = placed_for_a_job({"--out": output, "--json": json_output})
     output, json_output = paths["--out"] or output, paths["--json"]
     view = ConsoleView(num_rounds=0)
     if line:
         view.say(line)
     check_clip_source(scorer.model)
     listen_on_this_machine_only()
+    from actors.data.judged import do_picture_work
     from actors.data.reader import RayReader
-    from actors.data.score import caption_scorers, score_jobs
+    from actors.data.score import caption_scorers
     from actors.runtime import connect_bulk
 
     folder = score_folder(output)
     with SignalStop(grace_s=0, before_exit=lambda: None) as stop, logged(RunFolder(output)):
-        connection, _ = connect_bulk(
+        held_scorer = placed_scorer(scorer)
+        connection, wanted = connect_bulk(
             scorer_demand(scorers),
             autoscales=cluster.autoscales,
             wait_s=cluster.wait_s,
             view=view,
             on_ray_lost=stop.end,
+            scorer=held_scorer.model,
         )
         try:
-            with _named("data.prompts", as_name="CAPTIONS"):
-                is_big = is_large(captions)
-                where = placed_data(data)
-                read = PromptFile(
-                    where.prompts,
-                    images=where.images,
-                    limit=data.limit,
-                    urls=data.urls,
-                    texts=CAPTION_TEXTS,
-                    may_repeat=True,
-                    reader=RayReader() if is_big else None,
-                    index_folder=cache_folder() / "prompts" if is_big else None,
-                )
-                what = {
-                    # By the names that the user gave, which are the same wherever the command is started.
-                    "captions": [(name, stamp_of(name)) for name in prompt_files(os.path.expanduser(captions))],
-                    "scorer": scorer.model_dump(),
-                    "data": data.model_dump(),
-                }
-                workers = caption_scorers(placed_scorer(scorer), scorers=scorers, rules=read.rules)
-                summary = score(
-                    read,
-                    what=what,
-                    folder=folder,
-                    score_jobs=lambda works: score_jobs(works, workers=workers),
-                    view=view,
-                )
+            is_big = is_large(captions)
+            where = placed_data(data)
+            read = PromptFile(
+                where.prompts,
+                images=where.images,
+                limit=data.limit,
+                urls=data.urls,
+                texts=CAPTION_TEXTS,
+                may_repeat=True,
+                reader=RayReader() if is_big else None,
+                index_folder=cache_folder() / "prompts" if is_big else None,
+            )
+            workers = caption_scorers(held_scorer, scorers=scorers, rules=read.rules, wanted=wanted)
+            summary = score(
+                read,
+                what=what_is_scored(captions, scorer=scorer, data=data),
+                folder=folder,
+                score_jobs=lambda works: do_picture_work(works, workers=workers),
+                view=view,
+            )
         finally:
             connection.close()
     print_scores(summary, folder=folder, console=UnattendedConsole(highlight=False))
     if json_output is not None:
         write_json(json_output, value=summary.to_plain())
-
-
-def _placed_for_a_job(paths: dict[str, Path | None]) -> tuple[dict[str, Path | None], str]:
-    """What a command writes, by flag, where it lasts also in a job of Ray's; and a line if that is another place."""
-    return paths_of_job(paths) if is_ray_job() else (paths, "")
-
-
-@contextlib.contextmanager
-def _named(key: str, *, as_name: str) -> Iterator[None]:
-    """A file that is read by the rules of prompts has another name on the command line."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(str(error).replace(key, as_name)) from error
 
 
 @contextlib.contextmanager

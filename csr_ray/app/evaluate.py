@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,12 +13,14 @@ from pathlib import Path
 from rich.console import Console
 
 from csr_ray.app.bulk import DoWork, do_what_is_left
+from csr_ray.app.paths import is_in_a_copy
 from csr_ray.errors import NoDataError
 from csr_ray.evaluation.chunks import AnswerJob, by_image
 from csr_ray.evaluation.suite import Suite
 from csr_ray.policy.source import local_folder, revision_of
 from csr_ray.records import JsonDict
 from csr_ray.stages.view import View
+from csr_ray.store.digests import Digest
 from csr_ray.store.parts import PartFolder, Work
 
 
@@ -111,23 +114,30 @@ def works_of(suite: Suite) -> Iterator[Work[AnswerJob]]:
             position += len(questions)
 
 
-def what_is_asked(suite: Suite, *, reference: str, dtype: str, seed: int) -> JsonDict:
+def what_is_asked(suite: Suite, *, model: str, reference: str, dtype: str, seed: int) -> JsonDict:
     """Says, for the folder of the answers, what is asked of whom.
 
     Args:
-        reference: of the model (`csr_ray.policy.source`); of a folder the sizes and times of its files count, too.
+        model: by the name that the user gave.
+        reference: of the model (`csr_ray.policy.source`); of a folder the sizes and times of its files count, too. Of
+            one in a job's copy, which has another place and other times with each upload, name and content count.
     """
+    is_folder = revision_of(reference) is None
+    is_copy = is_folder and is_in_a_copy(model)
     return {
-        "model": reference,
-        "model_files": _stamps(local_folder(reference)) if revision_of(reference) is None else [],
+        "model": os.path.normpath(model) if is_copy else reference,
+        "model_files": _stamps(local_folder(reference), by_content=is_copy) if is_folder else [],
         "dtype": dtype,
         "seed": seed,
         "questions": _digest([asdict(asking) for asking in suite.askings()]),
     }
 
 
-def _stamps(folder: Path) -> list[tuple[str, int, int]]:
+def _stamps(folder: Path, *, by_content: bool) -> list[tuple[str, int, int | str]]:
     files = sorted(path for path in folder.iterdir() if path.is_file())
+    if by_content:
+        digests = [Digest.of_file(path) for path in files]
+        return [(path.name, found.num_bytes, found.xxh3) for path, found in zip(files, digests, strict=True)]
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
 

@@ -96,6 +96,11 @@ def paths_of_job(
     )
 
 
+def placed_for_a_job(paths: dict[str, Path | None]) -> tuple[dict[str, Path | None], str]:
+    """What a command writes, by flag, where it lasts also in a job of Ray's; and a line if that is another place."""
+    return paths_of_job(paths) if is_ray_job() else (paths, "")
+
+
 def _lasting(name: str) -> str | None:
     """The path or URL itself if it lasts, with the home folder's name in it; None if it is relative."""
     if "://" in name:

@@ -13,14 +13,17 @@ There a relative path is right on every node, and only a relative path stays tru
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from csr_ray.app.job import works_in_a_copy
 from csr_ray.config.schema import Config, Data, Scorer
 from csr_ray.data.files import TAR, WEB, scheme_of
 from csr_ray.data.prompts import PromptFile
+from csr_ray.data.sources import stamp_of
 from csr_ray.data.tars import archive_of
 from csr_ray.policy.clip_source import with_paths
+from csr_ray.store.digests import Digest
 from csr_ray.store.objects import local_path
 
 _FEW_PROMPTS = 20
@@ -60,8 +63,27 @@ def placed_path(name: str) -> str:
     if "://" in name:
         return name
     path = Path(os.path.expanduser(name))
-    stays = works_in_a_copy() and os.path.normpath(path).split(os.sep)[0] != ".."
-    return os.path.normpath(path) if stays else str(path.absolute())
+    return os.path.normpath(path) if is_in_a_copy(name) else str(path.absolute())
+
+
+def is_in_a_copy(name: str) -> bool:
+    """Whether a path, not a URL, leads into the working folder of a job, of which every upload is another copy."""
+    path = os.path.normpath(os.path.expanduser(name))
+    return works_in_a_copy() and not os.path.isabs(path) and path.split(os.sep)[0] != ".."
+
+
+def stamp_anywhere(name: str) -> tuple[int, str] | None:
+    """`csr_ray.data.sources.stamp_of`, and of a file in a job's copy what tells its content from any other.
+
+    The times of such files are those of the moment when Ray unpacked them.
+    """
+    if "://" in name or not is_in_a_copy(name):
+        return stamp_of(name)
+    try:
+        digest = Digest.of_file(Path(name))
+    except OSError:  # whoever opens it says what is wrong
+        return None
+    return digest.num_bytes, digest.xxh3
 
 
 def pictures_on_disk(prompts: PromptFile) -> tuple[str, list[str]]:
@@ -72,10 +94,18 @@ def pictures_on_disk(prompts: PromptFile) -> tuple[str, list[str]]:
         paths of tars that are prompt files or that the first few prompts name, at most a thousand.
     """
     few = [prompt.image for prompt in prompts.take(num=min(prompts.num, _FEW_PROMPTS))]
+    named = [*prompts.archives(), *(archive_of(image) for image in few if scheme_of(image) == TAR)]
+    paths = dict.fromkeys(str(local_path(name)) for name in named if scheme_of(name) in ("", "file"))
+    return picture_for_nodes(few), [path for path in paths if os.path.isfile(path)][:_MOST_ARCHIVES]
+
+
+def picture_for_nodes(images: Sequence[str]) -> str:
+    """Of the first few images the first that is a file here, else the first in a store; "" if there is none.
+
+    Another node may lack a file, and may not be allowed to read a store. A member of a tar on a disk is neither.
+    """
+    few = images[:_FEW_PROMPTS]
     files = (image for image in few if os.path.isfile(image))
     places = ((image, archive_of(image) if scheme_of(image) == TAR else image) for image in few)
     stored = (image for image, place in places if scheme_of(place) not in ("", "file", *WEB))
-    picture = next(files, next(stored, ""))
-    named = [*prompts.archives(), *(archive_of(image) for image in few if scheme_of(image) == TAR)]
-    paths = dict.fromkeys(str(local_path(name)) for name in named if scheme_of(name) in ("", "file"))
-    return picture, [path for path in paths if os.path.isfile(path)][:_MOST_ARCHIVES]
+    return next(files, next(stored, ""))

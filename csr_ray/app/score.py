@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from csr_ray.app.bulk import DoWork, do_what_is_left
+from csr_ray.app.paths import stamp_anywhere
+from csr_ray.config.schema import Data, Scorer
 from csr_ray.data.prompts import PromptFile
+from csr_ray.data.sources import prompt_files
 from csr_ray.errors import NoDataError
 from csr_ray.records import JsonDict
 from csr_ray.stages.view import View
@@ -85,6 +89,21 @@ def score(
         seconds=time.perf_counter() - started_s,
         done_before=done.done_before,
     )
+
+
+def what_is_scored(captions: str, *, scorer: Scorer, data: Data) -> JsonDict:
+    """Says, for the folder of the scores, what is scored and by what.
+
+    It is said by the names that the user gave, which are the same wherever the command is started.
+
+    Args:
+        captions: a prompt file of captions, or a folder of them.
+    """
+    return {
+        "captions": [(name, stamp_anywhere(name)) for name in prompt_files(os.path.expanduser(captions))],
+        "scorer": scorer.model_dump(),
+        "data": data.model_dump(),
+    }
 
 
 def _numbers(folder: PartFolder, column: str, *, positions: Sequence[int]) -> np.ndarray:

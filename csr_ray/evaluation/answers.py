@@ -42,7 +42,7 @@ def score_answers(benchmark: str, *, answers: Path, truth: Path) -> dict[str, An
     by_question = benchmark == "pope"
     answer_keys = ("question_id",) if by_question else ("id", "image_id", "question_id")
     truth_keys = ("question_id",) if by_question else ("id", "image_id")
-    parse_truth: Callable[[dict[str, Any]], Any] = {"pope": _label, "chair": truth_names, "world": _records}[
+    parse_truth: Callable[[dict[str, Any]], Any] = {"pope": label_of, "chair": truth_names, "world": truth_records}[
         benchmark
     ]
     said = _read_by_id(answers, keys=answer_keys, parse=_answer_text, what="answer", skipped=skipped)
@@ -120,7 +120,8 @@ def _answer_text(record: Mapping[str, Any]) -> str:
     return text
 
 
-def _label(record: Mapping[str, Any]) -> str:
+def label_of(record: Mapping[str, Any]) -> str:
+    """The label of a question, "yes" or "no", in whatever case it is written; else a ValueError."""
     label = record.get("label")
     label = label.strip().lower() if isinstance(label, str) else None
     if label not in LABELS:
@@ -142,7 +143,8 @@ def truth_names(record: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _records(record: Mapping[str, Any]) -> list[dict[str, str]]:
+def truth_records(record: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The records under `objects`, each with a name under `kind`; else a ValueError."""
     objects = record.get("objects")
     if not isinstance(objects, list):
         raise ValueError("no list of objects")

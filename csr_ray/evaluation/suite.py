@@ -15,7 +15,7 @@ from csr_ray.config.schema import Eval
 from csr_ray.data.files import UnreadableError, open_file
 from csr_ray.data.prompts import decode_text, read_json_rows
 from csr_ray.errors import ConfigError
-from csr_ray.evaluation.answers import truth_names
+from csr_ray.evaluation.answers import label_of, truth_names, truth_records
 from csr_ray.evaluation.chair import chair_metrics
 from csr_ray.evaluation.pope import pope_metrics
 from csr_ray.evaluation.world import describe_metrics
@@ -24,6 +24,7 @@ from csr_ray.records import Question
 from csr_ray.store.objects import is_url, local_path
 
 _YES_NO_TOKENS = 8
+_NOTHING = (None, "")
 
 Marking = Callable[..., dict[str, float]]
 """Called with descriptions by id and with `truth`, which says by id what is in each image; returns the metrics."""
@@ -79,9 +80,14 @@ class Suite:
     def num_answers(self) -> int:
         return len(self.describe) * (2 if self.sampled else 1) + len(self.yes_no)
 
+    @property
+    def images(self) -> list[str]:
+        """Each image once, in the order of the questions."""
+        return list(dict.fromkeys(item.image for item in (*self.describe, *self.yes_no)))
+
     def first(self, num_images: int) -> Suite:
         """The same benchmarks on the first `num_images` images only."""
-        images = set(list(dict.fromkeys(item.image for item in (*self.describe, *self.yes_no)))[:num_images])
+        images = set(self.images[:num_images])
         return replace(
             self,
             describe=tuple(question for question in self.describe if question.image in images),
@@ -190,19 +196,17 @@ def _descriptions(
     """The images to describe, what is in them, and how descriptions of them are marked."""
     if not {"world", "chair"} & set(benchmarks):
         return [], {}, describe_metrics
-    rows = _rows(folder, "prompts.jsonl", keys=("id", "image", "prompt"))
+    rows = _rows(folder, "prompts.jsonl", ids=("id",), texts=("image", "prompt"))
     truth_keys = ("objects",) if "world" in benchmarks else ()
-    truth_rows = {
-        str(row.get("id", row.get("image_id"))): row for row in _rows(folder, "truth.jsonl", keys=truth_keys)
-    }
-    lacking = [row["id"] for row in rows if str(row["id"]) not in truth_rows]
+    truth_rows = _rows(folder, "truth.jsonl", ids=("id", "image_id"), keys=truth_keys)
+    lacking = [row["id"] for key, row in rows.items() if key not in truth_rows]
     if lacking:
         raise ConfigError(f"eval.data = {folder!r}: truth.jsonl has no line for image {lacking[0]!r}")
-    describe = [Question(id=str(row["id"]), image=_image(folder, row["image"]), text=row["prompt"]) for row in rows]
-    if "world" in benchmarks:
-        return describe, {question.id: truth_rows[question.id]["objects"] for question in describe}, describe_metrics
+    describe = [Question(id=key, image=_image(folder, row["image"]), text=row["prompt"]) for key, row in rows.items()]
+    parse: Callable[[dict[str, Any]], Sequence[Any]]
+    parse, mark = (truth_records, describe_metrics) if "world" in benchmarks else (truth_names, mark_photos)
     try:
-        return describe, {question.id: truth_names(truth_rows[question.id]) for question in describe}, mark_photos
+        return describe, {question.id: parse(truth_rows[question.id]) for question in describe}, mark
     except ValueError as error:
         raise ConfigError(f"eval.data = {folder!r}: truth.jsonl: {error}") from error
 
@@ -211,10 +215,8 @@ def _questions(folder: str, *, benchmarks: Sequence[str]) -> list[tuple[str, str
     """(id, image, question, label)."""
     if not {"world", "pope"} & set(benchmarks):
         return []
-    return [
-        (str(row["question_id"]), _image(folder, row["image"]), row["text"], row["label"])
-        for row in _rows(folder, "questions.jsonl", keys=("question_id", "image", "text", "label"))
-    ]
+    rows = _rows(folder, "questions.jsonl", ids=("question_id",), texts=("image", "text"), labels=True)
+    return [(key, _image(folder, row["image"]), row["text"], label_of(row)) for key, row in rows.items()]
 
 
 def _image(folder: str, name: str) -> str:
@@ -240,17 +242,63 @@ def _read(folder: str, name: str) -> bytes:
     raise ConfigError(f"{where}: it has no {name}")
 
 
-def _rows(folder: str, name: str, *, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """The lines of a file, each a record with these keys."""
-    records = []
+def _rows(
+    folder: str,
+    name: str,
+    *,
+    ids: Sequence[str],
+    keys: Sequence[str] = (),
+    texts: Sequence[str] = (),
+    labels: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """The lines of a file by their ids, each a record, in the order of the file.
+
+    Args:
+        ids: the keys that may have a record's id, of which the first that is there counts.
+        keys: that a record has to have.
+        texts: keys that have to have a text.
+        labels: whether a record has to have one of POPE's labels.
+
+    Raises:
+        ConfigError: a line that is no such record, or has the id of one before it.
+    """
+    records: dict[str, dict[str, Any]] = {}
+    sources: dict[str, str] = {}
     for row in read_json_rows(decode_text(_read(folder, name)), name=name):
+        record, where = row.value, f"eval.data = {folder!r}: {row.source}"
         problem = row.problem
-        if problem is None and not isinstance(row.value, dict):
+        if problem is None and not isinstance(record, dict):
             problem = "not a record"
         if problem is None:
-            problem = next((f"no {key!r}" for key in keys if row.value.get(key) in (None, "")), None)
+            problem = _problem(record, ids=ids, keys=keys, texts=texts, labels=labels)
         if problem is not None:
-            where = f"eval.data = {folder!r}: {row.source}"
             raise ConfigError(f"{where}: {problem}; put the benchmark's own file back")
-        records.append(row.value)
+        key = next(key for key in ids if record.get(key) not in _NOTHING)
+        record_id = str(record[key])
+        if record_id in records:
+            raise ConfigError(
+                f"{where}: {key} = {record[key]!r} is that of {sources[record_id]}, too; give each an id of its own, "
+                "or, where this file was put together of several, give each of them a folder of its own"
+            )
+        records[record_id], sources[record_id] = record, row.source
     return records
+
+
+def _problem(
+    record: Mapping[str, Any], *, ids: Sequence[str], keys: Sequence[str], texts: Sequence[str], labels: bool
+) -> str | None:
+    """Why a record cannot be used; None if it can."""
+    if all(record.get(key) in _NOTHING for key in ids):
+        return f"no {' or '.join(map(repr, ids))}"
+    for key in (*keys, *texts, *(("label",) if labels else ())):
+        if record.get(key) in _NOTHING:
+            return f"no {key!r}"
+    for key in texts:
+        if not isinstance(record[key], str):
+            return f"{key} = {record[key]!r}: not a text"
+    if labels:
+        try:
+            label_of(record)
+        except ValueError:
+            return f"label = {record['label']!r}: neither yes nor no"
+    return None

@@ -108,7 +108,7 @@ def test_what_cannot_be_scored_is_one_line(
     assert main(["score", str(tmp_path / "c.parquet"), *out]) == 2
     assert "needs the columns id, image, caption; found 'id', 'caption'" in capsys.readouterr().err
     assert main(["score", str(path), "--scorer", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
-    assert "scorer.model = " in capsys.readouterr().err
+    assert "--scorer = " in capsys.readouterr().err
 
 
 def rollout(number: int) -> Rollout:

@@ -134,7 +134,7 @@ def test_questions_of_which_none_has_an_answer_are_no_data(answering: Answering)
 
 def test_a_model_whose_files_changed_is_another_one(tmp_path: Path) -> None:
     def what() -> dict:
-        return what_is_asked(suite_of(), reference=str(tmp_path), dtype="float32", seed=0)
+        return what_is_asked(suite_of(), model=str(tmp_path), reference=str(tmp_path), dtype="float32", seed=0)
 
     (tmp_path / "model.safetensors").write_bytes(b"1")
     before = what()
@@ -142,5 +142,5 @@ def test_a_model_whose_files_changed_is_another_one(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"22")
     changed = what()
     assert [key for key in before if before[key] != changed[key]] == ["model_files"]
-    asked = what_is_asked(suite_of(5), reference=str(tmp_path), dtype="float32", seed=0)
+    asked = what_is_asked(suite_of(5), model=str(tmp_path), reference=str(tmp_path), dtype="float32", seed=0)
     assert asked["questions"] != before["questions"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 from rich.console import Console
 
 from actors import runtime
+from actors.process.fitness import Wanted, look
 from csr_ray.__main__ import main
+from csr_ray.app.commands import _named
 from csr_ray.app.console import ConsoleView
 from csr_ray.config.schema import Scorers
 from csr_ray.errors import ConfigError
@@ -76,14 +79,16 @@ class Connected:
     def close(self) -> None:
         self.is_closed = True
 
-    def ask(self, *, autoscales: bool) -> None:
-        runtime.connect_bulk(
+    def ask(self, *, autoscales: bool, **what: Any) -> Wanted | None:
+        _, wanted = runtime.connect_bulk(
             scorer_demand(Scorers(min=3, max=3)),
             autoscales=autoscales,
             wait_s=7.0,
             view=ConsoleView(num_rounds=0, console=Console(quiet=True)),
             on_ray_lost=lambda reason: None,
+            **what,
         )
+        return wanted
 
 
 def test_a_cluster_that_is_too_small_is_refused_unless_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,3 +100,145 @@ def test_a_cluster_that_is_too_small_is_refused_unless_it_grows(monkeypatch: pyt
     connected.ask(autoscales=True)
     assert not connected.is_closed
     assert [(how["wait_s"], how["key"]) for how in connected.waited] == [(7.0, "--wait")]
+
+
+def test_every_node_is_looked_at_for_the_picture_and_the_scorer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Wanted] = []
+    monkeypatch.setattr(runtime, "check_nodes", lambda wanted, **_: looked.append(wanted))
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"123")
+    connected = Connected(monkeypatch)
+    wanted = connected.ask(autoscales=True, model="owner/name@1", picture=str(picture))
+    assert wanted is not None and (wanted.picture, wanted.picture_bytes) == (str(picture), 3)
+    scorer = tmp_path / "clip"
+    scorer.mkdir()
+    (scorer / "open_clip_config.json").write_text("{}")
+    wanted = connected.ask(autoscales=True, scorer=str(scorer))
+    assert wanted is not None
+    assert (wanted.scorer_folder, list(wanted.scorer_files)) == (str(scorer), ["open_clip_config.json"])
+    assert [one.scorer for one in looked] == [None, str(scorer)]
+    assert look(wanted, roles=["scorer"]).policy == "", "nobody serves a policy there"
+    assert connected.ask(autoscales=True) is None
+
+
+class ConnectedError(Exception):
+    pass
+
+
+@pytest.fixture
+def asked_of_the_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a command asks the cluster for, which then ends."""
+    asked: dict[str, Any] = {}
+
+    def connect(demand: Any, **what: Any) -> None:
+        asked.update(what)
+        raise ConnectedError
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runtime, "connect_bulk", connect)
+    for name in ("check_policy", "check_clip_source", "listen_on_this_machine_only"):
+        monkeypatch.setattr(f"csr_ray.app.commands.{name}", lambda *_: None)
+    monkeypatch.setattr("csr_ray.app.commands.checked_reference", lambda model: "owner/name@1")
+    return asked
+
+
+def test_an_evaluation_asks_for_a_picture_that_it_has_here(
+    tmp_path: Path, asked_of_the_cluster: dict[str, Any]
+) -> None:
+    questions = [
+        {"question_id": number, "image": f"{number}.png", "text": "A dog?", "label": "no"} for number in (1, 2)
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    (tmp_path / "2.png").write_bytes(b"123")
+    with pytest.raises(ConnectedError):
+        main(EVAL)
+    assert asked_of_the_cluster["picture"] == str(tmp_path / "2.png")
+    assert asked_of_the_cluster["model"] == "owner/name@1"
+
+
+def test_a_scoring_asks_for_its_scorer(tmp_path: Path, asked_of_the_cluster: dict[str, Any]) -> None:
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ConnectedError):
+        main(SCORE)
+    assert asked_of_the_cluster["scorer"] == str(tmp_path / "none"), "as its actors find it"
+
+
+@pytest.mark.parametrize("limit", ["0", "-1"])
+def test_an_evaluation_of_nothing_is_refused(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*EVAL, "--limit", limit])
+    assert caught.value.code == 2
+    assert f"argument --limit: {limit}: at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "starts"),
+    [
+        (["eval", "--model", "/none", *EVAL[3:]], "--model = '/none': no such folder"),
+        (["score", "none.jsonl", "--scorer", "/none", "--out", "scores"], "--scorer = '/none': no such folder"),
+    ],
+)
+def test_what_is_wrong_is_told_by_the_flags_name(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    starts: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith(f"csr-ray: {starts}")
+
+
+def test_the_folder_of_a_benchmark_is_told_by_the_flags_name(
+    tmp_path: Path, asked_of_the_cluster: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(EVAL) == 2
+    assert capsys.readouterr().err == f"csr-ray: --data = {str(tmp_path)!r}: it has no questions.jsonl\n"
+
+
+def test_a_nodes_fault_is_told_by_the_flags_name() -> None:
+    flags = {"policy.model": "--model", "data.images": "--data", "scorers.gpus": "--gpus"}
+    said = "policy.model = '/a/policy.model': no; data.images: no; set scorers.gpus=0."
+    with pytest.raises(ConfigError) as caught, _named(flags):
+        raise ConfigError(said)
+    assert str(caught.value) == "--model = '/a/policy.model': no; --data: no; set --gpus=0."
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "name"),
+    [
+        (["check", "RUN", "--json", "mine/found.json"], "--json", "mine/found.json"),
+        (
+            ["score-answers", "--benchmark", "pope", "--answers", "A", "--truth", "A", "--json", "mine/marks.json"],
+            "--json",
+            "mine/marks.json",
+        ),
+        (["world", "build", "mine/world", "--images", "8"], "DIR", "mine/world"),
+    ],
+    ids=["check", "score-answers", "world build"],
+)
+def test_a_job_writes_where_it_lasts_whatever_the_command(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    flag: str,
+    name: str,
+) -> None:
+    work, runs = tmp_path / "work", tmp_path / "runs"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("CSR_RAY_RUNS", str(runs))
+    built: list[Path] = []
+    monkeypatch.setattr("csr_ray.world.build.build_world", lambda folder, **_: built.append(folder))
+    monkeypatch.setattr("csr_ray.app.place.check", lambda run_dir, *, output: built.append(output) or 0)
+    answer = {"question_id": 1, "text": "Yes", "label": "yes"}
+    (work / "A").write_text(json.dumps(answer))
+    assert main(command) == 0
+    assert built == [runs / name] or (runs / name).is_file()
+    assert f"{flag} {runs}/{name} on " in capsys.readouterr().out.splitlines()[0]
+    assert not (work / "mine").exists()

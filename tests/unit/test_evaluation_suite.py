@@ -101,3 +101,60 @@ def test_fewer_images_between_the_rounds_keep_their_truth_and_questions(photos: 
     suite = load_suite(Eval(benchmarks=("chair",), data=str(photos), sampled=False)).first(1)
     metrics = suite.measure(Says({"a": "A dog beside a cat."}), seed=0)  # type: ignore[arg-type]
     assert metrics == {"num_images": 1, "chair_s": 1.0, "chair_i": 0.5, "recall": 0.5}
+
+
+def yes_no(key: object, *, label: object = "yes", image: str = "a.jpg") -> dict:
+    return {"question_id": key, "image": image, "text": "Is there a dog in the image?", "label": label}
+
+
+def test_labels_are_read_as_score_answers_reads_them(photos: Path) -> None:
+    write(photos / "questions.jsonl", rows=[yes_no(1, label="Yes"), yes_no(2, label=" NO ")])
+    suite = load_suite(Eval(benchmarks=("pope",), data=str(photos)))
+    assert suite.labels == {"q1": "yes", "q2": "no"}
+    assert suite.yes_no_marks({"yes_no": {"q1": "Yes.", "q2": "No."}})["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("label", ["maybe", 1, True, ["yes"]])
+def test_a_label_that_is_neither_yes_nor_no_is_refused_before_anybody_answers(photos: Path, label: object) -> None:
+    write(photos / "questions.jsonl", rows=[yes_no(1), yes_no(2, label=label)])
+    with pytest.raises(ConfigError) as caught:
+        load_suite(Eval(benchmarks=("pope",), data=str(photos)))
+    assert str(caught.value).startswith(f"eval.data = {str(photos)!r}: questions.jsonl:2: label = {label!r}: ")
+    assert "neither yes nor no; put the benchmark's own file back" in str(caught.value)
+
+
+@pytest.mark.parametrize("second", [1, "1"])
+def test_a_question_that_comes_again_is_refused(photos: Path, second: object) -> None:
+    write(photos / "questions.jsonl", rows=[yes_no(1), yes_no(2), yes_no(second, label="no", image="b.jpg")])
+    with pytest.raises(ConfigError) as caught:
+        load_suite(Eval(benchmarks=("pope",), data=str(photos)))
+    said = str(caught.value)
+    assert said.startswith(f"eval.data = {str(photos)!r}: questions.jsonl:3: question_id = {second!r} is that of ")
+    assert "questions.jsonl:1, too; " in said and "a folder of its own" in said
+
+
+@pytest.mark.parametrize("benchmark", ["chair", "world"])
+@pytest.mark.parametrize(
+    ("name", "key"), [("prompts.jsonl", "id"), ("truth.jsonl", "id"), ("truth.jsonl", "image_id")]
+)
+def test_an_image_that_comes_again_is_refused(photos: Path, benchmark: str, name: str, key: str) -> None:
+    if benchmark == "world":
+        write(photos / "questions.jsonl", rows=[yes_no(1)])
+    with (photos / name).open("a") as file:
+        again = {key: "a", "image": "b.jpg", "prompt": "Describe the image.", "objects": [{"kind": "dog"}]}
+        file.write(json.dumps(again) + "\n")
+    with pytest.raises(ConfigError, match=rf"{name}:3: {key} = 'a' is that of {name}:1, too; ") as caught:
+        load_suite(Eval(benchmarks=(benchmark,), data=str(photos)))  # type: ignore[arg-type]
+    assert str(caught.value).startswith("eval.data = ")
+
+
+def test_what_is_no_text_where_one_belongs_is_refused(photos: Path) -> None:
+    write(photos / "questions.jsonl", rows=[{**yes_no(1), "text": 5}])
+    with pytest.raises(ConfigError, match=r"questions\.jsonl:1: text = 5: not a text; put the benchmark's own file"):
+        load_suite(Eval(benchmarks=("pope",), data=str(photos)))
+
+
+def test_a_world_without_kinds_is_refused_before_anybody_answers(photos: Path) -> None:
+    write(photos / "questions.jsonl", rows=[yes_no(1)])
+    with pytest.raises(ConfigError, match=r"^eval\.data = .*: truth\.jsonl: an object without kind"):
+        load_suite(Eval(benchmarks=("world",), data=str(photos)))

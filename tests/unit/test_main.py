@@ -444,7 +444,7 @@ def test_world_build_takes_its_options(
     [
         (["--benchmark", "mme", "--data", "."], "--benchmark = 'mme': allowed: chair, pope, world"),
         (["--benchmark", "pope"], "--data: name the folder with the files of pope"),
-        (["--benchmark", "pope", "--data", "."], "policy.model = './none': no such folder"),
+        (["--benchmark", "pope", "--data", "."], "--model = './none': no such folder"),
     ],
 )
 def test_eval_refuses_what_it_cannot_ask(

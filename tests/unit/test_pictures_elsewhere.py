@@ -12,12 +12,14 @@ import pytest
 from PIL import Image
 from tars import write_tar
 
+from actors.data.judged import do_picture_work, judged
 from actors.data.reader import _items, _table
-from actors.data.score import _judged
 from actors.pool.generators import GeneratorPool
 from csr_ray.data.images import fault_elsewhere
 from csr_ray.data.prompts import PromptFile
 from csr_ray.records import Cycle, Prompt, Rejection
+from csr_ray.store.answers import ANSWERS, answer_folder
+from csr_ray.store.parts import Work
 from csr_ray.store.scores import CAPTIONS
 
 GONE = "image x: no such file"
@@ -77,6 +79,29 @@ def test_the_node_of_who_scores_captions(picture: str) -> None:
         {**said, "id": "b", "image": "/away.png", "reason": GONE, "fault": "input"},
         {**said, "id": "c", "image": picture, "score": 20.0, "cut": False},
     ]
-    judged = _judged(pa.Table.from_pylist(rows, schema=CAPTIONS))
-    assert judged["fault"].to_pylist() == ["machine", "input", None]
-    assert judged["score"].to_pylist() == [None, None, 20.0] and judged.schema == CAPTIONS
+    found = judged(pa.Table.from_pylist(rows, schema=CAPTIONS))
+    assert found["fault"].to_pylist() == ["machine", "input", None]
+    assert found["score"].to_pylist() == [None, None, 20.0] and found.schema == CAPTIONS
+
+
+def test_the_node_of_who_answers(picture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"asked_as": "yes_no", "question": "A dog?"}
+    rows = [
+        {**said, "id": "q1", "image": picture, "reason": GONE, "fault": "input"},
+        {**said, "id": "q2", "image": picture, "reason": "said nothing", "fault": "policy"},
+        {**said, "id": "q3", "image": "/away.png", "reason": GONE, "fault": "input"},
+        {**said, "id": "q4", "image": picture, "answer": "Yes."},
+    ]
+    folder = answer_folder(tmp_path)
+
+    def answered(works: Any, **_: Any) -> Iterator[tuple[int, pa.Table]]:
+        yield from ((work.position, pa.Table.from_pylist(work.job, schema=ANSWERS)) for work in works)
+
+    monkeypatch.setattr("actors.data.judged.do_work", answered)
+    works = [Work(0, 2, rows[:2]), Work(2, 2, rows[2:])]
+    for position, table in do_picture_work(works, workers=SimpleNamespace()):  # type: ignore[arg-type]
+        folder.write(position, table)
+    faults = [table["fault"].to_pylist() for table in folder.columns("fault", positions=(0, 2))]
+    assert faults == [["machine", "policy"], ["input", None]]
+    assert not folder.is_done(0), "the next start asks it again"
+    assert folder.is_done(2)
