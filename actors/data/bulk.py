@@ -10,15 +10,18 @@ import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import pyarrow as pa
 
 from actors.data.context import data_context
-from actors.data.work import dataset_of, done, tables
-from csr_ray.errors import UserError
+from actors.data.work import dataset_of, done, is_death, tables
+from csr_ray.errors import ActorFailure, UserError
 from csr_ray.machine.placement import ActorOptions
-from csr_ray.store.parts import Work
+from csr_ray.store.parts import Work, part_name
+
+# Pieces that an error names at most.
+_NAMED: Final = 4
 
 
 class Worker(Protocol):
@@ -84,10 +87,31 @@ def do_work(works: Sequence[Work[Any]], *, workers: Workers) -> Generator[tuple[
             # Actors are replaced as often as they die; what is counted are the deaths that one piece has seen.
             ray_remote_args_fn=lambda: {"max_task_retries": retries},
         )
+    finished: set[int] = set()
     with closing(tables(dataset)) as results:
-        for table in results:
-            for row in table.to_pylist():
-                yield row["position"], pa.ipc.open_stream(row["rows"]).read_all()
+        try:
+            for table in results:
+                for row in table.to_pylist():
+                    finished.add(row["position"])
+                    yield row["position"], pa.ipc.open_stream(row["rows"]).read_all()
+        except ActorFailure as failure:
+            if not is_death(failure):
+                raise
+            left = [work for work in works if work.position not in finished]
+            # One actor takes its pieces in their order; of several any may be at the one that waited longest.
+            num_at_work = 1 if workers.num * calls == 1 else workers.num * (calls + 1)
+            raise ActorFailure(_at_one_piece(left[:num_at_work], num_deaths=retries + 1, said=failure)) from failure
+
+
+def _at_one_piece(works: Sequence[Work[Any]], *, num_deaths: int, said: ActorFailure) -> str:
+    """Ray does not say at which piece an actor has died so often: it is one of these."""
+    names = [part_name(work.position) for work in works]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    which = names[0] if len(names) == 1 else f"one of {', '.join(names[:_NAMED])}{more}"
+    return (
+        f"actors died {num_deaths} times at one piece, {which} (named by its first item); look for what kills them "
+        f"in its items and in the memory of the nodes. {said}"
+    )
 
 
 class _Pipe:

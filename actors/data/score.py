@@ -30,6 +30,7 @@ def caption_scorers(scorer: Scorer, *, scorers: Scorers, rules: Rules, wanted: W
         schema=CAPTIONS,
         num=scorers.min,
         options=scorer_options(scorers),
+        retries=scorers.restarts,
     )
 
 

@@ -57,6 +57,14 @@ def tables(dataset: Any) -> Generator[pa.Table, None, None]:
             raise ActorFailure(_in_words(error)) from error
 
 
+def is_death(failure: ActorFailure) -> bool:
+    """Whether a failure that `tables` has raised is an actor's death at its work, and not one while it was made."""
+    error = failure.__cause__
+    causes = (error, getattr(error, "cause", None))
+    is_actors = any(isinstance(cause, ray.exceptions.RayActorError) for cause in causes)
+    return is_actors and "creation task" not in str(error)
+
+
 def _in_words(error: ray.exceptions.RayError) -> str:
     """What a person should read of an error of Ray's: our own words, if it is one of ours, else its first line."""
     text = _COLOUR.sub("", str(getattr(error, "cause", None) or error))

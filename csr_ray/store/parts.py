@@ -42,6 +42,11 @@ class Work(Generic[T]):
     job: T
 
 
+def part_name(position: int) -> str:
+    """The name of the part of the items from this position on, without its ending."""
+    return f"part_{position:09d}"
+
+
 @dataclass(frozen=True)
 class PartFolder:
     """The files of one piece of bulk work.
@@ -65,7 +70,7 @@ class PartFolder:
 
     def part(self, position: int) -> Path:
         """The file of the items from this position on."""
-        return self.root / f"part_{position:09d}.parquet"
+        return self.root / f"{part_name(position)}.parquet"
 
     def begin(self, what: dict[str, Any]) -> None:
         """Claim the folder for this work.
