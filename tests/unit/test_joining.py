@@ -13,6 +13,7 @@ def test_a_cluster_that_cannot_be_joined_is_one_line(monkeypatch: pytest.MonkeyP
     def init(**_: object) -> None:
         raise ConnectionError("Could not find any running Ray instance.\nPlease specify the one to connect to.")
 
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever the tests before this one have started
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with pytest.raises(ConfigError) as error:
