@@ -11,7 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.train.deaths import Death, PatientClock, worker_death
 from actors.train.mailbox import MailboxActor
-from actors.train.messages import Controlled, News, NumberedOrder, Placed, Spawned
+from actors.train.messages import News, NumberedOrder, Placed, Spawned
 from actors.train.token import Token
 from actors.train.worker import train_loop
 from csr_ray.config.schema import Train
@@ -37,6 +37,8 @@ _ANSWER_S = 10.0
 _START_S = 120.0
 _SLICE_S = 0.5
 _KILLED_S = 1.0
+# Nothing is left to wait for then but an import of torch, which no other thread can end.
+_IMPORTED_S = 30.0
 
 
 class MailboxDied(RuntimeError):
@@ -75,7 +77,9 @@ class Attempt:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         mailbox = ray.remote(MailboxActor).options(num_cpus=0, max_concurrency=1000, scheduling_strategy=here)
         self._mailbox = mailbox.remote()
-        self._controller: Any = None
+        self._begins = threading.Lock()
+        self._controller: Any = None  # under the lock
+        self._is_ending = False  # the same
         self._place: Any = None
         self._num_events = 0
         self._has_answered = False
@@ -104,9 +108,7 @@ class Attempt:
         news: News = self._ask(asking, may_take_s=timeout_s)
         self._num_events += len(news.events)
         for event in news.events:
-            if isinstance(event, Controlled):
-                self._controller = event.actor
-            elif isinstance(event, Spawned):
+            if isinstance(event, Spawned):
                 self.spawned_at_s = dict.fromkeys(event.pids, time.monotonic())
             elif isinstance(event, Placed):
                 self._place = event.placement_group
@@ -145,6 +147,8 @@ class Attempt:
 
         A worker keeps nothing that is not on disk, so one that is importing or in a step is killed.
         """
+        with self._begins:
+            self._is_ending = True
         with contextlib.suppress(ray.exceptions.RayError):
             self._mailbox.close.remote()
         self._thread.join(timeout=grace_s)
@@ -158,7 +162,7 @@ class Attempt:
             self._thread.join(timeout=_KILLED_S)
             if not self.is_over:
                 ray.kill(self._controller)
-                self._thread.join(timeout=_KILLED_S)
+        self._thread.join(timeout=_IMPORTED_S)
         if self._place is None:
             self._free_places()
         if not self.is_over:
@@ -189,8 +193,9 @@ class Attempt:
 
     def _fit(self) -> None:
         # Imported here because it imports torch, for which the driver would wait seconds before it starts anything.
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchConfig
 
+        from actors.train.controller import HeldTrainer
         from actors.train.hooks import GroupHooks
 
         # Its watcher of nodes that are about to go would sit on any node, and keep that one from ever being idle; a
@@ -212,8 +217,11 @@ class Attempt:
         }
         logs = self._setup.logs.absolute()
         try:
-            TorchTrainer(
-                train_loop,
+            if self._is_ending:
+                return
+            HeldTrainer(
+                begin=self._begin,
+                train_loop_per_worker=train_loop,
                 train_loop_config=setup,
                 # Torch's own limit comes later than ours, which says who waits for what.
                 torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo", timeout_s=int(2 * train.hang_s) + 1),
@@ -230,6 +238,13 @@ class Attempt:
             ).fit()
         except BaseException as error:  # whatever ends this thread has to reach the one that waits
             self._error = error
+
+    def _begin(self, make: Callable[[], Any]) -> Any:
+        with self._begins:
+            if self._is_ending:
+                raise InterruptedError("the group is being ended")
+            self._controller = make()
+        return self._controller
 
 
 def _resources(train: Train) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Our hooks in Ray Train: they tell the driver who makes up the group, so that it can watch and end it.
+"""Our hooks in Ray Train: they tell the driver who makes up the group, so that it can watch it.
 
 Ray appends callbacks of `RunConfig` that are not its own `UserCallback`s to its list as they are, for extensions like
 this one (`DataParallelTrainer._create_default_callbacks`). The driver pickles one object; hooks of the controller run
@@ -12,16 +12,16 @@ from typing import Any
 
 import ray
 from ray import train
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.callback import WorkerCallback, WorkerGroupCallback
 
 from actors.process.leftovers import own_folder
 from actors.process.logs import log_to_file
-from actors.train.messages import Controlled, Spawned
+from actors.train.messages import Spawned
 from actors.train.pulse import CarriedLog, start_pulse, worker_log
 from actors.train.token import Token
 
 
-class GroupHooks(ControllerCallback, WorkerGroupCallback, WorkerCallback):
+class GroupHooks(WorkerGroupCallback, WorkerCallback):
     """See the module.
 
     Args:
@@ -35,9 +35,6 @@ class GroupHooks(ControllerCallback, WorkerGroupCallback, WorkerCallback):
         self._mailbox = mailbox
         self._logs = logs
         self._token = token
-
-    def after_controller_start(self, train_run_context: Any) -> None:
-        ray.get(self._mailbox.post.remote(Controlled(actor=ray.get_runtime_context().current_actor)))
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
         pids = {worker.distributed_context.world_rank: worker.metadata.pid for worker in workers}

@@ -24,13 +24,6 @@ class NumberedOrder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Controlled:
-    """Ray's controller of the group has started; `actor` is its handle, by which it can be ended."""
-
-    actor: Any
-
-
-@dataclass(frozen=True, kw_only=True)
 class Spawned:
     """The processes of the group are there; the first beat of each follows within seconds."""
 
@@ -98,7 +91,7 @@ class Failed:
     user_error: UserError | None = field(default=None)
 
 
-Event = Controlled | Spawned | Placed | Ready | Step | Done | Failed
+Event = Spawned | Placed | Ready | Step | Done | Failed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,13 @@ CONFIG = ROOT / "configs" / "tiny-world.yaml"
 # Enough work on a fast machine that an engine more is worth its start, and that one that is lost can be replaced.
 NUM_PROMPTS = 384
 SMALL = (
-    *("run.rounds=1", "run.unit=4", "world.quick=true", f"world.num_train_images={NUM_PROMPTS}", "world.num_heldout_images=48"),
+    *(
+        "run.rounds=1",
+        "run.unit=4",
+        "world.quick=true",
+        f"world.num_train_images={NUM_PROMPTS}",
+        "world.num_heldout_images=48",
+    ),
     *(f"data.per_round={NUM_PROMPTS}", "eval.limit=2", "generators.in_flight=2", "generators.max_num_seqs=8"),
     # An engine takes a whole node of two CPUs, so that two of them sit on nodes of their own.
     *("generators.cpus=2", "generators.min=1", "generators.max=2"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -196,7 +197,7 @@ def test_any_process_of_the_group_may_die_or_hang(
         assert (driver.logs / f"train_worker_{rank}.log").stat().st_size > 0
 
 
-@pytest.mark.parametrize("after_s", [0.0, 6.0], ids=["at once", "while workers import"])
+@pytest.mark.parametrize("after_s", [0.0, 0.3, 1.0, 2.0, 3.0, 4.5, 6.0])
 def test_closing_does_not_wait_for_workers_that_start(
     ray_session: None, tiny_llava: Path, tmp_path: Path, after_s: float
 ) -> None:
@@ -204,4 +205,7 @@ def test_closing_does_not_wait_for_workers_that_start(
     time.sleep(after_s)
     started_s = time.monotonic()
     driver.trainer.close()
-    assert time.monotonic() - started_s < 5
+    took_s = time.monotonic() - started_s
+    # A thread that is left in a call of Ray crashes the process when Ray is shut down.
+    assert "train-group" not in [thread.name for thread in threading.enumerate()]
+    assert took_s < 5
