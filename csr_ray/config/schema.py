@@ -655,6 +655,15 @@ class Scorers(Replicated):
         return self
 
 
+class GpuKindKeys(Section):
+    """What a GPU of some kind has and costs, where csr-ray plan does not know it or should not believe its list."""
+
+    memory_gb: float | None = Field(None, gt=0, description="GB of its memory")
+    tflops: float | None = Field(None, gt=0, description="TFLOP/s of dense products in bfloat16")
+    memory_gb_per_s: float | None = Field(None, gt=0, description="GB/s of its memory")
+    usd_per_hour: float | None = Field(None, ge=0, description="US dollars that an hour of it costs")
+
+
 class Cluster(Section):
     """How a run uses the cluster that it is on."""
 
@@ -678,6 +687,17 @@ class Cluster(Section):
         allow_inf_nan=False,
         description="the run ends if there has been no room in the cluster for this many seconds for one of the "
         "actors that it begins with or, later on, for any of a kind; what is waited for is said every half minute",
+    )
+    gpu_kinds: dict[str, GpuKindKeys] = Field(
+        {},
+        description="by the names that Ray has for kinds of GPU (H100), what one has and costs, where the list of "
+        "`csr-ray plan` does not know it or is wrong: memory_gb, tflops, memory_gb_per_s, usd_per_hour; "
+        "for example cluster.gpu_kinds.H100.usd_per_hour=2.5. Nothing but plans and costs follows from it",
+    )
+    cpu_usd_per_hour: float | None = Field(
+        None,
+        ge=0,
+        description="US dollars that an hour of one CPU core costs, for costs; null: GPUs alone are counted",
     )
 
     @model_validator(mode="after")
