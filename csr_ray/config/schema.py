@@ -697,7 +697,7 @@ class Cluster(Section):
     cpu_usd_per_hour: float | None = Field(
         None,
         ge=0,
-        description="US dollars that an hour of one CPU core costs, for costs; null: GPUs alone are counted",
+        description="US dollars that an hour of one CPU costs; null: GPUs alone are counted",
     )
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Kinds of GPU by the names that Ray gives them (`accelerator_type:A100`), what each has, and its price. Knows no Ray."""
+"""Kinds of GPU by the names that Ray gives them (`accelerator_type:A100`): what each has and costs. Knows no Ray."""
 
 from __future__ import annotations
 
