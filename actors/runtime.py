@@ -27,6 +27,7 @@ from actors.score.scorer import ScorerActor
 from actors.train.group import TrainerGroup
 from actors.turns import InTurns
 from csr_ray.config.schema import Cluster, Config, Generators, Policy, Scorers, Train
+from csr_ray.counters import Usage
 from csr_ray.errors import ConfigError
 from csr_ray.machine.fit import Node, check_fit
 from csr_ray.machine.kinds import kind_of
@@ -210,6 +211,10 @@ class Runtime:
                 runtime.close()
                 raise
         return runtime
+
+    def usage(self) -> list[Usage]:
+        """See `csr_ray.ports.Machinery`."""
+        return [*self.generators.usage(), *self.trainer.usage()]
 
     def close(self) -> None:
         """End what was started here, and Ray only if this process started it."""

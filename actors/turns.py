@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from actors.pool.generators import GeneratorPool
 from actors.train.group import TrainerGroup
+from csr_ray.counters import Usage
 from csr_ray.ports import OnStep
 from csr_ray.records import TrainOrder, TrainResult
 
@@ -52,6 +53,10 @@ class InTurns:
     def check(self) -> None:
         """See `csr_ray.ports.Trainer`."""
         self._group.check()
+
+    def usage(self) -> list[Usage]:
+        """See `TrainerGroup.usage`."""
+        return self._group.usage()
 
     def close(self) -> None:
         self._group.close()

@@ -1,4 +1,4 @@
-"""What generators and scorers count: one record, so that every counter has one name, one meaning and one sum.
+"""What actors count, and what they hold: records, so that every figure has one name, one meaning and one sum.
 
 Every field only ever grows by what is added, so the counters of several actors and of several units of work may be
 added up; ratios are formed where they are read (`csr_ray.stages.summary`).
@@ -7,7 +7,7 @@ added up; ratios are formed where they are read (`csr_ray.stages.summary`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 
 @dataclass
@@ -77,3 +77,44 @@ class Counters:
     @classmethod
     def from_plain(cls, plain: Mapping[str, float]) -> Counters:
         return cls(**plain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What the actors of one role have held of one kind of GPU, over some time.
+
+    Attributes:
+        role: generator, scorer or train_worker.
+        kind: of the GPUs, as Ray names it; "" where there is none, or nobody knows.
+        gpus, cpus: that Ray keeps for each of these actors.
+        held_s: seconds of actors: of two over a minute it is 120.
+        busy_s: the part of them in which an actor had work.
+    """
+
+    role: str
+    kind: str
+    gpus: float
+    cpus: float
+    held_s: float
+    busy_s: float
+
+    @property
+    def gpu_s(self) -> float:
+        return self.gpus * self.held_s
+
+    @property
+    def cpu_s(self) -> float:
+        return self.cpus * self.held_s
+
+    @classmethod
+    def merged(cls, parts: Iterable[Usage]) -> list[Usage]:
+        """Those of the same role, kind and size added up, in the order of their first."""
+        sums: dict[tuple[str, str, float, float], Usage] = {}
+        for part in parts:
+            key = (part.role, part.kind, part.gpus, part.cpus)
+            known = sums.get(key, replace(part, held_s=0.0, busy_s=0.0))
+            sums[key] = replace(known, held_s=known.held_s + part.held_s, busy_s=known.busy_s + part.busy_s)
+        return list(sums.values())
+
+    def to_plain(self) -> dict[str, float | str]:
+        return asdict(self)

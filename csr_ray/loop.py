@@ -62,6 +62,7 @@ def _run_rounds(
 ) -> None:
     machinery = start_machinery(state.adapters)
     generators, trainer = machinery.generators, machinery.trainer
+    state.meter.begin(machinery.usage)
     try:
         evaluate(state, suite=suite, generators=generators, version=0, view=view)
         for index in range(state.config.run.rounds):

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from csr_ray.counters import Counters
+from csr_ray.counters import Counters, Usage
 from csr_ray.records import (
     Answer,
     Ask,
@@ -155,5 +155,9 @@ class Machinery(Protocol):
 
     @property
     def trainer(self) -> Trainer: ...
+
+    def usage(self) -> list[Usage]:
+        """What actors have held of the cluster since the last call, those that are gone included."""
+        ...
 
     def close(self) -> None: ...

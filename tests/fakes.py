@@ -13,7 +13,7 @@ import numpy as np
 
 from csr_ray.config.load import parse_config
 from csr_ray.config.schema import Config
-from csr_ray.counters import Counters
+from csr_ray.counters import Counters, Usage
 from csr_ray.errors import ActorFailure
 from csr_ray.methods.base import Method, method_of
 from csr_ray.records import (
@@ -283,6 +283,13 @@ class FakeMachinery:
     generators: FakeGenerators
     trainer: FakeTrainer
     closed: bool = False
+
+    def usage(self) -> list[Usage]:
+        """As if a generator and a scorer had shared an H100 for a minute each time, and worked for half of it."""
+        return [
+            Usage(role="generator", kind="H100", gpus=0.9, cpus=1, held_s=60.0, busy_s=30.0),
+            Usage(role="scorer", kind="H100", gpus=0.1, cpus=1, held_s=60.0, busy_s=30.0),
+        ]
 
     def close(self) -> None:
         self.closed = True

@@ -26,8 +26,9 @@ from actors.pool.replicas import Replicas
 from actors.pool.scaling import Bounds
 from actors.pool.supervisor import SetAside, Supervisor, reason_of
 from actors.process import pulse
+from actors.process.ledger import Ledger, Place, kind_of_node
 from csr_ray.config.schema import Generators, Replicated, Scorers
-from csr_ray.counters import Counters
+from csr_ray.counters import Counters, Usage
 from csr_ray.data.images import fault_elsewhere
 from csr_ray.errors import ActorFailure, StalePolicyError
 from csr_ray.evaluation.chunks import by_image, calls_at_once
@@ -102,6 +103,13 @@ class GeneratorPool:
             room=room,
             what_is_pending=what_is_pending,
             notice=notice,
+            ledger=Ledger(
+                {
+                    "generator": Place(gpus=config.gpus, cpus=config.cpus),
+                    **({} if scorers is None else {"scorer": Place(gpus=scorers.gpus, cpus=scorers.cpus)}),
+                },
+                kind_of=kind_of_node,
+            ),
         )
 
     @property
@@ -249,6 +257,10 @@ class GeneratorPool:
         counted = self._counting.take()
         counted.add(self._supervisor.take_deaths())
         return counted
+
+    def usage(self) -> list[Usage]:
+        """What generators and scorers have held since the last call."""
+        return self._supervisor.take_usage()
 
 
 def _limits(section: Replicated, *, can_replace: bool, num: int, wait_s: float) -> RoleLimits:

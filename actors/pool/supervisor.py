@@ -55,7 +55,8 @@ from actors.pool.lives import RoleLimits
 from actors.pool.replicas import Replicas
 from actors.pool.scaling import Bounds
 from actors.process import pulse
-from csr_ray.counters import Counters
+from actors.process.ledger import Ledger
+from csr_ray.counters import Counters, Usage
 from csr_ray.errors import ActorFailure, ConfigError, EngineFailure, ScorerFailure, StalePolicyError, UserError
 from csr_ray.records import Fault, Rejection
 
@@ -70,6 +71,8 @@ _SAY_EVERY_S = 30.0
 _RECORD_EVERY_S = 2.0
 _LOOK_FOR_ROOM_EVERY_S = 2.0
 _CLOSE_S = 5.0
+# Who does not say within this time for how long it has worked says it the next time.
+_USAGE_S = 1.0
 
 BringUp = Callable[[Replica, Any, Sequence[Any]], Any]
 """Called with a replica, its actor and the answers so far: the reference of the next call that brings it up, or None
@@ -120,6 +123,7 @@ class Supervisor:
         room: for how many more replicas of a role the cluster has room; asked every few seconds.
         what_is_pending: what the cluster says of who has no place yet, in words; empty if it says nothing.
         notice: told in words what a person should know: who died, who is replaced, what is waited for.
+        ledger: keeps who has held what.
     """
 
     def __init__(
@@ -133,8 +137,10 @@ class Supervisor:
         room: Callable[[Role], float] = lambda role: 0,
         what_is_pending: Callable[[], str] = str,
         notice: Callable[[str], None] = lambda line: None,
+        ledger: Ledger | None = None,
     ) -> None:
         self._replicas = replicas
+        self._ledger = ledger or Ledger({}, kind_of=lambda node: "")
         self._bring_up = bring_up
         self._notice = notice
         self._elastic = {role: one for role, one in (bounds or {}).items() if one.is_elastic}
@@ -304,6 +310,23 @@ class Supervisor:
         """The deaths since the last call."""
         deaths, self._num_deaths = self._num_deaths, Counter()
         return Counters(generator_deaths=deaths["generator"], scorer_deaths=deaths["scorer"])
+
+    def take_usage(self) -> list[Usage]:
+        """What replicas have held since the last call; each is asked first how much of that it has worked."""
+        asked = self._do(self._ping_all)
+        until_s = time.monotonic() + _USAGE_S
+        while self._do(lambda: not asked.isdisjoint(self._beside)) and time.monotonic() < until_s:
+            time.sleep(_SETTLE_S)
+        return list(self._do(lambda: self._ledger.take(now_s=time.monotonic())))
+
+    def _ping_all(self) -> set[Any]:
+        pings = {
+            pulse.ask(self._replicas.actor(role, replica.slot)): Ping(replica)
+            for role in self._replicas.roles
+            for replica in self._decisions.serving(role)
+        }
+        self._beside.update(pings)
+        return set(pings)
 
     def close(self) -> None:
         """Stop the thread; what is still under way is of no interest any more."""
@@ -498,6 +521,7 @@ class Supervisor:
                 self._notice(f"{_named(replica)} is let go: {reason}")
                 self._record("shrinks", replica, reason=reason)
                 self._lost_s.pop((replica.role, replica.slot), None)  # nobody is missed there any more
+                self._ledger.end(replica, now_s=time.monotonic())
                 if replica.role == "scorer":
                     for generator in self._replicas.actors("generator"):
                         generator.drop_scorer.remote(replica.slot, replica.life)
@@ -541,6 +565,7 @@ class Supervisor:
             return
         self._mourned.add(replica)
         self._num_deaths[replica.role] += 1
+        self._ledger.end(replica, now_s=time.monotonic())
         # If a successor dies as well the slot goes on being empty since the first death.
         self._lost_s.setdefault((replica.role, replica.slot), time.monotonic())
         self._notice(f"{_named(replica)} is lost: {reason}")
@@ -608,6 +633,9 @@ class Supervisor:
         answer = _answer(reference)
         if isinstance(answer, BaseException):
             return self._death(replica, answer)
+        if replica not in self._mourned and self._decisions.state_of(replica) != "dead":
+            self._ledger.begin(replica, role=replica.role, node=answer.node, now_s=time.monotonic())
+            self._ledger.worked(replica, seconds=answer.worked_s)
         if answer.ends:
             return Useless(replica, answer.ends)
         return Answered(replica, answer.stalled_s, answer.longest_s, answer.what, answer.busy)

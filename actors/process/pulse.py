@@ -40,6 +40,8 @@ class Pulse:
         what: what stands still.
         ends: why it is of no more use though it lives; empty if it is.
         busy: the share of the time since it was last asked in which it had work.
+        worked_s: for how long it has had work so far, in seconds.
+        node: Ray's id of the node that it is on; "" outside Ray.
     """
 
     pids: tuple[int, ...]
@@ -48,6 +50,8 @@ class Pulse:
     what: str = "its work"
     ends: str = ""
     busy: float = 0.0
+    worked_s: float = 0.0
+    node: str = ""
 
 
 class Progress:
@@ -136,11 +140,22 @@ class Heart:
         pids = (os.getpid(), *(child.pid for child in children))
         if stopped_s:
             what = "a process below it, which is stopped,"
-            return Pulse(pids=pids, stalled_s=stopped_s, longest_s=0.0, what=what, ends=ends, busy=busy)
-        loop_s = 0.0 if self._beat_s is None else max(0.0, now_s - self._beat_s - _BEAT_EVERY_S)
-        work_s, longest_s = self._progress.stalled_s(), self._progress.longest_s
-        stalled_s, what = max((work_s, self._what), (loop_s, "its event loop"))
-        return Pulse(pids=pids, stalled_s=stalled_s, longest_s=longest_s, what=what, ends=ends, busy=busy)
+            stalled_s: float = stopped_s
+            longest_s: float | None = 0.0
+        else:
+            loop_s = 0.0 if self._beat_s is None else max(0.0, now_s - self._beat_s - _BEAT_EVERY_S)
+            work_s, longest_s = self._progress.stalled_s(), self._progress.longest_s
+            stalled_s, what = max((work_s, self._what), (loop_s, "its event loop"))
+        return Pulse(
+            pids=pids,
+            stalled_s=stalled_s,
+            longest_s=longest_s,
+            what=what,
+            ends=ends,
+            busy=busy,
+            worked_s=worked_s,
+            node=_node(),
+        )
 
     def _longest_stopped_s(self, children: list[Any], *, now_s: float) -> float:
         """For how long a process below this one has been stopped (as by SIGSTOP), as far as has been looked."""
@@ -149,6 +164,12 @@ class Heart:
         stopped = {child.pid for child in children if _status(child) == psutil.STATUS_STOPPED}
         self._stopped_since_s = {pid: self._stopped_since_s.get(pid, now_s) for pid in stopped}
         return max((now_s - since_s for since_s in self._stopped_since_s.values()), default=0.0)
+
+
+def _node() -> str:
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
 
 
 def _children() -> list[Any]:

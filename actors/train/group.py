@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from actors.process.ledger import Ledger, Place, kind_of_node
 from actors.process.logs import tail
 from actors.train.attempt import Attempt, MailboxDied, Setup
 from actors.train.checkpoints import checkpoints_of, newest_step
@@ -31,6 +32,7 @@ from actors.train.messages import Done, Event, Failed, LastBeat, NumberedOrder, 
 from actors.train.pulse import worker_log
 from actors.train.token import Token
 from csr_ray.config.schema import Train
+from csr_ray.counters import Usage
 from csr_ray.errors import ActorFailure, ConfigError
 from csr_ray.ports import OnStep
 from csr_ray.records import TrainOrder, TrainResult
@@ -38,6 +40,7 @@ from csr_ray.records import TrainOrder, TrainResult
 _log = logging.getLogger(__name__)
 
 _POLL_S = 1.0
+_ROLE = "train_worker"
 _CLOSE_S = 1.0  # for workers that wait for an order to end by themselves
 _NOTICE_S = 30.0
 # A worker's first beat comes after its process has imported torch, maybe from a cold disk.
@@ -117,6 +120,8 @@ class TrainerGroup:
         self._beats: dict[int, LastBeat] = {}
         self._error: Exception | None = None
         self._is_closing = False
+        place = Place(gpus=config.gpus_per_worker, cpus=config.cpus_per_worker)
+        self._ledger = Ledger({_ROLE: place}, kind_of=kind_of_node)  # under the lock, too
         self._early: list[Step] = []
         self.worker_pids: dict[int, int] = {}  # by rank; filled as workers become ready
         self.deaths: list[Death] = []
@@ -213,6 +218,11 @@ class TrainerGroup:
         """See `csr_ray.ports.Trainer`."""
         self._early += [event for event in self._take_events(timeout_s=0.0) if isinstance(event, Step)]
 
+    def usage(self) -> list[Usage]:
+        """What the workers have held since the last call, and how much of it went into steps."""
+        with self._changed:
+            return self._ledger.take(now_s=time.monotonic())
+
     def close(self) -> None:
         """End the workers, also in mid-step: what they have kept is on disk. Safe to call twice."""
         if self._keeper is None:
@@ -266,6 +276,9 @@ class TrainerGroup:
                         wait_s = self._take_restart(death)
                 finally:
                     attempt.end(grace_s=_CLOSE_S if self._is_closing else 0.0)
+                    with self._changed:
+                        for rank in range(self._config.workers):
+                            self._ledger.end(rank, now_s=time.monotonic())
                 if wait_s is None:
                     return
                 with self._changed:
@@ -363,6 +376,9 @@ class TrainerGroup:
     def _hear(self, event: Event) -> None:
         if isinstance(event, Placed | Ready):
             self.worker_pids[event.rank] = event.pid
+        if isinstance(event, Placed):
+            with self._changed:
+                self._ledger.begin(event.rank, role=_ROLE, node=event.node, now_s=time.monotonic())
         if isinstance(event, Ready):
             _log.info(
                 "train worker %d (pid %d on %s) ready after %.1f s",
@@ -384,6 +400,8 @@ class TrainerGroup:
                 # At once, so that a group that dies now is not asked for the same again.
                 self._open = None
                 self._adapters = (*self._adapters, event.result.adapter)
+                for rank in range(self._config.workers):
+                    self._ledger.add_work(rank, seconds=event.result.optimizer_s)
                 self._restarts.give_back()
             self._events.append(event)
             self._changed.notify_all()

@@ -35,11 +35,13 @@ class Placed:
     """A worker has begun to beat.
 
     Attributes:
+        node: Ray's id of its node.
         placement_group: the group's place in Ray; removing it ends all workers, also those that do not answer.
     """
 
     rank: int
     host: str
+    node: str
     pid: int
     placement_group: Any
 

@@ -114,7 +114,13 @@ class Pulse:
 
         # Whoever knows the place can end this process even where it answers nobody.
         place = ray.util.get_current_placement_group()
-        placed = Placed(rank=self._rank, host=socket.gethostname(), pid=os.getpid(), placement_group=place)
+        placed = Placed(
+            rank=self._rank,
+            host=socket.gethostname(),
+            node=ray.get_runtime_context().get_node_id(),
+            pid=os.getpid(),
+            placement_group=place,
+        )
         self._mailbox.post.remote(placed)
         while True:
             try:

@@ -99,6 +99,47 @@ def round_figures(summary: Mapping[str, Any]) -> tuple[RoundFigures, ...]:
     return (base, *sorted(rows, key=lambda row: row.index or 0))
 
 
+@dataclass(frozen=True, kw_only=True)
+class CostRow:
+    """What one role has used, or all of them together; None where the summary does not say.
+
+    Attributes:
+        idle_share: of the time that its actors were held, 0..1.
+    """
+
+    label: str
+    gpu_hours: float | None
+    cpu_hours: float | None
+    idle_share: float | None
+    usd: float | None
+
+
+def cost_rows(summary: Mapping[str, Any]) -> list[CostRow]:
+    """A row a role, and one of all; empty if the summary knows nothing of costs."""
+    cost = section(summary, key="cost")
+    roles = section(cost, key="roles")
+    named = [(str(role).replace("_", " ") + "s", section(roles, key=role)) for role in roles]
+    if not named:
+        return []
+    keys = ("gpu_hours", "cpu_hours", "idle_share", "usd")
+    return [
+        CostRow(label=label, **{key: number(entry.get(key)) for key in keys})
+        for label, entry in [*named, ("all", cost)]
+    ]
+
+
+def cost_note(summary: Mapping[str, Any]) -> str:
+    """By which prices, and what has none."""
+    cost = section(summary, key="cost")
+    prices = _numbers(section(cost, key="prices"))
+    unpriced = cost.get("unpriced")
+    words = [f"${price:g} an hour of a {kind}" for kind, price in prices.items()]
+    if isinstance(unpriced, list) and unpriced:
+        names = ", ".join(str(name) for name in unpriced)
+        words.append(f"no price is known of {names}: set cluster.gpu_kinds.NAME.usd_per_hour")
+    return "; ".join(words)
+
+
 def percent(value: float | None) -> str:
     """A fraction as people read it, one decimal; a dash for None."""
     return "–" if value is None else f"{100 * value:.1f} %"

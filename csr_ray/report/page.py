@@ -22,6 +22,8 @@ from csr_ray.report.figures import (
     STAGES,
     RoundFigures,
     before_rounds,
+    cost_note,
+    cost_rows,
     headline,
     number,
     percent,
@@ -88,6 +90,7 @@ def render(run: Run) -> str:
     )
     environment.filters.update(
         percent=percent, reason=_reason, duration=_or_dash(charts.duration), count=_or_dash(lambda n: f"{n:,}"),
+        hours=_or_dash(lambda value: f"{value:.3g}"), usd=_or_dash(lambda value: f"${value:,.2f}"),
         one_decimal=_or_dash(lambda value: f"{value:.1f}"), three=_or_dash(lambda value: f"{value:.3f}"),
     )  # fmt: skip
     return environment.get_template("report.html.j2").render(page_values(run))
@@ -117,6 +120,8 @@ def page_values(run: Run) -> dict[str, Any]:
         "num_scored": len(run.rewards),
         "bars": _bars(timed),
         "stages": _legend_stages(timed),
+        "cost_rows": cost_rows(run.summary),
+        "cost_note": cost_note(run.summary),
         "total": charts.duration(total) if (total := number(run.summary.get("seconds"))) is not None else None,
         "gallery": gallery(run, scale=scale),
         "gallery_rounds": [data for data in run.rounds if data.shown],

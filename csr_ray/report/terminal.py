@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from csr_ray.report.figures import RoundFigures, headline, round_figures
+from csr_ray.machine.cost import in_words
+from csr_ray.report.figures import RoundFigures, headline, round_figures, section
 
 Column = tuple[str, Callable[[RoundFigures], str]]
 
@@ -30,6 +31,8 @@ def print_round_table(summary: Mapping[str, Any], *, console: Console | None = N
         console.print(table)
     console.print()
     console.print(headline(rows), highlight=False, markup=False, style="bold")
+    if words := in_words(section(summary, key="cost")):
+        console.print(f"used: {words}", highlight=False, markup=False, style="dim")
     asked = {row.label: f"{row.eval['num_images']:,.0f}" for row in rows if "num_images" in row.eval}
     if len(set(asked.values())) > 1:
         counts = ", ".join(f"{label} {count}" for label, count in asked.items())

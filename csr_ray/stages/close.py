@@ -21,6 +21,7 @@ def close_round(state: RunState, *, index: int, view: View) -> None:
     """Commit the round's last line, and write summary.json as of now."""
     for cycle in state.cycles(index):
         remove_example_units(state, cycle)
+    state.meter.read(round_index=index)
     if state.journal.find("round", round=index) is None:
         state.journal.commit("round", round=index, wall_s=state.round_wall_s(index))
     write_summary(state)

@@ -31,5 +31,6 @@ def evaluate(
         answering = KeptAnswers(generators, path=state.folder.answers(version), version=version)
         metrics = suite.measure(answering, seed=state.config.run.seed, on_answer=stage.advance)
     state.journal.commit("eval", version=version, metrics=metrics, seconds=time.perf_counter() - started_s)
+    state.meter.read(round_index=round_index)
     shutil.rmtree(state.folder.answers(version).parent, ignore_errors=True)
     view.metrics(version=version, metrics=metrics)

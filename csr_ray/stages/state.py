@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from csr_ray.config.schema import Config
+from csr_ray.machine.cost import cost, in_words
 from csr_ray.methods.base import Method, method_of
 from csr_ray.records import Cycle
+from csr_ray.stages.meter import Meter
 from csr_ray.stages.stop import NeverAsked, Stop
 from csr_ray.store.journal import Journal
 from csr_ray.store.quarantine import Quarantine
@@ -25,6 +27,7 @@ class RunState:
         versions: of this package, of Python and of the libraries, by name; for summary.json.
         method: the one that the config names.
         stop: tells a stage that it should end soon.
+        meter: writes down what is used of the cluster.
     """
 
     config: Config
@@ -35,11 +38,13 @@ class RunState:
     stop: Stop = field(default_factory=NeverAsked)
     method: Method = field(init=False)
     quarantine: Quarantine = field(init=False)
+    meter: Meter = field(init=False)
     _round_wall_s: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.method = method_of(self.config)
         self.quarantine = Quarantine(self.folder.quarantine)
+        self.meter = Meter(self.journal)
 
     @property
     def is_finished(self) -> bool:
@@ -76,6 +81,12 @@ class RunState:
             if cycle.phase.name == entry["phase"]
         ]
         return [str(self.folder.adapter(cycle)) for cycle in trained]
+
+    @property
+    def spent(self) -> str:
+        """What GPUs have cost so far, in words; "" where there are none, or nothing was written down yet."""
+        total = cost(self.meter.total, cluster=self.config.cluster)
+        return in_words(total) if total["gpu_hours"] else ""
 
     @contextlib.contextmanager
     def round_clock(self, index: int) -> Iterator[None]:

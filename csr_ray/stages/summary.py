@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 
 from csr_ray.config.schema import Config
 from csr_ray.counters import Counters
+from csr_ray.machine.cost import cost
 from csr_ray.records import Cycle, JsonDict
+from csr_ray.stages.meter import used
 from csr_ray.store.journal import Journal
 
 _EVAL_KEYS = (
@@ -42,7 +44,10 @@ def summary(
     gives the cycles of a round (`RunState.cycles`).
     """
     rounds = [
-        _round(journal, index=entry["round"], cycles=cycles_of(entry["round"]), wall_s=entry["wall_s"])
+        {
+            **_round(journal, index=entry["round"], cycles=cycles_of(entry["round"]), wall_s=entry["wall_s"]),
+            "cost": cost(used(journal, round_index=entry["round"]), cluster=config.cluster),
+        }
         for entry in sorted(journal.all("round"), key=lambda entry: entry["round"])
     ]
     base_eval = journal.find("eval", version=0)
@@ -56,6 +61,7 @@ def summary(
         "rounds": rounds,
         "seconds": base_s + sum(entry["seconds"] for entry in rounds) + sum(_seconds(journal, "start")),
         "start_seconds": sum(_seconds(journal, "start")),
+        "cost": cost(used(journal), cluster=config.cluster),
         "finished": any(entry["rounds"] >= config.run.rounds for entry in journal.all("finished")),
     }
 

@@ -38,6 +38,7 @@ def train(state: RunState, turn: Turn, files: Iterable[str], *, trainer: Trainer
         trained = trainer.finish(on_step=on_step)
     files = plain_files(digests_of_folder(Path(adapter)), root=state.folder.root)
     state.journal.commit("train", **cycle.key, **trained.to_plain(), files=files)
+    state.meter.read(round_index=cycle.round_index)
     shutil.rmtree(state.folder.checkpoints(cycle), ignore_errors=True)
     return trained
 

@@ -15,12 +15,33 @@ import pytest
 from patience import within
 from report_runs import ATTACK, EVAL, gallery_of, page, png, summary_of, words, write_round, write_summary
 
+from csr_ray.config.schema import Cluster, GpuKindKeys
+from csr_ray.counters import Usage
 from csr_ray.errors import UserError
+from csr_ray.machine.cost import cost
 from csr_ray.report import write_report
 from csr_ray.report.gallery import NUM_COLOURS, RewardScale
 from csr_ray.report.read import MAX_SHOWN_A_ROUND, spread_over_margins
 
 # ---- what the page shows -------------------------------------------------------------------------------------------
+
+
+def test_hours_idle_share_and_price_by_role_and_what_has_no_price(tmp_path: Path) -> None:
+    write_round(tmp_path)
+    summary = summary_of(EVAL)
+    usages = [
+        Usage(role="generator", kind="H100", gpus=1, cpus=1, held_s=5400, busy_s=2700),
+        Usage(role="train_worker", kind="NEW", gpus=1, cpus=1, held_s=3600, busy_s=3600),
+    ]
+    summary["cost"] = cost(usages, cluster=Cluster(gpu_kinds={"H100": GpuKindKeys(usd_per_hour=3.0)}))
+    write_summary(tmp_path, summary=summary)
+    text = words(page(tmp_path))
+    assert "generators 1.5 1.5 50.0 % $4.50" in text
+    assert "train workers 1 1 0.0 % –" in text and "all 2.5 2.5 30.0 % –" in text
+    assert "$3 an hour of a H100; no price is known of NEW: set cluster.gpu_kinds.NAME.usd_per_hour" in text
+    summary["cost"] = {"roles": {ATTACK: {"gpu_hours": "many"}}, "prices": [], "unpriced": 3}
+    write_summary(tmp_path, summary=summary)
+    assert "<script>alert" not in page(tmp_path)
 
 
 def test_text_from_data_cannot_become_markup(tmp_path: Path) -> None:
