@@ -89,8 +89,8 @@ def render(run: Run) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(
-        percent=percent, reason=_reason, duration=_or_dash(charts.duration), count=_or_dash(lambda n: f"{n:,}"),
-        hours=_or_dash(lambda value: f"{value:.3g}"), usd=_or_dash(lambda value: f"${value:,.2f}"),
+        percent=percent, reason=_reason, duration=_or_dash(charts.duration), count=_or_dash(lambda n: f"{n:,.0f}"),
+        hours=_or_dash(lambda value: f"{value:.3g}"), usd=_or_dash(_dollars),
         one_decimal=_or_dash(lambda value: f"{value:.1f}"), three=_or_dash(lambda value: f"{value:.3f}"),
     )  # fmt: skip
     return environment.get_template("report.html.j2").render(page_values(run))
@@ -334,6 +334,10 @@ def _median(values: np.ndarray) -> float | None:
 def _reason(name: str) -> str:
     """`same_text` as people read it; a reason with a config key in it (`pairs.min_margin`) as it is."""
     return name.replace("_", " ") if name.isidentifier() else name
+
+
+def _dollars(value: float) -> str:
+    return f"${value:,.2f}" if value >= 0.01 or value == 0 else "< $0.01"
 
 
 def _or_dash(show: Any) -> Any:

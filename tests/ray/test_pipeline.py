@@ -93,6 +93,20 @@ def test_every_round_is_trained_published_and_proved(finished: RunFolder) -> Non
         assert 0 < score["image_encodes"] <= 12 and score["mean_wait_ms"] > 0
 
 
+def test_what_each_role_has_used_is_counted_once(finished: RunFolder) -> None:
+    summary = json.loads(finished.summary.read_text())
+    cost = summary["cost"]
+    assert set(cost["roles"]) == {"generator", "scorer", "train_worker"}
+    by_hand_s = summary["seconds"] - summary["start_seconds"]
+    for role, used in cost["roles"].items():
+        assert 0 < used["actor_hours"] * 3600 < 1.2 * by_hand_s + summary["start_seconds"], (role, used)
+        assert 0 <= used["idle_share"] < 1, (role, used)
+        assert used["actor_hours"] >= sum(entry["cost"]["roles"][role]["actor_hours"] for entry in summary["rounds"])
+    # It starts before the others and works in every stage but the training.
+    assert cost["roles"]["generator"]["actor_hours"] * 3600 > 0.7 * by_hand_s
+    assert cost["roles"]["generator"]["idle_share"] < cost["roles"]["scorer"]["idle_share"]
+
+
 def test_candidates_hold_every_node_of_the_rounds_own_policy(finished: RunFolder) -> None:
     for index in range(3):
         rows = pq.read_table(finished.round(index) / "candidates").to_pylist()

@@ -23,6 +23,7 @@ from ray.cluster_utils import Cluster
 from fakes import tiny_config
 from actors import runtime
 from actors.cluster.nodes import part_of
+from actors.process.ledger import kind_of_node
 from actors.train.attempt import Attempt, Setup
 from actors.train.token import Token
 from csr_ray.machine.layout import lay_out
@@ -45,6 +46,8 @@ try:
         node["NodeID"]: next((name[17:] for name in node["Resources"] if name.startswith("accelerator_type:")), "")
         for node in ray.nodes()
     }
+
+    known = {node: kind_of_node(node) for node in (*kinds, "gone")}
 
     class Sits:
         def __init__(self, *, log=None):
@@ -86,6 +89,7 @@ try:
     print("FOUND", json.dumps({
         "scorer": places[0], "engines": sorted(places[1:]), "trained": trained, "roles": roles, "left": len(left),
         "planned": planned.stdout + planned.stderr, "code": planned.returncode,
+        "kinds": kinds, "known": known,
     }))
 finally:
     ray.shutdown()
@@ -113,6 +117,7 @@ def test_train_workers_land_on_the_larger_kind_and_engines_leave_it_to_them(tmp_
     assert (found["scorer"], found["engines"]) == ("L4", ["A100", "L4", "L4", "L4", "L4"])
     assert found["roles"] == {"": [], "L4": ["generator", "scorer"], "A100": ["generator", "train worker"]}
     assert found["left"] == 0, "what the workers had is given back"
+    assert found["known"] == {**found["kinds"], "gone": ""} and "A100" in found["kinds"].values()
     assert found["code"] == 0, found["planned"]
     said = next(line for line in found["planned"].splitlines() if "on this cluster" in line)
     assert said.strip().startswith("on this cluster (2 A100, 4 L4): 1 scorer with 0.1 GPU (L4), 5 generators")
