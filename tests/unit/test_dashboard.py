@@ -9,6 +9,7 @@ from dashboard import DASHBOARD, functions, panels, queries, selectors
 
 from csr_ray.metrics import CATALOGUE, Metric
 
+PAGE = DASHBOARD.parents[1] / "docs" / "observability.md"
 ROWS = ["Overview", "Rollout", "Scoring", "Training", "Publish", "Actors and deaths", "Data", "Cost"]
 EXPORTED: dict[str, Metric] = {name: metric for metric in CATALOGUE.values() for name in metric.exported}
 # What nobody looks at on the dashboard, and why it is exported all the same.
@@ -64,6 +65,16 @@ def test_queries_that_are_wrong_are_found() -> None:
 def test_what_is_exported_is_shown_or_said_not_to_be() -> None:
     shown = {EXPORTED[name].name for query in queries() for name, _ in selectors(query)}
     assert CATALOGUE.keys() - shown == NOT_SHOWN.keys()
+
+
+def test_the_page_lists_the_catalogue() -> None:
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| `csr_ray_")]
+    expected = []
+    for metric in CATALOGUE.values():
+        when = f" Appears with {metric.provoked_by}." if metric.provoked_by else ""
+        tags = ", ".join(metric.tags) or "–"
+        expected.append(f"| `{metric.name}` | {metric.kind} | {tags} | {metric.help}{when} |")
+    assert rows == expected
 
 
 def test_panels_have_units_and_words_and_do_not_overlap() -> None:
