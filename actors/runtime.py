@@ -21,6 +21,7 @@ from actors.generate.generator import GeneratorActor
 from actors.pool.events import Role
 from actors.pool.generators import GeneratorPool
 from actors.pool.replicas import Replicas
+from actors.process.exporter import metrics_address
 from actors.process.fitness import Wanted
 from actors.process.pulse import actor_class
 from actors.score.scorer import ScorerActor
@@ -53,6 +54,7 @@ from csr_ray.machine.placement import (
 )
 from csr_ray.machine.private_ray import cluster_address
 from csr_ray.methods.base import Method
+from csr_ray.metrics import Exporter, NoExporter
 from csr_ray.policy.source import local_folder
 from csr_ray.stages.view import View
 
@@ -86,6 +88,7 @@ class Serving:
         method: Method | None = None,
         seed: int = 0,
         wanted: Wanted | None = None,
+        exporter: Exporter,
     ) -> Serving:
         def start_generator(slot: int) -> Any:
             return _generator_actor(settings.generators, slot=slot).remote(
@@ -95,6 +98,8 @@ class Serving:
                 method=method,
                 seed=seed,
                 wanted=wanted,
+                run=exporter.run,
+                slot=slot,
                 log=str((logs / f"generator_{slot}.log").absolute()),
             )
 
@@ -122,6 +127,7 @@ class Serving:
             wait_s=cluster.wait_s,
             room=room.num,
             what_is_pending=room.pending,
+            exporter=exporter,
         )
         view.watch(pool.health)
         return cls(pool, connection=connection, room=room)
@@ -130,7 +136,8 @@ class Serving:
 class Runtime:
     """See `csr_ray.ports.Machinery`. Start with `Runtime.start`, end with `close`."""
 
-    def __init__(self, *, serving: Serving, trainer: TrainerGroup | InTurns) -> None:
+    def __init__(self, *, serving: Serving, trainer: TrainerGroup | InTurns, exporter: Exporter) -> None:
+        self._exporter = exporter
         self.generators = serving.generators
         self.trainer = trainer
         self._serving = serving
@@ -149,6 +156,7 @@ class Runtime:
         connected: tuple[Config, Connection] | None = None,
         picture: str = "",
         archives: Sequence[str] = (),
+        exporter: Exporter | None = None,
     ) -> Runtime:
         """Start everything that a run of this method needs; returns when the generators serve base + `adapters`.
 
@@ -156,16 +164,20 @@ class Runtime:
             picture: one of the run's, which every node of a cluster has to be able to read; "": none is known.
             archives: tars on a disk that pictures are in, which every node of a cluster has to have, too.
             on_ray_lost: ends this process, and says why; called from a thread when Ray's head or own node is gone.
+            exporter: gets the run's metrics, and is closed with the rest; None: there are none.
             connected: what `connect_run` gave, which then is closed with the rest; None: connect now.
 
         Raises:
             ActorFailure: an actor could not start; the message ends with its log.
             ConfigError: there is no room for all of them; nothing has been started then.
         """
+        exporter = exporter or NoExporter()
         with view.stage("start the machinery", total=None, unit="", round_index=None):
             config, connection = connected or connect_run(
                 config, method=method, model=model, view=view, on_ray_lost=on_ray_lost
             )
+            if exporter.run and (address := metrics_address()):
+                view.say(f"metrics for Prometheus: {address} (docs/observability.md)")
             demands = demands_of(config, needs_scorer=method.needs_scorer)
             scorer = config.scorer.model if method.needs_scorer and config.scorer is not None else None
             with _closed_if_refused(connection):
@@ -181,10 +193,13 @@ class Runtime:
                 precisions=_precisions(config.policy, generators=config.generators, train=config.train),
                 view=view,
                 adapters=adapters,
-                scorers=_ScorerStarter(config, logs=logs, wanted=wanted) if method.needs_scorer else None,
+                scorers=_ScorerStarter(config, logs=logs, wanted=wanted, run=exporter.run)
+                if method.needs_scorer
+                else None,
                 method=method,
                 seed=config.run.seed,
                 wanted=wanted,
+                exporter=exporter,
             )
             takes_turns = config.cluster.layout == "colocated"
             group = TrainerGroup(
@@ -198,11 +213,12 @@ class Runtime:
                 wait_s=config.cluster.wait_s,
                 what_is_pending=serving.room.pending,
                 notice=view.say,
+                exporter=exporter,
             )
             # Ray places them some seconds after they are asked for, and a pool that grows would take their room.
             serving.room.keep_for(demands_of(config, needs_scorer=False)[-1], until=lambda: group.is_placed)
             trainer = InTurns(group, generators=serving.generators) if takes_turns else group
-            runtime = cls(serving=serving, trainer=trainer)
+            runtime = cls(serving=serving, trainer=trainer, exporter=exporter)
             try:
                 serving.generators.wait_until_ready()
                 # Not before: it is needed a rollout later, and its imports would keep the engine waiting.
@@ -219,6 +235,7 @@ class Runtime:
     def close(self) -> None:
         """End what was started here, and Ray only if this process started it."""
         self.trainer.close()
+        self._exporter.close()  # while Ray is there
         self._serving.close()
 
 
@@ -417,7 +434,8 @@ def _object_store_bytes(config: Config, *, model: str) -> int:
 class _ScorerStarter:
     """Starts the scorer of a slot, as often as it is needed."""
 
-    def __init__(self, config: Config, *, logs: Path, wanted: Wanted | None) -> None:
+    def __init__(self, config: Config, *, logs: Path, wanted: Wanted | None, run: str) -> None:
+        self._run = run
         assert config.scorer is not None, "the method has asked for it"
         self._scorer = config.scorer
         self._logs = logs
@@ -427,7 +445,9 @@ class _ScorerStarter:
     def start(self, slot: int) -> Any:
         actor = _placed(ScorerActor, options=scorer_options(self.section), max_concurrency=1000)
         log = str((self._logs / f"scorer_{slot}.log").absolute())
-        return actor.remote(self._scorer, scorers=self.section, wanted=self._wanted, log=log)
+        return actor.remote(
+            self._scorer, scorers=self.section, wanted=self._wanted, run=self._run, slot=slot, log=log
+        )
 
 
 def _generator_actor(generators: Generators, *, slot: int) -> Any:

@@ -16,6 +16,7 @@ from actors.data.bulk import Workers
 from actors.generate.engine import EngineSettings
 from actors.generate.host import EngineHost
 from actors.process.counters import Counting
+from actors.process.exporter import RayExporter
 from actors.process.fitness import Wanted
 from actors.process.logs import tail
 from csr_ray.config.schema import Generators, Policy
@@ -73,9 +74,9 @@ class Answerer:
 
     def __init__(self, settings: EngineSettings, *, model: str, seed: int, wanted: Wanted | None, logs: str) -> None:
         log = Path(logs) / f"engine_{_actor_name()}.log"
-        self._host = EngineHost(
-            settings, model=model, counting=Counting(actor="generator"), wanted=wanted, log=str(log)
-        )
+        # There is no run folder here, and so no name of a run.
+        counting = Counting(actor=_actor_name(), exporter=RayExporter(run="bulk", role="generator"))
+        self._host = EngineHost(settings, model=model, counting=counting, wanted=wanted, log=str(log))
         self._seed = seed
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="engine", daemon=True).start()

@@ -18,6 +18,7 @@ from actors.generate.host import EngineHost
 from actors.handover.proofs import Served
 from actors.handover.registry import Receiver
 from actors.process.counters import Counting
+from actors.process.exporter import RayExporter
 from actors.process.fitness import Wanted
 from actors.process.pulse import Heart, Pulse
 from actors.score.client import ScorerPool
@@ -37,6 +38,7 @@ class GeneratorActor:
         method: what rolls out; None: this generator answers questions only.
         seed: of the run; what is drawn for a prompt follows from it, the cycle and the prompt's id.
         wanted: what this actor's node has to have; None: it is the driver's.
+        run, slot: name this actor in its metrics; without a run it exports none.
         log: file that this process's output goes to; None: wherever Ray puts it.
     """
 
@@ -49,11 +51,14 @@ class GeneratorActor:
         method: Method | None = None,
         seed: int = 0,
         wanted: Wanted | None = None,
+        run: str = "",
+        slot: int = 0,
         log: str | None = None,
     ) -> None:
         self._method = method
         self._seed = seed
-        self._counting = Counting(actor="generator")
+        exporter = RayExporter(run=run, role="generator") if run else None
+        self._counting = Counting(actor=f"generator {slot}", exporter=exporter)
         self._host = EngineHost(settings, model=model, counting=self._counting, wanted=wanted, log=log)
         self._engine = self._host.engine
         self._scorers = ScorerPool(wait_s=scorer_wait_s)
@@ -73,7 +78,7 @@ class GeneratorActor:
         version = await self._receiver.pull()
         if version:
             await self._engine.load_policy(adapters=self._receiver.adapters)
-        self._version = version
+        self._serve(version)
         return version
 
     async def rollout(self, prompt: Prompt, cycle: Cycle) -> Rollout | Rejection:
@@ -105,6 +110,7 @@ class GeneratorActor:
         if not rollout.candidates:  # a unit keeps candidates, so a rollout without any would be lost
             return prompt.refused("the policy said nothing", fault="policy")
         self._counting.add(Counters(rollouts=1, candidates=len(rollout.candidates)))
+        self._counting.exporter.observe("csr_ray_prompt_seconds", rollout.stats.seconds, actor=self._counting.actor)
         return rollout
 
     async def answer(
@@ -143,7 +149,7 @@ class GeneratorActor:
         sent = self._receiver.num_bytes
         version = await self._receiver.pull()
         loaded = await self._engine.load_policy(adapters=self._receiver.adapters)
-        self._version = version
+        self._serve(version)
         engine = self._engine
         stale = [await engine.num_stale(one.ask, answer_ids=one.answer_ids) for one in probes[:1]]
         replies = await asyncio.gather(*(engine.probe(one.ask, answer_ids=one.answer_ids) for one in probes))
@@ -159,6 +165,10 @@ class GeneratorActor:
             num_bytes=self._receiver.num_bytes - sent,
             seconds=time.perf_counter() - started_s,
         )
+
+    def _serve(self, version: int) -> None:
+        self._version = version
+        self._counting.exporter.set("csr_ray_policy_version_served", version, actor=self._counting.actor)
 
     def _current_version(self) -> int:
         if self._version is None:

@@ -32,6 +32,7 @@ from csr_ray.counters import Counters, Usage
 from csr_ray.data.images import fault_elsewhere
 from csr_ray.errors import ActorFailure, StalePolicyError
 from csr_ray.evaluation.chunks import by_image, calls_at_once
+from csr_ray.metrics import Exporter
 from csr_ray.records import Answer, Cycle, Prompt, PublishReceipt, Question, Rejection, Rollout, TrainResult
 
 _log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class GeneratorPool:
         scorers: limits of the scorers.
         notice: told in words who died, who is replaced and what is waited for.
         wait_s: how long an actor may be without a place in the cluster, in seconds.
-        room, what_is_pending: see `actors.pool.supervisor.Supervisor`.
+        room, what_is_pending, exporter: see `actors.pool.supervisor.Supervisor`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class GeneratorPool:
         wait_s: float = math.inf,
         room: Callable[[Role], float] = lambda role: 0,
         what_is_pending: Callable[[], str] = str,
+        exporter: Exporter | None = None,
     ) -> None:
         self._config = config
         self._noise = noise_of(precisions)
@@ -110,6 +112,7 @@ class GeneratorPool:
                 },
                 kind_of=kind_of_node,
             ),
+            exporter=exporter,
         )
 
     @property

@@ -58,6 +58,7 @@ from actors.process import pulse
 from actors.process.ledger import Ledger
 from csr_ray.counters import Counters, Usage
 from csr_ray.errors import ActorFailure, ConfigError, EngineFailure, ScorerFailure, StalePolicyError, UserError
+from csr_ray.metrics import Exporter, NoExporter
 from csr_ray.records import Fault, Rejection
 
 _log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ _LOOK_FOR_ROOM_EVERY_S = 2.0
 _CLOSE_S = 5.0
 # Who does not say within this time for how long it has worked says it the next time.
 _USAGE_S = 1.0
+_LOOK_S = 1.0
 
 BringUp = Callable[[Replica, Any, Sequence[Any]], Any]
 """Called with a replica, its actor and the answers so far: the reference of the next call that brings it up, or None
@@ -124,6 +126,7 @@ class Supervisor:
         what_is_pending: what the cluster says of who has no place yet, in words; empty if it says nothing.
         notice: told in words what a person should know: who died, who is replaced, what is waited for.
         ledger: keeps who has held what.
+        exporter: gets the metrics of the pool (`csr_ray.metrics`).
     """
 
     def __init__(
@@ -138,9 +141,11 @@ class Supervisor:
         what_is_pending: Callable[[], str] = str,
         notice: Callable[[str], None] = lambda line: None,
         ledger: Ledger | None = None,
+        exporter: Exporter | None = None,
     ) -> None:
         self._replicas = replicas
         self._ledger = ledger or Ledger({}, kind_of=lambda node: "")
+        self._exporter: Exporter = exporter or NoExporter()
         self._bring_up = bring_up
         self._notice = notice
         self._elastic = {role: one for role, one in (bounds or {}).items() if one.is_elastic}
@@ -170,6 +175,7 @@ class Supervisor:
                 self._watch(Replica(role, slot), replicas.actor(role, slot))
         self._thread = threading.Thread(target=self._run, name="pool-supervisor", daemon=True)
         self._thread.start()
+        self._exporter.sample(lambda: self._do(self._set_gauges, patience_s=_LOOK_S))
 
     # What other threads call.
 
@@ -305,6 +311,20 @@ class Supervisor:
                 starting.append(f"{_named(replica)} {how} for {now_s - since_s:.0f} s")
         word = "not whole: " if lost else "not ready: " if waited_for else "healthy: "
         return word + ", ".join(parts) + "".join(f"; {what}" for what in (*lost, *starting))
+
+    def _set_gauges(self) -> None:
+        out, job = self._exporter, self._job
+        for role in self._replicas.roles:
+            unplaced = len(self._decisions.unplaced(role))
+            serving, starting = len(self._decisions.serving(role)), len(self._decisions.starting_since(role))
+            out.set("csr_ray_replicas", serving, role=role, state="serving")
+            out.set("csr_ray_replicas", starting - unplaced, role=role, state="starting")
+            out.set("csr_ray_replicas", unplaced, role=role, state="unplaced")
+            out.set("csr_ray_replicas_wanted", len(self._replicas.slots(role)), role=role)
+        num_sent = len(self._decisions.dispatch.calls)
+        out.set("csr_ray_calls_in_flight", num_sent)
+        out.set("csr_ray_dispatch_queue", self._decisions.num_held - num_sent)
+        out.set("csr_ray_results_waiting", 0 if job is None or job.is_over else job.results.qsize())
 
     def take_deaths(self) -> Counters:
         """The deaths since the last call."""
@@ -512,6 +532,7 @@ class Supervisor:
             case Replace(dead, new):
                 if dead.role != "registry":
                     self._replicas.kill(dead.role, dead.slot)  # Ray may only have lost sight of it
+                self._exporter.add("csr_ray_replacements_total", role=dead.role)
                 self._watch(new, self._replicas.start(dead.role, dead.slot))
             case Grow(replica):
                 self._notice(f"starting {_named(replica)}: there is work and room for it")
@@ -529,7 +550,7 @@ class Supervisor:
             case GiveUp():
                 self._fail(action)
             case Retry():
-                pass
+                self._exporter.add("csr_ray_retries_total")
             case _:
                 raise AssertionError(action)
 
@@ -566,6 +587,7 @@ class Supervisor:
         self._mourned.add(replica)
         self._num_deaths[replica.role] += 1
         self._ledger.end(replica, now_s=time.monotonic())
+        self._exporter.add("csr_ray_deaths_total", role=replica.role)
         # If a successor dies as well the slot goes on being empty since the first death.
         self._lost_s.setdefault((replica.role, replica.slot), time.monotonic())
         self._notice(f"{_named(replica)} is lost: {reason}")

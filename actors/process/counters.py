@@ -1,54 +1,60 @@
 """The counters of one actor: summed until the driver takes them, and meanwhile exported as Ray's metrics.
 
-What is counted, and what it means, stands in `csr_ray.counters.Counters`.
+What is counted, and what it means, stands in `csr_ray.counters.Counters`; the names by which each is exported stand
+in `csr_ray.metrics.OF_COUNTERS`.
 """
 
 from __future__ import annotations
 
-import time
-from typing import Any
+import threading
 
 from csr_ray.counters import Counters
-
-_EXPORT_EVERY_S = 1.0
+from csr_ray.metrics import OF_COUNTERS, Exporter, NoExporter
 
 
 class Counting:
-    """The counts of one actor, exported at most once a second as Ray's counters `csr_ray_<name>`, tagged `actor`."""
+    """The counts of one actor, by which its `exporter` is fed every few seconds.
 
-    def __init__(self, *, actor: str) -> None:
+    Args:
+        actor: names it in the tag of this name: its role and slot.
+    """
+
+    def __init__(self, *, actor: str, exporter: Exporter | None = None) -> None:
+        self.actor = actor
+        self.exporter: Exporter = exporter or NoExporter()
         self._counted = Counters()
         self._unsent = Counters()
-        self._actor = actor
-        self._metrics: dict[str, Any] = {}
-        self._sent_s = time.perf_counter()
+        self._lock = threading.Lock()
+        self._is_engine = False
+        self.exporter.sample(self._export)
 
     def add(self, more: Counters) -> None:
-        self._counted.add(more)
-        self._unsent.add(more)
-        if time.perf_counter() - self._sent_s >= _EXPORT_EVERY_S:
-            self._export()
+        with self._lock:
+            self._counted.add(more)
+            self._unsent.add(more)
 
     def take(self) -> Counters:
         """The counts since the last call."""
-        taken, self._counted = self._counted, Counters()
-        self._export()
+        with self._lock:
+            taken, self._counted = self._counted, Counters()
         return taken
 
     def _export(self) -> None:
-        import ray
-
-        self._sent_s = time.perf_counter()
-        unsent, self._unsent = self._unsent, Counters()
-        if not ray.is_initialized():
-            return
+        with self._lock:
+            unsent, self._unsent = self._unsent, Counters()
         for name, value in unsent.to_plain().items():
-            self._metric(name).inc(value)
+            self.exporter.add(OF_COUNTERS[name].name, value, actor=self.actor)
+        self._set_ratios(unsent)
 
-    def _metric(self, name: str) -> Any:
-        if name not in self._metrics:
-            from ray.util.metrics import Counter
-
-            self._metrics[name] = Counter(f"csr_ray_{name}", description=f"sum of {name}", tag_keys=("actor",))
-            self._metrics[name].set_default_tags({"actor": self._actor})
-        return self._metrics[name]
+    def _set_ratios(self, seen: Counters) -> None:
+        """Of what was seen since the last look; an engine that made no step is empty."""
+        if not self._is_engine and not seen.engine_steps:
+            return
+        self._is_engine = True
+        occupancy = seen.engine_running / seen.engine_slots if seen.engine_slots else 0.0
+        waiting = seen.engine_waiting / seen.engine_steps if seen.engine_steps else 0.0
+        self.exporter.set("csr_ray_engine_occupancy_ratio", occupancy, actor=self.actor)
+        self.exporter.set("csr_ray_engine_queue", waiting, actor=self.actor)
+        if seen.prefix_queries:
+            hits = seen.prefix_hits / seen.prefix_queries
+            self.exporter.set("csr_ray_prefix_hit_ratio", hits, actor=self.actor)

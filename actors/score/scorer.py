@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from actors.process.counters import Counting
+from actors.process.exporter import RayExporter
 from actors.process.fitness import Wanted, check_this_node
 from actors.process.logs import log_to_file
 from actors.process.pulse import Heart, Progress, Pulse
@@ -37,11 +38,19 @@ class ScorerActor:
 
     Args:
         wanted: what this actor's node has to have; None: it is the driver's.
+        run, slot: name this actor in its metrics; without a run it exports none.
         log: file that this process's output goes to; None: wherever Ray puts it.
     """
 
     def __init__(
-        self, scorer: Scorer, *, scorers: Scorers, wanted: Wanted | None = None, log: str | None = None
+        self,
+        scorer: Scorer,
+        *,
+        scorers: Scorers,
+        wanted: Wanted | None = None,
+        run: str = "",
+        slot: int = 0,
+        log: str | None = None,
     ) -> None:
         if log:
             log_to_file(log)
@@ -52,7 +61,9 @@ class ScorerActor:
         self._max_wait_s = scorer.max_wait_ms / 1e3
         self._waiting: asyncio.Queue[_Request] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
-        self._counting = Counting(actor="scorer")
+        exporter = RayExporter(run=run, role="scorer") if run else None
+        self._counting = Counting(actor=f"scorer {slot}", exporter=exporter)
+        self._counting.exporter.sample(self._set_gauges)
         self._progress = Progress()
         self._heart = Heart(self._progress, what="its forward pass")
 
@@ -86,6 +97,9 @@ class ScorerActor:
     async def counters(self) -> Counters:
         """What was counted since the last call."""
         return self._counting.take()
+
+    def _set_gauges(self) -> None:
+        self._counting.exporter.set("csr_ray_scorer_queue", self._waiting.qsize(), actor=self._counting.actor)
 
     def _load(self) -> ClipModel:
         if self._wanted is not None:

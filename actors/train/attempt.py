@@ -52,6 +52,7 @@ class Setup:
     Attributes:
         adapters: folders that make the policy of the order that is expected first; oldest first.
         storage: folder for Ray Train's own records.
+        run: names the run in the workers' metrics; "": they export none.
         token: what a worker looks for that has to know whether it sees the folders of the run.
     """
 
@@ -64,6 +65,7 @@ class Setup:
     storage: Path
     logs: Path
     token: Token
+    run: str = ""
 
 
 class Attempt:
@@ -214,6 +216,7 @@ class Attempt:
             "adapters": self._setup.adapters,
             "mailbox": self._mailbox,
             "token": self._setup.token,
+            "run": self._setup.run,
         }
         logs = self._setup.logs.absolute()
         try:

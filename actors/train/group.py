@@ -34,6 +34,7 @@ from actors.train.token import Token
 from csr_ray.config.schema import Train
 from csr_ray.counters import Usage
 from csr_ray.errors import ActorFailure, ConfigError
+from csr_ray.metrics import Exporter, NoExporter
 from csr_ray.ports import OnStep
 from csr_ray.records import TrainOrder, TrainResult
 
@@ -79,6 +80,7 @@ class TrainerGroup:
         takes_turns: the workers have nothing on their GPUs but from `finish` until it returns, and while they start.
         wait_s: how long the workers may be without a place in the cluster, in seconds.
         what_is_pending: what the cluster says of who has no place yet, in words.
+        exporter: gets the metrics of the group, and names the run in those of its workers (`csr_ray.metrics`).
         notice: is told in one line when the group starts again, and every half minute what `finish` waits for; from
             any thread.
     """
@@ -96,7 +98,10 @@ class TrainerGroup:
         wait_s: float = math.inf,
         what_is_pending: Callable[[], str] = str,
         notice: Callable[[str], None] = _log.warning,
+        exporter: Exporter | None = None,
     ) -> None:
+        self._exporter: Exporter = exporter or NoExporter()
+        self._exporter.sample(self._set_gauges)
         self._config = config
         self._merges = merges
         self._takes_turns = takes_turns
@@ -304,7 +309,16 @@ class TrainerGroup:
             storage=self._logs / "train",
             logs=self._logs,
             token=token,
+            run=self._exporter.run,
         )
+
+    def _set_gauges(self) -> None:
+        attempt, wanted = self._attempt, self._config.workers
+        serving = len(self._ready) if attempt is not None else 0
+        placed = wanted if self.is_placed else 0
+        for state, num in (("serving", serving), ("starting", placed - serving), ("unplaced", wanted - placed)):
+            self._exporter.set("csr_ray_replicas", max(0, num), role=_ROLE, state=state)
+        self._exporter.set("csr_ray_replicas_wanted", wanted, role=_ROLE)
 
     @property
     def is_placed(self) -> bool:
@@ -421,11 +435,13 @@ class TrainerGroup:
     def _take_restart(self, death: Death) -> float | None:
         """Seconds to wait before the group starts again, which is announced; None: this death is the end."""
         self.deaths.append(death)
+        self._exporter.add("csr_ray_deaths_total", role=_ROLE)
         _log.error("train group: %s", death)
         wait_s = self._restarts.take()
         if wait_s is None:
             self._fail(self._last_death(death))
             return None
+        self._exporter.add("csr_ray_replacements_total", role=_ROLE)
         number = f"restart {self._restarts.used} of {self._restarts.most} in this cycle"
         with self._changed:
             kept = self._kept()

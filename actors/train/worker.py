@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.process.exporter import RayExporter
 from actors.process.leftovers import own_folder, sweep
 from actors.train.courier import Courier, RemoteDesk
 from actors.train.messages import Done, Event, Failed, NumberedOrder, Ready, Step
@@ -30,6 +31,7 @@ from actors.train.token import Token
 from csr_ray.config.schema import Train
 from csr_ray.errors import StalePolicyError, UserError
 from csr_ray.machine.cores import whole_cores
+from csr_ray.metrics import Exporter, NoExporter
 from csr_ray.policy.source import local_folder
 from csr_ray.records import TrainResult
 
@@ -112,8 +114,8 @@ class MailboxSource:
 def train_loop(setup: Mapping[str, Any]) -> None:
     """What Ray Train runs in every worker process.
 
-    `setup` has the keys train, seed, model, merges, takes_turns, adapters (those of the first order), mailbox and
-    token.
+    `setup` has the keys train, seed, model, merges, takes_turns, adapters (those of the first order), mailbox, token
+    and run (by which its metrics name it; "": there are none).
     """
     from ray import train
 
@@ -132,6 +134,7 @@ def train_loop(setup: Mapping[str, Any]) -> None:
             mailbox=mailbox,
             rank=rank,
             reach=reach,
+            exporter=RayExporter(run=setup["run"], role="train_worker") if setup["run"] else NoExporter(),
         )
     except Stopped:
         return
@@ -196,6 +199,7 @@ def _serve(
     mailbox: Mailbox,
     rank: int,
     reach: Reach,
+    exporter: Exporter,
 ) -> None:
     started = time.monotonic()
     pulse().at("its imports")
@@ -215,7 +219,7 @@ def _serve(
     number = -1
     while (order := mailbox.next_order(after=number)) is not None:
         number = order.number
-        result = _train(trainer, numbered=order, mailbox=mailbox, rank=rank, reach=reach)
+        result = _train(trainer, numbered=order, mailbox=mailbox, rank=rank, reach=reach, exporter=exporter)
         if takes_turns:
             trainer.release()
             trainer.wait_for_all()  # engines wake up on the GPUs of all workers
@@ -227,14 +231,27 @@ def _serve(
 
 
 def _train(
-    trainer: CycleTrainer, *, numbered: NumberedOrder, mailbox: Mailbox, rank: int, reach: Reach
+    trainer: CycleTrainer,
+    *,
+    numbered: NumberedOrder,
+    mailbox: Mailbox,
+    rank: int,
+    reach: Reach,
+    exporter: Exporter,
 ) -> TrainResult:
     """Train one order; when it returns, in whatever process, the adapter lies where the driver asked for it."""
     order = numbered.order
+    tags = {key: str(value) for key, value in order.cycle.key.items()} | {"actor": f"train worker {rank}"}
+    stepped_s = time.monotonic()
 
     def on_step(step: int, num_steps: int, loss: float) -> None:
+        nonlocal stepped_s
         pulse().at(f"step {step + 1} of {order.cycle}")
+        before_s, stepped_s = stepped_s, time.monotonic()
         if rank == 0:
+            exporter.add("csr_ray_train_steps_total", 1, **tags)
+            exporter.set("csr_ray_train_loss", loss, **tags)
+            exporter.observe("csr_ray_train_step_seconds", stepped_s - before_s, **tags)
             mailbox.post(Step(number=numbered.number, step=step, num_steps=num_steps, loss=loss))
 
     source = MailboxSource(mailbox=mailbox, num_examples_at_most=order.num_examples_at_most, is_whole=order.is_whole)

@@ -50,12 +50,14 @@ from csr_ray.machine.fit import Node
 from csr_ray.machine.placement import check_engine_has_gpu, serves_on_gpus
 from csr_ray.machine.private_ray import cluster_address, listen_on_this_machine_only
 from csr_ray.methods.base import Method, method_of
+from csr_ray.metrics import Exporter, run_name
 from csr_ray.policy.source import revision_of
 from csr_ray.ports import Machinery
 from csr_ray.records import Rejection
 from csr_ray.report import write_report
 from csr_ray.report.terminal import print_round_table
 from csr_ray.stages.close import summarise
+from csr_ray.stages.observe import JournalMetrics, ObservedView
 from csr_ray.stages.recover import finish_again, has_quarantine, is_sound, named_files, recover, set_aside
 from csr_ray.stages.state import RunState
 from csr_ray.stages.stop import NeverAsked, Stop
@@ -187,7 +189,9 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
     _start_folder(folder, config=given)
     config = placed(config)
     state = replace(state, config=config)
-    cluster = _RunCluster(state, stop=stop, view=view)
+    exporter = _exporter(state)
+    view = ObservedView(view, exporter=exporter)
+    cluster = _RunCluster(state, stop=stop, view=view, exporter=exporter)
     try:
         prompts = _prompts(state, reader=_reader(config.data, cluster=cluster), view=view)
         cluster.picture, cluster.archives = pictures_on_disk(prompts)
@@ -196,6 +200,15 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
     finally:
         cluster.close()
     _show_result(state)
+
+
+def _exporter(state: RunState) -> Exporter:
+    """Where the metrics of this process go; those that follow from the journal go there from now on."""
+    from actors.process.exporter import RayExporter
+
+    exporter = RayExporter(run=run_name(state.config.run.dir), role="driver")
+    JournalMetrics(state.journal, exporter=exporter, cluster=state.config.cluster)
+    return exporter
 
 
 def _is_finished_and_shown(given: Config, *, folder: RunFolder) -> bool:
@@ -259,8 +272,9 @@ class _RunCluster:
     Ray is joined or started when the machinery is, or before that if prompts are to be read there.
     """
 
-    def __init__(self, state: RunState, *, stop: SignalStop, view: View) -> None:
+    def __init__(self, state: RunState, *, stop: SignalStop, view: View, exporter: Exporter) -> None:
         self._state = state
+        self._exporter = exporter
         self._view = view
         self._on_ray_lost = lambda reason: stop.end(what_to_say_of_lost_ray(state, reason=reason))
         self._connected: Any = None
@@ -306,12 +320,14 @@ class _RunCluster:
             connected=connected,
             picture=self.picture,
             archives=self.archives,
+            exporter=self._exporter,
         )
         self._state.journal.commit("start", seconds=time.perf_counter() - started_s)
         return runtime
 
     def close(self) -> None:
-        """Leave a Ray on which no machinery was started."""
+        """Leave a Ray on which no machinery was started, and export no more."""
+        self._exporter.close()
         if self._connected is not None:
             _, connection = self._connected
             connection.close()

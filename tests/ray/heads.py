@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import requests
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +48,7 @@ class Head:
     ) -> None:
         # A short name: the sockets of a node lie in it.
         self._folder = Path(tempfile.mkdtemp(prefix="csr-"))
-        self.port, self.dashboard_port = free_port(), free_port()
+        self.port, self.dashboard_port, self.metrics_port = free_port(), free_port(), free_port()
         self.address = f"{_ADDRESS}:{self.port}"
         bin_folder = Path(sys.executable).parent
         self.environment = {
@@ -67,6 +68,7 @@ class Head:
             ),
             *("--min-worker-port=0", "--max-worker-port=0", f"--include-dashboard={dashboard}"),
             *(f"--dashboard-port={self.dashboard_port}", "--dashboard-agent-listen-port=0"),
+            f"--metrics-export-port={self.metrics_port}",
         ]
         if node_types is not None:
             command.append(f"--autoscaling-config={self._autoscaling(node_types, num_cpus=num_cpus)}")
@@ -137,6 +139,19 @@ class Head:
         path.write_text(yaml.safe_dump(config))
         return path
 
+    def metrics(self) -> str:
+        """What the agent of the head's node serves to Prometheus; "" while it does not."""
+        with contextlib.suppress(OSError):
+            return requests.get(f"http://{_ADDRESS}:{self.metrics_port}/metrics", timeout=5).text
+        return ""
+
+    def kill_actor(self, name: str) -> None:
+        """SIGKILL of the one process of an actor of this class."""
+        processes = self._process_of().children(recursive=True)
+        title = f"ray::{name}"
+        (actor,) = [one for one in processes if (_command(one) or [""])[0].startswith(title)]
+        actor.kill()
+
     def nodes(self) -> dict[str, int]:
         """How many nodes of each type the autoscaler says there are, the head not counted."""
         from ray.autoscaler.v2.sdk import get_cluster_status
@@ -163,6 +178,12 @@ class Head:
 
     def _process_of(self) -> psutil.Process:
         return psutil.Process(self._process.pid)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return list(process.cmdline())
+    return []
 
 
 def free_port() -> int:
