@@ -9,11 +9,11 @@ import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 
 from csr_ray.config.schema import Cluster
-from csr_ray.machine.kinds import GpuKind, gpu_kind
+from csr_ray.counters import Usage
+from csr_ray.machine.cost import cost
 from csr_ray.metrics import Exporter
 from csr_ray.records import JsonDict
 from csr_ray.stages.view import Progress, View
@@ -46,8 +46,9 @@ class JournalMetrics:
     def __init__(self, journal: Journal, *, exporter: Exporter, cluster: Cluster) -> None:
         self._exporter = exporter
         self._cluster = cluster
-        self._used: dict[str, _Used] = {}
-        for kind in ("examples", "train", "publish", "eval", "usage"):
+        self._used: list[Usage] = []
+        self._use(row for line in journal.all("usage") for row in line["rows"])
+        for kind in ("examples", "train", "publish", "eval"):
             for entry in journal.all(kind):
                 self._set_gauges(entry)
         journal.listen(self.hear)
@@ -108,39 +109,19 @@ class JournalMetrics:
                     if isinstance(value, int | float):
                         out.set("csr_ray_eval_score", value, metric=metric, version=str(entry["version"]))
             case "usage":
-                for row in entry["rows"]:
-                    self._use(row)
+                self._use(entry["rows"])
 
-    def _use(self, row: JsonDict) -> None:
-        """Take in what actors of one role have held of one kind of GPU since they were last looked at."""
-        role, kind = row["role"], row["kind"]
-        used = self._used.setdefault(role, _Used())
-        used.gpu_s += row["gpus"] * row["held_s"]
-        used.cpu_s += row["cpus"] * row["held_s"]
-        used.held_s += row["held_s"]
-        used.busy_s += row["busy_s"]
-        known = gpu_kind(kind, given=self._cluster.gpu_kinds) if row["gpus"] else GpuKind(usd_per_hour=0.0)
-        if known is None or known.usd_per_hour is None:
-            used.has_price = False
-        else:
-            gpus, cpus = row["gpus"] * known.usd_per_hour, row["cpus"] * (self._cluster.cpu_usd_per_hour or 0.0)
-            used.usd += (gpus + cpus) * row["held_s"] / _HOUR_S
-        self._exporter.set("csr_ray_gpu_seconds", used.gpu_s, role=role)
-        self._exporter.set("csr_ray_cpu_seconds", used.cpu_s, role=role)
-        self._exporter.set("csr_ray_actor_seconds", used.held_s, role=role)
-        self._exporter.set("csr_ray_actor_busy_seconds", used.busy_s, role=role)
-        if used.has_price:
-            self._exporter.set("csr_ray_cost_usd", used.usd, role=role)
-
-
-@dataclass
-class _Used:
-    gpu_s: float = 0.0
-    cpu_s: float = 0.0
-    held_s: float = 0.0
-    busy_s: float = 0.0
-    usd: float = 0.0
-    has_price: bool = True
+    def _use(self, rows: Iterable[JsonDict]) -> None:
+        """Take in what actors have held since they were last looked at."""
+        self._used = Usage.merged([*self._used, *(Usage(**row) for row in rows)])
+        for role, spent in cost(self._used, cluster=self._cluster)["roles"].items():
+            self._exporter.set("csr_ray_gpu_seconds", _HOUR_S * spent["gpu_hours"], role=role)
+            self._exporter.set("csr_ray_cpu_seconds", _HOUR_S * spent["cpu_hours"], role=role)
+            self._exporter.set("csr_ray_actor_seconds", _HOUR_S * spent["actor_hours"], role=role)
+            busy_s = sum(one.busy_s for one in self._used if one.role == role)
+            self._exporter.set("csr_ray_actor_busy_seconds", busy_s, role=role)
+            if spent["usd"] is not None:
+                self._exporter.set("csr_ray_cost_usd", spent["usd"], role=role)
 
 
 class ObservedView:
