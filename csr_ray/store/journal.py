@@ -17,6 +17,7 @@ Nothing is ever taken out of the journal. What has to be done again is voided by
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,6 +29,8 @@ from csr_ray.records import JsonDict, Rejection
 from csr_ray.store.atomic import make_folder, storage_errors, sync_folder, write_all
 from csr_ray.store.lines import DamagedLine, Tail, bodies, seal
 from csr_ray.store.units import CommittedUnits
+
+_log = logging.getLogger(__name__)
 
 What = Literal["unit", "prompts", "examples", "train", "model"]
 
@@ -55,6 +58,7 @@ class Journal:
         self.before_commit: Callable[[], None] = lambda: None  # may raise, and then nothing is written
         # Told of lines that are written, with their bytes; must not take long.
         self.after_commit: Callable[[Sequence[JsonDict], bytes], None] = lambda entries, data: None
+        self._listeners: list[Callable[[JsonDict], None]] = []
         self._tail = Tail()
         self._may_have_rest = False  # whether half a line may stand behind those that are known
         self._index: dict[tuple[str, int | None], list[JsonDict]] = {}  # by kind and round, and by kind alone (None)
@@ -65,6 +69,13 @@ class Journal:
     def num_lines(self) -> int:
         """Lines in the file, the voided ones included."""
         return self._tail.num_lines
+
+    def listen(self, listener: Callable[[JsonDict], None]) -> None:
+        """Call `listener` with every further line, after it is on disk and in memory, in the thread that commits.
+
+        It must not take long and must not change the line. What it raises is logged, and stops nothing.
+        """
+        self._listeners.append(listener)
 
     def find(self, kind: str, **keys: int | str) -> JsonDict | None:
         """The first line of this kind with these keys, or None."""
@@ -98,6 +109,7 @@ class Journal:
         entry: JsonDict = {"kind": kind, **fields}
         self._append(entry)
         self._add(entry)
+        self._tell([entry])
         return entry
 
     def again(self, lines: Iterable[JsonDict]) -> None:
@@ -106,6 +118,15 @@ class Journal:
         if entries:
             self._append(*entries)
             self._load()
+            self._tell(entries)
+
+    def _tell(self, entries: Sequence[JsonDict]) -> None:
+        for listener in self._listeners:
+            for entry in entries:
+                try:
+                    listener(entry)
+                except Exception:  # who only watches must not stop the run
+                    _log.exception("%s: a listener failed with a line of the kind %r", self.path, entry["kind"])
 
     # ---- memory ----
 

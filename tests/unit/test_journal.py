@@ -60,6 +60,25 @@ def test_of_units_their_names_and_sums_and_whose_prompts_are_in_them_are_kept(tm
     assert journal.all("rollout") == [] and journal.units(round=0, phase="second").names == []
 
 
+def test_listeners_hear_every_line_once_it_is_written_and_cannot_stop_it(tmp_path, caplog) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.commit("round", round=0)
+    heard = []
+
+    def listener(entry) -> None:
+        assert entries_of(journal.path)[-1]["kind"] == entry["kind"]
+        heard.append((entry["kind"], journal.find(entry["kind"]) is not None))
+        raise RuntimeError("the listener's own fault")
+
+    journal.listen(listener)
+    journal.listen(lambda entry: heard.append(entry["kind"]))
+    journal.commit("train", round=0, phase="main")
+    journal.again([{"round": 0, "phase": "main", "what": "train", "reason": "a test"}])
+    assert heard == [("train", True), "train", ("again", True), "again"]
+    assert "the listener's own fault" in caplog.text and "'train'" in caplog.text
+    assert journal.num_lines == 3
+
+
 def test_a_journal_cut_at_any_byte_of_its_last_line_loses_only_that_line(tmp_path) -> None:
     path = tmp_path / "journal.jsonl"
     journal = Journal(path)
