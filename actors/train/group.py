@@ -188,7 +188,7 @@ class TrainerGroup:
         self._wake()
         early, self._early = self._early, []
         for step in early:
-            on_step(step.step, step.num_steps, step.loss)
+            on_step(step.step, step.num_steps, step.loss, step.metrics)
         result = self._wait_for(numbered, on_step=on_step)
         if not numbered.order.is_whole:
             metrics = {**result.metrics, "streamed/steps_before_last_example": float(len(early))}
@@ -202,7 +202,7 @@ class TrainerGroup:
             for event in self._take_events(timeout_s=_POLL_S):
                 heard_s = time.monotonic()
                 if isinstance(event, Step) and event.number == order.number:
-                    on_step(event.step, event.num_steps, event.loss)
+                    on_step(event.step, event.num_steps, event.loss, event.metrics)
                 elif isinstance(event, Done) and event.number == order.number:
                     return event.result
             if time.monotonic() - heard_s > _NOTICE_S:

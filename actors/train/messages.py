@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,12 +57,13 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """An optimizer step of order `number` is done."""
+    """An optimizer step of order `number` is done; `metrics` are TRL's of that step, by its names."""
 
     number: int
     step: int
     num_steps: int
     loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

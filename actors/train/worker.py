@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from actors.process.leftovers import own_folder, sweep
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from actors.train.cycle import CycleTrainer
 
 _log = logging.getLogger(__name__)
+_NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 class Stopped(Exception):
@@ -232,10 +234,11 @@ def _train(
     """Train one order; when it returns, in whatever process, the adapter lies where the driver asked for it."""
     order = numbered.order
 
-    def on_step(step: int, num_steps: int, loss: float) -> None:
+    def on_step(step: int, num_steps: int, loss: float, metrics: Mapping[str, float] = _NOTHING, /) -> None:
         pulse().at(f"step {step + 1} of {order.cycle}")
         if rank == 0:
-            mailbox.post(Step(number=numbered.number, step=step, num_steps=num_steps, loss=loss))
+            done = Step(number=numbered.number, step=step, num_steps=num_steps, loss=loss, metrics=dict(metrics))
+            mailbox.post(done)
 
     source = MailboxSource(mailbox=mailbox, num_examples_at_most=order.num_examples_at_most, is_whole=order.is_whole)
     examples = f"{'' if order.is_whole else 'at most '}{order.num_examples_at_most} examples"

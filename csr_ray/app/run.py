@@ -15,6 +15,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,8 @@ from csr_ray.store.journal import Journal
 from csr_ray.store.lock import lock_folder
 from csr_ray.store.objects import check_store_url, is_url, local_path
 from csr_ray.store.run_folder import RunFolder
+from csr_ray.tracking.base import check_trackers
+from csr_ray.tracking.tracking import tracked
 
 if TYPE_CHECKING:
     from csr_ray.world.build import WorldSpec
@@ -94,6 +97,7 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
     _check_run_dir(given.run.dir)
     folder = folder_of(given.run.dir)
     method = method_of(given)
+    check_trackers(given.run.trackers)
     if dry_run:
         _dry_run(given, method=method, view=view)
         return EXIT_DONE
@@ -192,7 +196,8 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
         prompts = _prompts(state, reader=_reader(config.data, cluster=cluster), view=view)
         cluster.picture, cluster.archives = pictures_on_disk(prompts)
         state = replace(state, model=cluster.model())
-        run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=cluster.start, view=view)
+        with tracked(state, say=partial(view.say, is_warning=True)) as state:
+            run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=cluster.start, view=view)
     finally:
         cluster.close()
     _show_result(state)

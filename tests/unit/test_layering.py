@@ -36,7 +36,7 @@ LEVELS = (
     ("training", "evaluation"),
     ("methods",),
     ("stages",),
-    ("loop", "report"),
+    ("loop", "report", "tracking"),
     ("app",),
     ("__main__",),
 )
