@@ -21,6 +21,7 @@ from actors.generate.generator import GeneratorActor
 from actors.pool.events import Role
 from actors.pool.generators import GeneratorPool
 from actors.pool.replicas import Replicas
+from actors.pool.tracing import Tracing
 from actors.process.fitness import Wanted
 from actors.process.pulse import actor_class
 from actors.score.scorer import ScorerActor
@@ -54,14 +55,18 @@ from csr_ray.machine.private_ray import cluster_address
 from csr_ray.methods.base import Method
 from csr_ray.policy.source import local_folder
 from csr_ray.stages.view import View
+from csr_ray.tracking.trace import Trace
 
 
 class Serving:
     """The generators of a run and, if it needs them, scorers, on a Ray that this process has started or joined."""
 
-    def __init__(self, generators: GeneratorPool, *, connection: Connection, room: ClusterRoom) -> None:
+    def __init__(
+        self, generators: GeneratorPool, *, connection: Connection, room: ClusterRoom, tracing: Tracing
+    ) -> None:
         self.generators = generators
         self.room = room
+        self.tracing = tracing
         self._connection = connection
 
     def close(self) -> None:
@@ -85,6 +90,7 @@ class Serving:
         method: Method | None = None,
         seed: int = 0,
         wanted: Wanted | None = None,
+        is_traced: bool = False,
     ) -> Serving:
         def start_generator(slot: int) -> Any:
             return _generator_actor(settings.generators, slot=slot).remote(
@@ -95,6 +101,7 @@ class Serving:
                 seed=seed,
                 wanted=wanted,
                 log=str((logs / f"generator_{slot}.log").absolute()),
+                is_traced=is_traced,
             )
 
         logs.mkdir(parents=True, exist_ok=True)  # an actor writes its log only where this folder is there
@@ -123,16 +130,17 @@ class Serving:
             what_is_pending=room.pending,
         )
         view.watch(pool.health)
-        return cls(pool, connection=connection, room=room)
+        return cls(pool, connection=connection, room=room, tracing=Tracing(replicas))
 
 
 class Runtime:
     """See `csr_ray.ports.Machinery`. Start with `Runtime.start`, end with `close`."""
 
-    def __init__(self, *, serving: Serving, trainer: TrainerGroup | InTurns) -> None:
+    def __init__(self, *, serving: Serving, trainer: TrainerGroup | InTurns, trace: Trace | None = None) -> None:
         self.generators = serving.generators
         self.trainer = trainer
         self._serving = serving
+        self._trace = trace
 
     @classmethod
     def start(
@@ -148,6 +156,7 @@ class Runtime:
         connected: tuple[Config, Connection] | None = None,
         picture: str = "",
         archives: Sequence[str] = (),
+        trace: Trace | None = None,
     ) -> Runtime:
         """Start everything that a run of this method needs; returns when the generators serve base + `adapters`.
 
@@ -156,6 +165,7 @@ class Runtime:
             archives: tars on a disk that pictures are in, which every node of a cluster has to have, too.
             on_ray_lost: ends this process, and says why; called from a thread when Ray's head or own node is gone.
             connected: what `connect_run` gave, which then is closed with the rest; None: connect now.
+            trace: gets what the actors record of themselves; None: they record nothing.
 
         Raises:
             ActorFailure: an actor could not start; the message ends with its log.
@@ -180,10 +190,13 @@ class Runtime:
                 precisions=_precisions(config.policy, generators=config.generators, train=config.train),
                 view=view,
                 adapters=adapters,
-                scorers=_ScorerStarter(config, logs=logs, wanted=wanted) if method.needs_scorer else None,
+                scorers=_ScorerStarter(config, logs=logs, wanted=wanted, is_traced=trace is not None)
+                if method.needs_scorer
+                else None,
                 method=method,
                 seed=config.run.seed,
                 wanted=wanted,
+                is_traced=trace is not None,
             )
             takes_turns = config.cluster.layout == "colocated"
             group = TrainerGroup(
@@ -201,7 +214,10 @@ class Runtime:
             # Ray places them some seconds after they are asked for, and a pool that grows would take their room.
             serving.room.keep_for(demands_of(config, needs_scorer=False)[-1], until=lambda: group.is_placed)
             trainer = InTurns(group, generators=serving.generators) if takes_turns else group
-            runtime = cls(serving=serving, trainer=trainer)
+            runtime = cls(serving=serving, trainer=trainer, trace=trace)
+            if trace is not None:
+                trace.add_source(serving.tracing.take)
+                trace.add_source(group.take_spans)
             try:
                 serving.generators.wait_until_ready()
                 # Not before: it is needed a rollout later, and its imports would keep the engine waiting.
@@ -213,8 +229,13 @@ class Runtime:
 
     def close(self) -> None:
         """End what was started here, and Ray only if this process started it."""
-        self.trainer.close()
-        self._serving.close()
+        ending: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self._trace is not None:
+            self._trace.remove_sources()
+            ending = self._trace.stage("end the machinery", round_index=None)
+        with ending:
+            self.trainer.close()
+            self._serving.close()
 
 
 def _precisions(policy: Policy, *, generators: Generators, train: Train) -> list[str]:
@@ -412,17 +433,20 @@ def _object_store_bytes(config: Config, *, model: str) -> int:
 class _ScorerStarter:
     """Starts the scorer of a slot, as often as it is needed."""
 
-    def __init__(self, config: Config, *, logs: Path, wanted: Wanted | None) -> None:
+    def __init__(self, config: Config, *, logs: Path, wanted: Wanted | None, is_traced: bool) -> None:
         assert config.scorer is not None, "the method has asked for it"
         self._scorer = config.scorer
         self._logs = logs
         self._wanted = wanted
+        self._is_traced = is_traced
         self.section = config.scorers
 
     def start(self, slot: int) -> Any:
         actor = _placed(ScorerActor, options=scorer_options(self.section), max_concurrency=1000)
         log = str((self._logs / f"scorer_{slot}.log").absolute())
-        return actor.remote(self._scorer, scorers=self.section, wanted=self._wanted, log=log)
+        return actor.remote(
+            self._scorer, scorers=self.section, wanted=self._wanted, log=log, is_traced=self._is_traced
+        )
 
 
 def _generator_actor(generators: Generators, *, slot: int) -> Any:

@@ -34,6 +34,7 @@ from csr_ray.config.schema import Train
 from csr_ray.errors import ActorFailure, ConfigError
 from csr_ray.ports import OnStep
 from csr_ray.records import TrainOrder, TrainResult
+from csr_ray.spans import Recorded, Recorder, Span
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ _NOTICE_S = 30.0
 _START_S = 60.0
 # After a worker's error that may come from another's death, Ray needs up to two polls to say who died.
 _VERDICT_S = 10.0
+# For a trace, between two times that they are asked for.
+_MOST_STEPS_KEPT = 2000
 
 
 @dataclass(kw_only=True)
@@ -119,6 +122,8 @@ class TrainerGroup:
         self._is_closing = False
         self._early: list[Step] = []
         self.worker_pids: dict[int, int] = {}  # by rank; filled as workers become ready
+        self._hosts: dict[int, str] = {}  # the same
+        self._steps = Recorder(most=_MOST_STEPS_KEPT)
         self.deaths: list[Death] = []
 
     def start(self) -> None:
@@ -212,6 +217,12 @@ class TrainerGroup:
     def check(self) -> None:
         """See `csr_ray.ports.Trainer`."""
         self._early += [event for event in self._take_events(timeout_s=0.0) if isinstance(event, Step)]
+
+    def take_spans(self) -> list[Recorded]:
+        """The steps since the last call, for a trace. They come from rank 0; the others step with it."""
+        taken = self._steps.take()
+        host, pid = self._hosts.get(0, ""), self.worker_pids.get(0, 0)
+        return [replace(taken, who="train worker 0", host=host, pid=pid)]
 
     def close(self) -> None:
         """End the workers, also in mid-step: what they have kept is on disk. Safe to call twice."""
@@ -363,6 +374,9 @@ class TrainerGroup:
     def _hear(self, event: Event) -> None:
         if isinstance(event, Placed | Ready):
             self.worker_pids[event.rank] = event.pid
+            self._hosts[event.rank] = event.host
+        if isinstance(event, Step) and event.end_s:
+            self._record(event)
         if isinstance(event, Ready):
             _log.info(
                 "train worker %d (pid %d on %s) ready after %.1f s",
@@ -387,6 +401,13 @@ class TrainerGroup:
                 self._restarts.give_back()
             self._events.append(event)
             self._changed.notify_all()
+
+    def _record(self, step: Step) -> None:
+        """Keep the step for a trace; where nobody asks for it the recorder is soon full, and stays so."""
+        values: dict[str, float | str] = {"step": step.step, "loss": step.loss}
+        self._steps.add(
+            Span(kind="work", name="step", track="steps", begin_s=step.begin_s, end_s=step.end_s, values=values)
+        )
 
     def _verdict(self, attempt: Attempt, *, passing: Failed | None) -> Death | None:
         """Of what an attempt ended whose Ray Train is over, or which has a worker with an error that may pass."""

@@ -57,13 +57,20 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """An optimizer step of order `number` is done; `metrics` are TRL's of that step, by its names."""
+    """An optimizer step of order `number` is done.
+
+    Attributes:
+        metrics: TRL's of that step, by its names.
+        begin_s, end_s: on the wall clock of the worker's node; from the end of the step before, or of the training.
+    """
 
     number: int
     step: int
     num_steps: int
     loss: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    begin_s: float = 0.0
+    end_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -233,11 +233,22 @@ def _train(
 ) -> TrainResult:
     """Train one order; when it returns, in whatever process, the adapter lies where the driver asked for it."""
     order = numbered.order
+    ended_s = time.time()
 
     def on_step(step: int, num_steps: int, loss: float, metrics: Mapping[str, float] = _NOTHING, /) -> None:
+        nonlocal ended_s
         pulse().at(f"step {step + 1} of {order.cycle}")
+        begin_s, ended_s = ended_s, time.time()
         if rank == 0:
-            done = Step(number=numbered.number, step=step, num_steps=num_steps, loss=loss, metrics=dict(metrics))
+            done = Step(
+                number=numbered.number,
+                step=step,
+                num_steps=num_steps,
+                loss=loss,
+                metrics=dict(metrics),
+                begin_s=begin_s,
+                end_s=ended_s,
+            )
             mailbox.post(done)
 
     source = MailboxSource(mailbox=mailbox, num_examples_at_most=order.num_examples_at_most, is_whole=order.is_whole)

@@ -68,6 +68,7 @@ from csr_ray.store.lock import lock_folder
 from csr_ray.store.objects import check_store_url, is_url, local_path
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.tracking.base import check_trackers
+from csr_ray.tracking.trace import Trace, TracedView
 from csr_ray.tracking.tracking import tracked
 
 if TYPE_CHECKING:
@@ -191,7 +192,20 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
     _start_folder(folder, config=given)
     config = placed(config)
     state = replace(state, config=config)
-    cluster = _RunCluster(state, stop=stop, view=view)
+    with contextlib.ExitStack() as watching:
+        if config.run.trace:
+            trace = watching.enter_context(_traced(state, view=view))
+            view = TracedView(view, trace=trace)
+        else:
+            trace = None
+        cluster = _RunCluster(state, stop=stop, view=view)
+        cluster.trace = trace
+        _run_on(cluster, state, view=view)
+    _show_result(state)
+
+
+def _run_on(cluster: _RunCluster, state: RunState, *, view: View) -> None:
+    config = state.config
     try:
         prompts = _prompts(state, reader=_reader(config.data, cluster=cluster), view=view)
         cluster.picture, cluster.archives = pictures_on_disk(prompts)
@@ -200,7 +214,20 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
             run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=cluster.start, view=view)
     finally:
         cluster.close()
-    _show_result(state)
+
+
+@contextlib.contextmanager
+def _traced(state: RunState, *, view: View) -> Iterator[Trace]:
+    """The trace of this start of the run, which is written while the block goes on."""
+    rounds = range(state.config.run.rounds)
+    first = next((index for index in rounds if state.journal.find("round", round=index) is None), len(rounds) - 1)
+    trace = Trace(state.folder.traces, round_index=first, say=partial(view.say, is_warning=True))
+    state.journal.listen(trace.on_line)
+    trace.start()
+    try:
+        yield trace
+    finally:
+        trace.close()
 
 
 def _is_finished_and_shown(given: Config, *, folder: RunFolder) -> bool:
@@ -271,6 +298,7 @@ class _RunCluster:
         self._connected: Any = None
         # One of the run's, and the tars of others, which every node has to be able to read.
         self.picture, self.archives = "", list[str]()
+        self.trace: Trace | None = None
         self._model: str | None = None
 
     def model(self) -> str:
@@ -311,6 +339,7 @@ class _RunCluster:
             connected=connected,
             picture=self.picture,
             archives=self.archives,
+            trace=self.trace,
         )
         self._state.journal.commit("start", seconds=time.perf_counter() - started_s)
         return runtime

@@ -65,6 +65,12 @@ class Run(Section):
         "any of wandb, mlflow and trackio, each by the extra of its name; where they go is said by these libraries' "
         "own variables (docs/tracking.md)",
     )
+    trace: bool = Field(
+        False,
+        json_schema_extra=OPERATIONAL,
+        description="write trace/round_NNN.json, which says what every actor did when; Perfetto and "
+        "chrome://tracing open it (docs/tracking.md)",
+    )
 
 
 class World(Section):

@@ -67,6 +67,11 @@ class RunFolder:
         """The last part of where it is kept."""
         return self.shown.rstrip("/").rsplit("/", 1)[-1] or self.root.resolve().name
 
+    @property
+    def traces(self) -> Path:
+        """Folder of what every process did when, with `run.trace`."""
+        return self.root / "trace"
+
     def tracker(self, name: str) -> Path:
         """Where a tracker (`csr_ray.tracking`) keeps what it has; among the logs, because it grows like them."""
         return self.logs / name

@@ -112,6 +112,8 @@ class Outlet:
                 tracker.close()
                 self._is_over = True
         except BaseException as error:  # some of these libraries end with SystemExit
+            if self._is_over:  # given up already, and whoever would log it may have ended
+                return
             _log.exception("tracker %s", self._name)
             words = " ".join(without_credentials(str(error)).split())[:_MOST_CHARACTERS]
             self._give_up(f"{type(error).__name__}: {words}")

@@ -9,6 +9,9 @@ from typing import Any
 from csr_ray.tracking.base import Measured, TrackedRun
 
 _PROJECT = "csr_ray"
+# Its own limits are 90 seconds and none, and what it waits for at the end it would wait for when the process ends.
+_BEGIN_S = 20.0
+_CLOSE_S = 8.0
 
 
 class Wandb:
@@ -31,7 +34,14 @@ class Wandb:
             config=dict(run.config),
             resume=None if mode == "offline" else "allow",
             save_code=False,
-            settings=wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                disable_git=True,
+                disable_code=True,
+                init_timeout=_BEGIN_S,
+                finish_timeout=_CLOSE_S,
+            ),
         )
         self._run.define_metric("train/*", step_metric="train/step")
         self._run.define_metric("*", step_metric="policy/version")

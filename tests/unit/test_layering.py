@@ -30,7 +30,7 @@ LIGHT_MODULES = (
 LOOP_LINES = 120
 # The rooms, from the ground up: a room imports lower levels only, never one beside it.
 LEVELS = (
-    ("records", "errors", "counters", "redaction", "waiting"),
+    ("records", "errors", "counters", "redaction", "spans", "waiting"),
     ("config", "ports", "store"),
     ("data", "machine", "policy", "rollout", "world"),
     ("training", "evaluation"),
