@@ -21,6 +21,7 @@ from actors.generate.generator import GeneratorActor
 from actors.pool.events import Role
 from actors.pool.generators import GeneratorPool
 from actors.pool.replicas import Replicas
+from actors.pool.tracing import Tracing
 from actors.process.exporter import metrics_address
 from actors.process.fitness import Wanted
 from actors.process.pulse import actor_class
@@ -57,14 +58,18 @@ from csr_ray.methods.base import Method
 from csr_ray.metrics import Exporter, NoExporter
 from csr_ray.policy.source import local_folder
 from csr_ray.stages.view import View
+from csr_ray.tracking.trace import Trace
 
 
 class Serving:
     """The generators of a run and, if it needs them, scorers, on a Ray that this process has started or joined."""
 
-    def __init__(self, generators: GeneratorPool, *, connection: Connection, room: ClusterRoom) -> None:
+    def __init__(
+        self, generators: GeneratorPool, *, connection: Connection, room: ClusterRoom, tracing: Tracing
+    ) -> None:
         self.generators = generators
         self.room = room
+        self.tracing = tracing
         self._connection = connection
 
     def close(self) -> None:
@@ -89,6 +94,7 @@ class Serving:
         seed: int = 0,
         wanted: Wanted | None = None,
         exporter: Exporter,
+        is_traced: bool = False,
     ) -> Serving:
         def start_generator(slot: int) -> Any:
             return _generator_actor(settings.generators, slot=slot).remote(
@@ -101,6 +107,7 @@ class Serving:
                 run=exporter.run,
                 slot=slot,
                 log=str((logs / f"generator_{slot}.log").absolute()),
+                is_traced=is_traced,
             )
 
         logs.mkdir(parents=True, exist_ok=True)  # an actor writes its log only where this folder is there
@@ -130,17 +137,20 @@ class Serving:
             exporter=exporter,
         )
         view.watch(pool.health)
-        return cls(pool, connection=connection, room=room)
+        return cls(pool, connection=connection, room=room, tracing=Tracing(replicas))
 
 
 class Runtime:
     """See `csr_ray.ports.Machinery`. Start with `Runtime.start`, end with `close`."""
 
-    def __init__(self, *, serving: Serving, trainer: TrainerGroup | InTurns, exporter: Exporter) -> None:
+    def __init__(
+        self, *, serving: Serving, trainer: TrainerGroup | InTurns, exporter: Exporter, trace: Trace | None = None
+    ) -> None:
         self._exporter = exporter
         self.generators = serving.generators
         self.trainer = trainer
         self._serving = serving
+        self._trace = trace
 
     @classmethod
     def start(
@@ -157,6 +167,7 @@ class Runtime:
         picture: str = "",
         archives: Sequence[str] = (),
         exporter: Exporter | None = None,
+        trace: Trace | None = None,
     ) -> Runtime:
         """Start everything that a run of this method needs; returns when the generators serve base + `adapters`.
 
@@ -166,6 +177,7 @@ class Runtime:
             on_ray_lost: ends this process, and says why; called from a thread when Ray's head or own node is gone.
             exporter: gets the run's metrics, and is closed with the rest; None: there are none.
             connected: what `connect_run` gave, which then is closed with the rest; None: connect now.
+            trace: gets what the actors record of themselves; None: they record nothing.
 
         Raises:
             ActorFailure: an actor could not start; the message ends with its log.
@@ -193,13 +205,16 @@ class Runtime:
                 precisions=_precisions(config.policy, generators=config.generators, train=config.train),
                 view=view,
                 adapters=adapters,
-                scorers=_ScorerStarter(config, logs=logs, wanted=wanted, run=exporter.run)
+                scorers=_ScorerStarter(
+                    config, logs=logs, wanted=wanted, run=exporter.run, is_traced=trace is not None
+                )
                 if method.needs_scorer
                 else None,
                 method=method,
                 seed=config.run.seed,
                 wanted=wanted,
                 exporter=exporter,
+                is_traced=trace is not None,
             )
             takes_turns = config.cluster.layout == "colocated"
             group = TrainerGroup(
@@ -218,7 +233,10 @@ class Runtime:
             # Ray places them some seconds after they are asked for, and a pool that grows would take their room.
             serving.room.keep_for(demands_of(config, needs_scorer=False)[-1], until=lambda: group.is_placed)
             trainer = InTurns(group, generators=serving.generators) if takes_turns else group
-            runtime = cls(serving=serving, trainer=trainer, exporter=exporter)
+            runtime = cls(serving=serving, trainer=trainer, exporter=exporter, trace=trace)
+            if trace is not None:
+                trace.add_source(serving.tracing.take)
+                trace.add_source(group.take_spans)
             try:
                 serving.generators.wait_until_ready()
                 # Not before: it is needed a rollout later, and its imports would keep the engine waiting.
@@ -234,9 +252,14 @@ class Runtime:
 
     def close(self) -> None:
         """End what was started here, and Ray only if this process started it."""
-        self.trainer.close()
-        self._exporter.close()  # while Ray is there
-        self._serving.close()
+        ending: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self._trace is not None:
+            self._trace.remove_sources()
+            ending = self._trace.stage("end the machinery", round_index=None)
+        with ending:
+            self.trainer.close()
+            self._exporter.close()  # while Ray is there
+            self._serving.close()
 
 
 def _precisions(policy: Policy, *, generators: Generators, train: Train) -> list[str]:
@@ -434,19 +457,26 @@ def _object_store_bytes(config: Config, *, model: str) -> int:
 class _ScorerStarter:
     """Starts the scorer of a slot, as often as it is needed."""
 
-    def __init__(self, config: Config, *, logs: Path, wanted: Wanted | None, run: str) -> None:
+    def __init__(self, config: Config, *, logs: Path, wanted: Wanted | None, run: str, is_traced: bool) -> None:
         self._run = run
         assert config.scorer is not None, "the method has asked for it"
         self._scorer = config.scorer
         self._logs = logs
         self._wanted = wanted
+        self._is_traced = is_traced
         self.section = config.scorers
 
     def start(self, slot: int) -> Any:
         actor = _placed(ScorerActor, options=scorer_options(self.section), max_concurrency=1000)
         log = str((self._logs / f"scorer_{slot}.log").absolute())
         return actor.remote(
-            self._scorer, scorers=self.section, wanted=self._wanted, run=self._run, slot=slot, log=log
+            self._scorer,
+            scorers=self.section,
+            wanted=self._wanted,
+            run=self._run,
+            slot=slot,
+            log=log,
+            is_traced=self._is_traced,
         )
 
 

@@ -154,7 +154,7 @@ class Overheard:
         self.trainer.offer(files)
 
     def finish(self, *, on_step: OnStep) -> TrainResult:
-        def heard(step: int, num_steps: int, loss: float) -> None:
+        def heard(step: int, num_steps: int, loss: float, *_: object) -> None:
             self.losses.append(loss)
             on_step(step, num_steps, loss)
 

@@ -6,7 +6,8 @@ Every call may raise `csr_ray.errors.ActorFailure`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -27,8 +28,16 @@ from csr_ray.records import (
     TrainResult,
 )
 
-OnStep = Callable[[int, int, float], None]
-"""Called after an optimizer step with (steps done, steps of the cycle, loss)."""
+_NOTHING: Mapping[str, float] = MappingProxyType({})
+
+
+class OnStep(Protocol):
+    """Called after an optimizer step with the steps done, the steps of the cycle, the loss, and what else the trainer
+    measured, by TRL's names (learning_rate, rewards/margins, ...)."""
+
+    def __call__(
+        self, step: int, num_steps: int, loss: float, metrics: Mapping[str, float] = _NOTHING, /
+    ) -> None: ...
 
 
 class Engine(Protocol):

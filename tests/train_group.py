@@ -51,7 +51,7 @@ class Group:
     def finish(self, *, on_step: Callable[[], None] = lambda: None) -> TrainResult:
         losses: list[float] = []
 
-        def note(step: int, num_steps: int, loss: float) -> None:
+        def note(step: int, num_steps: int, loss: float, *_: object) -> None:
             assert step == len(losses) + 1 <= num_steps
             losses.append(loss)
             on_step()

@@ -17,16 +17,17 @@ from actors.generate.engine import EngineSettings
 from actors.generate.host import EngineHost
 from actors.handover.proofs import Served
 from actors.handover.registry import Receiver
-from actors.process.counters import Counting
 from actors.process.exporter import RayExporter
 from actors.process.fitness import Wanted
 from actors.process.pulse import Heart, Pulse
+from actors.process.tracing import TracedCounting, doing, in_flight, spans_of
 from actors.score.client import ScorerPool
 from csr_ray.counters import Counters
 from csr_ray.errors import EngineFailure, StalePolicyError
 from csr_ray.methods.base import Method
 from csr_ray.records import Answer, Cycle, Probe, Prompt, Question, Rejection, Rollout
 from csr_ray.rollout.search import derive_seed
+from csr_ray.spans import Recorded
 
 
 class GeneratorActor:
@@ -40,6 +41,7 @@ class GeneratorActor:
         wanted: what this actor's node has to have; None: it is the driver's.
         run, slot: name this actor in its metrics; without a run it exports none.
         log: file that this process's output goes to; None: wherever Ray puts it.
+        is_traced: record what is done when, for `spans`.
     """
 
     def __init__(
@@ -54,11 +56,12 @@ class GeneratorActor:
         run: str = "",
         slot: int = 0,
         log: str | None = None,
+        is_traced: bool = False,
     ) -> None:
         self._method = method
         self._seed = seed
         exporter = RayExporter(run=run, role="generator") if run else None
-        self._counting = Counting(actor=f"generator {slot}", exporter=exporter)
+        self._counting = TracedCounting.of(f"generator {slot}", exporter=exporter, is_traced=is_traced)
         self._host = EngineHost(settings, model=model, counting=self._counting, wanted=wanted, log=log)
         self._engine = self._host.engine
         self._scorers = ScorerPool(wait_s=scorer_wait_s)
@@ -74,10 +77,13 @@ class GeneratorActor:
         """
         self._heart.start()
         self._receiver = Receiver(registry, folder=self._host.folder)
-        await self._host.start()
-        version = await self._receiver.pull()
+        with doing(self._counting, "start the engine", track="policy"):
+            await self._host.start()
+        with doing(self._counting, "pull", track="policy"):
+            version = await self._receiver.pull()
         if version:
-            await self._engine.load_policy(adapters=self._receiver.adapters)
+            with doing(self._counting, "load", track="policy"):
+                await self._engine.load_policy(adapters=self._receiver.adapters)
         self._serve(version)
         return version
 
@@ -91,7 +97,7 @@ class GeneratorActor:
         """
         assert self._method is not None, "started to answer questions only"
         version = self._current_version()
-        with self._engine_failures():
+        with self._engine_failures(), in_flight(self._counting, "rollout", id=prompt.id):
             return await self._rollout(prompt, cycle=cycle, version=version, method=self._method)
 
     async def _rollout(self, prompt: Prompt, *, cycle: Cycle, version: int, method: Method) -> Rollout | Rejection:
@@ -134,7 +140,7 @@ class GeneratorActor:
                 policy_version=version,
             )
 
-        with self._engine_failures():
+        with self._engine_failures(), in_flight(self._counting, "answer", id=questions[0].id):
             return list(await asyncio.gather(*(one(question) for question in questions)))
 
     async def publish(self, probes: Sequence[Probe]) -> Served:
@@ -147,12 +153,15 @@ class GeneratorActor:
         started_s = time.perf_counter()
         self._version = None  # a failure below leaves weights that nobody has vouched for
         sent = self._receiver.num_bytes
-        version = await self._receiver.pull()
-        loaded = await self._engine.load_policy(adapters=self._receiver.adapters)
+        with doing(self._counting, "pull", track="policy"):
+            version = await self._receiver.pull()
+        with doing(self._counting, "load", track="policy"):
+            loaded = await self._engine.load_policy(adapters=self._receiver.adapters)
         self._serve(version)
         engine = self._engine
-        stale = [await engine.num_stale(one.ask, answer_ids=one.answer_ids) for one in probes[:1]]
-        replies = await asyncio.gather(*(engine.probe(one.ask, answer_ids=one.answer_ids) for one in probes))
+        with doing(self._counting, "prove", track="policy"):
+            stale = [await engine.num_stale(one.ask, answer_ids=one.answer_ids) for one in probes[:1]]
+            replies = await asyncio.gather(*(engine.probe(one.ask, answer_ids=one.answer_ids) for one in probes))
         return Served(
             version=version,
             checksum=loaded.checksum,
@@ -210,6 +219,10 @@ class GeneratorActor:
     async def counters(self) -> Counters:
         """What this actor and its engine have counted since the last call."""
         return self._counting.take()
+
+    async def spans(self) -> Recorded:
+        """What this actor, which is traced, has recorded since the last call."""
+        return spans_of(self._counting)
 
     async def close(self) -> None:
         self._host.close()

@@ -11,16 +11,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from actors.process.counters import Counting
 from actors.process.exporter import RayExporter
 from actors.process.fitness import Wanted, check_this_node
 from actors.process.logs import log_to_file
 from actors.process.pulse import Heart, Progress, Pulse
+from actors.process.tracing import TracedCounting, doing, spans_of
 from actors.score.clip import ClipModel
 from csr_ray.config.schema import Scorer, Scorers
 from csr_ray.counters import Counters
 from csr_ray.errors import ConfigError
 from csr_ray.records import Picture
+from csr_ray.spans import Recorded
 
 Scores = tuple[list[float], int]  # 100 cos of each text, and how many texts were cut
 
@@ -40,6 +41,7 @@ class ScorerActor:
         wanted: what this actor's node has to have; None: it is the driver's.
         run, slot: name this actor in its metrics; without a run it exports none.
         log: file that this process's output goes to; None: wherever Ray puts it.
+        is_traced: record what is done when, for `spans`.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class ScorerActor:
         run: str = "",
         slot: int = 0,
         log: str | None = None,
+        is_traced: bool = False,
     ) -> None:
         if log:
             log_to_file(log)
@@ -62,7 +65,7 @@ class ScorerActor:
         self._waiting: asyncio.Queue[_Request] = asyncio.Queue()
         self._worker: asyncio.Task[None] | None = None
         exporter = RayExporter(run=run, role="scorer") if run else None
-        self._counting = Counting(actor=f"scorer {slot}", exporter=exporter)
+        self._counting = TracedCounting.of(f"scorer {slot}", exporter=exporter, is_traced=is_traced)
         self._counting.exporter.sample(self._set_gauges)
         self._progress = Progress()
         self._heart = Heart(self._progress, what="its forward pass")
@@ -101,10 +104,15 @@ class ScorerActor:
     def _set_gauges(self) -> None:
         self._counting.exporter.set("csr_ray_scorer_queue", self._waiting.qsize(), actor=self._counting.actor)
 
+    async def spans(self) -> Recorded:
+        """What this actor, which is traced, has recorded since the last call."""
+        return spans_of(self._counting)
+
     def _load(self) -> ClipModel:
         if self._wanted is not None:
             check_this_node(self._wanted, role="scorer")
-        return load_clip(self._scorer, scorers=self._scorers)
+        with doing(self._counting, "load the model", track="batches"):
+            return load_clip(self._scorer, scorers=self._scorers)
 
     async def _serve(self) -> None:
         while True:

@@ -37,6 +37,7 @@ from csr_ray.errors import ActorFailure, ConfigError
 from csr_ray.metrics import Exporter, NoExporter
 from csr_ray.ports import OnStep
 from csr_ray.records import TrainOrder, TrainResult
+from csr_ray.spans import Recorded, Recorder, Span
 
 _log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ _NOTICE_S = 30.0
 _START_S = 60.0
 # After a worker's error that may come from another's death, Ray needs up to two polls to say who died.
 _VERDICT_S = 10.0
+# For a trace, between two times that they are asked for.
+_MOST_STEPS_KEPT = 2000
 
 
 @dataclass(kw_only=True)
@@ -129,6 +132,8 @@ class TrainerGroup:
         self._ledger = Ledger({_ROLE: place}, kind_of=kind_of_node)  # under the lock, too
         self._early: list[Step] = []
         self.worker_pids: dict[int, int] = {}  # by rank; filled as workers become ready
+        self._hosts: dict[int, str] = {}  # the same
+        self._steps = Recorder(most=_MOST_STEPS_KEPT)
         self.deaths: list[Death] = []
 
     def start(self) -> None:
@@ -198,7 +203,7 @@ class TrainerGroup:
         self._wake()
         early, self._early = self._early, []
         for step in early:
-            on_step(step.step, step.num_steps, step.loss)
+            on_step(step.step, step.num_steps, step.loss, step.metrics)
         result = self._wait_for(numbered, on_step=on_step)
         if not numbered.order.is_whole:
             metrics = {**result.metrics, "streamed/steps_before_last_example": float(len(early))}
@@ -212,7 +217,7 @@ class TrainerGroup:
             for event in self._take_events(timeout_s=_POLL_S):
                 heard_s = time.monotonic()
                 if isinstance(event, Step) and event.number == order.number:
-                    on_step(event.step, event.num_steps, event.loss)
+                    on_step(event.step, event.num_steps, event.loss, event.metrics)
                 elif isinstance(event, Done) and event.number == order.number:
                     return event.result
             if time.monotonic() - heard_s > _NOTICE_S:
@@ -227,6 +232,12 @@ class TrainerGroup:
         """What the workers have held since the last call, and how much of it went into steps."""
         with self._changed:
             return self._ledger.take(now_s=time.monotonic())
+
+    def take_spans(self) -> list[Recorded]:
+        """The steps since the last call, for a trace. They come from rank 0; the others step with it."""
+        taken = self._steps.take()
+        host, pid = self._hosts.get(0, ""), self.worker_pids.get(0, 0)
+        return [replace(taken, who="train worker 0", host=host, pid=pid)]
 
     def close(self) -> None:
         """End the workers, also in mid-step: what they have kept is on disk. Safe to call twice."""
@@ -393,6 +404,9 @@ class TrainerGroup:
         if isinstance(event, Placed):
             with self._changed:
                 self._ledger.begin(event.rank, role=_ROLE, node=event.node, now_s=time.monotonic())
+            self._hosts[event.rank] = event.host
+        if isinstance(event, Step) and event.end_s:
+            self._record(event)
         if isinstance(event, Ready):
             _log.info(
                 "train worker %d (pid %d on %s) ready after %.1f s",
@@ -419,6 +433,13 @@ class TrainerGroup:
                 self._restarts.give_back()
             self._events.append(event)
             self._changed.notify_all()
+
+    def _record(self, step: Step) -> None:
+        """Keep the step for a trace; where nobody asks for it the recorder is soon full, and stays so."""
+        values: dict[str, float | str] = {"step": step.step, "loss": step.loss}
+        self._steps.add(
+            Span(kind="work", name="step", track="steps", begin_s=step.begin_s, end_s=step.end_s, values=values)
+        )
 
     def _verdict(self, attempt: Attempt, *, passing: Failed | None) -> Death | None:
         """Of what an attempt ended whose Ray Train is over, or which has a worker with an error that may pass."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,12 +59,20 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """An optimizer step of order `number` is done."""
+    """An optimizer step of order `number` is done.
+
+    Attributes:
+        metrics: TRL's of that step, by its names.
+        begin_s, end_s: on the wall clock of the worker's node; from the end of the step before, or of the training.
+    """
 
     number: int
     step: int
     num_steps: int
     loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    begin_s: float = 0.0
+    end_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -405,7 +405,7 @@ class StepClock(TrainerCallback):
         self.seconds = time.monotonic() - self._started
         self.losses.append(float(logs["loss"]))
         self.last_logs = {key: float(value) for key, value in logs.items()}
-        self._on_step(state.global_step, state.max_steps, self.losses[-1])
+        self._on_step(state.global_step, state.max_steps, self.losses[-1], self.last_logs)
 
 
 def _is_ours(train: Train) -> bool:

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from actors.process.exporter import RayExporter
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from actors.train.cycle import CycleTrainer
 
 _log = logging.getLogger(__name__)
+_NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 class Stopped(Exception):
@@ -242,17 +244,26 @@ def _train(
     """Train one order; when it returns, in whatever process, the adapter lies where the driver asked for it."""
     order = numbered.order
     tags = {key: str(value) for key, value in order.cycle.key.items()} | {"actor": f"train worker {rank}"}
-    stepped_s = time.monotonic()
+    ended_s = time.time()
 
-    def on_step(step: int, num_steps: int, loss: float) -> None:
-        nonlocal stepped_s
+    def on_step(step: int, num_steps: int, loss: float, metrics: Mapping[str, float] = _NOTHING, /) -> None:
+        nonlocal ended_s
         pulse().at(f"step {step + 1} of {order.cycle}")
-        before_s, stepped_s = stepped_s, time.monotonic()
+        begin_s, ended_s = ended_s, time.time()
         if rank == 0:
             exporter.add("csr_ray_train_steps_total", 1, **tags)
             exporter.set("csr_ray_train_loss", loss, **tags)
-            exporter.observe("csr_ray_train_step_seconds", stepped_s - before_s, **tags)
-            mailbox.post(Step(number=numbered.number, step=step, num_steps=num_steps, loss=loss))
+            exporter.observe("csr_ray_train_step_seconds", ended_s - begin_s, **tags)
+            done = Step(
+                number=numbered.number,
+                step=step,
+                num_steps=num_steps,
+                loss=loss,
+                metrics=dict(metrics),
+                begin_s=begin_s,
+                end_s=ended_s,
+            )
+            mailbox.post(done)
 
     source = MailboxSource(mailbox=mailbox, num_examples_at_most=order.num_examples_at_most, is_whole=order.is_whole)
     examples = f"{'' if order.is_whole else 'at most '}{order.num_examples_at_most} examples"

@@ -15,6 +15,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,9 @@ from csr_ray.store.journal import Journal
 from csr_ray.store.lock import lock_folder
 from csr_ray.store.objects import check_store_url, is_url, local_path
 from csr_ray.store.run_folder import RunFolder
+from csr_ray.tracking.base import check_trackers
+from csr_ray.tracking.trace import Trace, TracedView
+from csr_ray.tracking.tracking import tracked
 
 if TYPE_CHECKING:
     from csr_ray.world.build import WorldSpec
@@ -96,6 +100,7 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
     _check_run_dir(given.run.dir)
     folder = folder_of(given.run.dir)
     method = method_of(given)
+    check_trackers(given.run.trackers)
     if dry_run:
         _dry_run(given, method=method, view=view)
         return EXIT_DONE
@@ -191,15 +196,42 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
     state = replace(state, config=config)
     exporter = _exporter(state)
     view = ObservedView(view, exporter=exporter)
-    cluster = _RunCluster(state, stop=stop, view=view, exporter=exporter)
+    with contextlib.ExitStack() as watching:
+        if config.run.trace:
+            trace = watching.enter_context(_traced(state, view=view))
+            view = TracedView(view, trace=trace)
+        else:
+            trace = None
+        cluster = _RunCluster(state, stop=stop, view=view, exporter=exporter)
+        cluster.trace = trace
+        _run_on(cluster, state, view=view)
+    _show_result(state)
+
+
+def _run_on(cluster: _RunCluster, state: RunState, *, view: View) -> None:
+    config = state.config
     try:
         prompts = _prompts(state, reader=_reader(config.data, cluster=cluster), view=view)
         cluster.picture, cluster.archives = pictures_on_disk(prompts)
         state = replace(state, model=cluster.model())
-        run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=cluster.start, view=view)
+        with tracked(state, say=partial(view.say, is_warning=True)) as state:
+            run(state, prompts=prompts, suite=load_suite(config.eval), start_machinery=cluster.start, view=view)
     finally:
         cluster.close()
-    _show_result(state)
+
+
+@contextlib.contextmanager
+def _traced(state: RunState, *, view: View) -> Iterator[Trace]:
+    """The trace of this start of the run, which is written while the block goes on."""
+    rounds = range(state.config.run.rounds)
+    first = next((index for index in rounds if state.journal.find("round", round=index) is None), len(rounds) - 1)
+    trace = Trace(state.folder.traces, round_index=first, say=partial(view.say, is_warning=True))
+    state.journal.listen(trace.on_line)
+    trace.start()
+    try:
+        yield trace
+    finally:
+        trace.close()
 
 
 def _exporter(state: RunState) -> Exporter:
@@ -280,6 +312,7 @@ class _RunCluster:
         self._connected: Any = None
         # One of the run's, and the tars of others, which every node has to be able to read.
         self.picture, self.archives = "", list[str]()
+        self.trace: Trace | None = None
         self._model: str | None = None
 
     def model(self) -> str:
@@ -321,6 +354,7 @@ class _RunCluster:
             picture=self.picture,
             archives=self.archives,
             exporter=self._exporter,
+            trace=self.trace,
         )
         self._state.journal.commit("start", seconds=time.perf_counter() - started_s)
         return runtime

@@ -58,6 +58,20 @@ class Run(Section):
         "RAY_JOB_STOP_WAIT_TIME_S says more",
     )
 
+    trackers: tuple[Literal["wandb", "mlflow", "trackio"], ...] = Field(
+        (),
+        json_schema_extra=OPERATIONAL,
+        description="where the run's figures go besides TensorBoard's files, which are always in logs/tensorboard: "
+        "any of wandb, mlflow and trackio, each by the extra of its name; where they go is said by these libraries' "
+        "own variables (docs/tracking.md)",
+    )
+    trace: bool = Field(
+        False,
+        json_schema_extra=OPERATIONAL,
+        description="write trace/round_NNN.json, which says what every actor did when; Perfetto and "
+        "chrome://tracing open it (docs/tracking.md)",
+    )
+
 
 class World(Section):
     """The embedded world. With `enabled`, `${world}` in the config's other values stands for its folder."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from csr_ray.config.schema import Config
@@ -18,6 +18,10 @@ from csr_ray.store.quarantine import Quarantine
 from csr_ray.store.run_folder import RunFolder
 
 
+def _nobody_listens(cycle: Cycle, step: int, metrics: Mapping[str, float]) -> None:
+    pass
+
+
 @dataclass
 class RunState:
     """One run on disk: its config, folder and journal.
@@ -28,6 +32,8 @@ class RunState:
         method: the one that the config names.
         stop: tells a stage that it should end soon.
         meter: writes down what is used of the cluster.
+        on_train_step: told of every optimizer step: of which cycle, its number there from 1, and what the trainer
+            measured, by name. Must not take long.
     """
 
     config: Config
@@ -36,6 +42,7 @@ class RunState:
     model: str
     versions: dict[str, str]
     stop: Stop = field(default_factory=NeverAsked)
+    on_train_step: Callable[[Cycle, int, Mapping[str, float]], None] = _nobody_listens
     method: Method = field(init=False)
     quarantine: Quarantine = field(init=False)
     meter: Meter = field(init=False)

@@ -68,7 +68,7 @@ def summary(
 
 def _round(journal: Journal, *, index: int, cycles: Sequence[Cycle], wall_s: float) -> JsonDict:
     """The entry of one round; if it has several phases, their sums, and each phase's own entry under `phases`."""
-    phases = [_cycle(journal, cycle) for cycle in cycles]
+    phases = [cycle_figures(journal, cycle) for cycle in cycles]
     version = max((cycle.policy_version + 1 for cycle in cycles), default=0)
     evaluated = journal.find("eval", version=version) if cycles else None
     stages = {name: sum(phase["stages"][name] for phase in phases) for name in _STAGES}
@@ -99,7 +99,8 @@ def _together(phases: Sequence[JsonDict]) -> JsonDict:
     return whole
 
 
-def _cycle(journal: Journal, cycle: Cycle) -> JsonDict:
+def cycle_figures(journal: Journal, cycle: Cycle) -> JsonDict:
+    """What summary.json says of one cycle, as far as the journal has it; also where its round is not over."""
     units = journal.units(**cycle.key)
     counters = units.counters
     examples = journal.find("examples", **cycle.key) or {}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from csr_ray.ports import Trainer
 from csr_ray.records import TrainOrder, TrainResult
@@ -12,6 +13,8 @@ from csr_ray.stages.state import RunState
 from csr_ray.stages.turn import Turn
 from csr_ray.stages.view import View
 from csr_ray.store.digests import digests_of_folder, plain_files
+
+_NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
 def train(state: RunState, turn: Turn, files: Iterable[str], *, trainer: Trainer, view: View) -> TrainResult:
@@ -32,8 +35,9 @@ def train(state: RunState, turn: Turn, files: Iterable[str], *, trainer: Trainer
         trainer.offer([file])
     with view.stage("train", total=None, unit="steps", round_index=cycle.round_index) as stage:
 
-        def on_step(step: int, num_steps: int, loss: float) -> None:
+        def on_step(step: int, num_steps: int, loss: float, metrics: Mapping[str, float] = _NOTHING, /) -> None:
             stage.set(done=step, total=num_steps, loss=loss)
+            state.on_train_step(cycle, step, {**metrics, "loss": loss})
 
         trained = trainer.finish(on_step=on_step)
     files = plain_files(digests_of_folder(Path(adapter)), root=state.folder.root)

@@ -63,6 +63,20 @@ class RunFolder:
         return self.root / "logs"
 
     @property
+    def name(self) -> str:
+        """The last part of where it is kept."""
+        return self.shown.rstrip("/").rsplit("/", 1)[-1] or self.root.resolve().name
+
+    @property
+    def traces(self) -> Path:
+        """Folder of what every process did when, with `run.trace`."""
+        return self.root / "trace"
+
+    def tracker(self, name: str) -> Path:
+        """Where a tracker (`csr_ray.tracking`) keeps what it has; among the logs, because it grows like them."""
+        return self.logs / name
+
+    @property
     def driver_log(self) -> Path:
         """Tracebacks of the process that runs the loop; actors have logs of their own."""
         return self.logs / "driver.log"

@@ -69,7 +69,7 @@ def _train(
 
     train = {"batch_size": 2, "lora_rank": 4, "dtype": "float32", "threads": 1, "learning_rate": 1e-2, **settings}
 
-    def on_step(step: int, num_steps: int, loss: float) -> None:
+    def on_step(step: int, num_steps: int, loss: float, *_: object) -> None:
         if step == dies_at:
             os._exit(1)
 

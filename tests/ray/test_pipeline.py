@@ -37,6 +37,7 @@ SMALL = (
     "world.num_heldout_images=48",
     "data.per_round=12",
     "eval.limit=16",
+    "run.trace=true",
 )
 
 
@@ -105,6 +106,59 @@ def test_what_each_role_has_used_is_counted_once(finished: RunFolder) -> None:
     # It starts before the others and works in every stage but the training.
     assert cost["roles"]["generator"]["actor_hours"] * 3600 > 0.7 * by_hand_s
     assert cost["roles"]["generator"]["idle_share"] < cost["roles"]["scorer"]["idle_share"]
+
+
+def test_tensorboard_has_every_step_once_though_the_run_was_killed(finished: RunFolder) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    summary = json.loads(finished.summary.read_text())
+    events = EventAccumulator(str(finished.tracker("tensorboard")))
+    events.Reload()
+    num_steps = sum(entry["train"]["steps"] for entry in summary["rounds"])
+    assert [one.step for one in events.Scalars("train/loss")] == list(range(1, num_steps + 1))
+    margins = {one.step: one.value for one in events.Scalars("train/rewards/margins")}
+    assert margins[num_steps] == pytest.approx(summary["rounds"][-1]["train"]["metrics"]["rewards/margins"])
+    assert [one.step for one in events.Scalars("eval/chair_s")] == [0, 1, 2, 3]
+    tokens = [one.value for one in events.Scalars("rollout/tokens")]
+    assert tokens == [entry["rollout"]["tokens"] for entry in summary["rounds"]]
+
+
+def test_the_trace_of_a_round_says_what_every_actor_did_when(finished: RunFolder) -> None:
+    trace = json.loads((finished.traces / "round_001.json").read_text())
+    events, entry = trace["traceEvents"], json.loads(finished.summary.read_text())["rounds"][1]
+    assert trace["otherData"]["dropped"] == 0
+    who = {event["pid"]: event["args"]["name"].split(" (")[0] for event in events if event["name"] == "process_name"}
+    assert set(who.values()) == {"driver", "generator 0", "scorer 0", "train worker 0"}
+
+    def of(name: str, *, process: str, ph: str = "X") -> list[dict]:
+        return [one for one in events if (one["ph"], one["name"]) == (ph, name) and who[one["pid"]] == process]
+
+    stages = {name: of(name, process="driver")[0] for name in ("roll out", "train", "publish", "evaluate")}
+    begun, ended = (of("rollout", process="generator 0", ph=ph) for ph in "be")
+    assert len({one["id"] for one in begun}) == len(begun) == len(ended) == 12
+    rolled, second_us = stages["roll out"], 1_000_000
+    assert all(0 <= one["ts"] - rolled["ts"] <= rolled["dur"] for one in (*begun, *ended)), "one machine, one clock"
+    batches = of("batch", process="scorer 0")
+    assert sum(one["dur"] for one in batches) / second_us == pytest.approx(entry["score"]["seconds"], abs=1e-3)
+    assert sum(one["args"]["sentences"] for one in batches) == entry["score"]["sentences"]
+    steps = of("step", process="train worker 0")
+    assert len(steps) == entry["train"]["steps"]
+    took_s = sum(one["dur"] for one in steps) / second_us
+    assert entry["train"]["optimizer_seconds"] <= took_s + 1e-3 and took_s <= stages["train"]["dur"] / second_us
+    handed = [of(name, process="generator 0")[0] for name in ("pull", "load", "prove")]
+    assert sum(one["dur"] for one in handed) <= stages["publish"]["dur"]
+    assert all(one["ts"] >= stages["publish"]["ts"] for one in handed)
+    assert of("engine", process="generator 0", ph="C") and of("answer", process="generator 0", ph="b")
+    commits = [one["name"] for one in events if one["ph"] == "i" and one["cat"] == "commits"]
+    assert commits == [
+        *["commit rollout"] * 3,
+        "commit examples",
+        "commit train",
+        "commit publish",
+        "commit eval",
+        "commit round",
+    ]
+    assert sum(one["dur"] for one in stages.values()) / second_us == pytest.approx(entry["seconds"], rel=0.2)
 
 
 def test_candidates_hold_every_node_of_the_rounds_own_policy(finished: RunFolder) -> None:

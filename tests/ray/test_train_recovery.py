@@ -168,7 +168,7 @@ def test_any_process_of_the_group_may_die_or_hang(
     struck: list[tuple[float, str, int]] = []
     steps: list[int] = []
 
-    def strike(step: int, num_steps: int, loss: float) -> None:
+    def strike(step: int, num_steps: int, loss: float, *_: object) -> None:
         steps.append(step)
         if step in victims:
             words, number, find = victims.pop(step)

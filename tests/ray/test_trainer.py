@@ -350,7 +350,7 @@ def test_a_killed_worker_comes_back_and_the_round_goes_on_from_its_checkpoint(
     def train(name: str, *, kill_at: int | None) -> tuple[TrainResult, list[int]]:
         steps: list[int] = []
 
-        def note(step: int, num_steps: int, loss: float) -> None:
+        def note(step: int, num_steps: int, loss: float, *_: object) -> None:
             steps.append(step)
             if len(steps) == kill_at:
                 os.kill(first[1], signal.SIGKILL)  # while the step's checkpoint is being written

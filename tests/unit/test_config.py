@@ -238,7 +238,7 @@ def test_what_may_differ_when_a_run_goes_on_is_marked_where_the_key_is_written()
     keys = [f"{name}.{key}" for name, section in plain.items() if isinstance(section, dict) for key in section]
     operational = {key for key in keys if is_operational(key)}
     assert {key for key in operational if not key.startswith(("generators.", "scorers.", "cluster."))} == {
-        *("run.dir", "run.rounds", "run.grace_s", "data.reader"),
+        *("run.dir", "run.rounds", "run.grace_s", "run.trackers", "run.trace", "data.reader"),
         *("train.workers", "train.cpus_per_worker", "train.gpus_per_worker", "train.accelerator_type"),
         *("train.threads", "train.loader_threads"),
         *("train.restarts", "train.checkpoint_steps", "train.checkpoint_s", "train.silent_s", "train.hang_s"),

@@ -30,13 +30,13 @@ LIGHT_MODULES = (
 LOOP_LINES = 120
 # The rooms, from the ground up: a room imports lower levels only, never one beside it.
 LEVELS = (
-    ("records", "errors", "counters", "metrics", "redaction", "waiting"),
+    ("records", "errors", "counters", "metrics", "redaction", "spans", "waiting"),
     ("config", "ports", "store"),
     ("data", "machine", "policy", "rollout", "world"),
     ("training", "evaluation"),
     ("methods",),
     ("stages",),
-    ("loop", "report"),
+    ("loop", "report", "tracking"),
     ("app",),
     ("__main__",),
 )
