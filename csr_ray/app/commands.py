@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.driver_log import logged
 from csr_ray.app.evaluate import evaluate, print_evaluation, what_is_asked
+from csr_ray.app.inputs import check_policy, checked_reference
 from csr_ray.app.job import placed_for_a_job
 from csr_ray.app.paths import picture_for_nodes, placed_data, placed_path, placed_scorer
-from csr_ray.app.plan import check_policy, checked_reference
 from csr_ray.app.run import world_spec
 from csr_ray.app.score import print_scores, score, what_is_scored
 from csr_ray.app.stop import SignalStop
