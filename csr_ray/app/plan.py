@@ -24,12 +24,12 @@ from csr_ray.machine.layout import in_words, lay_out
 from csr_ray.machine.memory import count_weights
 from csr_ray.machine.model_shape import shape_of_model
 from csr_ray.machine.needs import (
-    EXPECTED_SENTENCE_TOKENS,
     EXPECTED_SENTENCES,
     engine_bytes,
     train_worker_bytes,
 )
 from csr_ray.machine.placement import demands_of
+from csr_ray.machine.workload import nodes_a_prompt, sentence_tokens
 from csr_ray.methods.base import method_of
 
 _GIB = 2**30
@@ -83,11 +83,7 @@ def make_plan(config: Config, *, num_prompts: int | None) -> Plan:
         per_round = min(per_round, num_prompts)
     if not method_of(config).needs_scorer:  # what is known of a tree is not known of other rollouts
         return Plan(config=config, num_prompts_a_round=per_round, nodes_a_prompt=None, tokens_a_round=None)
-    search = config.search
-    depth = min(search.max_sentences, EXPECTED_SENTENCES)
-    most_alive = search.keep_all_up_to or search.width  # a depth with so few open nodes is not pruned
-    nodes = search.candidates * (1 + most_alive * (depth - 1))
-    tokens_a_sentence = min(search.max_sentence_tokens, EXPECTED_SENTENCE_TOKENS)
+    nodes, tokens_a_sentence = nodes_a_prompt(config.search), sentence_tokens(config.search)
     return Plan(
         config=config,
         num_prompts_a_round=per_round,
