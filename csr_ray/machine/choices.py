@@ -191,19 +191,19 @@ def _fitted(
     needs_scorer: bool,
 ) -> Choice:
     """The layout with the first of the ways to save memory with which it fits, or else with its reason."""
-    memory = _memory(changed, shape=shape)
+    memory = memory_of(changed, shape=shape)
     standing = seating(demands_of(changed, needs_scorer=needs_scorer), nodes=nodes).standing
     if standing:
         reason = f"no GPU for {standing.count(standing[0])} {standing[0]}{'s' * (standing.count(standing[0]) > 1)}"
         return Choice(name=name, config=changed, overrides=said, reason=reason, memory=memory)
-    reason = _too_large(changed, memory=memory, machine=machine)
+    reason = too_large(changed, memory=memory, machine=machine)
     if not reason:
         return Choice(name=name, config=changed, overrides=said, memory=memory)
     if said:  # a config as given is told what is wrong with it
         for saving in _savings(changed):
             saved = _with(changed, saving)
-            saved_memory = _memory(saved, shape=shape)
-            if not _too_large(saved, memory=saved_memory, machine=machine):
+            saved_memory = memory_of(saved, shape=shape)
+            if not too_large(saved, memory=saved_memory, machine=machine):
                 return Choice(name=name, config=saved, overrides={**said, **saving}, memory=saved_memory)
     return Choice(name=name, config=changed, overrides=said, reason=reason, memory=memory)
 
@@ -222,14 +222,15 @@ def _savings(config: Config) -> Iterator[Overrides]:
         yield dict(saving)
 
 
-def _memory(config: Config, *, shape: ModelShape) -> Mapping[str, Mapping[str, int]]:
+def memory_of(config: Config, *, shape: ModelShape) -> Mapping[str, Mapping[str, int]]:
+    """Bytes of a GPU by part, of an engine and of a train worker."""
     return {
         "an engine": engine_bytes(config, shape=shape),
         "a train worker": train_worker_bytes(config, shape=shape),
     }
 
 
-def _too_large(config: Config, *, memory: Mapping[str, Mapping[str, int]], machine: Machine) -> str:
+def too_large(config: Config, *, memory: Mapping[str, Mapping[str, int]], machine: Machine) -> str:
     """Who needs more memory than there is, and the largest part of it; "" if all fit."""
     generators, train = config.generators, config.train
     there = machine.memory_bytes

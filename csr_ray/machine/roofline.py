@@ -28,9 +28,9 @@ PREFILL_MFU = 0.45
 # Of the same while training a LoRA. On an H200 a step of 4 pairs took 0.303 s (docs/gpus.md), which is 0.33 at 606
 # tokens of prompt and picture and 120 of an answer.
 TRAIN_MFU = 0.33
-# Of the TFLOP/s in bfloat16 in CLIP, by the numbers that it computes in. On that H200, 700 pictures or 33,000 sentences
-# a second of ViT-L/14-336 in bfloat16 were 0.27 and 0.15. TF32 has half of it by the data sheets of A100 and H100, and
-# float32 a fifteenth (19.5 of 312, 67 of 989), of which large products reach more.
+# Of the TFLOP/s in bfloat16 in CLIP, by the numbers that it computes in. On that H200, 700 pictures or 33,000
+# sentences a second of ViT-L/14-336 in bfloat16 were 0.27 and 0.15. By the data sheets of A100 and H100 TF32 has half
+# of bfloat16's and float32 a fifteenth (19.5 of 312, 67 of 989), of which large products reach a greater share.
 SCORE_MFU = {"bfloat16": 0.15, "tf32": 0.1, "float32": 0.04}
 
 # ---- seconds and bytes a second ----

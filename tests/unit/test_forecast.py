@@ -290,11 +290,12 @@ def test_rates_of_another_policy_are_not_taken(tmp_path: Path) -> None:
 
 
 def test_measured_rates_of_one_layout_say_what_others_would_take(tmp_path: Path) -> None:
-    config = load_config(LLAVA)
+    fast_scorer = ["scorer.dtype=bfloat16"]
+    config = load_config(LLAVA, overrides=fast_scorer)
     entry = a_round(0, rollout=1000.0, pairs=0.0)
     finished(tmp_path / "run", config, entry, {**entry, "round": 1})
     asked = Asked(num_gpus=8, kind="A100", num_prompts=10_000, rates_of=str(tmp_path / "run"))
-    found = make_forecast(LLAVA, overrides=[], asked=asked)
+    found = make_forecast(LLAVA, overrides=fast_scorer, asked=asked)
     by_name = {option.choice.name: option for option in found.options}
     given, others = by_name["as given"], by_name["6 engines, 2 train workers"]
     assert given.forecast is not None and others.forecast is not None
