@@ -88,10 +88,11 @@ def why_fastest(planned: Planned) -> str:
     assert best is not None
     stage = max(best.stages, key=lambda name: best.stages[name])
     engines = fitting[0].choice.config.generators
+    num_gpus = best.num_gpus
+    on = engines.min * max(1, int(engines.gpus))
     words = (
         f"{stage} takes {best.stages[stage] / best.seconds:.0%} of its time, and {engines.min} engine"
-        f"{'s' * (engines.min > 1)} of {engines.gpus:g} GPU{'s' * (engines.gpus > 1)} generate"
-        f"{'s' * (engines.min == 1)}"
+        f"{'s generate' if engines.min > 1 else ' generates'} on {on} of {num_gpus} GPU{'s' * (num_gpus > 1)}"
     )
     if len(fitting) < 2:
         return f"the only layout that fits: {words}"

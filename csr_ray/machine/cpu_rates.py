@@ -1,7 +1,7 @@
 """What a run costs on this machine's CPU.
 
-A tiny model waits for Python more than it computes, so its costs are not worked out but counted: they lie in the middle
-of three runs of configs/tiny-world.yaml on two cores that had other work as well (docs/plan.md). A machine that
+A tiny model waits for Python more than it computes, so its costs are not worked out but counted: they lie in the
+middle of three runs of configs/tiny-world.yaml on two cores that had other work, too (docs/plan.md). A machine that
 multiplies matrices faster or slower is taken to do everything so, and a larger model adds its arithmetic.
 """
 
