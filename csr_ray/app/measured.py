@@ -21,6 +21,7 @@ from csr_ray.machine.rates import Cost, Rates
 from csr_ray.machine.workload import Workload
 
 _NEEDED = ("config.yaml", "summary.json")
+_STAGES = ("rollout", "pairs", "train", "publish")
 _START = b'"kind": "start"'
 
 
@@ -124,11 +125,11 @@ def measured_run(run_dir: str, *, key: str) -> MeasuredRun | None:
             summary = json.loads(folder.summary.read_text(encoding="utf-8"))
             config = parse_config(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
             starts = folder.journal.read_bytes().count(_START) if folder.journal.is_file() else 1
+            rounds_s = sum(_of(entry, *_STAGES, "eval", "other") for entry in summary["rounds"])
             if not summary["rounds"] or not summary["rounds"][-1]["rollout"].get("prompts"):
                 return None
         except (OSError, KeyError, TypeError, RecursionError, *YAML_ERRORS) as error:
             raise ConfigError(f"{key} = {run_dir!r}: its summary.json or config.yaml is damaged: {error}") from error
-        rounds_s = sum(entry["seconds"] for entry in summary["rounds"])
         return MeasuredRun(
             name=folder.shown,
             config=config,

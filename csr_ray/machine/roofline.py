@@ -52,6 +52,9 @@ TRAIN_STEP_S = 0.05
 COMPILE_S = 20.0
 # An engine's start without its weights (imports, profile, graphs), and a disk that weights are read from.
 ENGINE_START_S, DISK_BYTES_PER_S = 90.0, 1e9
+# What ZeRO-3 fetches of other GPUs, as a share of a GPU's own bandwidth: those with fast memory have NVLink, of whose
+# bandwidth DeepSpeed reaches a part (an H100 170 GB/s), and the others PCIe (an L4 15 GB/s).
+GATHER_BANDWIDTH = 0.05
 # Between nodes, and between main memory and a GPU.
 NETWORK_BYTES_PER_S, BUS_BYTES_PER_S = 1e9, 20e9
 # Merging reads and writes all weights of the base on the host, in float32; the proof asks a few answers.
@@ -254,7 +257,12 @@ def _train(config: Config, *, shape: ModelShape, machine: Machine, work: Workloa
     if train.deepspeed_stage == 3 and train.workers > 1:  # every layer is fetched forward and backward
         number_bytes = BYTES_OF[train.dtype] * shape.num_weights
         rows = train.micro_batch_size or train.batch_size // train.workers
-        gather_s = (2 + train.gradient_checkpointing) * number_bytes / BUS_BYTES_PER_S / (rows * train.workers)
+        gather_s = (
+            (2 + train.gradient_checkpointing)
+            * number_bytes
+            / (GATHER_BANDWIDTH * machine.bytes_per_s)
+            / (rows * train.workers)
+        )
     each_s = flops / (machine.flops * TRAIN_MFU * train.workers) + TRAIN_STEP_S / train.batch_size + gather_s
     return Cost(
         fixed_s=moves_s,

@@ -388,3 +388,14 @@ def test_gpu_rates_name_their_assumptions() -> None:
     todo = workload_of(config, num_prompts=100, has_tree=True)
     rates = gpu_rates(config, shape=shape, machine=machine("H100", num_gpus=8), work=todo, clip=None)
     assert all(cost.source.startswith("assumed: ") for name, cost in rates.items() if name != "evaluate")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"rounds": [{"round": 0, "rollout": {"prompts": 3}}]}'])
+def test_a_damaged_summary_is_named(content: str, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path / "run", data={"per_round": 5})
+    finished(tmp_path / "run", config, a_round(0))
+    (tmp_path / "run" / "summary.json").write_text(content)
+    given = tmp_path / "given.yaml"
+    given.write_text(yaml.safe_dump(to_plain(config)))
+    with pytest.raises(ConfigError, match=r"run\.dir = .*: its summary\.json or config\.yaml is damaged"):
+        make_forecast(str(given), overrides=[], asked=Asked())
