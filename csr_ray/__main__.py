@@ -20,6 +20,24 @@ _EXAMPLES = """examples:
 """
 
 
+_PLAN_HELP = """\
+What a run needs and costs: actors, memory, tokens, hours and dollars. Starts nothing, and needs neither the prompts
+nor the model on this machine.
+
+  time = start + evaluation + rounds x (rollout + train + publish + evaluation) + end
+
+Each stage is so many prompts, pairs or answers at a rate. Where run.dir holds a run with a finished round of the same
+policy, or --rates names one, the rates are that run's own; else they are assumed from what a GPU of the kind computes
+and moves, and the plan says so line by line. docs/plan.md has the formula with every symbol.
+"""
+_PLAN_EXAMPLES = """examples:
+  csr-ray plan configs/tiny-world.yaml                                      on this machine's CPUs
+  csr-ray plan configs/llava15-7b.yaml --prompts 12856 --gpus 8 --gpu A100  the layouts of eight A100s, fastest first
+  csr-ray plan configs/llava15-7b.yaml --prompts 12856 --gpus 8 --gpu H100 cluster.gpu_kinds.H100.usd_per_hour=2.2
+"""
+_FLAGS_WITH_A_VALUE = ("--gpus", "--gpu", "--gpus-per-node", "--prompts", "--rates", "--json", "--config")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and run one command; returns the exit code (0 done, 1 failed, 2 bad usage or config, 3 no data)."""
     _show_what_can_be_shown()
@@ -50,10 +68,20 @@ def _show_what_can_be_shown() -> None:
 
 
 def _flags_first(argv: Sequence[str]) -> list[str]:
-    """Let the flags of `run` stand anywhere between its overrides, which argparse does not; none has a value."""
-    if argv[:1] != ["run"]:
+    """Let flags stand anywhere between overrides, which argparse does not."""
+    if argv[:1] == ["run"]:
+        return ["run", *sorted(argv[1:], key=lambda word: not word.startswith("-"))]
+    if argv[:1] not in (["plan"], ["doctor"]):
         return list(argv)
-    return ["run", *sorted(argv[1:], key=lambda word: not word.startswith("-"))]
+    flags, others, words = [], [], iter(argv[1:])
+    for word in words:
+        if not word.startswith("-"):
+            others.append(word)
+            continue
+        flags.append(word)
+        if word in _FLAGS_WITH_A_VALUE:
+            flags += [value] if (value := next(words, None)) is not None else []
+    return [argv[0], *flags, *others]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,6 +107,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--dry-run", action="store_true", help="check paths and print the plan; start nothing")
     run.set_defaults(run=_run)
+
+    plan = commands.add_parser(
+        "plan",
+        help="nodes, actors, hours, tokens and cost of a run, and its fastest layout; starts nothing",
+        description=_PLAN_HELP,
+        epilog=_PLAN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plan.add_argument("config", metavar="CONFIG", help="YAML file")
+    plan.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override single keys of the config")
+    plan.add_argument(
+        "--gpus", type=_at_least_one, default=None, metavar="N", help="GPUs to plan for; default those of the config"
+    )
+    plan.add_argument("--gpu", default=None, metavar="NAME", help="their kind, by Ray's name for it (H100, A100, L4)")
+    plan.add_argument("--gpus-per-node", type=_at_least_one, default=8, metavar="N", help="default 8")
+    plan.add_argument(
+        "--prompts", type=_at_least_one, default=None, metavar="N", help="usable prompts; default those of the file"
+    )
+    plan.add_argument(
+        "--rates", default=None, metavar="RUN_DIR", help="take the rates that this run measured; default run.dir's"
+    )
+    plan.add_argument("--json", type=_path_here, default=None, metavar="OUT", help="write the plan there")
+    plan.set_defaults(run=_plan)
 
     config = commands.add_parser("config", help="every config key, its default and what it means")
     config.set_defaults(run=_config)
@@ -165,8 +216,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run_dir", metavar="RUN_DIR", help="folder or URL")
     report.set_defaults(run=_report)
 
-    doctor = commands.add_parser("doctor", help="what this machine or cluster can run, and what is missing")
+    doctor = commands.add_parser(
+        "doctor", help="what this machine or cluster can run, and what is missing; or whether a config fits it"
+    )
     doctor.add_argument("--deep", action="store_true", help="also import the engine (15 s)")
+    doctor.add_argument("--config", default=None, metavar="CONFIG", help="compare this config with the live cluster")
+    doctor.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override single keys of the config")
     doctor.set_defaults(run=_doctor)
     return parser
 
@@ -212,6 +267,30 @@ def _run(arguments: argparse.Namespace) -> int:
         dry_run=arguments.dry_run,
         redo=arguments.redo,
     )
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from csr_ray.app.console import UnattendedConsole
+    from csr_ray.app.forecast import Asked, make_forecast
+    from csr_ray.app.forecast_page import print_forecast
+    from csr_ray.store.atomic import write_json
+
+    planned = make_forecast(
+        arguments.config,
+        overrides=arguments.overrides,
+        asked=Asked(
+            num_gpus=arguments.gpus,
+            kind=arguments.gpu,
+            gpus_a_node=arguments.gpus_per_node,
+            num_prompts=arguments.prompts,
+            rates_of=arguments.rates,
+        ),
+    )
+    # Where nobody looks at a terminal, lines are as wide as the tables are.
+    print_forecast(planned, console=UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140))
+    if arguments.json is not None:
+        write_json(_lasting(arguments.json, flag="--json"), value=planned.to_plain())
+    return EXIT_DONE
 
 
 def _config(_: argparse.Namespace) -> int:
@@ -327,7 +406,15 @@ def _report(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from csr_ray.app.doctor import diagnose, print_report
 
-    checks, can_run = diagnose(deep=arguments.deep)
+    if arguments.config is not None:
+        from csr_ray.app.commands import doctor_config
+
+        checks, can_run = doctor_config(arguments.config, overrides=arguments.overrides)
+    elif arguments.overrides:
+        print(f"csr-ray: {arguments.overrides[0]} without a config: name one with --config", file=sys.stderr)
+        return EXIT_BAD_CONFIG
+    else:
+        checks, can_run = diagnose(deep=arguments.deep)
     print_report(checks)
     return EXIT_DONE if can_run else EXIT_FAILED
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -26,6 +27,28 @@ _LEAVING = (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError)
 _LEFT = "left while it was looked at; the start goes on without it"
 
 
+def faults_of_nodes(
+    wanted: Wanted, *, demands: Sequence[Demand], answer_s: float = _ANSWER_S, say: Callable[[str], None]
+) -> list[str]:
+    """What is wrong with the nodes of the Ray that this process uses, a line each. Fetches nothing, and asks no GPU.
+
+    Args:
+        demands, say: as for `check_nodes`.
+        answer_s: how long a node has for its answer.
+    """
+    parts = {node: replace(part, num_gpus=0.0) for node, part in _parts(demands).items()}
+    looked = _look_at(parts, wanted=wanted, answer_s=answer_s, say=say)
+    return [fault for found in looked.values() if not isinstance(found, Look) for fault in found]
+
+
+def _parts(demands: Sequence[Demand]) -> dict[str, Part]:
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    return {
+        node_id: part_of(node["Resources"], name=f"node {number} ({node['NodeManagerAddress']})", demands=demands)
+        for number, (node_id, node) in enumerate(nodes.items())
+    }
+
+
 def check_nodes(wanted: Wanted, *, demands: Sequence[Demand], say: Callable[[str], None]) -> None:
     """Look at every node of the Ray that this process uses, and let each fetch the models that it will need.
 
@@ -36,11 +59,7 @@ def check_nodes(wanted: Wanted, *, demands: Sequence[Demand], say: Callable[[str
     Raises:
         ConfigError: a node is not fit; names the node, the first fault with its remedy, and how many more there are.
     """
-    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
-    parts = {
-        node_id: part_of(node["Resources"], name=f"node {number} ({node['NodeManagerAddress']})", demands=demands)
-        for number, (node_id, node) in enumerate(nodes.items())
-    }
+    parts = _parts(demands)
     looked = _look_at(parts, wanted=wanted, say=say)
     refuse([fault for found in looked.values() if not isinstance(found, Look) for fault in found])
     lacking = {node: parts[node] for node, seen in looked.items() if isinstance(seen, Look) and not seen.has_models}
@@ -65,14 +84,16 @@ def skew_s(at_s: float, *, asked_s: float, answered_s: float) -> float:
     return min(0.0, at_s - asked_s)
 
 
-def _look_at(parts: Mapping[str, Part], *, wanted: Wanted, say: Callable[[str], None]) -> dict[str, Look | list[str]]:
+def _look_at(
+    parts: Mapping[str, Part], *, wanted: Wanted, say: Callable[[str], None], answer_s: float = _ANSWER_S
+) -> dict[str, Look | list[str]]:
     """What each node has found, or what is wrong with it; nothing of a node that leaves meanwhile."""
     asked_s = time.time()
     references = {
         _on(node, look).remote(wanted, roles=part.roles, num_gpus=part.num_gpus): node for node, part in parts.items()
     }
     found: dict[str, Look | list[str]] = {}
-    waiting, until_s = list(references), time.monotonic() + _ANSWER_S
+    waiting, until_s = list(references), time.monotonic() + answer_s
     while waiting and (left_s := until_s - time.monotonic()) > 0:
         ready, waiting = ray.wait(waiting, timeout=left_s)
         for reference in ready:
@@ -89,7 +110,7 @@ def _look_at(parts: Mapping[str, Part], *, wanted: Wanted, say: Callable[[str], 
     for reference in waiting:
         name = parts[references[reference]].name
         found[references[reference]] = [
-            f"{name}: has not answered within {_ANSWER_S:.0f} s; see whether it is overloaded or cut off"
+            f"{name}: has not answered within {answer_s:.0f} s; see whether it is overloaded or cut off"
         ]
     return found
 

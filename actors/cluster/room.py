@@ -44,13 +44,13 @@ class ClusterRoom:
         if self._autoscales:
             return math.inf
         kept = None if self._is_placed() else self._kept
-        return num_that_fit(self._demands[role], nodes=_free(), kept=kept)
+        return num_that_fit(self._demands[role], nodes=free_now(), kept=kept)
 
     def pending(self) -> str:
         """What is being done for those without a place, in words."""
         if self._autoscales and (words := _launches()):
             return words
-        free = [f"{node.name}: {node.cpus:g} CPU and {node.gpus:g} GPU free" for node in _free()]
+        free = [f"{node.name}: {node.cpus:g} CPU and {node.gpus:g} GPU free" for node in free_now()]
         waits = "the autoscaler has not said what it does; " if self._autoscales else ""
         return waits + "; ".join(free)
 
@@ -93,7 +93,8 @@ def _known(what_is_pending: Callable[[], str]) -> str:
     return what_is_pending() or "the cluster says nothing of it"
 
 
-def _free() -> list[Free]:
+def free_now() -> list[Free]:
+    """What nobody holds of the nodes of the Ray that this process uses."""
     by_id = available_resources_per_node()
     return [
         Free(

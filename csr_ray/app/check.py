@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from csr_ray.app.plan import resolve_world, uses_world
+from csr_ray.app.inputs import resolve_world, uses_world
 from csr_ray.config.load import YAML_ERRORS, parse_config
 from csr_ray.config.schema import Config
 from csr_ray.data.files import WEB, scheme_of

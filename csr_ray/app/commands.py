@@ -7,35 +7,56 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from csr_ray.app.console import ConsoleView, UnattendedConsole
+from csr_ray.app.doctor import Check, check_packages, check_python, tested_requirements
+from csr_ray.app.doctor_fit import Cluster as LiveCluster
+from csr_ray.app.doctor_fit import fit_checks
 from csr_ray.app.driver_log import logged
 from csr_ray.app.evaluate import evaluate, print_evaluation, what_is_asked
+from csr_ray.app.inputs import (
+    check_paths,
+    check_policy,
+    check_run_dir,
+    checked_reference,
+    resolve_world,
+    uses_world,
+)
 from csr_ray.app.job import placed_for_a_job
 from csr_ray.app.paths import picture_for_nodes, placed_data, placed_path, placed_scorer
-from csr_ray.app.plan import check_policy, checked_reference
 from csr_ray.app.run import world_spec
 from csr_ray.app.score import print_scores, score, what_is_scored
 from csr_ray.app.stop import SignalStop
-from csr_ray.config.load import parse_config
-from csr_ray.config.schema import Cluster, Data, Scorer, Scorers, World
+from csr_ray.config.load import load_config, parse_config
+from csr_ray.config.schema import Cluster, Config, Data, Scorer, Scorers, World
 from csr_ray.data.prompts import PromptFile
 from csr_ray.data.rows import CAPTION_TEXTS
 from csr_ray.data.sources import is_large
-from csr_ray.errors import ConfigError
+from csr_ray.errors import ConfigError, UserError
 from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.suite import load_suite
-from csr_ray.machine.placement import check_engine_has_gpu, generator_demand, scorer_demand, serves_on_gpus
-from csr_ray.machine.private_ray import listen_on_this_machine_only
+from csr_ray.machine.memory import count_weights
+from csr_ray.machine.model_shape import shape_of_model
+from csr_ray.machine.placement import (
+    check_engine_has_gpu,
+    demands_of,
+    generator_demand,
+    scorer_demand,
+    serves_on_gpus,
+)
+from csr_ray.machine.private_ray import cluster_address, listen_on_this_machine_only
+from csr_ray.methods.base import method_of
 from csr_ray.policy.clip_source import check_clip_source
 from csr_ray.store.answers import answer_folder
 from csr_ray.store.atomic import make_folder, storage_errors, write_json
 from csr_ray.store.cache import cache_folder
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.store.scores import score_folder
+from csr_ray.world.build import world_folder
 
 _NOTHING_IS_KEPT = "of an evaluation by itself nothing is kept, but with --out DIR the answers are"
 _EVAL_SEED = 0
@@ -256,6 +277,68 @@ def score_captions(
     print_scores(summary, folder=folder, console=UnattendedConsole(highlight=False))
     if json_output is not None:
         write_json(json_output, value=summary.to_plain())
+
+
+def doctor_config(path: str, *, overrides: Sequence[str]) -> tuple[list[Check], bool]:
+    """Do what `csr-ray doctor --config` does: compare a config with the cluster that its run would join.
+
+    Neither torch nor the engine is imported. Paths are looked at while the cluster is asked.
+
+    Returns:
+        The checks, and whether nothing is missing.
+
+    Raises:
+        ConfigError: the config cannot be used.
+    """
+    given = load_config(path, overrides=overrides)
+    method = method_of(given)
+    config = resolve_world(given, folder=world_folder(world_spec(given.world))) if uses_world(given) else given
+    address = cluster_address() or ""
+    requirements = tested_requirements()
+    with ThreadPoolExecutor(1) as pool:
+        paths = pool.submit(_paths_check, given, config)
+        listen_on_this_machine_only()
+        from actors.runtime import look_at_cluster
+
+        folder = Path(config.policy.model).expanduser()
+        # A hub's model is fetched by each node for itself, and one in a store, too.
+        policy = str(folder.absolute()) if folder.is_dir() else ""
+        ray_check = Check(name="Ray", state="ok", fact=address or "none is named by RAY_ADDRESS")
+        with SignalStop(grace_s=0, before_exit=lambda: None) as stop:
+            try:
+                nodes, free, pending, faults = look_at_cluster(
+                    demands_of(config, needs_scorer=method.needs_scorer),
+                    policy=policy,
+                    autoscales=config.cluster.autoscales,
+                    view=ConsoleView(num_rounds=0),
+                    on_ray_lost=stop.end,
+                )
+            except ConfigError as error:
+                nodes, free, pending, faults = [], [], "", []
+                ray_check = Check(name="Ray", state="missing", fact=str(error))
+        checks = [check_python(requirements), *check_packages(requirements), ray_check, paths.result()]
+    if ray_check.state == "ok":
+        checks += fit_checks(
+            config,
+            cluster=LiveCluster(address=address, nodes=nodes, free=free, pending=pending, faults=faults),
+            needs_scorer=method.needs_scorer,
+            engine_needs_gpu=serves_on_gpus(),
+            shape=shape_of_model(config.policy.model),
+            num_weights=count_weights(folder) if folder.is_dir() else 0,
+        )
+    return checks, all(check.state != "missing" for check in checks)
+
+
+def _paths_check(given: Config, config: Config) -> Check:
+    """Whether what the config names is here; what the world's folder will hold is built by the run."""
+    try:
+        if uses_world(given) and not Path(config.policy.model).is_dir():
+            check_run_dir(config.run.dir)
+            return Check(name="paths", state="ok", fact="the embedded world is built on the first run")
+        check_paths(config)
+    except UserError as error:
+        return Check(name="paths", state="missing", fact=str(error))
+    return Check(name="paths", state="ok", fact="policy, scorer, prompts, images and run folder can be used")
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -80,18 +81,23 @@ class Check:
 def diagnose(*, deep: bool = False, run_dir: str = "runs") -> tuple[list[Check], bool]:
     """Look at everything; returns the checks and whether nothing is missing. Takes seconds (torch is imported).
 
+    The cluster is asked while torch is imported, each in a process of its own.
+
     Args:
         deep: also import vLLM (about 15 s).
         run_dir: local folder that runs will be written to; it need not exist and is not made.
     """
     requirements = tested_requirements()
     checks = [check_python(requirements), *check_packages(requirements)]
-    torch_check, gpus, gflops = check_torch()
-    checks += [torch_check, check_engine(gpus, deep=deep), check_gpus(gpus), *check_cpu_scorer(gflops, gpus=gpus)]
+    with ThreadPoolExecutor(1) as pool:
+        ray = pool.submit(check_ray, os.environ.get("RAY_ADDRESS", ""))
+        torch_check, gpus, gflops = check_torch()
+        engine = check_engine(gpus, deep=deep)
+        ray_check = ray.result()
+    checks += [torch_check, engine, check_gpus(gpus), *check_cpu_scorer(gflops, gpus=gpus)]
     checks += [check_compiler(), check_cores(), check_memory(), *check_shared_memory()]
     checks += [check_folder(Path(run_dir), name="run folder"), check_folder(cache_folder(), name="cache")]
-    checks.append(check_stores())
-    checks.append(check_ray(os.environ.get("RAY_ADDRESS", "")))
+    checks += [check_stores(), ray_check]
     return checks, all(check.state != "missing" for check in checks)
 
 

@@ -26,18 +26,11 @@ from rich.console import Console
 from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
+from csr_ray.app.inputs import check_paths, check_run_dir, checked_reference, resolve_world, uses_world
 from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job, settle_of_job
 from csr_ray.app.paths import pictures_on_disk, placed
 from csr_ray.app.place import folder_of, found_at, move_aside_at_url, opened_to_read, read_at, settled, take
-from csr_ray.app.plan import (
-    check_paths,
-    check_run_dir,
-    checked_reference,
-    make_plan,
-    print_plan,
-    resolve_world,
-    uses_world,
-)
+from csr_ray.app.plan import make_plan, print_plan
 from csr_ray.app.stop import SignalStop
 from csr_ray.config.load import YAML_ERRORS, differing_keys, is_operational, load_config, to_plain
 from csr_ray.config.schema import Config, Data, World

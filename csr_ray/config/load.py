@@ -1,7 +1,7 @@
 """Reads a config: YAML, presets, `key.sub=value` overrides; and says in one line what is wrong with it.
 
 `ConfigError` names the key, the value and what is allowed. Imports no heavy library and touches no file but the YAML
-itself; paths are checked by `csr_ray.app.plan`. What keys there are is `csr_ray.config.schema`.
+itself; paths are checked by `csr_ray.app.inputs`. What keys there are is `csr_ray.config.schema`.
 """
 
 from __future__ import annotations

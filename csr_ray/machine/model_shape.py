@@ -109,6 +109,11 @@ def shape_of_model(model: str) -> ModelShape | None:
     return _counted(shape, num_weights=counted) if shape is not None and counted else shape
 
 
+def released_models() -> list[str]:
+    """Hub ids of the models whose shape is known on a machine that has not fetched them."""
+    return list(_RELEASED)
+
+
 def shape_of_config(config: Mapping[str, Any]) -> ModelShape | None:
     """The shape that a config.json says; None of another family.
 

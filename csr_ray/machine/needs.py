@@ -20,7 +20,7 @@ EXPECTED_SENTENCE_TOKENS = 25
 _FEWEST_TREES = 16
 # Of an engine: vLLM measures it with the largest picture and batch; CUDA graphs and NCCL are in it. Of a train
 # worker: a tile of the output head in float32, gathered layers of ZeRO-3, CUDA and NCCL.
-_OTHER_BYTES = 4 * 2**30
+OTHER_BYTES = 4 * 2**30
 # What a decoder layer keeps of a token for its backward pass, for each of `hidden` (norms, also in float32,
 # projections and residual) and for each of `intermediate`.
 _KEPT_BYTES = {"hidden": 28, "intermediate": 8}
@@ -43,7 +43,7 @@ def engine_bytes(config: Config, *, shape: ModelShape) -> Mapping[str, int]:
     token = shape.cache_bytes_a_token(bytes_a_number=number)
     return {
         "weights": number * shape.num_weights // gpus,
-        "activations and graphs": _OTHER_BYTES,
+        "activations and graphs": OTHER_BYTES,
         f"KV cache of {_FEWEST_TREES} trees": _FEWEST_TREES * tree_tokens(config, shape=shape) * token // gpus,
     }
 
@@ -66,5 +66,5 @@ def train_worker_bytes(config: Config, *, shape: ModelShape) -> Mapping[str, int
         "LoRA and its gradients": 2 * number * lora,
         "optimizer (master weights and two moments in float32)": 12 * lora // split,
         "activations": kept,
-        "other": _OTHER_BYTES,
+        "other": OTHER_BYTES,
     }

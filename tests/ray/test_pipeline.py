@@ -16,9 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from csr_ray.app.check import check_run
+from csr_ray.app.measured import measured_run
 from csr_ray.app.run import run_config, world_spec
 from csr_ray.config.load import load_config
 from csr_ray.errors import ConfigError
+from csr_ray.machine.cpu_rates import cpu_rates
+from csr_ray.machine.forecast import forecast
+from csr_ray.machine.workload import workload_of
 from csr_ray.records import Cycle, TrainResult
 from csr_ray.store.journal import Journal
 from csr_ray.store.run_folder import RunFolder
@@ -268,6 +272,20 @@ def test_a_finished_run_prints_its_result_without_starting_anything(finished: Ru
     overrides = [*SMALL, f"run.dir={finished.root}"]
     assert run_config(str(CONFIG), overrides=overrides, fresh=False, dry_run=False) == 0
     assert "report.html" in capsys.readouterr().out
+
+
+def test_a_plan_made_of_the_first_rounds_rates_predicts_the_whole_run(finished: RunFolder) -> None:
+    run = measured_run(str(finished.root), key="run.dir")
+    assert run is not None and run.num_starts == 2, "it was killed once"
+    first = run.first(1)
+    work = first.workload(workload_of(run.config, num_prompts=32, has_tree=True))
+    assumed = cpu_rates(run.config, shape=None, work=work, clip=None, gflops=125.0, num_cores=2)
+    rates = first.rates(work, assumed=assumed)
+    assert {name for name, cost in rates.items() if not cost.is_measured} == {"end"}
+    found = forecast(work, rates=rates)
+    planned_s = found.seconds - found.stages["end"]  # which no summary counts
+    once_s = run.summary["seconds"] - run.summary["start_seconds"] / 2
+    assert planned_s == pytest.approx(once_s, rel=0.25), found.stages
 
 
 def test_the_checker_calls_it_sound(finished: RunFolder) -> None:

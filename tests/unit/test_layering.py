@@ -22,6 +22,7 @@ LIGHT_MODULES = (
     "csr_ray.loop",
     "csr_ray.data.prompts",
     "csr_ray.app.doctor",
+    "csr_ray.app.inputs",
     "csr_ray.app.plan",
     "csr_ray.machine.memory",
     "csr_ray.evaluation.answers",

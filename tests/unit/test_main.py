@@ -17,7 +17,7 @@ from report_runs import EVAL, summary_of, write_summary
 from csr_ray import __main__ as command_line
 from csr_ray import __version__
 from csr_ray.__main__ import main
-from csr_ray.app import doctor, plan
+from csr_ray.app import doctor, inputs
 from csr_ray.app import run as run_module
 from csr_ray.config.load import load_config, to_plain
 from csr_ray.store.lock import lock_folder
@@ -39,8 +39,8 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def known_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether open_clip has a model is asked by a process of its own, which takes seconds."""
-    asked = plan.check_clip_source
-    monkeypatch.setattr(plan, "check_clip_source", lambda model: None if model == SCORER else asked(model))
+    asked = inputs.check_clip_source
+    monkeypatch.setattr(inputs, "check_clip_source", lambda model: None if model == SCORER else asked(model))
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_no_command_an_unknown_one_and_one_without_its_arguments_are_bad_usage()
 
 def test_help_of_every_command_and_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     (actions,) = [action for action in command_line._parser()._actions if action.dest == "command"]
-    assert {"run", "config", "world", "eval", "score-answers", "report", "doctor"} <= set(actions.choices)
+    assert {"run", "config", "world", "eval", "score-answers", "report", "doctor", "plan"} <= set(actions.choices)
     for argv in (["--version"], ["--help"], *([name, "--help"] for name in actions.choices)):
         with pytest.raises(SystemExit) as stopped:
             main(argv)

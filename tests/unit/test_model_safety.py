@@ -14,7 +14,7 @@ from tiny_models import build_tiny_llava
 
 from actors.generate.arguments import engine_arguments
 from actors.generate.engine import EngineSettings
-from csr_ray.app.plan import check_policy
+from csr_ray.app.inputs import check_policy
 from csr_ray.config.schema import Generators, Policy
 from csr_ray.errors import ConfigError
 from csr_ray.policy.clip_source import clip_source

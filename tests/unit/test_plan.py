@@ -9,7 +9,8 @@ import pytest
 from fakes import tiny_config
 from rich.console import Console
 
-from csr_ray.app.plan import check_paths, make_plan, print_plan, resolve_world, uses_world
+from csr_ray.app.inputs import check_paths, resolve_world, uses_world
+from csr_ray.app.plan import make_plan, print_plan
 from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from s3_server import Door, Trouble, s3_door
 
-from csr_ray.app.plan import check_policy
+from csr_ray.app.inputs import check_policy
 from csr_ray.config.schema import Eval
 from csr_ray.data.images import check_image
 from csr_ray.data.prompts import PromptFile, read_prompts
