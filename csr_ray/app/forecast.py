@@ -289,12 +289,12 @@ def _on_this_machine(
         rates = measured.rates(own_work, assumed=rates)
     if builds_world:
         notes.append("the embedded world is not in the cache: building it is counted as a part of the start")
-    if (load := os.getloadavg()[0]) > usable_cores() / 2:
+    cores, load = usable_cores(), os.getloadavg()[0]
+    if load > cores / 2:
         notes.append(
-            f"this machine has other work (load {load:.1f} on {usable_cores():g} cores), which the plan knows nothing of"
+            f"this machine has other work (load {load:.1f}, {cores:g} cores), of which the plan knows nothing"
         )
     price = config.cluster.cpu_usd_per_hour
-    cores = usable_cores()
     found = forecast(
         work,
         rates=rates,
