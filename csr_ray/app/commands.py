@@ -312,7 +312,7 @@ def doctor_config(path: str, *, overrides: Sequence[str]) -> tuple[list[Check], 
     with ThreadPoolExecutor(1) as pool:
         paths = pool.submit(_paths_check, given, config)
         listen_on_this_machine_only()
-        from actors.runtime import look_at_cluster
+        from actors.cluster.survey import look_at_cluster
 
         folder = Path(config.policy.model).expanduser()
         # A hub's model is fetched by each node for itself, and one in a store, too.
@@ -324,7 +324,7 @@ def doctor_config(path: str, *, overrides: Sequence[str]) -> tuple[list[Check], 
                     demands_of(config, needs_scorer=method.needs_scorer),
                     policy=policy,
                     autoscales=config.cluster.autoscales,
-                    view=ConsoleView(num_rounds=0),
+                    say=ConsoleView(num_rounds=0).say,
                     on_ray_lost=stop.end,
                 )
             except ConfigError as error:
