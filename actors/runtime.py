@@ -11,11 +11,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from actors.cluster.connect import Connection, this_machine
-from actors.cluster.nodes import check_nodes, faults_of_nodes
-from actors.cluster.room import ClusterRoom, free_now, wait_for_place
+from actors.cluster.nodes import check_nodes
+from actors.cluster.room import ClusterRoom, wait_for_place
+from actors.cluster.survey import nodes_there
 from actors.generate.engine import EngineSettings
 from actors.generate.generator import GeneratorActor
 from actors.pool.events import Role
@@ -31,8 +30,7 @@ from actors.turns import InTurns
 from csr_ray.config.schema import Cluster, Config, Generators, Policy, Scorers, Train
 from csr_ray.counters import Usage
 from csr_ray.errors import ConfigError
-from csr_ray.machine.fit import Free, Node, check_fit
-from csr_ray.machine.kinds import kind_of
+from csr_ray.machine.fit import Node, check_fit
 from csr_ray.machine.layout import in_words, lay_out
 from csr_ray.machine.memory import (
     adapter_bytes,
@@ -59,9 +57,6 @@ from csr_ray.metrics import Exporter, NoExporter
 from csr_ray.policy.source import local_folder
 from csr_ray.stages.view import View
 from csr_ray.tracking.trace import Trace
-
-# `csr-ray doctor --config` is asked by somebody who waits.
-_LOOK_S = 6.0
 
 
 class Serving:
@@ -409,50 +404,9 @@ def nodes_of_cluster(*, view: View, on_ray_lost: Callable[[str], None]) -> list[
         connection.close()
 
 
-def look_at_cluster(
-    demands: Sequence[Demand],
-    *,
-    policy: str,
-    autoscales: bool,
-    view: View,
-    on_ray_lost: Callable[[str], None],
-) -> tuple[list[Node], list[Free], str, list[str]]:
-    """What the cluster says of itself that a run would join; without one, this machine. Starts no actor and no Ray.
-
-    Args:
-        demands: of the run; a node is asked only about what it has room for.
-        policy: a reference of the base model that this machine has; "": nodes are not asked for it.
-        autoscales: an autoscaler is asked what it does.
-
-    Returns:
-        Nodes, what of them is free now, what is on its way in words, and what is wrong with a node, a line each.
-
-    Raises:
-        ConfigError: RAY_ADDRESS names a cluster that cannot be joined.
-    """
-    if not cluster_address():
-        return [this_machine()], [], "", []
-    connection = _connect([], view=view, on_ray_lost=on_ray_lost)
-    try:
-        wanted = Wanted.here(policy=policy, scorer=None)
-        faults = faults_of_nodes(wanted, demands=demands, answer_s=_LOOK_S, say=view.say)
-        pending = ClusterRoom(demands, autoscales=True).pending() if autoscales else ""
-        return _nodes(), free_now(), pending, faults
-    finally:
-        connection.close()
-
-
 def _nodes() -> list[Node]:
     """The nodes of the Ray that this process uses."""
-    return [
-        Node(
-            name=f"node {number} ({node['NodeManagerAddress']})",
-            cpus=node["Resources"].get("CPU", 0.0),
-            gpus=int(node["Resources"].get("GPU", 0.0)),
-            accelerator_type=kind_of(node["Resources"]),
-        )
-        for number, node in enumerate(node for node in ray.nodes() if node["Alive"])
-    ]
+    return nodes_there()
 
 
 def check_room(

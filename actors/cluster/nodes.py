@@ -37,8 +37,16 @@ def faults_of_nodes(
         answer_s: how long a node has for its answer.
     """
     parts = {node: replace(part, num_gpus=0.0) for node, part in _parts(demands).items()}
+    own = parts.pop(_own_node(), None)
+    # A process for a task takes seconds to start, and on this node there is one already.
+    here = [] if own is None else faults(own, seen=look(wanted, roles=own.roles), wanted=wanted)
     looked = _look_at(parts, wanted=wanted, answer_s=answer_s, say=say)
-    return [fault for found in looked.values() if not isinstance(found, Look) for fault in found]
+    return here + [fault for found in looked.values() if not isinstance(found, Look) for fault in found]
+
+
+def _own_node() -> str:
+    """The node that this process is on; "" behind a proxy of Ray's (`ray://`), which says the head's."""
+    return "" if ray.util.client.ray.is_connected() else ray.get_runtime_context().get_node_id()
 
 
 def _parts(demands: Sequence[Demand]) -> dict[str, Part]:

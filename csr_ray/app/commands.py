@@ -13,7 +13,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from csr_ray.app.console import ConsoleView, UnattendedConsole
-from csr_ray.app.doctor import Check, check_packages, check_python, tested_requirements
+from csr_ray.app.doctor import (
+    Check,
+    check_packages,
+    check_python,
+    check_reachable,
+    is_for_jobs,
+    tested_requirements,
+)
 from csr_ray.app.doctor_fit import Cluster as LiveCluster
 from csr_ray.app.doctor_fit import fit_checks
 from csr_ray.app.driver_log import logged
@@ -295,10 +302,17 @@ def doctor_config(path: str, *, overrides: Sequence[str]) -> tuple[list[Check], 
     config = resolve_world(given, folder=world_folder(world_spec(given.world))) if uses_world(given) else given
     address = cluster_address() or ""
     requirements = tested_requirements()
+    if address and address != "auto" and (ray_check := _address_check(address)) is not None:
+        return [
+            check_python(requirements),
+            *check_packages(requirements),
+            ray_check,
+            _paths_check(given, config),
+        ], False
     with ThreadPoolExecutor(1) as pool:
         paths = pool.submit(_paths_check, given, config)
         listen_on_this_machine_only()
-        from actors.runtime import look_at_cluster
+        from actors.cluster.survey import look_at_cluster
 
         folder = Path(config.policy.model).expanduser()
         # A hub's model is fetched by each node for itself, and one in a store, too.
@@ -310,7 +324,7 @@ def doctor_config(path: str, *, overrides: Sequence[str]) -> tuple[list[Check], 
                     demands_of(config, needs_scorer=method.needs_scorer),
                     policy=policy,
                     autoscales=config.cluster.autoscales,
-                    view=ConsoleView(num_rounds=0),
+                    say=ConsoleView(num_rounds=0).say,
                     on_ray_lost=stop.end,
                 )
             except ConfigError as error:
@@ -327,6 +341,15 @@ def doctor_config(path: str, *, overrides: Sequence[str]) -> tuple[list[Check], 
             num_weights=count_weights(folder) if folder.is_dir() else 0,
         )
     return checks, all(check.state != "missing" for check in checks)
+
+
+def _address_check(address: str) -> Check | None:
+    """What is wrong with an address before Ray is asked, which would try for long; None if nothing is."""
+    if is_for_jobs(address):
+        fact = f"{address} takes jobs, and says nothing of its nodes"
+        remedy = "set RAY_ADDRESS to the head's own address (HOST:6379), or submit the doctor as a job"
+        return Check(name="Ray", state="missing", fact=fact, remedy=remedy)
+    return check_reachable(address)
 
 
 def _paths_check(given: Config, config: Config) -> Check:

@@ -366,6 +366,23 @@ def check_stores() -> Check:
     return Check(name="stores", state="ok", fact=", ".join(versions) or "folders only", remedy=remedy)
 
 
+def is_for_jobs(address: str) -> bool:
+    """Whether jobs are submitted there, and nobody joins."""
+    return urlsplit(address).scheme in ("http", "https")
+
+
+def check_reachable(address: str) -> Check | None:
+    """Whether anybody listens where RAY_ADDRESS says; None if somebody does."""
+    parts = urlsplit(address if "://" in address else f"ray://{address}")
+    try:
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 10001)
+        socket.create_connection((parts.hostname or "", port), timeout=5).close()
+    except (OSError, ValueError) as error:
+        remedy = "start or reach the cluster, or unset RAY_ADDRESS"
+        return Check(name="Ray", state="missing", fact=f"{address} is not reachable: {error}", remedy=remedy)
+    return None
+
+
 def check_ray(address: str) -> Check:
     """What RAY_ADDRESS leads to; unset and `local` mean a Ray of our own on this machine."""
     name = "Ray"
@@ -374,13 +391,9 @@ def check_ray(address: str) -> Check:
         return Check(name=name, state="ok", fact=fact)
     remedy = "start or reach the cluster, or unset RAY_ADDRESS"
     if address != "auto":
-        parts = urlsplit(address if "://" in address else f"ray://{address}")
-        try:
-            port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 10001)
-            socket.create_connection((parts.hostname or "", port), timeout=5).close()
-        except (OSError, ValueError) as error:
-            return Check(name=name, state="missing", fact=f"{address} is not reachable: {error}", remedy=remedy)
-        if parts.scheme in ("http", "https"):
+        if (unreachable := check_reachable(address)) is not None:
+            return unreachable
+        if is_for_jobs(address):
             return Check(name=name, state="ok", fact=f"{address} answers (job submission)")
     found, problem = _probe(_RAY_PROBE, address, timeout_s=60)
     if found is None:

@@ -274,6 +274,7 @@ def _on_this_machine(
             f"{config.generators.gpus:g}); leave --gpus and --gpu out, or set cluster.layout=auto"
         )
     gflops = gflops_of_a_thread()
+    builds_world = config.world.enabled and not Path(config.policy.model).exists()
     clip = _clip_cost(config, work=work) if method.needs_scorer else None
     rates = cpu_rates(
         config,
@@ -282,15 +283,18 @@ def _on_this_machine(
         clip=clip,
         gflops=gflops,
         num_cores=usable_cores(),
+        builds_world=builds_world,
     )
     if measured is not None:
         rates = measured.rates(own_work, assumed=rates)
-    if config.world.enabled and not Path(config.policy.model).exists():
+    if builds_world:
+        notes.append("the embedded world is not in the cache: building it is counted as a part of the start")
+    cores, load = usable_cores(), os.getloadavg()[0]
+    if load > cores / 2:
         notes.append(
-            "the embedded world is not in the cache yet: building it comes before all this, and is not counted"
+            f"this machine has other work (load {load:.1f}, {cores:g} cores), of which the plan knows nothing"
         )
     price = config.cluster.cpu_usd_per_hour
-    cores = usable_cores()
     found = forecast(
         work,
         rates=rates,

@@ -78,12 +78,19 @@ class MeasuredRun:
             assumed,
             rollout=_cost(
                 each_s=rollout_s,
+                fixed_s=0.0 if is_first else _of(last, "other"),
                 # Of one round alone nobody can say which part of it only the first one has.
-                first_s=0.0 if is_first else max(0.0, _of(first, "rollout", "pairs") - rollout_s * prompts),
+                first_s=_of(first, "other")
+                if is_first
+                else max(0.0, _of(first, "rollout", "pairs", "other") - rollout_s * prompts - _of(last, "other")),
                 unit="prompt",
                 source=source,
             ),
-            publish=_cost(fixed_s=last["stages"]["publish"] / max(1, work.phases), source=source),
+            publish=_cost(
+                fixed_s=last["stages"]["publish"] / max(1, work.phases),
+                first_s=max(0.0, first["stages"]["publish"] - last["stages"]["publish"]),
+                source=source,
+            ),
         )
         if self.summary["start_seconds"]:
             start_s = self.summary["start_seconds"] / self.num_starts

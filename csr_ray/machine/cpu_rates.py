@@ -17,6 +17,8 @@ from csr_ray.machine.workload import Workload
 REFERENCE_GFLOPS = 125.0
 # Until the engine serves: imports of vLLM and torch in several processes.
 START_S = 25.0
+# Of building the embedded world where the cache does not have it, by its own record (world.json); `world.quick` too.
+WORLD_S, QUICK_WORLD_S = 80.0, 17.0
 # Of the first answers more than of later ones: the train group starts beside them, and the processor is loaded.
 FIRST_ANSWERS_S = 12.0
 # Of an answer of an evaluation, of which some hundred are under way at once.
@@ -40,6 +42,7 @@ def cpu_rates(
     clip: ClipCost | None,
     gflops: float,
     num_cores: float,
+    builds_world: bool = False,
 ) -> Rates:
     """The costs of a run's stages on CPUs.
 
@@ -48,6 +51,7 @@ def cpu_rates(
         clip: of the scorer; None: not known, and taken to be as small.
         gflops: 1e9 float32 operations a second of one thread of this machine.
         num_cores: of this machine.
+        builds_world: the embedded world is not in the cache, and built first.
     """
     slower = REFERENCE_GFLOPS / gflops
     more_weights = 0 if shape is None else max(0, shape.num_weights - _COUNTED_WEIGHTS)
@@ -69,10 +73,13 @@ def cpu_rates(
             fixed_s=taken.fixed_s, each_s=taken.each_s + more_s, first_s=taken.first_s, unit="", source=source
         )
 
+    world_s = 0.0
+    if builds_world:
+        world_s = QUICK_WORLD_S if config.world.quick else WORLD_S
     asked = work.evaluations[0] if work.evaluations else None
     answer_tokens = asked.tokens / asked.answers if asked and asked.answers else 0.0
     return Rates(
-        start=cost(fixed_s=START_S),
+        start=cost(fixed_s=START_S + world_s),
         rollout=cost(
             NODE_S * work.nodes,
             fixed_s=LAST_TREES_S,

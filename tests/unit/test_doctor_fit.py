@@ -99,3 +99,16 @@ def test_overrides_without_a_config_are_bad_usage(capsys: pytest.CaptureFixture[
     assert "run.rounds=1 without a config: name one with --config" in capsys.readouterr().err
     assert main(["doctor", "run.rounds=1", "--config", "nowhere.yaml"]) == 2
     assert "config nowhere.yaml: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [("127.0.0.1:1", "127.0.0.1:1 is not reachable"), ("http://127.0.0.1:9", "http://127.0.0.1:9 takes jobs")],
+)
+def test_an_address_that_cannot_be_asked_is_missing_at_once(
+    address: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["doctor", "--config", "configs/tiny-world.yaml"]) == 1
+    assert says in " ".join(capsys.readouterr().out.split())

@@ -17,6 +17,7 @@ from csr_ray.config.load import load_config, to_plain
 from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
 from csr_ray.machine.choices import nodes_of
+from csr_ray.machine.cpu_rates import REFERENCE_GFLOPS, START_S, WORLD_S
 from csr_ray.machine.fit import seating
 from csr_ray.machine.forecast import forecast
 from csr_ray.machine.kinds import gpu_kind
@@ -372,6 +373,14 @@ def test_the_embedded_world_is_planned_for_this_machine(tmp_path: Path) -> None:
         WORLD, overrides=[f"run.dir={tmp_path}", "run.rounds=1", "data.per_round=60"], asked=Asked()
     ).best.forecast
     assert short is not None and short.seconds < found.best.forecast.seconds
+
+
+def test_a_world_that_is_not_there_yet_is_built_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csr_ray.app.forecast.gflops_of_a_thread", lambda: REFERENCE_GFLOPS)
+    monkeypatch.setenv("CSR_RAY_CACHE", str(tmp_path / "cache"))
+    found = make_forecast(WORLD, overrides=[f"run.dir={tmp_path}"], asked=Asked())
+    assert found.best.forecast is not None and found.best.forecast.stages["start"] == START_S + WORLD_S
+    assert any("is not in the cache" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(
