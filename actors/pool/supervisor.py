@@ -66,6 +66,9 @@ _R = TypeVar("_R")
 _MOST_WAITING = 256
 _TURN_S = 0.2
 _SETTLE_S = 0.02
+# What Ray takes to look at one call, of the supervisor's time, and the share of it that looking may take.
+_LOOK_S = 1e-6
+_LOOK_SHARE = 0.1
 _SAY_EVERY_S = 30.0
 _RECORD_EVERY_S = 2.0
 _LOOK_FOR_ROOM_EVERY_S = 2.0
@@ -569,7 +572,8 @@ class Supervisor:
         if not references:
             time.sleep(_SETTLE_S)
             return []
-        ready, _ = ray.wait(references, num_returns=len(references), timeout=_SETTLE_S, fetch_local=True)
+        settle_s = settle_s_of(len(references))
+        ready, _ = ray.wait(references, num_returns=len(references), timeout=settle_s, fetch_local=True)
         if not ready and self._inbox.empty():
             until_s = self._decisions.next_deadline_s() - time.monotonic()
             ready, _ = ray.wait(references, num_returns=1, timeout=min(_TURN_S, max(0.0, until_s)))
@@ -642,6 +646,14 @@ class Supervisor:
         if self._decisions.state_of(replica) != "dead":
             self._mourn(replica, reason)
         return Died(replica, reason)
+
+
+def settle_s_of(num_calls: int) -> float:
+    """For how long results are gathered before they are read, in seconds, with so many calls under way.
+
+    Ray looks at each of them whenever it is asked what came back, which is a core's work where there are thousands.
+    """
+    return max(_SETTLE_S, num_calls * _LOOK_S / _LOOK_SHARE)
 
 
 def _answer(reference: Any) -> Any:
