@@ -11,7 +11,8 @@ start of generators as long as it was on Ray. Its `Costs` are what this script m
     round_s, tail_share     see `sim_scale.py`
     driver_us               CPU microseconds of the driver's process for a prompt, all threads
     idle_share              of a core, what the driver's process takes while nobody does anything
-    call_us                 of driver_us what is neither that nor in the simulation: what `Costs.call_s` stands for
+    call_us                 of driver_us what is neither that, nor the driver's own work as the simulation has it, nor
+                            to look at all calls by `Costs.wait_s`: what `Costs.call_s` stands for
     machine_busy_share      of all cores, with everything that runs on them
 """
 
@@ -28,7 +29,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +86,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         found = on_ray(arguments, weather=weather, folder=Path(directory) / "ray")
         simulated = in_simulation(arguments, weather=weather, folder=Path(directory), start_s=found["restart_s"])
+    call_us = found["driver_us"] - 1e6 * found["idle_share"] * found["round_s"] / arguments.prompts
+    call_us -= simulated["driver_us"] + simulated.pop("looking_us")
     rows: list[dict[str, Any]] = []
     for name, value in simulated.items():
         unit = "ratio" if "share" in name else "us" if name.endswith("_us") else "s"
         rows.append({"name": f"{name}_ray", "value": found[name], "unit": unit})
         rows.append({"name": f"{name}_sim", "value": value, "unit": unit})
         rows.append({"name": f"{name}_ratio", "value": found[name] / value, "unit": "ratio"})
-    call_us = found["driver_us"] - 1e6 * found["idle_share"] * found["round_s"] / arguments.prompts
-    call_us -= simulated["driver_us"]
     rows.append({"name": "call_us", "value": call_us, "unit": "us"})
     rows += [{"name": name, "value": found[name], "unit": "s"} for name in ("start_s", "restart_s")]
     rows += [{"name": name, "value": found[name], "unit": "ratio"} for name in ("machine_busy_share", "idle_share")]
@@ -237,11 +238,12 @@ def in_simulation(
         "round_s": account.end_s,
         "tail_share": account.tail_share,
         "driver_us": 1e6 * account.own_s / arguments.prompts,
+        "looking_us": 1e6 * account.looking_s / arguments.prompts,
         **_results(results_s, since_s=0.0),
     }
 
 
-def _results(results_s: list[float], *, since_s: float) -> dict[str, float]:
+def _results(results_s: Sequence[float], *, since_s: float) -> dict[str, float]:
     ordered = sorted(results_s)
     return {f"results_{share}_s": ordered[len(ordered) * share // 100 - 1] - since_s for share in _SHARES}
 

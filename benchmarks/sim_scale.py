@@ -58,7 +58,7 @@ GENERATORS = (1, 4, 16, 64, 256)
 IN_FLIGHT = 64  # the default of generators.max_num_seqs, over four
 # What the driver spends on Ray for a prompt, and on asking what came back for each call in flight: printed by
 # `scale_on_ray.py`, see docs/scale.md.
-RAY = Costs(call_s=300e-6, wait_s=1e-6)
+RAY = Costs(call_s=650e-6, wait_s=1e-6)
 _WARM_UP = 512
 
 
@@ -119,7 +119,7 @@ def play(
     in_flight: int = IN_FLIGHT,
     seed: int = 0,
     kills: Sequence[tuple[float, int]] = (),
-) -> tuple[Account, list[float]]:
+) -> tuple[Account, Sequence[float]]:
     """One round, in this process; returns what it cost, and when each result was handed on."""
     cluster = SimulatedCluster(
         num_generators=num_generators,

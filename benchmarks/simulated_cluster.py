@@ -14,6 +14,7 @@ import math
 import pickle
 import random
 import time
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -92,7 +93,7 @@ class Account:
         first_idle_s, last_result_s: when the first generator had nothing left, and when the last result was there.
         end_s: when the driver was done with everything.
         driver_s: CPU seconds of the driver, by what it did, with Ray's.
-        ray_s: what of them is Ray's, by `Costs`.
+        ray_s, looking_s: what of them is Ray's, by `Costs`, and of that to ask what came back.
         num: of what happened, by name.
     """
 
@@ -104,6 +105,7 @@ class Account:
     end_s: float = 0.0
     driver_s: Counter[str] = field(default_factory=Counter)
     ray_s: float = 0.0
+    looking_s: float = 0.0
     num: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -285,7 +287,9 @@ class SimulatedCluster:
         self._settle_s = settle_s_of(num_asked)
         self.driver_begins()
         actions = self.decisions.step(events, now_s=self._now_s)
-        self.driver_stops("decisions" if done or actions else "watch", more_s=self._costs.wait_s * num_asked)
+        looking_s = self._costs.wait_s * num_asked
+        self.account.looking_s += looking_s
+        self.driver_stops("decisions" if done or actions else "watch", more_s=looking_s)
         for action in actions:
             self._carry_out(action)
         if self.decisions.dispatch.is_exhausted and self.account.drawn_s == math.inf:
@@ -423,7 +427,7 @@ class SimulatedGenerators(GeneratorPool):
         self._version = 0
         self._supervisor: Any = cluster
         self._cluster = cluster
-        self.results_s: list[float] = []
+        self.results_s = array("d")
 
     def rollout(
         self, prompts: Iterable[Prompt], *, cycle: Cycle, control: Prompt | None = None, num: int | None = None

@@ -1,4 +1,4 @@
-"""What the driver holds of finished rollouts whose unit is not done yet, and how often it asks Ray about those that run.
+"""What the driver holds of finished rollouts until their unit is done, and how often it asks Ray about calls.
 
 Both grow with the generators: 256 of them have 16,384 prompts in flight.
 """
