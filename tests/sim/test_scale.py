@@ -17,8 +17,8 @@ from csr_ray.store.journal import Journal
 
 NUM_PROMPTS = 5_000
 NUM_GENERATORS = 64
-# So few that the round is 40 rollouts long, as that of a million prompts with 256 generators is 60.
-IN_FLIGHT = 2
+# So few that the round is 80 rollouts long, as that of a million prompts with 256 generators of 64 is 60.
+IN_FLIGHT = 1
 ROUGH = Weather(rate_per_s=0.25, straggler_share=0.0, hours_between_deaths=0.5, late_s=20.0, start_s=20.0)
 
 
