@@ -9,7 +9,7 @@ ENGINE  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 # imports anew, which costs minutes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-unit test-long test-gpu bad-inputs check-cluster check-slurm chaos soak sim sim-scale bench lint clean
+.PHONY: help install demo test test-unit test-long test-gpu bad-inputs check-cluster check-slurm chaos soak sim sim-scale sim-scale-ray bench lint clean
 
 help:
 	@echo "make install   create $(VENV) with the $(ENGINE) engine (does nothing when up to date)"
@@ -23,7 +23,8 @@ help:
 	@echo "make check-cluster  have SkyPilot's own parsers read cluster/skypilot.yaml; the rest of cluster/ is in make test"
 	@echo "make soak      small rounds for MINUTES (60), and whether memory, files or anything else grows meanwhile"
 	@echo "make sim       seeded histories of deaths, crashes and full disks, held to what is promised (N=100000, SEED=17)"
-	@echo "make sim-scale the driver at a thousand to a million prompts, with instant actors"
+	@echo "make sim-scale the driver at 1 to 256 simulated generators and a thousand to a million prompts (an hour)"
+	@echo "make sim-scale-ray whether that is true: 64 sleeping actors of real Ray on four nodes (five minutes)"
 	@echo "make bench     every benchmark this machine can run"
 	@echo "make lint      ruff and mypy"
 
@@ -89,6 +90,9 @@ sim: install
 
 sim-scale: install
 	@$(BIN)/python benchmarks/sim_scale.py
+
+sim-scale-ray: install
+	@$(BIN)/python benchmarks/scale_on_ray.py
 
 bench: install
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

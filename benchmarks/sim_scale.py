@@ -1,15 +1,22 @@
-"""Does the driver grow with the data? A round of CSR with instant actors, from a thousand to a million prompts.
+"""What the driver costs a round, from one generator to 256 and from a thousand prompts to a million.
 
-Everything that the driver does for a prompt is real: the prompt file is read as a stream, rollouts are put into units
-and committed, examples are built and joined, the journal is written and synced. What generators, scorers and trainer
-would do is not: a rollout of three candidates is there at once. Each size runs in a process of its own.
+Real are the loop and its stages, the prompt file, units, journal, store, and the pool with its decisions: routing,
+deaths, joins, scaling. Generators only let time pass, by the latencies of a real run stretched to a GPU's, on a clock
+that jumps over what nobody waits for, and on which the driver's own CPU seconds are put as they are measured
+(`simulated_cluster.py`). Each cell of the table is a process of its own, after a small round in it that pays for
+imports and all other first times. docs/scale.md says what is assumed.
 
-    us_per_prompt_1k ... us_per_prompt_1m     wall microseconds of the driver for a prompt
-    driver_mib_1k ... driver_mib_1m_prompts   largest resident size of the driver's process
-    flatness                                  the slowest size over the fastest, of us_per_prompt from 10k on
+    overhead_share_256      of a round with 256 generators, by how much it is longer than with a driver and a routing
+                            that take no time: places of generators that stood empty while prompts were left, and what
+                            the driver had to do after the last result
+    tail_share_256          of that round, from the first generator that has nothing left until the last result
+    driver_busy_share_256   of that round, the seconds in which the driver computes; from 1 on the round waits for it
+    driver_mib_1m_prompts   largest resident size of the driver's process at a million prompts
+    us_per_prompt_SIZE      CPU microseconds of the driver for a prompt, Ray's own calls left out
+    flatness                the slowest size over the fastest, of us_per_prompt
 
-The times hang on the disk that the run folder lies on (--folder): for each unit of 16 prompts two files and a folder
-are synced.
+All of the `_256` are of the largest size of the table. `--measure RUN_DIR` prints the latencies of a run, as
+`latency.json` has them; `scale_on_ray.py` plays a round with sleeping actors of real Ray, and compares.
 """
 
 from __future__ import annotations
@@ -22,67 +29,38 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from latency_model import LatencyModel, Weather
 from rich.console import Console
+from simulated_cluster import Account, Costs, SimulatedCluster, SimulatedGenerators
 
 from csr_ray import loop
 from csr_ray.app.console import ConsoleView
 from csr_ray.config.load import parse_config
-from csr_ray.counters import Counters
+from csr_ray.config.schema import Config
+from csr_ray.counters import Usage
 from csr_ray.data.prompts import PromptFile
 from csr_ray.evaluation.suite import Suite
-from csr_ray.records import (
-    Answer,
-    Candidate,
-    Cycle,
-    Prompt,
-    PublishReceipt,
-    Question,
-    Rejection,
-    Rollout,
-    RolloutStats,
-    TrainOrder,
-    TrainResult,
-)
+from csr_ray.records import TrainOrder, TrainResult
 from csr_ray.stages.state import RunState
 from csr_ray.store.journal import Journal
 from csr_ray.store.run_folder import RunFolder
 
 SIZES = {"1k": 1_000, "10k": 10_000, "100k": 100_000, "1m": 1_000_000}
-_IN_FLIGHT = 256
-
-
-class InstantGenerators:
-    """Rolls out at once, a window of prompts at a time and not in their order."""
-
-    def rollout(
-        self, prompts: Iterable[Prompt], *, cycle: Cycle, control: Prompt | None = None, num: int | None = None
-    ) -> Iterator[Rollout | Rejection]:
-        window: list[Prompt] = []
-        for prompt in prompts:
-            window.append(prompt)
-            if len(window) == _IN_FLIGHT:
-                yield _rollout(window.pop(_IN_FLIGHT // 2), cycle=cycle)
-        for prompt in window:
-            yield _rollout(prompt, cycle=cycle)
-
-    def answer(
-        self, questions: Sequence[Question], *, temperature: float, max_tokens: int, seed: int
-    ) -> Iterator[Answer]:
-        return iter(())
-
-    def publish(self, trained: TrainResult) -> PublishReceipt:
-        return PublishReceipt(version=trained.version, num_bytes=0, seconds=0.0, num_generators=1, max_probe_gap=0.0)
-
-    def counters(self) -> Counters:
-        return Counters(engine_steps=1)
+GENERATORS = (1, 4, 16, 64, 256)
+IN_FLIGHT = 64  # the default of generators.max_num_seqs, over four
+# What the driver spends on Ray for a prompt, and on asking what came back for each call in flight: printed by
+# `scale_on_ray.py`, see docs/scale.md.
+RAY = Costs(call_s=650e-6, wait_s=1e-6)
+_WARM_UP = 512
 
 
 class InstantTrainer:
@@ -91,7 +69,7 @@ class InstantTrainer:
     def begin(self, order: TrainOrder) -> None:
         self._order = order
 
-    def offer(self, files: Sequence[str]) -> None:
+    def offer(self, files: Any) -> None:
         pass
 
     def finish(self, *, on_step: Callable[[int, int, float], None]) -> TrainResult:
@@ -111,120 +89,223 @@ class InstantTrainer:
         pass
 
 
-class InstantMachinery:
-    def __init__(self) -> None:
-        self.generators = InstantGenerators()
+class Machinery:
+    """What the loop starts in place of `actors.runtime`'s."""
+
+    def __init__(self, generators: Any) -> None:
+        self.generators = generators
         self.trainer = InstantTrainer()
+
+    def usage(self) -> list[Usage]:
+        return []
 
     def close(self) -> None:
         pass
 
 
-def _rollout(prompt: Prompt, *, cycle: Cycle) -> Rollout:
-    texts = ("There is a star in red.", "There is a moon in blue.", "There is a ring in green.")
-    candidates = tuple(
-        Candidate(
-            node=node,
-            text=text,
-            scored_text=text,
-            token_ids=(*range(20, 28), 30 + node),
-            logp=-2.0,
-            scores={"self": 80.0, "image": 30.0 + node},
-            reward=50.0 + node,
-        )
-        for node, text in enumerate(texts)
-    )
-    stats = RolloutStats(num_tokens=27, num_sentences_scored=3)
-    return Rollout(prompt=prompt, candidates=candidates, policy_version=cycle.policy_version, seed=0, stats=stats)
-
-
-def run_one(num_prompts: int, *, folder: Path) -> dict[str, float]:
-    """One round over so many prompts, in this process."""
-    path = folder / "prompts.jsonl"
+def write_prompts(path: Path, *, num: int) -> None:
+    """A prompt file of so many rows, two about a picture."""
     with path.open("w") as file:
-        for number in range(num_prompts):
-            row = {
-                "id": f"prompt-{number:08d}",
-                "image": f"/images/{number:08d}.jpg",
-                "prompt": "Describe the image.",
-            }
+        for number in range(num):
+            image = f"/images/{number // 2:08d}.jpg"
+            row = {"id": f"prompt-{number:08d}", "image": image, "prompt": "Describe the image."}
             file.write(json.dumps(row) + "\n")
-    config = parse_config(
+
+
+def play(
+    num_prompts: int,
+    *,
+    num_generators: int,
+    folder: Path,
+    num_nodes: int,
+    weather: Weather | None = None,
+    costs: Costs = RAY,
+    in_flight: int = IN_FLIGHT,
+    seed: int = 0,
+    kills: Sequence[tuple[float, int]] = (),
+) -> tuple[Account, Sequence[float]]:
+    """One round, in this process; returns what it cost, and when each result was handed on."""
+    cluster = SimulatedCluster(
+        num_generators=num_generators,
+        in_flight=in_flight,
+        latency=LatencyModel.measured(),
+        weather=weather or Weather(),
+        costs=costs,
+        num_nodes=num_nodes,
+        seed=seed,
+        kills=kills,
+    )
+    config = config_of(folder, num_prompts=num_prompts, num_generators=num_generators, in_flight=in_flight)
+    generators = SimulatedGenerators(cluster, config=config.generators)
+    run_round(config, generators=generators, on_start=cluster.driver_begins)
+    return cluster.end(), generators.results_s
+
+
+def config_of(folder: Path, *, num_prompts: int, num_generators: int, in_flight: int) -> Config:
+    """The config of a round over prompts that are written now, in a folder that is made."""
+    folder.mkdir()
+    write_prompts(folder / "prompts.jsonl", num=num_prompts)
+    return parse_config(
         {
             "run": {"dir": str(folder / "run"), "rounds": 1},
-            "data": {"prompts": str(path)},
+            "data": {"prompts": str(folder / "prompts.jsonl")},
             "policy": {"model": "none"},
             "scorer": {"model": "none"},
+            "generators": {"min": num_generators, "max": num_generators, "in_flight": in_flight},
         }
     )
-    run_folder = RunFolder(folder / "run")
+
+
+def run_round(config: Config, *, generators: Any, on_start: Callable[[], None]) -> None:
+    """The real loop over real files, with these generators and a trainer that only takes files.
+
+    Raises:
+        AssertionError: a prompt has no pair at the end, or more than one.
+    """
+    run_folder = RunFolder(Path(config.run.dir))
     run_folder.root.mkdir()
-    # There are no weights to merge, and the module that would merge them imports torch.
-    sys.modules["csr_ray.policy.weights"] = SimpleNamespace(
-        save_merged=lambda *_, output, **__: output.mkdir() or SimpleNamespace(swallowed=0.0, kept=1.0),
-        combined_tensors=None,
-        save_combined=None,
-    )  # type: ignore[assignment]
-    view = ConsoleView(num_rounds=1, console=Console(file=open(os.devnull, "w")))  # noqa: SIM115
-    started_s = time.perf_counter()
-    cpu_s = time.process_time()
-    state = RunState(
-        config=config, folder=run_folder, journal=Journal(run_folder.journal), model=str(folder), versions={}
-    )
-    prompts = PromptFile(str(path), images=None, limit=None)
-    summary = loop.run(
-        state, prompts=prompts, suite=Suite(), start_machinery=lambda adapters: InstantMachinery(), view=view
-    )
-    seconds = time.perf_counter() - started_s
-    assert summary["rounds"][0]["pairs"]["made"] == num_prompts, summary["rounds"][0]["pairs"]
+    machinery = Machinery(generators)
+    with open(os.devnull, "w") as nowhere, _no_weights():
+        view = ConsoleView(num_rounds=1, console=Console(file=nowhere))
+        on_start()
+        journal = Journal(run_folder.journal)
+        state = RunState(config=config, folder=run_folder, journal=journal, model="none", versions={})
+        prompts = PromptFile(config.data.prompts, images=None, limit=None)
+        summary = loop.run(
+            state, prompts=prompts, suite=Suite(), start_machinery=lambda adapters: machinery, view=view
+        )
+    pairs = summary["rounds"][0]["pairs"]
+    assert pairs["made"] == prompts.num and not pairs["dropped"], pairs
+
+
+class _no_weights:
+    """There are no weights to merge, and the module that would merge them imports torch."""
+
+    _NAME = "csr_ray.policy.weights"
+
+    def __enter__(self) -> None:
+        self._real = sys.modules.get(self._NAME)
+        sys.modules[self._NAME] = SimpleNamespace(
+            save_merged=lambda *_, output, **__: output.mkdir() or SimpleNamespace(swallowed=0.0, kept=1.0),
+            combined_tensors=None,
+            save_combined=None,
+        )  # type: ignore[assignment]
+
+    def __exit__(self, *_: object) -> None:
+        del sys.modules[self._NAME]
+        if self._real is not None:
+            sys.modules[self._NAME] = self._real
+
+
+def row_of(account: Account, *, num_prompts: int) -> dict[str, float]:
+    """The figures of a cell of the table."""
+    driver_s = sum(account.driver_s.values())
     return {
-        "us_per_prompt": 1e6 * seconds / num_prompts,
-        "cpu_us_per_prompt": 1e6 * (time.process_time() - cpu_s) / num_prompts,
+        "round_s": account.end_s,
+        "overhead_share": account.overhead_share,
+        "tail_share": account.tail_share,
+        "driver_busy_share": account.busy_share,
+        "us_per_prompt": 1e6 * account.own_s / num_prompts,
+        "watch_us_per_s": 1e6 * account.driver_s["watch"] / account.end_s,
+        "us_with_ray": 1e6 * driver_s / num_prompts,
         "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        **{name: account.num[name] for name in ("deaths", "joins")},
     }
+
+
+def _cell(asked: dict[str, Any], *, folder: Path) -> dict[str, float]:
+    num_prompts, num_generators = asked["prompts"], asked["generators"]
+    options: dict[str, Any] = {"num_nodes": asked["nodes"], "weather": Weather(**asked["weather"])}
+    play(_WARM_UP, num_generators=2, folder=folder / "warm-up", **options)
+    account, _ = play(
+        num_prompts, num_generators=num_generators, folder=folder / "round", seed=asked["seed"], **options
+    )
+    return row_of(account, num_prompts=num_prompts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), help="which to run")
-    parser.add_argument("--folder", type=Path, help="where the run folders lie meanwhile")
+    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), help="prompts of a round")
+    parser.add_argument("--generators", nargs="+", type=int, default=list(GENERATORS), help="of them")
+    parser.add_argument("--most-each", type=int, default=25_000, help="leave out cells of more prompts a generator")
+    parser.add_argument("--nodes", type=int, help="candidates of a rollout; as many as were measured if not given")
+    parser.add_argument("--rate", type=float, default=Weather().rate_per_s, help="prompts a second and generator")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where the run folders lie meanwhile (/dev/shm: no disk's time)")
     parser.add_argument("--json", type=Path, help="write the rows there")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", type=Path, metavar="RUN_DIR", help="print the latencies of a run, and end")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.measure is not None:
+        print(LatencyModel.measure(arguments.measure).plain(), end="")
+        return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as directory:
         if arguments.one is not None:
-            print(json.dumps(run_one(arguments.one, folder=Path(directory))))
+            print(json.dumps(_cell(json.loads(arguments.one), folder=Path(directory))))
             return
-        found = {}
-        for size in arguments.sizes:
-            command = [sys.executable, __file__, "--one", str(SIZES[size]), "--folder", directory]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(done.stderr)
-            found[size] = json.loads(done.stdout.splitlines()[-1])
-            print(
-                f"{size:>5}: " + ", ".join(f"{name} {value:,.1f}" for name, value in found[size].items()), flush=True
-            )
-    rows = []
-    for size, values in found.items():
-        memory = "driver_mib_1m_prompts" if size == "1m" else f"driver_mib_{size}"
-        rows.append({"name": f"us_per_prompt_{size}", "value": values["us_per_prompt"], "unit": "us"})
-        rows.append({"name": f"cpu_us_per_prompt_{size}", "value": values["cpu_us_per_prompt"], "unit": "us"})
-        rows.append({"name": memory, "value": values["mib"], "unit": "MiB"})
-    times = [values["us_per_prompt"] for size, values in found.items() if size != "1k"]
-    if len(times) > 1:
-        rows.append({"name": "flatness", "value": max(times) / min(times), "unit": "ratio"})
+        cells = _table(arguments, folder=directory)
+    rows = _rows(cells)
     for row in rows:
-        print(f"{row['name']:<28}{row['value']:>12,.1f} {row['unit']}")
+        print(f"{row['name']:<28}{row['value']:>12,.3f} {row['unit']}")
     if arguments.json:
         report = {
             "name": "sim_scale",
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
             "versions": {"python": platform.python_version()},
-            "headline": "us_per_prompt_1m" if "1m" in found else rows[0]["name"],
+            "headline": rows[0]["name"],
             "rows": rows,
+            "cells": [{"generators": num, "prompts": size, **found} for (num, size), found in cells.items()],
         }
         arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def _table(arguments: argparse.Namespace, *, folder: str) -> dict[tuple[int, str], dict[str, float]]:
+    nodes = arguments.nodes or round(LatencyModel.measured().nodes)
+    weather = asdict(Weather(rate_per_s=arguments.rate))
+    print(f"{nodes} candidates a rollout, {weather}, Ray: {asdict(RAY)}")
+    heads = ("generators", "prompts", "round s", "overhead", "tail", "busy", "us/prompt", "with Ray", "MiB")
+    print("".join(f"{head:>11}" for head in (*heads, "deaths", "joins")))
+    cells = {}
+    for size in arguments.sizes:
+        for num in arguments.generators:
+            if SIZES[size] > arguments.most_each * num:
+                continue
+            asked = {
+                "prompts": SIZES[size],
+                "generators": num,
+                "nodes": nodes,
+                "seed": arguments.seed,
+                "weather": weather,
+            }
+            command = [sys.executable, __file__, "--one", json.dumps(asked), "--folder", folder]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(done.stderr)
+            found = cells[num, size] = json.loads(done.stdout.splitlines()[-1])
+            shares = [f"{100 * found[name]:.1f} %" for name in ("overhead_share", "tail_share", "driver_busy_share")]
+            costs = [f"{found[name]:,.0f}" for name in ("us_per_prompt", "us_with_ray", "mib", "deaths", "joins")]
+            print(
+                "".join(f"{cell:>11}" for cell in (num, size, f"{found['round_s']:,.0f}", *shares, *costs)),
+                flush=True,
+            )
+    return cells
+
+
+def _rows(cells: dict[tuple[int, str], dict[str, float]]) -> list[dict[str, Any]]:
+    most, largest = max(cells, key=lambda cell: (SIZES[cell[1]], cell[0]))
+    found = cells[most, largest]
+    rows = [
+        {"name": f"{name}_{most}", "value": found[name], "unit": "ratio"}
+        for name in ("overhead_share", "tail_share", "driver_busy_share")
+    ]
+    of_most = {size: one for (num, size), one in cells.items() if num == most}
+    for size, one in of_most.items():
+        memory = "driver_mib_1m_prompts" if size == "1m" else f"driver_mib_{size}"
+        rows.append({"name": f"us_per_prompt_{size}", "value": one["us_per_prompt"], "unit": "us"})
+        rows.append({"name": memory, "value": one["mib"], "unit": "MiB"})
+    times = [one["us_per_prompt"] for one in of_most.values()]
+    rows.append({"name": "flatness", "value": max(times) / min(times), "unit": "ratio"})
+    return rows
 
 
 if __name__ == "__main__":

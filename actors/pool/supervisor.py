@@ -68,13 +68,16 @@ _R = TypeVar("_R")
 _MOST_WAITING = 256
 _TURN_S = 0.2
 _SETTLE_S = 0.02
+# What Ray takes to look at one call, of the supervisor's time, and the share of it that looking may take.
+_LOOK_S = 1e-6
+_LOOK_SHARE = 0.1
 _SAY_EVERY_S = 30.0
 _RECORD_EVERY_S = 2.0
 _LOOK_FOR_ROOM_EVERY_S = 2.0
 _CLOSE_S = 5.0
 # Who does not say within this time for how long it has worked says it the next time.
 _USAGE_S = 1.0
-_LOOK_S = 1.0
+_GAUGES_S = 1.0
 
 BringUp = Callable[[Replica, Any, Sequence[Any]], Any]
 """Called with a replica, its actor and the answers so far: the reference of the next call that brings it up, or None
@@ -175,7 +178,7 @@ class Supervisor:
                 self._watch(Replica(role, slot), replicas.actor(role, slot))
         self._thread = threading.Thread(target=self._run, name="pool-supervisor", daemon=True)
         self._thread.start()
-        self._exporter.sample(lambda: self._do(self._set_gauges, patience_s=_LOOK_S))
+        self._exporter.sample(lambda: self._do(self._set_gauges, patience_s=_GAUGES_S))
 
     # What other threads call.
 
@@ -616,7 +619,8 @@ class Supervisor:
         if not references:
             time.sleep(_SETTLE_S)
             return []
-        ready, _ = ray.wait(references, num_returns=len(references), timeout=_SETTLE_S, fetch_local=True)
+        settle_s = settle_s_of(len(references))
+        ready, _ = ray.wait(references, num_returns=len(references), timeout=settle_s, fetch_local=True)
         if not ready and self._inbox.empty():
             until_s = self._decisions.next_deadline_s() - time.monotonic()
             ready, _ = ray.wait(references, num_returns=1, timeout=min(_TURN_S, max(0.0, until_s)))
@@ -692,6 +696,14 @@ class Supervisor:
         if self._decisions.state_of(replica) != "dead":
             self._mourn(replica, reason)
         return Died(replica, reason)
+
+
+def settle_s_of(num_calls: int) -> float:
+    """For how long results are gathered before they are read, in seconds, with so many calls under way.
+
+    Ray looks at each of them whenever it is asked what came back, which is a core's work where there are thousands.
+    """
+    return max(_SETTLE_S, num_calls * _LOOK_S / _LOOK_SHARE)
 
 
 def _answer(reference: Any) -> Any:
