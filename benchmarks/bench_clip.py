@@ -118,16 +118,12 @@ def main() -> None:
 
 def scaling(arguments: argparse.Namespace) -> None:
     """How the scorers of a cluster scale."""
-    world = None if arguments.clip else (arguments.world or default_world()).absolute()
 
     def demands_of(num: int, gpus: float) -> list[Demand]:
         return [scorer_demand(_config("-", gpus=gpus, num=num, batch=arguments.batch).scorers)]
 
     with joined(arguments, demands_of=demands_of) as found, tempfile.TemporaryDirectory() as directory:
-        if world is not None:
-            model = str(carry(world / "clip"))
-        else:
-            model = arguments.clip
+        model = arguments.clip or str(carry((arguments.world or default_world()).absolute() / "clip"))
         images = Path(directory) / "pictures"
         images.mkdir()
         for index in range(NUM_PICTURES):

@@ -415,19 +415,18 @@ def scaling(given: argparse.Namespace) -> None:
     """How rollouts scale over the generators of a cluster."""
     if given.quick:
         given.replicas, given.prompts, given.repeats = given.replicas or (1, 2), 4, 2
-    world = None if given.config else (given.world or default_world(is_quick=given.quick)).absolute()
-    config = scaled_config(given, world=world)
+    config = scaled_config(given, world=None if given.config else Path("world"))  # which may still have to be built
     gpus = config.generators.gpus or (1.0 - config.scorers.gpus if config.scorers.gpus < 1 else 1.0)
 
     def demands_of(num: int, gpus: float) -> list[Demand]:
         return rollout_scaling.demands_of(rollout_scaling.sized(config, num=num, gpus=gpus))
 
     with joined(given, demands_of=demands_of, gpus=gpus) as found:
-        if world is not None:
-            carried = carry(world, skip=("train",))
-            config, prompts = scaled_config(given, world=carried), read_world(carried, num=given.prompts)
-        else:
+        if given.config:
             prompts = read_prompts(config, num=given.prompts)
+        else:
+            world = carry((given.world or default_world(is_quick=given.quick)).absolute(), skip=("train",))
+            config, prompts = scaled_config(given, world=world), read_world(world, num=given.prompts)
         rows, headline = rollout_scaling.measure(
             config, prompts, found=found, num_prompts=given.prompts, repeats=given.repeats
         )
@@ -441,7 +440,7 @@ def scaling(given: argparse.Namespace) -> None:
         rows=rows,
         machine=machine,
         prompts_a_replica=given.prompts,
-        model=config.policy.model if world is None else "embedded world",
+        model=config.policy.model if given.config else "embedded world",
         scorers=config.scorers.min,
     )
 

@@ -296,8 +296,10 @@ def carry(folder: Path, *, skip: Sequence[str] = ()) -> Path:
         skip: names directly below the folder that nobody needs.
 
     Raises:
-        ConfigError: a node has no way to write there.
+        ConfigError: there is no such folder, or a node has no way to write there.
     """
+    if not folder.is_dir():
+        raise ConfigError(f"{str(folder)!r}: there is no such folder to bring to the nodes")
     files = [
         path for path in sorted(folder.rglob("*")) if path.is_file() and path.relative_to(folder).parts[0] not in skip
     ]
