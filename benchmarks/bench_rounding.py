@@ -18,14 +18,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPAT
 os.environ.setdefault("DS_ACCELERATOR", "cpu")  # peft imports DeepSpeed, which looks for a GPU and says so
 
 import torch
+from result_file import add_json_flag, told_in_a_line, versions_of, write_result
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
@@ -60,7 +59,7 @@ def main() -> None:
         "--rates", type=float, nargs="+", default=[2e-4, 5e-5, 1e-5, 2e-6, 4e-7], help="learning rates, one run each"
     )
     parser.add_argument("--prompts", type=int, default=160, help="prompts of a run; 8 pairs make a step")
-    parser.add_argument("--json", type=Path, default=None, help="also write everything to this file")
+    add_json_flag(parser)
     given = parser.parse_args()
     world = given.world or cached_world(world_spec(load_config(CONFIG, overrides=()).world))
     with tempfile.TemporaryDirectory() as directory:
@@ -70,15 +69,13 @@ def main() -> None:
     for rate in given.rates:
         values = {row["name"]: row["value"] for row in rows if row["learning_rate"] == rate}
         print(f"{rate:>13g}" + "".join(f"{values[name]:>18.4g}" for name in names))
-    if given.json:
-        record = {
-            "name": "rounding",
-            "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
-            "versions": {name: metadata.version(name) for name in ("torch", "ray", "trl", "deepspeed")},
-            "headline": "merged_share",
-            "rows": rows,
-        }
-        given.json.write_text(json.dumps(record, indent=2) + "\n")
+    write_result(
+        given.json,
+        name="rounding",
+        versions=versions_of("torch", "ray", "trl", "deepspeed"),
+        headline="merged_share",
+        rows=rows,
+    )
 
 
 def measure(given: argparse.Namespace, *, world: Path, directory: Path) -> list[dict[str, Any]]:
@@ -198,4 +195,4 @@ def _tensors(base: Path) -> dict[str, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    main()
+    told_in_a_line(main)

@@ -17,20 +17,19 @@ The server answers in milliseconds and shares this machine's cores; a real store
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from result_file import add_json_flag, told_in_a_line, versions_of, write_result
 
 from csr_ray.app.place import folder_of, take
 from csr_ray.store.atomic import write_atomically
@@ -45,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--units", type=int, default=500, help="units a run (default 500)")
     parser.add_argument("--pause-ms", type=float, default=20.0, help="between two commits (default 20)")
-    parser.add_argument("--json", type=Path, default=None, help="also write everything to this file")
+    add_json_flag(parser)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench_store_") as place, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -68,15 +67,13 @@ def main() -> None:
             server.wait()
     for name, value, unit in rows:
         print(f"{name:20} {value:12,.2f} {unit}")
-    if given.json:
-        record = {
-            "name": "store",
-            "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
-            "versions": {name: metadata.version(name) for name in ("s3fs", "moto", "fsspec")},
-            "headline": "url_vs_folder",
-            "rows": [{"name": name, "value": value, "unit": unit} for name, value, unit in rows],
-        }
-        given.json.write_text(json.dumps(record, indent=2) + "\n")
+    write_result(
+        given.json,
+        name="store",
+        versions=versions_of("s3fs", "moto", "fsspec"),
+        headline="url_vs_folder",
+        rows=[{"name": name, "value": value, "unit": unit} for name, value, unit in rows],
+    )
 
 
 def _measure(place: Path, *, num_units: int, pause_s: float, log: Path) -> list[tuple[str, float, str]]:
@@ -156,4 +153,4 @@ def _num_requests(log: Path) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    told_in_a_line(main)

@@ -16,22 +16,21 @@ where generators and trainer have hardware of their own.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+
+from result_file import add_json_flag, told_in_a_line, versions_of, write_result
 
 from actors.runtime import Runtime
 from csr_ray.app.console import ConsoleView
@@ -57,7 +56,7 @@ def main() -> None:
     parser.add_argument("--world", type=Path, default=None, help="folder of `csr-ray world build`; default: seed 0's")
     parser.add_argument("--prompts", type=int, default=160)
     parser.add_argument("--repeats", type=int, default=4, help="turns of each side")
-    parser.add_argument("--json", type=Path, default=None)
+    add_json_flag(parser)
     given = parser.parse_args()
     config = ROOT / "configs/tiny-world.yaml"
     world = given.world or cached_world(world_spec(load_config(config, overrides=()).world))
@@ -66,16 +65,14 @@ def main() -> None:
     rows = rows_of(turns)
     for row in rows:
         print(f"{row['name']:<24} {row['value']:>9.4f} {row['unit']}")
-    if given.json:
-        record = {
-            "name": "streaming",
-            "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
-            "versions": {name: metadata.version(name) for name in ("torch", "ray", "trl", "deepspeed")},
-            "headline": "streaming_wall_ratio",
-            "rows": rows,
-            "turns": turns,
-        }
-        given.json.write_text(json.dumps(record, indent=2) + "\n")
+    write_result(
+        given.json,
+        name="streaming",
+        versions=versions_of("torch", "ray", "trl", "deepspeed"),
+        headline="streaming_wall_ratio",
+        rows=rows,
+        turns=turns,
+    )
 
 
 def measure(given: argparse.Namespace, *, world: Path, directory: Path) -> list[dict[str, Any]]:
@@ -214,4 +211,4 @@ def rows_of(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    told_in_a_line(main)

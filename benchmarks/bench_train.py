@@ -11,14 +11,23 @@ arithmetic of 4 rows' forwards and 2 rows' backwards against one sequence's
 Then the start-up, through the train group of a run (Ray Train, DeepSpeed, one worker) on the same model and pairs:
 seconds from the start of the driver's process until the first round's first step is done, and, in the second round,
 from the order to train until its first step is done. Both contain that step.
+
+With --address or --replicas it measures instead how training scales over the workers of a cluster, by the same train
+group, as many pairs for each worker whatever their number; 1, N, 1, N, each time a group of its own, medians over the
+steps but the first:
+
+    pairs_per_s_<n>          of n workers
+    pairs_per_s_per_gpu, pairs_per_s_per_node     of the most of them; without GPUs there is no row a GPU
+    scaling_efficiency_<n>   the rate of n over n times that of one
+    start_s_<n>              from the start of the group until all of its workers are ready
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,13 +37,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from on_cluster import (
+    Found,
+    add_flags,
+    carry,
+    headline_of,
+    in_turns,
+    is_scaling,
+    joined,
+    print_rows,
+    scaling_rows,
+    spread,
+)
 from random_llava import Shape, as_examples, build, pairs_of, picture
+from result_file import add_json_flag, told_in_a_line, versions_of, write_result
 
+from csr_ray.config.schema import Config
+from csr_ray.machine.placement import Demand, train_demand
+
+VERSIONS = ("torch", "trl", "transformers", "deepspeed", "ray")
 NUM_PROMPT_TOKENS = 30
 EXAMPLES = """
 examples:
   python benchmarks/bench_train.py --json train.json
   python benchmarks/bench_train.py --pack-tokens 2048              pairs of unlike lengths in common rows
+  python benchmarks/bench_train.py --address auto --json scaling.json     workers on the cluster, as many as fit
   python benchmarks/bench_train.py --hidden 128 --layers 2 --pairs 2 --steps 2 --phases 1    does it run at all
 """
 
@@ -53,7 +80,8 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, in every process")
     parser.add_argument("--no-start-up", action="store_true", help="leave out what goes through Ray Train")
-    parser.add_argument("--json", type=Path, default=None, help="also write everything to this file")
+    add_flags(parser, replicas="train workers")
+    add_json_flag(parser)
     parser.add_argument("--phase", choices=("trl", "ours", "start_up"), help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--started-s", type=float, help=argparse.SUPPRESS)
@@ -62,6 +90,8 @@ def main() -> None:
         run = start_up if arguments.phase == "start_up" else run_phase
         print(json.dumps(run(arguments)))
         return
+    if is_scaling(arguments):
+        return scaling(arguments)
     shape = _shape(arguments)
     with tempfile.TemporaryDirectory() as directory:
         model = build(Path(directory) / "model", shape=shape)
@@ -72,22 +102,112 @@ def main() -> None:
                 print(f"{kind:<5} {json.dumps(phases[kind][-1]['step_s'])} s a step", flush=True)
         first_step_s = [] if arguments.no_start_up else _in_process("start_up", model=model)["first_step_s"]
     rows = rows_of(phases, num_pairs=arguments.pairs, first_step_s=first_step_s)
-    for row in rows:
-        print(f"{row['name']:<33} {row['value']:>10.4g} {row['unit']}")
-    if arguments.json:
-        record = {
-            "name": "train",
-            "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
-            "versions": phases["ours"][0]["versions"],
-            "headline": "vs_trl_pairs_per_s",
-            "settings": {
-                key: value
-                for key, value in vars(arguments).items()
-                if key not in ("json", "model", "phase", "started_s")
-            },
-            "rows": rows,
-        }
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+    print_rows(rows)
+    write_result(
+        arguments.json,
+        name="train",
+        versions=phases["ours"][0]["versions"],
+        headline="vs_trl_pairs_per_s",
+        rows=rows,
+        settings=_settings_of(arguments),
+    )
+
+
+def _settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        key: value for key, value in vars(arguments).items() if key not in ("json", "model", "phase", "started_s")
+    }
+
+
+def scaling(arguments: argparse.Namespace) -> None:
+    """How training scales over the workers of a cluster."""
+
+    def demands_of(num: int, gpus: float) -> list[Demand]:
+        return [train_demand(_config(arguments, num_workers=num, gpus=gpus).train)]
+
+    with joined(arguments, demands_of=demands_of) as found, tempfile.TemporaryDirectory() as directory:
+        arguments.model = carry(build(Path(directory) / "model", shape=_shape(arguments)))
+        pictures = Path(directory) / "pictures"
+        pictures.mkdir()
+        for index in range(arguments.pairs):
+            picture(index, side_px=_shape(arguments).image_px).save(pictures / f"{index}.png")
+        pictures = carry(pictures)
+        images = [str(pictures / f"{index}.png") for index in range(arguments.pairs)]
+        starts_s: dict[int, list[float]] = {}
+        nodes: list[str] = []
+
+        def rate_of(num: int) -> float:
+            folder = Path(directory) / f"turn_{num}_{len(starts_s.get(num, ()))}"
+            rate, start_s, own_nodes = _train(arguments, folder=folder, found=found, images=images, num_workers=num)
+            starts_s.setdefault(num, []).append(start_s)
+            if num == found.counts[-1]:
+                nodes[:] = own_nodes
+            return rate
+
+        rates = in_turns(found.counts, repeats=arguments.phases, rate_of=rate_of, unit="pairs/s")
+        machine = found.machine
+    # Two workers are never on one GPU.
+    num_gpus = found.counts[-1] * max(1, int(found.gpus)) if found.gpus else 0
+    rows = scaling_rows(rates, what="pairs", unit="pairs/s", nodes=nodes, num_gpus=num_gpus)
+    rows += [
+        spread(f"start_s_{num}", values, unit="s until all workers are ready") for num, values in starts_s.items()
+    ]
+    print_rows(rows)
+    write_result(
+        arguments.json,
+        name="train",
+        versions=versions_of(*VERSIONS),
+        headline=headline_of(rates, what="pairs"),
+        rows=rows,
+        machine=machine,
+        settings=_settings_of(arguments),
+    )
+
+
+def _train(
+    arguments: argparse.Namespace, *, folder: Path, found: Found, images: Sequence[str], num_workers: int
+) -> tuple[float, float, list[str]]:
+    """One order by a group of so many workers: pairs per second, the start in seconds, the node of each worker."""
+    from transformers import AutoTokenizer
+
+    from actors.train.group import TrainerGroup
+    from csr_ray.records import Cycle, TrainOrder
+    from csr_ray.store.tables import Outcome, write_example_unit
+
+    config = _config(arguments, num_workers=num_workers, gpus=found.gpus)
+    batch = config.train.batch_size
+    num_pairs = batch * arguments.steps
+    texts = _texts(arguments, num=num_pairs)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    pairs = as_examples(texts, images=[images[i % len(images)] for i in range(num_pairs)], tokenizer=tokenizer)
+    write_example_unit(folder / "pairs.parquet", examples=pairs, outcome=Outcome())
+    group = TrainerGroup(
+        config.train, model=str(arguments.model), adapters=(), logs=folder / "logs", seed=config.run.seed
+    )
+    steps_s: list[float] = []
+    started_s = time.perf_counter()
+    try:
+        group.start()
+        group.wait_until_ready()
+        start_s = time.perf_counter() - started_s
+        order = TrainOrder(
+            cycle=Cycle(round_index=0), output_dir=str(folder / "adapter"), num_examples_at_most=num_pairs
+        )
+        group.begin(order)
+        group.offer([str(folder / "pairs.parquet")])
+        group.finish(on_step=lambda *_: steps_s.append(time.perf_counter()))
+        nodes = _nodes_of(group)
+    finally:
+        group.close()
+    between = [later - earlier for earlier, later in itertools.pairwise(steps_s)]
+    return batch / statistics.median(between), start_s, nodes
+
+
+def _nodes_of(group: Any) -> list[str]:
+    """The node of each worker of a group that serves."""
+    from ray.util import placement_group_table
+
+    return list(placement_group_table(group._attempt._place)["bundles_to_node_id"].values())
 
 
 def rows_of(
@@ -132,7 +252,7 @@ def start_up(arguments: argparse.Namespace) -> dict[str, Any]:
     from csr_ray.records import Cycle, TrainOrder
     from csr_ray.store.tables import Outcome, write_example_unit
 
-    config = _config(arguments)
+    config = _config(arguments, num_workers=1, gpus=0.0)
     folder = arguments.model.parent
     images = []
     for index in range(arguments.pairs):
@@ -171,16 +291,19 @@ def start_up(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"first_step_s": first_step_s}
 
 
-def _config(arguments: argparse.Namespace) -> Any:
+def _config(arguments: argparse.Namespace, *, num_workers: int, gpus: float) -> Config:
+    """A run's, for so many train workers with so many GPUs each, and as many pairs a step for each of them."""
     from csr_ray.config.load import parse_config
 
     train = {
-        "batch_size": arguments.pairs,
-        "dtype": "float32",
+        "batch_size": arguments.pairs * num_workers,
+        "dtype": "bfloat16" if gpus else "float32",
         "lora_rank": arguments.rank,
         "lora_alpha": 2 * arguments.rank,
         "pack_tokens": arguments.pack_tokens,
         "threads": arguments.threads,
+        "workers": num_workers,
+        "gpus_per_worker": gpus,
     }
     return parse_config(
         {
@@ -220,7 +343,7 @@ def run_phase(arguments: argparse.Namespace) -> dict[str, Any]:
         "flops": flops,
         "peak_bytes": _peak_bytes() - baseline,
         "token_ratio": token_ratio,
-        "versions": _versions(),
+        "versions": versions_of("torch", "transformers", "trl", "peft"),
     }
 
 
@@ -327,9 +450,9 @@ def _load(model: Path) -> tuple[Any, Any]:
     return load_processor(model), policy
 
 
-def _texts(arguments: argparse.Namespace) -> Any:
+def _texts(arguments: argparse.Namespace, *, num: int | None = None) -> Any:
     return pairs_of(
-        arguments.pairs,
+        num or arguments.pairs,
         vocab=_shape(arguments).vocab,
         num_prompt_tokens=NUM_PROMPT_TOKENS,
         answer_tokens=tuple(arguments.answer_tokens),
@@ -364,11 +487,5 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _versions() -> dict[str, str]:
-    import importlib.metadata
-
-    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "trl", "peft")}
-
-
 if __name__ == "__main__":
-    main()
+    told_in_a_line(main)

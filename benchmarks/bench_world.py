@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,6 +17,7 @@ import time
 from pathlib import Path
 
 import psutil
+from result_file import add_json_flag, told_in_a_line, write_result
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +30,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--config", default="configs/tiny-world.yaml")
     parser.add_argument("--runs", type=Path, default=Path("runs/bench_world"), help="folder of the runs")
-    parser.add_argument("--json", type=Path, default=None)
+    add_json_flag(parser)
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     arguments = parser.parse_args()
     summaries = [
@@ -42,17 +41,15 @@ def main() -> None:
     print_table(summaries)
     for row in rows:
         print(f"{row['name']:<34} {row['value']:.4f} {row['unit']}  (min {row['min']:.4f}, max {row['max']:.4f})")
-    if arguments.json:
-        record = {
-            "name": "world",
-            "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
-            "versions": summaries[0]["versions"],
-            "headline": "chair_s_relative_fall",
-            "seeds": arguments.seeds,
-            "rows": rows,
-            "summaries": summaries,
-        }
-        arguments.json.write_text(json.dumps(record, indent=2) + "\n")
+    write_result(
+        arguments.json,
+        name="world",
+        versions=summaries[0]["versions"],
+        headline="chair_s_relative_fall",
+        seeds=arguments.seeds,
+        rows=rows,
+        summaries=summaries,
+    )
 
 
 def run_seed(seed: int, *, config: str, runs: Path, overrides: list[str]) -> dict:
@@ -163,4 +160,4 @@ def print_table(summaries: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told_in_a_line(main)
