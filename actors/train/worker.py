@@ -124,6 +124,7 @@ def train_loop(setup: Mapping[str, Any]) -> None:
     rank = train.get_context().get_world_rank()
     mailbox = Mailbox(actor=setup["mailbox"])
     reach: Reach = SharedDisk()
+    exporter = RayExporter(run=setup["run"], role="train_worker") if setup["run"] else NoExporter()
     try:
         reach = _reach(setup["token"], mailbox=mailbox, rank=rank)
         _serve(
@@ -136,7 +137,7 @@ def train_loop(setup: Mapping[str, Any]) -> None:
             mailbox=mailbox,
             rank=rank,
             reach=reach,
-            exporter=RayExporter(run=setup["run"], role="train_worker") if setup["run"] else NoExporter(),
+            exporter=exporter,
         )
     except Stopped:
         return
@@ -159,6 +160,7 @@ def train_loop(setup: Mapping[str, Any]) -> None:
         if failed.may_pass:  # Ray Train then ends the others, and says whether one of them had died before
             raise
     finally:
+        exporter.close()
         reach.close()
         pulse().close_log()
 
