@@ -91,9 +91,11 @@ class Serving:
         method: Method | None = None,
         seed: int = 0,
         wanted: Wanted | None = None,
-        exporter: Exporter,
+        exporter: Exporter | None = None,
         is_traced: bool = False,
     ) -> Serving:
+        exporter = exporter or NoExporter()
+
         def start_generator(slot: int) -> Any:
             return _generator_actor(settings.generators, slot=slot).remote(
                 settings,
@@ -447,7 +449,9 @@ def _object_store_bytes(config: Config, *, model: str) -> int:
 class _ScorerStarter:
     """Starts the scorer of a slot, as often as it is needed."""
 
-    def __init__(self, config: Config, *, logs: Path, wanted: Wanted | None, run: str, is_traced: bool) -> None:
+    def __init__(
+        self, config: Config, *, logs: Path, wanted: Wanted | None, run: str = "", is_traced: bool = False
+    ) -> None:
         self._run = run
         assert config.scorer is not None, "the method has asked for it"
         self._scorer = config.scorer
