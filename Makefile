@@ -9,7 +9,7 @@ ENGINE  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 # imports anew, which costs minutes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-unit test-long test-gpu bad-inputs check-cluster check-slurm chaos soak sim sim-scale sim-scale-ray bench lint clean
+.PHONY: help install demo test test-unit test-long test-gpu bad-inputs check-cluster check-slurm check-trackio chaos soak sim sim-scale sim-scale-ray bench lint clean
 
 help:
 	@echo "make install   create $(VENV) with the $(ENGINE) engine (does nothing when up to date)"
@@ -21,6 +21,7 @@ help:
 	@echo "make bad-inputs  read some 200 bad pictures and prompt files, and write what became of each"
 	@echo "make check-slurm  submit cluster/slurm.sh to a real Slurm of two nodes on this machine (root; 15 minutes)"
 	@echo "make check-cluster  have SkyPilot's own parsers read cluster/skypilot.yaml; the rest of cluster/ is in make test"
+	@echo "make check-trackio  what trackio has of a run, in its own database; it is not in make install (an older Pillow)"
 	@echo "make soak      small rounds for MINUTES (60), and whether memory, files or anything else grows meanwhile"
 	@echo "make sim       seeded histories of deaths, crashes and full disks, held to what is promised (N=100000, SEED=17)"
 	@echo "make sim-scale the driver at 1 to 256 simulated generators and a thousand to a million prompts (an hour)"
@@ -80,6 +81,11 @@ check-slurm: install
 check-cluster: install
 	@$(BIN)/python -m uv run --quiet --no-project --isolated --python $(BIN)/python \
 	  --with "$$(grep -o 'skypilot==.*' setup.cfg)" python tests/cluster/check_skypilot.py
+
+# trackio wants an older Pillow, so it is installed beside the rest and only this test sees it.
+check-trackio: install
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --target $(VENV)/trackio "$$(grep -o 'trackio>=.*' setup.cfg)"
+	@PYTHONPATH=$(VENV)/trackio $(BIN)/python -m pytest tests/unit/test_tracking.py -k trackio -rs
 
 MINUTES ?= 60
 soak: install
