@@ -240,17 +240,21 @@ def _measured(config: Config, *, asked: Asked) -> tuple[MeasuredRun | None, list
         return None, []
     theirs, ours = run.summary["policy"]["name"], config.policy.model
     computes = ["on CPUs" if _is_for_cpus(one) else "on GPUs" for one in (run.config, config)]
+    kinds = [kind for kind in run.summary.get("cost", {}).get("kinds", {}) if kind]  # earlier versions did not say
     others = [
         f"its policy is {theirs}, here it is {ours}" if theirs != ours else "",
         f"its method is {run.config.method}" if run.config.method != config.method else "",
         f"it computes {computes[0]}, and this {computes[1]}" if computes[0] != computes[1] else "",
+        f"it ran on {', '.join(kinds)}, here it is {asked.kind}"
+        if kinds and asked.kind not in (None, *kinds)
+        else "",
     ]
     if differences := [words for words in others if words]:
         if asked.rates_of is not None:
             raise ConfigError(f"--rates = {folder!r}: {differences[0]}; name a run of the same")
         return None, [f"the run in {folder} is not measured by: {differences[0]}"]
     notes = []
-    if not _is_for_cpus(config):
+    if not _is_for_cpus(config) and (not kinds or asked.kind is None):
         notes.append(f"the kind of GPU of the run in {folder} is taken to be the one that is planned for")
     return run, notes
 

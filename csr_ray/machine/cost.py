@@ -31,6 +31,7 @@ def cost(usages: Iterable[Usage], *, cluster: Cluster) -> JsonDict:
     return {
         **_sums(everything, cluster=cluster),
         "roles": {role: _sums(rows, cluster=cluster) for role, rows in by_role.items()},
+        "kinds": _gpu_hours_by_kind(everything),
         "prices": _prices(everything, cluster=cluster),
         "unpriced": _unpriced(everything, cluster=cluster),
     }
@@ -47,6 +48,8 @@ def in_words(cost: Mapping[str, object]) -> str:
         return ""
     words = f"{hours:.3g} {unit}-hours"
     words += f" ({100 * idle:.0f} % idle)" if isinstance(idle, float) else ""
+    tokens = cost.get("tokens")
+    words += f", {tokens:,.0f} tokens" if isinstance(tokens, int | float) and tokens else ""
     if not isinstance(usd, float):
         return words
     return words + (f", ${usd:,.2f}" if usd >= 0.01 or usd == 0 else ", less than a cent")
@@ -73,6 +76,14 @@ def _usd(rows: Sequence[Usage], *, cluster: Cluster) -> float | None:
     gpus = sum(row.gpu_s * prices[row.kind] for row in rows if row.gpus)
     cpus = sum(row.cpu_s for row in rows) * (cluster.cpu_usd_per_hour or 0.0)
     return (gpus + cpus) / _HOUR_S
+
+
+def _gpu_hours_by_kind(rows: Sequence[Usage]) -> dict[str, float]:
+    hours: dict[str, float] = {}
+    for row in rows:
+        if row.gpus:
+            hours[row.kind] = hours.get(row.kind, 0.0) + row.gpu_s / _HOUR_S
+    return hours
 
 
 def _prices(rows: Sequence[Usage], *, cluster: Cluster) -> dict[str, float]:

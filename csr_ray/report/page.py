@@ -122,6 +122,7 @@ def page_values(run: Run) -> dict[str, Any]:
         "stages": _legend_stages(timed),
         "cost_rows": cost_rows(run.summary),
         "cost_note": cost_note(run.summary),
+        "cost_tokens": number(section(run.summary, key="cost").get("tokens")),
         "total": charts.duration(total) if (total := number(run.summary.get("seconds"))) is not None else None,
         "gallery": gallery(run, scale=scale),
         "gallery_rounds": [data for data in run.rounds if data.shown],

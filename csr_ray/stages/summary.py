@@ -46,7 +46,10 @@ def summary(
     rounds = [
         {
             **_round(journal, index=entry["round"], cycles=cycles_of(entry["round"]), wall_s=entry["wall_s"]),
-            "cost": cost(used(journal, round_index=entry["round"]), cluster=config.cluster),
+            "cost": {
+                **cost(used(journal, round_index=entry["round"]), cluster=config.cluster),
+                "tokens": _tokens(journal, cycles_of(entry["round"])),
+            },
         }
         for entry in sorted(journal.all("round"), key=lambda entry: entry["round"])
     ]
@@ -61,7 +64,10 @@ def summary(
         "rounds": rounds,
         "seconds": base_s + sum(entry["seconds"] for entry in rounds) + sum(_seconds(journal, "start")),
         "start_seconds": sum(_seconds(journal, "start")),
-        "cost": cost(used(journal), cluster=config.cluster),
+        "cost": {
+            **cost(used(journal), cluster=config.cluster),
+            "tokens": _tokens(journal, [cycle for index in range(config.run.rounds) for cycle in cycles_of(index)]),
+        },
         "finished": any(entry["rounds"] >= config.run.rounds for entry in journal.all("finished")),
     }
 
@@ -208,6 +214,11 @@ def _eval(entry: JsonDict | None) -> JsonDict | None:
         return None
     metrics = dict(entry["metrics"])
     return {**{key: metrics.pop(key, None) for key in _EVAL_KEYS}, **metrics}
+
+
+def _tokens(journal: Journal, cycles: Sequence[Cycle]) -> float:
+    """Tokens of the rollouts that are committed, also of a round that is not done."""
+    return sum(journal.units(**cycle.key).total("tokens") for cycle in cycles)
 
 
 def _seconds(journal: Journal, kind: str) -> list[float]:

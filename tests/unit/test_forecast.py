@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -288,6 +289,19 @@ def test_rates_of_another_policy_are_not_taken(tmp_path: Path) -> None:
     assert found.best.rates is not None and not found.best.rates.rollout.is_measured
     with pytest.raises(ConfigError, match=r"--rates = .*: its policy is another, here it is model"):
         make_forecast(str(given), overrides=[], asked=Asked(rates_of=str(tmp_path / "run")))
+
+
+def test_rates_of_another_kind_of_gpu_are_not_taken(tmp_path: Path) -> None:
+    finished(tmp_path / "run", load_config(LLAVA, overrides=[]), a_round(0))
+    summary = tmp_path / "run" / "summary.json"
+    entry = json.loads(summary.read_text()) | {"cost": {"kinds": {"L4": 3.5}}}
+    summary.write_text(json.dumps(entry))
+    asked = Asked(num_gpus=8, kind="A100", num_prompts=100, rates_of=str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"--rates = .*: it ran on L4, here it is A100; name a run of the same"):
+        make_forecast(LLAVA, overrides=[], asked=asked)
+    found = make_forecast(LLAVA, overrides=[], asked=replace(asked, kind="L4", num_gpus=16))
+    assert found.best.rates is not None and found.best.rates.rollout.is_measured
+    assert not [note for note in found.notes if "taken to be" in note]
 
 
 def test_measured_rates_of_one_layout_say_what_others_would_take(tmp_path: Path) -> None:
