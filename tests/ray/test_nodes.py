@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -82,7 +83,8 @@ def test_a_node_that_leaves_while_it_is_looked_at_does_not_end_the_start() -> No
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-3000:]
     left, fit = (line for line in done.stdout.splitlines() if line.startswith(("node", "fit")))
-    assert left.startswith("node 1 (") and left.endswith("left while it was looked at; the start goes on without it")
+    # Ray lists nodes in any order.
+    assert re.fullmatch(r"node [01] \(.+\) left while it was looked at; the start goes on without it", left)
     assert fit.startswith("fit after ")
 
 
