@@ -42,6 +42,7 @@ from latency_model import LatencyModel, Weather
 from rich.console import Console
 from simulated_cluster import Account, Costs, SimulatedCluster, SimulatedGenerators
 
+from actors.process.exporter import RayExporter
 from csr_ray import loop
 from csr_ray.app.console import ConsoleView
 from csr_ray.config.load import parse_config
@@ -50,9 +51,11 @@ from csr_ray.counters import Usage
 from csr_ray.data.prompts import PromptFile
 from csr_ray.evaluation.suite import Suite
 from csr_ray.records import TrainOrder, TrainResult
+from csr_ray.stages.observe import JournalMetrics, ObservedView
 from csr_ray.stages.state import RunState
 from csr_ray.store.journal import Journal
 from csr_ray.store.run_folder import RunFolder
+from csr_ray.tracking.tracking import tracked
 
 SIZES = {"1k": 1_000, "10k": 10_000, "100k": 100_000, "1m": 1_000_000}
 GENERATORS = (1, 4, 16, 64, 256)
@@ -97,7 +100,7 @@ class Machinery:
         self.trainer = InstantTrainer()
 
     def usage(self) -> list[Usage]:
-        return []
+        return [Usage(role="generator", kind="H100", gpus=1, cpus=1, held_s=1.0, busy_s=1.0)]
 
     def close(self) -> None:
         pass
@@ -171,9 +174,15 @@ def run_round(config: Config, *, generators: Any, on_start: Callable[[], None]) 
         journal = Journal(run_folder.journal)
         state = RunState(config=config, folder=run_folder, journal=journal, model="none", versions={})
         prompts = PromptFile(config.data.prompts, images=None, limit=None)
-        summary = loop.run(
-            state, prompts=prompts, suite=Suite(), start_machinery=lambda adapters: machinery, view=view
-        )
+        # Whoever watches a run costs the driver something, too.
+        exporter = RayExporter(run="sim_scale", role="driver")
+        JournalMetrics(journal, exporter=exporter, cluster=config.cluster)
+        observed = ObservedView(view, exporter=exporter)
+        with tracked(state, say=print) as state:
+            summary = loop.run(
+                state, prompts=prompts, suite=Suite(), start_machinery=lambda adapters: machinery, view=observed
+            )
+        exporter.close()
     pairs = summary["rounds"][0]["pairs"]
     assert pairs["made"] == prompts.num and not pairs["dropped"], pairs
 
