@@ -144,8 +144,15 @@ class Runtime:
     """See `csr_ray.ports.Machinery`. Start with `Runtime.start`, end with `close`."""
 
     def __init__(
-        self, *, serving: Serving, trainer: TrainerGroup | InTurns, exporter: Exporter, trace: Trace | None = None
+        self,
+        config: Config,
+        *,
+        serving: Serving,
+        trainer: TrainerGroup | InTurns,
+        exporter: Exporter,
+        trace: Trace | None = None,
     ) -> None:
+        self.config = config  # as it is laid out on this cluster
         self._exporter = exporter
         self.generators = serving.generators
         self.trainer = trainer
@@ -233,7 +240,7 @@ class Runtime:
             # Ray places them some seconds after they are asked for, and a pool that grows would take their room.
             serving.room.keep_for(demands_of(config, needs_scorer=False)[-1], until=lambda: group.is_placed)
             trainer = InTurns(group, generators=serving.generators) if takes_turns else group
-            runtime = cls(serving=serving, trainer=trainer, exporter=exporter, trace=trace)
+            runtime = cls(config, serving=serving, trainer=trainer, exporter=exporter, trace=trace)
             if trace is not None:
                 trace.add_source(serving.tracing.take)
                 trace.add_source(group.take_spans)

@@ -183,14 +183,13 @@ def make_forecast(path: str, *, overrides: Sequence[str], asked: Asked) -> Plann
     measured, notes = _measured(config, asked=asked)
     own_work = work
     if measured is not None:
-        work = measured.workload(work)
-        own_work = workload_of(
+        expected = workload_of(
             measured.config,
             num_prompts=measured.summary["rounds"][-1]["rollout"]["prompts"],
             has_tree=method.needs_scorer,
             phases=phases,
         )
-        own_work = measured.workload(own_work)
+        work, own_work = measured.workload(work, own=expected), measured.workload(expected, own=expected)
     elif not method.needs_scorer:
         notes.append(f"assumed: of method {config.method} a prompt takes 4 whole answers, its verdicts among them")
     if _is_for_cpus(config):

@@ -7,6 +7,7 @@ and loads, which is kept apart.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,12 +18,12 @@ from csr_ray.app.place import opened_to_read
 from csr_ray.config.load import YAML_ERRORS, parse_config
 from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
+from csr_ray.machine.layout import seated
 from csr_ray.machine.rates import Cost, Rates
 from csr_ray.machine.workload import Workload
 
 _NEEDED = ("config.yaml", "summary.json")
 _STAGES = ("rollout", "pairs", "train", "publish")
-_START = b'"kind": "start"'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +47,26 @@ class MeasuredRun:
         """The same run as it was after so many rounds."""
         return replace(self, summary={**self.summary, "rounds": self.summary["rounds"][:num_rounds]})
 
-    def workload(self, work: Workload) -> Workload:
-        """The workload with trees, sentences and pairs of this run's size."""
+    def workload(self, work: Workload, *, own: Workload) -> Workload:
+        """The workload with trees, sentences and pairs of this run's size.
+
+        Where the trees may be larger or smaller than this run's they are so in proportion.
+
+        Args:
+            own: what was expected of this run itself.
+        """
         last = self.summary["rounds"][-1]
         prompts, nodes = last["rollout"]["prompts"], last["rollout"]["nodes"]
         if not prompts or not nodes:
             return work
         pairs = last["train"].get("pairs") or last["pairs"].get("made") or 0
-        phases = max(1, work.phases)
+        made = work.prompts * min(1.0, pairs / prompts) if work.phases <= 1 else work.pairs
         return replace(
             work,
-            nodes=nodes / prompts,
-            sentence_tokens=last["rollout"]["tokens"] / nodes,
-            pairs=work.prompts * min(1.0, pairs / prompts) if phases == 1 else work.pairs,
+            nodes=nodes / prompts * work.nodes / own.nodes,
+            sentence_tokens=last["rollout"]["tokens"] / nodes * work.sentence_tokens / own.sentence_tokens,
+            pairs=made,
+            steps=math.ceil(work.steps * made / work.pairs) if work.pairs else work.steps,
         )
 
     def rates(self, work: Workload, *, assumed: Rates) -> Rates:
@@ -131,7 +139,8 @@ def measured_run(run_dir: str, *, key: str) -> MeasuredRun | None:
         try:
             summary = json.loads(folder.summary.read_text(encoding="utf-8"))
             config = parse_config(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
-            starts = folder.journal.read_bytes().count(_START) if folder.journal.is_file() else 1
+            # Its config.yaml is as it was given; who had how many GPUs follows from the cluster that it was on.
+            config = seated(config, seats=summary.get("seats") or {})
             rounds_s = sum(_of(entry, *_STAGES, "eval", "other") for entry in summary["rounds"])
             if not summary["rounds"] or not summary["rounds"][-1]["rollout"].get("prompts"):
                 return None
@@ -142,7 +151,7 @@ def measured_run(run_dir: str, *, key: str) -> MeasuredRun | None:
             config=config,
             summary=summary,
             base_s=max(0.0, summary["seconds"] - summary["start_seconds"] - rounds_s),
-            num_starts=max(1, starts),
+            num_starts=max(1, summary.get("starts") or 1),
         )
 
 

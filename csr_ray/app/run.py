@@ -41,6 +41,7 @@ from csr_ray.errors import EXIT_DONE, ConfigError, DamageError, NoDataError, Pic
 from csr_ray.evaluation.suite import load_suite
 from csr_ray.loop import run
 from csr_ray.machine.fit import Node
+from csr_ray.machine.layout import seats_of
 from csr_ray.machine.placement import check_engine_has_gpu, serves_on_gpus
 from csr_ray.machine.private_ray import cluster_address, listen_on_this_machine_only
 from csr_ray.methods.base import Method, method_of
@@ -349,7 +350,8 @@ class _RunCluster:
             exporter=self._exporter,
             trace=self.trace,
         )
-        self._state.journal.commit("start", seconds=time.perf_counter() - started_s)
+        seconds = time.perf_counter() - started_s
+        self._state.journal.commit("start", seconds=seconds, seats=seats_of(runtime.config))
         return runtime
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ is meant for another. An engine over several GPUs sits on one node, which has on
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from csr_ray.machine.fit import Node, seating
 from csr_ray.machine.kinds import GB, gpu_memory_bytes
 from csr_ray.machine.memory import BYTES_OF
 from csr_ray.machine.placement import Demand, demands_of, generator_demand, train_demand
+from csr_ray.records import JsonDict
 
 # A scorer's share of a GPU. One ViT-L on a tenth of a large GPU scores for many engines (docs/gpus.md).
 _SCORER_GPUS = 0.1
@@ -37,6 +38,25 @@ _GPUS_A_TRAINER = 4
 _TURNS = {"generator": 0.6, "trainer": 0.3}
 # What engines take of a GPU whose train worker is away but for its CUDA context, beside a scorer.
 _TURNS_MEMORY = 0.8
+
+
+# What a layout sets, by section.
+_SET = {
+    "generators": ("min", "gpus", "gpu_memory_utilization"),
+    "scorers": ("min", "gpus"),
+    "train": ("workers", "gpus_per_worker"),
+}
+
+
+def seats_of(config: Config) -> JsonDict:
+    """Who has how much in this config, which is laid out already; for the run's own records."""
+    return {name: {key: getattr(getattr(config, name), key) for key in keys} for name, keys in _SET.items()}
+
+
+def seated(config: Config, *, seats: Mapping[str, Mapping[str, Any]]) -> Config:
+    """The config as it was laid out when its run started."""
+    changed = {name: getattr(config, name).model_copy(update=dict(seats[name])) for name in _SET if name in seats}
+    return config.model_copy(update=changed)
 
 
 def lay_out(

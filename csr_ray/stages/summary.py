@@ -64,6 +64,8 @@ def summary(
         "rounds": rounds,
         "seconds": base_s + sum(entry["seconds"] for entry in rounds) + sum(_seconds(journal, "start")),
         "start_seconds": sum(_seconds(journal, "start")),
+        "starts": len(journal.all("start")),
+        "seats": (journal.all("start") or [{}])[-1].get("seats"),
         "cost": {
             **cost(used(journal), cluster=config.cluster),
             "tokens": _tokens(journal, [cycle for index in range(config.run.rounds) for cycle in cycles_of(index)]),

@@ -22,7 +22,7 @@ from csr_ray.machine.cpu_rates import REFERENCE_GFLOPS, START_S, WORLD_S
 from csr_ray.machine.fit import seating
 from csr_ray.machine.forecast import forecast
 from csr_ray.machine.kinds import gpu_kind
-from csr_ray.machine.layout import lay_out
+from csr_ray.machine.layout import lay_out, seats_of
 from csr_ray.machine.model_shape import shape_of_model
 from csr_ray.machine.needs import OTHER_BYTES, tree_tokens
 from csr_ray.machine.placement import demands_of
@@ -302,6 +302,50 @@ def test_rates_of_another_kind_of_gpu_are_not_taken(tmp_path: Path) -> None:
     found = make_forecast(LLAVA, overrides=[], asked=replace(asked, kind="L4", num_gpus=16))
     assert found.best.rates is not None and found.best.rates.rollout.is_measured
     assert not [note for note in found.notes if "taken to be" in note]
+
+
+@pytest.mark.parametrize(
+    ("layout", "name"),
+    [("colocated", "in turns, 8 engines, 4 train workers"), ("disaggregated", "6 engines, 2 train workers")],
+)
+def test_a_run_that_was_laid_out_by_its_cluster_is_planned_as_it_went(tmp_path: Path, layout: str, name: str) -> None:
+    asked = Asked(num_gpus=8, kind="A100", num_prompts=1000)
+    overrides = [f"run.dir={tmp_path / 'none'}"]
+    first = make_forecast(LLAVA, overrides=overrides, asked=asked)
+    went = next(option for option in first.options if option.choice.name == name)
+    assert went.forecast is not None
+    stages = {name: seconds / 3 for name, seconds in went.forecast.stages.items()}
+    rounds = [
+        {
+            "round": index,
+            "rollout": {"prompts": 1000, "nodes": 1000 * first.work.nodes, "tokens": first.work.tokens},
+            "train": {"pairs": 1000, "optimizer_seconds": stages["train"]},
+            "pairs": {"made": 1000},
+            "stages": {**dict.fromkeys(("pairs", "eval", "other"), 0.0), **stages},
+            "seconds": sum(stages.values()),
+        }
+        for index in range(3)
+    ]
+    config = load_config(LLAVA, overrides=[f"cluster.layout={layout}", f"run.dir={tmp_path / 'run'}"])
+    finished(tmp_path / "run", config, *rounds)
+    summary = tmp_path / "run" / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"seats": seats_of(went.choice.config)}))
+    again = make_forecast(LLAVA, overrides=overrides, asked=replace(asked, rates_of=str(tmp_path / "run")))
+    same = next(option for option in again.options if option.choice.name == went.choice.name)
+    assert same.forecast is not None
+    for stage in ("rollout", "train"):
+        assert same.forecast.stages[stage] == pytest.approx(3 * stages[stage], rel=0.05), stage
+
+
+def test_a_run_of_other_trees_is_measured_in_proportion(tmp_path: Path) -> None:
+    config = load_config(LLAVA, overrides=[])
+    finished(tmp_path / "run", config, a_round(0))
+    asked = Asked(num_gpus=8, kind="A100", num_prompts=100, rates_of=str(tmp_path / "run"))
+    same, half = (
+        make_forecast(LLAVA, overrides=overrides, asked=asked).work for overrides in ([], ["search.max_sentences=2"])
+    )
+    depth = config.search.width
+    assert half.nodes / same.nodes == pytest.approx((1 + depth) / (1 + 5 * depth))
 
 
 def test_measured_rates_of_one_layout_say_what_others_would_take(tmp_path: Path) -> None:
