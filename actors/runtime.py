@@ -7,6 +7,7 @@ generators are ready, while the base policy is evaluated, and it is ready long b
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from actors.pool.replicas import Replicas
 from actors.pool.tracing import Tracing
 from actors.process.exporter import metrics_address
 from actors.process.fitness import Wanted
+from actors.process.ledger import Unused
 from actors.process.pulse import actor_class
 from actors.score.scorer import ScorerActor
 from actors.train.group import TrainerGroup
@@ -153,6 +155,7 @@ class Runtime:
         trace: Trace | None = None,
     ) -> None:
         self.config = config  # as it is laid out on this cluster
+        self._unused = Unused(now_s=time.monotonic())
         self._exporter = exporter
         self.generators = serving.generators
         self.trainer = trainer
@@ -255,7 +258,8 @@ class Runtime:
 
     def usage(self) -> list[Usage]:
         """See `csr_ray.ports.Machinery`."""
-        return [*self.generators.usage(), *self.trainer.usage()]
+        rest = self._unused.take(self.generators.held_gpus(), self.trainer.held_gpus(), now_s=time.monotonic())
+        return [*self.generators.usage(), *self.trainer.usage(), *rest]
 
     def close(self) -> None:
         """End what was started here, and Ray only if this process started it."""

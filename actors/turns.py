@@ -58,5 +58,9 @@ class InTurns:
         """See `TrainerGroup.usage`."""
         return self._group.usage()
 
+    def held_gpus(self) -> dict[tuple[str, str], float]:
+        """See `TrainerGroup.held_gpus`."""
+        return self._group.held_gpus()
+
     def close(self) -> None:
         self._group.close()

@@ -84,7 +84,7 @@ class Usage:
     """What the actors of one role have held of one kind of GPU, over some time.
 
     Attributes:
-        role: generator, scorer or train_worker.
+        role: generator, scorer or train_worker; or unused, the rest of GPUs of which these hold a part.
         kind: of the GPUs, as Ray names it; "" where there is none, or nobody knows.
         gpus, cpus: that Ray keeps for each of these actors.
         held_s: seconds of actors: of two over a minute it is 120.

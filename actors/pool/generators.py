@@ -265,6 +265,10 @@ class GeneratorPool:
         """What generators and scorers have held since the last call."""
         return self._supervisor.take_usage()
 
+    def held_gpus(self) -> dict[tuple[str, str], float]:
+        """See `Ledger.gpus_by_node`."""
+        return self._supervisor.held_gpus()
+
 
 def _limits(section: Replicated, *, can_replace: bool, num: int, wait_s: float) -> RoleLimits:
     """The limits of a role; where nobody can be replaced (in tests, say) any death is one too many."""

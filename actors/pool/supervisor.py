@@ -342,6 +342,10 @@ class Supervisor:
             time.sleep(_SETTLE_S)
         return list(self._do(lambda: self._ledger.take(now_s=time.monotonic())))
 
+    def held_gpus(self) -> dict[tuple[str, str], float]:
+        """See `Ledger.gpus_by_node`."""
+        return self._do(self._ledger.gpus_by_node)
+
     def _ping_all(self) -> set[Any]:
         pings = {
             pulse.ask(self._replicas.actor(role, replica.slot)): Ping(replica)

@@ -6,6 +6,7 @@ which Ray keeps its place, until it is known to be gone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ class Place:
 @dataclass
 class _Holder:
     role: str
+    node: str
     kind: str
     counted_s: float  # until when it was taken into account
     worked_s: float = 0.0  # of its own count
@@ -51,7 +53,7 @@ class Ledger:
             return
         if node not in self._kinds:
             self._kinds[node] = self._kind_of(node) if self._places[role].gpus else ""
-        self._holders[who] = _Holder(role=role, kind=self._kinds[node], counted_s=now_s)
+        self._holders[who] = _Holder(role=role, node=node, kind=self._kinds[node], counted_s=now_s)
 
     def worked(self, who: Hashable, *, seconds: float) -> None:
         """For how long an actor has had work so far, all in all, by its own count."""
@@ -68,6 +70,14 @@ class Ledger:
         """An actor is gone; it may be said of one that never was."""
         if holder := self._holders.pop(who, None):
             self._count(holder, now_s=now_s)
+
+    def gpus_by_node(self) -> dict[tuple[str, str], float]:
+        """GPUs that are held now, by node and kind."""
+        found: dict[tuple[str, str], float] = {}
+        for holder in self._holders.values():
+            if gpus := self._places[holder.role].gpus:
+                found[holder.node, holder.kind] = found.get((holder.node, holder.kind), 0.0) + gpus
+        return found
 
     def take(self, *, now_s: float) -> list[Usage]:
         """What was held since the last call, by role and kind of GPU."""
@@ -101,10 +111,43 @@ class Ledger:
         holder.counted_s, holder.busy_s = now_s, 0.0
 
 
+class Unused:
+    """What is left of GPUs of which actors hold a part: nobody else can have it, and it is paid for.
+
+    What is held when it is read counts for all of the time since it was read before.
+    """
+
+    def __init__(self, *, now_s: float) -> None:
+        self._read_s = now_s
+
+    def take(self, *held: Mapping[tuple[str, str], float], now_s: float) -> list[Usage]:
+        """The rest since the last call, by kind of GPU.
+
+        Args:
+            held: GPUs by node and kind, as `Ledger.gpus_by_node` gives them; of one node they are added up.
+        """
+        seconds, self._read_s = now_s - self._read_s, now_s
+        nodes: dict[tuple[str, str], float] = {}
+        for one in held:
+            for node, gpus in one.items():
+                nodes[node] = nodes.get(node, 0.0) + gpus
+        rests: dict[str, float] = {}
+        for (_, kind), gpus in nodes.items():
+            rests[kind] = rests.get(kind, 0.0) + math.ceil(gpus - 1e-6) - gpus
+        return [
+            Usage(role="unused", kind=kind, gpus=1.0, cpus=0.0, held_s=rest * seconds, busy_s=0.0)
+            for kind, rest in rests.items()
+            if rest > 1e-6
+        ]
+
+
 def kind_of_node(node: str) -> str:
     """What Ray says of the GPUs of a node, by its id."""
     import ray
 
     from csr_ray.machine.kinds import kind_of
 
-    return next((kind_of(one["Resources"]) for one in ray.nodes() if one["NodeID"] == node), "")
+    try:
+        return next((kind_of(one["Resources"]) for one in ray.nodes() if one["NodeID"] == node), "")
+    except Exception:  # a run is not to end for a price
+        return ""

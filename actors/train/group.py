@@ -233,6 +233,11 @@ class TrainerGroup:
         with self._changed:
             return self._ledger.take(now_s=time.monotonic())
 
+    def held_gpus(self) -> dict[tuple[str, str], float]:
+        """See `Ledger.gpus_by_node`."""
+        with self._changed:
+            return self._ledger.gpus_by_node()
+
     def take_spans(self) -> list[Recorded]:
         """The steps since the last call, for a trace. They come from rank 0; the others step with it."""
         taken = self._steps.take()

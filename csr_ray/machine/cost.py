@@ -4,7 +4,8 @@
     idle share            = 1 - seconds with work / seconds held
     price                 = sum over kinds of GPU of GPU-hours x price of the kind, and CPU-hours x price of a CPU
 
-An actor holds what Ray keeps for it, whether it works or not; nodes that nobody of the run holds are not counted.
+An actor holds what Ray keeps for it, whether it works or not. What is left of a GPU of which actors hold a part is
+counted, too, as the role "unused"; GPUs and nodes that nobody of the run holds are not.
 """
 
 from __future__ import annotations

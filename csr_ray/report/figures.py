@@ -118,7 +118,10 @@ def cost_rows(summary: Mapping[str, Any]) -> list[CostRow]:
     """A row a role, and one of all; empty if the summary knows nothing of costs."""
     cost = section(summary, key="cost")
     roles = section(cost, key="roles")
-    named = [(str(role).replace("_", " ") + "s", section(roles, key=role)) for role in roles]
+    named = [
+        ("unused parts of GPUs" if role == "unused" else str(role).replace("_", " ") + "s", section(roles, key=role))
+        for role in roles
+    ]
     if not named:
         return []
     keys = ("gpu_hours", "cpu_hours", "idle_share", "usd")

@@ -62,6 +62,12 @@ def save_model(state: RunState, *, view: View) -> None:
     write_summary(state)
 
 
+def keep_account(state: RunState, *, round_index: int | None) -> None:
+    """Write down what was used so far, and summary.json with it, if that was not done lately."""
+    if state.meter.tick(round_index=round_index):
+        write_summary(state)
+
+
 def write_summary(state: RunState) -> None:
     """Write summary.json as of now."""
     write_json(state.folder.summary, value=summarise(state))

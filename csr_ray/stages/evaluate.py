@@ -7,6 +7,7 @@ import time
 
 from csr_ray.evaluation.suite import Suite
 from csr_ray.ports import Generators
+from csr_ray.stages.close import keep_account
 from csr_ray.stages.kept_answers import KeptAnswers
 from csr_ray.stages.state import RunState
 from csr_ray.stages.view import View
@@ -29,7 +30,12 @@ def evaluate(
     started_s = time.perf_counter()
     with view.stage("evaluate", total=suite.num_answers, unit="answers", round_index=round_index) as stage:
         answering = KeptAnswers(generators, path=state.folder.answers(version), version=version)
-        metrics = suite.measure(answering, seed=state.config.run.seed, on_answer=stage.advance)
+
+        def on_answer() -> None:
+            stage.advance()
+            keep_account(state, round_index=round_index)
+
+        metrics = suite.measure(answering, seed=state.config.run.seed, on_answer=on_answer)
     state.journal.commit("eval", version=version, metrics=metrics, seconds=time.perf_counter() - started_s)
     state.meter.read(round_index=round_index)
     shutil.rmtree(state.folder.answers(version).parent, ignore_errors=True)

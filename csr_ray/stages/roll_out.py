@@ -14,7 +14,7 @@ from csr_ray.data.images import check_image
 from csr_ray.errors import LockLost, PicturesGone, StorageError
 from csr_ray.ports import Generators
 from csr_ray.records import Cycle, Prompt, Rejection, Rollout, Unit
-from csr_ray.stages.close import write_summary
+from csr_ray.stages.close import keep_account
 from csr_ray.stages.state import RunState
 from csr_ray.stages.summary import live_figures
 from csr_ray.stages.turn import Turn
@@ -69,8 +69,7 @@ def roll_out(
                     # Not for every unit, because every actor has to be asked for its counters.
                     if units.num_open == 1 or now_s - counted_s >= _COUNT_EVERY_S:
                         counters = generators.counters()
-                        if state.meter.tick(round_index=cycle.round_index):
-                            write_summary(state)
+                        keep_account(state, round_index=cycle.round_index)
                         figures = (live_figures(counters, seconds=now_s - counted_s), state.spent)
                         stage.note = ", ".join(filter(None, figures))
                         counted_s = now_s

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from csr_ray.ports import Trainer
 from csr_ray.records import TrainOrder, TrainResult
+from csr_ray.stages.close import keep_account
 from csr_ray.stages.state import RunState
 from csr_ray.stages.turn import Turn
 from csr_ray.stages.view import View
@@ -38,6 +39,7 @@ def train(state: RunState, turn: Turn, files: Iterable[str], *, trainer: Trainer
         def on_step(step: int, num_steps: int, loss: float, metrics: Mapping[str, float] = _NOTHING, /) -> None:
             stage.set(done=step, total=num_steps, loss=loss)
             state.on_train_step(cycle, step, {**metrics, "loss": loss})
+            keep_account(state, round_index=cycle.round_index)
 
         trained = trainer.finish(on_step=on_step)
     files = plain_files(digests_of_folder(Path(adapter)), root=state.folder.root)

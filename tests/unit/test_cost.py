@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.process.ledger import Ledger, Place
+from actors.process.ledger import Ledger, Place, Unused
 from csr_ray.config.schema import Cluster, GpuKindKeys
 from csr_ray.counters import Usage
 from csr_ray.machine.cost import cost, in_words
@@ -49,6 +49,22 @@ def test_each_second_is_taken_once_and_work_is_a_part_of_it() -> None:
     assert [(one.kind, one.held_s, one.busy_s) for one in second] == [("H100", 5.0, 2.5), ("L4", 5.0, 5.0)]
     third = book.take(now_s=16.0)  # what was said late is not lost
     assert [(one.kind, one.held_s, one.busy_s) for one in third] == [("H100", 1.0, 0.0), ("L4", 1.0, 1.0)]
+
+
+def test_the_rest_of_a_gpu_is_paid_for_too() -> None:
+    pool, trainers = ledger(), ledger()
+    pool.begin("engine", role="generator", node="big", now_s=0.0)
+    pool.begin("scorer", role="scorer", node="small", now_s=0.0)
+    trainers.begin(0, role="train_worker", node="big", now_s=0.0)
+    unused = Unused(now_s=0.0)
+    held = (pool.gpus_by_node(), trainers.gpus_by_node())
+    assert held == ({("big", "H100"): 0.9, ("small", "L4"): 0.1}, {("big", "H100"): 1})
+    rest = {one.kind: one.held_s for one in unused.take(*held, now_s=10.0)}
+    assert rest == {"H100": pytest.approx(1.0), "L4": pytest.approx(9.0)}
+    pool.end("engine", now_s=20.0)
+    rest = {one.kind: one.held_s for one in unused.take(pool.gpus_by_node(), trainers.gpus_by_node(), now_s=20.0)}
+    assert rest == {"L4": pytest.approx(9.0)}, "whole GPUs have no rest"
+    assert unused.take({}, now_s=30.0) == []
 
 
 def test_hours_idle_share_and_price() -> None:

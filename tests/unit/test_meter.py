@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from journals import entries_of
+from test_loop import Driver, merged_model  # noqa: F401 - a fixture
 
 from csr_ray.counters import Usage
 from csr_ray.stages import meter
@@ -59,3 +61,13 @@ def test_what_was_spent_on_a_training_that_is_done_again_stays_counted(tmp_path:
     ours.read(round_index=0)
     journal.again([{"what": "train", "round": 0, "phase": "main"}])
     assert journal.find("train", round=0) is None and used(journal) == [usage(60.0)]
+
+
+def test_what_is_used_is_told_while_a_training_and_an_evaluation_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meter, "_EVERY_S", 0.0)
+    driver = Driver(tmp_path)
+    driver.run()
+    kinds = [entry["kind"] for entry in entries_of(driver.folder.journal)]
+    assert kinds[kinds.index("train") - 1] == "usage" and kinds[kinds.index("eval", 1) - 1] == "usage"
