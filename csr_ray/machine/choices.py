@@ -197,6 +197,8 @@ def _fitted(
         reason = f"no GPU for {standing.count(standing[0])} {standing[0]}{'s' * (standing.count(standing[0]) > 1)}"
         return Choice(name=name, config=changed, overrides=said, reason=reason, memory=memory)
     reason = too_large(changed, memory=memory, machine=machine)
+    if refused := refused_by_engine(changed, shape=shape, machine=machine):
+        return Choice(name=name, config=changed, overrides=said, reason=reason or refused, memory=memory)
     if not reason:
         return Choice(name=name, config=changed, overrides=said, memory=memory)
     if said:  # a config as given is told what is wrong with it
@@ -228,6 +230,19 @@ def memory_of(config: Config, *, shape: ModelShape) -> Mapping[str, Mapping[str,
         "an engine": engine_bytes(config, shape=shape),
         "a train worker": train_worker_bytes(config, shape=shape),
     }
+
+
+def refused_by_engine(config: Config, *, shape: ModelShape, machine: Machine) -> str:
+    """Why vLLM would not start such an engine; "" if it would.
+
+    It splits attention by heads, and takes bfloat16 from compute capability 8.0 on.
+    """
+    split = max(1, int(config.generators.gpus))
+    if shape.heads % split:
+        return f"an engine of {split} GPUs cannot split {shape.heads} attention heads"
+    if machine.kind.lacks_bfloat16 and "bfloat16" in (config.policy.dtype, config.train.dtype):
+        return "no bfloat16 on this kind of GPU; set policy.dtype=float32 train.dtype=float32"
+    return ""
 
 
 def too_large(config: Config, *, memory: Mapping[str, Mapping[str, int]], machine: Machine) -> str:

@@ -48,12 +48,17 @@ class GpuKind:
         tflops: TFLOP/s of dense products in bfloat16, as the maker states them.
         memory_gb_per_s: of its own memory, as the maker states it.
         usd_per_hour: what an hour of it costs.
+        lacks_bfloat16: it is of a generation before Ampere, which vLLM lets compute in other numbers only.
     """
 
     memory_gb: float | None = None
     tflops: float | None = None
     memory_gb_per_s: float | None = None
     usd_per_hour: float | None = None
+    lacks_bfloat16: bool = False
+
+
+_LACK_BFLOAT16 = ("K80", "P4", "P100", "V100", "T4")
 
 
 def gpu_kind(name: str, *, given: Mapping[str, GpuKindKeys] | None = None) -> GpuKind | None:
@@ -65,7 +70,13 @@ def gpu_kind(name: str, *, given: Mapping[str, GpuKindKeys] | None = None) -> Gp
     if name not in _KINDS and not said:
         return None
     memory_gb, tflops, memory_gb_per_s, usd_per_hour = _KINDS.get(name, (None, None, None, None))
-    known = GpuKind(memory_gb=memory_gb, tflops=tflops, memory_gb_per_s=memory_gb_per_s, usd_per_hour=usd_per_hour)
+    known = GpuKind(
+        memory_gb=memory_gb,
+        tflops=tflops,
+        memory_gb_per_s=memory_gb_per_s,
+        usd_per_hour=usd_per_hour,
+        lacks_bfloat16=name in _LACK_BFLOAT16,
+    )
     return replace(known, **said)
 
 

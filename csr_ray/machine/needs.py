@@ -44,7 +44,11 @@ def engine_bytes(config: Config, *, shape: ModelShape) -> Mapping[str, int]:
     return {
         "weights": number * shape.num_weights // gpus,
         "activations and graphs": OTHER_BYTES,
-        f"KV cache of {_FEWEST_TREES} trees": _FEWEST_TREES * tree_tokens(config, shape=shape) * token // gpus,
+        # Where there are fewer key heads than GPUs, each GPU has a whole one.
+        f"KV cache of {_FEWEST_TREES} trees": _FEWEST_TREES
+        * tree_tokens(config, shape=shape)
+        * token
+        // min(gpus, shape.kv_heads),
     }
 
 

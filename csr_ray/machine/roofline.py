@@ -28,6 +28,9 @@ PREFILL_MFU = 0.45
 # Of the same while training a LoRA. On an H200 a step of 4 pairs took 0.303 s (docs/gpus.md), which is 0.33 at 606
 # tokens of prompt and picture and 120 of an answer.
 TRAIN_MFU = 0.33
+# Of the TFLOP/s in bfloat16 that there are in float32 without tensor cores: 19.5 of an A100's 312, 67 of an H100's
+# 989 by the data sheets; smaller kinds have a larger share (a quarter on an L4, an eighth on a T4).
+FLOAT32_SHARE = 1 / 15
 # Of the TFLOP/s in bfloat16 in CLIP, by the numbers that it computes in. On that H200, 700 pictures or 33,000
 # sentences a second of ViT-L/14-336 in bfloat16 were 0.27 and 0.15. By the data sheets of A100 and H100 TF32 has half
 # of bfloat16's and float32 a fifteenth (19.5 of 312, 67 of 989), of which large products reach a greater share.
@@ -108,6 +111,11 @@ class Decode:
         return self.batch / self.step_s
 
 
+def flops_of(machine: Machine, *, dtype: str) -> float:
+    """Operations a second in these numbers. In float32 torch computes without tensor cores unless it is told to."""
+    return machine.flops * (FLOAT32_SHARE if dtype == "float32" else 1.0)
+
+
 def decode(config: Config, *, shape: ModelShape, machine: Machine, work: Workload) -> Decode:
     """How an engine decodes trees: batch = min(max_num_seqs, sequences of the trees that the cache holds)."""
     generators, search = config.generators, config.search
@@ -128,16 +136,26 @@ def decode(config: Config, *, shape: ModelShape, machine: Machine, work: Workloa
     context = shape.image_tokens + PROMPT_TOKENS + work.answer_tokens / 2
     return Decode(
         batch=limits[limit],
-        step_s=_step_s(shape, batch=limits[limit], context=context, number=number, gpus=gpus, machine=machine),
+        step_s=_step_s(
+            shape,
+            batch=limits[limit],
+            context=context,
+            number=number,
+            gpus=gpus,
+            machine=machine,
+            flops=flops_of(machine, dtype=config.policy.dtype),
+        ),
         limit=limit,
     )
 
 
-def _step_s(shape: ModelShape, *, batch: int, context: float, number: int, gpus: int, machine: Machine) -> float:
+def _step_s(
+    shape: ModelShape, *, batch: int, context: float, number: int, gpus: int, machine: Machine, flops: float
+) -> float:
     """Bytes or operations, whichever takes longer, and what a step costs beside them."""
     moved = number * shape.num_text_weights + batch * context * shape.cache_bytes_a_token(bytes_a_number=number)
     read_s = moved / (gpus * machine.bytes_per_s * DECODE_BANDWIDTH)
-    compute_s = 2 * shape.num_text_weights * batch / (gpus * machine.flops * PREFILL_MFU)
+    compute_s = 2 * shape.num_text_weights * batch / (gpus * flops * PREFILL_MFU)
     together_s = 2 * shape.layers * ALL_REDUCE_S if gpus > 1 else 0.0
     return max(read_s, compute_s) + together_s + STEP_S + STEP_SEQUENCE_S * batch
 
@@ -204,7 +222,8 @@ def _rollout(config: Config, *, shape: ModelShape, machine: Machine, work: Workl
     engines, gpus = config.generators.min, max(1, int(config.generators.gpus))
     decoding = decode(config, shape=shape, machine=machine, work=work)
     share = _compute_share(config)
-    read_s = prompt_flops(shape, nodes=work.nodes) / (gpus * machine.flops * PREFILL_MFU)
+    flops = flops_of(machine, dtype=config.policy.dtype)
+    read_s = prompt_flops(shape, nodes=work.nodes) / (gpus * flops * PREFILL_MFU)
     decode_s = work.nodes * work.sentence_tokens / decoding.tokens_per_s
     picture_s = 1 / (PICTURES_A_THREAD_PER_S * PICTURE_THREADS)
     engine_s = max(read_s + decode_s, picture_s) / engines / share
@@ -263,7 +282,8 @@ def _train(config: Config, *, shape: ModelShape, machine: Machine, work: Workloa
             / (GATHER_BANDWIDTH * machine.bytes_per_s)
             / (rows * train.workers)
         )
-    each_s = flops / (machine.flops * TRAIN_MFU * train.workers) + TRAIN_STEP_S / train.batch_size + gather_s
+    per_s = flops_of(machine, dtype=train.dtype) * TRAIN_MFU * train.workers
+    each_s = flops / per_s + TRAIN_STEP_S / train.batch_size + gather_s
     return Cost(
         fixed_s=moves_s,
         each_s=each_s,
@@ -297,7 +317,7 @@ def _evaluate(config: Config, *, shape: ModelShape, machine: Machine, work: Work
         return Cost(unit="answer", source="no benchmark")
     engines, gpus = config.generators.min, max(1, int(config.generators.gpus))
     decoding = decode(config, shape=shape, machine=machine, work=work)
-    read_s = prompt_flops(shape, nodes=0) / (gpus * machine.flops * PREFILL_MFU)
+    read_s = prompt_flops(shape, nodes=0) / (gpus * flops_of(machine, dtype=config.policy.dtype) * PREFILL_MFU)
     each_s = max(
         read_s + asked.tokens / asked.answers / decoding.tokens_per_s, 1 / (PICTURES_A_THREAD_PER_S * PICTURE_THREADS)
     )

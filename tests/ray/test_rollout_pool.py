@@ -22,6 +22,7 @@ from actors.score.scorer import ScorerActor
 from csr_ray.app.run import world_spec
 from csr_ray.config.schema import World
 from csr_ray.methods.base import method_of
+from csr_ray.metrics import OF_COUNTERS
 from csr_ray.records import Cycle, Prompt, Rejection, Rollout
 from csr_ray.world.build import cached_world
 
@@ -55,7 +56,7 @@ def pool(
     scorer: Any = (
         actor_class(ScorerActor)
         .options(num_cpus=0, max_concurrency=1000)
-        .remote(config.scorer, scorers=config.scorers)
+        .remote(config.scorer, scorers=config.scorers, run="pool")
     )
     generator: Any = (
         actor_class(GeneratorActor)
@@ -65,6 +66,7 @@ def pool(
             model=config.policy.model,
             method=method_of(config),
             seed=config.run.seed,
+            run="pool",
         )
     )
     replicas = Replicas(generators=[generator], scorers=[scorer], logs=tmp_path_factory.mktemp("logs"))
@@ -117,7 +119,7 @@ def test_counters_are_seen_where_prometheus_looks(pool: GeneratorPool) -> None:
     while not all(values.values()) and time.monotonic() < deadline_s:
         with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10) as page:
             seen = page.read().decode()
-        values = {name: _value(seen, f"csr_ray_{name}") for name in wanted}
+        values = {name: _value(seen, OF_COUNTERS[name].name) for name in wanted}
         time.sleep(1)
     assert all(values.values()), values
     assert values["engine_tokens"] > values["candidates"] > values["rollouts"] >= 2 * NUM_IMAGES
@@ -125,5 +127,5 @@ def test_counters_are_seen_where_prometheus_looks(pool: GeneratorPool) -> None:
 
 def _value(page: str, name: str) -> float:
     """The sum of a metric's samples on a page in Prometheus' text form; 0 if there are none."""
-    lines = [line for line in page.splitlines() if not line.startswith("#") and f"{name}_total{{" in line]
+    lines = [line for line in page.splitlines() if not line.startswith("#") and f"{name}{{" in line]
     return sum(float(line.rpartition(" ")[2]) for line in lines)

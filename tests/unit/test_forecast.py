@@ -348,6 +348,31 @@ def test_a_run_of_other_trees_is_measured_in_proportion(tmp_path: Path) -> None:
     assert half.nodes / same.nodes == pytest.approx((1 + depth) / (1 + 5 * depth))
 
 
+def test_what_the_engine_would_refuse_is_not_offered() -> None:
+    qwen = str(CONFIGS / "qwen25-vl-7b.yaml")
+    found = make_forecast(qwen, overrides=[], asked=Asked(num_gpus=16, kind="H100", num_prompts=100))
+    reasons = {option.choice.name: option.choice.reason for option in found.options}
+    eights = [reason for name, reason in reasons.items() if "of 8 GPUs" in name]
+    assert eights and set(eights) == {"an engine of 8 GPUs cannot split 28 attention heads"}
+    assert any("of 4 GPUs" in name and not reason for name, reason in reasons.items())
+    with pytest.raises(ConfigError, match=r"fits no layout of 16 x V100"):
+        make_forecast(qwen, overrides=[], asked=Asked(num_gpus=16, kind="V100", num_prompts=100))
+    halves = ["policy.dtype=float32", "train.dtype=float32"]
+    assert make_forecast(qwen, overrides=halves, asked=Asked(num_gpus=16, kind="V100", num_prompts=100)).best
+
+
+def test_float32_is_planned_without_tensor_cores() -> None:
+    asked = Asked(num_gpus=8, kind="A100", num_prompts=1000)
+    name = "in turns, 8 engines, 4 train workers"
+    seconds = {}
+    for dtype in ("bfloat16", "float32"):
+        found = make_forecast(LLAVA, overrides=[f"policy.dtype={dtype}", f"train.dtype={dtype}"], asked=asked)
+        option = next(option for option in found.options if option.choice.name == name)
+        assert option.forecast is not None or option.choice.reason
+        seconds[dtype] = found.best.forecast.stages["train"] if found.best.forecast else 0.0
+    assert seconds["float32"] > 5 * seconds["bfloat16"]
+
+
 def test_measured_rates_of_one_layout_say_what_others_would_take(tmp_path: Path) -> None:
     fast_scorer = ["scorer.dtype=bfloat16"]
     config = load_config(LLAVA, overrides=fast_scorer)
