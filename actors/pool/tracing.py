@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError
 
 from actors.pool.replicas import Replicas
 from csr_ray.spans import Recorded
@@ -41,6 +41,6 @@ class Tracing:
         for actor, (who, reference) in list(self._open.items()):
             if ray.wait([reference], timeout=0)[0]:
                 del self._open[actor]
-                with contextlib.suppress(RayActorError):
+                with contextlib.suppress(RayError):
                     found.append(replace(ray.get(reference), who=who))
         return found

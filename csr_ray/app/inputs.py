@@ -45,22 +45,33 @@ def uses_world(config: Config) -> bool:
 
 
 def check_paths(config: Config) -> None:
-    """Check every path of the config.
+    """Check every path of the config but those in the embedded world (`${world}`), which the run makes by itself.
 
     Raises:
         ConfigError: a path cannot be used; names the key, its value and what is missing.
     """
-    check_policy(config.policy.model)
-    if config.scorer is not None:
+    data = config.data
+    if not in_world(config.policy.model):
+        check_policy(config.policy.model)
+    if config.scorer is not None and not in_world(config.scorer.model):
         check_clip_source(config.scorer.model)
-    if "://" not in config.data.prompts and not Path(os.path.expanduser(config.data.prompts)).exists():
-        raise ConfigError(f"data.prompts = {config.data.prompts!r}: no such file")
-    images = config.data.images
-    if images is not None and "://" not in images and not Path(os.path.expanduser(images)).is_dir():
-        raise ConfigError(f"data.images = {images!r}: no such folder")
-    if config.eval.benchmarks:
+    if _is_missing(data.prompts) and not Path(os.path.expanduser(data.prompts)).exists():
+        raise ConfigError(f"data.prompts = {data.prompts!r}: no such file")
+    if data.images is not None and _is_missing(data.images):
+        raise ConfigError(f"data.images = {data.images!r}: no such folder")
+    if config.eval.benchmarks and not in_world(str(config.eval.data)):
         _check_eval_data(str(config.eval.data))
     check_run_dir(config.run.dir)
+
+
+def in_world(value: str) -> bool:
+    """Whether a path is in the embedded world, wherever that will be."""
+    return _WORLD in value
+
+
+def _is_missing(path: str) -> bool:
+    """Whether it has to be a folder of this machine, and is none."""
+    return "://" not in path and not in_world(path) and not Path(os.path.expanduser(path)).is_dir()
 
 
 def check_run_dir(name: str) -> None:

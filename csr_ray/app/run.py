@@ -26,7 +26,7 @@ from rich.console import Console
 from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
-from csr_ray.app.inputs import check_paths, check_run_dir, checked_reference, resolve_world, uses_world
+from csr_ray.app.inputs import check_paths, checked_reference, resolve_world, uses_world
 from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job, settle_of_job
 from csr_ray.app.paths import pictures_on_disk, placed
 from csr_ray.app.place import folder_of, found_at, move_aside_at_url, opened_to_read, read_at, settled, take
@@ -373,7 +373,10 @@ def _reader(data: Data, *, cluster: _RunCluster) -> Reader:
 
 def _dry_run(config: Config, *, method: Method, view: View) -> None:
     if uses_world(config):
-        check_run_dir(config.run.dir)
+        from csr_ray.world.build import world_folder
+
+        built = world_folder(world_spec(config.world))
+        check_paths(resolve_world(config, folder=built) if built.is_dir() else config)
         console = Console(highlight=False)
         console.print("embedded world: built on the first run, then found in the cache")
         plan = make_plan(config, num_prompts=config.world.num_train_images)

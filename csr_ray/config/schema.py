@@ -669,13 +669,17 @@ class Scorers(Replicated):
         return self
 
 
+_Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+_Price = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+
+
 class GpuKindKeys(Section):
     """What a GPU of some kind has and costs, where csr-ray plan does not know it or should not believe its list."""
 
-    memory_gb: float | None = Field(None, gt=0, description="GB of its memory")
-    tflops: float | None = Field(None, gt=0, description="TFLOP/s of dense products in bfloat16")
-    memory_gb_per_s: float | None = Field(None, gt=0, description="GB/s of its memory")
-    usd_per_hour: float | None = Field(None, ge=0, description="US dollars that an hour of it costs")
+    memory_gb: _Positive | None = Field(None, description="GB of its memory")
+    tflops: _Positive | None = Field(None, description="TFLOP/s of dense products in bfloat16")
+    memory_gb_per_s: _Positive | None = Field(None, description="GB/s of its memory")
+    usd_per_hour: _Price | None = Field(None, description="US dollars that an hour of it costs")
 
 
 class Cluster(Section):

@@ -237,11 +237,11 @@ def refused_by_engine(config: Config, *, shape: ModelShape, machine: Machine) ->
 
     It splits attention by heads, and takes bfloat16 from compute capability 8.0 on.
     """
+    if machine.kind.lacks_bfloat16 and "bfloat16" in (config.policy.dtype, config.train.dtype):
+        return "no bfloat16 on this kind of GPU; set policy.dtype=float32 train.dtype=float32"
     split = max(1, int(config.generators.gpus))
     if shape.heads % split:
         return f"an engine of {split} GPUs cannot split {shape.heads} attention heads"
-    if machine.kind.lacks_bfloat16 and "bfloat16" in (config.policy.dtype, config.train.dtype):
-        return "no bfloat16 on this kind of GPU; set policy.dtype=float32 train.dtype=float32"
     return ""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import queue
 import threading
 import time
@@ -139,12 +140,17 @@ class Outlet:
             given.keys.append(measured.key)
         else:
             here = (measured.version, measured.step)
-            is_redone = any(key.startswith(f"{measured.version} train ") for key in given.keys)
-            if here <= (given.version, given.step) and not is_redone:
+            whole = [key for key in given.keys if key.startswith(f"{measured.version} train ")]
+            if here <= (given.version, given.step) and not whole:
                 return  # steps behind a checkpoint, or of a training that was begun again
+            # A training that was finished is done again: its steps are new ones, but each of them only once.
+            given.keys = [key for key in given.keys if key not in whole]
             given.version, given.step = here
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._file.write_text(json.dumps(vars(given)))
+        # Whole or not at all: by half of it everything would be logged again. It need not outlive a power loss.
+        unfinished = self._file.with_name(f".{self._file.name}.part")
+        unfinished.write_text(json.dumps(vars(given)))
+        os.replace(unfinished, self._file)
         tracker.log(measured)
 
 

@@ -160,6 +160,7 @@ class _TraceFile:
 
     def __init__(self, folder: Path, *, round_index: int, most: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        _finish_what_was_left(folder)
         self._path = _free_name(folder, stem=f"round_{round_index:03d}")
         self._part = self._path.with_name(f".{self._path.name}.part")
         self._file: IO[str] = self._part.open("w", encoding="utf-8")
@@ -208,6 +209,16 @@ class _TraceFile:
             tid = self._tids[pid, track] = len(self._tids) + 1
             self._put({"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": track}})
         return self._tids[pid, track]
+
+
+def _finish_what_was_left(folder: Path) -> None:
+    """Make valid files of those that a killed driver has left, without the last event if that is half a line."""
+    for part in folder.glob(".round_*.json.part"):
+        whole = part.read_bytes().rpartition(b"\n")[0].rstrip(b",")
+        name = part.name.removeprefix(".").removesuffix(".json.part")
+        facts = {"clock": "wall time of each node", "dropped": None, "killed": True}
+        part.write_bytes(whole + b'\n], "displayTimeUnit": "ms", "otherData": ' + json.dumps(facts).encode() + b"}\n")
+        os.replace(part, _free_name(folder, stem=name))
 
 
 def _free_name(folder: Path, *, stem: str) -> Path:

@@ -355,7 +355,10 @@ def test_what_the_engine_would_refuse_is_not_offered() -> None:
     eights = [reason for name, reason in reasons.items() if "of 8 GPUs" in name]
     assert eights and set(eights) == {"an engine of 8 GPUs cannot split 28 attention heads"}
     assert any("of 4 GPUs" in name and not reason for name, reason in reasons.items())
-    with pytest.raises(ConfigError, match=r"fits no layout of 16 x V100"):
+    with pytest.raises(
+        ConfigError,
+        match=r"fits no layout of 16 x V100 .*: no bfloat16 on this kind of GPU; set policy.dtype=float32",
+    ):
         make_forecast(qwen, overrides=[], asked=Asked(num_gpus=16, kind="V100", num_prompts=100))
     halves = ["policy.dtype=float32", "train.dtype=float32"]
     assert make_forecast(qwen, overrides=halves, asked=Asked(num_gpus=16, kind="V100", num_prompts=100)).best

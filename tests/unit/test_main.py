@@ -155,6 +155,14 @@ def test_dry_run_of_the_embedded_world_builds_none(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "cache").exists() and not any((tmp_path / "cwd").iterdir())
 
 
+@pytest.mark.parametrize("override", ["scorer.model=/nowhere", "data.images=/nowhere", "policy.model=/nowhere"])
+def test_dry_run_of_the_embedded_world_checks_what_is_not_in_it(
+    override: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", TINY_WORLD, "--dry-run", override]) == 2
+    assert override.replace("=", " = '") in capsys.readouterr().err
+
+
 def test_dry_run_checks_the_paths(
     tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

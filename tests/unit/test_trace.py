@@ -199,3 +199,20 @@ def test_a_recorder_may_be_used_by_many_threads() -> None:
 
 def test_traces_go_to_the_url_of_a_run_when_they_are_whole() -> None:
     assert is_loose("trace/round_000.json") and not is_loose("trace/.round_000.json.part")
+
+
+def test_what_a_killed_driver_has_written_is_kept_beside_the_next_file(tmp_path: Path) -> None:
+    view, folder = QuietView(), tmp_path / "trace"
+    first = Trace(folder, round_index=0, say=view.say)
+    first.moment("before the kill", track="said")
+    first._take()
+    (part,) = folder.glob(".*.part")
+    with part.open("a") as file:
+        file.write(',\n{"name": "half an ev')  # it is killed here
+    again = Trace(folder, round_index=0, say=view.say)
+    again.moment("after it", track="said")
+    again.start()
+    again.close()
+    kept, new = (trace_of(folder / name) for name in ("round_000.json", "round_000_start_2.json"))
+    assert names(kept, ph="i") == ["before the kill"] and kept["otherData"]["killed"]
+    assert names(new, ph="i") == ["after it"] and view.said == []

@@ -364,3 +364,29 @@ def test_no_tracker_is_imported_before_it_is_made() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
     assert list(makers(("mlflow", "mlflow"))) == ["tensorboard", "mlflow"]
+
+
+def test_steps_of_a_training_that_is_done_again_are_there_once_more_and_not_twice(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.start(lambda state: train(state, CYCLES[0]))
+
+    def again(state: RunState) -> None:
+        state.journal.again([{"what": "train", "round": 0, "phase": "main"}])
+        train(state, CYCLES[0], last=2, seconds=8.0)
+
+    run.start(again)
+    run.start(lambda state: train(state, CYCLES[0], first=2, seconds=9.0))  # from the checkpoint behind step 1
+    assert [step for step, _ in run.scalars()["train/loss"]] == [1, 2, 3, 1, 2, 3]
+
+
+def test_what_a_tracker_has_been_given_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:
+    run = Run(tmp_path)
+    run.start(evaluate_base)
+    state = run.folder.tracker("tensorboard").with_name("tensorboard.json")
+    before = state.read_text()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    run.start(lambda state: train(state, CYCLES[0]))
+    assert state.read_text() == before and len(run.said) == 1 and "No space left" in run.said[0]
+    monkeypatch.undo()
+    run.start(lambda state: None)
+    assert run.scalars()["eval/chair_s"] == [(0, 0.5)]
