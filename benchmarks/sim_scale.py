@@ -55,6 +55,7 @@ from csr_ray.stages.observe import JournalMetrics, ObservedView
 from csr_ray.stages.state import RunState
 from csr_ray.store.journal import Journal
 from csr_ray.store.run_folder import RunFolder
+from csr_ray.store.tables import keep_no_spare_memory
 from csr_ray.tracking.tracking import tracked
 
 SIZES = {"1k": 1_000, "10k": 10_000, "100k": 100_000, "1m": 1_000_000}
@@ -168,6 +169,7 @@ def run_round(config: Config, *, generators: Any, on_start: Callable[[], None]) 
     run_folder = RunFolder(Path(config.run.dir))
     run_folder.root.mkdir()
     machinery = Machinery(generators)
+    keep_no_spare_memory()  # as a run does
     with open(os.devnull, "w") as nowhere, _no_weights():
         view = ConsoleView(num_rounds=1, console=Console(file=nowhere))
         on_start()

@@ -63,6 +63,7 @@ from csr_ray.store.journal import Journal
 from csr_ray.store.lock import lock_folder
 from csr_ray.store.objects import check_store_url, is_url, local_path
 from csr_ray.store.run_folder import RunFolder
+from csr_ray.store.tables import keep_no_spare_memory
 from csr_ray.tracking.base import check_trackers
 from csr_ray.tracking.trace import Trace, TracedView
 from csr_ray.tracking.tracking import tracked
@@ -188,6 +189,7 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
     _start_folder(folder, config=given)
     config = placed(config)
     state = replace(state, config=config)
+    keep_no_spare_memory()
     exporter = _exporter(state)
     view = ObservedView(view, exporter=exporter)
     with contextlib.ExitStack() as watching:
