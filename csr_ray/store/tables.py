@@ -96,8 +96,8 @@ _GROUPS_KEPT = 64
 def keep_no_spare_memory() -> None:
     """Let Arrow ask the system for memory, and give it back, each time, in this process.
 
-    Its own pool keeps what it once had: 33 of 273 MiB of a driver with 256 generators, which takes 14 % less time for a
-    prompt without it, too (`benchmarks/sim_scale.py --sizes 10k --generators 256`).
+    Its own pool keeps what it once had: 33 of 273 MiB of a driver with 256 generators, which takes 14 % less time for
+    a prompt without it, too (`benchmarks/sim_scale.py --sizes 10k --generators 256`).
     """
     pa.set_memory_pool(pa.system_memory_pool())
 
