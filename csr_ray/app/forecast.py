@@ -29,6 +29,7 @@ from csr_ray.machine.fit import gpus_needed
 from csr_ray.machine.forecast import Forecast, forecast
 from csr_ray.machine.kinds import GpuKind, gpu_kind, known_kinds
 from csr_ray.machine.model_shape import ModelShape, released_models, shape_of_model
+from csr_ray.machine.needs import cpu_bytes
 from csr_ray.machine.placement import demands_of
 from csr_ray.machine.rates import Rates
 from csr_ray.machine.roofline import Machine, gpu_rates
@@ -217,7 +218,7 @@ def _num_prompts(config: Config, *, method: Method, asked: Asked) -> int:
 
 def _is_for_cpus(config: Config) -> bool:
     uses_gpus = config.generators.gpus or config.train.gpus_per_worker or config.scorers.gpus
-    return config.cluster.layout == "cpu" or (config.cluster.layout == "given" and not uses_gpus)
+    return config.cluster.layout == "cpu" or (config.cluster.layout in ("given", "auto") and not uses_gpus)
 
 
 # ---- measured rates ----
@@ -304,7 +305,13 @@ def _on_this_machine(
         usd_per_hour=None if price is None else price * cores,
         is_streaming=False,  # on the same cores nothing is gained by that
     )
-    choice = Choice(name="this machine's CPUs", config=config, overrides={}, memory={})
+    shape = shape_of_model(config.policy.model)  # None before the embedded world is built
+    memory = {} if shape is None else cpu_bytes(config, shape=shape)
+    choice = Choice(name="this machine's CPUs", config=config, overrides={}, memory=memory)
+    if max(config.generators.min, config.scorers.min, config.train.workers) > 1:
+        notes.append("more actors on the same cores are taken to be no faster")
+    if config.cluster.layout == "auto":
+        notes.append("cluster.layout=auto would use GPUs where there are some; --gpus plans for these")
     return Planned(
         config=config,
         machine=None,

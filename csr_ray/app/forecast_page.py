@@ -106,22 +106,25 @@ def why_fastest(planned: Planned) -> str:
 
 
 def _why(planned: Planned) -> Iterator[str]:
-    if planned.machine is None:
-        return
-    yield why_fastest(planned)
     choice = planned.best.choice
+    if planned.machine is not None:
+        yield why_fastest(planned)
     who = ", ".join(
-        f"{demand.num} {demand.role}{'s' * (demand.num > 1)} with {demand.gpus:g} GPU"
+        f"{demand.num} {demand.role}{'s' * (demand.num > 1)} with "
+        f"{f'{demand.gpus:g} GPU' if demand.gpus else f'{demand.cpus:g} CPU'}"
         for demand in demands_of(choice.config, needs_scorer=planned.needs_scorer)
     )
     yield f"actors: {who}"
-    yield f"overrides: {in_words(choice.overrides) or 'none, as the config is'}"
+    if planned.machine is not None:
+        yield f"overrides: {in_words(choice.overrides) or 'none, as the config is'}"
 
 
 def _memory(planned: Planned) -> Iterator[str]:
     for who, parts in planned.best.choice.memory.items():
-        yield f"memory of {who}, {sum(parts.values()) / _GIB:.0f} GiB of each GPU: " + ", ".join(
-            f"{num_bytes / _GIB:.1f} {part}" for part, num_bytes in parts.items()
+        of = "each GPU" if planned.machine is not None else "main memory"
+        yield (
+            f"memory of {who}, {sum(parts.values()) / _GIB:.{0 if planned.machine else 1}f} GiB of {of}: "
+            + ", ".join(f"{num_bytes / _GIB:.1f} {part}" for part, num_bytes in parts.items())
         )
 
 

@@ -21,6 +21,8 @@ _FEWEST_TREES = 16
 # Of an engine: vLLM measures it with the largest picture and batch; CUDA graphs and NCCL are in it. Of a train
 # worker: a tile of the output head in float32, gathered layers of ZeRO-3, CUDA and NCCL.
 OTHER_BYTES = 4 * 2**30
+# What their processes hold on the CPU beside a tiny model: 1.3 and 0.7 GiB in an hour's soak (docs/chaos.md).
+ENGINE_PROCESS_BYTES, WORKER_PROCESS_BYTES = int(1.2 * 2**30), int(0.7 * 2**30)
 # What a decoder layer keeps of a token for its backward pass, for each of `hidden` (norms, also in float32,
 # projections and residual) and for each of `intermediate`.
 _KEPT_BYTES = {"hidden": 28, "intermediate": 8}
@@ -49,6 +51,19 @@ def engine_bytes(config: Config, *, shape: ModelShape) -> Mapping[str, int]:
         * tree_tokens(config, shape=shape)
         * token
         // min(gpus, shape.kv_heads),
+    }
+
+
+def cpu_bytes(config: Config, *, shape: ModelShape) -> Mapping[str, Mapping[str, int]]:
+    """Of main memory, part by part, of an engine and of a train worker on the CPU."""
+    worker = dict(train_worker_bytes(config, shape=shape))
+    return {
+        "an engine": {
+            "weights": BYTES_OF[config.policy.dtype] * shape.num_weights,
+            "KV cache": int(config.generators.kv_cache_gib * 2**30),
+            "process": ENGINE_PROCESS_BYTES,
+        },
+        "a train worker": {**worker, "other": WORKER_PROCESS_BYTES},
     }
 
 

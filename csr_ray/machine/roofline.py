@@ -121,7 +121,8 @@ def decode(config: Config, *, shape: ModelShape, machine: Machine, work: Workloa
     generators, search = config.generators, config.search
     gpus = max(1, int(generators.gpus))
     number = BYTES_OF[config.policy.dtype]
-    token = shape.cache_bytes_a_token(bytes_a_number=number)
+    # Where there are fewer key heads than GPUs, each GPU has a whole one.
+    token = shape.cache_bytes_a_token(bytes_a_number=number) * max(1.0, gpus / shape.kv_heads)
     weights = number * shape.num_weights
     cache = gpus * (machine.memory_bytes * generators.gpu_memory_utilization - OTHER_BYTES) - weights
     sequences = search.width * search.candidates  # of a tree in the middle of its growth
