@@ -116,7 +116,8 @@ def test_counters_are_seen_where_prometheus_looks(pool: GeneratorPool) -> None:
     (node,) = ray.nodes()
     wanted = ("rollouts", "candidates", "engine_tokens", "engine_running", "scorer_sentences", "score_wait_s")
     deadline_s, values = time.monotonic() + 60, dict.fromkeys(wanted, 0.0)
-    while not all(values.values()) and time.monotonic() < deadline_s:
+    # The actors' figures come in parts, two seconds after they were counted and later.
+    while not (all(values.values()) and values["rollouts"] >= 2 * NUM_IMAGES) and time.monotonic() < deadline_s:
         with urllib.request.urlopen(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=10) as page:
             seen = page.read().decode()
         values = {name: _value(seen, OF_COUNTERS[name].name) for name in wanted}
