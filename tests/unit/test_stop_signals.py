@@ -326,6 +326,7 @@ def handlers() -> Iterator[None]:
 TWICE = """
 import os, signal, sys, time
 from csr_ray.app.stop import SignalStop
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where these tests run under nohup
 with SignalStop(grace_s=60, before_exit=lambda: print("let go", flush=True)) as stop:
     with stop.graceful():
         print("ready", flush=True)
