@@ -6,11 +6,14 @@ ends by an error, or is killed, leaves out what was used since the last of them,
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
 from csr_ray.counters import Usage
 from csr_ray.store.journal import Journal
+
+_log = logging.getLogger(__name__)
 
 # A line for each would be a sync of the disk; a killed driver's last half minute is no great loss in a bill.
 _EVERY_S = 30.0
@@ -47,7 +50,14 @@ class Meter:
     def read(self, *, round_index: int | None) -> None:
         """Read, and commit a line of the round for which it was used; None: before the first one."""
         self._read_s = time.monotonic()
-        if rows := self._source():
+        try:
+            rows = self._source()
+        except (
+            Exception
+        ):  # whoever needs what has failed there will say so; a training beside it is not to end for a bill
+            _log.warning("what is used of the cluster could not be read", exc_info=True)
+            return
+        if rows:
             of_round = {} if round_index is None else {"round": round_index}
             self._journal.commit("usage", **of_round, rows=[row.to_plain() for row in rows])
             self.total = Usage.merged([*self.total, *rows])

@@ -6,10 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from fakes import FakeMachinery
 from journals import entries_of
 from test_loop import Driver, merged_model  # noqa: F401 - a fixture
 
 from csr_ray.counters import Usage
+from csr_ray.errors import ActorFailure
 from csr_ray.stages import meter
 from csr_ray.stages.meter import Meter, used
 from csr_ray.store.journal import Journal
@@ -71,3 +73,14 @@ def test_what_is_used_is_told_while_a_training_and_an_evaluation_go_on(
     driver.run()
     kinds = [entry["kind"] for entry in entries_of(driver.folder.journal)]
     assert kinds[kinds.index("train") - 1] == "usage" and kinds[kinds.index("eval", 1) - 1] == "usage"
+
+
+def test_a_pool_that_cannot_be_asked_ends_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "_EVERY_S", 0.0)
+    driver = Driver(tmp_path)
+
+    def broken(_: FakeMachinery) -> list[Usage]:
+        raise ActorFailure("the pool of generators is closed")
+
+    monkeypatch.setattr(FakeMachinery, "usage", broken)
+    assert driver.run()["finished"] and not used(Journal(driver.folder.journal))
