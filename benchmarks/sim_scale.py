@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -226,7 +226,11 @@ def row_of(account: Account, *, num_prompts: int) -> dict[str, float]:
 
 def _cell(asked: dict[str, Any], *, folder: Path) -> dict[str, float]:
     num_prompts, num_generators = asked["prompts"], asked["generators"]
-    options: dict[str, Any] = {"num_nodes": asked["nodes"], "weather": Weather(**asked["weather"])}
+    options: dict[str, Any] = {
+        "num_nodes": asked["nodes"],
+        "weather": Weather(**asked["weather"]),
+        "costs": replace(RAY, call_s=asked["call_s"]),
+    }
     play(_WARM_UP, num_generators=2, folder=folder / "warm-up", **options)
     account, _ = play(
         num_prompts, num_generators=num_generators, folder=folder / "round", seed=asked["seed"], **options
@@ -241,6 +245,9 @@ def main() -> None:
     parser.add_argument("--most-each", type=int, default=25_000, help="leave out cells of more prompts a generator")
     parser.add_argument("--nodes", type=int, help="candidates of a rollout; as many as were measured if not given")
     parser.add_argument("--rate", type=float, default=Weather().rate_per_s, help="prompts a second and generator")
+    parser.add_argument(
+        "--call-us", type=float, default=1e6 * RAY.call_s, help="CPU time of Ray for a prompt's call and its result"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the run folders lie meanwhile (/dev/shm: no disk's time)")
     parser.add_argument("--json", type=Path, help="write the rows there")
@@ -273,7 +280,7 @@ def main() -> None:
 def _table(arguments: argparse.Namespace, *, folder: str) -> dict[tuple[int, str], dict[str, float]]:
     nodes = arguments.nodes or round(LatencyModel.measured().nodes)
     weather = asdict(Weather(rate_per_s=arguments.rate))
-    print(f"{nodes} candidates a rollout, {weather}, Ray: {asdict(RAY)}")
+    print(f"{nodes} candidates a rollout, {weather}, Ray: {asdict(replace(RAY, call_s=arguments.call_us / 1e6))}")
     heads = ("generators", "prompts", "round s", "overhead", "tail", "busy", "us/prompt", "with Ray", "MiB")
     print("".join(f"{head:>11}" for head in (*heads, "deaths", "joins")))
     cells = {}
@@ -287,6 +294,7 @@ def _table(arguments: argparse.Namespace, *, folder: str) -> dict[tuple[int, str
                 "nodes": nodes,
                 "seed": arguments.seed,
                 "weather": weather,
+                "call_s": arguments.call_us / 1e6,
             }
             command = [sys.executable, __file__, "--one", json.dumps(asked), "--folder", folder]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
