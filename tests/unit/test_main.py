@@ -438,10 +438,12 @@ def test_world_build_takes_its_options(
     monkeypatch.setattr(build, "build_world", lambda directory, *, spec: built.append((directory, spec)))
     assert main(["world", "build", str(tmp_path / "a"), "--images", "9", "--seed", "3"]) == 0
     assert main(["world", "build", str(tmp_path / "b"), "--quick"]) == 0
-    (first, second) = built
+    assert main(["world", "build", str(tmp_path / "c"), "--variant", "4", "--clip-steps", "40"]) == 0
+    (first, second, third) = built
     assert first == (tmp_path / "a", build.WorldSpec(seed=3, num_train_images=9))
     assert (second[1].num_train_images, second[1].policy_steps) == (600, build.WorldSpec.quick().policy_steps)
-    assert capsys.readouterr().out == f"world: {tmp_path / 'a'}\nworld: {tmp_path / 'b'}\n"
+    assert third == (tmp_path / "c", build.WorldSpec(variant=4, clip_steps=40))
+    assert capsys.readouterr().out == "".join(f"world: {tmp_path / name}\n" for name in "abc")
 
 
 # ---- eval, score-answers ----
