@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Final
 
 from PIL import Image
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from csr_ray.world.data import sample_scenes
 from csr_ray.world.scenes import Scene, SceneObject, draw_scene
@@ -24,16 +21,15 @@ _BACKGROUND: Final = (235, 235, 240)
 
 
 def print_variants(numbers: Sequence[int]) -> None:
-    """Print a row a variant: its words, the size of its pictures, its prior and its models' shapes."""
-    table = Table(box=box.MARKDOWN, pad_edge=True)
-    for name in ("variant", "kinds, in pairs", "colours", "px / patch", "prior", "policy", "scorer", "steps"):
-        table.add_column(name, overflow="fold")
+    """Print a row a variant, as Markdown: its words, the size of its pictures, its prior and its models' shapes."""
+    columns = ("variant", "kinds, in pairs", "colours", "px / patch", "prior", "policy", "scorer", "steps")
+    print(_line(columns))
+    print(_line(["---"] * len(columns)))
     for number in numbers:
-        table.add_row(*_cells(variety(number)))
-    # As wide as it needs to be: a line a variant, which goes into a document as it is.
-    Console(highlight=False, width=600, soft_wrap=True).print(table)
-    print("prior: two families in a scene / partner there / of the same colour / absent one told / answered yes")
-    print("shapes: width x layers x heads, of the tower and of what reads or writes; steps: of policy and scorer")
+        print(_line(_cells(variety(number))))
+    print()
+    print("Prior: two families in a scene / partner there / of the same colour / absent one told / answered yes.")
+    print("Shapes: width x layers x heads, of the tower and of what reads or writes. Steps: of policy and scorer.")
 
 
 def draw_sheet(numbers: Sequence[int], *, path: Path) -> None:
@@ -66,6 +62,10 @@ def _scenes_to_show(shown: Variety) -> list[Scene]:
             objects.append(SceneObject(kind=kind, colour=colour, place=place, centre_px=centre, radius_px=radius))
         scenes.append(Scene(objects=tuple(objects), background=_BACKGROUND))
     return scenes
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _cells(shown: Variety) -> list[str]:

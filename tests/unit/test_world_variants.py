@@ -236,8 +236,8 @@ def test_the_table_has_a_line_a_variant_and_the_sheet_a_row(
 
     print_variants([0, 7])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
-    assert [line.split("|")[1].strip() for line in lines] == ["variant", "0", "7"]
-    assert "star-moon" in lines[1]
+    assert [line.split("|")[1].strip() for line in lines] == ["variant", "---", "0", "7"]
+    assert "star-moon" in lines[2]
     draw_sheet([0, 7], path=tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.height == 2 * 112
