@@ -350,7 +350,11 @@ def _world_variants(arguments: argparse.Namespace) -> int:
     numbers = arguments.numbers or [0, *DEVELOPMENT_VARIANTS, *UNTOUCHED_VARIANTS]
     print_variants(numbers)
     if arguments.sheet is not None:
-        draw_sheet(numbers, path=arguments.sheet)
+        try:
+            draw_sheet(numbers, path=arguments.sheet)
+        except (OSError, ValueError) as error:  # no such folder, no picture's ending
+            print(f"csr-ray: --sheet = {arguments.sheet}: {error}", file=sys.stderr)
+            return EXIT_BAD_CONFIG
         print(f"sheet: {arguments.sheet}")
     return EXIT_DONE
 
@@ -398,10 +402,9 @@ def _at_least_one(text: str) -> int:
 
 
 def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text}: at least 0")
-    return number
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: a whole number, at least 0")
+    return int(text)
 
 
 def _whole(text: str) -> int:

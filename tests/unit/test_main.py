@@ -446,6 +446,14 @@ def test_world_build_takes_its_options(
     assert capsys.readouterr().out == "".join(f"world: {tmp_path / name}\n" for name in "abc")
 
 
+@pytest.mark.parametrize("name", ["missing/sheet.png", "sheet.txt"])
+def test_a_sheet_that_cannot_be_written_is_said_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main(["world", "variants", "1", "--sheet", str(tmp_path / name)]) == 2
+    assert f"--sheet = {tmp_path / name}" in error_line(capsys)
+
+
 # ---- eval, score-answers ----
 
 
