@@ -16,6 +16,8 @@ from csr_ray.errors import ConfigError, NoDataError
 from csr_ray.evaluation.chair import chair_metrics, is_object_name
 from csr_ray.evaluation.pope import LABELS, pope_metrics
 from csr_ray.evaluation.world import describe_metrics
+from csr_ray.world.mentions import VOCABULARY_FILE, kinds_of
+from csr_ray.world.vocabulary import KINDS
 
 BENCHMARKS = ("chair", "pope", "world")
 
@@ -38,6 +40,7 @@ def score_answers(benchmark: str, *, answers: Path, truth: Path) -> dict[str, An
     """
     if benchmark not in BENCHMARKS:
         raise ConfigError(f"benchmark = {benchmark!r}: unknown; allowed: {', '.join(BENCHMARKS)}")
+    kinds = _kinds_beside(truth) if benchmark == "world" else KINDS
     skipped: Counter[str] = Counter()
     by_question = benchmark == "pope"
     answer_keys = ("question_id",) if by_question else ("id", "image_id", "question_id")
@@ -57,17 +60,28 @@ def score_answers(benchmark: str, *, answers: Path, truth: Path) -> dict[str, An
     return {
         "benchmark": benchmark,
         "n": len(marked),
-        "metrics": _metrics(benchmark, said={key: said[key] for key in marked}, true=true),
+        "metrics": _metrics(benchmark, said={key: said[key] for key in marked}, true=true, kinds=kinds),
         "skipped": counts,
     }
 
 
-def _metrics(benchmark: str, *, said: Mapping[str, str], true: Mapping[str, Any]) -> dict[str, float]:
+def _kinds_beside(truth: Path) -> Sequence[str]:
+    """What the world's kinds are called, from the file beside its truth; without one, they are the demo's."""
+    path = truth.parent / VOCABULARY_FILE
+    try:
+        return kinds_of(path.read_bytes()) if path.is_file() else KINDS
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--truth: {path} beside it cannot be used ({error})") from error
+
+
+def _metrics(
+    benchmark: str, *, said: Mapping[str, str], true: Mapping[str, Any], kinds: Sequence[str]
+) -> dict[str, float]:
     if benchmark == "pope":
         return pope_metrics(list(said.values()), labels=[true[key] for key in said])
     if benchmark == "chair":
         return chair_metrics(list(said.values()), truth=[true[key] for key in said])
-    return describe_metrics(said, truth={key: true[key] for key in said})
+    return describe_metrics(said, truth={key: true[key] for key in said}, kinds=kinds)
 
 
 def _read_by_id(
