@@ -348,7 +348,7 @@ class TrainOrder:
         num_examples_at_most: by which the steps of a stream are planned; whole orders know their number.
         is_whole: every example is there before the first step, so the order in which they are trained repeats.
         learning_rate: that the first round has found for this phase; None: what the config or its rule says.
-        lr_sum: how far the first round has trained this phase (`csr_ray.training.dose.Look.lr_sum`); None: this is
+        lr_sum: how far the first round has trained this phase (`lr_sum` of `csr_ray.training.dose`); None: this is
             the first, or its dose was not found.
     """
 
@@ -370,7 +370,7 @@ class TrainResult:
         seconds: from the order to the adapter; of a stream, from its last example.
         optimizer_s: from the first step's start to the last step's end, without waits for examples.
         probes: answers with their log-probs under the NEW policy, for the proof of the hand-over.
-        dose: how much was trained and why (`csr_ray.training.dose.Dose.to_plain`); empty where that was not found
+        dose: how much was trained and why (`to_plain` of `csr_ray.training.dose`); empty where that was not found
             but given.
     """
 
