@@ -29,6 +29,7 @@ class Change:
         test: "mcnemar" (exact) where each image is once true or false, else "paired bootstrap".
         only_before, only_after: answers of which the figure counts one side only; None if it is no share of answers.
         num_images: what the intervals and the test rest on.
+        is_share: whether the figure lies in 0..1.
     """
 
     before: Interval
@@ -38,6 +39,7 @@ class Change:
     only_before: int | None
     only_after: int | None
     num_images: int
+    is_share: bool
 
     def to_plain(self) -> JsonDict:
         """What the journal and summary.json say of the change since the base model."""
@@ -122,6 +124,7 @@ def _change(pairs: Shared, *, metric: str, seed: int) -> Change:
         only_before=only_before,
         only_after=only_after,
         num_images=len(first.numerators),
+        is_share=before.is_share and after.is_share,
     )
 
 

@@ -124,8 +124,7 @@ def interval(ratio: Ratio, *, seed: int, num_resamples: int = NUM_RESAMPLES) -> 
     """The figure with its 95 % bootstrap interval: percentiles over draws of as many items, with replacement.
 
     Where all items of a share are alike every draw is, too, and the interval would be a point. Clopper and Pearson's
-    exact bound for so many successes out of so many (items, or what is below the line) is given then: 0 of 300 is
-    0 to 1.2 %.
+    exact bound for none or all of so many items is given then: 0 of 300 is 0 to 1.2 %.
 
     Raises:
         ValueError: there is no item.
@@ -158,7 +157,9 @@ def ratio_interval(
 def difference(before: Ratio, *, after: Ratio, seed: int, num_resamples: int = NUM_RESAMPLES) -> Difference:
     """How a figure changed on the same items: both sides are computed of the same draws (a paired bootstrap).
 
-    `p` is the smallest level at which the interval leaves out no change, and never less than 2 / (draws + 1).
+    `p` is the smallest level at which the interval leaves out no change, and never less than 2 / (draws + 1), nor
+    than what a coin for each item that changed could say: where fewer than six did, the interval holds no change.
+    (Of four items that all changed one way a bootstrap alone would be sure, and the sign test's p is 0.125.)
 
     Raises:
         ValueError: there is no item, or another number of them after than before.
@@ -184,7 +185,11 @@ def difference(before: Ratio, *, after: Ratio, seed: int, num_resamples: int = N
     # Of a change of exactly zero half of the draws count for either side.
     as_low = float((drawn < 0).sum()) + 0.5 * float((drawn == 0).sum())
     as_high = len(drawn) - as_low
-    p = min(1.0, 2.0 * (min(as_low, as_high) + 1.0) / (len(drawn) + 1.0))
+    is_changed = (before.numerators != after.numerators) | (before.denominators != after.denominators)
+    by_coins = 2.0 ** (1 - int(is_changed.sum()))
+    p = min(1.0, max(by_coins, 2.0 * (min(as_low, as_high) + 1.0) / (len(drawn) + 1.0)))
+    if by_coins > 1.0 - LEVEL:
+        low, high = min(low, 0.0), max(high, 0.0)
     return Difference(change, low, high, p)
 
 

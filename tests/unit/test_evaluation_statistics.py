@@ -113,6 +113,16 @@ def test_no_change_at_all_is_none() -> None:
     assert not found.is_beyond_chance
 
 
+@pytest.mark.parametrize(("num_changed", "is_sure"), [(1, False), (4, False), (5, False), (6, True), (30, True)])
+def test_a_few_items_that_all_changed_one_way_may_have_done_so_by_chance(num_changed: int, is_sure: bool) -> None:
+    before, after = np.zeros(1000), np.zeros(1000)
+    after[:num_changed] = 1.0
+    found = paired_difference(before, after=after, seed=0)
+    assert found.is_beyond_chance == is_sure == (found.p < 0.05)
+    assert found.p >= 2 / 2**num_changed  # the sign test's
+    assert not num_changed < 6 or found.low == 0.0
+
+
 def test_the_interval_and_p_agree_on_whether_something_changed() -> None:
     random = np.random.default_rng(10)
     for trial in range(100):
