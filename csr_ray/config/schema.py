@@ -78,6 +78,18 @@ class World(Section):
 
     enabled: bool = Field(False, description="build the embedded world before the run, or find it in the cache")
     seed: int = Field(0, ge=0, description="seed of the world's scenes, of its splits and of its tiny models")
+    variant: int = Field(
+        0,
+        ge=0,
+        description="which world: 0 is the demo's; another number draws other words, kinds, colours, picture size, "
+        "prior and model shapes (docs/world.md)",
+    )
+    clip_steps: int | None = Field(
+        None,
+        ge=1,
+        description="optimizer steps of the world's scorer; fewer make a weaker judge. null: as many as it needs "
+        "(400 in the demo's world)",
+    )
     quick: bool = Field(False, description="train the tiny models for seconds only; for tests")
     num_train_images: int = Field(600, ge=8, description="number of scenes to roll out on")
     num_heldout_images: int = Field(1000, ge=8, description="number of held-out scenes to evaluate on")
