@@ -87,6 +87,42 @@ def line_chart(lines: Sequence[Line], *, x_labels: Sequence[str], x_title: str, 
     return _svg(parts, width=width, height=frame.height, title=title)
 
 
+def step_chart(
+    lines: Sequence[tuple[str, str, Sequence[tuple[float, float]]]],
+    *,
+    x_title: str,
+    title: str,
+    level: float | None = None,
+    show: Callable[[float], str] = lambda value: f"{value:g}",
+) -> Markup:
+    """Lines over a count of steps, from 0 on; a dashed line at `level`.
+
+    Args:
+        lines: of each its label, its CSS class, and its points (step, value).
+        show: a value in words.
+    """
+    points = [point for _, _, of_line in lines for point in of_line]
+    values = [value for _, value in points] + ([] if level is None else [level])
+    y_ticks = nice_ticks(min([0.0, *values]), high=max([0.0, *values]), num=4)
+    frame = Frame(
+        width=380, height=220, left=48, right=12, top=10, bottom=44,
+        x_low=0, x_high=max([1.0, *(step for step, _ in points)]), y_low=y_ticks[0], y_high=y_ticks[-1],
+    )  # fmt: skip
+    parts = [_y_axis(frame, ticks=y_ticks, show=show), *_x_ticks(frame, title=x_title)]
+    if level is not None:
+        height = frame.y(level)
+        parts.append(f'<path class="median" d="M{frame.left} {height:.1f}H{frame.width - frame.right}"/>')
+    for label, style, of_line in lines:
+        places = [(frame.x(step), frame.y(value)) for step, value in of_line]
+        path = "".join(f"{'ML'[position > 0]}{x:.1f} {y:.1f}" for position, (x, y) in enumerate(places))
+        parts.append(f'<path class="line {style}" d="{path}"/>')
+        for (x, y), (step, value) in zip(places, of_line, strict=True):
+            hint = escape(f"{label}, step {step:g}: {show(value)}")
+            place = f'cx="{x:.1f}" cy="{y:.1f}" r="3"'
+            parts.append(f'<circle class="dot {style}" {place}><title>{hint}</title></circle>')
+    return _svg(parts, width=frame.width, height=frame.height, title=title)
+
+
 def histogram(
     chosen: np.ndarray, *, rejected: np.ndarray, edges: np.ndarray, y_max: float, x_title: str, title: str
 ) -> Markup:

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from csr_ray.report import charts
 from csr_ray.report.before_after import before_and_after
+from csr_ray.report.dose import dose_rows
 from csr_ray.report.figures import (
     STAGES,
     ChangeFigures,
@@ -127,6 +128,7 @@ def page_values(run: Run) -> dict[str, Any]:
         "cases": before_and_after(run),
         "quality_charts": _quality_charts(rows),
         "quality_lines": _quality_lines(rows),
+        "doses": dose_rows(run.summary, target_margin=number(section(run.config, key="train").get("target_margin"))),
         "histograms": histograms(run.rounds),
         "num_histograms": sum(bool(data.num_pairs) for data in run.rounds),
         "heat": _heat(run),

@@ -159,6 +159,7 @@ def cycle_figures(journal: Journal, cycle: Cycle) -> JsonDict:
             "loss_first": trained.get("loss_first"),
             "loss_last": trained.get("loss_last"),
             "metrics": trained.get("metrics"),
+            "dose": trained.get("dose", {}),
         },
         "publish": {
             "bytes": published.get("bytes"),

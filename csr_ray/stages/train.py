@@ -46,7 +46,20 @@ def train(state: RunState, turn: Turn, files: Iterable[str], *, trainer: Trainer
     state.journal.commit("train", **cycle.key, **trained.to_plain(), files=files)
     state.meter.read(round_index=cycle.round_index)
     shutil.rmtree(state.folder.checkpoints(cycle), ignore_errors=True)
+    if trained.dose:
+        view.say(_dose_in_words(trained))
     return trained
+
+
+def _dose_in_words(trained: TrainResult) -> str:
+    best_step, looks = trained.dose["best_step"], trained.dose["looks"]
+    kept = next((look for look in looks if look["step"] == best_step), None)
+    words = f"  {trained.dose['reason']}"
+    if kept is None:
+        return f"{words}: the policy stays as it was"
+    if best_step < trained.num_steps:
+        words += f", whose weights are taken: a held-out margin of {kept['margin']:.2f} nats"
+    return f"{words}; {100 * kept['accuracy']:.0f} % of {kept['num_pairs']} held-out pairs ranked right"
 
 
 def _order(state: RunState, turn: Turn, *, adapter: str) -> TrainOrder:

@@ -1,0 +1,109 @@
+"""How much each phase was trained, and what the pairs held out of it showed: curves by step, and why it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from markupsafe import Markup
+
+from csr_ray.report.charts import step_chart
+from csr_ray.report.figures import number, section
+
+MOST_SHOWN: Final = 6
+_CURVES: Final = ("margin", "divergence", "accuracy", "loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoseRow:
+    """One phase.
+
+    Attributes:
+        nats: margin and divergence by step; shares: accuracy and loss.
+        margin, accuracy: of the weights that were taken; None: those that the phase began with.
+    """
+
+    label: str
+    reason: str
+    learning_rate: str
+    num_steps: int
+    num_pairs: int
+    margin: float | None
+    accuracy: float | None
+    nats: Markup
+    shares: Markup
+
+
+def dose_rows(summary: Mapping[str, Any], *, target_margin: float | None) -> list[DoseRow]:
+    """A row of each phase whose dose was found; of many phases the first and the last few."""
+    rows = [row for label, dose in _phases(summary) if (row := _row(label, dose, target_margin=target_margin))]
+    return rows if len(rows) <= MOST_SHOWN else [*rows[: MOST_SHOWN // 2], *rows[-MOST_SHOWN // 2 :]]
+
+
+def _phases(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    rounds = summary.get("rounds")
+    for position, entry in enumerate(rounds if isinstance(rounds, list) else []):
+        if not isinstance(entry, dict):
+            continue
+        phases = entry.get("phases")
+        for phase in phases if isinstance(phases, list) else [entry]:
+            if isinstance(phase, dict):
+                name = f", {phase['phase']}" if "phase" in phase else ""
+                yield f"Round {position + 1}{name}", section(section(phase, key="train"), key="dose")
+
+
+def _row(label: str, dose: Mapping[str, Any], *, target_margin: float | None) -> DoseRow | None:
+    listed = dose.get("looks")
+    looks = [
+        {name: value for name in ("step", "num_pairs", *_CURVES[:1], *_CURVES[2:], "chosen", "rejected")
+         if (value := number(look.get(name))) is not None}
+        for look in (listed if isinstance(listed, list) else [])
+        if isinstance(look, dict)
+    ]  # fmt: skip
+    looks = [look | {"divergence": -(look["chosen"] + look["rejected"]) / 2} for look in looks if len(look) == 7]
+    if not looks:
+        return None
+    best_step, rate = number(dose.get("best_step")), number(dose.get("learning_rate"))
+    taken = next((look for look in looks if look["step"] == best_step), None)
+    return DoseRow(
+        label=label,
+        reason=str(dose.get("reason", "")),
+        learning_rate="–" if rate is None else f"{rate:.2g}",
+        num_steps=int(looks[-1]["step"]),
+        num_pairs=int(looks[-1]["num_pairs"]),
+        margin=taken["margin"] if taken else None,
+        accuracy=taken["accuracy"] if taken else None,
+        nats=_chart(
+            looks,
+            names={"margin": "", "divergence": "bad"},
+            before={"margin": 0.0, "divergence": 0.0},
+            title=f"{label}: margin and divergence of held-out pairs, in nats",
+            level=target_margin,
+        ),
+        shares=_chart(
+            looks,
+            names={"accuracy": "", "loss": "bad"},
+            before={},
+            title=f"{label}: accuracy and loss on held-out pairs",
+        ),
+    )
+
+
+def _chart(
+    looks: Sequence[Mapping[str, float]],
+    *,
+    names: Mapping[str, str],
+    before: Mapping[str, float],
+    title: str,
+    level: float | None = None,
+) -> Markup:
+    lines = [
+        (
+            name,
+            style,
+            [*([(0.0, before[name])] if name in before else []), *((look["step"], look[name]) for look in looks)],
+        )
+        for name, style in names.items()
+    ]
+    return step_chart(lines, x_title="optimizer step", title=title, level=level, show=lambda value: f"{value:.3g}")
