@@ -35,6 +35,7 @@ _PLAN_EXAMPLES = """examples:
   csr-ray plan configs/llava15-7b.yaml --prompts 12856 --gpus 8 --gpu A100  the layouts of eight A100s, fastest first
   csr-ray plan configs/llava15-7b.yaml --prompts 12856 --gpus 8 --gpu H100 cluster.gpu_kinds.H100.usd_per_hour=2.2
 """
+_BENCHMARK_HELP = "pope, chair, world, or another one that csr-ray benchmarks lists"
 _FLAGS_WITH_A_VALUE = ("--gpus", "--gpu", "--gpus-per-node", "--prompts", "--rates", "--json", "--config")
 
 
@@ -168,13 +169,13 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("eval", help="score a model on a benchmark")
     evaluate.add_argument("--model", required=True, help="Hugging Face folder, or its URL (s3://...)")
-    evaluate.add_argument("--benchmark", required=True, metavar="NAME", help="pope, chair or world")
+    evaluate.add_argument("--benchmark", required=True, metavar="NAME", help=_BENCHMARK_HELP)
     evaluate.add_argument(
         "--data",
         default=None,
         metavar="DIR",
         help="prompts.jsonl and truth.jsonl (chair), questions.jsonl (pope), or all three (world; by default the "
-        "embedded world's)",
+        "embedded world's); of another benchmark its release",
     )
     evaluate.add_argument("--limit", type=_at_least_one, default=None, metavar="N", help="first N images only")
     evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="default float32")
@@ -219,11 +220,43 @@ def _parser() -> argparse.ArgumentParser:
     captions.set_defaults(run=_score)
 
     score = commands.add_parser("score-answers", help="a benchmark's metric on answers that exist; no model")
-    score.add_argument("--benchmark", required=True, metavar="NAME", help="pope, chair or world")
+    score.add_argument("--benchmark", required=True, metavar="NAME", help=_BENCHMARK_HELP)
     score.add_argument("--answers", required=True, type=_path_here, metavar="FILE")
-    score.add_argument("--truth", required=True, type=_path_here, metavar="FILE")
+    score.add_argument(
+        "--truth", required=True, type=_path_here, metavar="FILE", help="or the folder of the benchmark's release"
+    )
     score.add_argument("--json", required=True, type=_path_here, metavar="OUT")
     score.set_defaults(run=_score_answers)
+
+    compare = commands.add_parser(
+        "compare",
+        help="two runs, or two files of answers, on the same questions: intervals and paired tests",
+        description="What differs between two runs' last policies, and what of it is chance. Also two versions of "
+        "one run (RUN RUN --version 0,3), or two files of answers with --benchmark and --truth.",
+    )
+    compare.add_argument("a", metavar="A", help="run folder or URL, or a file of answers")
+    compare.add_argument("b", metavar="B", help="the same")
+    compare.add_argument(
+        "--version",
+        type=_versions,
+        default=(None, None),
+        metavar="N[,M]",
+        help="policy version of both runs, or of A and of B; default the last",
+    )
+    compare.add_argument("--benchmark", default=None, metavar="NAME", help="of files of answers")
+    compare.add_argument(
+        "--truth",
+        type=_path_here,
+        default=None,
+        metavar="FILE",
+        help="of files of answers, as for score-answers",
+    )
+    compare.add_argument("--shared", action="store_true", help="compare only the questions that both answered")
+    compare.add_argument("--json", type=_path_here, default=None, metavar="OUT", help="write what was found there")
+    compare.set_defaults(run=_compare)
+
+    benchmarks = commands.add_parser("benchmarks", help="every benchmark, the files it reads and what it measures")
+    benchmarks.set_defaults(run=_benchmarks)
 
     check = commands.add_parser(
         "check",
@@ -428,14 +461,51 @@ def _share(text: str) -> float:
 
 
 def _score_answers(arguments: argparse.Namespace) -> int:
-    from csr_ray.evaluation.answers import score_answers
+    from csr_ray.evaluation.benchmarks.marking import mark_file
     from csr_ray.store.atomic import write_json
 
     output = _lasting(arguments.json, flag="--json")
-    result = score_answers(arguments.benchmark, answers=arguments.answers, truth=arguments.truth)
+    result = mark_file(arguments.benchmark, answers=arguments.answers, truth=arguments.truth)
     write_json(output, value=result)
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
     print(f"{arguments.benchmark}: n {result['n']}, {metrics}; skipped {sum(result['skipped'].values())}")
+    return EXIT_DONE
+
+
+def _versions(text: str) -> tuple[int, int]:
+    """One policy version for both sides, or one for each."""
+    parts = text.split(",")
+    if not 1 <= len(parts) <= 2 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text}: a version such as 3, or two such as 0,3")
+    return int(parts[0]), int(parts[-1])
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from csr_ray.app.compare import compare, print_comparison
+    from csr_ray.app.console import UnattendedConsole
+    from csr_ray.store.atomic import write_json
+
+    output = None if arguments.json is None else _lasting(arguments.json, flag="--json")
+    found = compare(
+        arguments.a,
+        arguments.b,
+        versions=arguments.version,
+        benchmark=arguments.benchmark,
+        truth=arguments.truth,
+        only_shared=arguments.shared,
+    )
+    # Where nobody looks at a terminal, lines are as wide as the table is.
+    print_comparison(found, console=UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140))
+    if output is not None:
+        write_json(output, value=found.to_plain())
+    return EXIT_DONE
+
+
+def _benchmarks(_: argparse.Namespace) -> int:
+    from csr_ray.app.benchmarks import print_benchmarks
+    from csr_ray.app.console import UnattendedConsole
+
+    print_benchmarks(console=UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140))
     return EXIT_DONE
 
 

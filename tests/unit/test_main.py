@@ -460,7 +460,7 @@ def test_a_sheet_that_cannot_be_written_is_said_in_a_line(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--benchmark", "mme", "--data", "."], "--benchmark = 'mme': allowed: chair, pope, world"),
+        (["--benchmark", "nope", "--data", "."], "--benchmark = 'nope': allowed: chair, pope, world, mme"),
         (["--benchmark", "pope"], "--data: name the folder with the files of pope"),
         (["--benchmark", "pope", "--data", "."], "--model = './none': no such folder"),
     ],
@@ -492,9 +492,9 @@ def test_score_answers_marks_and_writes(tmp_path: Path, capsys: pytest.CaptureFi
     answers.write_text('{"question_id": 99, "text": "Yes"}\n')
     assert main([*command, str(answers)]) == 3
     assert "no answer in" in error_line(capsys)
-    command[2] = "mme"
+    command[2] = "nope"
     assert main([*command, str(answers)]) == 2
-    assert "'mme': unknown; allowed: chair, pope, world" in error_line(capsys)
+    assert "'nope': unknown; allowed: chair, pope, world, mme" in error_line(capsys)
 
 
 # ---- report, doctor ----
