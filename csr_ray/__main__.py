@@ -203,6 +203,33 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--json", required=True, type=_path_here, metavar="OUT")
     score.set_defaults(run=_score_answers)
 
+    compare = commands.add_parser(
+        "compare",
+        help="two runs, or two files of answers, on the same questions: intervals and paired tests",
+        description="What differs between two runs' last policies, and what of it is chance. Also two versions of "
+        "one run (RUN RUN --version 0,3), or two files of answers with --benchmark and --truth.",
+    )
+    compare.add_argument("a", metavar="A", help="run folder or URL, or a file of answers")
+    compare.add_argument("b", metavar="B", help="the same")
+    compare.add_argument(
+        "--version",
+        type=_versions,
+        default=(None, None),
+        metavar="N[,M]",
+        help="policy version of both runs, or of A and of B; default the last",
+    )
+    compare.add_argument("--benchmark", default=None, metavar="NAME", help="of files of answers")
+    compare.add_argument(
+        "--truth",
+        type=_path_here,
+        default=None,
+        metavar="FILE",
+        help="of files of answers, as for score-answers",
+    )
+    compare.add_argument("--shared", action="store_true", help="compare only the questions that both answered")
+    compare.add_argument("--json", type=_path_here, default=None, metavar="OUT", help="write what was found there")
+    compare.set_defaults(run=_compare)
+
     check = commands.add_parser(
         "check",
         help="whether everything in RUN_DIR is what was written, and what a resume would do",
@@ -386,6 +413,35 @@ def _score_answers(arguments: argparse.Namespace) -> int:
     write_json(output, value=result)
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
     print(f"{arguments.benchmark}: n {result['n']}, {metrics}; skipped {sum(result['skipped'].values())}")
+    return EXIT_DONE
+
+
+def _versions(text: str) -> tuple[int, int]:
+    """One policy version for both sides, or one for each."""
+    parts = text.split(",")
+    if not 1 <= len(parts) <= 2 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text}: a version such as 3, or two such as 0,3")
+    return int(parts[0]), int(parts[-1])
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from csr_ray.app.compare import compare, print_comparison
+    from csr_ray.app.console import UnattendedConsole
+    from csr_ray.store.atomic import write_json
+
+    output = None if arguments.json is None else _lasting(arguments.json, flag="--json")
+    found = compare(
+        arguments.a,
+        arguments.b,
+        versions=arguments.version,
+        benchmark=arguments.benchmark,
+        truth=arguments.truth,
+        only_shared=arguments.shared,
+    )
+    # Where nobody looks at a terminal, lines are as wide as the table is.
+    print_comparison(found, console=UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140))
+    if output is not None:
+        write_json(output, value=found.to_plain())
     return EXIT_DONE
 
 

@@ -436,3 +436,38 @@ class Rejection:
     source: str
     reason: str
     fault: Fault = "input"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """What a benchmark says of one answer. A metric is a quotient of sums of these over all answers.
+
+    Attributes:
+        counts: by metric, what the answer adds above and below the line; below a share or a mean that is 1.
+        absent: words of the answer, lower-case, that name objects which are not in the image.
+        missed: objects of the image that the answer does not name.
+    """
+
+    counts: Mapping[str, tuple[float, float]]
+    absent: tuple[str, ...] = ()
+    missed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarkedAnswer:
+    """An answer of an evaluation with its mark.
+
+    Attributes:
+        asked_as: what the question is part of (`csr_ray.evaluation.suite.Asking`).
+        id: of the question.
+        image: path or fsspec URL of the image file.
+        truth: what the answer was held to, as text, so that answers to other truths are never compared.
+    """
+
+    asked_as: str
+    id: str
+    image: str
+    question: str
+    answer: str
+    truth: str
+    mark: Mark
