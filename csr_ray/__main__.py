@@ -35,6 +35,7 @@ _PLAN_EXAMPLES = """examples:
   csr-ray plan configs/llava15-7b.yaml --prompts 12856 --gpus 8 --gpu A100  the layouts of eight A100s, fastest first
   csr-ray plan configs/llava15-7b.yaml --prompts 12856 --gpus 8 --gpu H100 cluster.gpu_kinds.H100.usd_per_hour=2.2
 """
+_BENCHMARK_HELP = "pope, chair, world, or another one that csr-ray benchmarks lists"
 _FLAGS_WITH_A_VALUE = ("--gpus", "--gpu", "--gpus-per-node", "--prompts", "--rates", "--json", "--config")
 
 
@@ -146,13 +147,13 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("eval", help="score a model on a benchmark")
     evaluate.add_argument("--model", required=True, help="Hugging Face folder, or its URL (s3://...)")
-    evaluate.add_argument("--benchmark", required=True, metavar="NAME", help="pope, chair or world")
+    evaluate.add_argument("--benchmark", required=True, metavar="NAME", help=_BENCHMARK_HELP)
     evaluate.add_argument(
         "--data",
         default=None,
         metavar="DIR",
         help="prompts.jsonl and truth.jsonl (chair), questions.jsonl (pope), or all three (world; by default the "
-        "embedded world's)",
+        "embedded world's); of another benchmark its release",
     )
     evaluate.add_argument("--limit", type=_at_least_one, default=None, metavar="N", help="first N images only")
     evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="default float32")
@@ -197,9 +198,11 @@ def _parser() -> argparse.ArgumentParser:
     captions.set_defaults(run=_score)
 
     score = commands.add_parser("score-answers", help="a benchmark's metric on answers that exist; no model")
-    score.add_argument("--benchmark", required=True, metavar="NAME", help="pope, chair or world")
+    score.add_argument("--benchmark", required=True, metavar="NAME", help=_BENCHMARK_HELP)
     score.add_argument("--answers", required=True, type=_path_here, metavar="FILE")
-    score.add_argument("--truth", required=True, type=_path_here, metavar="FILE")
+    score.add_argument(
+        "--truth", required=True, type=_path_here, metavar="FILE", help="or the folder of the benchmark's release"
+    )
     score.add_argument("--json", required=True, type=_path_here, metavar="OUT")
     score.set_defaults(run=_score_answers)
 
@@ -229,6 +232,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--shared", action="store_true", help="compare only the questions that both answered")
     compare.add_argument("--json", type=_path_here, default=None, metavar="OUT", help="write what was found there")
     compare.set_defaults(run=_compare)
+
+    benchmarks = commands.add_parser("benchmarks", help="every benchmark, the files it reads and what it measures")
+    benchmarks.set_defaults(run=_benchmarks)
 
     check = commands.add_parser(
         "check",
@@ -405,11 +411,11 @@ def _share(text: str) -> float:
 
 
 def _score_answers(arguments: argparse.Namespace) -> int:
-    from csr_ray.evaluation.answers import score_answers
+    from csr_ray.evaluation.benchmarks.marking import mark_file
     from csr_ray.store.atomic import write_json
 
     output = _lasting(arguments.json, flag="--json")
-    result = score_answers(arguments.benchmark, answers=arguments.answers, truth=arguments.truth)
+    result = mark_file(arguments.benchmark, answers=arguments.answers, truth=arguments.truth)
     write_json(output, value=result)
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
     print(f"{arguments.benchmark}: n {result['n']}, {metrics}; skipped {sum(result['skipped'].values())}")
@@ -442,6 +448,14 @@ def _compare(arguments: argparse.Namespace) -> int:
     print_comparison(found, console=UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140))
     if output is not None:
         write_json(output, value=found.to_plain())
+    return EXIT_DONE
+
+
+def _benchmarks(_: argparse.Namespace) -> int:
+    from csr_ray.app.benchmarks import print_benchmarks
+    from csr_ray.app.console import UnattendedConsole
+
+    print_benchmarks(console=UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140))
     return EXIT_DONE
 
 

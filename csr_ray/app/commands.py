@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,7 +46,9 @@ from csr_ray.data.rows import CAPTION_TEXTS
 from csr_ray.data.sources import is_large
 from csr_ray.errors import ConfigError, UserError
 from csr_ray.evaluation.answers import BENCHMARKS
-from csr_ray.evaluation.suite import load_suite
+from csr_ray.evaluation.benchmarks.marking import ALL_NAMES
+from csr_ray.evaluation.benchmarks.questions import Asked, load_asked
+from csr_ray.evaluation.suite import Suite, load_suite
 from csr_ray.machine.memory import count_weights
 from csr_ray.machine.model_shape import shape_of_model
 from csr_ray.machine.placement import (
@@ -130,8 +133,8 @@ def evaluate_model(
     Raises:
         UserError: something is wrong that the user can mend.
     """
-    if benchmark not in BENCHMARKS:
-        raise ConfigError(f"--benchmark = {benchmark!r}: allowed: {', '.join(BENCHMARKS)}")
+    if benchmark not in ALL_NAMES:
+        raise ConfigError(f"--benchmark = {benchmark!r}: allowed: {', '.join(ALL_NAMES)}")
     if data is None and benchmark != "world":
         raise ConfigError(f"--data: name the folder with the files of {benchmark}")
     paths, line = placed_for_a_job({"--json": output, "--out": kept})
@@ -156,7 +159,7 @@ def evaluate_model(
             "data": {"prompts": f"{data}/prompts.jsonl"},
             "policy": {"model": model, "dtype": dtype},
             "eval": {
-                "benchmarks": [benchmark],
+                "benchmarks": [benchmark] if benchmark in BENCHMARKS else [],
                 "data": placed_path(data),
                 "sampled": benchmark == "world",
                 **({"limit": limit} if limit else {}),
@@ -169,12 +172,18 @@ def evaluate_model(
     from actors.data.judged import do_picture_work
     from actors.runtime import connect_bulk
 
-    suite = load_suite(config.eval)
+    unpacked = folder.root / "images"
+    suite: Suite | Asked
+    if benchmark in BENCHMARKS:
+        suite = load_suite(config.eval)
+    else:
+        suite = load_asked(benchmark, data=placed_path(data), unpack=unpacked, limit=limit)
     reference = checked_reference(model)
     with contextlib.ExitStack() as held:
         ends = "; the same command goes on where it was"
         if kept is None:
             held.enter_context(_told_that_nothing_is_kept())
+            held.callback(shutil.rmtree, unpacked, ignore_errors=True)
             ends = f"; {_NOTHING_IS_KEPT}"
         stop = held.enter_context(SignalStop(grace_s=0, before_exit=lambda: None))
         held.enter_context(logged(folder))

@@ -7,7 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.console import Console
 from csr_ray.app.bulk import DoWork, do_what_is_left
 from csr_ray.app.paths import is_in_a_copy
 from csr_ray.errors import NoDataError
+from csr_ray.evaluation.benchmarks.questions import Asked
 from csr_ray.evaluation.chunks import AnswerJob, by_image
 from csr_ray.evaluation.suite import Suite
 from csr_ray.policy.source import local_folder, revision_of
@@ -32,19 +33,23 @@ class Evaluation:
         n: images whose description was marked, or answers where there are no descriptions.
         metrics: by the names of `csr-ray score-answers` (pope, chair), or of a run's evaluation (world).
         skipped: how many questions have no answer, by the reason without the picture's name.
+        more: further keys, of a benchmark of `csr_ray.evaluation.benchmarks`.
     """
 
     benchmark: str
     n: int
     metrics: dict[str, float]
     skipped: dict[str, int]
+    more: JsonDict = field(default_factory=dict)
 
     def to_plain(self) -> JsonDict:
-        return asdict(self)
+        plain = asdict(self)
+        more = plain.pop("more")
+        return {**plain, **more}
 
 
 def evaluate(
-    suite: Suite,
+    suite: Suite | Asked,
     *,
     benchmark: str,
     what: JsonDict,
@@ -91,6 +96,10 @@ def evaluate(
         )
     if done.set_aside:
         view.say(f"{done.set_aside} without an answer, see {quarantine}; first reason: {done.first_reason}")
+    if isinstance(suite, Asked):
+        found = suite.result(answers, skipped=skipped)
+        known = {name: found.pop(name) for name in ("benchmark", "n", "metrics", "skipped")}
+        return Evaluation(**known, more=found)
     return Evaluation(
         benchmark=benchmark,
         n=suite.num_marked(answers),
@@ -99,7 +108,7 @@ def evaluate(
     )
 
 
-def works_of(suite: Suite) -> Iterator[Work[AnswerJob]]:
+def works_of(suite: Suite | Asked) -> Iterator[Work[AnswerJob]]:
     """What is asked, in pieces of one call each; the same questions make the same pieces."""
     position = 0
     for asking in suite.askings():
@@ -114,7 +123,7 @@ def works_of(suite: Suite) -> Iterator[Work[AnswerJob]]:
             position += len(questions)
 
 
-def what_is_asked(suite: Suite, *, model: str, reference: str, dtype: str, seed: int) -> JsonDict:
+def what_is_asked(suite: Suite | Asked, *, model: str, reference: str, dtype: str, seed: int) -> JsonDict:
     """Says, for the folder of the answers, what is asked of whom.
 
     Args:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializeAsAny, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializeAsAny, field_validator, model_validator
 
 # Ranks that vLLM makes room for (its `MaxLoRARanks`).
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -746,6 +746,17 @@ class Eval(Section):
         True, description="describe the images at temperature 1, too, which gives the metrics that end in `_t1`"
     )
     max_tokens: int = Field(256, ge=1, description="most tokens of an answer that describes an image")
+
+    @field_validator("benchmarks", mode="before")
+    @classmethod
+    def _can_be_asked_within_a_run(cls, names: object) -> object:
+        for name in names if isinstance(names, list | tuple) else ():
+            if isinstance(name, str) and name not in ("world", "pope", "chair"):
+                raise ValueError(
+                    f"{name} cannot be asked within a run; allowed: world, pope, chair. Others are asked of the "
+                    f"model that a run leaves: csr-ray eval --model RUN_DIR/model --benchmark {name}"
+                )
+        return names
 
     @model_validator(mode="after")
     def _needs_data(self) -> Eval:

@@ -450,7 +450,7 @@ def test_world_build_takes_its_options(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--benchmark", "mme", "--data", "."], "--benchmark = 'mme': allowed: chair, pope, world"),
+        (["--benchmark", "nope", "--data", "."], "--benchmark = 'nope': allowed: chair, pope, world, mme"),
         (["--benchmark", "pope"], "--data: name the folder with the files of pope"),
         (["--benchmark", "pope", "--data", "."], "--model = './none': no such folder"),
     ],
@@ -482,9 +482,9 @@ def test_score_answers_marks_and_writes(tmp_path: Path, capsys: pytest.CaptureFi
     answers.write_text('{"question_id": 99, "text": "Yes"}\n')
     assert main([*command, str(answers)]) == 3
     assert "no answer in" in error_line(capsys)
-    command[2] = "mme"
+    command[2] = "nope"
     assert main([*command, str(answers)]) == 2
-    assert "'mme': unknown; allowed: chair, pope, world" in error_line(capsys)
+    assert "'nope': unknown; allowed: chair, pope, world, mme" in error_line(capsys)
 
 
 # ---- report, doctor ----

@@ -1,0 +1,101 @@
+"""Marks answers of a benchmark and says what could not be marked: what `csr-ray score-answers` writes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from csr_ray.errors import ConfigError, NoDataError
+from csr_ray.evaluation.answers import BENCHMARKS, score_answers
+from csr_ray.evaluation.benchmarks import NAMES, benchmark_of
+from csr_ray.evaluation.benchmarks.base import Benchmark, Items, Judge, Marks
+from csr_ray.records import JsonDict
+
+ALL_NAMES = (*BENCHMARKS, *NAMES)
+
+
+def mark_file(name: str, *, answers: Path, truth: Path, judge: Judge | None = None) -> dict[str, Any]:
+    """Mark a file of answers against the benchmark's own files.
+
+    Args:
+        truth: the folder of the benchmark's release, or the file with the truth; for pope, chair and world a file.
+        judge: of a benchmark that needs one.
+
+    Returns:
+        {"benchmark", "n", "metrics", "skipped"}; of the benchmarks of this folder more (`marked_result`).
+
+    Raises:
+        ConfigError: an unknown benchmark, or a missing or unreadable file.
+        NoDataError: no answer has a truth.
+    """
+    if name in BENCHMARKS:
+        return score_answers(name, answers=answers, truth=truth)
+    if name not in NAMES:
+        raise ConfigError(f"benchmark = {name!r}: unknown; allowed: {', '.join(ALL_NAMES)}")
+    benchmark = benchmark_of(name)
+    with _called("--truth"):
+        items = benchmark.load(truth)
+    with _called("--answers"):
+        said = benchmark.read_answers(answers, items=items)
+    marked = {key: said.by_id[key] for key in items.by_id if key in said.by_id}
+    skipped = Counter(said.skipped)
+    skipped["no truth for this answer"] += len(said.by_id) - len(marked)
+    if not marked:
+        reasons = ", ".join(f"{reason}: {number}" for reason, number in _counted(skipped).items())
+        raise NoDataError(f"{name}: no answer in {answers} has a truth in {truth} ({reasons or 'both are empty'})")
+    return marked_result(benchmark, marked, items=items, skipped=skipped, judge=judge)
+
+
+def marked_result(
+    benchmark: Benchmark,
+    said: Mapping[str, str],
+    *,
+    items: Items,
+    skipped: Mapping[str, int],
+    judge: Judge | None = None,
+) -> dict[str, Any]:
+    """Mark answers, each of which is an item's, and put the result together.
+
+    Args:
+        skipped: what was left out before, by reason; what was not answered and is not named there is counted here.
+
+    Returns:
+        {"benchmark", "n": what was counted, "metrics", "skipped"}, and "metrics_are", "notes", "outcomes" besides.
+    """
+    marks = benchmark.mark(said, items=items, judge=judge)
+    counts = Counter(skipped)
+    counts.update(items.skipped)
+    counts.update(marks.skipped)
+    counts["no answer to this truth"] += len(items.by_id) - len(said)
+    return {
+        "benchmark": benchmark.name,
+        "n": len(marks.outcomes),
+        "metrics": marks.metrics,
+        "skipped": _counted(counts),
+        **_more(benchmark, marks),
+    }
+
+
+@contextlib.contextmanager
+def _called(option: str) -> Iterator[None]:
+    """In an error's words the folder of `csr-ray eval` is what this command calls it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--data", option, 1)) from error
+
+
+def _more(benchmark: Benchmark, marks: Marks) -> JsonDict:
+    return {
+        "metrics_are": benchmark.metrics_are,
+        "notes": list(marks.notes),
+        **marks.more,
+        "outcomes": marks.outcomes,
+    }
+
+
+def _counted(skipped: Mapping[str, int]) -> dict[str, int]:
+    return {reason: number for reason, number in sorted(skipped.items()) if number}
