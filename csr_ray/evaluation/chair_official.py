@@ -19,6 +19,7 @@ from types import MappingProxyType
 
 from csr_ray.errors import ConfigError
 from csr_ray.evaluation.chair_words import Form, words_of
+from csr_ray.records import Mark
 
 _ANIMALS = ["bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub"]
 _PAIRS: Mapping[str, str] = MappingProxyType(
@@ -91,6 +92,30 @@ class OfficialChair:
         """The mentions of objects that are not in the image, as this form counts them."""
         wrong = [(word, kind) for word, kind in self.mentions(caption) if kind not in present]
         return wrong if self.form == "original" else list(dict.fromkeys(wrong))
+
+    def marks(self, answers: Mapping[str, str], *, truth: Mapping[str, Sequence[str]]) -> dict[str, Mark]:
+        """The mark of each caption, by id: chair_s, chair_i, and recall, which the published scripts lack.
+
+        recall is objects of the images that their captions name / objects of the images.
+
+        Args:
+            truth: the classes in each image, by the same ids.
+        """
+        return {key: self._mark(caption, present=truth[key]) for key, caption in answers.items()}
+
+    def _mark(self, caption: str, *, present: Sequence[str]) -> Mark:
+        objects = set(present)
+        kinds = [kind for _, kind in self.mentions(caption)]
+        wrong = self.hallucinated(caption, present=objects)
+        return Mark(
+            counts={
+                "chair_s": (float(bool(wrong)), 1.0),
+                "chair_i": (float(len(wrong)), float(len(kinds))),
+                "recall": (float(len(objects & set(kinds))), float(len(objects))),
+            },
+            absent=tuple(dict.fromkeys(word for word, _ in wrong)),
+            missed=tuple(kind for kind in present if kind not in kinds),
+        )
 
     def _names(self, words: Sequence[str]) -> list[str]:
         names: list[str] = []
