@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from csr_ray import __version__
 from csr_ray.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_FAILED, ActorFailure, UserError, shows_tracebacks
@@ -190,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="keep the answers there as they come; starting the same command again goes on where it was",
     )
+    _add_chair_files(evaluate)
     _add_cluster(evaluate)
     evaluate.add_argument("--json", required=True, type=_path_here, metavar="OUT")
     evaluate.set_defaults(run=_eval)
@@ -223,8 +225,13 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--benchmark", required=True, metavar="NAME", help=_BENCHMARK_HELP)
     score.add_argument("--answers", required=True, type=_path_here, metavar="FILE")
     score.add_argument(
-        "--truth", required=True, type=_path_here, metavar="FILE", help="or the folder of the benchmark's release"
+        "--truth",
+        type=_path_here,
+        default=None,
+        metavar="FILE",
+        help="or the folder of the benchmark's release; not with --synonyms",
     )
+    _add_chair_files(score)
     score.add_argument("--json", required=True, type=_path_here, metavar="OUT")
     score.set_defaults(run=_score_answers)
 
@@ -293,6 +300,32 @@ def _add_cluster(command: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long to wait for a place in the cluster; default 1800",
     )
+
+
+def _add_chair_files(command: argparse.ArgumentParser) -> None:
+    """The files with which chair counts as the published scripts do; all of them, or none for the own table."""
+    command.add_argument(
+        "--synonyms",
+        default=None,
+        metavar="FILE",
+        help="of chair: the published synonym file; without it the package's own table, whose figures stand beside "
+        "no published one",
+    )
+    for name in ("instances", "captions"):
+        command.add_argument(
+            f"--{name}",
+            nargs="+",
+            default=[],
+            metavar="FILE",
+            help=f"with --synonyms: COCO's {name}_val2014.json, and of train where its images are asked",
+        )
+    command.add_argument(
+        "--form", default=None, metavar="NAME", help="with --synonyms: original (default), or lure (LURE, SIMA)"
+    )
+
+
+def _chair_files(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in ("synonyms", "instances", "captions", "form")}
 
 
 def _path_here(name: str) -> Path:
@@ -407,6 +440,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         cluster=Cluster(autoscales=arguments.autoscales, wait_s=arguments.wait),
         kept=arguments.out,
         output=arguments.json,
+        chair={f"chair_{name}": value for name, value in _chair_files(arguments).items() if value},
     )
     return EXIT_DONE
 
@@ -462,10 +496,23 @@ def _share(text: str) -> float:
 
 def _score_answers(arguments: argparse.Namespace) -> int:
     from csr_ray.evaluation.benchmarks.marking import mark_file
+    from csr_ray.evaluation.chair_truth import official_files
     from csr_ray.store.atomic import write_json
 
     output = _lasting(arguments.json, flag="--json")
-    result = mark_file(arguments.benchmark, answers=arguments.answers, truth=arguments.truth)
+    given = _chair_files(arguments)
+    result = mark_file(
+        arguments.benchmark,
+        answers=arguments.answers,
+        truth=arguments.truth,
+        chair_files=official_files(
+            synonyms=given["synonyms"],
+            instances=given["instances"],
+            captions=given["captions"],
+            form=given["form"] or "original",
+            keys=("--synonyms", "--instances", "--captions", "--form"),
+        ),
+    )
     write_json(output, value=result)
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
     print(f"{arguments.benchmark}: n {result['n']}, {metrics}; skipped {sum(result['skipped'].values())}")

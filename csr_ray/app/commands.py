@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.doctor import (
@@ -75,6 +76,10 @@ _EVAL_FLAGS = {
     "policy.model": "--model",
     "policy.dtype": "--dtype",
     "eval.data": "--data",
+    "eval.chair_synonyms": "--synonyms",
+    "eval.chair_instances": "--instances",
+    "eval.chair_captions": "--captions",
+    "eval.chair_form": "--form",
     "data.images": "--data",
     "generators.min": "--actors",
     "generators.gpus": "--gpus",
@@ -116,6 +121,7 @@ def evaluate_model(
     cluster: Cluster | None = None,
     kept: Path | None = None,
     output: Path,
+    chair: Mapping[str, Any] | None = None,
 ) -> None:
     """Do what `csr-ray eval` does: measure any model folder with the questions and metrics of a run's evaluation.
 
@@ -129,6 +135,7 @@ def evaluate_model(
         cluster: whether it autoscales, and how long to wait for a place in it; None: as by default.
         kept: folder of the answers, from which the same call goes on; None: they are not kept.
         output: the JSON file to write; without `kept` logs go to a hidden folder beside it.
+        chair: the keys of `eval` that name the published CHAIR's files and form; None: the own table.
 
     Raises:
         UserError: something is wrong that the user can mend.
@@ -137,6 +144,8 @@ def evaluate_model(
         raise ConfigError(f"--benchmark = {benchmark!r}: allowed: {', '.join(ALL_NAMES)}")
     if data is None and benchmark != "world":
         raise ConfigError(f"--data: name the folder with the files of {benchmark}")
+    if chair and benchmark != "chair":
+        raise ConfigError(f"eval.{next(iter(chair))}: of chair only; --benchmark = {benchmark}")
     paths, line = placed_for_a_job({"--json": output, "--out": kept})
     output, kept, cluster = paths["--json"] or output, paths["--out"], cluster or Cluster()
     view = ConsoleView(num_rounds=0)
@@ -163,6 +172,7 @@ def evaluate_model(
                 "data": placed_path(data),
                 "sampled": benchmark == "world",
                 **({"limit": limit} if limit else {}),
+                **(chair or {}),
             },
         }
     )

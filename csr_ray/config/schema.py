@@ -825,6 +825,24 @@ class Eval(Section):
         True, description="describe the images at temperature 1, too, which gives the metrics that end in `_t1`"
     )
     max_tokens: int = Field(256, ge=1, description="most tokens of an answer that describes an image")
+    chair_synonyms: str | None = Field(
+        None,
+        description="the published synonym file (data/synonyms.txt of LisaAnne/Hallucination), with which chair "
+        "counts as the published scripts do; null: the package's own table, beside no published figure",
+    )
+    chair_instances: tuple[str, ...] = Field(
+        (),
+        description="with chair_synonyms: COCO's instances_val2014.json, of train as well where its images are asked",
+    )
+    chair_captions: tuple[str, ...] = Field(
+        (),
+        description="with chair_synonyms: COCO's captions_val2014.json, of train as well where its images are asked",
+    )
+    chair_form: Literal["original", "lure"] = Field(
+        "original",
+        description="with chair_synonyms: original (Rohrbach et al.), or lure (LURE, SIMA), which counts a "
+        "hallucinated word once a caption and takes its words in another way; figures of one are none of the other",
+    )
 
     @field_validator("benchmarks", mode="before")
     @classmethod

@@ -6,16 +6,19 @@ id, never by order: an answer file that lacks one line would otherwise be marked
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from csr_ray.data.prompts import decode_text, is_unicode, read_json_rows
+from csr_ray.data.rows import Row
 from csr_ray.errors import ConfigError, NoDataError
 from csr_ray.evaluation.chair import is_object_name, mark_captions
+from csr_ray.evaluation.chair_truth import OWN_TABLE, OfficialFiles, coco_image_id, coco_truth
 from csr_ray.evaluation.marks import quotients
 from csr_ray.evaluation.pope import LABELS, mark_answers
 from csr_ray.evaluation.world import mark_descriptions
@@ -35,20 +38,26 @@ class MarkedFile:
     Attributes:
         answers: those that have a truth, each with its mark, in the order of the truth.
         skipped: how many lines or ids were left out, by the reason.
+        named: what a result says besides: of CHAIR its table and form, without which a figure means nothing.
     """
 
     answers: tuple[MarkedAnswer, ...]
     skipped: Mapping[str, int]
+    named: Mapping[str, str] = field(default_factory=dict)
 
 
-def score_answers(benchmark: str, *, answers: Path, truth: Path) -> dict[str, Any]:
+def score_answers(
+    benchmark: str, *, answers: Path, truth: Path | None, files: OfficialFiles | None = None
+) -> dict[str, Any]:
     """Mark `answers` against `truth` (`mark_file`).
 
     Returns:
-        {"benchmark", "n": answers marked, "metrics": {name: fraction}, "skipped": {reason: lines or ids}}.
+        {"benchmark", "n": answers marked, "metrics": {name: fraction}, "skipped": {reason: lines or ids}}, and of
+        chair the "table" (own, official) and the "form" (original, lure) that the figures are by.
     """
-    marked = mark_file(benchmark, answers=answers, truth=truth)
+    marked = mark_file(benchmark, answers=answers, truth=truth, files=files)
     return {
+        **marked.named,
         "benchmark": benchmark,
         "n": len(marked.answers),
         "metrics": quotients(answer.mark for answer in marked.answers),
@@ -56,12 +65,17 @@ def score_answers(benchmark: str, *, answers: Path, truth: Path) -> dict[str, An
     }
 
 
-def mark_file(benchmark: str, *, answers: Path, truth: Path) -> MarkedFile:
+def mark_file(benchmark: str, *, answers: Path, truth: Path | None, files: OfficialFiles | None = None) -> MarkedFile:
     """Mark `answers` against `truth`, each by itself; both JSONL (or a JSON list).
 
     An answer has its id under question_id (pope), or id, image_id or question_id (chair, world), and its text under
     text or caption. Truth has question_id and label (pope), or id or image_id and objects (chair, world); an object
     is a name, or a record with the name under kind, which world needs.
+
+    Args:
+        files: what chair is marked by in the place of the own table and of `truth`. An answer has the number of its
+            COCO image under image_id, image (a file name), id or question_id; the published scripts' own form of
+            answers, an object with imgToEval, is understood, too.
 
     Raises:
         ConfigError: an unknown benchmark, or a missing or unreadable file.
@@ -69,6 +83,10 @@ def mark_file(benchmark: str, *, answers: Path, truth: Path) -> MarkedFile:
     """
     if benchmark not in BENCHMARKS:
         raise ConfigError(f"benchmark = {benchmark!r}: unknown; allowed: {', '.join(BENCHMARKS)}")
+    if files is not None:
+        return _marked_officially(benchmark, answers=answers, truth=truth, files=files)
+    if truth is None:
+        raise ConfigError("--truth: missing; name the file with the truth")
     kinds = _kinds_beside(truth) if benchmark == "world" else KINDS
     skipped: Counter[str] = Counter()
     by_question = benchmark == "pope"
@@ -84,10 +102,9 @@ def mark_file(benchmark: str, *, answers: Path, truth: Path) -> MarkedFile:
     found = [key for key in true if key in said]
     skipped["no answer to this truth"] += len(true) - len(found)
     skipped["no truth for this answer"] += len(said) - len(found)
-    counts = {reason: number for reason, number in sorted(skipped.items()) if number}
+    counts = _counts(skipped)
     if not found:
-        reasons = ", ".join(f"{reason}: {number}" for reason, number in counts.items()) or "both files are empty"
-        raise NoDataError(f"{benchmark}: no answer in {answers} has a truth in {truth} ({reasons})")
+        raise NoDataError(f"{benchmark}: no answer in {answers} has a truth in {truth} ({_reasons(counts)})")
     texts, truths = [said[key] for key in found], [true[key][0] for key in found]
     marks = _marks(benchmark, ids=found, texts=texts, truths=truths, kinds=kinds)
     return MarkedFile(
@@ -104,6 +121,7 @@ def mark_file(benchmark: str, *, answers: Path, truth: Path) -> MarkedFile:
             for key, mark in zip(found, marks, strict=True)
         ),
         skipped=counts,
+        named=OWN_TABLE if benchmark == "chair" else {},
     )
 
 
@@ -114,6 +132,56 @@ def _kinds_beside(truth: Path) -> Sequence[str]:
         return kinds_of(path.read_bytes()) if path.is_file() else KINDS
     except (OSError, ValueError) as error:
         raise ConfigError(f"--truth: {path} beside it cannot be used ({error})") from error
+
+
+def _marked_officially(benchmark: str, *, answers: Path, truth: Path | None, files: OfficialFiles) -> MarkedFile:
+    """CHAIR by the published synonym file and COCO's annotations."""
+    if benchmark != "chair":
+        raise ConfigError(f"{files.keys[0]}: of chair only; benchmark = {benchmark}")
+    if truth is not None:
+        raise ConfigError(
+            f"--truth contradicts {files.keys[0]}: the truth is in COCO's annotations then; leave it out"
+        )
+    skipped: Counter[str] = Counter()
+    said = _read_by_id(
+        answers,
+        keys=("image_id", "image", "id", "question_id"),
+        parse=_answer_text,
+        what="answer",
+        skipped=skipped,
+        identify=coco_image_id,
+    )
+    if not said:
+        raise NoDataError(f"chair: no answer in {answers} ({_reasons(_counts(skipped))})")
+    chair = files.chair()
+    present = coco_truth(set(said), files=files, chair=chair)
+    found = {key: said[key] for key in present}
+    skipped["image is not in the annotations"] += len(said) - len(found)
+    marks = chair.marks(found, truth=present)
+    return MarkedFile(
+        answers=tuple(
+            MarkedAnswer(
+                asked_as=benchmark,
+                id=key,
+                image=key,
+                question="",
+                answer=found[key],
+                truth=json.dumps(present[key]),
+                mark=mark,
+            )
+            for key, mark in marks.items()
+        ),
+        skipped=_counts(skipped),
+        named=files.named,
+    )
+
+
+def _counts(skipped: Mapping[str, int]) -> dict[str, int]:
+    return {reason: number for reason, number in sorted(skipped.items()) if number}
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason}: {number}" for reason, number in counts.items()) or "both files are empty"
 
 
 def _marks(
@@ -135,14 +203,19 @@ def _read_by_id(
     parse: Callable[[dict[str, Any]], Value],
     what: str,
     skipped: Counter[str],
+    identify: Callable[[str], str] = str,
 ) -> dict[str, Value]:
-    """Read a file into {id: parsed}, in file order. Of several lines with one id only the first counts."""
+    """Read a file into {id: parsed}, in file order. Of several lines with one id only the first counts.
+
+    Args:
+        identify: makes the id of what stands under the key.
+    """
     found: dict[str, Value] = {}
-    for row in read_json_rows(_read_text(path, what=what), name=path.name):
+    for row in _rows(_read_text(path, what=what), name=path.name):
         try:
             if row.problem is not None or not isinstance(row.value, dict):
                 raise ValueError("not a record")
-            key = _id_of(row.value, keys=keys)
+            key = identify(_id_of(row.value, keys=keys))
             value = parse(row.value)
         except ValueError as error:
             skipped[f"malformed {what} line: {error}"] += 1
@@ -152,6 +225,17 @@ def _read_by_id(
             continue
         found[key] = value
     return found
+
+
+def _rows(text: str, *, name: str) -> list[Row]:
+    """The rows of a file; of the published CHAIR scripts' form of answers those that are evaluated."""
+    if text.lstrip().startswith("{") and '"imgToEval"' in text:
+        with contextlib.suppress(ValueError, RecursionError):
+            evaluated = json.loads(text).get("imgToEval")
+            if isinstance(evaluated, dict):
+                rows = enumerate(evaluated.values(), 1)
+                return [Row(place=f"{name}:imgToEval ", number=number, value=value) for number, value in rows]
+    return read_json_rows(text, name=name)
 
 
 def _read_text(path: Path, *, what: str) -> str:

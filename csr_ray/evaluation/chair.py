@@ -4,7 +4,8 @@ Knows texts and object names; does not know files or images. The formula is the 
 MENTION counts, in the numerator and in the denominator. (Some later scripts count a hallucinated word once for each
 caption in the numerator but every mention in the denominator, which gives a lower chair_i.)
 
-Where it differs from the authors' tool, so that numbers must not be compared with published ones to the digit:
+This is the package's own table, for people without the published files; with them `chair_official` counts as the
+published scripts do. Where the own table differs from these, so that its figures stand beside no published one:
 
 * The synonym table is this project's own (`coco_objects.json`), and other words are in it.
 * Plurals are formed from the table's names and looked up; the tool singularises each word of the text with an NLP

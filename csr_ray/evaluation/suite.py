@@ -19,6 +19,7 @@ from csr_ray.data.prompts import decode_text, read_json_rows
 from csr_ray.errors import ConfigError
 from csr_ray.evaluation.answers import label_of, truth_names, truth_records
 from csr_ray.evaluation.chair import CHAIR_METRICS, mark_captions
+from csr_ray.evaluation.chair_truth import OWN_TABLE, OfficialFiles, coco_image_id, coco_truth, official_files
 from csr_ray.evaluation.marks import quotients
 from csr_ray.evaluation.pope import mark_answers, pope_metrics
 from csr_ray.evaluation.world import mark_descriptions
@@ -71,6 +72,7 @@ class Suite:
     describe: tuple[Question, ...] = ()
     truth: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     mark: Marking = mark_descriptions
+    named: Mapping[str, str] = field(default_factory=dict)
     yes_no: tuple[Question, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     sampled: bool = False
@@ -214,12 +216,17 @@ def load_suite(config: Eval) -> Suite:
     if not config.benchmarks:
         return Suite()
     folder = str(config.data)
-    describe, truth, mark = _descriptions(folder, benchmarks=config.benchmarks)
+    files = _official_files(config)
+    if files is None:
+        describe, truth, mark = _descriptions(folder, benchmarks=config.benchmarks)
+    else:
+        describe, truth, mark = _official_descriptions(folder, files=files)
     questions = _questions(folder, benchmarks=config.benchmarks)
     suite = Suite(
         describe=tuple(describe),
         truth=truth,
         mark=mark,
+        named=(OWN_TABLE if files is None else files.named) if "chair" in config.benchmarks else {},
         yes_no=tuple(Question(id=f"q{key}", image=image, text=text) for key, image, text, _ in questions),
         labels={f"q{key}": label for key, _, _, label in questions},
         sampled=config.sampled and bool(describe),
@@ -251,6 +258,42 @@ def _descriptions(
         return describe, {question.id: parse(truth_rows[question.id]) for question in describe}, mark
     except ValueError as error:
         raise ConfigError(f"eval.data = {folder!r}: truth.jsonl: {error}") from error
+
+
+def _official_files(config: Eval) -> OfficialFiles | None:
+    files = official_files(
+        synonyms=config.chair_synonyms,
+        instances=config.chair_instances,
+        captions=config.chair_captions,
+        form=config.chair_form,
+        keys=("eval.chair_synonyms", "eval.chair_instances", "eval.chair_captions", "eval.chair_form"),
+    )
+    if files is not None and "chair" not in config.benchmarks:
+        raise ConfigError("eval.chair_synonyms: of chair only, which eval.benchmarks does not name")
+    return files
+
+
+def _official_descriptions(
+    folder: str, *, files: OfficialFiles
+) -> tuple[list[Question], Mapping[str, Sequence[Any]], Marking]:
+    """The same as `_descriptions`, of COCO's images and by COCO's annotations; there is no truth.jsonl."""
+    rows = _rows(folder, "prompts.jsonl", ids=("id",), texts=("image", "prompt"))
+    numbers: dict[str, str] = {}
+    for key, row in rows.items():
+        try:
+            numbers[key] = coco_image_id(str(row.get("image_id", row["image"])))
+        except ValueError as error:
+            raise ConfigError(f"eval.data = {folder!r}: prompts.jsonl: image = {row['image']!r}: {error}") from error
+    chair = files.chair()
+    present = coco_truth(set(numbers.values()), files=files, chair=chair)
+    lacking = [key for key, number in numbers.items() if number not in present]
+    if lacking:
+        raise ConfigError(
+            f"eval.data = {folder!r}: prompts.jsonl: {len(lacking)} images are not in {files.keys[1]} and "
+            f"{files.keys[2]}, the first of them {rows[lacking[0]]['image']!r}; name the files of train and of val"
+        )
+    describe = [Question(id=key, image=_image(folder, row["image"]), text=row["prompt"]) for key, row in rows.items()]
+    return describe, {key: present[number] for key, number in numbers.items()}, chair.marks
 
 
 def _questions(folder: str, *, benchmarks: Sequence[str]) -> list[tuple[str, str, str, str]]:

@@ -108,6 +108,15 @@ def render(run: Run) -> str:
     return environment.get_template("report.html.j2").render(page_values(run))
 
 
+def chair_note(named: Mapping[str, Any]) -> str | None:
+    """What the figures of CHAIR are by, and so what they may be compared with; None where a run has none."""
+    if named.get("table") == "official":
+        return f"By the published synonym file and COCO's annotations, {named.get('form')} form."
+    if named.get("table") == "own":
+        return "By this package's own table of names and the truth that was given; stands beside no published figure."
+    return None
+
+
 def page_values(run: Run) -> dict[str, Any]:
     """Everything the template names."""
     rows = with_folders(round_figures(run.summary), rounds=run.rounds)
@@ -125,6 +134,7 @@ def page_values(run: Run) -> dict[str, Any]:
         "rate_names": list(dict.fromkeys(name for row in rows for name in row.rates)),
         "has_eval": any(row.eval for row in rows),
         "has_intervals": any(row.intervals for row in rows),
+        "chair": chair_note(section(run.summary, key="chair")),
         "cases": before_and_after(run),
         "quality_charts": _quality_charts(rows),
         "quality_lines": _quality_lines(rows),

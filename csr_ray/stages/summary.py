@@ -60,6 +60,7 @@ def summary(
         "versions": versions,
         "policy": {key: (journal.find("model") or {}).get(key) for key in ("name", "revision")},
         "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
+        **({"chair": base_eval["chair"]} if base_eval and "chair" in base_eval else {}),
         "base": {"eval": _eval(base_eval), **_certainty(base_eval)},
         "rounds": rounds,
         "seconds": base_s + sum(entry["seconds"] for entry in rounds) + sum(_seconds(journal, "start")),

@@ -214,3 +214,15 @@ def test_terminal_says_on_how_many_images_when_rounds_differ() -> None:
     assert "images evaluated: base 1,000, 1 300, 2 1,000" in printed(summary, width=100)
     summary["rounds"][0]["eval"]["num_images"] = 1000
     assert not any("images evaluated" in line for line in printed(summary, width=100))
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"table": "official", "form": "lure"}, "By the published synonym file and COCO's annotations, lure form."),
+        ({"table": "own", "form": "original"}, "stands beside no published figure."),
+    ],
+)
+def test_page_says_by_which_table_chair_is_counted(tmp_path: Path, named: dict[str, str], said: str) -> None:
+    write_summary(tmp_path, summary={**summary_of({**EVAL, "num_images": 300}), "chair": named})
+    assert said in words(page(tmp_path)).replace("&#39;", "'")

@@ -12,17 +12,26 @@ from csr_ray.errors import ConfigError, NoDataError
 from csr_ray.evaluation.answers import BENCHMARKS, score_answers
 from csr_ray.evaluation.benchmarks import NAMES, benchmark_of
 from csr_ray.evaluation.benchmarks.base import Benchmark, Items, Judge, Marks
+from csr_ray.evaluation.chair_truth import OfficialFiles
 from csr_ray.records import JsonDict
 
 ALL_NAMES = (*BENCHMARKS, *NAMES)
 
 
-def mark_file(name: str, *, answers: Path, truth: Path, judge: Judge | None = None) -> dict[str, Any]:
+def mark_file(
+    name: str,
+    *,
+    answers: Path,
+    truth: Path | None,
+    judge: Judge | None = None,
+    chair_files: OfficialFiles | None = None,
+) -> dict[str, Any]:
     """Mark a file of answers against the benchmark's own files.
 
     Args:
         truth: the folder of the benchmark's release, or the file with the truth; for pope, chair and world a file.
         judge: of a benchmark that needs one.
+        chair_files: of chair, what stands in the place of `truth` and of the own table.
 
     Returns:
         {"benchmark", "n", "metrics", "skipped"}; of the benchmarks of this folder more (`marked_result`).
@@ -32,9 +41,13 @@ def mark_file(name: str, *, answers: Path, truth: Path, judge: Judge | None = No
         NoDataError: no answer has a truth.
     """
     if name in BENCHMARKS:
-        return score_answers(name, answers=answers, truth=truth)
+        return score_answers(name, answers=answers, truth=truth, files=chair_files)
     if name not in NAMES:
         raise ConfigError(f"benchmark = {name!r}: unknown; allowed: {', '.join(ALL_NAMES)}")
+    if truth is None or chair_files is not None:
+        raise ConfigError(
+            "--truth: missing; name the folder of the release" if truth is None else "--synonyms: of chair only"
+        )
     benchmark = benchmark_of(name)
     with _called("--truth"):
         items = benchmark.load(truth)
