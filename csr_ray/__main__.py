@@ -143,8 +143,30 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("dir", metavar="DIR", type=_path_here)
     build.add_argument("--images", type=int, default=None, metavar="N", help="training scenes (default 600)")
     build.add_argument("--seed", type=int, default=0)
+    build.add_argument(
+        "--variant", type=_natural, default=0, metavar="N", help="which world; 0 (default): the demo's"
+    )
+    build.add_argument(
+        "--clip-steps",
+        type=_at_least_one,
+        default=None,
+        metavar="N",
+        help="optimizer steps of the scorer; fewer make a weaker judge",
+    )
     build.add_argument("--quick", action="store_true", help="train the tiny models for seconds only (poor quality)")
     build.set_defaults(run=_world_build)
+    variants = world.add_parser("variants", help="in what the worlds of some numbers differ")
+    variants.add_argument(
+        "numbers",
+        nargs="*",
+        type=_natural,
+        metavar="N",
+        help="by default the demo's, six for choosing, six untouched",
+    )
+    variants.add_argument(
+        "--sheet", type=_path_here, default=None, metavar="PNG", help="draw scenes of each into this file"
+    )
+    variants.set_defaults(run=_world_variants)
 
     evaluate = commands.add_parser("eval", help="score a model on a benchmark")
     evaluate.add_argument("--model", required=True, help="Hugging Face folder, or its URL (s3://...)")
@@ -374,10 +396,32 @@ def _world_build(arguments: argparse.Namespace) -> int:
     if arguments.images is not None and arguments.images < 8:
         print(f"csr-ray: --images = {arguments.images}: at least 8", file=sys.stderr)
         return EXIT_BAD_CONFIG
-    world = World(seed=arguments.seed, quick=arguments.quick, num_train_images=arguments.images or 600)
+    world = World(
+        seed=arguments.seed,
+        variant=arguments.variant,
+        quick=arguments.quick,
+        clip_steps=arguments.clip_steps,
+        num_train_images=arguments.images or 600,
+    )
     folder = _lasting(arguments.dir, flag="DIR")
     build_world(folder, spec=world_spec(world))
     print(f"world: {folder}")
+    return EXIT_DONE
+
+
+def _world_variants(arguments: argparse.Namespace) -> int:
+    from csr_ray.world.table import draw_sheet, print_variants
+    from csr_ray.world.variant import DEVELOPMENT_VARIANTS, UNTOUCHED_VARIANTS
+
+    numbers = arguments.numbers or [0, *DEVELOPMENT_VARIANTS, *UNTOUCHED_VARIANTS]
+    print_variants(numbers)
+    if arguments.sheet is not None:
+        try:
+            draw_sheet(numbers, path=arguments.sheet)
+        except (OSError, ValueError) as error:  # no such folder, no picture's ending
+            print(f"csr-ray: --sheet = {arguments.sheet}: {error}", file=sys.stderr)
+            return EXIT_BAD_CONFIG
+        print(f"sheet: {arguments.sheet}")
     return EXIT_DONE
 
 
@@ -422,6 +466,12 @@ def _at_least_one(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text}: at least 1")
     return number
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: a whole number, at least 0")
+    return int(text)
 
 
 def _whole(text: str) -> int:

@@ -30,6 +30,8 @@ from csr_ray.evaluation.pope_splits import (
 )
 from csr_ray.evaluation.world import mark_descriptions
 from csr_ray.records import Mark, MarkedAnswer
+from csr_ray.world.mentions import VOCABULARY_FILE, kinds_of
+from csr_ray.world.vocabulary import KINDS
 
 BENCHMARKS = ("chair", "pope", "world")
 
@@ -100,6 +102,7 @@ def mark_file(benchmark: str, *, answers: Path, truth: Path | None, files: Offic
         raise ConfigError("--truth: missing; name the file with the truth")
     if benchmark == "pope" and (truth.is_dir() or answers.is_dir()):
         return _marked_splits(answers, truth=truth)
+    kinds = _kinds_beside(truth) if benchmark == "world" else KINDS
     skipped: Counter[str] = Counter()
     by_question = benchmark == "pope"
     answer_keys = ("question_id",) if by_question else ("id", "image_id", "question_id")
@@ -118,7 +121,7 @@ def mark_file(benchmark: str, *, answers: Path, truth: Path | None, files: Offic
     if not found:
         raise NoDataError(f"{benchmark}: no answer in {answers} has a truth in {truth} ({_reasons(counts)})")
     texts, truths = [said[key] for key in found], [true[key][0] for key in found]
-    marks = _marks(benchmark, ids=found, texts=texts, truths=truths)
+    marks = _marks(benchmark, ids=found, texts=texts, truths=truths, kinds=kinds)
     return MarkedFile(
         answers=tuple(
             MarkedAnswer(
@@ -216,12 +219,24 @@ def _reasons(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason}: {number}" for reason, number in counts.items()) or "both files are empty"
 
 
-def _marks(benchmark: str, *, ids: Sequence[str], texts: Sequence[str], truths: Sequence[Any]) -> Sequence[Mark]:
+def _kinds_beside(truth: Path) -> Sequence[str]:
+    """What the world's kinds are called, from the file beside its truth; without one, they are the demo's."""
+    path = truth.parent / VOCABULARY_FILE
+    try:
+        return kinds_of(path.read_bytes()) if path.is_file() else KINDS
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--truth: {path} beside it cannot be used ({error})") from error
+
+
+def _marks(
+    benchmark: str, *, ids: Sequence[str], texts: Sequence[str], truths: Sequence[Any], kinds: Sequence[str]
+) -> Sequence[Mark]:
     if benchmark == "pope":
         return mark_answers(texts, labels=truths)
     if benchmark == "chair":
         return mark_captions(texts, truth=truths)
-    marks = mark_descriptions(dict(zip(ids, texts, strict=True)), truth=dict(zip(ids, truths, strict=True)))
+    said, true = dict(zip(ids, texts, strict=True)), dict(zip(ids, truths, strict=True))
+    marks = mark_descriptions(said, truth=true, kinds=kinds)
     return list(marks.values())
 
 

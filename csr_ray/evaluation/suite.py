@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from csr_ray.config.schema import Eval
@@ -33,6 +34,8 @@ from csr_ray.evaluation.world import mark_descriptions
 from csr_ray.ports import Answering
 from csr_ray.records import JsonDict, Mark, MarkedAnswer, Question
 from csr_ray.store.objects import is_url, local_path
+from csr_ray.world.mentions import VOCABULARY_FILE, kinds_of
+from csr_ray.world.vocabulary import KINDS
 
 _YES_NO_TOKENS = 8
 _NOTHING = (None, "")
@@ -270,7 +273,11 @@ def _descriptions(
         raise ConfigError(f"eval.data = {folder!r}: truth.jsonl has no line for image {lacking[0]!r}")
     describe = [Question(id=key, image=_image(folder, row["image"]), text=row["prompt"]) for key, row in rows.items()]
     parse: Callable[[dict[str, Any]], Sequence[Any]]
-    parse, mark = (truth_records, mark_descriptions) if "world" in benchmarks else (truth_names, mark_photos)
+    mark: Marking
+    if "world" in benchmarks:
+        parse, mark = truth_records, partial(mark_descriptions, kinds=_kinds(folder))
+    else:
+        parse, mark = truth_names, mark_photos
     try:
         return describe, {question.id: parse(truth_rows[question.id]) for question in describe}, mark
     except ValueError as error:
@@ -339,8 +346,26 @@ def _image(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}" if is_url(folder) else str(local_path(folder) / name)
 
 
+def _kinds(folder: str) -> Sequence[str]:
+    """What the world's kinds are called; a folder that does not say is one of the demo's."""
+    content = _read_if_there(folder, VOCABULARY_FILE)
+    if content is None:
+        return KINDS
+    try:
+        return kinds_of(content)
+    except ValueError as error:
+        raise ConfigError(f"eval.data = {folder!r}: {VOCABULARY_FILE}: {error}") from error
+
+
 def _read(folder: str, name: str) -> bytes:
     """The content of one of the benchmark's files; where the folder is at a URL, as any file of the data there."""
+    content = _read_if_there(folder, name)
+    if content is None:
+        raise ConfigError(f"eval.data = {folder!r}: it has no {name}")
+    return content
+
+
+def _read_if_there(folder: str, name: str) -> bytes | None:
     where = f"eval.data = {folder!r}"
     try:
         if is_url(folder):
@@ -354,7 +379,7 @@ def _read(folder: str, name: str) -> bytes:
             raise ConfigError(f"{where}: {name}: {error}") from error
     except OSError as error:
         raise ConfigError(f"{where}: {name} cannot be read: {error.strerror}") from error
-    raise ConfigError(f"{where}: it has no {name}")
+    return None
 
 
 def _rows(
