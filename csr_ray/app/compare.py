@@ -7,7 +7,7 @@ truth that it is marked by. Where the questions differ nothing is compared, unle
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich import box
@@ -29,11 +29,16 @@ _NAMES = ("A", "B")
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One side: what the user calls it, the policy version of a run (None of a file), and its answers."""
+    """One side: what the user calls it, the policy version of a run (None of a file), and its answers.
+
+    Attributes:
+        named: of a file marked by CHAIR, the table of names that it was marked by.
+    """
 
     name: str
     version: int | None
     answers: tuple[MarkedAnswer, ...]
+    named: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +64,7 @@ class Comparison:
                 "only_b": self.pairs.num_only_after,
             },
             "metrics": {name: _plain(change) for name, change in self.metrics.items()},
+            **({"chair": dict(self.a.named)} if self.a.named else {}),
             "method": {"level": LEVEL, "resamples": NUM_RESAMPLES, "seed": _SEED, "resampled": "images"},
         }
 
@@ -207,9 +213,10 @@ def _files(
         raise ConfigError("files of answers are compared by their marks: name --benchmark and --truth")
     if any(version is not None for version in versions):
         raise ConfigError("--version: files of answers have none; leave it out")
+    marked = [mark_file(benchmark, answers=local_path(side), truth=truth) for side in (a, b)]
     sides = [
-        Side(name=side, version=None, answers=mark_file(benchmark, answers=local_path(side), truth=truth).answers)
-        for side in (a, b)
+        Side(name=side, version=None, answers=found.answers, named=found.named)
+        for side, found in zip((a, b), marked, strict=True)
     ]
     return sides[0], sides[1]
 

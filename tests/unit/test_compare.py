@@ -152,3 +152,14 @@ def test_what_is_no_run_or_was_not_evaluated_is_one_line(
     damaged.write_bytes(damaged.read_bytes()[:-9])
     assert main(["compare", *runs]) != 0
     assert "version_002.parquet cannot be read" in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
+def test_captions_say_by_which_table_of_names_they_were_marked(tmp_path: Path) -> None:
+    truth, a = tmp_path / "truth", tmp_path / "a"
+    truth.write_text("".join(json.dumps({"id": i, "objects": ["dog"]}) + "\n" for i in range(9)))
+    a.write_text("".join(json.dumps({"id": i, "caption": "A dog and a cat."}) + "\n" for i in range(9)))
+    output = tmp_path / "out"
+    said = ["compare", str(a), str(a), "--benchmark", "chair", "--truth", str(truth), "--json", str(output)]
+    assert main(said) == 0
+    found = json.loads(output.read_text())
+    assert found["chair"] and found["metrics"]["chair_s"]["a"] == 1.0
