@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from csr_ray.__main__ import main
 from csr_ray.config.schema import Eval
 from csr_ray.errors import ConfigError, NoDataError
 from csr_ray.evaluation.answers import score_answers
@@ -214,3 +215,19 @@ def test_a_suite_asks_all_splits_and_gives_the_official_figures(release: Path, w
     )
     assert suite.marks({YES_NO: said})["pope_acc"] == pytest.approx(right / 297)
     assert suite.first(1).says({YES_NO: said})["num_questions"] == {split: 6 for split in SPLITS}
+
+
+def test_compare_takes_the_folder_of_labels_and_says_nothing_of_chair(release: Path) -> None:
+    for name, text in (("a", "Yes"), ("b", "No")):
+        for split, rows in split_answers().items():
+            said = [{**row, "category": split, "text": text if row["question_id"] < 50 else "Yes"} for row in rows]
+            (release.parent / f"{name}.jsonl").touch()
+            with (release.parent / f"{name}.jsonl").open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in said)
+    output = release.parent / "out.json"
+    sides = [str(release.parent / f"{name}.jsonl") for name in ("a", "b")]
+    assert main(["compare", *sides, "--benchmark", "pope", "--truth", str(release), "--json", str(output)]) == 0
+    found = json.loads(output.read_text())
+    assert found["metrics"]["random_yes_ratio"]["a"] == 1.0
+    assert found["metrics"]["random_yes_ratio"]["b"] == pytest.approx(48 / 97)
+    assert "chair" not in found
