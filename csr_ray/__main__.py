@@ -175,8 +175,8 @@ def _parser() -> argparse.ArgumentParser:
         "--data",
         default=None,
         metavar="DIR",
-        help="prompts.jsonl and truth.jsonl (chair), questions.jsonl (pope), or all three (world; by default the "
-        "embedded world's); of another benchmark its release",
+        help="prompts.jsonl and truth.jsonl (chair), questions.jsonl or the splits' own files (pope), or "
+        "all three (world; by default the embedded world's); of another benchmark its release",
     )
     evaluate.add_argument("--limit", type=_at_least_one, default=None, metavar="N", help="first N images only")
     evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="default float32")
@@ -229,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_path_here,
         default=None,
         metavar="FILE",
-        help="or the folder of the benchmark's release; not with --synonyms",
+        help="or the folder of the benchmark's release, or of POPE's splits; not with --synonyms",
     )
     _add_chair_files(score)
     score.add_argument("--json", required=True, type=_path_here, metavar="OUT")

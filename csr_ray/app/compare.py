@@ -215,7 +215,12 @@ def _files(
         raise ConfigError("--version: files of answers have none; leave it out")
     marked = [mark_file(benchmark, answers=local_path(side), truth=truth) for side in (a, b)]
     sides = [
-        Side(name=side, version=None, answers=found.answers, named=found.named)
+        Side(
+            name=side,
+            version=None,
+            answers=found.answers,
+            named=found.named if benchmark == "chair" else {},
+        )
         for side, found in zip((a, b), marked, strict=True)
     ]
     return sides[0], sides[1]

@@ -33,7 +33,8 @@ class Evaluation:
         n: images whose description was marked, or answers where there are no descriptions.
         metrics: by the names of `csr-ray score-answers` (pope, chair), or of a run's evaluation (world).
         skipped: how many questions have no answer, by the reason without the picture's name.
-        more: further keys: of chair its table and form, of a benchmark of `csr_ray.evaluation.benchmarks` its own.
+        more: further keys: of chair its table and form, of POPE's splits how many answers each has, of a benchmark of
+            `csr_ray.evaluation.benchmarks` its own.
     """
 
     benchmark: str
@@ -105,7 +106,7 @@ def evaluate(
         n=suite.num_marked(answers),
         metrics=suite.benchmark_marks(benchmark, answers=answers),
         skipped=dict(sorted(skipped.items())),
-        more=dict(suite.named),
+        more=suite.says(answers),
     )
 
 

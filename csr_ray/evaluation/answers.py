@@ -21,6 +21,13 @@ from csr_ray.evaluation.chair import is_object_name, mark_captions
 from csr_ray.evaluation.chair_truth import OWN_TABLE, OfficialFiles, coco_image_id, coco_truth
 from csr_ray.evaluation.marks import quotients
 from csr_ray.evaluation.pope import LABELS, mark_answers
+from csr_ray.evaluation.pope_splits import (
+    load_splits,
+    of_split,
+    read_split_answers,
+    split_metrics,
+    split_notes,
+)
 from csr_ray.evaluation.world import mark_descriptions
 from csr_ray.records import Mark, MarkedAnswer
 from csr_ray.world.mentions import VOCABULARY_FILE, kinds_of
@@ -38,12 +45,12 @@ class MarkedFile:
     Attributes:
         answers: those that have a truth, each with its mark, in the order of the truth.
         skipped: how many lines or ids were left out, by the reason.
-        named: what a result says besides: of CHAIR its table and form, without which a figure means nothing.
+        named: what a result says besides: of CHAIR its table and form, of POPE's splits how many answers each has.
     """
 
     answers: tuple[MarkedAnswer, ...]
     skipped: Mapping[str, int]
-    named: Mapping[str, str] = field(default_factory=dict)
+    named: Mapping[str, Any] = field(default_factory=dict)
 
 
 def score_answers(
@@ -60,9 +67,15 @@ def score_answers(
         **marked.named,
         "benchmark": benchmark,
         "n": len(marked.answers),
-        "metrics": quotients(answer.mark for answer in marked.answers),
+        "metrics": metrics_of(marked),
         "skipped": dict(marked.skipped),
     }
+
+
+def metrics_of(marked: MarkedFile) -> dict[str, float]:
+    """The figures of a marked file, by metric."""
+    marks = [answer.mark for answer in marked.answers]
+    return split_metrics(marks) if "num_questions" in marked.named else quotients(marks)
 
 
 def mark_file(benchmark: str, *, answers: Path, truth: Path | None, files: OfficialFiles | None = None) -> MarkedFile:
@@ -87,6 +100,8 @@ def mark_file(benchmark: str, *, answers: Path, truth: Path | None, files: Offic
         return _marked_officially(benchmark, answers=answers, truth=truth, files=files)
     if truth is None:
         raise ConfigError("--truth: missing; name the file with the truth")
+    if benchmark == "pope" and (truth.is_dir() or answers.is_dir()):
+        return _marked_splits(answers, truth=truth)
     kinds = _kinds_beside(truth) if benchmark == "world" else KINDS
     skipped: Counter[str] = Counter()
     by_question = benchmark == "pope"
@@ -123,15 +138,6 @@ def mark_file(benchmark: str, *, answers: Path, truth: Path | None, files: Offic
         skipped=counts,
         named=OWN_TABLE if benchmark == "chair" else {},
     )
-
-
-def _kinds_beside(truth: Path) -> Sequence[str]:
-    """What the world's kinds are called, from the file beside its truth; without one, they are the demo's."""
-    path = truth.parent / VOCABULARY_FILE
-    try:
-        return kinds_of(path.read_bytes()) if path.is_file() else KINDS
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--truth: {path} beside it cannot be used ({error})") from error
 
 
 def _marked_officially(benchmark: str, *, answers: Path, truth: Path | None, files: OfficialFiles) -> MarkedFile:
@@ -176,12 +182,50 @@ def _marked_officially(benchmark: str, *, answers: Path, truth: Path | None, fil
     )
 
 
+def _marked_splits(answers: Path, *, truth: Path) -> MarkedFile:
+    """POPE's splits, each against its own labels."""
+    if not truth.is_dir():
+        raise ConfigError(f"--truth {truth}: a file, but --answers is a folder; name the folder of the labels")
+    questions, left_out = load_splits(truth, key="--truth")
+    said, skipped = read_split_answers(answers, questions=questions)
+    counts = _counts(left_out + skipped)
+    if not said:
+        raise NoDataError(f"pope: no answer in {answers} has a truth in {truth} ({_reasons(counts)})")
+    found = [question for question in questions if question.id in said]
+    marks = mark_answers([said[question.id] for question in found], labels=[question.label for question in found])
+    return MarkedFile(
+        answers=tuple(
+            MarkedAnswer(
+                asked_as="pope",
+                id=question.id,
+                image=question.image,
+                question=question.text,
+                answer=said[question.id],
+                truth=json.dumps(question.label),
+                mark=of_split(mark, split=question.split),
+            )
+            for question, mark in zip(found, marks, strict=True)
+        ),
+        skipped=counts,
+        named=split_notes({question.id: question.split for question in questions}, answered=said),
+    )
+
+
 def _counts(skipped: Mapping[str, int]) -> dict[str, int]:
     return {reason: number for reason, number in sorted(skipped.items()) if number}
 
 
 def _reasons(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason}: {number}" for reason, number in counts.items()) or "both files are empty"
+
+
+def _kinds_beside(truth: Path) -> Sequence[str]:
+    """What the world's kinds are called, from the file beside its truth; without one, they are the demo's."""
+    path = truth.parent / VOCABULARY_FILE
+    try:
+        return kinds_of(path.read_bytes()) if path.is_file() else KINDS
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--truth: {path} beside it cannot be used ({error})") from error
 
 
 def _marks(

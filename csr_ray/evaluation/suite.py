@@ -22,9 +22,17 @@ from csr_ray.evaluation.chair import CHAIR_METRICS, mark_captions
 from csr_ray.evaluation.chair_truth import OWN_TABLE, OfficialFiles, coco_image_id, coco_truth, official_files
 from csr_ray.evaluation.marks import quotients
 from csr_ray.evaluation.pope import mark_answers, pope_metrics
+from csr_ray.evaluation.pope_splits import (
+    SplitQuestion,
+    has_splits,
+    load_splits,
+    of_split,
+    split_metrics,
+    split_notes,
+)
 from csr_ray.evaluation.world import mark_descriptions
 from csr_ray.ports import Answering
-from csr_ray.records import Mark, MarkedAnswer, Question
+from csr_ray.records import JsonDict, Mark, MarkedAnswer, Question
 from csr_ray.store.objects import is_url, local_path
 from csr_ray.world.mentions import VOCABULARY_FILE, kinds_of
 from csr_ray.world.vocabulary import KINDS
@@ -75,6 +83,7 @@ class Suite:
     named: Mapping[str, str] = field(default_factory=dict)
     yes_no: tuple[Question, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    split_of: Mapping[str, str] = field(default_factory=dict)
     sampled: bool = False
     max_tokens: int = 256
 
@@ -180,10 +189,24 @@ class Suite:
         return {"num_images": self.num_marked(answers), **quotients(marks)}
 
     def yes_no_marks(self, answers: Answers) -> dict[str, float]:
-        """POPE's own metrics (`csr_ray.evaluation.pope.pope_metrics`) of the answers that there are."""
+        """POPE's own metrics (`csr_ray.evaluation.pope.pope_metrics`) of the answers that there are.
+
+        Of splits they are of each, with the mean F1 (`csr_ray.evaluation.pope_splits.split_metrics`).
+        """
         said = answers.get(YES_NO, {})
         ids = [question.id for question in self.yes_no if question.id in said]
-        return pope_metrics([said[key] for key in ids], labels=[self.labels[key] for key in ids])
+        texts, labels = [said[key] for key in ids], [self.labels[key] for key in ids]
+        if not self.split_of:
+            return pope_metrics(texts, labels=labels)
+        marks = zip(ids, mark_answers(texts, labels=labels), strict=True)
+        return split_metrics(of_split(mark, split=self.split_of[key]) for key, mark in marks)
+
+    def says(self, answers: Answers) -> JsonDict:
+        """What a result says besides its figures: CHAIR's table and form, and what POPE's splits hold."""
+        if not self.split_of:
+            return dict(self.named)
+        split_of = {question.id: self.split_of[question.id] for question in self.yes_no}
+        return {**self.named, **split_notes(split_of, answered=answers.get(YES_NO, {}))}
 
     def benchmark_marks(self, benchmark: str, *, answers: Answers) -> dict[str, float]:
         """The metrics of one benchmark, by the names that `csr-ray score-answers` gives them where it knows it.
@@ -227,8 +250,9 @@ def load_suite(config: Eval) -> Suite:
         truth=truth,
         mark=mark,
         named=(OWN_TABLE if files is None else files.named) if "chair" in config.benchmarks else {},
-        yes_no=tuple(Question(id=f"q{key}", image=image, text=text) for key, image, text, _ in questions),
-        labels={f"q{key}": label for key, _, _, label in questions},
+        yes_no=tuple(Question(id=f"q{row.id}", image=row.image, text=row.text) for row in questions),
+        labels={f"q{row.id}": row.label for row in questions},
+        split_of={f"q{row.id}": row.split for row in questions if row.split},
         sampled=config.sampled and bool(describe),
         max_tokens=config.max_tokens,
     )
@@ -296,12 +320,25 @@ def _official_descriptions(
     return describe, {key: present[number] for key, number in numbers.items()}, chair.marks
 
 
-def _questions(folder: str, *, benchmarks: Sequence[str]) -> list[tuple[str, str, str, str]]:
-    """(id, image, question, label)."""
+def _questions(folder: str, *, benchmarks: Sequence[str]) -> list[SplitQuestion]:
+    """The yes/no questions; those of questions.jsonl are of no split."""
     if not {"world", "pope"} & set(benchmarks):
         return []
+    path = local_path(folder)
+    if not is_url(folder) and "pope" in benchmarks and not (path / "questions.jsonl").exists() and has_splits(path):
+        questions, skipped = load_splits(path, key="eval.data")
+        if skipped.total():
+            raise ConfigError(
+                f"eval.data = {folder!r}: "
+                + ", ".join(f"{reason}: {number}" for reason, number in skipped.items() if number)
+                + "; LLaVA's question file and the label files do not belong together: put those of one release there"
+            )
+        return [replace(question, image=_image(folder, question.image)) for question in questions]
     rows = _rows(folder, "questions.jsonl", ids=("question_id",), texts=("image", "text"), labels=True)
-    return [(key, _image(folder, row["image"]), row["text"], label_of(row)) for key, row in rows.items()]
+    return [
+        SplitQuestion(id=key, split="", image=_image(folder, row["image"]), text=row["text"], label=label_of(row))
+        for key, row in rows.items()
+    ]
 
 
 def _image(folder: str, name: str) -> str:
