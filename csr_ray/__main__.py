@@ -7,9 +7,13 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from csr_ray import __version__
 from csr_ray.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_FAILED, ActorFailure, UserError, shows_tracebacks
+
+if TYPE_CHECKING:
+    from csr_ray.app.judge import JudgeFlags
 
 _EXAMPLES = """examples:
   csr-ray run configs/tiny-world.yaml                       see the method work, in minutes, on a laptop
@@ -168,6 +172,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="keep the answers there as they come; starting the same command again goes on where it was",
     )
+    _add_judge(evaluate)
     _add_cluster(evaluate)
     evaluate.add_argument("--json", required=True, type=_path_here, metavar="OUT")
     evaluate.set_defaults(run=_eval)
@@ -203,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument(
         "--truth", required=True, type=_path_here, metavar="FILE", help="or the folder of the benchmark's release"
     )
+    _add_judge(score)
     score.add_argument("--json", required=True, type=_path_here, metavar="OUT")
     score.set_defaults(run=_score_answers)
 
@@ -243,6 +249,38 @@ def _add_cluster(command: argparse.ArgumentParser) -> None:
         default=1800.0,
         metavar="SECONDS",
         help="how long to wait for a place in the cluster; default 1800",
+    )
+
+
+def _add_judge(command: argparse.ArgumentParser) -> None:
+    """The flags of a command that may let a judge mark answers."""
+    judge = command.add_argument_group("a judge, for the benchmarks that need one")
+    judge.add_argument("--judge-url", default=None, metavar="URL", help="its endpoint, up to the version (.../v1)")
+    judge.add_argument("--judge-model", default=None, metavar="NAME", help="its model; goes into the result")
+    judge.add_argument(
+        "--judge-key-env", default=None, metavar="VARIABLE", help="environment variable of its key; default none"
+    )
+    judge.add_argument(
+        "--judge-prompt", type=_path_here, default=None, metavar="FILE", help="what it is told; default our own words"
+    )
+    judge.add_argument(
+        "--judge",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="a further key (docs/benchmarks.md): max_cost_usd, concurrency, requests_per_minute, timeout_s, ...",
+    )
+
+
+def _judge_of(arguments: argparse.Namespace) -> JudgeFlags:
+    from csr_ray.app.judge import JudgeFlags
+
+    return JudgeFlags(
+        url=arguments.judge_url,
+        model=arguments.judge_model,
+        key_env=arguments.judge_key_env,
+        prompt=arguments.judge_prompt,
+        settings=tuple(arguments.judge),
     )
 
 
@@ -335,6 +373,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         gpus=arguments.gpus,
         cluster=Cluster(autoscales=arguments.autoscales, wait_s=arguments.wait),
         kept=arguments.out,
+        judged_by=_judge_of(arguments),
         output=arguments.json,
     )
     return EXIT_DONE
@@ -384,11 +423,15 @@ def _share(text: str) -> float:
 
 
 def _score_answers(arguments: argparse.Namespace) -> int:
+    from csr_ray.app.flags import named
+    from csr_ray.app.judge import JUDGE_FLAGS, replies_file
     from csr_ray.evaluation.benchmarks.marking import mark_file
     from csr_ray.store.atomic import write_json
 
     output = _lasting(arguments.json, flag="--json")
-    result = mark_file(arguments.benchmark, answers=arguments.answers, truth=arguments.truth)
+    with named(JUDGE_FLAGS):
+        judge = _judge_of(arguments).session(replies_file(output))
+        result = mark_file(arguments.benchmark, answers=arguments.answers, truth=arguments.truth, judge=judge)
     write_json(output, value=result)
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
     print(f"{arguments.benchmark}: n {result['n']}, {metrics}; skipped {sum(result['skipped'].values())}")

@@ -268,7 +268,7 @@ class OpenAIJudge:
 
     async def _refusal(self, error: Any) -> Exception:
         """What follows from a status that is no success."""
-        status, said = int(error.status_code), self._clean(error.message)
+        status, said = int(error.status_code), self._clean(self._words_of(error))
         keys = self._keys
         if status in (401, 403):
             remedy = "look whether it is the key of this endpoint" if keys.key_env else "name the variable of its key"
@@ -288,8 +288,14 @@ class OpenAIJudge:
             return ConfigError(f"judge.model = {keys.model!r}: {said}")
         return JudgeFailure(f"the endpoint answers {status}, {said}")
 
+    @staticmethod
+    def _words_of(error: Any) -> str:
+        """What the endpoint itself said; the library's words where it said nothing that can be read."""
+        said = error.body.get("message") if isinstance(error.body, dict) else None
+        return said if isinstance(said, str) and said else str(error.message)
+
     def _is_of_model(self, error: Any) -> bool:
-        said = str(error.message)
+        said = self._words_of(error)
         return error.param == "model" or error.code == "model_not_found" or self._keys.model in said
 
     async def _known_models(self) -> str:

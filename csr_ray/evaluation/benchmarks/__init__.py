@@ -18,6 +18,9 @@ from csr_ray.evaluation.benchmarks.base import Benchmark
 _MODULES: Final = MappingProxyType(
     {
         "mme": "mme",
+        "mm-vet": "mm_vet",
+        "llava-bench": "llava_bench",
+        "mmhal": "mmhal",
     }
 )
 

@@ -11,13 +11,15 @@ from typing import Any
 from csr_ray.errors import ConfigError, NoDataError
 from csr_ray.evaluation.answers import BENCHMARKS, score_answers
 from csr_ray.evaluation.benchmarks import NAMES, benchmark_of
-from csr_ray.evaluation.benchmarks.base import Benchmark, Items, Judge, Marks
+from csr_ray.evaluation.benchmarks.base import Benchmark, Items, Marks
+from csr_ray.evaluation.benchmarks.judged import check_judge_is_right
+from csr_ray.judging.session import JudgeSession
 from csr_ray.records import JsonDict
 
 ALL_NAMES = (*BENCHMARKS, *NAMES)
 
 
-def mark_file(name: str, *, answers: Path, truth: Path, judge: Judge | None = None) -> dict[str, Any]:
+def mark_file(name: str, *, answers: Path, truth: Path, judge: JudgeSession | None = None) -> dict[str, Any]:
     """Mark a file of answers against the benchmark's own files.
 
     Args:
@@ -31,6 +33,8 @@ def mark_file(name: str, *, answers: Path, truth: Path, judge: Judge | None = No
         ConfigError: an unknown benchmark, or a missing or unreadable file.
         NoDataError: no answer has a truth.
     """
+    if name in ALL_NAMES:
+        check_judge_is_right(benchmark_of(name) if name in NAMES else None, name=name, has_judge=judge is not None)
     if name in BENCHMARKS:
         return score_answers(name, answers=answers, truth=truth)
     if name not in NAMES:
@@ -55,7 +59,7 @@ def marked_result(
     *,
     items: Items,
     skipped: Mapping[str, int],
-    judge: Judge | None = None,
+    judge: JudgeSession | None = None,
 ) -> dict[str, Any]:
     """Mark answers, each of which is an item's, and put the result together.
 

@@ -9,9 +9,10 @@ from typing import Any
 
 from csr_ray.errors import ConfigError
 from csr_ray.evaluation.benchmarks import benchmark_of
-from csr_ray.evaluation.benchmarks.base import Benchmark, Items, Judge
+from csr_ray.evaluation.benchmarks.base import Benchmark, Items
 from csr_ray.evaluation.benchmarks.marking import marked_result
 from csr_ray.evaluation.suite import Answers, Asking
+from csr_ray.judging.session import JudgeSession
 from csr_ray.records import Question
 from csr_ray.store.objects import is_url, local_path
 
@@ -40,7 +41,9 @@ class Asked:
         )
         return (Asking(self.benchmark.name, questions, temperature=0.0, max_tokens=self.benchmark.max_tokens),)
 
-    def result(self, answers: Answers, *, skipped: Mapping[str, int], judge: Judge | None = None) -> dict[str, Any]:
+    def result(
+        self, answers: Answers, *, skipped: Mapping[str, int], judge: JudgeSession | None = None
+    ) -> dict[str, Any]:
         """The result of the answers that there are (`csr_ray.evaluation.benchmarks.marking.marked_result`).
 
         Args:
