@@ -18,6 +18,13 @@ from csr_ray.evaluation.benchmarks.base import Benchmark
 _MODULES: Final = MappingProxyType(
     {
         "mme": "mme",
+        "scienceqa": "scienceqa",
+        "gqa": "gqa",
+        "textvqa": "textvqa",
+        "vizwiz": "vizwiz",
+        "mmbench": "mmbench",
+        "seed": "seed",
+        "amber": "amber",
         "mm-vet": "mm_vet",
         "llava-bench": "llava_bench",
         "mmhal": "mmhal",

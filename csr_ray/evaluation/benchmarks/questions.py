@@ -49,7 +49,8 @@ class Asked:
         Args:
             skipped: questions without an answer, by reason.
         """
-        said = answers[self.benchmark.name]
+        # LLaVA's scripts write answers down without the blanks around them.
+        said = {key: text.strip() for key, text in answers[self.benchmark.name].items()}
         found = marked_result(self.benchmark, said, items=self.items, skipped=skipped, judge=judge)
         # What has no answer is counted by the reason for it already.
         found["skipped"].pop("no answer to this truth", None)
