@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from csr_ray import __version__
-from csr_ray.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_FAILED, ActorFailure, UserError, shows_tracebacks
+from csr_ray.errors import (
+    EXIT_BAD_CONFIG,
+    EXIT_DONE,
+    EXIT_FAILED,
+    ActorFailure,
+    ConfigError,
+    UserError,
+    shows_tracebacks,
+)
 
 if TYPE_CHECKING:
     from csr_ray.app.judge import JudgeFlags
@@ -151,7 +159,11 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("eval", help="score a model on a benchmark")
     evaluate.add_argument("--model", required=True, help="Hugging Face folder, or its URL (s3://...)")
-    evaluate.add_argument("--benchmark", required=True, metavar="NAME", help=_BENCHMARK_HELP)
+    asked = evaluate.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--benchmark", metavar="NAME", help=_BENCHMARK_HELP)
+    asked.add_argument(
+        "--suite", choices=("lmms-eval",), help="hand over to this package, which has the full official suites"
+    )
     evaluate.add_argument(
         "--data",
         default=None,
@@ -172,6 +184,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="keep the answers there as they come; starting the same command again goes on where it was",
     )
+    suite = evaluate.add_argument_group("a suite, on this machine (docs/judges.md)")
+    suite.add_argument("--tasks", type=_names, default=(), metavar="A,B", help="tasks by the suite's own names")
+    suite.add_argument(
+        "--lmms-python",
+        type=_path_here,
+        default=None,
+        metavar="PYTHON",
+        help="Python of the environment that has lmms-eval; default this one",
+    )
+    suite.add_argument("--tasks-dir", type=_path_here, default=None, metavar="DIR", help="folder of further tasks")
     _add_judge(evaluate)
     _add_cluster(evaluate)
     evaluate.add_argument("--json", required=True, type=_path_here, metavar="OUT")
@@ -268,7 +290,7 @@ def _add_judge(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="key=value",
-        help="a further key (docs/benchmarks.md): max_cost_usd, concurrency, requests_per_minute, timeout_s, ...",
+        help="a further key (docs/judges.md): max_cost_usd, concurrency, requests_per_minute, timeout_s, ...",
     )
 
 
@@ -360,6 +382,11 @@ def _world_build(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    if arguments.suite is not None:
+        return _eval_suite(arguments)
+    for flag in ("tasks", "lmms_python", "tasks_dir"):
+        if getattr(arguments, flag):
+            raise ConfigError(f"--{flag.replace('_', '-')}: is for --suite lmms-eval; leave it out")
     from csr_ray.app.commands import evaluate_model
     from csr_ray.config.schema import Cluster
 
@@ -379,6 +406,31 @@ def _eval(arguments: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _eval_suite(arguments: argparse.Namespace) -> int:
+    from csr_ray.app.lmms_eval import SuiteFlags, evaluate_by_lmms_eval, print_results
+
+    for flag in ("data", "judge_url", "judge_model", "judge_key_env", "judge_prompt", "judge"):
+        if getattr(arguments, flag):
+            raise ConfigError(f"--{flag.replace('_', '-')}: lmms-eval has data and judges of its own; leave it out")
+    if arguments.actors != 1 or arguments.autoscales:
+        raise ConfigError("--actors, --autoscales: a suite is asked of one server on this machine; leave them out")
+    found = evaluate_by_lmms_eval(
+        arguments.model,
+        flags=SuiteFlags(
+            tasks=arguments.tasks,
+            python=arguments.lmms_python,
+            tasks_dir=arguments.tasks_dir,
+            limit=arguments.limit,
+        ),
+        dtype=arguments.dtype,
+        gpus=arguments.gpus,
+        kept=arguments.out,
+        output=_lasting(arguments.json, flag="--json"),
+    )
+    print_results(found)
+    return EXIT_DONE
+
+
 def _score(arguments: argparse.Namespace) -> int:
     from csr_ray.app.commands import score_captions
     from csr_ray.config.schema import Cluster, Data, Scorer, Scorers
@@ -393,6 +445,10 @@ def _score(arguments: argparse.Namespace) -> int:
         json_output=arguments.json,
     )
     return EXIT_DONE
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _at_least_one(text: str) -> int:
