@@ -64,7 +64,7 @@ def complaint(tmp_path: Path, *overrides: str, text: str | None = None) -> str:
         ("method=dpo", ["method = 'dpo'", "'csr'"]),
         ("method=[csr]", ["method = ['csr']", "'csr'"]),
         ("method_keys.x=1", ["method_keys: unknown key", "section csr"]),
-        ("eval.benchmarks=[mme]", ["eval.benchmarks.0 = 'mme'", "'pope'"]),
+        ("eval.benchmarks=[mme]", ["eval.benchmarks: mme cannot be asked within a run", "pope", "csr-ray eval"]),
         ("generators.max=0", ["generators.max = 0", "greater than or equal to 1"]),
         ("run.grace_s=1e300", ["run.grace_s = 1e+300", "less than or equal to 86400"]),
         # contradictions name both keys and both values
