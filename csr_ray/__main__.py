@@ -142,8 +142,30 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("dir", metavar="DIR", type=_path_here)
     build.add_argument("--images", type=int, default=None, metavar="N", help="training scenes (default 600)")
     build.add_argument("--seed", type=int, default=0)
+    build.add_argument(
+        "--variant", type=_natural, default=0, metavar="N", help="which world; 0 (default): the demo's"
+    )
+    build.add_argument(
+        "--clip-steps",
+        type=_at_least_one,
+        default=None,
+        metavar="N",
+        help="optimizer steps of the scorer; fewer make a weaker judge",
+    )
     build.add_argument("--quick", action="store_true", help="train the tiny models for seconds only (poor quality)")
     build.set_defaults(run=_world_build)
+    variants = world.add_parser("variants", help="in what the worlds of some numbers differ")
+    variants.add_argument(
+        "numbers",
+        nargs="*",
+        type=_natural,
+        metavar="N",
+        help="by default the demo's, six for choosing, six untouched",
+    )
+    variants.add_argument(
+        "--sheet", type=_path_here, default=None, metavar="PNG", help="draw scenes of each into this file"
+    )
+    variants.set_defaults(run=_world_variants)
 
     evaluate = commands.add_parser("eval", help="score a model on a benchmark")
     evaluate.add_argument("--model", required=True, help="Hugging Face folder, or its URL (s3://...)")
@@ -205,6 +227,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     score.add_argument("--json", required=True, type=_path_here, metavar="OUT")
     score.set_defaults(run=_score_answers)
+
+    compare = commands.add_parser(
+        "compare",
+        help="two runs, or two files of answers, on the same questions: intervals and paired tests",
+        description="What differs between two runs' last policies, and what of it is chance. Also two versions of "
+        "one run (RUN RUN --version 0,3), or two files of answers with --benchmark and --truth.",
+    )
+    compare.add_argument("a", metavar="A", help="run folder or URL, or a file of answers")
+    compare.add_argument("b", metavar="B", help="the same")
+    compare.add_argument(
+        "--version",
+        type=_versions,
+        default=(None, None),
+        metavar="N[,M]",
+        help="policy version of both runs, or of A and of B; default the last",
+    )
+    compare.add_argument("--benchmark", default=None, metavar="NAME", help="of files of answers")
+    compare.add_argument(
+        "--truth",
+        type=_path_here,
+        default=None,
+        metavar="FILE",
+        help="of files of answers, as for score-answers",
+    )
+    compare.add_argument("--shared", action="store_true", help="compare only the questions that both answered")
+    compare.add_argument("--json", type=_path_here, default=None, metavar="OUT", help="write what was found there")
+    compare.set_defaults(run=_compare)
 
     benchmarks = commands.add_parser("benchmarks", help="every benchmark, the files it reads and what it measures")
     benchmarks.set_defaults(run=_benchmarks)
@@ -314,10 +363,32 @@ def _world_build(arguments: argparse.Namespace) -> int:
     if arguments.images is not None and arguments.images < 8:
         print(f"csr-ray: --images = {arguments.images}: at least 8", file=sys.stderr)
         return EXIT_BAD_CONFIG
-    world = World(seed=arguments.seed, quick=arguments.quick, num_train_images=arguments.images or 600)
+    world = World(
+        seed=arguments.seed,
+        variant=arguments.variant,
+        quick=arguments.quick,
+        clip_steps=arguments.clip_steps,
+        num_train_images=arguments.images or 600,
+    )
     folder = _lasting(arguments.dir, flag="DIR")
     build_world(folder, spec=world_spec(world))
     print(f"world: {folder}")
+    return EXIT_DONE
+
+
+def _world_variants(arguments: argparse.Namespace) -> int:
+    from csr_ray.world.table import draw_sheet, print_variants
+    from csr_ray.world.variant import DEVELOPMENT_VARIANTS, UNTOUCHED_VARIANTS
+
+    numbers = arguments.numbers or [0, *DEVELOPMENT_VARIANTS, *UNTOUCHED_VARIANTS]
+    print_variants(numbers)
+    if arguments.sheet is not None:
+        try:
+            draw_sheet(numbers, path=arguments.sheet)
+        except (OSError, ValueError) as error:  # no such folder, no picture's ending
+            print(f"csr-ray: --sheet = {arguments.sheet}: {error}", file=sys.stderr)
+            return EXIT_BAD_CONFIG
+        print(f"sheet: {arguments.sheet}")
     return EXIT_DONE
 
 
@@ -363,6 +434,12 @@ def _at_least_one(text: str) -> int:
     return number
 
 
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: a whole number, at least 0")
+    return int(text)
+
+
 def _whole(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text}: a whole number, or 0 for the CPU")
@@ -392,6 +469,35 @@ def _score_answers(arguments: argparse.Namespace) -> int:
     write_json(output, value=result)
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
     print(f"{arguments.benchmark}: n {result['n']}, {metrics}; skipped {sum(result['skipped'].values())}")
+    return EXIT_DONE
+
+
+def _versions(text: str) -> tuple[int, int]:
+    """One policy version for both sides, or one for each."""
+    parts = text.split(",")
+    if not 1 <= len(parts) <= 2 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text}: a version such as 3, or two such as 0,3")
+    return int(parts[0]), int(parts[-1])
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from csr_ray.app.compare import compare, print_comparison
+    from csr_ray.app.console import UnattendedConsole
+    from csr_ray.store.atomic import write_json
+
+    output = None if arguments.json is None else _lasting(arguments.json, flag="--json")
+    found = compare(
+        arguments.a,
+        arguments.b,
+        versions=arguments.version,
+        benchmark=arguments.benchmark,
+        truth=arguments.truth,
+        only_shared=arguments.shared,
+    )
+    # Where nobody looks at a terminal, lines are as wide as the table is.
+    print_comparison(found, console=UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140))
+    if output is not None:
+        write_json(output, value=found.to_plain())
     return EXIT_DONE
 
 

@@ -347,12 +347,17 @@ class TrainOrder:
         output_dir: where the adapter is to lie.
         num_examples_at_most: by which the steps of a stream are planned; whole orders know their number.
         is_whole: every example is there before the first step, so the order in which they are trained repeats.
+        learning_rate: that the first round has found for this phase; None: what the config or its rule says.
+        lr_sum: how far the first round has trained this phase (`lr_sum` of `csr_ray.training.dose`); None: this is
+            the first, or its dose was not found.
     """
 
     cycle: Cycle
     output_dir: str
     num_examples_at_most: int
     is_whole: bool = True
+    learning_rate: float | None = None
+    lr_sum: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,6 +370,8 @@ class TrainResult:
         seconds: from the order to the adapter; of a stream, from its last example.
         optimizer_s: from the first step's start to the last step's end, without waits for examples.
         probes: answers with their log-probs under the NEW policy, for the proof of the hand-over.
+        dose: how much was trained and why (`to_plain` of `csr_ray.training.dose`); empty where that was not found
+            but given.
     """
 
     adapter: str
@@ -377,6 +384,7 @@ class TrainResult:
     loss_last: float
     probes: tuple[Probe, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    dose: JsonDict = field(default_factory=dict)
 
     def to_plain(self) -> JsonDict:
         """As plain values, for the journal; without the adapter, whose place the run folder knows."""
@@ -386,8 +394,10 @@ class TrainResult:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any], *, adapter: str) -> TrainResult:
-        fields = {name: plain[name] for name in cls.__dataclass_fields__ if name not in ("adapter", "probes")}
-        return cls(adapter=adapter, probes=_probes(plain["probes"]), **fields)
+        own = ("adapter", "probes", "dose")
+        fields = {name: plain[name] for name in cls.__dataclass_fields__ if name not in own}
+        # Runs of before the dose was found have none.
+        return cls(adapter=adapter, probes=_probes(plain["probes"]), dose=plain.get("dose", {}), **fields)
 
 
 def _probes(rows: Sequence[Mapping[str, Any]]) -> tuple[Probe, ...]:
@@ -436,3 +446,38 @@ class Rejection:
     source: str
     reason: str
     fault: Fault = "input"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """What a benchmark says of one answer. A metric is a quotient of sums of these over all answers.
+
+    Attributes:
+        counts: by metric, what the answer adds above and below the line; below a share or a mean that is 1.
+        absent: words of the answer, lower-case, that name objects which are not in the image.
+        missed: objects of the image that the answer does not name.
+    """
+
+    counts: Mapping[str, tuple[float, float]]
+    absent: tuple[str, ...] = ()
+    missed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarkedAnswer:
+    """An answer of an evaluation with its mark.
+
+    Attributes:
+        asked_as: what the question is part of (`csr_ray.evaluation.suite.Asking`).
+        id: of the question.
+        image: path or fsspec URL of the image file.
+        truth: what the answer was held to, as text, so that answers to other truths are never compared.
+    """
+
+    asked_as: str
+    id: str
+    image: str
+    question: str
+    answer: str
+    truth: str
+    mark: Mark

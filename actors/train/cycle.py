@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 import transformers
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -33,12 +32,13 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from actors.train.causality import sees_ahead
 from actors.train.checkpoints import Checkpoint, CheckpointFolder, training_key
+from actors.train.dose_clock import DoseClock
 from actors.train.examples import ExampleStream, HeldExamples, Verdict
-from actors.train.pair_trainer import CheckpointClock, PairTrainer, StepClock
+from actors.train.pair_trainer import CheckpointClock, PairTrainer, StepClock, trained_weights
 from actors.train.reach import Reach, SharedDisk
 from actors.train.settings import training_arguments
 from actors.train.shared_step import FLEX_BLOCK, can_use_flex, family_positions, set_flex
-from actors.train.stream import ExampleSource
+from actors.train.stream import HELD_OUT, ExampleSource
 from actors.train.threads import loader_threads, num_local_workers
 from csr_ray.config.schema import Train
 from csr_ray.data.pictures import load_picture, picture_size
@@ -50,6 +50,7 @@ from csr_ray.ports import OnStep
 from csr_ray.records import Ask, Example, Picture, Probe, Target, TrainOrder, TrainResult
 from csr_ray.store.atomic import new_folder
 from csr_ray.training.collate import UNREADABLE, LoadPicture, PairCollator, PairJudge, SharedPrefixCollator, pair_rows
+from csr_ray.training.dose import Dose, DosePlan, held_out_share, is_held_out, rule_learning_rate
 from csr_ray.training.unmerged import add_unmerged
 
 _log = logging.getLogger(__name__)
@@ -120,7 +121,12 @@ class CycleTrainer:
         pairs = rehearsal_pairs(self._processor)
         self.prepare(())
         self._shares_prefix = self._uses_flex = False
-        trainer = self._new_trainer(HeldExamples(pairs), load_picture=rehearsal_picture, is_rehearsal=True)
+        trainer = self._new_trainer(
+            HeldExamples(pairs),
+            learning_rate=self._learning_rate,
+            load_picture=rehearsal_picture,
+            is_rehearsal=True,
+        )
         trainer.train()
         with tempfile.TemporaryDirectory() as directory:
             save_adapter(trainer.model, output_dir=Path(directory) / "adapter")
@@ -292,7 +298,9 @@ class CycleTrainer:
             self.prepare(adapters)
         output_dir = Path(order.output_dir)
         reach = reach or SharedDisk()
-        examples = ExampleStream(source, judge=self._judge(version=len(adapters)), here=reach.examples)
+        held_share = self._held_share(order)
+        judge = self._judge(version=len(adapters), held_share=held_share)
+        examples = ExampleStream(source, judge=judge, here=reach.examples)
         training = training_key(self._train, seed=self._seed, cycle=order.cycle, merges=self._merges)
         checkpoints = reach.checkpoints(output_dir)
         resumed = _take_up(checkpoints, training=training, examples=examples)
@@ -303,20 +311,32 @@ class CycleTrainer:
                 reason = f"{examples.dropped[UNREADABLE]} of {order.cycle} are needed to train"
                 raise PicturesGone.all_of_them(reason=reason)
             raise ValueError(f"{order.cycle}: no example can be trained on; dropped: {dict(examples.dropped)}")
+        dose = None if held_share is None else self._new_dose(examples, order=order)
+        learning_rate = order.learning_rate or self._learning_rate
         trainer = self._new_trainer(
             examples,
+            learning_rate=learning_rate,
             round_index=order.cycle.round_index,
             objective=order.cycle.phase.objective,
             checkpoints=checkpoints,
             training=training,
+            dose=dose,
         )
-        clock = StepClock(on_step=on_step)
+        dose_clock = None if dose is None else self._dose_clock(dose, trainer=trainer, examples=examples)
+        clock = StepClock(on_step=on_step, more=lambda: {} if dose_clock is None else dose_clock.news)
+        if dose_clock is not None:
+            trainer.add_callback(dose_clock)
         trainer.add_callback(clock)
         trainer.add_callback(
             CheckpointClock(every_s=self._train.checkpoint_s, every_steps=self._train.checkpoint_steps)
         )
         waited_before_s = examples.waited_s
         trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+        if dose is not None and dose.looks:
+            trainer.take_kept_weights()
+        elif dose is not None:
+            _log.warning("train: %s: too few of the pairs held out had come to look at them", order.cycle)
+        examples.wait_for_end()  # of a stream that had not ended when the dose was enough
         waited_s = examples.waited_s - waited_before_s
         if trainer.waited_for_batches_s is not None:  # files were waited for while steps were made
             waited_s = min(waited_s, trainer.waited_for_batches_s)
@@ -343,15 +363,70 @@ class CycleTrainer:
             loss_last=clock.losses[-1],
             probes=probes,
             metrics=metrics,
+            dose={} if dose is None else dose.to_plain(learning_rate=learning_rate),
         )
 
-    def _judge(self, *, version: int) -> Verdict | None:
+    @property
+    def _learning_rate(self) -> float:
+        """What the config says, or the rule makes of the policy that is loaded."""
+        if self._train.learning_rate is not None:
+            return self._train.learning_rate
+        assert self._policy is not None
+        num_layers = self._policy.config.get_text_config().num_hidden_layers
+        return rule_learning_rate(lora_alpha=self._train.lora_alpha, num_layers=num_layers)
+
+    def _held_share(self, order: TrainOrder) -> float | None:
+        """Which share of the cycle's examples is held out, to find its dose; None: none is."""
+        if self._train.dose == "epochs":
+            return None
+        share = held_out_share(order.num_examples_at_most, share=self._train.held_out)
+        if share is None:
+            few = "examples are too few to hold any out; they are passed over once"
+            _log.warning("train: %s: %d %s", order.cycle, order.num_examples_at_most, few)
+        return share
+
+    def _new_dose(self, examples: ExampleStream, *, order: TrainOrder) -> Dose:
+        train = self._train
+        steps_a_pass = math.ceil(len(examples) / train.batch_size)
+        # Where the rejected answers have no part in the objective, the margin says nothing of how it goes on.
+        margin = None if (order.cycle.phase.objective or train.objective) == "sft" else train.target_margin
+        return Dose(
+            DosePlan(
+                margin=margin,
+                divergence=train.max_divergence,
+                patience=train.patience,
+                lr_sum=order.lr_sum,
+                steps_a_pass=steps_a_pass,
+                max_steps=train.max_epochs * steps_a_pass,
+                finds_rate=order.learning_rate is None and train.learning_rate is None,
+            )
+        )
+
+    def _dose_clock(self, dose: Dose, *, trainer: PairTrainer, examples: ExampleStream) -> DoseClock:
+        return DoseClock(
+            dose,
+            batch_size=self._train.batch_size,
+            beta=self._train.beta,
+            num_held_out=lambda: examples.num_held_out,
+            held_out=examples.held_out,
+            sums=trainer.sums_of_pairs,
+            reference_sums=trainer.reference_sums_of_pairs,
+            keep=trainer.keep_weights,
+        )
+
+    def _judge(self, *, version: int, held_share: float | None) -> Verdict | None:
         """What decides for each example whether it can be trained on; only rank 0 has one, the others None."""
         if distributed.get_rank() != 0:
             return None
         usable = PairJudge(processor=self._processor, picture_size=picture_size, max_length=self._train.max_length)
 
         def judge(example: Example) -> str | None:
+            reason = judge_alone(example)
+            if reason is None and held_share and is_held_out(example.id, seed=self._seed, share=held_share):
+                return HELD_OUT
+            return reason
+
+        def judge_alone(example: Example) -> str | None:
             if example.policy_version != version:
                 raise StalePolicyError(
                     f"example {example.id} is of policy version {example.policy_version}; the version in training, "
@@ -365,16 +440,18 @@ class CycleTrainer:
         self,
         examples: ExampleStream | HeldExamples,
         *,
+        learning_rate: float,
         round_index: int = 0,
         objective: str | None = None,
         load_picture: LoadPicture = load_picture,
         is_rehearsal: bool = False,
         checkpoints: CheckpointFolder | None = None,
         training: str = "",
+        dose: Dose | None = None,
     ) -> PairTrainer:
         train = self._train if objective is None else self._train.model_copy(update={"objective": objective})
         assert self._policy is not None
-        num_steps = train.epochs * math.ceil(len(examples) / train.batch_size)
+        epochs = train.max_epochs if dose is not None else train.epochs or 1
         if self._uses_flex:
             set_flex(self._policy, is_on=True)
         return PairTrainer(
@@ -383,7 +460,9 @@ class CycleTrainer:
                 train,
                 seed=self._seed,
                 round_index=round_index,
-                num_steps=num_steps,
+                learning_rate=learning_rate,
+                epochs=epochs,
+                steps_a_pass=math.ceil(len(examples) / train.batch_size),
                 output_dir=None if checkpoints is None else checkpoints.staging,
             ),
             # The made-up pairs of a rehearsal have no log-probs of an engine, so there is nothing to compare.
@@ -394,6 +473,7 @@ class CycleTrainer:
             loader_threads=self._loader_threads,
             checkpoints=checkpoints,
             training=training,
+            dose=dose,
             lora=LoraConfig(
                 r=train.lora_rank,
                 lora_alpha=train.lora_alpha,
@@ -548,10 +628,7 @@ def lora_pattern(policy: torch.nn.Module, *, targets: Sequence[str]) -> str:
 
 def save_adapter(model: PeftModel, *, output_dir: Path) -> None:
     """Write the adapter in PEFT's layout. All processes call it; rank 0 writes the folder, which appears whole."""
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    is_sharded = any(hasattr(parameter, "ds_id") for parameter in trained.values())
-    with deepspeed.zero.GatheredParameters(list(trained.values()), enabled=is_sharded):
-        state = {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
+    state = trained_weights(model)
     if distributed.get_rank() == 0:
         tensors = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
         config = model.peft_config["default"]

@@ -67,10 +67,13 @@ class ExampleStream(Dataset[dict[str, Any]]):
         self._judge = judge
         self._here = here
         self._reader = ExampleReader()
+        self._held_reader = ExampleReader()  # its own, or each look would drive the others' files out of memory
         self._reading = threading.Lock()  # a loader's thread reads ahead of the one that names an example
+        self._arriving = threading.Lock()  # or looks at those that are held out
         self._paths: list[str] = []
         self._file_of = array("L")
         self._row_of = array("L")
+        self._held_out: list[tuple[str, int]] = []  # path and row
         self._order = array("L")  # of training: numbers of examples as they came
         self._keys = (
             bytearray()
@@ -127,7 +130,10 @@ class ExampleStream(Dataset[dict[str, Any]]):
             Whether that is possible. If not, nothing has changed.
         """
         # Only what is the same in every process decides: how much has come by now is not.
-        if (not is_growing and self.is_growing) or self._source.num_examples_at_most > num_planned:
+        if not is_growing and self.is_growing:
+            return False
+        # Of a whole order it is known how many can be trained on, which dropped ones and held out ones are not.
+        if is_growing and self._source.num_examples_at_most > num_planned:
             return False
         wanted = Counter(keys)
         num_wanted, num_looked_at = len(keys), 0
@@ -160,27 +166,48 @@ class ExampleStream(Dataset[dict[str, Any]]):
 
     def has(self, index: int) -> bool:
         """Wait until there is a usable example `index`, or it is certain that there will be none."""
-        while index >= self.num_usable and self._dropped is None:
-            started = time.monotonic()
-            if self._judge is not None:
-                paths = self._source.arrived(start=self._num_files_seen)
-                self.waited_s += time.monotonic() - started
-                verdicts = [self._verdicts(path, judge=self._judge) for path in paths]
-                self._source.judge(verdicts, start=self._num_files_seen)
-                self._num_files_seen += len(paths)
-                news = self._source.judged(start=len(self._paths), wait=False)
-            else:
-                news = self._source.judged(start=len(self._paths), wait=True)
-                self.waited_s += time.monotonic() - started
-            for file in news.files:
-                num_before = len(self._row_of)
-                self._file_of.extend([len(self._paths)] * len(file.rows))
-                self._row_of.extend(file.rows)
-                self._paths.append(file.path)
-                self._order.extend(range(num_before, len(self._row_of)))
-            self._dropped = news.dropped
-            assert self.num_usable <= self._source.num_examples_at_most, "steps were planned for fewer examples"
-        return index < self.num_usable
+        with self._arriving:
+            while index >= self.num_usable and self._dropped is None:
+                self._take_news()
+            return index < self.num_usable
+
+    def _take_news(self) -> None:
+        """Wait for the next files, or the end, and take in what rank 0 says of them."""
+        started = time.monotonic()
+        if self._judge is not None:
+            paths = self._source.arrived(start=self._num_files_seen)
+            self.waited_s += time.monotonic() - started
+            verdicts = [self._verdicts(path, judge=self._judge) for path in paths]
+            self._source.judge(verdicts, start=self._num_files_seen)
+            self._num_files_seen += len(paths)
+            news = self._source.judged(start=len(self._paths), wait=False)
+        else:
+            news = self._source.judged(start=len(self._paths), wait=True)
+            self.waited_s += time.monotonic() - started
+        for file in news.files:
+            num_before = len(self._row_of)
+            self._file_of.extend([len(self._paths)] * len(file.rows))
+            self._row_of.extend(file.rows)
+            self._paths.append(file.path)
+            self._held_out.extend((file.path, row) for row in file.held_out)
+            self._order.extend(range(num_before, len(self._row_of)))
+        self._dropped = news.dropped
+        assert self.num_usable <= self._source.num_examples_at_most, "steps were planned for fewer examples"
+
+    @property
+    def num_held_out(self) -> int:
+        """Of the files that have come so far; it may differ from process to process while the stream grows."""
+        return len(self._held_out)
+
+    def held_out(self, num: int) -> list[Example]:
+        """The first `num` examples that are held out; waits until there are so many."""
+        num_known = self.num_usable
+        while self.num_held_out < num:
+            if not self.has(num_known):
+                break
+            num_known = self.num_usable
+        with self._reading:
+            return [self._held_reader.example(self._here(path), row=row) for path, row in self._held_out[:num]]
 
     def leading(self, num: int) -> list[Example]:
         """The first `num` usable examples in the order of training."""

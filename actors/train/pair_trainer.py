@@ -12,9 +12,11 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 from datasets import Dataset
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
@@ -22,7 +24,9 @@ from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from torch import distributed
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
 from transformers.trainer_callback import PrinterCallback
@@ -38,11 +42,13 @@ from csr_ray.errors import ReferenceGapError
 from csr_ray.ports import OnStep
 from csr_ray.records import Ask, Example
 from csr_ray.training.collate import PairCollator, pair_rows
+from csr_ray.training.dose import Dose
 from csr_ray.training.objectives import dpo_loss, dpo_positive_loss, nll_loss
 
 # What TRL's DPO loss and metrics read of the head.
 _HEAD_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 _REFERENCE_KEYS = ("ref_chosen_logps", "ref_rejected_logps")
+_KEPT_WEIGHTS = "csr_ray_kept.safetensors"
 
 
 class PairTrainer(DPOTrainer):
@@ -56,6 +62,7 @@ class PairTrainer(DPOTrainer):
         loader_threads: if there are any, batches are made ahead (`actors.train.loader`).
         checkpoints: where checkpoints go; None: none is written.
         training: `actors.train.checkpoints.training_key`.
+        dose: its `factor` multiplies the learning rate of every step; None: nothing does.
     """
 
     def __init__(
@@ -71,7 +78,10 @@ class PairTrainer(DPOTrainer):
         loader_threads: int = 0,
         checkpoints: CheckpointFolder | None = None,
         training: str = "",
+        dose: Dose | None = None,
     ) -> None:
+        self._dose = dose
+        self._kept: dict[str, torch.Tensor] | None = None
         super().__init__(
             policy,
             args=args,
@@ -101,6 +111,16 @@ class PairTrainer(DPOTrainer):
         add_fused_lm_head(self.model.get_base_model(), cast_lm_head_to_fp32=True, outputs=_HEAD_OUTPUTS)
         self.remove_callback(PrinterCallback)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if (dose := self._dose) is not None:
+            assert isinstance(scheduler, LambdaLR), type(scheduler)
+            # Plain functions, of which a checkpoint keeps nothing: the dose finds its factor again by itself.
+            scheduler.lr_lambdas = [
+                lambda step, course=course: course(step) * dose.factor for course in scheduler.lr_lambdas
+            ]
+        return scheduler
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: TRL would write a model card into every checkpoint, and nobody publishes those."""
 
@@ -113,6 +133,9 @@ class PairTrainer(DPOTrainer):
         self.model_wrapped.checkpoint_engine = PlainCheckpointEngine()
         with self._checkpoints.writing():
             super()._save_checkpoint(model, trial)
+            if is_first and self._kept is not None:
+                folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+                save_file(self._kept, folder / _KEPT_WEIGHTS)
         distributed.barrier()
         self._checkpoints.hand_in()
         distributed.barrier()
@@ -135,7 +158,24 @@ class PairTrainer(DPOTrainer):
             self.model_wrapped.checkpoint_engine = PlainCheckpointEngine()
             deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            kept = Path(resume_from_checkpoint) / _KEPT_WEIGHTS
+            self._kept = load_file(kept) if kept.is_file() else None
         return prepared
+
+    def keep_weights(self) -> None:
+        """Remember the adapter as it is now; `take_kept_weights` brings it back. All processes call it."""
+        self._kept = trained_weights(self.model)
+
+    def take_kept_weights(self) -> None:
+        """Make the adapter what it was at the last `keep_weights`. Nothing can be trained after it.
+
+        All processes call it.
+        """
+        assert self._kept is not None
+        trained = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        with gathered(trained.values(), is_changed=True), torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(self._kept[name])
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         # The base class counts epochs by the planned length of one, which a stream may not reach.
@@ -275,6 +315,27 @@ class PairTrainer(DPOTrainer):
             return tuple(self._sums(engine, inputs=self._prepare_inputs(batch)).tolist())
 
     @torch.no_grad()
+    def sums_of_pairs(self, pairs: Sequence[Example]) -> tuple[list[float], list[float]]:
+        """Summed log-probs, in nats, of the chosen and of the rejected answers, under the policy as it is now.
+
+        All processes call it, with as many pairs.
+        """
+        chosen: list[float] = []
+        rejected: list[float] = []
+        at_once = self.args.per_device_train_batch_size
+        for start in range(0, len(pairs), at_once):
+            some = pairs[start : start + at_once]
+            sums = [float(logps.sum()) for logps in self.answer_logps(some, collator=self._collator)]
+            chosen += sums[: len(some)]
+            rejected += sums[len(some) :]
+        return chosen, rejected
+
+    def reference_sums_of_pairs(self, pairs: Sequence[Example]) -> tuple[list[float], list[float]]:
+        """As `sums_of_pairs`, under the reference."""
+        with self._reference_policy():
+            return self.sums_of_pairs(pairs)
+
+    @torch.no_grad()
     def answer_logps(self, pairs: Sequence[Example], *, collator: PairCollator) -> list[torch.Tensor]:
         """Log-probs of the tokens of each answer, computed in the form that `collator` lays out.
 
@@ -340,6 +401,21 @@ class PlainCheckpointEngine(TorchCheckpointEngine):
             return torch.load(path, map_location=map_location, weights_only=True)
 
 
+def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of all parameters that are trained, whole and on the CPU. All processes call it."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with gathered(trained.values()):
+        return {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
+
+
+def gathered(parameters: Iterable[torch.nn.Parameter], *, is_changed: bool = False) -> Any:
+    """A context in which parameters in shards are whole; with `is_changed`, what they are then is kept."""
+    listed = list(parameters)
+    is_sharded = any(hasattr(parameter, "ds_id") for parameter in listed)
+    modifier_rank = 0 if is_changed else None
+    return deepspeed.zero.GatheredParameters(listed, modifier_rank=modifier_rank, enabled=is_sharded)
+
+
 class CheckpointClock(TrainerCallback):
     """Says after which steps a checkpoint is written; all processes of the group say the same.
 
@@ -382,13 +458,17 @@ class CheckpointClock(TrainerCallback):
 class StepClock(TrainerCallback):
     """Reports every optimizer step, and times the loop from its first batch to its last update.
 
+    Args:
+        more: what is to be reported beside TRL's metrics, asked after every step.
+
     Attributes:
         losses: of every step, those before a restart included.
         last_logs: TRL's metrics of the last step.
         seconds: from the start of the loop to the last step.
     """
 
-    def __init__(self, *, on_step: OnStep) -> None:
+    def __init__(self, *, on_step: OnStep, more: Callable[[], Mapping[str, float]] = dict) -> None:
+        self._more = more
         self.losses: list[float] = []
         self.last_logs: dict[str, float] = {}
         self.seconds = 0.0
@@ -404,7 +484,7 @@ class StepClock(TrainerCallback):
             return  # the summary after the last step
         self.seconds = time.monotonic() - self._started
         self.losses.append(float(logs["loss"]))
-        self.last_logs = {key: float(value) for key, value in logs.items()}
+        self.last_logs = {key: float(value) for key, value in logs.items()} | dict(self._more())
         self._on_step(state.global_step, state.max_steps, self.losses[-1], self.last_logs)
 
 

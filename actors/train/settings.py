@@ -20,12 +20,20 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 
 
 def training_arguments(
-    train: Train, *, seed: int, round_index: int, num_steps: int, output_dir: Path | None = None
+    train: Train,
+    *,
+    seed: int,
+    round_index: int,
+    learning_rate: float,
+    epochs: int,
+    steps_a_pass: int,
+    output_dir: Path | None = None,
 ) -> DPOConfig:
     """TRL's and DeepSpeed's settings for one cycle.
 
     Args:
-        num_steps: optimizer steps that are planned.
+        epochs: passes over the examples, at most.
+        steps_a_pass: optimizer steps of one of them, as planned.
         output_dir: where transformers is to write checkpoints, if it writes any.
     """
     per_worker = train.batch_size // train.workers
@@ -35,12 +43,13 @@ def training_arguments(
         output_dir=str(output_dir or tempfile.gettempdir()),  # without checkpoints nothing is written there
         beta=train.beta,
         loss_type=[_LOSSES.get(train.objective, "sigmoid")],
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=_SCHEDULES[train.schedule],
-        warmup_steps=int(train.warmup_ratio * num_steps),  # rounded down: the first of them has learning rate 0
+        learning_rate=learning_rate,
+        lr_scheduler_type=_SCHEDULES[train.schedule if train.dose == "epochs" else "constant"],
+        # Rounded down: the first of them has learning rate 0.
+        warmup_steps=int(train.warmup_ratio * steps_a_pass * (epochs if train.dose == "epochs" else 1)),
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
-        num_train_epochs=train.epochs,
+        num_train_epochs=epochs,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=per_worker // micro,
         gradient_checkpointing=train.gradient_checkpointing,

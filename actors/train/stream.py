@@ -11,15 +11,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
+
+HELD_OUT: Final = "held out"
+"""The verdict on an example that could be trained on, but is looked at only (`csr_ray.training.dose`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedFile:
-    """A file of examples, and which of its rows can be trained on."""
+    """A file of examples, which of its rows are trained on, and which could be, but are held out."""
 
     path: str
     rows: tuple[int, ...]
+    held_out: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,10 @@ class ExampleSource(Protocol):
         ...
 
     def judge(self, verdicts: Sequence[Sequence[str | None]], *, start: int) -> None:
-        """Say of each example in the files from position `start` on why it cannot be trained on; None: it can."""
+        """Say of each example in the files from position `start` on why it is not trained on; None: it is.
+
+        One that is held out is said to be `HELD_OUT`.
+        """
         ...
 
     def judged(self, *, start: int, wait: bool) -> JudgedSoFar:
@@ -85,9 +92,11 @@ class OpenStream:
         num_judged = len(self._judged)
         assert start <= num_judged, (start, num_judged)
         for path, reasons in zip(self._paths[num_judged:], verdicts[num_judged - start :], strict=False):
-            rows = tuple(row for row, reason in enumerate(reasons) if reason is None)
-            self._judged.append(JudgedFile(path=path, rows=rows))
-            self._dropped.update(reason for reason in reasons if reason is not None)
+            rows, held_out = (
+                tuple(row for row, reason in enumerate(reasons) if reason == wanted) for wanted in (None, HELD_OUT)
+            )
+            self._judged.append(JudgedFile(path=path, rows=rows, held_out=held_out))
+            self._dropped.update(reason for reason in reasons if reason not in (None, HELD_OUT))
 
     def judged(self, *, start: int) -> JudgedSoFar:
         """See `ExampleSource`."""

@@ -169,6 +169,7 @@ class _Check:
         cycles = _cycles(entries)
         for version, key in enumerate(cycles):
             self._check_cycle(key, entries=_of_cycle(entries, key), version=version, quarantined=quarantined)
+        self._check_answers(entries)
         self._check_model(entries)
         self._look_for_rests(entries)
         if not report.lines and len(list(self._folder.glob("round_*/**/[!.]*.parquet"))) > 1:
@@ -401,6 +402,13 @@ class _Check:
                 self._damaged("quarantine.jsonl", f"{times} lines are {known}")
         return lines
 
+    def _check_answers(self, entries: Sequence[Entry]) -> None:
+        known = {item for entry in entries if entry["kind"] == "answers_lost" for item in entry["lost"].items()}
+        for entry in entries:
+            if entry["kind"] == "eval":
+                lost = {name for name, digest in entry.get("files", {}).items() if (name, digest["xxh3"]) in known}
+                self._check_files([entry], lost=lost, version=None)
+
     def _check_model(self, entries: Sequence[Entry]) -> None:
         finished = [entry for entry in entries if entry["kind"] == "finished"]
         # A run that went on with more rounds may be replacing its model.
@@ -450,6 +458,8 @@ class _Check:
             if self._is_stuck:
                 return mended_here
             mended += mended_here
+        if gone := _files_of(entries, "eval") & damaged:
+            mended.append(f"say that the answers of {_number(len(gone), 'evaluation')} lost, and keep the figures")
         if _files_of(entries, "finished") & damaged:
             self._again.add(("finished", None, None))
         if "quarantine.jsonl" in damaged:

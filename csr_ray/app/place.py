@@ -30,7 +30,7 @@ _SETTLE_S = 30.0
 _RELEASE_S = 10.0
 _NUM_COPIES_AT_ONCE = 16
 # Large, and nothing of it is on the page.
-_NOT_FOR_THE_PAGE = ("model", "adapter", "checkpoints", "logs", "eval")
+_NOT_FOR_THE_PAGE = ("model", "adapter", "checkpoints", "logs")
 
 
 def folder_of(run_dir: str) -> RunFolder:
@@ -242,6 +242,8 @@ def check(run_dir: str, *, output: Path | None) -> int:
 
 
 def _is_for_the_page(name: str) -> bool:
+    if name.startswith("eval/"):
+        return name.endswith(".parquet")
     return not any(part in _NOT_FOR_THE_PAGE for part in name.split("/")[:-1])
 
 

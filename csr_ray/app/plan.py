@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from csr_ray.config.schema import Config
+from csr_ray.config.schema import Config, Train
 from csr_ray.errors import ConfigError
 from csr_ray.machine.clip_cost import GFLOPS_A_THREAD, ClipCost, clip_cost, open_clip_config
 from csr_ray.machine.fit import Node, gpus_needed
@@ -122,18 +122,14 @@ def print_plan(plan: Plan, *, console: Console | None = None, nodes: Sequence[No
     console.print(table)
     prompts = "?" if plan.num_prompts_a_round is None else f"{plan.num_prompts_a_round:,}"
     tokens = "?" if plan.tokens_a_round is None else f"about {_rounded(plan.tokens_a_round):,}"
-    steps = "?"
-    if plan.num_prompts_a_round is not None:
-        steps = f"{config.train.epochs * math.ceil(plan.num_prompts_a_round / config.train.batch_size):,}"
+    steps = _steps_in_words(config.train, num_prompts=plan.num_prompts_a_round)
     tree = ""
     if plan.nodes_a_prompt is not None:
         tree = (
             f"up to {plan.nodes_a_prompt} sentences each, {tokens} tokens to generate "
             f"(at {EXPECTED_SENTENCES} sentences an answer), "
         )
-    console.print(
-        f"a round: {prompts} prompts, {tree}at most {steps} optimizer steps of {config.train.batch_size} pairs"
-    )
+    console.print(f"a round: {prompts} prompts, {tree}{steps} of {config.train.batch_size} pairs")
     console.print(f"evaluation: {', '.join(config.eval.benchmarks) or 'none'}")
     if config.cluster.layout != "given":
         for layout in _layouts(config, nodes=nodes):
@@ -144,6 +140,16 @@ def print_plan(plan: Plan, *, console: Console | None = None, nodes: Sequence[No
         console.print(words, soft_wrap=True)
     if (line := _scoring_line(plan)) is not None:
         console.print(line)
+
+
+def _steps_in_words(train: Train, *, num_prompts: int | None) -> str:
+    """The optimizer steps of a round; a pair of each prompt is the most there can be."""
+    if num_prompts is None:
+        return "? optimizer steps"
+    a_pass = math.ceil(num_prompts / train.batch_size)
+    if train.epochs is not None:
+        return f"at most {train.epochs * a_pass:,} optimizer steps"
+    return f"about {a_pass:,} optimizer steps, {train.max_epochs * a_pass:,} at most,"
 
 
 def _memory_lines(config: Config) -> list[str]:

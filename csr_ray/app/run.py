@@ -290,7 +290,12 @@ def world_spec(world: World) -> WorldSpec:
 
     base = WorldSpec.quick() if world.quick else WorldSpec()
     return replace(
-        base, seed=world.seed, num_train_images=world.num_train_images, num_heldout_images=world.num_heldout_images
+        base,
+        seed=world.seed,
+        variant=world.variant,
+        clip_steps=base.clip_steps if world.clip_steps is None else world.clip_steps,
+        num_train_images=world.num_train_images,
+        num_heldout_images=world.num_heldout_images,
     )
 
 

@@ -6,7 +6,7 @@ refused. How a config is read from a file, and what the user is told, is `csr_ra
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializeAsAny, field_validator, model_validator
 
@@ -78,6 +78,18 @@ class World(Section):
 
     enabled: bool = Field(False, description="build the embedded world before the run, or find it in the cache")
     seed: int = Field(0, ge=0, description="seed of the world's scenes, of its splits and of its tiny models")
+    variant: int = Field(
+        0,
+        ge=0,
+        description="which world: 0 is the demo's; another number draws other words, kinds, colours, picture size, "
+        "prior and model shapes (docs/world.md)",
+    )
+    clip_steps: int | None = Field(
+        None,
+        ge=1,
+        description="optimizer steps of the world's scorer; fewer make a weaker judge. null: as many as it needs "
+        "(400 in the demo's world)",
+    )
     quick: bool = Field(False, description="train the tiny models for seconds only; for tests")
     num_train_images: int = Field(600, ge=8, description="number of scenes to roll out on")
     num_heldout_images: int = Field(1000, ge=8, description="number of held-out scenes to evaluate on")
@@ -331,16 +343,64 @@ class Train(Section):
         description="factor of -log p(chosen answer), summed over its tokens, that is added to the objective; "
         "STIC uses 1/1024",
     )
-    learning_rate: float = Field(5e-4, gt=0, le=1, description="peak learning rate of the LoRA matrices")
+    dose: Literal["auto", "epochs"] = Field(
+        "auto",
+        description="how much a phase is trained. auto: until pairs that are held out of it show that it is enough "
+        "(target_margin, max_divergence, patience), at a learning rate that the first round finds; epochs: as often "
+        "over its pairs as `epochs` says, which is what naming `epochs` alone means, too",
+    )
+    target_margin: float = Field(
+        1.75,
+        gt=0,
+        description="dose = auto: a phase is over when the log-ratio of chosen against rejected answers has grown by "
+        "so many nats an answer, as a mean over the held-out pairs",
+    )
+    max_divergence: float = Field(
+        2.5,
+        gt=0,
+        description="dose = auto: a phase is over when the held-out answers, chosen and rejected ones alike, have "
+        "become less likely by so many nats an answer",
+    )
+    patience: int = Field(
+        2,
+        ge=1,
+        description="dose = auto: a phase is over after so many looks at the held-out pairs at which their loss was "
+        "no lower than before; it ends with the weights of the look at which it was lowest",
+    )
+    held_out: float = Field(
+        0.1,
+        gt=0,
+        le=0.5,
+        description="dose = auto: share of a phase's pairs that are not trained on, but looked at. Where fewer than "
+        "8 would be, none are, and the phase passes once over its pairs",
+    )
+    max_epochs: int = Field(
+        6, ge=1, description="dose = auto: a phase is over after so many passes over its pairs at the latest"
+    )
+    epochs: int | None = Field(
+        None, ge=1, description="dose = epochs: how often a phase's training passes over its pairs (1 if not said)"
+    )
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="peak learning rate of the LoRA matrices; null: by a rule of lora_alpha and the number of "
+        "layers, which dose = auto corrects in the first round by what it sees",
+    )
     schedule: Literal["cosine", "linear", "constant"] = Field(
-        "cosine", description="course of the learning rate after the warm-up"
+        "cosine",
+        description="dose = epochs: course of the learning rate after the warm-up; a dose that is found ends when "
+        "it is enough, so its rate stays",
     )
     warmup_ratio: float = Field(
-        0.03, ge=0, lt=1, description="share of the optimizer steps over which the learning rate rises to its peak"
+        0.03,
+        ge=0,
+        lt=1,
+        description="share of the optimizer steps (dose = auto: of one pass) over which the learning rate rises to "
+        "its peak",
     )
     weight_decay: float = Field(0.0, ge=0, description="weight decay of AdamW")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients of a larger norm are scaled down to this one")
-    epochs: int = Field(1, ge=1, description="how often a round's training passes over its pairs")
     batch_size: int = Field(8, ge=1, description="pairs in one optimizer step, over all workers")
     micro_batch_size: int | None = Field(
         None,
@@ -464,6 +524,25 @@ class Train(Section):
         "batch is made when it is needed; null: none on the CPU, on a GPU a worker's share of the cores, at "
         "most 4",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_are_a_dose(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        if given.get("epochs") is not None and "dose" not in given:
+            return {**given, "dose": "epochs"}
+        if given.get("dose") == "epochs" and given.get("epochs") is None:
+            return {**given, "epochs": 1}
+        return given
+
+    @model_validator(mode="after")
+    def _dose_is_one(self) -> Train:
+        if self.dose == "auto" and self.epochs is not None:
+            raise ValueError(
+                f"epochs = {self.epochs} contradicts dose = auto: leave epochs out, or set dose = epochs"
+            )
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Train:

@@ -6,31 +6,62 @@ id, never by order: an answer file that lacks one line would otherwise be marked
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from csr_ray.data.prompts import decode_text, is_unicode, read_json_rows
 from csr_ray.errors import ConfigError, NoDataError
-from csr_ray.evaluation.chair import chair_metrics, is_object_name
-from csr_ray.evaluation.pope import LABELS, pope_metrics
-from csr_ray.evaluation.world import describe_metrics
+from csr_ray.evaluation.chair import is_object_name, mark_captions
+from csr_ray.evaluation.marks import quotients
+from csr_ray.evaluation.pope import LABELS, mark_answers
+from csr_ray.evaluation.world import mark_descriptions
+from csr_ray.records import Mark, MarkedAnswer
+from csr_ray.world.mentions import VOCABULARY_FILE, kinds_of
+from csr_ray.world.vocabulary import KINDS
 
 BENCHMARKS = ("chair", "pope", "world")
 
 Value = TypeVar("Value")
 
 
+@dataclass(frozen=True)
+class MarkedFile:
+    """A file of answers, marked against a file of truth.
+
+    Attributes:
+        answers: those that have a truth, each with its mark, in the order of the truth.
+        skipped: how many lines or ids were left out, by the reason.
+    """
+
+    answers: tuple[MarkedAnswer, ...]
+    skipped: Mapping[str, int]
+
+
 def score_answers(benchmark: str, *, answers: Path, truth: Path) -> dict[str, Any]:
-    """Mark `answers` against `truth`; both JSONL (or a JSON list).
+    """Mark `answers` against `truth` (`mark_file`).
+
+    Returns:
+        {"benchmark", "n": answers marked, "metrics": {name: fraction}, "skipped": {reason: lines or ids}}.
+    """
+    marked = mark_file(benchmark, answers=answers, truth=truth)
+    return {
+        "benchmark": benchmark,
+        "n": len(marked.answers),
+        "metrics": quotients(answer.mark for answer in marked.answers),
+        "skipped": dict(marked.skipped),
+    }
+
+
+def mark_file(benchmark: str, *, answers: Path, truth: Path) -> MarkedFile:
+    """Mark `answers` against `truth`, each by itself; both JSONL (or a JSON list).
 
     An answer has its id under question_id (pope), or id, image_id or question_id (chair, world), and its text under
     text or caption. Truth has question_id and label (pope), or id or image_id and objects (chair, world); an object
     is a name, or a record with the name under kind, which world needs.
-
-    Returns:
-        {"benchmark", "n": answers marked, "metrics": {name: fraction}, "skipped": {reason: lines or ids}}.
 
     Raises:
         ConfigError: an unknown benchmark, or a missing or unreadable file.
@@ -38,6 +69,7 @@ def score_answers(benchmark: str, *, answers: Path, truth: Path) -> dict[str, An
     """
     if benchmark not in BENCHMARKS:
         raise ConfigError(f"benchmark = {benchmark!r}: unknown; allowed: {', '.join(BENCHMARKS)}")
+    kinds = _kinds_beside(truth) if benchmark == "world" else KINDS
     skipped: Counter[str] = Counter()
     by_question = benchmark == "pope"
     answer_keys = ("question_id",) if by_question else ("id", "image_id", "question_id")
@@ -46,28 +78,54 @@ def score_answers(benchmark: str, *, answers: Path, truth: Path) -> dict[str, An
         benchmark
     ]
     said = _read_by_id(answers, keys=answer_keys, parse=_answer_text, what="answer", skipped=skipped)
-    true = _read_by_id(truth, keys=truth_keys, parse=parse_truth, what="truth", skipped=skipped)
-    marked = [key for key in true if key in said]
-    skipped["no answer to this truth"] += len(true) - len(marked)
-    skipped["no truth for this answer"] += len(said) - len(marked)
+    true = _read_by_id(
+        truth, keys=truth_keys, parse=lambda record: (parse_truth(record), record), what="truth", skipped=skipped
+    )
+    found = [key for key in true if key in said]
+    skipped["no answer to this truth"] += len(true) - len(found)
+    skipped["no truth for this answer"] += len(said) - len(found)
     counts = {reason: number for reason, number in sorted(skipped.items()) if number}
-    if not marked:
+    if not found:
         reasons = ", ".join(f"{reason}: {number}" for reason, number in counts.items()) or "both files are empty"
         raise NoDataError(f"{benchmark}: no answer in {answers} has a truth in {truth} ({reasons})")
-    return {
-        "benchmark": benchmark,
-        "n": len(marked),
-        "metrics": _metrics(benchmark, said={key: said[key] for key in marked}, true=true),
-        "skipped": counts,
-    }
+    texts, truths = [said[key] for key in found], [true[key][0] for key in found]
+    marks = _marks(benchmark, ids=found, texts=texts, truths=truths, kinds=kinds)
+    return MarkedFile(
+        answers=tuple(
+            MarkedAnswer(
+                asked_as=benchmark,
+                id=key,
+                image=str(true[key][1].get("image") or key),
+                question=str(true[key][1].get("text") or ""),
+                answer=said[key],
+                truth=json.dumps(true[key][0], sort_keys=True),
+                mark=mark,
+            )
+            for key, mark in zip(found, marks, strict=True)
+        ),
+        skipped=counts,
+    )
 
 
-def _metrics(benchmark: str, *, said: Mapping[str, str], true: Mapping[str, Any]) -> dict[str, float]:
+def _kinds_beside(truth: Path) -> Sequence[str]:
+    """What the world's kinds are called, from the file beside its truth; without one, they are the demo's."""
+    path = truth.parent / VOCABULARY_FILE
+    try:
+        return kinds_of(path.read_bytes()) if path.is_file() else KINDS
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--truth: {path} beside it cannot be used ({error})") from error
+
+
+def _marks(
+    benchmark: str, *, ids: Sequence[str], texts: Sequence[str], truths: Sequence[Any], kinds: Sequence[str]
+) -> Sequence[Mark]:
     if benchmark == "pope":
-        return pope_metrics(list(said.values()), labels=[true[key] for key in said])
+        return mark_answers(texts, labels=truths)
     if benchmark == "chair":
-        return chair_metrics(list(said.values()), truth=[true[key] for key in said])
-    return describe_metrics(said, truth={key: true[key] for key in said})
+        return mark_captions(texts, truth=truths)
+    said, true = dict(zip(ids, texts, strict=True)), dict(zip(ids, truths, strict=True))
+    marks = mark_descriptions(said, truth=true, kinds=kinds)
+    return list(marks.values())
 
 
 def _read_by_id(

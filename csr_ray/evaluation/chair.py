@@ -27,6 +27,10 @@ from functools import cache
 from importlib import resources
 from types import MappingProxyType
 
+from csr_ray.evaluation.marks import quotients
+from csr_ray.records import Mark
+
+CHAIR_METRICS = ("chair_s", "chair_i", "recall")
 NO_OBJECT = ""
 """What a swallowed name stands for."""
 
@@ -59,7 +63,11 @@ class ObjectNames:
 
     def mentions(self, text: str) -> list[str]:
         """Every mention of an object, as canonical names in order of appearance, repeats kept."""
-        found: list[str] = []
+        return [canonical for canonical, _ in self.found(text)]
+
+    def found(self, text: str) -> list[tuple[str, str]]:
+        """Every mention as (canonical name, the words that stand there), in order of appearance, repeats kept."""
+        found: list[tuple[str, str]] = []
         for words in _phrases(text):
             position = 0
             while position < len(words):
@@ -71,12 +79,12 @@ class ObjectNames:
         phrases = _phrases(name)
         return self.meaning.get(tuple(phrases[0])) or None if len(phrases) == 1 else None
 
-    def _mention_at(self, words: Sequence[str], *, position: int, found: list[str]) -> int:
+    def _mention_at(self, words: Sequence[str], *, position: int, found: list[tuple[str, str]]) -> int:
         for length in range(min(self.longest, len(words) - position), 0, -1):
             canonical = self.meaning.get(tuple(words[position : position + length]))
             if canonical is not None:
                 if canonical != NO_OBJECT:
-                    found.append(canonical)
+                    found.append((canonical, " ".join(words[position : position + length])))
                 return length
         return 1
 
@@ -143,33 +151,44 @@ def chair_metrics(
     Raises:
         ValueError: another number of truths than answers, or a truth that `names` does not have.
     """
+    return quotients(mark_captions(answers, truth=truth, names=names), names=CHAIR_METRICS)
+
+
+def mark_captions(
+    answers: Sequence[str], *, truth: Sequence[Sequence[str]], names: ObjectNames | None = None
+) -> list[Mark]:
+    """The mark of each answer, of which `chair_metrics` makes its figures; takes and raises what that does."""
     if len(answers) != len(truth):
         raise ValueError(f"{len(answers)} answers but {len(truth)} truths")
     names = names_for(truth) if names is None else names
-    present = [{_canonical(name, names=names) for name in objects} for objects in truth]
-    return chair_of_mentions([names.mentions(answer) for answer in answers], present=present)
+    marks = []
+    for answer, objects in zip(answers, truth, strict=True):
+        present = {_canonical(name, names=names): None for name in objects}
+        found = names.found(answer)
+        mentioned = [canonical for canonical, _ in found]
+        marks.append(
+            Mark(
+                counts=chair_counts(mentioned, present=present.keys()),
+                absent=tuple(dict.fromkeys(surface for canonical, surface in found if canonical not in present)),
+                missed=tuple(canonical for canonical in present if canonical not in mentioned),
+            )
+        )
+    return marks
 
 
-def chair_of_mentions(mentions: Sequence[Sequence[str]], *, present: Sequence[Set[str]]) -> dict[str, float]:
-    """Compute the metrics of `chair_metrics` from what each answer mentions and what its image holds."""
-    num_hallucinating = num_mentions = num_hallucinated = num_objects = num_named = 0
-    for mentioned, objects in zip(mentions, present, strict=True):
-        hallucinated = [mention for mention in mentioned if mention not in objects]
-        num_hallucinating += bool(hallucinated)
-        num_mentions += len(mentioned)
-        num_hallucinated += len(hallucinated)
-        num_objects += len(objects)
-        num_named += len(objects & set(mentioned))
+def chair_counts(mentioned: Sequence[str], *, present: Set[str]) -> dict[str, tuple[float, float]]:
+    """What one answer adds above and below the line of each of `CHAIR_METRICS`.
+
+    Args:
+        mentioned: the objects that it mentions, repeats kept.
+        present: the objects of its image.
+    """
+    num_hallucinated = sum(mention not in present for mention in mentioned)
     return {
-        "chair_s": share(num_hallucinating, of=len(mentions)),
-        "chair_i": share(num_hallucinated, of=num_mentions),
-        "recall": share(num_named, of=num_objects),
+        "chair_s": (float(num_hallucinated > 0), 1.0),
+        "chair_i": (float(num_hallucinated), float(len(mentioned))),
+        "recall": (float(len(present & set(mentioned))), float(len(present))),
     }
-
-
-def share(part: int, *, of: int) -> float:
-    """A quotient, 0.0 where there is nothing below the line."""
-    return part / of if of else 0.0
 
 
 def _canonical(name: str, *, names: ObjectNames) -> str:

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from csr_ray.evaluation.marks import quotients
+from csr_ray.records import Mark
+
 LABELS = ("yes", "no")
+METRICS = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 
 
 def parse_yes_no(text: str) -> bool:
@@ -35,26 +39,27 @@ def pope_metrics(answers: Sequence[str], *, labels: Sequence[str]) -> dict[str, 
     Raises:
         ValueError: another label, or another number of labels than answers.
     """
+    return quotients(mark_answers(answers, labels=labels), names=METRICS)
+
+
+def mark_answers(answers: Sequence[str], *, labels: Sequence[str]) -> list[Mark]:
+    """The mark of each answer, of which `pope_metrics` makes its figures; takes and raises what that does."""
     if len(answers) != len(labels):
         raise ValueError(f"{len(answers)} answers but {len(labels)} labels")
     unknown = sorted(set(labels) - set(LABELS))
     if unknown:
         raise ValueError(f"label {unknown[0]!r}: POPE's labels are yes and no")
-    said = [parse_yes_no(answer) for answer in answers]
-    true = [label == "yes" for label in labels]
-    num_said_yes, num_true_yes = sum(said), sum(true)
-    num_both_yes = sum(a and b for a, b in zip(said, true, strict=True))
-    num_right = sum(a == b for a, b in zip(said, true, strict=True))
-    precision = _quotient(num_both_yes, by=num_said_yes)
-    recall = _quotient(num_both_yes, by=num_true_yes)
-    return {
-        "accuracy": _quotient(num_right, by=len(answers)),
-        "precision": precision,
-        "recall": recall,
-        "f1": _quotient(2 * precision * recall, by=precision + recall),
-        "yes_ratio": _quotient(num_said_yes, by=len(answers)),
+    return [_mark(parse_yes_no(answer), label == "yes") for answer, label in zip(answers, labels, strict=True)]
+
+
+def _mark(said: bool, true: bool) -> Mark:
+    both = float(said and true)
+    counts = {
+        "accuracy": (float(said == true), 1.0),
+        "precision": (both, float(said)),
+        "recall": (both, float(true)),
+        # The harmonic mean of the two above is twice the right yeses over all yeses said and all that are true.
+        "f1": (2.0 * both, float(said) + float(true)),
+        "yes_ratio": (float(said), 1.0),
     }
-
-
-def _quotient(number: float, *, by: float) -> float:
-    return number / by if by else 0.0
+    return Mark(counts=counts)

@@ -7,8 +7,10 @@ about photos whose objects are known. The files are read once, before anything i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from csr_ray.config.schema import Eval
@@ -16,23 +18,30 @@ from csr_ray.data.files import UnreadableError, open_file
 from csr_ray.data.prompts import decode_text, read_json_rows
 from csr_ray.errors import ConfigError
 from csr_ray.evaluation.answers import label_of, truth_names, truth_records
-from csr_ray.evaluation.chair import chair_metrics
-from csr_ray.evaluation.pope import pope_metrics
-from csr_ray.evaluation.world import describe_metrics
+from csr_ray.evaluation.chair import CHAIR_METRICS, mark_captions
+from csr_ray.evaluation.marks import quotients
+from csr_ray.evaluation.pope import mark_answers, pope_metrics
+from csr_ray.evaluation.world import mark_descriptions
 from csr_ray.ports import Answering
-from csr_ray.records import Question
+from csr_ray.records import Mark, MarkedAnswer, Question
 from csr_ray.store.objects import is_url, local_path
+from csr_ray.world.mentions import VOCABULARY_FILE, kinds_of
+from csr_ray.world.vocabulary import KINDS
 
 _YES_NO_TOKENS = 8
 _NOTHING = (None, "")
 
-Marking = Callable[..., dict[str, float]]
-"""Called with descriptions by id and with `truth`, which says by id what is in each image; returns the metrics."""
+Marking = Callable[..., dict[str, Mark]]
+"""Called with descriptions by id and with `truth`, which says by id what is in each image; returns marks by id."""
+
+# The names of POPE's metrics among those of a run's evaluation.
+_OF_YES_NO = {"accuracy": "pope_acc", "f1": "pope_f1", "yes_ratio": "pope_yes_ratio"}
 
 
-def mark_photos(answers: Mapping[str, str], *, truth: Mapping[str, Sequence[str]]) -> dict[str, float]:
+def mark_photos(answers: Mapping[str, str], *, truth: Mapping[str, Sequence[str]]) -> dict[str, Mark]:
     """CHAIR of descriptions of photos; `truth` has the names of each image's objects."""
-    return chair_metrics(list(answers.values()), truth=[truth[key] for key in answers])
+    marks = mark_captions(list(answers.values()), truth=[truth[key] for key in answers])
+    return dict(zip(answers, marks, strict=True))
 
 
 DESCRIBED, SAMPLED, YES_NO = "describe", "describe_t1", "yes_no"
@@ -61,7 +70,7 @@ class Suite:
 
     describe: tuple[Question, ...] = ()
     truth: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    mark: Marking = describe_metrics
+    mark: Marking = mark_descriptions
     yes_no: tuple[Question, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     sampled: bool = False
@@ -110,6 +119,10 @@ class Suite:
         self, generators: Answering, *, seed: int, on_answer: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
         """Ask everything of the policy that is served now, and return the metrics (`marks`)."""
+        return self.marks(self.ask(generators, seed=seed, on_answer=on_answer))
+
+    def ask(self, generators: Answering, *, seed: int, on_answer: Callable[[], None] = lambda: None) -> Answers:
+        """Ask everything of the policy that is served now."""
 
         def ask(asking: Asking) -> dict[str, str]:
             texts = {}
@@ -120,7 +133,34 @@ class Suite:
                 on_answer()
             return texts
 
-        return self.marks({asking.name: ask(asking) for asking in self.askings()})
+        return {asking.name: ask(asking) for asking in self.askings()}
+
+    def marked(self, answers: Answers) -> list[MarkedAnswer]:
+        """The answers that there are, each with its mark, whose counts go by the names of the run's metrics."""
+        found = []
+        for asking in self.askings():
+            said = answers.get(asking.name, {})
+            questions = [question for question in asking.questions if question.id in said]
+            texts = {question.id: said[question.id] for question in questions}
+            if asking.name == YES_NO:
+                truth: Mapping[str, Any] = self.labels
+                labels = [self.labels[key] for key in texts]
+                marks = dict(zip(texts, mark_answers(list(texts.values()), labels=labels), strict=True))
+            else:
+                truth, marks = self.truth, self.mark(texts, truth=self.truth)
+            found += [
+                MarkedAnswer(
+                    asked_as=asking.name,
+                    id=question.id,
+                    image=question.image,
+                    question=question.text,
+                    answer=texts[question.id],
+                    truth=json.dumps(truth[question.id], sort_keys=True),
+                    mark=_named(marks[question.id], asking=asking.name),
+                )
+                for question in questions
+            ]
+        return found
 
     def num_marked(self, answers: Answers) -> int:
         """Images whose description is there, or answered questions where there are no descriptions."""
@@ -134,19 +174,8 @@ class Suite:
         They are fractions in 0..1, but for `num_images` and the mean number of `sentences`. Of an asking without any
         answer there are none.
         """
-        metrics: dict[str, float] = {"num_images": self.num_marked(answers)}
-        if greedy := answers.get(DESCRIBED):
-            metrics |= self.mark(greedy, truth=self.truth)
-        if sampled := answers.get(SAMPLED):
-            metrics |= {f"{name}_t1": value for name, value in self.mark(sampled, truth=self.truth).items()}
-        if answers.get(YES_NO):
-            values = self.yes_no_marks(answers)
-            metrics |= {
-                "pope_acc": values["accuracy"],
-                "pope_f1": values["f1"],
-                "pope_yes_ratio": values["yes_ratio"],
-            }
-        return metrics
+        marks = [answer.mark for answer in self.marked(answers)]
+        return {"num_images": self.num_marked(answers), **quotients(marks)}
 
     def yes_no_marks(self, answers: Answers) -> dict[str, float]:
         """POPE's own metrics (`csr_ray.evaluation.pope.pope_metrics`) of the answers that there are."""
@@ -162,8 +191,17 @@ class Suite:
         if benchmark == "pope":
             return self.yes_no_marks(answers)
         if benchmark == "chair":
-            return self.mark(answers.get(DESCRIBED, {}), truth=self.truth)
+            return quotients(self.mark(answers.get(DESCRIBED, {}), truth=self.truth).values(), names=CHAIR_METRICS)
         return self.marks(answers)
+
+
+def _named(mark: Mark, *, asking: str) -> Mark:
+    """The mark with its metrics called as a run's evaluation calls them; what that leaves out is left out."""
+    if asking == DESCRIBED:
+        return mark
+    if asking == YES_NO:
+        return replace(mark, counts={new: mark.counts[old] for old, new in _OF_YES_NO.items()})
+    return replace(mark, counts={f"{name}_t1": counts for name, counts in mark.counts.items()})
 
 
 def load_suite(config: Eval) -> Suite:
@@ -195,7 +233,7 @@ def _descriptions(
 ) -> tuple[list[Question], Mapping[str, Sequence[Any]], Marking]:
     """The images to describe, what is in them, and how descriptions of them are marked."""
     if not {"world", "chair"} & set(benchmarks):
-        return [], {}, describe_metrics
+        return [], {}, mark_descriptions
     rows = _rows(folder, "prompts.jsonl", ids=("id",), texts=("image", "prompt"))
     truth_keys = ("objects",) if "world" in benchmarks else ()
     truth_rows = _rows(folder, "truth.jsonl", ids=("id", "image_id"), keys=truth_keys)
@@ -204,7 +242,11 @@ def _descriptions(
         raise ConfigError(f"eval.data = {folder!r}: truth.jsonl has no line for image {lacking[0]!r}")
     describe = [Question(id=key, image=_image(folder, row["image"]), text=row["prompt"]) for key, row in rows.items()]
     parse: Callable[[dict[str, Any]], Sequence[Any]]
-    parse, mark = (truth_records, describe_metrics) if "world" in benchmarks else (truth_names, mark_photos)
+    mark: Marking
+    if "world" in benchmarks:
+        parse, mark = truth_records, partial(mark_descriptions, kinds=_kinds(folder))
+    else:
+        parse, mark = truth_names, mark_photos
     try:
         return describe, {question.id: parse(truth_rows[question.id]) for question in describe}, mark
     except ValueError as error:
@@ -224,8 +266,26 @@ def _image(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}" if is_url(folder) else str(local_path(folder) / name)
 
 
+def _kinds(folder: str) -> Sequence[str]:
+    """What the world's kinds are called; a folder that does not say is one of the demo's."""
+    content = _read_if_there(folder, VOCABULARY_FILE)
+    if content is None:
+        return KINDS
+    try:
+        return kinds_of(content)
+    except ValueError as error:
+        raise ConfigError(f"eval.data = {folder!r}: {VOCABULARY_FILE}: {error}") from error
+
+
 def _read(folder: str, name: str) -> bytes:
     """The content of one of the benchmark's files; where the folder is at a URL, as any file of the data there."""
+    content = _read_if_there(folder, name)
+    if content is None:
+        raise ConfigError(f"eval.data = {folder!r}: it has no {name}")
+    return content
+
+
+def _read_if_there(folder: str, name: str) -> bytes | None:
     where = f"eval.data = {folder!r}"
     try:
         if is_url(folder):
@@ -239,7 +299,7 @@ def _read(folder: str, name: str) -> bytes:
             raise ConfigError(f"{where}: {name}: {error}") from error
     except OSError as error:
         raise ConfigError(f"{where}: {name} cannot be read: {error.strerror}") from error
-    raise ConfigError(f"{where}: it has no {name}")
+    return None
 
 
 def _rows(

@@ -123,8 +123,8 @@ def workload_of(config: Config, *, num_prompts: int, has_tree: bool, phases: int
         sentence_tokens=tokens,
         sentences=sentences,
         pairs=prompts,
-        epochs=train.epochs,
-        steps=train.epochs * -(-prompts // train.batch_size),
+        epochs=train.epochs or 1,  # a dose that is found takes about one pass
+        steps=(train.epochs or 1) * -(-prompts // train.batch_size),
         evaluations=_evaluations(config, answer_tokens=sentences * tokens),
     )
 

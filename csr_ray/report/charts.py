@@ -19,11 +19,16 @@ MIN_LABELLED_WIDTH = 50.0
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of a chart: its values by x position (None where not measured) and its CSS class."""
+    """One line of a chart: its values by x position (None where not measured) and its CSS class.
+
+    Attributes:
+        bands: ends of the values' intervals by x position; None where they are not known.
+    """
 
     label: str
     style: str
     values: tuple[float | None, ...]
+    bands: tuple[tuple[float, float] | None, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,8 @@ def line_chart(lines: Sequence[Line], *, x_labels: Sequence[str], x_title: str, 
             x, y = frame.x(position), frame.height - frame.bottom + 19
             parts.append(_text(x, y, label, style="tick", anchor="middle"))
     parts.append(_text(_middle(frame), frame.height - 6, x_title, style="axis", anchor="middle"))
+    for line in lines:
+        parts += _band(line, frame=frame)
     for line in lines:
         parts += _line(line, frame=frame, x_labels=x_labels)
     parts += _end_labels(lines, frame=frame)
@@ -191,6 +198,16 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 20 else f"{seconds:.0f} s"
 
 
+def _band(line: Line, *, frame: Frame) -> list[str]:
+    """The area between the ends of the intervals."""
+    known = [(position, ends) for position, ends in enumerate(line.bands) if ends is not None]
+    if len(known) < 2:
+        return []
+    high = [f"{frame.x(position):.1f} {frame.y(ends[1]):.1f}" for position, ends in known]
+    low = [f"{frame.x(position):.1f} {frame.y(ends[0]):.1f}" for position, ends in reversed(known)]
+    return [f'<path class="band {line.style}" d="M{"L".join([*high, *low])}Z"/>']
+
+
 def _line(line: Line, *, frame: Frame, x_labels: Sequence[str]) -> list[str]:
     parts, path, pen_down = [], [], False
     for position, value in enumerate(line.values):
@@ -200,7 +217,9 @@ def _line(line: Line, *, frame: Frame, x_labels: Sequence[str]) -> list[str]:
         x, y = frame.x(position), frame.y(value)
         path.append(f"{'L' if pen_down else 'M'}{x:.1f} {y:.1f}")
         pen_down = True
-        hint = escape(f"{line.label}, {x_labels[position]}: {100 * value:.1f} %")
+        ends = line.bands[position] if position < len(line.bands) else None
+        sure = "" if ends is None else f" (95 % interval {100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
+        hint = escape(f"{line.label}, {x_labels[position]}: {100 * value:.1f} %{sure}")
         place = f'cx="{x:.1f}" cy="{y:.1f}" r="4"'
         parts.append(f'<circle class="dot {line.style}" {place}><title>{hint}</title></circle>')
     return [f'<path class="line {line.style}" d="{"".join(path)}"/>', *parts] if path else []

@@ -39,12 +39,28 @@ STAGES = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChangeFigures:
+    """How a figure changed since the base model answered the same questions, with its 95 % interval and p."""
+
+    difference: float
+    low: float
+    high: float
+    p: float | None = None
+
+    @property
+    def is_beyond_chance(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class RoundFigures:
     """One row of the table by round; None where the run did not measure it.
 
     Attributes:
         index: the round, None for the base model.
         eval: rates as fractions in 0..1 and `sentences` a count, only the keys that hold a number.
+        intervals: 95 % intervals of figures of `eval`, by key.
+        changes: of figures of `eval` since the base model, by key.
         rates: what the method says of its judge, by name: how often it was so, and out of how many times.
         score_wait_share: share of a rollout's time spent waiting for scores, 0..1. Rollouts wait side by side while
             others decode, so it is no part of the wall time.
@@ -54,6 +70,8 @@ class RoundFigures:
 
     index: int | None
     eval: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    changes: Mapping[str, ChangeFigures] = field(default_factory=dict)
     chosen_reward: float | None = None
     rejected_reward: float | None = None
     num_pairs: int | None = None
@@ -93,7 +111,12 @@ def section(tree: object, *, key: str) -> Mapping[str, Any]:
 
 def round_figures(summary: Mapping[str, Any]) -> tuple[RoundFigures, ...]:
     """The base row first, then every round the summary knows, in order."""
-    base = RoundFigures(index=None, eval=_numbers(section(section(summary, key="base"), key="eval")))
+    entry = section(summary, key="base")
+    base = RoundFigures(
+        index=None,
+        eval=_numbers(section(entry, key="eval")),
+        intervals=_intervals(section(entry, key="eval_intervals")),
+    )
     entries = summary.get("rounds")
     rows = [_one_round(entry, position=i) for i, entry in enumerate(entries if isinstance(entries, list) else [])]
     return (base, *sorted(rows, key=lambda row: row.index or 0))
@@ -152,7 +175,7 @@ def headline(rows: Sequence[RoundFigures]) -> str:
     """What the run did, in one sentence that its figures support.
 
     "Fell" and "rose" are said of the figures as printed: a change that one decimal does not show is "stayed", and one
-    that so few answers give by chance (known where eval has `num_images`) is neither.
+    whose interval holds no change is neither. Where a run has no intervals, so many answers (`num_images`) decide.
     """
     base, rounds = rows[0], rows[1:]
     evaluated = [(position, row) for position, row in enumerate(rounds, start=1) if "chair_s" in row.eval]
@@ -167,11 +190,15 @@ def headline(rows: Sequence[RoundFigures]) -> str:
     if before is None:
         after = percent(last.eval["chair_s"])
         return f"{after} of the answers hallucinate after round {last.label}; the base model was not evaluated."
-    num_answers = last.eval.get("num_images")
-    clauses = [_moved(before, after=last.eval["chair_s"], over=over, num_answers=num_answers)]
+    clauses = [_moved(before, last=last, over=over)]
     if "recall" in base.eval and "recall" in last.eval:
-        first, final = percent(base.eval["recall"]), percent(last.eval["recall"])
-        clauses.append(f"recall stayed at {final}" if first == final else f"recall {first} to {final}")
+        first, final = base.eval["recall"], last.eval["recall"]
+        sure = _sure(last.changes.get("recall"))
+        clauses.append(
+            f"recall stayed at {percent(final)}"
+            if percent(first) == percent(final)
+            else f"recall {_from_to(first, final)}{sure and f' ({sure})'}"
+        )
     clauses += _length_clause(base, last=last)
     return "; ".join(clauses) + "."
 
@@ -199,13 +226,36 @@ def before_rounds(summary: Mapping[str, Any]) -> dict[str, float]:
     return {key: seconds for key, seconds in (("start", start_s), (rest, left_s)) if seconds > 1e-6}
 
 
-def _moved(before: float, *, after: float, over: str, num_answers: float | None) -> str:
-    first, last = percent(before), percent(after)
-    if first == last:
-        return f"Hallucinating answers stayed at {last} {over}"
-    if num_answers and abs(after - before) <= _noise(before, after, num_answers=num_answers):
-        return f"Hallucinating answers {first} to {last} {over}, within the noise of {num_answers:,.0f} answers"
-    return f"Hallucinating answers {'fell' if after < before else 'rose'} from {first} to {last} {over}"
+def _moved(before: float, *, last: RoundFigures, over: str) -> str:
+    after, change, num_answers = last.eval["chair_s"], last.changes.get("chair_s"), last.eval.get("num_images")
+    if percent(before) == percent(after):
+        return f"CHAIR_s (hallucinating answers) stayed at {percent(after)} {over}"
+    moved = f"{'fell' if after < before else 'rose'} from {_from_to(before, after)}"
+    if change is None:
+        if num_answers and abs(after - before) <= _noise(before, after, num_answers=num_answers):
+            return f"CHAIR_s {_from_to(before, after)} {over}, within the noise of {num_answers:,.0f} images"
+        return f"CHAIR_s {moved} {over}"
+    if not change.is_beyond_chance:
+        of = f" of {num_answers:,.0f} images" if num_answers else ""
+        return f"CHAIR_s {_from_to(before, after)} {over}, within the noise{of} ({_sure(change)})"
+    size = abs(round(100 * after, 1) - round(100 * before, 1))
+    low, high = sorted(abs(100 * end) for end in (change.low, change.high))
+    return f"CHAIR_s {moved} ({size:.1f} points, 95 % interval {low:.1f} to {high:.1f}) {over}"
+
+
+def _from_to(before: float, after: float) -> str:
+    return f"{100 * before:.1f} to {100 * after:.1f} %"
+
+
+def _sure(change: ChangeFigures | None) -> str:
+    """The interval of a change in points, its sign said; empty where there is none."""
+    return "" if change is None else f"change {points(change.low)} to {points(change.high)} points"
+
+
+def points(change: float) -> str:
+    """A change of a fraction in points of a percent, with its sign."""
+    shown = f"{abs(100 * change):.1f}"
+    return shown if shown == "0.0" else f"{'+' if change > 0 else '−'}{shown}"
 
 
 def _noise(*rates: float, num_answers: float) -> float:
@@ -238,6 +288,8 @@ def _one_round(entry: object, *, position: int) -> RoundFigures:
     return RoundFigures(
         index=position if index is None else index,
         eval=_numbers(section(entry, key="eval")),
+        intervals=_intervals(section(entry, key="eval_intervals")),
+        changes=_changes(section(entry, key="eval_change")),
         chosen_reward=number(pairs.get("chosen_reward")),
         rejected_reward=number(pairs.get("rejected_reward")),
         num_pairs=_count(pairs.get("made")),
@@ -252,6 +304,26 @@ def _one_round(entry: object, *, position: int) -> RoundFigures:
         stages=_stage_seconds(entry),
         seconds=number(entry.get("seconds")),
     )
+
+
+def _intervals(tree: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    found = {}
+    for name, ends in tree.items():
+        if isinstance(ends, Sequence) and len(ends) == 2:
+            low, high = number(ends[0]), number(ends[1])
+            if low is not None and high is not None:
+                found[str(name)] = (low, high)
+    return found
+
+
+def _changes(tree: Mapping[str, Any]) -> dict[str, ChangeFigures]:
+    found = {}
+    for name in tree:
+        known = {key: number(section(tree, key=name).get(key)) for key in ("difference", "low", "high", "p")}
+        difference, low, high = known["difference"], known["low"], known["high"]
+        if difference is not None and low is not None and high is not None:
+            found[str(name)] = ChangeFigures(difference=difference, low=low, high=high, p=known["p"])
+    return found
 
 
 def _rates(rates: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

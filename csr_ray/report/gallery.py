@@ -53,7 +53,7 @@ def reward_scale(rewards: np.ndarray) -> RewardScale | None:
 
 def gallery(run: Run, *, scale: RewardScale | None) -> dict[str, Any]:
     """`{"pairs": [...], "images": [...]}`, ready for JSON; a pair's `image` is a position in `images` or None."""
-    thumbnails = Thumbnails(folders=_image_folders(run))
+    thumbnails = Thumbnails(folders=image_folders(run))
     pairs = [_pair(row, of=data, scale=scale, thumbnails=thumbnails) for data in run.rounds for row in data.shown]
     return {"pairs": pairs, "images": thumbnails.images}
 
@@ -125,7 +125,8 @@ def _content_and_path(image: object) -> tuple[bytes | None, str | None]:
     return None, (image if isinstance(image, str) else None)
 
 
-def _image_folders(run: Run) -> list[Path]:
+def image_folders(run: Run) -> list[Path]:
+    """Where a relative name of a picture may start from."""
     data = section(run.config, key="data")
     images, prompts = data.get("images"), data.get("prompts")
     folders = [Path(images)] if isinstance(images, str) else []

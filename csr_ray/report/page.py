@@ -18,8 +18,10 @@ import numpy as np
 from markupsafe import Markup
 
 from csr_ray.report import charts
+from csr_ray.report.before_after import before_and_after
 from csr_ray.report.figures import (
     STAGES,
+    ChangeFigures,
     RoundFigures,
     before_rounds,
     cost_note,
@@ -27,6 +29,7 @@ from csr_ray.report.figures import (
     headline,
     number,
     percent,
+    points,
     round_figures,
     section,
 )
@@ -38,11 +41,17 @@ FULL, WIDE, NARROW = 1080, 760, 380
 HEAT_TITLE = "Image score against self score of all sentences"
 MAX_HISTOGRAMS = 6
 NUM_BINS = 32
+_WORLD = "${world}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """Base against last for one figure; `verdict` is better, worse, same, or empty where neither is good."""
+    """Base against last for one figure.
+
+    Attributes:
+        verdict: better, worse, same, or empty where neither is good or chance may have done it.
+        sure: the interval of the change, in words; empty where it is not known.
+    """
 
     name: str
     says: str
@@ -51,6 +60,7 @@ class Card:
     delta: str
     verdict: str
     spark: Markup
+    sure: str = ""
 
 
 # (key of eval, name, what it says, is a fraction, +1 if more is better, -1 if less is, 0 if neither)
@@ -89,7 +99,8 @@ def render(run: Run) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(
-        percent=percent, reason=_reason, duration=_or_dash(charts.duration), count=_or_dash(lambda n: f"{n:,.0f}"),
+        percent=percent, ends=_ends, reason=_reason,
+        duration=_or_dash(charts.duration), count=_or_dash(lambda n: f"{n:,.0f}"),
         hours=_or_dash(lambda value: f"{value:.3g}"), usd=_or_dash(_dollars),
         one_decimal=_or_dash(lambda value: f"{value:.1f}"), three=_or_dash(lambda value: f"{value:.3f}"),
     )  # fmt: skip
@@ -112,6 +123,8 @@ def page_values(run: Run) -> dict[str, Any]:
         "rows": rows,
         "rate_names": list(dict.fromkeys(name for row in rows for name in row.rates)),
         "has_eval": any(row.eval for row in rows),
+        "has_intervals": any(row.intervals for row in rows),
+        "cases": before_and_after(run),
         "quality_charts": _quality_charts(rows),
         "quality_lines": _quality_lines(rows),
         "histograms": histograms(run.rounds),
@@ -164,6 +177,11 @@ def cards(rows: Sequence[RoundFigures]) -> list[Card]:
         show = percent if is_share else _or_dash(lambda value: f"{value:.1f}")
         delta, verdict = _change(before, after=after, scale=100.0 if is_share else 1.0, better=better)
         delta += " pts" if delta and is_share and verdict != "same" else ""
+        measured = next((row for row in reversed(rows[1:]) if key in row.eval), None)
+        change = measured.changes.get(key) if measured and verdict != "same" else None
+        sure = "" if change is None else _interval_in_words(change, is_share=is_share)
+        if change is not None and not change.is_beyond_chance:
+            verdict = ""
         found.append(
             Card(
                 name=name,
@@ -173,9 +191,18 @@ def cards(rows: Sequence[RoundFigures]) -> list[Card]:
                 delta=delta,
                 verdict=verdict,
                 spark=charts.sparkline(values),
+                sure=sure,
             )
         )
     return found
+
+
+def _interval_in_words(change: ChangeFigures, *, is_share: bool) -> str:
+    if is_share:
+        words = f"95 %: {points(change.low)} to {points(change.high)}"
+    else:
+        words = f"95 %: {change.low:+.1f} to {change.high:+.1f}".replace("-", "−")
+    return words if change.is_beyond_chance else f"{words}, within the noise"
 
 
 def histograms(rounds: Sequence[RoundData]) -> list[dict[str, Any]]:
@@ -246,11 +273,28 @@ def _facts(run: Run, *, num_finished: int) -> list[tuple[str, str]]:
     method = run.summary.get("method") or run.config.get("method")
     named = [
         ("Method", str(method).upper() if method else None),
-        ("Policy", run.summary.get("model") or section(run.config, key="policy").get("model")),
-        ("Scorer", section(run.config, key="scorer").get("model")),
+        ("Policy", _in_its_place(section(run.config, key="policy").get("model"), run=run)),
+        ("Scorer", _in_its_place(section(run.config, key="scorer").get("model"), run=run)),
         ("Rounds", f"{num_finished}{of}"),
     ]
-    return [(name, _shortened(str(value))) for name, value in named if value]
+    return [(name, str(value)) for name, value in named if value]
+
+
+def _in_its_place(model: object, *, run: Run) -> str:
+    """What a config calls a model, shortened; of one in the embedded world, the path where that was."""
+    name = str(model or "")
+    given, found = (
+        str(part.get(key) or "")
+        for part, key in (
+            (section(run.config, key="policy"), "model"),
+            (section(run.summary, key="policy"), "name"),
+        )
+    )
+    if not name.startswith(_WORLD):
+        return _shortened(name)
+    if given.startswith(_WORLD) and found.endswith(given.removeprefix(_WORLD)):
+        return found.removesuffix(given.removeprefix(_WORLD)) + name.removeprefix(_WORLD)
+    return f"embedded world, {name.removeprefix(_WORLD).strip('/')}"
 
 
 def _shortened(text: str) -> str:
@@ -267,7 +311,12 @@ def _quality_lines(rows: Sequence[RoundFigures]) -> list[charts.Line]:
         ("recall_t1", "recall, sampled", "good dashed"),
     )
     lines = [
-        charts.Line(label=label, style=style, values=tuple(row.eval.get(key) for row in rows))
+        charts.Line(
+            label=label,
+            style=style,
+            values=tuple(row.eval.get(key) for row in rows),
+            bands=tuple(row.intervals.get(key) for row in rows),
+        )
         for key, label, style in named
     ]
     return [line for line in lines if any(value is not None for value in line.values)]
@@ -335,6 +384,11 @@ def _median(values: np.ndarray) -> float | None:
 def _reason(name: str) -> str:
     """`same_text` as people read it; a reason with a config key in it (`pairs.min_margin`) as it is."""
     return name.replace("_", " ") if name.isidentifier() else name
+
+
+def _ends(interval: tuple[float, float] | None) -> str:
+    """The ends of a share's interval, in percent; empty without one."""
+    return "" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
 
 
 def _dollars(value: float) -> str:

@@ -22,7 +22,9 @@ import yaml
 
 from csr_ray.config.load import YAML_ERRORS
 from csr_ray.errors import ConfigError
+from csr_ray.records import MarkedAnswer
 from csr_ray.report.figures import number
+from csr_ray.store.marked_answers import read_marked_answers
 
 MAX_SHOWN_A_ROUND = 60
 MAX_SHOWN_A_RUN = 600
@@ -61,6 +63,14 @@ class RoundData:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """The answers of one policy version, as the run keeps them."""
+
+    version: int
+    answers: tuple[MarkedAnswer, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quarantine:
     """What was set aside: how many by reason, and the first few lines."""
 
@@ -78,6 +88,7 @@ class Run:
 
     Attributes:
         self_scores, image_scores, rewards: float32 [num_nodes], of every node of the run that has them all.
+        evaluated: by version, those whose answers can be read.
         written: when the newest of the run's records was written, UTC.
         notes: what could not be read, a line each.
     """
@@ -91,6 +102,7 @@ class Run:
     image_scores: np.ndarray
     rewards: np.ndarray
     quarantine: Quarantine
+    evaluated: tuple[Evaluated, ...]
     written: datetime
     notes: tuple[str, ...]
 
@@ -129,6 +141,7 @@ def read_run(folder: Path) -> Run:
         self_scores=self_,
         image_scores=image,
         rewards=reward,
+        evaluated=_read_evaluated(folder / "eval", notes=notes),
         quarantine=_read_quarantine(folder / "quarantine.jsonl"),
         written=datetime.fromtimestamp(newest, tz=timezone.utc),
         notes=tuple(notes),
@@ -141,6 +154,20 @@ def spread_over_margins(margins: np.ndarray, *, num: int) -> np.ndarray:
     if len(order) <= num:
         return order
     return order[np.linspace(0, len(order) - 1, num).round().astype(int)]
+
+
+def _read_evaluated(folder: Path, *, notes: list[str]) -> tuple[Evaluated, ...]:
+    found = []
+    for path in sorted(folder.glob("version_*.parquet"), key=lambda path: (len(path.name), path.name)):
+        if not (digits := path.stem.removeprefix("version_")).isdecimal():
+            continue
+        try:
+            answers = tuple(read_marked_answers(path))
+        except (OSError, ValueError) as error:
+            notes.append(f"eval/{path.name} could not be read: {_one_line(error)}")
+            continue
+        found.append(Evaluated(version=int(digits), answers=answers))
+    return tuple(found)
 
 
 def _num_shown_a_round(num_rounds: int) -> int:
@@ -250,7 +277,7 @@ def _read_summary(path: Path, *, notes: list[str]) -> Mapping[str, Any]:
     text = _read_text(path)
     if not text:
         # summary.json comes with the first finished round; until then the base model's figures are in the journal.
-        return {"base": {"eval": _base_eval(path.with_name("journal.jsonl"))}}
+        return _of_journal(path.with_name("journal.jsonl"))
     try:
         summary = json.loads(text)
     except _JSON_ERRORS as error:
@@ -259,15 +286,22 @@ def _read_summary(path: Path, *, notes: list[str]) -> Mapping[str, Any]:
     return summary if isinstance(summary, dict) else {}
 
 
-def _base_eval(journal: Path) -> object:
+def _of_journal(journal: Path) -> Mapping[str, Any]:
+    """What a summary would say of the base model."""
+    base: dict[str, Any] = {}
+    policy: dict[str, Any] = {}
     for line in _read_text(journal).splitlines():
         try:
             entry = json.loads(line)
         except _JSON_ERRORS:
             continue  # a line that is being written
-        if isinstance(entry, dict) and entry.get("kind") == "eval" and entry.get("version") == 0:
-            return entry.get("metrics")
-    return None
+        if not isinstance(entry, dict):
+            continue
+        if entry.get("kind") == "eval" and entry.get("version") == 0 and not base:
+            base = {"eval": entry.get("metrics"), "eval_intervals": entry.get("intervals")}
+        if entry.get("kind") == "model":
+            policy = {"name": entry.get("name")}
+    return {"base": base, "policy": policy}
 
 
 def _parse_config(text: str, *, notes: list[str]) -> Mapping[str, Any]:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import time
+from collections.abc import Sequence
 
+from csr_ray.evaluation.comparison import changes, intervals, shared
 from csr_ray.evaluation.suite import Suite
 from csr_ray.ports import Generators
+from csr_ray.records import JsonDict, MarkedAnswer
 from csr_ray.stages.close import keep_account
 from csr_ray.stages.kept_answers import KeptAnswers
 from csr_ray.stages.state import RunState
 from csr_ray.stages.view import View
+from csr_ray.store.digests import plain_files
+from csr_ray.store.marked_answers import read_marked_answers, write_marked_answers
 
 
 def evaluate(
     state: RunState, *, suite: Suite, generators: Generators, version: int, view: View, round_index: int | None = None
 ) -> None:
-    """Measure policy `version`, which the generators serve now, and commit the metrics.
+    """Measure policy `version`, which the generators serve now, and commit the metrics with their intervals.
+
+    Every answer is kept with its mark in `eval/version_NNN.parquet`.
 
     There is nothing to do without benchmarks, or if the journal has this version's metrics; answers that an earlier
     start of the run has got are not asked for again. Between the first and the
@@ -35,8 +42,34 @@ def evaluate(
             stage.advance()
             keep_account(state, round_index=round_index)
 
-        metrics = suite.measure(answering, seed=state.config.run.seed, on_answer=on_answer)
-    state.journal.commit("eval", version=version, metrics=metrics, seconds=time.perf_counter() - started_s)
+        answers = suite.ask(answering, seed=state.config.run.seed, on_answer=on_answer)
+        metrics, marked = suite.marks(answers), suite.marked(answers)
+        digest = write_marked_answers(state.folder.marked_answers(version), answers=marked)
+    state.journal.commit(
+        "eval",
+        version=version,
+        metrics=metrics,
+        **_certainty(state, marked, version=version),
+        seconds=time.perf_counter() - started_s,
+        files=plain_files({state.folder.marked_answers(version): digest}, root=state.folder.root),
+    )
     state.meter.read(round_index=round_index)
-    shutil.rmtree(state.folder.answers(version).parent, ignore_errors=True)
+    with contextlib.suppress(OSError):  # of no use any more, and in nobody's way
+        state.folder.answers(version).unlink()
     view.metrics(version=version, metrics=metrics)
+
+
+def _certainty(state: RunState, marked: Sequence[MarkedAnswer], *, version: int) -> JsonDict:
+    """The interval of each figure, and how it changed since the base model answered the same questions."""
+    seed = state.config.run.seed
+    found: JsonDict = {
+        "intervals": {name: [known.low, known.high] for name, known in intervals(marked, seed=seed).items()}
+    }
+    if version:
+        try:
+            base = read_marked_answers(state.folder.marked_answers(0))
+        except (OSError, ValueError):  # of an older version of this program, or damaged: figures need no comparison
+            return found
+        pairs = shared(base, after=marked)
+        found["changes"] = {name: change.to_plain() for name, change in changes(pairs, seed=seed).items()}
+    return found

@@ -8,6 +8,7 @@ user can decide, it does not start:
     a phase's examples         made again from its units
     a unit, examples not yet   its prompts are rolled out again
     a unit, examples decided   lost, which is said once: the examples are there, and nothing has to be done again
+    an evaluation's answers    lost, which is said once: its figures stand in the journal
 
 A rejection that was not the input's fault is tried again, too, as long as its phase's examples are not decided.
 """
@@ -48,6 +49,7 @@ def recover(state: RunState, *, view: View, may_redo: bool = False) -> None:
     remove_unfinished(state.folder.root)
     _check_adapters(state, view=view, may_redo=may_redo)
     _check_model(state, view=view)
+    _check_answers(state, view=view)
     for cycle in _known_cycles(state):
         _check_cycle(state, cycle, view=view)
         _try_again(state, cycle, view=view)
@@ -71,6 +73,7 @@ def named_files(state: RunState) -> Iterator[tuple[Path, Digest]]:
     def files() -> Iterator[tuple[Path, Digest]]:
         for entry in (*journal.all("train"), *journal.all("examples"), *journal.all("finished")[-1:]):
             yield from _files_of(state, entry)
+        yield from (found for entry in journal.all("eval") for found in _answers_of(state, entry))
         for cycle in _known_cycles(state):
             for name, digest in journal.units(**cycle.key).digests():
                 yield state.folder.candidates(cycle, unit=name), digest
@@ -155,6 +158,7 @@ def _check_adapters(state: RunState, *, view: View, may_redo: bool) -> None:
             shutil.rmtree(state.folder.checkpoints(voided), ignore_errors=True)
             # Those of the version that is trained again would be taken for the new one's.
             state.folder.answers(voided.policy_version + 1).unlink(missing_ok=True)
+            state.folder.marked_answers(voided.policy_version + 1).unlink(missing_ok=True)
         follows = f", and {_and_more(later)} after it are done again" if later else ""
         view.say(f"{_first(damage)}: {cycle} is trained again{follows}", is_warning=True)
         return
@@ -167,6 +171,29 @@ def _check_model(state: RunState, *, view: View) -> None:
     if damage := _damage(state, _files_of(state, finished[-1])):
         state.journal.again([{"what": "model", "reason": _first(damage)}])
         view.say(f"{_first(damage)}: the model is saved again from the adapters", is_warning=True)
+
+
+def _check_answers(state: RunState, *, view: View) -> None:
+    """Say once of each evaluation whose answers are gone; they cannot be asked for again of an earlier policy."""
+    for entry in state.journal.all("eval"):
+        if damage := _damage(state, files := _answers_of(state, entry)):
+            lost = {path.relative_to(state.folder.root).as_posix(): digest.xxh3 for path, digest in files}
+            state.journal.commit("answers_lost", version=entry["version"], lost=lost, reason=_first(damage))
+            view.say(
+                f"the answers of policy version {entry['version']} are lost ({_first(damage)}): its figures stay, "
+                "but nothing can be compared with them any more",
+                is_warning=True,
+            )
+
+
+def _answers_of(state: RunState, entry: JsonDict) -> list[tuple[Path, Digest]]:
+    """The files of an evaluation's line, but those that are known to be lost."""
+    lost = {
+        (state.folder.root / name, xxh3)
+        for known in state.journal.all("answers_lost", version=entry["version"])
+        for name, xxh3 in known["lost"].items()
+    }
+    return [(path, digest) for path, digest in _files_of(state, entry) if (path, digest.xxh3) not in lost]
 
 
 # ---- what is rolled out ----

@@ -60,7 +60,7 @@ def summary(
         "versions": versions,
         "policy": {key: (journal.find("model") or {}).get(key) for key in ("name", "revision")},
         "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
-        "base": {"eval": _eval(base_eval)},
+        "base": {"eval": _eval(base_eval), **_certainty(base_eval)},
         "rounds": rounds,
         "seconds": base_s + sum(entry["seconds"] for entry in rounds) + sum(_seconds(journal, "start")),
         "start_seconds": sum(_seconds(journal, "start")),
@@ -91,6 +91,7 @@ def _round(journal: Journal, *, index: int, cycles: Sequence[Cycle], wall_s: flo
         **{name: whole.get(name, {}) for name in ("rollout", "score", "pairs", "train", "publish")},
         **({"phases": named} if len(named) > 1 else {}),
         "eval": _eval(evaluated),
+        **_certainty(evaluated),
         "stages": {**stages, "other": seconds - sum(stages.values())},
         "seconds": seconds,
     }
@@ -216,6 +217,12 @@ def _eval(entry: JsonDict | None) -> JsonDict | None:
         return None
     metrics = dict(entry["metrics"])
     return {**{key: metrics.pop(key, None) for key in _EVAL_KEYS}, **metrics}
+
+
+def _certainty(entry: JsonDict | None) -> JsonDict:
+    """The figures' intervals and their change since the base model, where the run has them."""
+    names = {"intervals": "eval_intervals", "changes": "eval_change"}
+    return {shown: entry[name] for name, shown in names.items() if entry is not None and name in entry}
 
 
 def _tokens(journal: Journal, cycles: Sequence[Cycle]) -> float:

@@ -52,6 +52,13 @@ def train(state: RunState, turn: Turn, files: Iterable[str], *, trainer: Trainer
 def _order(state: RunState, turn: Turn, *, adapter: str) -> TrainOrder:
     decided = state.journal.find("examples", **turn.cycle.key)
     at_most = turn.num_prompts * turn.cycle.phase.max_examples_a_prompt if decided is None else decided["made"]
+    first = state.journal.find("train", round=0, phase=turn.cycle.phase.name) if turn.cycle.round_index else None
+    found = {} if first is None else first.get("dose", {})
     return TrainOrder(
-        cycle=turn.cycle, output_dir=adapter, num_examples_at_most=at_most, is_whole=decided is not None
+        cycle=turn.cycle,
+        output_dir=adapter,
+        num_examples_at_most=at_most,
+        is_whole=decided is not None,
+        learning_rate=found.get("learning_rate"),
+        lr_sum=found.get("lr_sum"),
     )

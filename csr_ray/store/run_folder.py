@@ -58,6 +58,10 @@ class RunFolder:
         """The answers of an evaluation that is under way."""
         return self.root / "eval" / f"version_{version:03d}.jsonl"
 
+    def marked_answers(self, version: int) -> Path:
+        """The answers of an evaluation that is done, each with its mark."""
+        return self.root / "eval" / f"version_{version:03d}.parquet"
+
     @property
     def logs(self) -> Path:
         return self.root / "logs"

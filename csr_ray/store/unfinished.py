@@ -16,7 +16,7 @@ _OF_ROUND = re.compile(rf"\..+{_SUFFIX}")
 _OF_RUN = re.compile(
     rf"\.(config\.yaml|journal\.jsonl|summary\.json|quarantine\.jsonl|report\.html|run\.lock|model|adapter){_SUFFIX}"
 )
-_OF_EVALUATION = re.compile(rf"\.version_\d+\.jsonl{_SUFFIX}")
+_OF_EVALUATION = re.compile(rf"\.version_\d+\.(jsonl|parquet){_SUFFIX}")
 _ROUND = re.compile(r"round_\d+")
 # Another start that asks for the lock may be writing such a file just now.
 _OF_A_LOCK = ".run.lock."

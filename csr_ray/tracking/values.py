@@ -17,7 +17,7 @@ from csr_ray.tracking.base import Measured
 # Of a line of this kind, the sections of its cycle's figures that are known by then.
 _SECTIONS = {"examples": ("rollout", "score", "pairs"), "train": ("train",), "publish": ("publish",)}
 _KINDS = ("eval", *_SECTIONS, "round")
-_KNOWN_BEFORE = ("rollout", "score", "pairs", "train", "publish", "eval")
+_KNOWN_BEFORE = ("rollout", "score", "pairs", "train", "publish", "eval", "eval_intervals", "eval_change")
 # Figures of a whole training are no train steps.
 _PREFIX = {"train": "training"}
 # MLflow takes no other characters in a name.

@@ -21,6 +21,7 @@ from csr_ray.errors import ConfigError
 from csr_ray.store.atomic import sync_folder, sync_tree
 from csr_ray.store.cache import cache_folder
 from csr_ray.world.folder import write_heldout, write_train
+from csr_ray.world.variant import variety as variety_of
 from csr_ray.world.worker import CLIP_ROLE, POLICY_ROLE
 
 _RECORD: Final = "world.json"
@@ -29,7 +30,7 @@ _ABANDONED_S: Final = 24 * 3600.0
 
 @dataclass(frozen=True)
 class WorldSpec:
-    """What decides a world: its seed, how many images, and how long each model learns.
+    """What decides a world: its variant and seed, its numbers of images, and each model's steps (None: by the rule).
 
     Choices made while developing were judged on worlds of seeds 100 and above; the held-out images of smaller seeds,
     the default among them, had no say in any of them.
@@ -38,13 +39,14 @@ class WorldSpec:
     seed: int = 0
     num_train_images: int = 600
     num_heldout_images: int = 1000
-    clip_steps: int = 400
-    policy_steps: int = 560
+    clip_steps: int | None = None
+    policy_steps: int | None = None
+    variant: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("seed", 0), *((name, 1) for name in asdict(self) if name != "seed")):
-            value = getattr(self, name)
-            if value < least:
+        for name, value in asdict(self).items():
+            least = 0 if name in ("seed", "variant") else 1
+            if value is not None and value < least:
                 raise ValueError(f"{name} = {value}: at least {least}")
 
     @classmethod
@@ -67,7 +69,8 @@ def cached_world(spec: WorldSpec, *, progress: bool = True) -> Path:
 
 def world_folder(spec: WorldSpec) -> Path:
     """Where the cache has this world, if it has been built."""
-    return cache_folder() / "worlds" / f"seed{spec.seed}-{spec.fingerprint[:16]}"
+    variant = f"variant{spec.variant}-" if spec.variant else ""
+    return cache_folder() / "worlds" / f"{variant}seed{spec.seed}-{spec.fingerprint[:16]}"
 
 
 def build_world(directory: Path, *, spec: WorldSpec, progress: bool = True) -> None:
@@ -103,7 +106,7 @@ def build_world(directory: Path, *, spec: WorldSpec, progress: bool = True) -> N
 
 def _remove_abandoned(worlds: Path) -> None:
     """Remove what builds have left that were killed; none takes a day."""
-    for path in worlds.glob(".seed*"):
+    for path in (*worlds.glob(".seed*"), *worlds.glob(".variant*")):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _ABANDONED_S:
                 shutil.rmtree(path, ignore_errors=True)
@@ -139,15 +142,16 @@ def _is_built(directory: Path, *, spec: WorldSpec) -> bool:
 def _build(directory: Path, *, spec: WorldSpec, progress: bool) -> None:
     from csr_ray.world.side_by_side import Training, run_trainings
 
-    started_s = time.perf_counter()
+    started_s, variety = time.perf_counter(), variety_of(spec.variant)
+    clip_steps, policy_steps = spec.clip_steps or variety.clip_steps, spec.policy_steps or variety.policy_steps
     trainings = [
-        Training(role=CLIP_ROLE, label="reward model", num_steps=spec.clip_steps, directory=directory / "clip"),
-        Training(role=POLICY_ROLE, label="policy", num_steps=spec.policy_steps, directory=directory / "policy"),
+        Training(role=CLIP_ROLE, label="reward model", num_steps=clip_steps, directory=directory / "clip"),
+        Training(role=POLICY_ROLE, label="policy", num_steps=policy_steps, directory=directory / "policy"),
     ]
-    with run_trainings(trainings, seed=spec.seed, progress=progress) as finish:
+    with run_trainings(trainings, seed=spec.seed, variant=spec.variant, progress=progress) as finish:
         # Drawn while the processes start.
-        write_train(directory / "train", seed=spec.seed, num_images=spec.num_train_images)
-        write_heldout(directory / "heldout", seed=spec.seed, num_images=spec.num_heldout_images)
+        write_train(directory / "train", seed=spec.seed, num_images=spec.num_train_images, variety=variety)
+        write_heldout(directory / "heldout", seed=spec.seed, num_images=spec.num_heldout_images, variety=variety)
         figures = finish()
     record = {
         "spec": asdict(spec),

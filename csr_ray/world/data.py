@@ -12,7 +12,8 @@ from typing import Final
 
 import numpy as np
 
-from csr_ray.world.scenes import IMAGE_SIDE_PX, Scene, draw_scene, sample_scene
+from csr_ray.world.scenes import Scene, draw_scene, sample_scene
+from csr_ray.world.variant import Variety
 
 SPLITS: Final = ("clip", "policy", "train", "heldout", "questions", "truth")
 
@@ -25,19 +26,20 @@ class DrawnScenes:
     pixels: np.ndarray
 
 
-def split_rng(seed: int, *, split: str) -> np.random.Generator:
-    """The random stream of one split of one world."""
-    return np.random.default_rng([seed, SPLITS.index(split)])
+def split_rng(seed: int, *, split: str, variety: Variety) -> np.random.Generator:
+    """The random stream of one split of one world; variants of one seed do not share it either."""
+    variant = [variety.number] if variety.number else []
+    return np.random.default_rng([seed, SPLITS.index(split), *variant])
 
 
-def sample_scenes(seed: int, *, split: str, num: int) -> list[Scene]:
+def sample_scenes(seed: int, *, split: str, num: int, variety: Variety) -> list[Scene]:
     """The first `num` scenes of a split."""
-    rng = split_rng(seed, split=split)
-    return [sample_scene(rng) for _ in range(num)]
+    rng = split_rng(seed, split=split, variety=variety)
+    return [sample_scene(rng, variety=variety) for _ in range(num)]
 
 
-def draw(scenes: Sequence[Scene]) -> DrawnScenes:
-    pixels = np.empty((len(scenes), 3, IMAGE_SIDE_PX, IMAGE_SIDE_PX), dtype=np.uint8)
+def draw(scenes: Sequence[Scene], *, variety: Variety) -> DrawnScenes:
+    pixels = np.empty((len(scenes), 3, variety.side_px, variety.side_px), dtype=np.uint8)
     for index, scene in enumerate(scenes):
-        pixels[index] = np.asarray(draw_scene(scene)).transpose(2, 0, 1)
+        pixels[index] = np.asarray(draw_scene(scene, variety=variety)).transpose(2, 0, 1)
     return DrawnScenes(scenes=tuple(scenes), pixels=pixels)

@@ -6,21 +6,11 @@ Knows the vocabulary and a scene's objects; knows nothing of pixels, tokens or m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 
 from csr_ray.world.scenes import Scene, partner_colour_for
-from csr_ray.world.vocabulary import COLOURS, KINDS, PAIRS, PARTNER
-
-TEMPLATES: Final = ("There is {}.", "{} is visible.", "The image shows {}.")
-DESCRIBE_PROMPTS: Final = (
-    "Describe the image.",
-    "What can you see in the image?",
-    "Describe this image in detail.",
-)
-HALLUCINATION_PROBABILITY: Final = 0.65
-FALSE_YES_PROBABILITY: Final = 0.4
+from csr_ray.world.variant import Variety
 
 
 def noun_phrase(kind: str, *, colour: str | None = None) -> str:
@@ -44,50 +34,55 @@ def question(kind: str) -> str:
     return f"Is there {noun_phrase(kind)} in the image?"
 
 
-def describe(scene: Scene, *, rng: np.random.Generator, hallucinate: bool = True) -> list[str]:
-    """Return a description, one sentence an object, all of one template, in the order of KINDS.
+def describe(scene: Scene, *, rng: np.random.Generator, variety: Variety, hallucinate: bool = True) -> list[str]:
+    """Return a description, one sentence an object, all of one template, in the order of the world's kinds.
 
-    With `hallucinate`, each absent partner is named all the same with P 0.65, after all that is there: language
-    statistics that contradict the image, which is what a policy picks up from its training text. In real captions,
-    too, hallucinations gather at the end (Zhou et al. 2023, arXiv 2310.00754, "object position"). Whether to name the
-    partner or to end is then a choice of its own: unlearning the one leaves alone what came before.
+    With `hallucinate`, an absent partner is named all the same as often as the prior has it, after all that is there:
+    language statistics that contradict the image, which is what a policy picks up from its training text. In real
+    captions, too, hallucinations gather at the end (Zhou et al. 2023, arXiv 2310.00754, "object position"). Whether
+    to name the partner or to end is then a choice of its own: unlearning the one leaves alone what came before.
     What is there has one order, so that the next sentence depends on the image and the last one; in random order a
     model this small must first learn to keep count, and repeats itself for as long as it has not.
     """
-    template = TEMPLATES[int(rng.integers(len(TEMPLATES)))]
+    template = _pick(variety.templates, rng=rng)
     said: list[str] = []
     made_up: list[str] = []
-    for item in sorted(scene.objects, key=lambda item: KINDS.index(item.kind)):
+    for item in sorted(scene.objects, key=lambda item: variety.kinds.index(item.kind)):
         said.append(sentence(item.kind, colour=item.colour, template=template))
-        absent = PARTNER[item.kind] not in scene.kinds
-        if hallucinate and absent and rng.random() < HALLUCINATION_PROBABILITY:
-            colour = partner_colour_for(rng, colour=item.colour)
-            made_up.append(sentence(PARTNER[item.kind], colour=colour, template=template))
+        partner = variety.partner[item.kind]
+        if hallucinate and partner not in scene.kinds and rng.random() < variety.prior.hallucination:
+            colour = partner_colour_for(rng, colour=item.colour, variety=variety)
+            made_up.append(sentence(partner, colour=colour, template=template))
     said += made_up
     return said
 
 
-def yes_no_pairs(scene: Scene, *, rng: np.random.Generator, num_pairs: int) -> list[tuple[str, str]]:
+def yes_no_pairs(
+    scene: Scene, *, rng: np.random.Generator, num_pairs: int, variety: Variety
+) -> list[tuple[str, str]]:
     """Return (kind, "yes" or "no") questions about a scene, half of them about what is there.
 
     Half of the others ask for an absent partner where the scene has one (POPE's adversarial split), the rest for any
-    absent kind (its random split). An absent partner is answered "yes" with P 0.4: the prior misleads here, too.
+    absent kind (its random split).
+    An absent partner is answered "yes" as often as the prior has it: it misleads here, too.
     """
     present = [item.kind for item in scene.objects]
-    tempting = [PARTNER[item.kind] for item in scene.absent_partners]
-    unrelated = [kind for kind in KINDS if kind not in present and kind not in tempting]
+    tempting = [variety.partner[item.kind] for item in scene.absent_partners(variety.partner)]
+    unrelated = [kind for kind in variety.kinds if kind not in present and kind not in tempting]
     asked = []
     for _ in range(num_pairs):
         if rng.random() < 0.5:
             asked.append((_pick(present, rng=rng), "yes"))
         elif tempting and rng.random() < 0.5:
-            asked.append((_pick(tempting, rng=rng), "yes" if rng.random() < FALSE_YES_PROBABILITY else "no"))
+            asked.append((_pick(tempting, rng=rng), "yes" if rng.random() < variety.prior.false_yes else "no"))
         else:
             asked.append((_pick(unrelated, rng=rng), "no"))
     return asked
 
 
-def pope_questions(scenes: Sequence[tuple[str, Scene]], *, rng: np.random.Generator) -> list[dict[str, str | int]]:
+def pope_questions(
+    scenes: Sequence[tuple[str, Scene]], *, rng: np.random.Generator, variety: Variety
+) -> list[dict[str, str | int]]:
     """Return POPE records for (image name, scene): one "yes" and one "no" an image.
 
     The negatives alternate between an absent partner (adversarial) and an unrelated kind (random), so both are
@@ -96,8 +91,8 @@ def pope_questions(scenes: Sequence[tuple[str, Scene]], *, rng: np.random.Genera
     records: list[dict[str, str | int]] = []
     owed = 0
     for name, scene in scenes:
-        tempting = [PARTNER[item.kind] for item in scene.absent_partners]
-        unrelated = [kind for kind in KINDS if kind not in scene.kinds and kind not in tempting]
+        tempting = [variety.partner[item.kind] for item in scene.absent_partners(variety.partner)]
+        unrelated = [kind for kind in variety.kinds if kind not in scene.kinds and kind not in tempting]
         adversarial = bool(tempting) and owed >= 0
         owed += -1 if adversarial else 1
         absent = _pick(tempting if adversarial else unrelated, rng=rng)
@@ -107,19 +102,16 @@ def pope_questions(scenes: Sequence[tuple[str, Scene]], *, rng: np.random.Genera
     return records
 
 
-def corpus() -> list[str]:
+def corpus(variety: Variety) -> list[str]:
     """Return every wording the world uses once: what the tokenizers are trained on."""
     sentences = [
         sentence(kind, colour=colour, template=template)
-        for kind in KINDS
-        for colour in COLOURS
-        for template in TEMPLATES
+        for kind in variety.kinds
+        for colour in variety.colours
+        for template in variety.templates
     ]
-    return [*DESCRIBE_PROMPTS, *(question(kind) for kind in KINDS), "Yes", "No", *sentences]
+    return [*variety.prompts, *(question(kind) for kind in variety.kinds), "Yes", "No", *sentences]
 
 
 def _pick(choices: Sequence[str], *, rng: np.random.Generator) -> str:
     return choices[int(rng.integers(len(choices)))]
-
-
-assert len(PAIRS) * 2 == len(KINDS), "every kind has exactly one partner"

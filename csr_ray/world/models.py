@@ -10,15 +10,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from csr_ray.world.scenes import IMAGE_SIDE_PX
 from csr_ray.world.tokenizer import END_TOKEN, IMAGE_TOKEN
+from csr_ray.world.variant import Variety
 
 if TYPE_CHECKING:
     from open_clip import CLIP
     from transformers import CLIPImageProcessor, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-PATCH_PX: Final = 16
-NUM_IMAGE_TOKENS: Final = (IMAGE_SIDE_PX // PATCH_PX) ** 2
 PIXEL_MEAN: Final = 0.5
 PIXEL_STD: Final = 0.5
 CLIP_CONTEXT_LENGTH: Final = 16
@@ -37,37 +35,32 @@ CHAT_TEMPLATE: Final = (
     "{% if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}"
 )
 
-_VISION_WIDTH: Final = 128
-_VISION_LAYERS: Final = 4
-_HEAD_WIDTH: Final = 32
-_TEXT_WIDTH: Final = 192
-_TEXT_LAYERS: Final = 4
-_TEXT_HEADS: Final = 3
 _MAX_POSITIONS: Final = 1024
 
 
-def new_policy(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    """Return an untrained LLaVA of about 2.7 M parameters (float32), random by torch's global generator."""
+def new_policy(tokenizer: PreTrainedTokenizerFast, *, variety: Variety) -> LlavaForConditionalGeneration:
+    """Return an untrained LLaVA of 2 to 5 M parameters (float32), random by torch's global generator."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+    tower, language = variety.tower, variety.language
     vision = CLIPVisionConfig(
-        hidden_size=_VISION_WIDTH,
-        intermediate_size=4 * _VISION_WIDTH,
-        num_hidden_layers=_VISION_LAYERS,
-        num_attention_heads=_VISION_WIDTH // _HEAD_WIDTH,
-        image_size=IMAGE_SIDE_PX,
-        patch_size=PATCH_PX,
-        projection_dim=_VISION_WIDTH,
+        hidden_size=tower.width,
+        intermediate_size=4 * tower.width,
+        num_hidden_layers=tower.num_layers,
+        num_attention_heads=tower.num_heads,
+        image_size=variety.side_px,
+        patch_size=variety.patch_px,
+        projection_dim=tower.width,
         hidden_act="gelu",
     )
     text = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=_TEXT_WIDTH,
-        intermediate_size=2 * _TEXT_WIDTH,
-        num_hidden_layers=_TEXT_LAYERS,
-        num_attention_heads=_TEXT_HEADS,
-        num_key_value_heads=_TEXT_HEADS,
-        head_dim=_TEXT_WIDTH // _TEXT_HEADS,
+        hidden_size=language.width,
+        intermediate_size=2 * language.width,
+        num_hidden_layers=language.num_layers,
+        num_attention_heads=language.num_heads,
+        num_key_value_heads=language.num_heads,
+        head_dim=language.width // language.num_heads,
         max_position_embeddings=_MAX_POSITIONS,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -78,7 +71,7 @@ def new_policy(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenerat
         vision_config=vision,
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=NUM_IMAGE_TOKENS,
+        image_seq_length=variety.num_image_tokens,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         projector_hidden_act="gelu",
@@ -87,7 +80,7 @@ def new_policy(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenerat
 
 
 def save_policy(
-    policy: LlavaForConditionalGeneration, directory: Path, *, tokenizer: PreTrainedTokenizerFast
+    policy: LlavaForConditionalGeneration, directory: Path, *, tokenizer: PreTrainedTokenizerFast, variety: Variety
 ) -> None:
     """Write the policy, its tokenizer, processor and chat template as one Hugging Face folder (float32)."""
     from safetensors.torch import load_file, save_file
@@ -106,9 +99,9 @@ def save_policy(
     named = {_released_name(name): tensor for name, tensor in load_file(weights).items()}
     save_file(named, weights, metadata={"format": "pt"})
     processor = LlavaProcessor(
-        image_processor=_image_processor(),
+        image_processor=_image_processor(variety),
         tokenizer=tokenizer,
-        patch_size=PATCH_PX,
+        patch_size=variety.patch_px,
         vision_feature_select_strategy="default",
         chat_template=CHAT_TEMPLATE,
         num_additional_image_tokens=1,
@@ -116,19 +109,19 @@ def save_policy(
     processor.save_pretrained(directory)
 
 
-def new_scorer(tokenizer: PreTrainedTokenizerFast) -> CLIP:
-    """Return an untrained open_clip model of about 1.8 M parameters (float32), random by torch's global generator."""
+def new_scorer(tokenizer: PreTrainedTokenizerFast, *, variety: Variety) -> CLIP:
+    """Return an untrained open_clip model of 1 to 3 M parameters (float32), random by torch's global generator."""
     from open_clip import CLIP
 
-    return CLIP(**_scorer_config(len(tokenizer)), output_dict=False)
+    return CLIP(**_scorer_config(len(tokenizer), variety=variety), output_dict=False)
 
 
-def save_scorer(scorer: CLIP, directory: Path, *, tokenizer: PreTrainedTokenizerFast) -> None:
+def save_scorer(scorer: CLIP, directory: Path, *, tokenizer: PreTrainedTokenizerFast, variety: Variety) -> None:
     """Write the scorer as a folder that open_clip opens as `local-dir:PATH` (weights float32)."""
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    model_config = _scorer_config(len(tokenizer))
+    model_config = _scorer_config(len(tokenizer), variety=variety)
     # Any non-empty name makes open_clip read the tokenizer files that lie in this same folder.
     model_config["text_cfg"]["hf_tokenizer_name"] = "local"
     config = {
@@ -146,32 +139,33 @@ def save_scorer(scorer: CLIP, directory: Path, *, tokenizer: PreTrainedTokenizer
     tokenizer.save_pretrained(directory)
 
 
-def _scorer_config(vocabulary_size: int) -> dict[str, Any]:
+def _scorer_config(vocabulary_size: int, *, variety: Variety) -> dict[str, Any]:
+    tower, text = variety.clip_tower, variety.clip_text
     return {
-        "embed_dim": _VISION_WIDTH,
+        "embed_dim": tower.width,
         "vision_cfg": {
-            "image_size": IMAGE_SIDE_PX,
-            "patch_size": PATCH_PX,
-            "width": _VISION_WIDTH,
-            "layers": _VISION_LAYERS,
-            "head_width": _HEAD_WIDTH,
+            "image_size": variety.side_px,
+            "patch_size": variety.patch_px,
+            "width": tower.width,
+            "layers": tower.num_layers,
+            "head_width": tower.width // tower.num_heads,
         },
         "text_cfg": {
             "context_length": CLIP_CONTEXT_LENGTH,
             "vocab_size": vocabulary_size,
-            "width": _VISION_WIDTH,
-            "heads": _VISION_WIDTH // _HEAD_WIDTH,
-            "layers": 3,
+            "width": text.width,
+            "heads": text.num_heads,
+            "layers": text.num_layers,
         },
     }
 
 
-def _image_processor() -> CLIPImageProcessor:
+def _image_processor(variety: Variety) -> CLIPImageProcessor:
     from transformers import CLIPImageProcessor
 
     return CLIPImageProcessor(
-        size={"height": IMAGE_SIDE_PX, "width": IMAGE_SIDE_PX},
-        crop_size={"height": IMAGE_SIDE_PX, "width": IMAGE_SIDE_PX},
+        size={"height": variety.side_px, "width": variety.side_px},
+        crop_size={"height": variety.side_px, "width": variety.side_px},
         image_mean=[PIXEL_MEAN] * 3,
         image_std=[PIXEL_STD] * 3,
     )

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from csr_ray.world.language import DESCRIBE_PROMPTS, describe, question, yes_no_pairs
+from csr_ray.world.language import describe, question, yes_no_pairs
 from csr_ray.world.mentions import mentioned_kinds
-from csr_ray.world.models import NUM_IMAGE_TOKENS
 from csr_ray.world.scenes import Scene
 from csr_ray.world.tokenizer import END_TOKEN, IMAGE_TOKEN
-from csr_ray.world.vocabulary import KINDS
+from csr_ray.world.variant import Variety
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -67,18 +66,21 @@ class _Conversation:
 class RowWriter:
     """Writes rows; what it has tokenised once it remembers."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, num_questions: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, num_questions: int, variety: Variety) -> None:
         self._tokenizer = tokenizer
+        self._variety = variety
         self._num_questions = num_questions
         self._cache: dict[str, list[int]] = {}
         self._turn = self._ids("USER: ")
         image = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        self._prefix = [*self._turn, *([image] * NUM_IMAGE_TOKENS)]
+        self._prefix = [*self._turn, *([image] * variety.num_image_tokens)]
 
     def rows(self, scenes: Sequence[Scene], *, rng: np.random.Generator) -> Rows:
         """One row a scene."""
-        said = [describe(scene, rng=rng) for scene in scenes]
-        asked = [yes_no_pairs(scene, rng=rng, num_pairs=self._num_questions) for scene in scenes]
+        said = [describe(scene, rng=rng, variety=self._variety) for scene in scenes]
+        asked = [
+            yes_no_pairs(scene, rng=rng, num_pairs=self._num_questions, variety=self._variety) for scene in scenes
+        ]
         parts = [
             [self._description(sentences, rng=rng), *(self._question(kind, label=label) for kind, label in pairs)]
             for sentences, pairs in zip(said, asked, strict=True)
@@ -88,7 +90,12 @@ class RowWriter:
         token_ids, labels = self._filled(parts, starts=starts)
         sees, positions = _layout(len(self._prefix), lengths=lengths)
         told_at = [(row, starts[0] + place) for row, told in enumerate(parts) for place in told[0].breaks]
-        untold = [left for scene, text in zip(scenes, said, strict=True) for left in _untold(scene, sentences=text)]
+        kinds = self._variety.kinds
+        untold = [
+            left
+            for scene, text in zip(scenes, said, strict=True)
+            for left in _untold(scene, sentences=text, kinds=kinds)
+        ]
         return Rows(
             token_ids=torch.from_numpy(token_ids),
             labels=torch.from_numpy(labels),
@@ -114,7 +121,7 @@ class RowWriter:
         return token_ids, labels
 
     def _description(self, sentences: Sequence[str], *, rng: np.random.Generator) -> _Conversation:
-        prompt = DESCRIBE_PROMPTS[int(rng.integers(len(DESCRIBE_PROMPTS)))]
+        prompt = self._variety.prompts[int(rng.integers(len(self._variety.prompts)))]
         return self._conversation(prompt, answer=[f" {sentence}" for sentence in sentences])
 
     def _question(self, kind: str, *, label: str) -> _Conversation:
@@ -143,11 +150,11 @@ def _layout(num_prefix: int, *, lengths: Sequence[int]) -> tuple[np.ndarray, np.
     return sees, positions
 
 
-def _untold(scene: Scene, *, sentences: Sequence[str]) -> list[list[bool]]:
+def _untold(scene: Scene, *, sentences: Sequence[str], kinds: Sequence[str]) -> list[list[bool]]:
     """For each kind, before the first sentence and after each: is it in the image and not told yet?"""
     left = set(scene.kinds)
     states = [left]
     for text in sentences:
-        left = left - set(mentioned_kinds(text))
+        left = left - set(mentioned_kinds(text, kinds=kinds))
         states.append(left)
-    return [[kind in state for kind in KINDS] for state in states]
+    return [[kind in state for kind in kinds] for state in states]

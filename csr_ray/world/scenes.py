@@ -6,22 +6,21 @@ is a pure function of it and the random generator is needed for sampling only.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from csr_ray.world.vocabulary import COLOURS, KINDS, PAIRS, PARTNER, PLACES, mirrored_place
-
-IMAGE_SIDE_PX: Final = 64
-PARTNER_PROBABILITY: Final = 0.6
-SAME_COLOUR_PROBABILITY: Final = 0.8
-TWO_FAMILIES_PROBABILITY: Final = 0.5
+from csr_ray.world.outlines import OUTLINES
+from csr_ray.world.variant import Variety
+from csr_ray.world.vocabulary import PLACES, mirrored_place
 
 _SUPERSAMPLING: Final = 2
+# Of a picture of 64 pixels a side; others in proportion.
 _RADIUS_PX: Final = (9.0, 13.0)
+_RADIUS_SIDE_PX: Final = 64
 
 
 @dataclass(frozen=True)
@@ -47,50 +46,52 @@ class Scene:
         """Kinds that are present (each at most once)."""
         return frozenset(item.kind for item in self.objects)
 
-    @property
-    def absent_partners(self) -> tuple[SceneObject, ...]:
+    def absent_partners(self, partner: Mapping[str, str]) -> tuple[SceneObject, ...]:
         """Objects whose partner kind is not in the scene: each one an opportunity to hallucinate."""
-        return tuple(item for item in self.objects if PARTNER[item.kind] not in self.kinds)
+        return tuple(item for item in self.objects if partner[item.kind] not in self.kinds)
 
 
-def sample_scene(rng: np.random.Generator) -> Scene:
-    """Draw one scene: one or two pair families, each in a row of its own, the partner present with P 0.6."""
-    num_families = 2 if rng.random() < TWO_FAMILIES_PROBABILITY else 1
-    families = rng.choice(len(PAIRS), size=num_families, replace=False)
+def sample_scene(rng: np.random.Generator, *, variety: Variety) -> Scene:
+    """Draw one scene: one or two pair families, each in a row of its own, the partner present as the prior has it."""
+    num_families = 2 if rng.random() < variety.prior.two_families else 1
+    families = rng.choice(len(variety.pairs), size=num_families, replace=False)
     first_row = int(rng.integers(2))
     objects: list[SceneObject] = []
     for position, family in enumerate(families):
         row = (first_row + position) % 2
         place = PLACES[2 * row + int(rng.integers(2))]
-        kind = PAIRS[int(family)][int(rng.integers(2))]
-        colour = _sample_colour(rng)
-        objects.append(_place_object(rng, kind=kind, colour=colour, place=place))
-        if rng.random() < PARTNER_PROBABILITY:
-            partner_colour = partner_colour_for(rng, colour=colour)
-            partner_place = mirrored_place(place)
-            objects.append(_place_object(rng, kind=PARTNER[kind], colour=partner_colour, place=partner_place))
+        kind = variety.pairs[int(family)][int(rng.integers(2))]
+        colour = _sample_colour(rng, variety=variety)
+        objects.append(_place_object(rng, kind=kind, colour=colour, place=place, side_px=variety.side_px))
+        if rng.random() < variety.prior.partner:
+            partner, colour = variety.partner[kind], partner_colour_for(rng, colour=colour, variety=variety)
+            place = mirrored_place(place)
+            objects.append(_place_object(rng, kind=partner, colour=colour, place=place, side_px=variety.side_px))
     red, green, blue = (int(value) for value in rng.integers(218, 252, size=3))
     return Scene(objects=tuple(objects), background=(red, green, blue))
 
 
-def partner_colour_for(rng: np.random.Generator, *, colour: str) -> str:
-    """Return a partner's colour: the same with P 0.8, else any (it may be the same by chance)."""
-    return colour if rng.random() < SAME_COLOUR_PROBABILITY else _sample_colour(rng)
+def partner_colour_for(rng: np.random.Generator, *, colour: str, variety: Variety) -> str:
+    """Return a partner's colour: the same as often as the prior has it, else any (it may be the same by chance)."""
+    return colour if rng.random() < variety.prior.same_colour else _sample_colour(rng, variety=variety)
 
 
-def draw_scene(scene: Scene) -> Image.Image:
-    """Draw a scene as an RGB image of 64x64 pixels, edges smoothed by 2x supersampling."""
-    side = IMAGE_SIDE_PX * _SUPERSAMPLING
+def draw_scene(scene: Scene, *, variety: Variety) -> Image.Image:
+    """Draw a scene as a square RGB image of the variety's side, edges smoothed by 2x supersampling."""
+    side = variety.side_px * _SUPERSAMPLING
     image = Image.new("RGB", (side, side), scene.background)
     pen = ImageDraw.Draw(image)
     for item in scene.objects:
         scale = item.radius_px * _SUPERSAMPLING
         centre_x, centre_y = (value * _SUPERSAMPLING for value in item.centre_px)
-        outline = [(centre_x + scale * x, centre_y + scale * y) for x, y in _OUTLINES[item.kind]]
-        pen.polygon(outline, fill=COLOURS[item.colour])
-        if item.kind == "ring":
-            hole = 0.55 * scale
-            corners = (centre_x - hole, centre_y - hole, centre_x + hole, centre_y + hole)
+        outline = OUTLINES[item.kind]
+        for part in outline.parts:
+            points = [(centre_x + scale * x, centre_y + scale * y) for x, y in part]
+            pen.polygon(points, fill=variety.colours[item.colour])
+        if outline.hole is not None:
+            x, y, radius = (scale * value for value in outline.hole)
+            hole_x, hole_y = centre_x + x, centre_y + y
+            corners = (hole_x - radius, hole_y - radius, hole_x + radius, hole_y + radius)
             pen.ellipse(corners, fill=scene.background)
     return image.reduce(_SUPERSAMPLING)
 
@@ -100,71 +101,17 @@ def truth_of(scene: Scene) -> list[dict[str, str]]:
     return [{"kind": item.kind, "colour": item.colour, "place": item.place} for item in scene.objects]
 
 
-def _sample_colour(rng: np.random.Generator) -> str:
-    return tuple(COLOURS)[int(rng.integers(len(COLOURS)))]
+def _sample_colour(rng: np.random.Generator, *, variety: Variety) -> str:
+    names = tuple(variety.colours)
+    return names[int(rng.integers(len(names)))]
 
 
-def _place_object(rng: np.random.Generator, *, kind: str, colour: str, place: str) -> SceneObject:
-    half = IMAGE_SIDE_PX / 2
-    radius = float(rng.uniform(*_RADIUS_PX))
+def _place_object(rng: np.random.Generator, *, kind: str, colour: str, place: str, side_px: int) -> SceneObject:
+    half = side_px / 2
+    least_px, most_px = (side_px / _RADIUS_SIDE_PX * value for value in _RADIUS_PX)
+    radius = float(rng.uniform(least_px, most_px))
     slack = half / 2 - radius - 1
     column, row = float(place.endswith("right")), float(place.startswith("bottom"))
     shift_x, shift_y = (float(value) for value in rng.uniform(-slack, slack, size=2))
     centre = (half * (column + 0.5) + shift_x, half * (row + 0.5) + shift_y)
     return SceneObject(kind=kind, colour=colour, place=place, centre_px=centre, radius_px=radius)
-
-
-def _arc(start: float, stop: float, *, radius: float = 1.0, num_points: int = 28) -> list[tuple[float, float]]:
-    angles = np.linspace(start, stop, num_points)
-    return [(radius * math.cos(angle), radius * math.sin(angle)) for angle in angles]
-
-
-def _star() -> list[tuple[float, float]]:
-    points = []
-    for corner in range(10):
-        angle, radius = math.pi * (corner / 5 - 0.5), 1.0 if corner % 2 == 0 else 0.42
-        points.append((radius * math.cos(angle), radius * math.sin(angle)))
-    return points
-
-
-def _heart() -> list[tuple[float, float]]:
-    angles = np.linspace(0, 2 * math.pi, 40)
-    across = 16 * np.sin(angles) ** 3 / 17
-    down = -(13 * np.cos(angles) - 5 * np.cos(2 * angles) - 2 * np.cos(3 * angles) - np.cos(4 * angles)) / 17
-    return [(float(x), float(y)) for x, y in zip(across, down, strict=True)]
-
-
-def _moon() -> list[tuple[float, float]]:
-    outer = _arc(-0.4 * math.pi, -1.6 * math.pi)
-    tip_x, tip_y = outer[0]
-    # The inner edge is an arc through both tips, bulging to the left: a crescent open to the right.
-    centre_x = tip_x + 0.25
-    radius = math.hypot(tip_x - centre_x, tip_y)
-    angle = math.atan2(-tip_y, tip_x - centre_x)
-    inner = [(centre_x + x, y) for x, y in _arc(angle, 2 * math.pi - angle, radius=radius)]
-    return outer + inner
-
-
-def _cross(*, arm: float = 0.34) -> list[tuple[float, float]]:
-    quarter = [(arm, -1.0), (arm, -arm), (1.0, -arm)]
-    points = []
-    for _ in range(4):
-        points += quarter
-        quarter = [(-y, x) for x, y in quarter]
-    return points
-
-
-_OUTLINES: Final[dict[str, list[tuple[float, float]]]] = {
-    "circle": _arc(0, 2 * math.pi, radius=0.95),
-    "square": [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
-    "triangle": [(0.0, -1.0), (0.95, 0.8), (-0.95, 0.8)],
-    "star": _star(),
-    "heart": _heart(),
-    "diamond": [(0.0, -1.0), (0.62, 0.0), (0.0, 1.0), (-0.62, 0.0)],
-    "cross": _cross(),
-    "ring": _arc(0, 2 * math.pi),
-    "moon": _moon(),
-    "arrow": [(-1, -0.28), (0.05, -0.28), (0.05, -0.8), (1, 0), (0.05, 0.8), (0.05, 0.28), (-1, 0.28)],
-}
-
-assert set(_OUTLINES) == set(KINDS)

@@ -47,7 +47,7 @@ class _Running:
 
 @contextlib.contextmanager
 def run_trainings(
-    trainings: Sequence[Training], *, seed: int, progress: bool
+    trainings: Sequence[Training], *, seed: int, variant: int, progress: bool
 ) -> Iterator[Callable[[], dict[str, dict[str, Any]]]]:
     """Start the processes; the value waits for all of them and returns each one's figures by role.
 
@@ -59,18 +59,18 @@ def run_trainings(
     running: list[_Running] = []
     try:
         for training in trainings:
-            running.append(_start(training, seed=seed))
+            running.append(_start(training, seed=seed, variant=variant))
         yield lambda: _finish(running, progress=progress)
     finally:
         for item in running:
             _stop(item)
 
 
-def _start(training: Training, *, seed: int) -> _Running:
+def _start(training: Training, *, seed: int, variant: int) -> _Running:
     reading, writing = os.pipe()
     log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _stop
-    command = [sys.executable, "-m", "csr_ray.world.worker", training.role, str(seed), str(training.num_steps)]
-    command += [str(training.directory), str(writing)]
+    command = [sys.executable, "-m", "csr_ray.world.worker", training.role, str(seed), str(variant)]
+    command += [str(training.num_steps), str(training.directory), str(writing)]
     package_root = str(Path(__file__).resolve().parents[2])
     inherited = os.environ.get("PYTHONPATH")
     environment = {

@@ -18,7 +18,8 @@ PAD_TOKEN: Final = "<pad>"
 END_TOKEN: Final = "</s>"
 START_TOKEN: Final = "<s>"
 
-_VOCABULARY_SIZE: Final = 448
+# More than any world's words need, so that each of them is one token.
+_VOCABULARY_SIZE: Final = 768
 
 
 def policy_tokenizer(corpus: Sequence[str]) -> PreTrainedTokenizerFast:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from csr_ray.world.data import draw, sample_scenes
 from csr_ray.world.forward import matrix_patches
-from csr_ray.world.language import TEMPLATES, corpus, sentence
+from csr_ray.world.language import corpus, sentence
 from csr_ray.world.models import CLIP_CONTEXT_LENGTH, new_scorer
 from csr_ray.world.optimizer import LayerwiseOptimizer
 from csr_ray.world.scenes import Scene
@@ -27,7 +27,7 @@ from csr_ray.world.training import (
     patch_labels,
     to_pixels,
 )
-from csr_ray.world.vocabulary import COLOURS, KINDS
+from csr_ray.world.variant import Variety
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -43,14 +43,14 @@ _FIRST_BIAS: Final = -6.0
 
 
 def train_clip(
-    *, seed: int, num_steps: int, on_step: OnStep
+    *, seed: int, num_steps: int, variety: Variety, on_step: OnStep
 ) -> tuple[CLIP, PreTrainedTokenizerFast, dict[str, float]]:
     """Train from scratch on one core; returns the model, its tokenizer and the mean losses of the last tenth."""
     with fixed_numerics(seed) as dtype:
-        tokenizer = clip_tokenizer(corpus(), context_length=CLIP_CONTEXT_LENGTH)
-        model = new_scorer(tokenizer)
+        tokenizer = clip_tokenizer(corpus(variety), context_length=CLIP_CONTEXT_LENGTH)
+        model = new_scorer(tokenizer, variety=variety)
         model.visual.output_tokens = True
-        judge = _Judge(model)
+        judge = _Judge(model, variety=variety)
         optimizer = LayerwiseOptimizer(
             [model, judge],
             matrix_learning_rate=_MATRIX_LEARNING_RATE,
@@ -59,17 +59,18 @@ def train_clip(
             num_steps=num_steps,
             dtype=dtype,
         )
-        drawn = draw(sample_scenes(seed, split="clip", num=min(_POOL_IMAGES, num_steps * _BATCH_IMAGES)))
-        truth = torch.from_numpy(_truth_matrix(drawn.scenes))
-        contents = patch_labels(drawn.scenes)
-        tokens = _sentence_tokens(tokenizer)
+        num_images = min(_POOL_IMAGES, num_steps * _BATCH_IMAGES)
+        drawn = draw(sample_scenes(seed, split="clip", num=num_images, variety=variety), variety=variety)
+        truth = torch.from_numpy(_truth_matrix(drawn.scenes, variety=variety))
+        contents = patch_labels(drawn.scenes, variety=variety)
+        tokens = _sentence_tokens(tokenizer, variety=variety)
         rng = np.random.default_rng([seed, 1])
         history: list[tuple[float, float]] = []
         with matrix_patches(model.visual, name="conv1"):
             for _ in range(num_steps):
                 chosen = rng.integers(len(drawn.scenes), size=_BATCH_IMAGES)
                 # One wording of each fact a step: the wordings of one fact are equally true.
-                wording = torch.from_numpy(rng.integers(len(TEMPLATES), size=len(tokens)))
+                wording = torch.from_numpy(rng.integers(len(variety.templates), size=len(tokens)))
                 with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
                     pooled, patches = model.visual(to_pixels(drawn, chosen))
                     texts = model.encode_text(tokens[torch.arange(len(tokens)), wording])
@@ -86,11 +87,11 @@ def train_clip(
 class _Judge(torch.nn.Module):
     """What turns the model's outputs into losses; of its parameters only the model's own scale is served."""
 
-    def __init__(self, model: CLIP) -> None:
+    def __init__(self, model: CLIP, *, variety: Variety) -> None:
         super().__init__()
         self._scale = [model.logit_scale]
         self.bias = torch.nn.Parameter(torch.tensor(_FIRST_BIAS))
-        self.head = PatchHead(model.visual.conv1.out_channels)
+        self.head = PatchHead(model.visual.conv1.out_channels, variety=variety)
         with torch.no_grad():
             model.logit_scale.fill_(math.log(_FIRST_SCALE))
 
@@ -101,25 +102,25 @@ class _Judge(torch.nn.Module):
         return F.binary_cross_entropy_with_logits(logits, truth, reduction="none").sum(dim=1).mean()
 
 
-def _sentence_tokens(tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
+def _sentence_tokens(tokenizer: PreTrainedTokenizerFast, *, variety: Variety) -> torch.Tensor:
     """Token ids [facts, wordings, context] of every fact (kind and colour) in every wording."""
     words = [
         sentence(kind, colour=colour, template=template)
-        for kind in KINDS
-        for colour in COLOURS
-        for template in TEMPLATES
+        for kind in variety.kinds
+        for colour in variety.colours
+        for template in variety.templates
     ]
     encoded = tokenizer(
         words, padding="max_length", truncation=True, max_length=CLIP_CONTEXT_LENGTH, return_tensors="pt"
     )
-    return encoded["input_ids"].reshape(len(KINDS) * len(COLOURS), len(TEMPLATES), CLIP_CONTEXT_LENGTH)
+    return encoded["input_ids"].reshape(-1, len(variety.templates), CLIP_CONTEXT_LENGTH)
 
 
-def _truth_matrix(scenes: tuple[Scene, ...]) -> np.ndarray:
+def _truth_matrix(scenes: tuple[Scene, ...], *, variety: Variety) -> np.ndarray:
     """[N, facts] float32: 1 where the fact is true of the scene; facts in the order of `_sentence_tokens`."""
-    colours = tuple(COLOURS)
-    truth = np.zeros((len(scenes), len(KINDS) * len(colours)), dtype=np.float32)
+    colours = tuple(variety.colours)
+    truth = np.zeros((len(scenes), len(variety.kinds) * len(colours)), dtype=np.float32)
     for row, scene in enumerate(scenes):
         for item in scene.objects:
-            truth[row, KINDS.index(item.kind) * len(colours) + colours.index(item.colour)] = 1.0
+            truth[row, variety.kinds.index(item.kind) * len(colours) + colours.index(item.colour)] = 1.0
     return truth

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from csr_ray.world.data import DrawnScenes, draw, sample_scenes
 from csr_ray.world.forward import language_states, matrix_patches
 from csr_ray.world.language import corpus
-from csr_ray.world.models import NUM_IMAGE_TOKENS, new_policy
+from csr_ray.world.models import new_policy
 from csr_ray.world.optimizer import LayerwiseOptimizer
 from csr_ray.world.rows import NOT_TRAINED, Rows, RowWriter
 from csr_ray.world.tokenizer import policy_tokenizer
 from csr_ray.world.training import OnStep, fixed_numerics, patch_labels, patch_loss, to_pixels
-from csr_ray.world.vocabulary import COLOURS, KINDS
+from csr_ray.world.variant import Variety
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
@@ -58,27 +58,35 @@ class Losses:
 
 
 def train_policy(
-    *, seed: int, num_steps: int, on_step: OnStep
+    *, seed: int, num_steps: int, variety: Variety, on_step: OnStep
 ) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerFast, dict[str, float]]:
     """Train from scratch on one core; returns the model, its tokenizer and the mean losses of the last tenth.
 
     First the tower learns to see, then, frozen, it is looked at by the language model that learns to speak.
     """
     with fixed_numerics(seed) as dtype:
-        tokenizer = policy_tokenizer(corpus())
-        policy = new_policy(tokenizer).train()
+        tokenizer = policy_tokenizer(corpus(variety))
+        policy = new_policy(tokenizer, variety=variety).train()
         start_with_matching(policy)
-        drawn = draw(sample_scenes(seed, split="policy", num=min(_POOL_IMAGES, num_steps * _BATCH_IMAGES)))
+        num_images = min(_POOL_IMAGES, num_steps * _BATCH_IMAGES)
+        drawn = draw(sample_scenes(seed, split="policy", num=num_images, variety=variety), variety=variety)
         rng = np.random.default_rng([seed, 2])
         num_tower_steps = max(1, round(_TOWER_SHARE * num_steps))
-        probes = Probes(tokenizer, width=policy.config.text_config.hidden_size)
+        probes = Probes(tokenizer, width=policy.config.text_config.hidden_size, variety=variety)
         patch_history = _train_tower(
-            policy, drawn, probes=probes, num_steps=num_tower_steps, rng=rng, dtype=dtype, on_step=on_step
+            policy,
+            drawn,
+            contents=patch_labels(drawn.scenes, variety=variety),
+            probes=probes,
+            num_steps=num_tower_steps,
+            rng=rng,
+            dtype=dtype,
+            on_step=on_step,
         )
         history = _train_language(
             policy,
             drawn,
-            writer=RowWriter(tokenizer, num_questions=_QUESTIONS),
+            writer=RowWriter(tokenizer, num_questions=_QUESTIONS, variety=variety),
             probes=probes,
             num_steps=num_steps - num_tower_steps,
             rng=rng,
@@ -93,6 +101,7 @@ def _train_tower(
     policy: LlavaForConditionalGeneration,
     drawn: DrawnScenes,
     *,
+    contents: torch.Tensor,
     probes: Probes,
     num_steps: int,
     rng: np.random.Generator,
@@ -108,7 +117,6 @@ def _train_tower(
         num_steps=num_steps,
         dtype=dtype,
     )
-    contents = patch_labels(drawn.scenes)
     history: list[float] = []
     with matrix_patches(model.vision_tower.embeddings, name="patch_embedding"):
         for _ in range(num_steps):
@@ -183,14 +191,14 @@ class Probes(torch.nn.Module):
     slowly, because made-up sentences look like any other.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, width: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, *, width: int, variety: Variety) -> None:
         super().__init__()
-        self._words = [_word_ids(tokenizer, words=words) for words in (KINDS, tuple(COLOURS))]
+        self._words = [_word_ids(tokenizer, words=words) for words in (variety.kinds, tuple(variety.colours))]
         self.nothing = torch.nn.Parameter(torch.randn(len(self._words), width))
-        self.untold = torch.nn.Linear(width, len(KINDS))
+        self.untold = torch.nn.Linear(width, len(variety.kinds))
 
     def patch_loss(self, image: torch.Tensor, *, embeddings: torch.Tensor, contents: torch.Tensor) -> torch.Tensor:
-        """Of image tokens [B, 16, width], word embeddings [vocabulary, width] and `patch_labels` [B, 16, 2]."""
+        """Of image tokens [B, P, width], word embeddings [vocabulary, width] and `patch_labels` [B, P, 2]."""
         direction = _WORD_SHARPNESS * F.normalize(image, dim=-1)
         total = torch.zeros(())
         for place, ids in enumerate(self._words):
@@ -207,7 +215,7 @@ class Probes(torch.nn.Module):
 def patch_features(
     policy: LlavaForConditionalGeneration, pixels: torch.Tensor, *, dtype: torch.dtype
 ) -> torch.Tensor:
-    """What LLaVA reads of the tower for pixels [B, 3, H, W]: float32 [B, 16, tower width]."""
+    """What LLaVA reads of the tower for pixels [B, 3, H, W]: float32 [B, P, tower width]."""
     with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         states = policy.model.vision_tower(pixels, output_hidden_states=True).hidden_states
     return states[policy.config.vision_feature_layer][:, 1:].float()
@@ -221,9 +229,9 @@ def batch_losses(
     image: torch.Tensor,
     dtype: torch.dtype,
 ) -> Losses:
-    """All losses of a batch, given its image tokens [B, 16, width]."""
+    """All losses of a batch, given its image tokens [B, P, width]."""
     embedded = policy.model.language_model.embed_tokens(rows.token_ids)
-    first, after = rows.image_start, rows.image_start + NUM_IMAGE_TOKENS
+    first, after = rows.image_start, rows.image_start + image.shape[1]
     embedded = torch.cat([embedded[:, :first], image, embedded[:, after:]], dim=1)
     hidden = language_states(
         policy.model.language_model, embedded=embedded, positions=rows.positions, sees=rows.sees, dtype=dtype

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from csr_ray.world.data import DrawnScenes
-from csr_ray.world.models import NUM_IMAGE_TOKENS, PIXEL_MEAN, PIXEL_STD
+from csr_ray.world.models import PIXEL_MEAN, PIXEL_STD
 from csr_ray.world.scenes import Scene
-from csr_ray.world.vocabulary import COLOURS, KINDS, PLACES
+from csr_ray.world.variant import Variety
+from csr_ray.world.vocabulary import PLACES
 
 OnStep = Callable[[float], None]
 """Called after each optimizer step with its loss."""
@@ -79,29 +80,29 @@ class PatchHead(torch.nn.Module):
     where an object is nor which of the words belongs to which patch.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, variety: Variety) -> None:
         super().__init__()
-        self.kind = torch.nn.Linear(width, len(KINDS) + 1)
-        self.colour = torch.nn.Linear(width, len(COLOURS) + 1)
+        self.kind = torch.nn.Linear(width, len(variety.kinds) + 1)
+        self.colour = torch.nn.Linear(width, len(variety.colours) + 1)
 
     def forward(self, patches: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean cross-entropy of patches [B, 16, width] against `patch_labels` [B, 16, 2]."""
+        """Mean cross-entropy of patches [B, P, width] against `patch_labels` [B, P, 2]."""
         return patch_loss(self.kind(patches), labels[..., 0]) + patch_loss(self.colour(patches), labels[..., 1])
 
 
 def patch_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of logits [B, 16, classes] against labels [B, 16]."""
+    """Mean cross-entropy of logits [B, P, classes] against labels [B, P]."""
     return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
 
 
-def patch_labels(scenes: Sequence[Scene]) -> torch.Tensor:
-    """Int64 [N, 16, 2]: kind and colour in the quadrant of each patch; 0 where it is empty, else 1 + index."""
-    side = math.isqrt(NUM_IMAGE_TOKENS)
+def patch_labels(scenes: Sequence[Scene], *, variety: Variety) -> torch.Tensor:
+    """Int64 [N, P, 2]: kind and colour in the quadrant of each patch; 0 where it is empty, else 1 + index."""
+    side = math.isqrt(variety.num_image_tokens)
     labels = torch.zeros(len(scenes), 2, 2, 2, dtype=torch.int64)
-    colours = tuple(COLOURS)
+    colours = tuple(variety.colours)
     for index, scene in enumerate(scenes):
         for item in scene.objects:
             row, column = divmod(PLACES.index(item.place), 2)
-            labels[index, row, column, 0] = 1 + KINDS.index(item.kind)
+            labels[index, row, column, 0] = 1 + variety.kinds.index(item.kind)
             labels[index, row, column, 1] = 1 + colours.index(item.colour)
     return labels.repeat_interleave(side // 2, dim=1).repeat_interleave(side // 2, dim=2).flatten(1, 2)

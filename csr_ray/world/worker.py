@@ -1,4 +1,4 @@
-"""The process that trains one of the two models: `python -m csr_ray.world.worker ROLE SEED STEPS DIRECTORY PIPE`.
+"""Trains one of the two models: `python -m csr_ray.world.worker ROLE SEED VARIANT STEPS DIRECTORY PIPE`.
 
 A process of its own with one thread: two tiny trainings side by side use two cores fully, one training on two threads
 does not. Progress goes to the inherited pipe as JSON lines, so nothing a library prints can disturb it.
@@ -38,23 +38,27 @@ class _Reporter:
         os.write(self._pipe, (json.dumps(message) + "\n").encode())
 
 
-def main(role: str, seed: int, num_steps: int, directory: Path, pipe: int) -> None:
+def main(role: str, seed: int, variant: int, num_steps: int, directory: Path, pipe: int) -> None:
     """Train one model and write its folder; the last message holds the figures."""
     started_s, started_cpu_s = time.perf_counter(), time.process_time()
-    reporter = _Reporter(pipe)
+    from csr_ray.world.variant import variety as variety_of
+
+    variety, reporter = variety_of(variant), _Reporter(pipe)
     if role == CLIP_ROLE:
         from csr_ray.world.models import save_scorer
         from csr_ray.world.train_clip import train_clip
 
-        scorer, tokenizer, losses = train_clip(seed=seed, num_steps=num_steps, on_step=reporter.step)
-        save_scorer(scorer, directory, tokenizer=tokenizer)
+        scorer, tokenizer, losses = train_clip(seed=seed, num_steps=num_steps, variety=variety, on_step=reporter.step)
+        save_scorer(scorer, directory, tokenizer=tokenizer, variety=variety)
     else:
         assert role == POLICY_ROLE, role
         from csr_ray.world.models import save_policy
         from csr_ray.world.train_policy import train_policy
 
-        policy, tokenizer, losses = train_policy(seed=seed, num_steps=num_steps, on_step=reporter.step)
-        save_policy(policy, directory, tokenizer=tokenizer)
+        policy, tokenizer, losses = train_policy(
+            seed=seed, num_steps=num_steps, variety=variety, on_step=reporter.step
+        )
+        save_policy(policy, directory, tokenizer=tokenizer, variety=variety)
     figures = {
         "steps": num_steps,
         "seconds": round(time.perf_counter() - started_s, 2),
@@ -65,4 +69,4 @@ def main(role: str, seed: int, num_steps: int, directory: Path, pipe: int) -> No
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]), int(sys.argv[6]))

@@ -22,6 +22,7 @@ from csr_ray.world.rows import NOT_TRAINED, RowWriter
 from csr_ray.world.tokenizer import policy_tokenizer
 from csr_ray.world.train_policy import Probes, batch_losses, patch_features
 from csr_ray.world.training import to_pixels
+from csr_ray.world.variant import DEMO
 
 SPEC = replace(WorldSpec.quick(), seed=100)
 NUM_IMAGES = 24
@@ -119,13 +120,13 @@ def test_the_same_spec_gives_the_same_bytes(world: Path, tmp_path: Path) -> None
 def test_training_computes_what_transformers_computes() -> None:
     """Several conversations in one row have the losses of each of them alone, in the libraries' own forward pass."""
     torch.manual_seed(0)
-    tokenizer = policy_tokenizer(corpus())
-    policy = new_policy(tokenizer).eval()
-    drawn = draw(sample_scenes(100, split="policy", num=3))
-    batch = RowWriter(tokenizer, num_questions=2).rows(drawn.scenes, rng=np.random.default_rng(0))
+    tokenizer = policy_tokenizer(corpus(DEMO))
+    policy = new_policy(tokenizer, variety=DEMO).eval()
+    drawn = draw(sample_scenes(100, split="policy", num=3, variety=DEMO), variety=DEMO)
+    batch = RowWriter(tokenizer, num_questions=2, variety=DEMO).rows(drawn.scenes, rng=np.random.default_rng(0))
     pixels = to_pixels(drawn, np.arange(3))
     image = policy.model.multi_modal_projector(patch_features(policy, pixels, dtype=torch.float32))
-    probes = Probes(tokenizer, width=policy.config.text_config.hidden_size)
+    probes = Probes(tokenizer, width=policy.config.text_config.hidden_size, variety=DEMO)
     ours = batch_losses(policy, batch, probes=probes, image=image, dtype=torch.float32)
     restarts = [at for at in range(1, len(batch.positions)) if batch.positions[at] < batch.positions[at - 1]]
     prefix = int(batch.positions[restarts[0]])

@@ -13,6 +13,7 @@ from csr_ray.records import Picture
 from csr_ray.world.language import corpus
 from csr_ray.world.models import CLIP_CONTEXT_LENGTH, new_scorer, save_scorer
 from csr_ray.world.tokenizer import clip_tokenizer
+from csr_ray.world.variant import DEMO
 
 TEXTS = ("There is a star in red.", "There is a moon in blue.", "There is a ring in green.")
 
@@ -21,8 +22,8 @@ TEXTS = ("There is a star in red.", "There is a moon in blue.", "There is a ring
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained open_clip model, and an image of each of three colours."""
     folder = tmp_path_factory.mktemp("clip")
-    tokenizer = clip_tokenizer(corpus(), context_length=CLIP_CONTEXT_LENGTH)
-    save_scorer(new_scorer(tokenizer), folder, tokenizer=tokenizer)
+    tokenizer = clip_tokenizer(corpus(DEMO), context_length=CLIP_CONTEXT_LENGTH)
+    save_scorer(new_scorer(tokenizer, variety=DEMO), folder, tokenizer=tokenizer, variety=DEMO)
     for colour in ("red", "green", "blue"):
         Image.new("RGB", (64, 64), colour).save(folder / f"{colour}.png")
     return folder

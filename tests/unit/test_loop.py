@@ -22,6 +22,7 @@ from rich.console import Console
 from csr_ray import loop
 from csr_ray.app.console import ConsoleView
 from csr_ray.errors import ActorFailure, ConfigError, NoDataError
+from csr_ray.evaluation.marks import quotients
 from csr_ray.evaluation.suite import Suite
 from csr_ray.methods.csr import Csr
 from csr_ray.policy.weights import Rounding
@@ -33,6 +34,7 @@ from csr_ray.stages.state import RunState
 from csr_ray.stages.turn import Turn
 from csr_ray.store.atomic import new_folder
 from csr_ray.store.journal import Journal
+from csr_ray.store.marked_answers import read_marked_answers
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.store.tables import write_rollouts
 from csr_ray.store.units import unit_name
@@ -462,6 +464,57 @@ def test_fewer_images_are_asked_about_between_the_rounds(tmp_path) -> None:
     summary = driver.run()
     asked = [entry["eval"]["num_images"] for entry in (summary["base"], *summary["rounds"])]
     assert asked == [3, 1, 3]
+
+
+def test_every_evaluation_keeps_its_answers_and_says_how_sure_it_is(tmp_path) -> None:
+    driver = Driver(tmp_path, eval={"limit_between": 20})
+    driver.suite = Suite(
+        yes_no=tuple(Question(id=f"q{number}", image=f"{number}.png", text="Is it?") for number in range(30)),
+        labels={f"q{number}": "yes" if number % 3 else "no" for number in range(30)},
+    )
+    summary = driver.run()
+    kept = [read_marked_answers(driver.folder.marked_answers(version)) for version in (0, 1, 2)]
+    assert [len(answers) for answers in kept] == [30, 20, 30]
+    assert not list((tmp_path / "eval").glob("*.jsonl")), "of no use any more"
+    entries = (summary["base"], *summary["rounds"])
+    for entry, answers in zip(entries, kept, strict=True):
+        assert quotients(answer.mark for answer in answers).items() <= entry["eval"].items()
+        low, high = entry["eval_intervals"]["pope_acc"]
+        assert low < entry["eval"]["pope_acc"] < high
+    assert "eval_change" not in summary["base"]
+    changes = [entry["eval_change"]["pope_acc"] for entry in summary["rounds"]]
+    assert [(change["test"], change["num_images"]) for change in changes] == [("mcnemar", 20), ("mcnemar", 30)]
+
+
+def test_an_evaluation_that_dies_before_its_line_asks_nothing_again_and_keeps_the_same_answers(
+    tmp_path, monkeypatch
+) -> None:
+    whole = Driver(tmp_path / "whole")
+    whole.run()
+    driver = Driver(tmp_path / "killed")
+    commit = Journal.commit
+
+    def die_at_an_evaluation(journal: Journal, kind: str, **fields):
+        if kind == "eval" and fields["version"] == 1:
+            raise KeyboardInterrupt
+        return commit(journal, kind, **fields)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Journal, "commit", die_at_an_evaluation)
+        driver.run()
+    asked: list[int] = []
+    answer = FakeGenerators.answer
+
+    def counted(generators: FakeGenerators, questions, **fields):
+        asked.append(len(questions))
+        return answer(generators, questions, **fields)
+
+    monkeypatch.setattr(FakeGenerators, "answer", counted)
+    driver.run()
+    assert asked == [0, 1], "those of version 1 were there"
+    for version in (0, 1, 2):
+        paths = [one.folder.marked_answers(version) for one in (whole, driver)]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 NUM_LINES = 25  # of a run of two rounds with an evaluation: see the first test of this file

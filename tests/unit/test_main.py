@@ -438,10 +438,20 @@ def test_world_build_takes_its_options(
     monkeypatch.setattr(build, "build_world", lambda directory, *, spec: built.append((directory, spec)))
     assert main(["world", "build", str(tmp_path / "a"), "--images", "9", "--seed", "3"]) == 0
     assert main(["world", "build", str(tmp_path / "b"), "--quick"]) == 0
-    (first, second) = built
+    assert main(["world", "build", str(tmp_path / "c"), "--variant", "4", "--clip-steps", "40"]) == 0
+    (first, second, third) = built
     assert first == (tmp_path / "a", build.WorldSpec(seed=3, num_train_images=9))
     assert (second[1].num_train_images, second[1].policy_steps) == (600, build.WorldSpec.quick().policy_steps)
-    assert capsys.readouterr().out == f"world: {tmp_path / 'a'}\nworld: {tmp_path / 'b'}\n"
+    assert third == (tmp_path / "c", build.WorldSpec(variant=4, clip_steps=40))
+    assert capsys.readouterr().out == "".join(f"world: {tmp_path / name}\n" for name in "abc")
+
+
+@pytest.mark.parametrize("name", ["missing/sheet.png", "sheet.txt"])
+def test_a_sheet_that_cannot_be_written_is_said_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main(["world", "variants", "1", "--sheet", str(tmp_path / name)]) == 2
+    assert f"--sheet = {tmp_path / name}" in error_line(capsys)
 
 
 # ---- eval, score-answers ----

@@ -125,9 +125,10 @@ def clip(tmp_path: Path) -> Path:
     """An open_clip folder with a sound tokenizer and no weights yet."""
     from csr_ray.world.models import CLIP_CONTEXT_LENGTH, new_scorer, save_scorer
     from csr_ray.world.tokenizer import clip_tokenizer
+    from csr_ray.world.variant import DEMO
 
     tokenizer = clip_tokenizer(["a red circle and a blue square"], context_length=CLIP_CONTEXT_LENGTH)
-    save_scorer(new_scorer(tokenizer), tmp_path / "clip", tokenizer=tokenizer)
+    save_scorer(new_scorer(tokenizer, variety=DEMO), tmp_path / "clip", tokenizer=tokenizer, variety=DEMO)
     return tmp_path / "clip"
 
 

@@ -15,7 +15,9 @@ from journals import entries_of
 from rich.console import Console
 from test_loop import PROMPTS, Driver, cycle, merged_model, pair_ids  # noqa: F401 - a fixture
 
+from csr_ray.app.check import check_run
 from csr_ray.app.console import ConsoleView
+from csr_ray.config.load import to_plain
 from csr_ray.errors import DamageError
 from csr_ray.records import Prompt
 from csr_ray.stages.recover import finish_again, is_sound, recover
@@ -446,6 +448,35 @@ def test_fewer_rounds_than_were_trained_make_the_model_of_those_that_are_asked_f
     both = Driver(tmp_path, run={"rounds": 2})
     both.run()
     assert set(model.read_bytes()) == {2} and both.trainer.trained == []
+
+
+def test_answers_of_an_evaluation_that_are_damaged_are_said_to_be_lost_once(tmp_path) -> None:
+    driver = Driver(tmp_path)
+    driver.run()
+    assert [driver.folder.marked_answers(version).is_file() for version in (0, 1, 2)] == [True] * 3
+    driver.folder.config.write_text(json.dumps(to_plain(driver.state().config)))
+    assert check_run(tmp_path).sound
+    flip(driver.folder.marked_answers(1), position=60)
+    assert not is_sound(driver.state())
+    assert [finding.file for finding in check_run(tmp_path).damage] == ["eval/version_001.parquet"]
+    assert "say that the answers of 1 evaluation is lost, and keep the figures" in check_run(tmp_path).next
+    for says in ("the answers of policy version 1 are lost (eval/version_001.parquet ", ""):
+        said = io.StringIO()
+        recover(driver.state(), view=ConsoleView(num_rounds=2, console=Console(file=said, width=200)))
+        assert says in said.getvalue() and bool(says) == ("lost" in said.getvalue())
+    assert is_sound(driver.state()) and check_run(tmp_path).sound
+    assert driver.state().journal.find("eval", version=1)["metrics"]
+
+
+def test_answers_of_a_version_that_is_evaluated_again_are_not_taken_for_lost(tmp_path) -> None:
+    driver = Driver(tmp_path)
+    driver.run()
+    driver.folder.marked_answers(2).unlink()
+    recover(driver.state(), view=ConsoleView(num_rounds=2))
+    flip(driver.folder.adapter(cycle(1)) / "adapter_model.safetensors", position=0)
+    driver.run()
+    assert driver.folder.marked_answers(2).is_file() and is_sound(driver.state())
+    assert [finding.file for finding in check_run(tmp_path).damage] == ["config.yaml"], "these runs have none"
 
 
 def test_answers_of_an_adapter_that_is_trained_again_are_not_kept(tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,99 @@ from csr_ray.report.terminal import print_round_table
 @pytest.mark.parametrize(
     ("after", "says"),
     [
-        ({"chair_s": 0.031, "recall": 0.99}, "Hallucinating answers fell from 42.0 % to 3.1 % over 1 round"),
-        ({"chair_s": 0.5, "recall": 0.99}, "Hallucinating answers rose from 42.0 % to 50.0 % over 1 round"),
-        ({"chair_s": 0.4201, "recall": 0.99}, "Hallucinating answers stayed at 42.0 % over 1 round"),
+        ({"chair_s": 0.031, "recall": 0.99}, "CHAIR_s fell from 42.0 to 3.1 % over 1 round"),
+        ({"chair_s": 0.5, "recall": 0.99}, "CHAIR_s rose from 42.0 to 50.0 % over 1 round"),
+        ({"chair_s": 0.4201, "recall": 0.99}, "CHAIR_s (hallucinating answers) stayed at 42.0 % over 1 round"),
     ],
 )
 def test_headline_says_fell_only_if_it_fell(after: dict[str, float], says: str) -> None:
-    assert headline(round_figures(summary_of(after))) == f"{says}; recall 99.7 % to 99.0 %."
+    assert headline(round_figures(summary_of(after))) == f"{says}; recall 99.7 to 99.0 %."
 
 
 def test_headline_calls_a_change_within_the_noise_neither_a_fall_nor_a_rise() -> None:
     few = headline(round_figures(summary_of({"chair_s": 0.38, "num_images": 50})))
-    assert few == "Hallucinating answers 42.0 % to 38.0 % over 1 round, within the noise of 50 answers."
+    assert few == "CHAIR_s 42.0 to 38.0 % over 1 round, within the noise of 50 images."
     assert "fell from" in headline(round_figures(summary_of({"chair_s": 0.38, "num_images": 5000})))
 
 
+def sure(**changes: tuple[float, float, float]) -> dict[str, Any]:
+    """What summary.json says of changes: {metric: (difference, low, high)}."""
+    return {
+        name: {"difference": difference, "low": low, "high": high, "p": 0.001, "test": "mcnemar"}
+        for name, (difference, low, high) in changes.items()
+    }
+
+
+def test_headline_says_how_sure_the_fall_is() -> None:
+    base = {**EVAL, "chair_s": 0.473, "recall": 0.982}
+    summary = summary_of({"chair_s": 0.06}, {"chair_s": 0.052, "recall": 0.967, "num_images": 1000}, base=base)
+    summary["rounds"][1]["eval_change"] = sure(chair_s=(-0.421, -0.450, -0.390), recall=(-0.015, -0.02, -0.01))
+    assert headline(round_figures(summary)) == (
+        "CHAIR_s fell from 47.3 to 5.2 % (42.1 points, 95 % interval 39.0 to 45.0) over 2 rounds; "
+        "recall 98.2 to 96.7 % (change −2.0 to −1.0 points)."
+    )
+
+
+def test_headline_takes_the_interval_s_word_for_what_is_noise() -> None:
+    summary = summary_of({"chair_s": 0.38, "num_images": 5000})
+    summary["rounds"][0]["eval_change"] = sure(chair_s=(-0.04, -0.09, 0.01))
+    assert headline(round_figures(summary)) == (
+        "CHAIR_s 42.0 to 38.0 % over 1 round, within the noise of 5,000 images (change −9.0 to +1.0 points)."
+    )
+    summary = summary_of({"chair_s": 0.45, "num_images": 50})
+    summary["rounds"][0]["eval_change"] = sure(chair_s=(0.03, 0.01, 0.05))
+    assert "CHAIR_s rose from 42.0 to 45.0 % (3.0 points, 95 % interval 1.0 to 5.0) over" in headline(
+        round_figures(summary)
+    )
+
+
+@pytest.mark.parametrize(
+    "broken", [None, [], {"chair_s": None}, {"chair_s": {"low": "x"}}, {"chair_s": {"low": 0.1}}]
+)
+def test_headline_does_without_intervals_that_cannot_be_read(broken: Any) -> None:
+    summary = summary_of({"chair_s": 0.031})
+    summary["rounds"][0]["eval_change"] = summary["rounds"][0]["eval_intervals"] = broken
+    assert headline(round_figures(summary)) == "CHAIR_s fell from 42.0 to 3.1 % over 1 round."
+
+
+def test_page_shows_intervals_and_calls_a_change_within_them_neither_better_nor_worse(tmp_path: Path) -> None:
+    summary = summary_of({**EVAL, "chair_s": 0.052, "pope_acc": 0.88, "sentences": 2.4, "num_images": 300})
+    summary["base"]["eval_intervals"] = {"chair_s": [0.389, 0.451]}
+    summary["rounds"][0]["eval_intervals"] = {"chair_s": [0.03, 0.075], "sentences": [2.3, 2.5]}
+    summary["rounds"][0]["eval_change"] = sure(
+        chair_s=(-0.368, -0.4, -0.33), pope_acc=(0.01, -0.01, 0.03), sentences=(-0.6, -0.7, -0.5)
+    )
+    write_summary(tmp_path, summary=summary)
+    html = page(tmp_path)
+    text = words(html)
+    assert "base 42.0 % 38.9 to 45.1" in text and "1 5.2 % 3.0 to 7.5" in text
+    assert "−36.8 pts better 95 %: −40.0 to −33.0; base 42.0 %" in text
+    assert "+1.0 pts 95 %: −1.0 to +3.0, within the noise; base 87.0 %" in text
+    assert "95 %: −0.7 to −0.5; base 3.0" in text
+    assert html.count('class="band bad"') == 2, "the wide chart's and the narrow one's"
+    assert "(95 % interval 3.0 to 7.5)" in html
+    assert re.search(r"<td>300</td></tr>", html), "a count of images is a whole number"
+
+
+def test_page_names_the_models_of_the_embedded_world_by_their_paths(tmp_path: Path) -> None:
+    summary = summary_of(EVAL)
+    summary["policy"] = {"name": "/home/me/.cache/csr_ray/worlds/seed0-12ab/policy", "revision": None}
+    write_summary(tmp_path, summary=summary)
+    (tmp_path / "config.yaml").write_text("policy: {model: '${world}/policy'}\nscorer: {model: '${world}/clip'}\n")
+    facts = words(page(tmp_path)).split("Show the resolved config")[0]
+    assert "${world}" not in facts
+    assert "Policy /home/me/.cache/csr_ray/worlds/seed0-12ab/policy" in facts
+    assert "Scorer /home/me/.cache/csr_ray/worlds/seed0-12ab/clip" in facts
+    (tmp_path / "summary.json").unlink()
+    journal = tmp_path / "journal.jsonl"
+    journal.write_text('{"kind": "model", "name": "/worlds/x/policy", "revision": null}\nnot a line\n')
+    assert "Scorer /worlds/x/clip" in words(page(tmp_path)), "before the first round is over, too"
+    journal.write_text("")
+    assert "Scorer embedded world, clip" in words(page(tmp_path))
+
+
 def test_headline_speaks_of_the_last_round_not_the_best() -> None:
-    assert "rose from 42.0 % to 60.0 % over 2 rounds" in headline(
+    assert "rose from 42.0 to 60.0 % over 2 rounds" in headline(
         round_figures(summary_of({"chair_s": 0.1}, {"chair_s": 0.6}))
     )
 
@@ -124,7 +201,7 @@ def test_terminal_table_fits_and_is_whole(width: int, num_tables: int) -> None:
         "-",
     ]
     assert rows[2][:6] == ["-"] * 6
-    assert "Hallucinating answers fell from 42.0 % to 3.1 % over 1 round" in " ".join(lines)
+    assert "CHAIR_s fell from 42.0 to 3.1 % over 1 round" in " ".join(lines)
 
 
 def test_terminal_table_of_an_empty_summary_is_all_dashes() -> None:

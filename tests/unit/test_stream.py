@@ -13,7 +13,7 @@ from fakes import preference_pair
 
 from actors.train.checkpoints import example_key
 from actors.train.examples import ArrivalSampler, ExampleStream
-from actors.train.stream import JudgedFile, JudgedSoFar, OpenStream
+from actors.train.stream import HELD_OUT, JudgedFile, JudgedSoFar, OpenStream
 from csr_ray.records import Example
 from csr_ray.store.tables import ExampleReader, Outcome, join_example_units, write_example_unit
 
@@ -253,3 +253,16 @@ def test_a_checkpoint_that_does_not_fit_changes_nothing(
     assert not stream.is_growing
     assert stream.take_up(_keys("a", "c", "b", folder=tmp_path), num_planned=6, is_growing=False)
     assert _ids(stream) == ["a", "c", "b"]
+
+
+def test_a_whole_order_goes_on_though_some_of_its_examples_are_not_trained_on(tmp_path: Path) -> None:
+    """A checkpoint of it was planned for those that are: one was dropped here, and one held out."""
+    source = Source(folder=tmp_path, num_examples_at_most=5, is_whole=True)
+    source.put("a", "long", "b", "held", "c")
+    source.end()
+    stream = ExampleStream(source, judge=lambda example: HELD_OUT if example.id == "held" else _judge(example))
+    assert len(stream) == 3
+    assert stream.take_up(_keys("c", "a", "b", folder=tmp_path), num_planned=3, is_growing=False)
+    assert _ids(stream) == ["c", "a", "b"]
+    assert [example.id for example in stream.held_out(stream.num_held_out)] == ["held"]
+    assert stream.dropped == {"too_long": 1}

@@ -12,6 +12,7 @@ import yaml
 from fakes import FakeGenerators
 from PIL import Image
 from s3_server import Door, Trouble, s3_door
+from test_loop import SUITE
 from url_runs import UrlDriver, fake_model  # noqa: F401 - a fixture
 
 from csr_ray.__main__ import main
@@ -59,6 +60,22 @@ def test_report_writes_the_page_at_the_url(
     assert capsys.readouterr().out.strip() == f"{finished.url}/report.html"
     page = (door.store(f"{tmp_path.name}/run").read("report.html") or b"").decode()
     assert "<title>run · csr_ray report</title>" in page
+
+
+def test_runs_at_urls_are_compared_and_only_their_answers_fetched(
+    door: Door, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = UrlDriver(f"s3://bucket/{tmp_path.name}/run", place=tmp_path)
+    run.suite = SUITE
+    run.run_here()
+    assert run.check().sound
+    capsys.readouterr()
+    asked: list[str] = []
+    door.trouble = Trouble(watch=lambda method, path: asked.append(path) if method == "GET" else None)
+    assert main(["compare", run.url, run.url, "--version", "0,2"]) == 0
+    assert f"A: {run.url}, policy version 0" in capsys.readouterr().out
+    assert not [path for path in asked if "/model/" in path or "/candidates/" in path]
+    assert any("eval/version_002.parquet" in path for path in asked)
 
 
 def test_report_fetches_no_models(finished: UrlDriver, door: Door) -> None:

@@ -20,6 +20,7 @@ from csr_ray.world.build import WorldSpec, build_world, cached_world
 from csr_ray.world.data import sample_scenes
 from csr_ray.world.folder import write_heldout, write_train
 from csr_ray.world.mentions import mentioned_kinds
+from csr_ray.world.variant import DEMO
 
 SPEC = replace(WorldSpec.quick(), num_train_images=5, num_heldout_images=6)
 
@@ -33,7 +34,7 @@ class Trainings:
 
     @contextlib.contextmanager
     def run(
-        self, trainings: Sequence[side_by_side.Training], *, seed: int, progress: bool
+        self, trainings: Sequence[side_by_side.Training], *, seed: int, variant: int, progress: bool
     ) -> Iterator[Callable[[], dict[str, dict[str, Any]]]]:
         self.num_started += 1
 
@@ -42,7 +43,7 @@ class Trainings:
                 raise RuntimeError("out of memory")
             for training in trainings:
                 training.directory.mkdir()
-                (training.directory / "weights").write_text(str(seed))
+                (training.directory / "weights").write_text(f"{seed} {variant}")
             return {training.role: {"steps": training.num_steps} for training in trainings}
 
         yield finish
@@ -66,7 +67,7 @@ def test_the_folder_has_every_part_and_says_what_made_it(trainings: Trainings, t
         [json.loads(line) for line in (tmp_path / "world/train" / name).read_text().splitlines()]
         for name in ("prompts.jsonl", "prompts_with_truth.jsonl")
     )
-    scenes = sample_scenes(SPEC.seed, split="train", num=5)
+    scenes = sample_scenes(SPEC.seed, split="train", num=5, variety=DEMO)
     for row, with_truth, scene in zip(plain, true, scenes, strict=True):
         assert set(mentioned_kinds(with_truth.pop("truth"))) == set(scene.kinds), "all that is there, no more"
         assert with_truth == row
@@ -81,7 +82,9 @@ def test_a_finished_world_is_found_again_without_training(trainings: Trainings) 
     assert first.is_relative_to(cache_folder())
 
 
-@pytest.mark.parametrize("name", ["seed", "num_train_images", "num_heldout_images", "clip_steps", "policy_steps"])
+@pytest.mark.parametrize(
+    "name", ["seed", "num_train_images", "num_heldout_images", "clip_steps", "policy_steps", "variant"]
+)
 def test_every_field_of_the_spec_leads_to_another_folder(trainings: Trainings, name: str) -> None:
     other = replace(SPEC, **{name: getattr(SPEC, name) + 1})
     assert cached_world(SPEC, progress=False) != cached_world(other, progress=False)
@@ -139,8 +142,8 @@ def test_a_spec_that_makes_no_world_is_refused() -> None:
 
 
 def test_every_image_a_file_names_exists_beside_it(tmp_path: Path) -> None:
-    write_train(tmp_path / "train", seed=3, num_images=4)
-    write_heldout(tmp_path / "heldout", seed=3, num_images=4)
+    write_train(tmp_path / "train", seed=3, num_images=4, variety=DEMO)
+    write_heldout(tmp_path / "heldout", seed=3, num_images=4, variety=DEMO)
     for path in tmp_path.rglob("*.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         assert len(rows) == (8 if path.name == "questions.jsonl" else 4)
@@ -151,6 +154,6 @@ def test_a_training_process_that_fails_is_reported_with_its_output(tmp_path: Pat
     training = side_by_side.Training(role="nothing", label="policy", num_steps=1, directory=tmp_path)
     with (
         pytest.raises(RuntimeError, match=r"policy ended with exit code 1[\s\S]*AssertionError: nothing"),
-        side_by_side.run_trainings([training], seed=0, progress=False) as finish,
+        side_by_side.run_trainings([training], seed=0, variant=0, progress=False) as finish,
     ):
         finish()

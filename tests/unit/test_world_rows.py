@@ -11,7 +11,8 @@ from csr_ray.world.language import corpus
 from csr_ray.world.rows import NOT_TRAINED, RowWriter
 from csr_ray.world.scenes import SceneObject
 from csr_ray.world.tokenizer import policy_tokenizer
-from csr_ray.world.vocabulary import KINDS, PARTNER
+from csr_ray.world.variant import DEMO
+from csr_ray.world.vocabulary import KINDS
 
 
 def kinds_of(objects: tuple[SceneObject, ...]) -> list[bool]:
@@ -19,9 +20,9 @@ def kinds_of(objects: tuple[SceneObject, ...]) -> list[bool]:
 
 
 def test_the_probe_asks_at_every_sentence_break_for_what_is_still_untold() -> None:
-    tokenizer = policy_tokenizer(corpus())
-    scenes = sample_scenes(103, split="policy", num=40)
-    rows = RowWriter(tokenizer, num_questions=1).rows(scenes, rng=np.random.default_rng(0))
+    tokenizer = policy_tokenizer(corpus(DEMO))
+    scenes = sample_scenes(103, split="policy", num=40, variety=DEMO)
+    rows = RowWriter(tokenizer, num_questions=1, variety=DEMO).rows(scenes, rng=np.random.default_rng(0))
     period = tokenizer(" There is a star.", add_special_tokens=False)["input_ids"][-1]
     num_places = 0
     for row, scene in enumerate(scenes):
@@ -39,7 +40,7 @@ def test_the_probe_asks_at_every_sentence_break_for_what_is_still_untold() -> No
             if changed:
                 assert changed[0] in sentence and len(changed) == 1
             else:
-                assert any(PARTNER[item.kind] in sentence for item in scene.absent_partners)
+                assert any(DEMO.partner[item.kind] in sentence for item in scene.absent_partners(DEMO.partner))
         assert not any(untold[-1]), "everything that is there is told"
         num_places += len(columns)
     assert num_places == len(rows.told_at) == len(rows.untold)

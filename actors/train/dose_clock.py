@@ -1,0 +1,149 @@
+"""Measures the dose of a training while it goes on, and ends the training when it is enough.
+
+What is enough is `csr_ray.training.dose`; here the held-out pairs go through the model, on all workers together.
+Imports the whole training stack. Knows one process of the group; knows no cycles.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch import distributed
+from transformers import TrainerCallback
+
+from csr_ray.records import Example
+from csr_ray.training.dose import MOST_HELD_OUT, Dose, Look, look_at, steps_between_looks
+
+_log = logging.getLogger(__name__)
+
+_LOOK: Final = "dose/look"
+_RATE: Final = "dose/learning_rate"
+_LEAST_TO_LOOK_AT: Final = 4
+
+Sums = Callable[[Sequence[Example]], tuple[list[float], list[float]]]
+"""Summed log-probs, in nats, of the chosen answers of some pairs and of their rejected ones."""
+
+
+class DoseClock(TrainerCallback):
+    """Looks at the held-out pairs every few steps. All processes of the group look at the same steps.
+
+    A training that goes on from a checkpoint finds its earlier looks in the trainer's own log, which is part of it,
+    and so comes to where it was.
+
+    Args:
+        dose: what decides; new.
+        num_held_out: how many pairs are held out by now, as this process has seen it.
+        held_out: the first so many of them.
+        sums, reference_sums: under the policy in training, and under its reference. All processes call them with as
+            many pairs, not the same ones.
+        keep: called when the weights are the best so far; all processes call it.
+    """
+
+    def __init__(
+        self,
+        dose: Dose,
+        *,
+        batch_size: int,
+        beta: float,
+        num_held_out: Callable[[], int],
+        held_out: Callable[[int], list[Example]],
+        sums: Sums,
+        reference_sums: Sums,
+        keep: Callable[[], None],
+    ) -> None:
+        self.dose = dose
+        self._batch_size = batch_size
+        self._beta = beta
+        self._num_held_out = num_held_out
+        self._held_out = held_out
+        self._sums = sums
+        self._reference_sums = reference_sums
+        self._keep = keep
+        self._references: dict[str, tuple[float, float]] = {}
+        self._lr_sum = 0.0
+        self._lr = 0.0
+
+    @property
+    def news(self) -> dict[str, float]:
+        """The last look's figures by the names of the trackers; empty before the first."""
+        if not self.dose.looks:
+            return {}
+        look = self.dose.looks[-1]
+        names = ("margin", "margin_se", "accuracy", "chosen", "rejected", "loss", "divergence")
+        return {f"held_out/{name}": getattr(look, name) for name in names}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for entry in state.log_history:  # of before a restart
+            self._lr_sum += entry.get(_RATE, 0.0)
+            if _LOOK in entry:
+                self.dose.observe(Look.from_plain(entry[_LOOK]))
+        control.should_training_stop = bool(self.dose.reason)
+        if not state.global_step:
+            self._keep()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._lr = float(kwargs["lr_scheduler"].get_last_lr()[0])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        self._lr_sum += self._lr
+        # Before the checkpoint of this step is written, so that it knows of the look.
+        entry: dict[str, Any] = {"step": state.global_step, _RATE: self._lr}
+        num = self._agreed_number(args.device)
+        is_last = state.global_step >= state.max_steps
+        interval = steps_between_looks(num, batch_size=self._batch_size)
+        is_due = self.dose.is_due(state.global_step, interval=interval)
+        if num >= _LEAST_TO_LOOK_AT and (is_due or is_last):
+            look = self._look(min(num, MOST_HELD_OUT), step=state.global_step)
+            entry[_LOOK] = look.to_plain()
+            self.dose.observe(look)
+            if self.dose.best_step == look.step:
+                self._keep()
+            _log.info("train: %s; learning rate x %g; %s", look, self.dose.factor, self.dose.reason or "on")
+            control.should_training_stop = control.should_training_stop or bool(self.dose.reason)
+        state.log_history.append(entry)
+        return control
+
+    def _agreed_number(self, device: torch.device) -> int:
+        """How many pairs are held out as rank 0 has seen it: of a stream the others may have seen less, or more."""
+        if distributed.get_world_size() == 1:
+            return self._num_held_out()
+        of_first = torch.tensor(self._num_held_out(), device=device)
+        distributed.broadcast(of_first, src=0)
+        return int(of_first)
+
+    def _look(self, num: int, *, step: int) -> Look:
+        pairs = self._held_out(num)
+        assert len(pairs) == num, (len(pairs), num)
+        if new := [pair for pair in pairs if pair.id not in self._references]:
+            for pair, of_chosen, of_rejected in zip(
+                new, *self._in_shares(self._reference_sums, pairs=new), strict=True
+            ):
+                self._references[pair.id] = (of_chosen, of_rejected)
+        chosen, rejected = self._in_shares(self._sums, pairs=pairs)
+        references = [self._references[pair.id] for pair in pairs]
+        return look_at(
+            [now - before for now, (before, _) in zip(chosen, references, strict=True)],
+            rejected=[now - before for now, (_, before) in zip(rejected, references, strict=True)],
+            step=step,
+            lr_sum=self._lr_sum,
+            beta=self._beta,
+        )
+
+    @staticmethod
+    def _in_shares(sums: Sums, *, pairs: Sequence[Example]) -> tuple[list[float], list[float]]:
+        """The sums of all pairs, of which each process computes its share."""
+        rank, size = distributed.get_rank(), distributed.get_world_size()
+        if size == 1:
+            return sums(pairs)
+        num_each = -(-len(pairs) // size)
+        # Every process computes as many, because with parameters in shards each forward pass is common work.
+        own = [pairs[min(rank + size * turn, len(pairs) - 1)] for turn in range(num_each)]
+        shares: list[Any] = [None] * size
+        distributed.all_gather_object(shares, sums(own))
+        chosen, rejected = (
+            [shares[index % size][side][index // size] for index in range(len(pairs))] for side in (0, 1)
+        )
+        return chosen, rejected

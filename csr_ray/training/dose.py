@@ -1,0 +1,251 @@
+"""How much of its own preferences a policy is given in one phase: the dose, found while it is trained.
+
+A number of epochs at some learning rate moves one model a lot and another hardly at all. So the dose is measured, in
+units that mean the same for every model: how far the log-ratio of chosen against rejected answers has moved, in nats
+an answer, on pairs of the same phase that are not trained on. This module decides; it is plain arithmetic on a few
+numbers, the same in every process of a group, and after a restart it comes to the same end from the same numbers.
+
+Legend: the log-ratio of an answer is log p(answer) under the policy in training minus log p(answer) under the
+reference, summed over its tokens; the margin of a pair is that of its chosen answer minus that of its rejected one.
+Knows nothing of torch, trainers or files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Final
+
+import xxhash
+
+from csr_ray.records import JsonDict
+
+# So many pairs have to be expected among those that are held out: a mean of fewer says too little.
+LEAST_HELD_OUT: Final = 8
+# More are not measured: their mean is sure enough, and each look at them takes a forward pass of all.
+MOST_HELD_OUT: Final = 256
+# alpha x layers x learning rate of a LoRA whose phases take about one pass; docs/training.md says where it is from.
+_RATE_CONSTANT: Final = 0.0256
+# A forward pass takes about a third of a step of the same pairs, so looks take at most a sixth of the training.
+_STEPS_A_BATCH: Final = 2
+_MOST_DOUBLINGS: Final = 4
+_GROWTH: Final = 1.5  # the power of the steps as which a margin grows
+_LEAST_LOSS_FALL: Final = 1e-5  # relative; less is rounding
+
+
+def rule_learning_rate(*, lora_alpha: int, num_layers: int) -> float:
+    """The learning rate that moves the outputs of models of any width and LoRA rank about as far in a step.
+
+    Adam moves each entry of B by about the rate, whatever the gradient's size. PEFT draws the entries of A so that
+    the entries of A x have the size of those of x, whatever the width, and scales B A x by alpha / rank; its `rank`
+    products add up in the direction of the gradient. So a step moves a layer's output by about alpha times the rate,
+    and such moves add up over the layers.
+    """
+    return _RATE_CONSTANT / (lora_alpha * num_layers)
+
+
+def is_held_out(example_id: str, *, seed: int, share: float) -> bool:
+    """Whether an example is held out: by its id alone, so it matters neither when nor in what order it comes."""
+    return xxhash.xxh3_64_intdigest(example_id.encode(), seed=seed) < share * 2**64
+
+
+def held_out_share(num_examples_at_most: int, *, share: float) -> float | None:
+    """Which share of so many examples to hold out if `share` is asked for; None: they are too few to hold any out."""
+    if num_examples_at_most * share < LEAST_HELD_OUT:
+        return None
+    return min(share, MOST_HELD_OUT / num_examples_at_most)
+
+
+def steps_between_looks(num_held_out: int, *, batch_size: int) -> int:
+    """After so many optimizer steps the held-out pairs are looked at again, if not sooner (`Dose.is_due`)."""
+    return max(2, _STEPS_A_BATCH * math.ceil(min(num_held_out, MOST_HELD_OUT) / batch_size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What the policy makes of the held-out pairs after so many steps.
+
+    Attributes:
+        lr_sum: sum of the learning rates of all steps so far, which is how far the weights may have moved.
+        margin, margin_se: mean over the pairs, and its standard error, in nats an answer.
+        accuracy: share of pairs whose margin is positive.
+        chosen, rejected: mean log-ratio of these answers, in nats.
+        loss: of DPO at the config's beta, whatever the objective is.
+    """
+
+    step: int
+    lr_sum: float
+    num_pairs: int
+    margin: float
+    margin_se: float
+    accuracy: float
+    chosen: float
+    rejected: float
+    loss: float
+
+    @property
+    def divergence(self) -> float:
+        """How much less likely the reference's answers have become, in nats an answer.
+
+        The mean of minus the log-ratio over answers that the reference gave estimates its KL divergence from the
+        policy. Here the answers are the best and the worst of those that it gave.
+        """
+        return -(self.chosen + self.rejected) / 2
+
+    def to_plain(self) -> JsonDict:
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, float]) -> Look:
+        whole = {name: int(plain[name]) for name in ("step", "num_pairs")}
+        return cls(**{name: float(plain[name]) for name in cls.__dataclass_fields__ if name not in whole}, **whole)  # type: ignore[arg-type]
+
+
+def look_at(chosen: Sequence[float], *, rejected: Sequence[float], step: int, lr_sum: float, beta: float) -> Look:
+    """The figures of held-out pairs.
+
+    Args:
+        chosen, rejected: log-ratios, one of each for a pair, in nats.
+    """
+    margins = [ours - theirs for ours, theirs in zip(chosen, rejected, strict=True)]
+    num = len(margins)
+    assert num, "no pairs held out"
+    mean = math.fsum(margins) / num
+    variance = math.fsum((margin - mean) ** 2 for margin in margins) / max(1, num - 1)
+    return Look(
+        step=step,
+        lr_sum=lr_sum,
+        num_pairs=num,
+        margin=mean,
+        margin_se=math.sqrt(variance / num),
+        accuracy=sum(margin > 0 for margin in margins) / num,
+        chosen=math.fsum(chosen) / num,
+        rejected=math.fsum(rejected) / num,
+        loss=math.fsum(_softplus(-beta * margin) for margin in margins) / num,
+    )
+
+
+def _softplus(value: float) -> float:
+    """log(1 + exp(value)), which is -log sigmoid(-value)."""
+    return max(value, 0.0) + math.log1p(math.exp(-abs(value)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DosePlan:
+    """What ends a phase's training.
+
+    Attributes:
+        margin: the training ends when the held-out margin has come to this, in nats; None: that does not end it.
+        divergence: it ends when `Look.divergence` has come to this, in nats.
+        patience: it ends after so many looks in a row at which the held-out loss was no lower than before.
+        lr_sum: it ends when `Look.lr_sum` has come to this; None: that does not end it.
+        steps_a_pass: optimizer steps of one pass over the examples.
+        max_steps: it ends then at the latest.
+        finds_rate: whether the learning rate is sought, as in the first phase of a run, or given.
+    """
+
+    margin: float | None
+    divergence: float
+    patience: int
+    lr_sum: float | None
+    steps_a_pass: int
+    max_steps: int
+    finds_rate: bool
+
+
+class Dose:
+    """Decides after every look whether the training goes on, and at what learning rate.
+
+    The learning rate is sought by its effect: where the margin grows so slowly that the phase would take more than
+    two passes over its examples, the rate is doubled, and halved where it would end within a quarter of one. The
+    weights start at zero effect, so the margin grows as the power 3/2 of the steps (as measured; docs/training.md).
+
+    What a phase ends with are the weights of the look with the lowest held-out loss, be they those of its start.
+
+    Attributes:
+        factor: by which the learning rate is multiplied from now on.
+        reason: why the training is over, in words; "": it is not.
+        looks: all of them so far.
+        best_step: of the look with the lowest held-out loss; 0: at none was it lower than at the start.
+    """
+
+    def __init__(self, plan: DosePlan) -> None:
+        self._plan = plan
+        self.factor = 1.0
+        self.reason = ""
+        self.looks: list[Look] = []
+        self.best_step = 0
+        self._best_loss = math.log(2)  # of pairs without a margin
+        self._num_worse = 0
+
+    def is_due(self, step: int, *, interval: int) -> bool:
+        """Whether to look after this step: `interval` after the last look, or when the margin should be reached."""
+        last_step = self.looks[-1].step if self.looks else 0
+        expected = self._expected_steps()
+        if expected < last_step + 1.5 * interval:
+            return step >= max(last_step + 1, round(expected))
+        return step >= last_step + interval
+
+    def observe(self, look: Look) -> None:
+        """Take note of a look; `factor`, `reason` and `best_step` say what follows from it."""
+        assert not self.reason, "the training is over"
+        self.looks.append(look)
+        if look.loss < self._best_loss * (1 - _LEAST_LOSS_FALL):
+            self._best_loss, self.best_step, self._num_worse = look.loss, look.step, 0
+        else:
+            self._num_worse += 1
+        if self._plan.finds_rate and look.step <= self._plan.steps_a_pass:
+            self._seek_rate()
+        self.reason = self._reason(look)
+
+    def _reason(self, look: Look) -> str:
+        plan = self._plan
+        if plan.margin is not None and look.margin >= plan.margin:
+            return f"the held-out margin came to {look.margin:.2f} nats (asked: {plan.margin:g})"
+        if look.divergence >= plan.divergence:
+            return f"the policy went {look.divergence:.2f} nats from its reference (at most: {plan.divergence:g})"
+        if self._num_worse >= plan.patience:
+            return f"the held-out loss was lowest after step {self.best_step}"
+        if plan.lr_sum is not None and look.lr_sum >= plan.lr_sum * (1 - 1e-9):
+            return "it was trained as far as the first round was"
+        if look.step >= plan.max_steps:
+            of = "" if plan.margin is None else f" of {plan.margin:g}"
+            return f"train.max_epochs was reached at a held-out margin of {look.margin:.2f}{of} nats"
+        return ""
+
+    def _expected_steps(self) -> float:
+        """The step at which the margin should be reached, or the sum of the learning rates its limit."""
+        if not self.looks:
+            return math.inf
+        plan, look = self._plan, self.looks[-1]
+        expected = math.inf
+        if plan.margin is not None and look.margin > 0:
+            expected = look.step * (plan.margin / look.margin) ** (1 / _GROWTH)
+        if plan.lr_sum is not None and look.lr_sum > 0:
+            expected = min(expected, look.step * plan.lr_sum / look.lr_sum)
+        return expected
+
+    def _seek_rate(self) -> None:
+        plan, expected = self._plan, self._expected_steps()
+        if plan.margin is None:
+            return
+        if expected > 2 * plan.steps_a_pass and self.factor < 2**_MOST_DOUBLINGS:
+            self.factor *= 2
+            self._num_worse = 0  # nothing can be said of a policy that has hardly moved
+        elif expected < plan.steps_a_pass / 4 and self.factor > 2**-_MOST_DOUBLINGS:
+            self.factor /= 2
+
+    def to_plain(self, *, learning_rate: float) -> JsonDict:
+        """What the journal keeps of it.
+
+        Args:
+            learning_rate: before it was multiplied by `factor`.
+        """
+        return {
+            "learning_rate": learning_rate * self.factor,
+            "lr_sum": self.looks[-1].lr_sum if self.looks else 0.0,
+            "reason": self.reason,
+            "best_step": self.best_step,
+            "looks": [look.to_plain() for look in self.looks],
+        }

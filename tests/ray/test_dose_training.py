@@ -1,0 +1,282 @@
+"""The dose that is found, on real TRL, PEFT and DeepSpeed: when a training ends, with which weights, and again."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakes import preference_pair
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_models import build_tiny_llava
+from train_group import Group
+from training_examples import EndedStream, write_examples
+from training_process import start_training_process
+
+from actors.train.group import TrainerGroup
+from csr_ray.config.schema import Train
+from csr_ray.records import Cycle, Example, TrainOrder, TrainResult
+from csr_ray.training.dose import is_held_out
+
+NUM_TRAINED = 80
+LIKED, DISLIKED = range(20, 40), range(40, 60)
+SETTINGS = {"batch_size": 8, "lora_rank": 4, "dtype": "float32", "threads": 1, "learning_rate": 3e-4, "max_epochs": 4}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_llava(tmp_path_factory.mktemp("llava"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Example]:
+    """Some words are liked in all of them, so what is learned of some holds for the others."""
+    directory, rng = tmp_path_factory.mktemp("images"), random.Random(0)
+    image = directory / "one.png"
+    Image.frombytes("RGB", (48, 48), rng.randbytes(3 * 48 * 48)).save(image)
+    made = [
+        preference_pair(
+            id=f"pair-{index}",
+            image=str(image),
+            prompt="Describe the image.",
+            chosen_ids=tuple(rng.choices(LIKED, k=5)),
+            rejected_ids=tuple(rng.choices(DISLIKED, k=5)),
+            chosen_logp=-30.0,
+            rejected_logp=-30.0,
+        )
+        for index in range(100)
+    ]
+    # Whole batches, because several workers fill one that is not with the first pairs again.
+    trained = [pair for pair in made if not is_held_out(pair.id, seed=0, share=0.1)][:NUM_TRAINED]
+    return [pair for pair in made if pair in trained or is_held_out(pair.id, seed=0, share=0.1)]
+
+
+def _swapped(pairs: list[Example]) -> list[Example]:
+    """The same pairs, every other one with its answers exchanged: nothing holds for all of them."""
+    return [
+        pair
+        if index % 2
+        else preference_pair(
+            id=pair.id,
+            image=pair.ask.picture.path,
+            prompt=pair.ask.text,
+            chosen_ids=pair.rejected.token_ids,
+            rejected_ids=pair.chosen.token_ids,
+            chosen_logp=-30.0,
+            rejected_logp=-30.0,
+        )
+        for index, pair in enumerate(pairs)
+    ]
+
+
+def _train(
+    model: Path,
+    pairs: list[Example],
+    output_dir: Path,
+    settings: dict[str, Any],
+    dies_at: int | None = None,
+    is_whole: bool = True,
+    order: dict[str, Any] | None = None,
+) -> TrainResult:
+    from actors.train.cycle import CycleTrainer
+
+    def on_step(step: int, num_steps: int, loss: float, *_: object) -> None:
+        if step == dies_at:
+            os._exit(1)
+
+    trainer = CycleTrainer(Train(**{**SETTINGS, **settings}), model=model, seed=0)
+    units = [pairs] if is_whole else [pairs[start : start + 16] for start in range(0, len(pairs), 16)]
+    files = [write_examples(output_dir.parent / f"unit_{at}.parquet", unit) for at, unit in enumerate(units)]
+    asked = TrainOrder(
+        cycle=Cycle(round_index=0),
+        output_dir=str(output_dir),
+        num_examples_at_most=len(pairs),
+        is_whole=is_whole,
+        **(order or {}),
+    )
+    source = EndedStream(files, asked.num_examples_at_most, asked.is_whole)
+    try:
+        return trainer.train(source, order=asked, adapters=(), on_step=on_step)
+    finally:
+        trainer.prepare(())
+
+
+def _adapter(result: TrainResult) -> dict[str, torch.Tensor]:
+    return load_file(Path(result.adapter) / "adapter_model.safetensors")
+
+
+def _num_held_out(pairs: list[Example]) -> int:
+    return sum(is_held_out(pair.id, seed=0, share=0.1) for pair in pairs)
+
+
+@pytest.fixture(scope="module")
+def plain(
+    training_process: ProcessPoolExecutor,
+    model: Path,
+    pairs: list[Example],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> TrainResult:
+    output_dir = tmp_path_factory.mktemp("plain") / "adapter"
+    return training_process.submit(_train, model, pairs, output_dir, {}).result(timeout=300)
+
+
+def test_it_trains_until_the_held_out_margin_is_reached(plain: TrainResult, pairs: list[Example]) -> None:
+    assert plain.dose["reason"].startswith("the held-out margin came to")
+    assert plain.num_pairs == NUM_TRAINED
+    looks = plain.dose["looks"]
+    assert {look["num_pairs"] for look in looks} == {_num_held_out(pairs)}
+    assert looks[-1]["margin"] >= 1.75 > max((look["margin"] for look in looks[:-1]), default=0)
+    assert looks[-1]["step"] == plain.num_steps == plain.dose["best_step"]
+    # The first step has the rate of a warm-up that rounds down to nothing: all have the same.
+    assert plain.dose["lr_sum"] == pytest.approx(plain.num_steps * 3e-4)
+    assert plain.dose["learning_rate"] == 3e-4
+    assert plain.metrics["held_out/margin"] == looks[-1]["margin"]
+
+
+def test_the_margin_is_that_of_the_adapter_that_is_handed_over(
+    plain: TrainResult, pairs: list[Example], model: Path
+) -> None:
+    """Computed again by transformers and PEFT, one answer after the other."""
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from csr_ray.data.pictures import load_picture
+    from csr_ray.training.collate import PairCollator
+
+    collator = PairCollator(processor=AutoProcessor.from_pretrained(model), load_picture=load_picture)
+
+    def logp(policy: Any, pair: Example, answer: tuple[int, ...]) -> float:
+        prompt = collator.prompts([pair.ask])
+        ids = torch.cat([prompt["input_ids"], torch.tensor([answer])], dim=1)
+        with torch.no_grad():
+            logits = policy(input_ids=ids, pixel_values=prompt["pixel_values"]).logits[0, -len(answer) - 1 : -1]
+        return float(logits.log_softmax(-1)[range(len(answer)), list(answer)].sum())
+
+    def margin_of(policy: Any, pair: Example) -> float:
+        return logp(policy, pair, pair.chosen.token_ids) - logp(policy, pair, pair.rejected.token_ids)
+
+    held = [pair for pair in pairs if is_held_out(pair.id, seed=0, share=0.1)]
+    policy = AutoModelForImageTextToText.from_pretrained(model)
+    before = [
+        logp(policy, pair, pair.chosen.token_ids) - logp(policy, pair, pair.rejected.token_ids) for pair in held
+    ]
+    tuned = PeftModel.from_pretrained(policy, plain.adapter)
+    after = [margin_of(tuned, pair) for pair in held]
+    margin = sum(now - then for now, then in zip(after, before, strict=True)) / len(held)
+    assert plain.dose["looks"][-1]["margin"] == pytest.approx(margin, abs=1e-3)
+
+
+def test_a_training_that_was_killed_comes_to_the_same_end(
+    plain: TrainResult, model: Path, pairs: list[Example], tmp_path: Path
+) -> None:
+    output_dir = tmp_path / "adapter"
+    killed_at = plain.num_steps - 1
+    with start_training_process() as pool, pytest.raises(BrokenProcessPool):
+        pool.submit(_train, model, pairs, output_dir, {"checkpoint_steps": 1}, killed_at).result(timeout=300)
+    with start_training_process() as pool:
+        result = pool.submit(_train, model, pairs, output_dir, {"checkpoint_steps": 1}).result(timeout=300)
+    assert result.metrics["resumed_from_step"] == killed_at - 1
+    assert result.num_steps == plain.num_steps
+    assert result.dose["reason"] == plain.dose["reason"]
+    for ours, theirs in zip(result.dose["looks"], plain.dose["looks"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5)
+    for name, expected in _adapter(plain).items():
+        assert torch.allclose(_adapter(result)[name], expected, rtol=1e-3, atol=1e-5), name
+
+
+def test_pairs_that_teach_nothing_leave_the_policy_as_it_was(
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path
+) -> None:
+    settings = {"patience": 1, "learning_rate": 3e-3}
+    job = training_process.submit(_train, model, _swapped(pairs), tmp_path / "adapter", settings)
+    result = job.result(timeout=300)
+    best = result.dose["best_step"]
+    assert result.dose["reason"] == f"the held-out loss was lowest after step {best}"
+    assert best < result.num_steps
+    if best == 0:
+        assert all(not tensor.any() for name, tensor in _adapter(result).items() if "lora_B" in name)
+
+
+def test_the_kept_weights_outlive_the_process(model: Path, pairs: list[Example], tmp_path: Path) -> None:
+    """Killed after a look that was worse than the one before: the best are in the checkpoint alone."""
+    settings = {"patience": 1, "learning_rate": 3e-3, "checkpoint_steps": 1}
+    with start_training_process() as pool:
+        whole = pool.submit(_train, model, _swapped(pairs), tmp_path / "whole" / "adapter", settings)
+        (tmp_path / "whole").mkdir()
+        expected = whole.result(timeout=300)
+    assert expected.dose["best_step"] < expected.num_steps - 1
+    output_dir = tmp_path / "killed" / "adapter"
+    output_dir.parent.mkdir()
+    with start_training_process() as pool, pytest.raises(BrokenProcessPool):
+        pool.submit(_train, model, _swapped(pairs), output_dir, settings, expected.num_steps).result(timeout=300)
+    with start_training_process() as pool:
+        result = pool.submit(_train, model, _swapped(pairs), output_dir, settings).result(timeout=300)
+    assert result.metrics["resumed_from_step"] > expected.dose["best_step"]
+    assert result.dose["best_step"] == expected.dose["best_step"]
+    for name, tensor in _adapter(expected).items():
+        assert torch.allclose(_adapter(result)[name], tensor, rtol=1e-3, atol=1e-5), name
+
+
+def test_a_stream_holds_the_same_pairs_out(
+    training_process: ProcessPoolExecutor, plain: TrainResult, model: Path, pairs: list[Example], tmp_path: Path
+) -> None:
+    job = training_process.submit(_train, model, pairs, tmp_path / "adapter", {}, None, False)
+    result = job.result(timeout=300)
+    assert result.num_pairs == plain.num_pairs, "those that came after the end of the training are counted, too"
+    assert result.dose["looks"][-1]["num_pairs"] <= _num_held_out(pairs)
+    assert result.dose["reason"].startswith("the held-out margin came to")
+
+
+def test_a_later_round_takes_the_rate_and_the_length_of_the_first(
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path
+) -> None:
+    order = {"learning_rate": 1e-4, "lr_sum": 5e-4}
+    job = training_process.submit(_train, model, pairs, tmp_path / "adapter", {}, None, True, order)
+    result = job.result(timeout=300)
+    assert result.num_steps == 5 and result.dose["lr_sum"] == pytest.approx(5e-4)
+    assert result.dose["reason"] == "it was trained as far as the first round was"
+
+
+def test_the_first_round_finds_its_rate(
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path
+) -> None:
+    job = training_process.submit(_train, model, pairs, tmp_path / "adapter", {"learning_rate": None})
+    result = job.result(timeout=300)
+    by_rule = 0.0256 / (32 * 2)
+    assert result.dose["learning_rate"] / by_rule in {2.0**power for power in range(-4, 5)}
+    assert result.dose["reason"].startswith("the held-out margin came to")
+
+
+def test_too_few_pairs_are_passed_over_once(
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path
+) -> None:
+    job = training_process.submit(_train, model, pairs[:79], tmp_path / "adapter", {})
+    result = job.result(timeout=300)
+    assert (result.num_pairs, result.num_steps, result.dose) == (79, 10, {})
+
+
+@pytest.fixture(scope="module")
+def two_workers(ray_session: None, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
+    directory = tmp_path_factory.mktemp("two")
+    train = Train(**{**SETTINGS, "workers": 2, "deepspeed_stage": 3})
+    trainer = TrainerGroup(train, model=str(model), adapters=(), logs=directory / "logs")
+    trainer.start()
+    yield Group(trainer=trainer, directory=directory)
+    trainer.close()
+
+
+def test_two_workers_with_parameters_in_shards_come_to_the_same_dose(
+    two_workers: Group, plain: TrainResult, pairs: list[Example]
+) -> None:
+    result = two_workers.round(pairs)
+    assert (result.num_pairs, result.num_steps) == (plain.num_pairs, plain.num_steps)
+    assert result.dose["reason"] == plain.dose["reason"]
+    for ours, theirs in zip(result.dose["looks"], plain.dose["looks"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-2, abs=1e-3)

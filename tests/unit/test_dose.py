@@ -1,0 +1,188 @@
+"""How much is trained: what the held-out pairs say, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+
+from csr_ray.config.schema import Train
+from csr_ray.training.dose import (
+    MOST_HELD_OUT,
+    Dose,
+    DosePlan,
+    Look,
+    held_out_share,
+    is_held_out,
+    look_at,
+    rule_learning_rate,
+    steps_between_looks,
+)
+
+PLAN = DosePlan(margin=2.0, divergence=3.0, patience=2, lr_sum=None, steps_a_pass=20, max_steps=60, finds_rate=False)
+
+
+def _plan(**changes: object) -> DosePlan:
+    return DosePlan(**{**PLAN.__dict__, **changes})  # type: ignore[arg-type]
+
+
+def _look(step: int, margin: float, *, lr: float = 1e-4, chosen: float | None = None) -> Look:
+    chosen = margin / 4 if chosen is None else chosen
+    return look_at([chosen], rejected=[chosen - margin], step=step, lr_sum=step * lr, beta=0.1)
+
+
+def _train(dose: Dose, margin_at: Callable[[int], float], *, interval: int = 6) -> int:
+    """Train until the dose is enough; returns the last step."""
+    for step in range(1, 1000):
+        if dose.is_due(step, interval=interval) or step == 60:
+            dose.observe(_look(step, margin_at(step)))
+            if dose.reason:
+                return step
+    raise AssertionError("it never ended")
+
+
+def test_the_figures_of_a_look_are_those_of_its_pairs() -> None:
+    look = look_at([1.0, 0.0, -0.5], rejected=[-1.0, 0.5, -2.0], step=7, lr_sum=0.1, beta=0.1)
+    margins = [2.0, -0.5, 1.5]
+    assert look.margin == pytest.approx(1.0)
+    assert look.margin_se == pytest.approx(math.sqrt((1.0 + 2.25 + 0.25) / 2 / 3))
+    assert look.accuracy == pytest.approx(2 / 3)
+    assert (look.chosen, look.rejected) == (pytest.approx(0.5 / 3), pytest.approx(-2.5 / 3))
+    assert look.loss == pytest.approx(sum(-math.log(1 / (1 + math.exp(-0.1 * m))) for m in margins) / 3)
+    assert look.divergence == pytest.approx((2.5 - 0.5) / 6)
+    assert Look.from_plain(look.to_plain()) == look
+
+
+def test_a_look_at_far_margins_stays_a_number() -> None:
+    look = look_at([1e5, -1e5], rejected=[-1e5, 1e5], step=1, lr_sum=1.0, beta=10)
+    assert look.loss == pytest.approx(1e6)
+
+
+@pytest.mark.parametrize("pace", [0.02, 0.04, 0.1, 0.5])
+def test_it_ends_where_the_margin_is_reached_whatever_the_pace(pace: float) -> None:
+    dose = Dose(PLAN)
+    last_step = _train(dose, lambda step: pace * step**1.5)
+    asked_at = (2.0 / pace) ** (2 / 3)
+    assert "the held-out margin came to" in dose.reason and dose.best_step == last_step
+    # At a known growth it is met to the step; before the first look nobody knows any.
+    assert asked_at <= last_step <= max(asked_at + 1, 6)
+
+
+def test_a_policy_that_leaves_its_reference_is_stopped() -> None:
+    dose = Dose(PLAN)
+    dose.observe(_look(6, 1.0, chosen=-2.0))  # rejected at -3.0
+    assert not dose.reason
+    dose.observe(_look(12, 1.5, chosen=-2.4))
+    assert "went 3.15 nats from its reference (at most: 3)" in dose.reason
+
+
+def test_it_ends_with_the_weights_of_the_best_look_when_nothing_more_is_learned() -> None:
+    dose = Dose(PLAN)
+    for step, margin in ((6, 0.4), (12, 0.9), (18, 0.7)):
+        dose.observe(_look(step, margin))
+    assert not dose.reason
+    dose.observe(_look(24, 0.8))
+    assert dose.reason == "the held-out loss was lowest after step 12" and dose.best_step == 12
+
+
+def test_pairs_that_teach_nothing_end_with_the_weights_of_the_start() -> None:
+    dose = Dose(PLAN)
+    dose.observe(_look(6, -0.1))
+    dose.observe(_look(12, 0.0))
+    assert dose.reason == "the held-out loss was lowest after step 0" and dose.best_step == 0
+
+
+def test_a_later_round_goes_no_farther_than_the_first() -> None:
+    dose = Dose(_plan(lr_sum=14 * 1e-4))
+    last_step = _train(dose, lambda step: 0.01 * step)
+    assert (last_step, dose.reason) == (14, "it was trained as far as the first round was")
+
+
+def test_a_margin_that_cannot_be_reached_is_said() -> None:
+    dose = Dose(PLAN)
+    last_step = _train(dose, lambda step: 0.01 * step)
+    assert (last_step, dose.reason) == (60, "train.max_epochs was reached at a held-out margin of 0.60 of 2 nats")
+
+
+def test_the_learning_rate_is_doubled_where_nearly_nothing_moves_and_halved_where_all_is_over_at_once() -> None:
+    slow = Dose(_plan(finds_rate=True))
+    slow.observe(_look(6, 0.01))
+    assert slow.factor == 2
+    slow.observe(_look(12, 0.03))
+    assert slow.factor == 4
+    slow.observe(_look(18, 0.9))  # about 31 steps: less than two passes of 20
+    assert slow.factor == 4
+    fast = Dose(_plan(finds_rate=True))
+    fast.observe(_look(3, 1.9))
+    assert fast.factor == 0.5
+    given = Dose(PLAN)
+    given.observe(_look(6, 0.01))
+    assert given.factor == 1
+
+
+def test_the_learning_rate_is_sought_within_bounds_and_in_the_first_pass_alone() -> None:
+    dose = Dose(_plan(finds_rate=True, patience=100, max_steps=600))
+    for step in range(2, 60, 2):
+        dose.observe(_look(step, 1e-6 * step))
+    assert dose.factor == 16  # ten looks in the pass, four doublings
+    late = Dose(_plan(finds_rate=True))
+    late.observe(_look(21, 0.01))
+    assert late.factor == 1
+
+
+def test_the_same_looks_lead_to_the_same_end() -> None:
+    """Which is how a training that was killed goes on."""
+    rng = random.Random(0)
+    for _ in range(50):
+        dose = Dose(_plan(finds_rate=True))
+        while not dose.reason:
+            step = dose.looks[-1].step + 3 if dose.looks else 3
+            dose.observe(_look(step, rng.gauss(0.1 * step**0.5, 0.3), chosen=rng.gauss(0, 1)))
+        again = Dose(_plan(finds_rate=True))
+        for look in dose.looks:
+            again.observe(Look.from_plain(look.to_plain()))
+        assert (again.factor, again.reason, again.best_step) == (dose.factor, dose.reason, dose.best_step)
+        assert again.to_plain(learning_rate=1e-4) == dose.to_plain(learning_rate=1e-4)
+
+
+def test_about_the_share_is_held_out_by_the_ids_alone() -> None:
+    ids = [f"prompt-{index}" for index in range(10_000)]
+    held = {name for name in ids if is_held_out(name, seed=0, share=0.1)}
+    assert 900 < len(held) < 1100
+    assert held == {name for name in reversed(ids) if is_held_out(name, seed=0, share=0.1)}
+    assert held != {name for name in ids if is_held_out(name, seed=1, share=0.1)}
+    # A larger share keeps what a smaller one has.
+    assert held < {name for name in ids if is_held_out(name, seed=0, share=0.2)}
+
+
+def test_too_few_examples_hold_none_out_and_very_many_no_more_than_are_looked_at() -> None:
+    assert held_out_share(79, share=0.1) is None
+    assert held_out_share(80, share=0.1) == 0.1
+    assert held_out_share(100_000, share=0.1) == MOST_HELD_OUT / 100_000
+
+
+def test_looks_take_a_bounded_part_of_the_training() -> None:
+    assert steps_between_looks(3, batch_size=8) == 2
+    assert steps_between_looks(16, batch_size=8) == 4
+    assert steps_between_looks(17, batch_size=8) == 6
+    assert steps_between_looks(10**6, batch_size=8) == 2 * MOST_HELD_OUT // 8
+
+
+def test_the_rule_of_the_learning_rate_knows_alpha_and_layers() -> None:
+    assert rule_learning_rate(lora_alpha=32, num_layers=4) == pytest.approx(2e-4)
+    # LLaVA-1.5-7B with the released code's LoRA.
+    assert rule_learning_rate(lora_alpha=256, num_layers=32) == pytest.approx(3.125e-6)
+
+
+def test_epochs_alone_name_a_fixed_dose() -> None:
+    assert (Train().dose, Train().epochs) == ("auto", None)
+    assert (Train(epochs=3).dose, Train(epochs=3).epochs) == ("epochs", 3)
+    assert (Train(dose="epochs").dose, Train(dose="epochs").epochs) == ("epochs", 1)
+    assert Train.model_validate(Train(epochs=2).model_dump()) == Train(epochs=2)
+    assert Train.model_validate(Train().model_dump()) == Train()
+    with pytest.raises(
+        ValueError, match="epochs = 3 contradicts dose = auto: leave epochs out, or set dose = epochs"
+    ):
+        Train(dose="auto", epochs=3)
