@@ -176,6 +176,7 @@ def evaluate_model(
         suite = load_suite(config.eval)
     else:
         suite = load_asked(benchmark, data=placed_path(data), unpack=unpacked, limit=limit)
+        suite.check_images(data=data)
     reference = checked_reference(model)
     with contextlib.ExitStack() as held:
         ends = "; the same command goes on where it was"

@@ -322,6 +322,10 @@ def _queries(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _lexicon(folder: Path) -> Lexicon:
     related = read_json(folder / "relation.json", option="--data", expected=dict)
+    if not all(isinstance(others, list) for others in related.values()):
+        raise ConfigError(
+            f"--data {folder / 'relation.json'}: a word without a list of words; put the benchmark's own file there"
+        )
     safe = folder / "safe_words.txt"
     words = read_text(safe, option="--data").split("\n") if safe.is_file() else []
     found = Lexicon(

@@ -56,7 +56,7 @@ class Seed(Benchmark):
             raise ConfigError(
                 f"--data {file}: no 'questions' and 'question_type'; put the benchmark's own file there"
             )
-        kind_of = {number: name for name, number in kinds.items()}
+        kind_of = {number: name for name, number in kinds.items() if isinstance(number, int)}
         images = _images(file.parent / _FRAMES)
         by_id: dict[str, Item] = {}
         skipped: Counter[str] = Counter()
@@ -96,7 +96,8 @@ def _parsed(record: Any, *, kind_of: Mapping[Any, str]) -> tuple[str, SeedTruth]
     if not isinstance(record, dict):
         raise ValueError("not a record")
     key = id_of(record, keys=("question_id",))
-    lacking = [name for name in ("question", *_CHOICES, "data_id") if not isinstance(record.get(name), str | int)]
+    lacking = ["question"] if not isinstance(record.get("question"), str) else []
+    lacking += [name for name in (*_CHOICES, "data_id") if not isinstance(record.get(name), str | int)]
     if lacking:
         raise ValueError(f"no {lacking[0]}")
     kind_id, answer = record.get("question_type_id"), record.get("answer")
