@@ -34,7 +34,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        "| variant | processor seconds, longer training | CHAIR_s | CHAIR_i | recall | repeats | sentences | scorer right |"
+        "| variant | processor seconds, longer training | CHAIR_s | CHAIR_i | recall | repeats | sentences "
+        "| scorer right |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for number in arguments.variants or (0, *DEVELOPMENT_VARIANTS, *UNTOUCHED_VARIANTS):

@@ -7,10 +7,21 @@ import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from csr_ray import __version__
-from csr_ray.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_FAILED, ActorFailure, UserError, shows_tracebacks
+from csr_ray.errors import (
+    EXIT_BAD_CONFIG,
+    EXIT_DONE,
+    EXIT_FAILED,
+    ActorFailure,
+    ConfigError,
+    UserError,
+    shows_tracebacks,
+)
+
+if TYPE_CHECKING:
+    from csr_ray.app.judge import JudgeFlags
 
 _EXAMPLES = """examples:
   csr-ray run configs/tiny-world.yaml                       see the method work, in minutes, on a laptop
@@ -170,7 +181,11 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("eval", help="score a model on a benchmark")
     evaluate.add_argument("--model", required=True, help="Hugging Face folder, or its URL (s3://...)")
-    evaluate.add_argument("--benchmark", required=True, metavar="NAME", help=_BENCHMARK_HELP)
+    asked = evaluate.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--benchmark", metavar="NAME", help=_BENCHMARK_HELP)
+    asked.add_argument(
+        "--suite", choices=("lmms-eval",), help="hand over to this package, which has the full official suites"
+    )
     evaluate.add_argument(
         "--data",
         default=None,
@@ -192,6 +207,17 @@ def _parser() -> argparse.ArgumentParser:
         help="keep the answers there as they come; starting the same command again goes on where it was",
     )
     _add_chair_files(evaluate)
+    suite = evaluate.add_argument_group("a suite, on this machine (docs/judges.md)")
+    suite.add_argument("--tasks", type=_names, default=(), metavar="A,B", help="tasks by the suite's own names")
+    suite.add_argument(
+        "--lmms-python",
+        type=_path_here,
+        default=None,
+        metavar="PYTHON",
+        help="Python of the environment that has lmms-eval; default this one",
+    )
+    suite.add_argument("--tasks-dir", type=_path_here, default=None, metavar="DIR", help="folder of further tasks")
+    _add_judge(evaluate)
     _add_cluster(evaluate)
     evaluate.add_argument("--json", required=True, type=_path_here, metavar="OUT")
     evaluate.set_defaults(run=_eval)
@@ -232,6 +258,7 @@ def _parser() -> argparse.ArgumentParser:
         help="or the folder of the benchmark's release, or of POPE's splits; not with --synonyms",
     )
     _add_chair_files(score)
+    _add_judge(score)
     score.add_argument("--json", required=True, type=_path_here, metavar="OUT")
     score.set_defaults(run=_score_answers)
 
@@ -326,6 +353,38 @@ def _add_chair_files(command: argparse.ArgumentParser) -> None:
 
 def _chair_files(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in ("synonyms", "instances", "captions", "form")}
+
+
+def _add_judge(command: argparse.ArgumentParser) -> None:
+    """The flags of a command that may let a judge mark answers."""
+    judge = command.add_argument_group("a judge, for the benchmarks that need one")
+    judge.add_argument("--judge-url", default=None, metavar="URL", help="its endpoint, up to the version (.../v1)")
+    judge.add_argument("--judge-model", default=None, metavar="NAME", help="its model; goes into the result")
+    judge.add_argument(
+        "--judge-key-env", default=None, metavar="VARIABLE", help="environment variable of its key; default none"
+    )
+    judge.add_argument(
+        "--judge-prompt", type=_path_here, default=None, metavar="FILE", help="what it is told; default our own words"
+    )
+    judge.add_argument(
+        "--judge",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="a further key (docs/judges.md): max_cost_usd, concurrency, requests_per_minute, timeout_s, ...",
+    )
+
+
+def _judge_of(arguments: argparse.Namespace) -> JudgeFlags:
+    from csr_ray.app.judge import JudgeFlags
+
+    return JudgeFlags(
+        url=arguments.judge_url,
+        model=arguments.judge_model,
+        key_env=arguments.judge_key_env,
+        prompt=arguments.judge_prompt,
+        settings=tuple(arguments.judge),
+    )
 
 
 def _path_here(name: str) -> Path:
@@ -426,6 +485,11 @@ def _world_variants(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    if arguments.suite is not None:
+        return _eval_suite(arguments)
+    for flag in ("tasks", "lmms_python", "tasks_dir"):
+        if getattr(arguments, flag):
+            raise ConfigError(f"--{flag.replace('_', '-')}: is for --suite lmms-eval; leave it out")
     from csr_ray.app.commands import evaluate_model
     from csr_ray.config.schema import Cluster
 
@@ -439,9 +503,35 @@ def _eval(arguments: argparse.Namespace) -> int:
         gpus=arguments.gpus,
         cluster=Cluster(autoscales=arguments.autoscales, wait_s=arguments.wait),
         kept=arguments.out,
+        judged_by=_judge_of(arguments),
         output=arguments.json,
         chair={f"chair_{name}": value for name, value in _chair_files(arguments).items() if value},
     )
+    return EXIT_DONE
+
+
+def _eval_suite(arguments: argparse.Namespace) -> int:
+    from csr_ray.app.lmms_eval import SuiteFlags, evaluate_by_lmms_eval, print_results
+
+    for flag in ("data", "judge_url", "judge_model", "judge_key_env", "judge_prompt", "judge"):
+        if getattr(arguments, flag):
+            raise ConfigError(f"--{flag.replace('_', '-')}: lmms-eval has data and judges of its own; leave it out")
+    if arguments.actors != 1 or arguments.autoscales:
+        raise ConfigError("--actors, --autoscales: a suite is asked of one server on this machine; leave them out")
+    found = evaluate_by_lmms_eval(
+        arguments.model,
+        flags=SuiteFlags(
+            tasks=arguments.tasks,
+            python=arguments.lmms_python,
+            tasks_dir=arguments.tasks_dir,
+            limit=arguments.limit,
+        ),
+        dtype=arguments.dtype,
+        gpus=arguments.gpus,
+        kept=arguments.out,
+        output=_lasting(arguments.json, flag="--json"),
+    )
+    print_results(found)
     return EXIT_DONE
 
 
@@ -459,6 +549,10 @@ def _score(arguments: argparse.Namespace) -> int:
         json_output=arguments.json,
     )
     return EXIT_DONE
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _at_least_one(text: str) -> int:
@@ -495,24 +589,29 @@ def _share(text: str) -> float:
 
 
 def _score_answers(arguments: argparse.Namespace) -> int:
+    from csr_ray.app.flags import named
+    from csr_ray.app.judge import JUDGE_FLAGS, replies_file
     from csr_ray.evaluation.benchmarks.marking import mark_file
     from csr_ray.evaluation.chair_truth import official_files
     from csr_ray.store.atomic import write_json
 
     output = _lasting(arguments.json, flag="--json")
     given = _chair_files(arguments)
-    result = mark_file(
-        arguments.benchmark,
-        answers=arguments.answers,
-        truth=arguments.truth,
-        chair_files=official_files(
-            synonyms=given["synonyms"],
-            instances=given["instances"],
-            captions=given["captions"],
-            form=given["form"] or "original",
-            keys=("--synonyms", "--instances", "--captions", "--form"),
-        ),
+    chair_files = official_files(
+        synonyms=given["synonyms"],
+        instances=given["instances"],
+        captions=given["captions"],
+        form=given["form"] or "original",
+        keys=("--synonyms", "--instances", "--captions", "--form"),
     )
+    with named(JUDGE_FLAGS):
+        result = mark_file(
+            arguments.benchmark,
+            answers=arguments.answers,
+            truth=arguments.truth,
+            judge=_judge_of(arguments).session(replies_file(output)),
+            chair_files=chair_files,
+        )
     write_json(output, value=result)
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
     print(f"{arguments.benchmark}: n {result['n']}, {metrics}; skipped {sum(result['skipped'].values())}")

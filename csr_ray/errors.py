@@ -100,6 +100,14 @@ class ScorerFailure(ActorFailure):
         return f"scorer {self.index} died: {self.reason}"
 
 
+class JudgeFailure(RuntimeError):
+    """A judge did not answer one question, however often it was asked; it may when it is asked another day."""
+
+
+class JudgeGone(UserError):
+    """A judge has stopped answering, or took too long; the message says how to go on."""
+
+
 class TransferError(RuntimeError):
     """An adapter did not arrive as it was sent; the message names the version and the chunk."""
 

@@ -17,6 +17,7 @@ from csr_ray.records import (
     Answer,
     Ask,
     Cycle,
+    Message,
     Picture,
     Prompt,
     PublishReceipt,
@@ -69,6 +70,25 @@ class Scorer(Protocol):
 
     async def score(self, picture: Picture, *, texts: Sequence[str]) -> tuple[list[float], int]:
         """100 times the cosine of `picture` with each text, and how many texts were cut at the context length."""
+        ...
+
+
+class Judge(Protocol):
+    """What a method or a benchmark needs of a judge that reads and answers in words."""
+
+    @property
+    def name(self) -> str:
+        """The judge's model, as its results are to be called by."""
+        ...
+
+    async def reply(self, messages: Sequence[Message], *, temperature: float, max_tokens: int) -> str:
+        """What the judge says to these messages.
+
+        Raises:
+            JudgeFailure: it did not answer this, however often it was asked.
+            ConfigError: it cannot be asked at all (no key, no such model, the budget is spent).
+            JudgeGone: it has stopped answering.
+        """
         ...
 
 

@@ -481,3 +481,15 @@ class MarkedAnswer:
     answer: str
     truth: str
     mark: Mark
+
+
+@dataclass(frozen=True)
+class Message:
+    """What is said to a judge that reads and answers in words.
+
+    Attributes:
+        role: who says it: "system" (what the judge is to be), "user" (who asks) or "assistant" (the judge itself).
+    """
+
+    role: Literal["system", "user", "assistant"]
+    text: str

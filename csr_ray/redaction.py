@@ -53,6 +53,21 @@ def without_credentials(text: str) -> str:
     return _without_values(_without_users(text))
 
 
+def without_secret(text: str, secret: str | None) -> str:
+    """The text, with three stars for a secret that is known, as where a library repeats what it was given.
+
+    Also for the beginning of it, which endpoints like to show of a key that they refuse.
+
+    Example:
+        >>> without_secret("Incorrect API key provided: sk-abcdef. ...", "sk-abcdef")
+        'Incorrect API key provided: ***. ...'
+    """
+    if not secret:
+        return text
+    text = text.replace(secret, _HIDDEN)
+    return text.replace(secret[:8], _HIDDEN) if len(secret) >= 12 else text
+
+
 def _without_users(text: str) -> str:
     """Hides user:password@, and the lone key of https://TOKEN@host. Azure's container@account is no secret."""
     shown: list[str] = []

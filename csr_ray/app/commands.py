@@ -6,9 +6,8 @@ Both start actors, hand their pieces of work to a pipeline and go on where they 
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +26,7 @@ from csr_ray.app.doctor_fit import Cluster as LiveCluster
 from csr_ray.app.doctor_fit import fit_checks
 from csr_ray.app.driver_log import logged
 from csr_ray.app.evaluate import evaluate, print_evaluation, what_is_asked
+from csr_ray.app.flags import named
 from csr_ray.app.inputs import (
     check_paths,
     check_policy,
@@ -36,6 +36,7 @@ from csr_ray.app.inputs import (
     uses_world,
 )
 from csr_ray.app.job import placed_for_a_job
+from csr_ray.app.judge import JUDGE_FLAGS, JudgeFlags, replies_file
 from csr_ray.app.paths import picture_for_nodes, placed_data, placed_path, placed_scorer
 from csr_ray.app.run import world_spec
 from csr_ray.app.score import print_scores, score, what_is_scored
@@ -47,6 +48,8 @@ from csr_ray.data.rows import CAPTION_TEXTS
 from csr_ray.data.sources import is_large
 from csr_ray.errors import ConfigError, UserError
 from csr_ray.evaluation.answers import BENCHMARKS
+from csr_ray.evaluation.benchmarks import NAMES, benchmark_of
+from csr_ray.evaluation.benchmarks.judged import check_judge_is_right
 from csr_ray.evaluation.benchmarks.marking import ALL_NAMES
 from csr_ray.evaluation.benchmarks.questions import Asked, load_asked
 from csr_ray.evaluation.suite import Suite, load_suite
@@ -83,6 +86,7 @@ _EVAL_FLAGS = {
     "data.images": "--data",
     "generators.min": "--actors",
     "generators.gpus": "--gpus",
+    **JUDGE_FLAGS,
 }
 _SCORE_FLAGS = {
     "data.prompts": "CAPTIONS",
@@ -96,19 +100,7 @@ _SCORE_FLAGS = {
 }
 
 
-@contextlib.contextmanager
-def _named(flags: Mapping[str, str]) -> Iterator[None]:
-    """In an error's words each key of a config is called as the command line calls it."""
-    try:
-        yield
-    except ConfigError as error:
-        keys = "|".join(re.escape(key) for key in flags)
-        # Whole keys only, and none that is a part of a path.
-        said = re.sub(rf"(?<![\w./-])({keys})(?![\w/-]|\.\w)", lambda found: flags[found[0]], str(error))
-        raise type(error)(said) from error
-
-
-@_named(_EVAL_FLAGS)
+@named(_EVAL_FLAGS)
 def evaluate_model(
     model: str,
     *,
@@ -120,6 +112,7 @@ def evaluate_model(
     gpus: int | None = None,
     cluster: Cluster | None = None,
     kept: Path | None = None,
+    judged_by: JudgeFlags = JudgeFlags(),  # noqa: B008
     output: Path,
     chair: Mapping[str, Any] | None = None,
 ) -> None:
@@ -134,6 +127,7 @@ def evaluate_model(
         gpus: whole GPUs of each; None: as many as the installed engine needs, 1 or 0.
         cluster: whether it autoscales, and how long to wait for a place in it; None: as by default.
         kept: folder of the answers, from which the same call goes on; None: they are not kept.
+        judged_by: the judge of a benchmark that has one. Its answers are kept in `kept`, or beside `output`.
         output: the JSON file to write; without `kept` logs go to a hidden folder beside it.
         chair: the keys of `eval` that name the published CHAIR's files and form; None: the own table.
 
@@ -151,6 +145,10 @@ def evaluate_model(
     view = ConsoleView(num_rounds=0)
     if line:
         view.say(line)
+    judge = judged_by.session(replies_file(output) if kept is None else kept / "judge.jsonl")
+    check_judge_is_right(
+        benchmark_of(benchmark) if benchmark in NAMES else None, name=benchmark, has_judge=judge is not None
+    )
     check_policy(model)
     if data is None:
         from csr_ray.world.build import cached_world
@@ -188,6 +186,7 @@ def evaluate_model(
         suite = load_suite(config.eval)
     else:
         suite = load_asked(benchmark, data=placed_path(data), unpack=unpacked, limit=limit)
+        suite.check_images(data=data)
     reference = checked_reference(model)
     with contextlib.ExitStack() as held:
         ends = "; the same command goes on where it was"
@@ -209,7 +208,9 @@ def evaluate_model(
             model=reference,
             picture=picture_for_nodes(suite.images),
         )
-        held.callback(connection.close)
+        # Whoever answers is let go before a judge is asked, who may take long.
+        actors_held = held.enter_context(contextlib.ExitStack())
+        actors_held.callback(connection.close)
         workers = answerers(
             config.policy,
             generators=config.generators,
@@ -226,12 +227,14 @@ def evaluate_model(
             quarantine=folder.quarantine,
             answer_jobs=lambda works: do_picture_work(works, workers=workers),
             view=view,
+            on_answered=actors_held.close,
+            judge=judge,
         )
     write_json(output, value=found.to_plain())
     print_evaluation(found, console=UnattendedConsole(highlight=False))
 
 
-@_named(_SCORE_FLAGS)
+@named(_SCORE_FLAGS)
 def score_captions(
     captions: str,
     *,

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from csr_ray.errors import NoDataError
 from csr_ray.evaluation.benchmarks.questions import Asked
 from csr_ray.evaluation.chunks import AnswerJob, by_image
 from csr_ray.evaluation.suite import Suite
+from csr_ray.judging.session import JudgeSession
 from csr_ray.policy.source import local_folder, revision_of
 from csr_ray.records import JsonDict
 from csr_ray.stages.view import View
@@ -58,6 +59,8 @@ def evaluate(
     quarantine: Path,
     answer_jobs: DoWork,
     view: View,
+    on_answered: Callable[[], object] = lambda: None,
+    judge: JudgeSession | None = None,
 ) -> Evaluation:
     """Answer the questions that have no answer in the folder yet, and mark all of them.
 
@@ -66,6 +69,8 @@ def evaluate(
         quarantine: the file that lists the questions without an answer.
         answer_jobs: gives, for some pieces of `works_of`, the table of each as it is done
             (`csr_ray.store.answers.ANSWERS`).
+        on_answered: called when all answers are there and nobody is asked for any more, before they are marked.
+        judge: of a benchmark that has one.
 
     Raises:
         NoDataError: not one question has an answer.
@@ -97,8 +102,11 @@ def evaluate(
         )
     if done.set_aside:
         view.say(f"{done.set_aside} without an answer, see {quarantine}; first reason: {done.first_reason}")
+    on_answered()
     if isinstance(suite, Asked):
-        found = suite.result(answers, skipped=skipped)
+        if judge is not None:
+            view.say(f"{judge.name} reads {sum(map(len, answers.values()))} answers")
+        found = suite.result(answers, skipped=skipped, judge=judge)
         known = {name: found.pop(name) for name in ("benchmark", "n", "metrics", "skipped")}
         return Evaluation(**known, more=found)
     return Evaluation(

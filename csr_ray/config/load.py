@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import yaml
 from pydantic import ValidationError
 
-from csr_ray.config.schema import Config, Section
+from csr_ray.config.schema import Config, Judge, Section
 from csr_ray.errors import ConfigError
 from csr_ray.redaction import has_credentials, without_credentials
 
@@ -152,6 +152,34 @@ def parse_config(tree: dict[str, Any]) -> Config:
         return Config.model_validate(_lists_to_tuples(tree))
     except ValidationError as error:
         raise ConfigError(_one_line(error, section=Config)) from None
+
+
+def parse_judge(tree: dict[str, Any], *, settings: Sequence[str] = ()) -> Judge:
+    """Validate the keys of a judge.
+
+    Args:
+        settings: further keys, each as key=value.
+
+    Raises:
+        ConfigError: one line, in which a key is called judge.KEY. A value that may be a secret is not repeated.
+    """
+    tree = dict(tree)
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or key not in Judge.model_fields:
+            known = ", ".join(Judge.model_fields)
+            raise ConfigError(f"judge.{key}: expected key=value with a key out of {known}")
+        try:
+            tree[key] = _read_yaml(value)
+        except ValueError as error:
+            raise ConfigError(f"judge.{key}: value is not YAML: {error}") from error
+    try:
+        return Judge.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "value_error":
+            raise ConfigError(f"judge.{str(first['msg']).removeprefix('Value error, ')}") from None
+        raise ConfigError(_one_line(error, section=Judge, prefix="judge.")) from None
 
 
 def to_plain(config: Config) -> dict[str, Any]:

@@ -6,9 +6,12 @@ refused. How a config is read from a file, and what the user is told, is `csr_ra
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializeAsAny, field_validator, model_validator
+
+from csr_ray.redaction import has_credentials, without_credentials
 
 # Ranks that vLLM makes room for (its `MaxLoRARanks`).
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -803,6 +806,92 @@ class Cluster(Section):
             raise ValueError(
                 f"layout = {self.layout} contradicts autoscales = true: it counts the GPUs there are, which an "
                 "autoscaler changes; set layout=given, and say with generators, scorers and train what to ask for"
+            )
+        return self
+
+
+class Judge(Section):
+    """A judge that reads and answers in words, over an endpoint that speaks as OpenAI's does."""
+
+    url: str = Field(
+        min_length=1,
+        json_schema_extra=OPERATIONAL,
+        description="where the endpoint is, up to the version (https://api.openai.com/v1, http://localhost:8000/v1)",
+    )
+    model: str = Field(min_length=1, description="the model that judges, as the endpoint calls it")
+    key_env: str | None = Field(
+        None,
+        json_schema_extra=OPERATIONAL,
+        description="name of the environment variable that holds the endpoint's key, as OPENAI_API_KEY; the key "
+        "itself never stands in a config; null: none is sent",
+    )
+    concurrency: int = Field(
+        8, ge=1, le=1024, json_schema_extra=OPERATIONAL, description="questions that are on their way at once"
+    )
+    requests_per_minute: float | None = Field(
+        None, gt=0, json_schema_extra=OPERATIONAL, description="most questions a minute; null: no limit of ours"
+    )
+    timeout_s: float = Field(
+        120.0, gt=0, le=3600, json_schema_extra=OPERATIONAL, description="seconds that one answer may take"
+    )
+    time_limit_s: float | None = Field(
+        None,
+        gt=0,
+        json_schema_extra=OPERATIONAL,
+        description="seconds that all answers of one start may take; then it ends, and goes on when it is started "
+        "again; null: as long as it takes",
+    )
+    retries: int = Field(
+        6,
+        ge=0,
+        le=100,
+        json_schema_extra=OPERATIONAL,
+        description="how often a question is asked again after 429, 5xx, a time-out or an answer that is none",
+    )
+    retry_wait_s: float = Field(
+        1.0,
+        gt=0,
+        le=60,
+        json_schema_extra=OPERATIONAL,
+        description="seconds before a question is asked again for the first time; twice as many each further time, "
+        "at most a minute, unless the endpoint itself says how long",
+    )
+    max_cost_usd: float | None = Field(
+        None,
+        gt=0,
+        json_schema_extra=OPERATIONAL,
+        description="US dollars that the judge may cost, earlier starts of the same work included; needs both "
+        "prices; null: counted, but not limited",
+    )
+    usd_per_million_input_tokens: float | None = Field(
+        None, ge=0, json_schema_extra=OPERATIONAL, description="price of what the judge reads; null: not known"
+    )
+    usd_per_million_output_tokens: float | None = Field(
+        None, ge=0, json_schema_extra=OPERATIONAL, description="price of what the judge writes; null: not known"
+    )
+
+    @model_validator(mode="after")
+    def _can_be_used(self) -> Judge:
+        # What does not look like a variable's name may be the key itself, so it is not repeated.
+        if self.key_env is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", self.key_env):
+            raise ValueError(
+                "key_env: not the name of an environment variable in capital letters; put the key into one, as "
+                "OPENAI_API_KEY, and name that"
+            )
+        if not re.match(r"https?://[^/\s]", self.url):
+            raise ValueError(
+                f"url = {without_credentials(self.url)!r}: give one that begins with http:// or https://"
+            )
+        if has_credentials(self.url):
+            raise ValueError(
+                f"url = {without_credentials(self.url)!r}: a key in a URL would stand in files; put it into an "
+                "environment variable, and name that with key_env"
+            )
+        prices = (self.usd_per_million_input_tokens, self.usd_per_million_output_tokens)
+        if self.max_cost_usd is not None and None in prices:
+            raise ValueError(
+                f"max_cost_usd = {self.max_cost_usd} needs prices: set usd_per_million_input_tokens and "
+                "usd_per_million_output_tokens, too"
             )
         return self
 

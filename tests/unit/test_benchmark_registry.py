@@ -87,6 +87,19 @@ def test_the_first_images_of_a_limit_keep_all_their_questions(tmp_path: Path) ->
     }
 
 
+def test_a_release_without_its_images_is_refused_and_one_that_lacks_some_is_not(tmp_path: Path) -> None:
+    lines = [f"{image}.jpg\tIs it {word}?\tYes" for image in ("a", "b") for word in ("red", "blue")]
+    (tmp_path / "count.txt").write_text("\n".join(lines))
+    asked = load_asked("mme", data=str(tmp_path), unpack=tmp_path, limit=None)
+    with pytest.raises(
+        ConfigError, match=r"--data here: its images are not there, .*a.jpg for one; mme reads a folder"
+    ):
+        asked.check_images(data="here")
+    (tmp_path / "count").mkdir()
+    (tmp_path / "count" / "b.jpg").write_bytes(b"")
+    load_asked("mme", data=str(tmp_path), unpack=tmp_path, limit=None).check_images(data="here")
+
+
 def test_files_that_are_not_what_they_should_be_are_named_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--truth .*: a folder, not a file"):
         read_text(tmp_path, option="--truth")

@@ -12,8 +12,8 @@ from rich.console import Console
 from actors import runtime
 from actors.process.fitness import Wanted, look
 from csr_ray.__main__ import main
-from csr_ray.app.commands import _named
 from csr_ray.app.console import ConsoleView
+from csr_ray.app.flags import named
 from csr_ray.config.schema import Scorers
 from csr_ray.errors import ConfigError
 from csr_ray.machine.fit import Node
@@ -202,7 +202,7 @@ def test_the_folder_of_a_benchmark_is_told_by_the_flags_name(
 def test_a_nodes_fault_is_told_by_the_flags_name() -> None:
     flags = {"policy.model": "--model", "data.images": "--data", "scorers.gpus": "--gpus"}
     said = "policy.model = '/a/policy.model': no; data.images: no; set scorers.gpus=0."
-    with pytest.raises(ConfigError) as caught, _named(flags):
+    with pytest.raises(ConfigError) as caught, named(flags):
         raise ConfigError(said)
     assert str(caught.value) == "--model = '/a/policy.model': no; --data: no; set --gpus=0."
 

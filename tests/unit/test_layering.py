@@ -33,7 +33,7 @@ LOOP_LINES = 120
 LEVELS = (
     ("records", "errors", "counters", "metrics", "redaction", "spans", "waiting"),
     ("config", "ports", "store"),
-    ("data", "machine", "policy", "rollout", "world"),
+    ("data", "judging", "machine", "policy", "rollout", "world"),
     ("training", "evaluation"),
     ("methods",),
     ("stages",),

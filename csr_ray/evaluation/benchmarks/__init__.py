@@ -25,6 +25,9 @@ _MODULES: Final = MappingProxyType(
         "mmbench": "mmbench",
         "seed": "seed",
         "amber": "amber",
+        "mm-vet": "mm_vet",
+        "llava-bench": "llava_bench",
+        "mmhal": "mmhal",
     }
 )
 

@@ -18,8 +18,9 @@ from typing import Any, Final
 import numpy as np
 
 from csr_ray.errors import ConfigError
-from csr_ray.evaluation.benchmarks.base import Benchmark, Item, Items, Judge, Marks, id_of, mean
+from csr_ray.evaluation.benchmarks.base import Benchmark, Item, Items, Marks, id_of, mean
 from csr_ray.evaluation.benchmarks.files import find_image, read_json, read_text
+from csr_ray.judging.session import JudgeSession
 
 SIMILARITY: Final = 0.8
 GENERATIVE: Final = "generative"
@@ -204,7 +205,7 @@ class Amber(Benchmark):
             raise ConfigError(f"--data {path}: no annotation of amber; put the benchmark's own file there")
         return Items(by_id=by_id, skipped=skipped, shared=_lexicon(folder))
 
-    def mark(self, said: Mapping[str, str], *, items: Items, judge: Judge | None = None) -> Marks:
+    def mark(self, said: Mapping[str, str], *, items: Items, judge: JudgeSession | None = None) -> Marks:
         lexicon: Lexicon = items.shared
         described: dict[str, Described] = {}
         answered: dict[str, tuple[AmberTruth, str]] = {}
@@ -321,6 +322,10 @@ def _queries(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _lexicon(folder: Path) -> Lexicon:
     related = read_json(folder / "relation.json", option="--data", expected=dict)
+    if not all(isinstance(others, list) for others in related.values()):
+        raise ConfigError(
+            f"--data {folder / 'relation.json'}: a word without a list of words; put the benchmark's own file there"
+        )
     safe = folder / "safe_words.txt"
     words = read_text(safe, option="--data").split("\n") if safe.is_file() else []
     found = Lexicon(

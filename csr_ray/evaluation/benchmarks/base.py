@@ -10,10 +10,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from csr_ray.data.prompts import is_unicode, read_json_rows
 from csr_ray.evaluation.benchmarks.files import read_text
+from csr_ray.judging.session import JudgeSession
 from csr_ray.records import JsonDict
 
 # The suffixes of LLaVA's evaluation protocol.
@@ -81,19 +82,6 @@ class Marks:
     more: JsonDict = field(default_factory=dict)
 
 
-class Judge(Protocol):
-    """Another model that reads texts and answers in text."""
-
-    @property
-    def name(self) -> str:
-        """Goes into every result: what two judges say cannot be compared."""
-        ...
-
-    def ask(self, prompts: Sequence[str]) -> list[str]:
-        """One answer a prompt, in their order."""
-        ...
-
-
 class Benchmark(ABC):
     """A benchmark. Subclasses fill in the words, `load` and `mark`; the answers' form may be their own, too.
 
@@ -131,11 +119,11 @@ class Benchmark(ABC):
         """
 
     @abstractmethod
-    def mark(self, said: Mapping[str, str], *, items: Items, judge: Judge | None = None) -> Marks:
+    def mark(self, said: Mapping[str, str], *, items: Items, judge: JudgeSession | None = None) -> Marks:
         """Mark answers by the ids of their items; there is at least one, and each id is an item's.
 
         Args:
-            judge: where `needs_judge`.
+            judge: where `needs_judge` (`csr_ray.evaluation.benchmarks.judged`).
         """
 
     def read_answers(self, path: Path, *, items: Items) -> Said:

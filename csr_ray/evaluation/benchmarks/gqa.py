@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from csr_ray.errors import ConfigError
-from csr_ray.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Item, Items, Judge, Marks, mean
+from csr_ray.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Item, Items, Marks, mean
 from csr_ray.evaluation.benchmarks.files import find_file, find_image, read_json
+from csr_ray.judging.session import JudgeSession
 
 _NOTE = (
     "Exact match alone: the official eval.py's consistency, validity, plausibility and distribution are not measured."
@@ -73,7 +74,7 @@ class Gqa(Benchmark):
             raise ConfigError(f"--data {file}: no question of gqa; put the benchmark's own file there")
         return Items(by_id=by_id, skipped=skipped)
 
-    def mark(self, said: Mapping[str, str], *, items: Items, judge: Judge | None = None) -> Marks:
+    def mark(self, said: Mapping[str, str], *, items: Items, judge: JudgeSession | None = None) -> Marks:
         outcomes: dict[str, float] = {}
         by_kind: dict[bool, list[float]] = {}
         for key, text in said.items():

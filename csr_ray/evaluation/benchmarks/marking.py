@@ -11,8 +11,10 @@ from typing import Any
 from csr_ray.errors import ConfigError, NoDataError
 from csr_ray.evaluation.answers import BENCHMARKS, score_answers
 from csr_ray.evaluation.benchmarks import NAMES, benchmark_of
-from csr_ray.evaluation.benchmarks.base import Benchmark, Items, Judge, Marks
+from csr_ray.evaluation.benchmarks.base import Benchmark, Items, Marks
+from csr_ray.evaluation.benchmarks.judged import check_judge_is_right
 from csr_ray.evaluation.chair_truth import OfficialFiles
+from csr_ray.judging.session import JudgeSession
 from csr_ray.records import JsonDict
 
 ALL_NAMES = (*BENCHMARKS, *NAMES)
@@ -23,7 +25,7 @@ def mark_file(
     *,
     answers: Path,
     truth: Path | None,
-    judge: Judge | None = None,
+    judge: JudgeSession | None = None,
     chair_files: OfficialFiles | None = None,
 ) -> dict[str, Any]:
     """Mark a file of answers against the benchmark's own files.
@@ -40,6 +42,8 @@ def mark_file(
         ConfigError: an unknown benchmark, or a missing or unreadable file.
         NoDataError: no answer has a truth.
     """
+    if name in ALL_NAMES:
+        check_judge_is_right(benchmark_of(name) if name in NAMES else None, name=name, has_judge=judge is not None)
     if name in BENCHMARKS:
         return score_answers(name, answers=answers, truth=truth, files=chair_files)
     if name not in NAMES:
@@ -68,7 +72,7 @@ def marked_result(
     *,
     items: Items,
     skipped: Mapping[str, int],
-    judge: Judge | None = None,
+    judge: JudgeSession | None = None,
 ) -> dict[str, Any]:
     """Mark answers, each of which is an item's, and put the result together.
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csr_ray.errors import ConfigError
-from csr_ray.evaluation.benchmarks.base import Benchmark, Item, Items, Judge, Marks, mean
+from csr_ray.evaluation.benchmarks.base import Benchmark, Item, Items, Marks, mean
 from csr_ray.evaluation.benchmarks.files import find_file
 from csr_ray.evaluation.benchmarks.letters import choice_prompt, inferred_letter
+from csr_ray.judging.session import JudgeSession
 from csr_ray.store.atomic import make_folder, write_atomically
 
 _CIRCLE = 1_000_000  # rotations of a question have its number plus a multiple of this
@@ -79,7 +80,7 @@ class MmBench(Benchmark):
             raise ConfigError(f"--data {file}: no question of mmbench ({said}); put the benchmark's own file there")
         return Items(by_id=by_id, skipped=skipped)
 
-    def mark(self, said: Mapping[str, str], *, items: Items, judge: Judge | None = None) -> Marks:
+    def mark(self, said: Mapping[str, str], *, items: Items, judge: JudgeSession | None = None) -> Marks:
         circles: dict[int, list[str]] = {}
         for key, item in items.by_id.items():
             circles.setdefault(item.truth.circle, []).append(key)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from csr_ray.errors import ConfigError
-from csr_ray.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Item, Items, Judge, Marks, Said, id_of, mean
+from csr_ray.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Item, Items, Marks, Said, id_of, mean
 from csr_ray.evaluation.benchmarks.files import find_image, read_text
+from csr_ray.judging.session import JudgeSession
 
 PERCEPTION = (
     "existence",
@@ -118,7 +119,7 @@ class Mme(Benchmark):
             raise ValueError("no prompt beside the image's name, which both of its questions have")
         return _key(subtask, image=image.rpartition("/")[2], question=prompt)
 
-    def mark(self, said: Mapping[str, str], *, items: Items, judge: Judge | None = None) -> Marks:
+    def mark(self, said: Mapping[str, str], *, items: Items, judge: JudgeSession | None = None) -> Marks:
         right: dict[str, dict[str, dict[str, bool]]] = {}
         num_other = 0
         for key, answer in said.items():

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from csr_ray.errors import ConfigError
 from csr_ray.evaluation.benchmarks import benchmark_of
-from csr_ray.evaluation.benchmarks.base import Benchmark, Items, Judge
+from csr_ray.evaluation.benchmarks.base import Benchmark, Items
 from csr_ray.evaluation.benchmarks.marking import marked_result
 from csr_ray.evaluation.suite import Answers, Asking
+from csr_ray.judging.session import JudgeSession
 from csr_ray.records import Question
 from csr_ray.store.objects import is_url, local_path
+
+_FEW_IMAGES: Final = 100
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,31 @@ class Asked:
         kept = {key: item for key, item in self.items.by_id.items() if item.image in images}
         return Asked(self.benchmark, replace(self.items, by_id=kept))
 
+    def check_images(self, *, data: str) -> None:
+        """Refuse a release whose images are not there at all, before anything is started.
+
+        One that lacks some of them is asked about the others.
+
+        Args:
+            data: the folder as the user named it.
+
+        Raises:
+            ConfigError: not one of the first images is there; names the first.
+        """
+        few = self.images[:_FEW_IMAGES]
+        if not any(os.path.isfile(image) for image in few):
+            name, reads = self.benchmark.name, self.benchmark.data
+            raise ConfigError(f"--data {data}: its images are not there, {few[0]} for one; {name} reads {reads}")
+
     def askings(self) -> tuple[Asking, ...]:
         questions = tuple(
             Question(id=item.id, image=item.image, text=item.text) for item in self.items.by_id.values()
         )
         return (Asking(self.benchmark.name, questions, temperature=0.0, max_tokens=self.benchmark.max_tokens),)
 
-    def result(self, answers: Answers, *, skipped: Mapping[str, int], judge: Judge | None = None) -> dict[str, Any]:
+    def result(
+        self, answers: Answers, *, skipped: Mapping[str, int], judge: JudgeSession | None = None
+    ) -> dict[str, Any]:
         """The result of the answers that there are (`csr_ray.evaluation.benchmarks.marking.marked_result`).
 
         Args:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from csr_ray.errors import ConfigError
-from csr_ray.evaluation.benchmarks.base import LETTER_ANSWER, Benchmark, Item, Items, Judge, Marks, id_of, mean
+from csr_ray.evaluation.benchmarks.base import LETTER_ANSWER, Benchmark, Item, Items, Marks, id_of, mean
 from csr_ray.evaluation.benchmarks.files import find_image, read_json
 from csr_ray.evaluation.benchmarks.letters import LETTERS, choice_prompt
+from csr_ray.judging.session import JudgeSession
 
 _PROMPTS = "llava_test_CQM-A.json"
 # Any one character has to follow the letter, since the official pattern's last period is no escaped one.
@@ -108,7 +109,7 @@ class ScienceQa(Benchmark):
             raise ValueError("the question has no image")
         return key
 
-    def mark(self, said: Mapping[str, str], *, items: Items, judge: Judge | None = None) -> Marks:
+    def mark(self, said: Mapping[str, str], *, items: Items, judge: JudgeSession | None = None) -> Marks:
         outcomes: dict[str, float] = {}
         num_failed = 0
         for key, text in said.items():

@@ -10,9 +10,10 @@ from typing import Any
 
 from csr_ray.data.prompts import read_json_rows
 from csr_ray.errors import ConfigError
-from csr_ray.evaluation.benchmarks.base import Benchmark, Item, Items, Judge, Marks, id_of, mean
+from csr_ray.evaluation.benchmarks.base import Benchmark, Item, Items, Marks, id_of, mean
 from csr_ray.evaluation.benchmarks.files import find_file, find_image, read_json, read_text
 from csr_ray.evaluation.benchmarks.letters import choice_prompt
+from csr_ray.judging.session import JudgeSession
 
 _FRAMES = "llava-seed-bench.jsonl"
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
@@ -55,7 +56,7 @@ class Seed(Benchmark):
             raise ConfigError(
                 f"--data {file}: no 'questions' and 'question_type'; put the benchmark's own file there"
             )
-        kind_of = {number: name for name, number in kinds.items()}
+        kind_of = {number: name for name, number in kinds.items() if isinstance(number, int)}
         images = _images(file.parent / _FRAMES)
         by_id: dict[str, Item] = {}
         skipped: Counter[str] = Counter()
@@ -79,7 +80,7 @@ class Seed(Benchmark):
             raise ConfigError(f"--data {file}: no question of seed; put the benchmark's own file there")
         return Items(by_id=by_id, skipped=skipped)
 
-    def mark(self, said: Mapping[str, str], *, items: Items, judge: Judge | None = None) -> Marks:
+    def mark(self, said: Mapping[str, str], *, items: Items, judge: JudgeSession | None = None) -> Marks:
         outcomes: dict[str, float] = {}
         groups: dict[str, list[float]] = {"accuracy": []}
         for key, text in said.items():
@@ -95,7 +96,8 @@ def _parsed(record: Any, *, kind_of: Mapping[Any, str]) -> tuple[str, SeedTruth]
     if not isinstance(record, dict):
         raise ValueError("not a record")
     key = id_of(record, keys=("question_id",))
-    lacking = [name for name in ("question", *_CHOICES, "data_id") if not isinstance(record.get(name), str | int)]
+    lacking = ["question"] if not isinstance(record.get("question"), str) else []
+    lacking += [name for name in (*_CHOICES, "data_id") if not isinstance(record.get(name), str | int)]
     if lacking:
         raise ValueError(f"no {lacking[0]}")
     kind_id, answer = record.get("question_type_id"), record.get("answer")

@@ -9,9 +9,10 @@ from typing import Any
 
 from csr_ray.data.prompts import read_json_rows
 from csr_ray.errors import ConfigError
-from csr_ray.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Item, Items, Judge, Marks, id_of, mean
+from csr_ray.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Item, Items, Marks, id_of, mean
 from csr_ray.evaluation.benchmarks.files import find_file, find_image, read_json, read_text
 from csr_ray.evaluation.benchmarks.vqa import NUM_PEOPLE, soft_accuracy
+from csr_ray.judging.session import JudgeSession
 
 _PROMPTS = "llava_textvqa_val_v051_ocr.jsonl"
 _OCR = "TextVQA_Rosetta_OCR_v0.2_val.json"
@@ -79,7 +80,7 @@ class TextVqa(Benchmark):
         found = (item.id for item in items.by_id.values() if (item.truth[0], item.truth[1].lower()) == asked)
         return next(found, key)
 
-    def mark(self, said: Mapping[str, str], *, items: Items, judge: Judge | None = None) -> Marks:
+    def mark(self, said: Mapping[str, str], *, items: Items, judge: JudgeSession | None = None) -> Marks:
         outcomes = {key: soft_accuracy(text, people=items.by_id[key].truth[2]) for key, text in said.items()}
         notes = () if items.shared is None else (items.shared,)
         return Marks(metrics={"accuracy": mean(list(outcomes.values()))}, outcomes=outcomes, notes=notes)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from csr_ray.errors import ConfigError
-from csr_ray.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Item, Items, Judge, Marks, id_of, mean
+from csr_ray.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Item, Items, Marks, id_of, mean
 from csr_ray.evaluation.benchmarks.files import find_file, find_image, read_json
 from csr_ray.evaluation.benchmarks.vqa import NUM_PEOPLE, normalised, soft_accuracy
+from csr_ray.judging.session import JudgeSession
 
 _UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 _NOTE = (
@@ -60,7 +61,7 @@ class VizWiz(Benchmark):
             )
         return Items(by_id=by_id, skipped=skipped)
 
-    def mark(self, said: Mapping[str, str], *, items: Items, judge: Judge | None = None) -> Marks:
+    def mark(self, said: Mapping[str, str], *, items: Items, judge: JudgeSession | None = None) -> Marks:
         outcomes = {key: soft_accuracy(text, people=items.by_id[key].truth) for key, text in said.items()}
         num_unanswerable = sum(normalised(text) == "unanswerable" for text in said.values())
         metrics = {
