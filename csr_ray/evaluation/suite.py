@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from csr_ray.config.schema import Eval
@@ -30,7 +29,7 @@ from csr_ray.evaluation.pope_splits import (
     split_metrics,
     split_notes,
 )
-from csr_ray.evaluation.world import mark_descriptions
+from csr_ray.evaluation.world import WorldMarking, mark_descriptions
 from csr_ray.ports import Answering
 from csr_ray.records import JsonDict, Mark, MarkedAnswer, Question
 from csr_ray.store.objects import is_url, local_path
@@ -275,7 +274,7 @@ def _descriptions(
     parse: Callable[[dict[str, Any]], Sequence[Any]]
     mark: Marking
     if "world" in benchmarks:
-        parse, mark = truth_records, partial(mark_descriptions, kinds=_kinds(folder))
+        parse, mark = truth_records, WorldMarking(kinds=tuple(_kinds(folder)))
     else:
         parse, mark = truth_names, mark_photos
     try:

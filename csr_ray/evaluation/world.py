@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from csr_ray.evaluation.chair import CHAIR_METRICS, chair_counts
 from csr_ray.evaluation.marks import quotients
@@ -48,6 +49,18 @@ def mark_descriptions(
 ) -> dict[str, Mark]:
     """The mark of each answer by its id, of which `describe_metrics` makes its figures; it raises the same."""
     return {key: _mark(text, present=_present_kinds(truth, key=key), kinds=kinds) for key, text in answers.items()}
+
+
+@dataclass(frozen=True)
+class WorldMarking:
+    """`mark_descriptions` for the kinds of one world. Two of the same kinds are equal, so suites can be compared."""
+
+    kinds: tuple[str, ...]
+
+    def __call__(
+        self, answers: Mapping[str, str], *, truth: Mapping[str, Sequence[Mapping[str, str]]]
+    ) -> dict[str, Mark]:
+        return mark_descriptions(answers, truth=truth, kinds=self.kinds)
 
 
 def _mark(text: str, *, present: Counter[str], kinds: Sequence[str]) -> Mark:
