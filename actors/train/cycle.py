@@ -50,7 +50,7 @@ from csr_ray.ports import OnStep
 from csr_ray.records import Ask, Example, Picture, Probe, Target, TrainOrder, TrainResult
 from csr_ray.store.atomic import new_folder
 from csr_ray.training.collate import UNREADABLE, LoadPicture, PairCollator, PairJudge, SharedPrefixCollator, pair_rows
-from csr_ray.training.dose import Dose, DosePlan, held_out_share, is_held_out, rule_learning_rate
+from csr_ray.training.dose import Dose, DosePlan, held_out_share, is_held_out, margin_of_round, rule_learning_rate
 from csr_ray.training.unmerged import add_unmerged
 
 _log = logging.getLogger(__name__)
@@ -389,7 +389,8 @@ class CycleTrainer:
         train = self._train
         steps_a_pass = math.ceil(len(examples) / train.batch_size)
         # Where the rejected answers have no part in the objective, the margin says nothing of how it goes on.
-        margin = None if (order.cycle.phase.objective or train.objective) == "sft" else train.target_margin
+        of_round = margin_of_round(train.target_margin, round_index=order.cycle.round_index, decay=train.margin_decay)
+        margin = None if (order.cycle.phase.objective or train.objective) == "sft" else of_round
         return Dose(
             DosePlan(
                 margin=margin,

@@ -358,6 +358,13 @@ class Train(Section):
         description="dose = auto: a phase is over when the log-ratio of chosen against rejected answers has grown by "
         "so many nats an answer, as a mean over the held-out pairs",
     )
+    margin_decay: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="dose = auto: the target_margin of a round is so many times that of the round before, so that a "
+        "run of many rounds does not drift away from its base",
+    )
     max_divergence: float = Field(
         2.5,
         gt=0,

@@ -57,6 +57,14 @@ def held_out_share(num_examples_at_most: int, *, share: float) -> float | None:
     return min(share, MOST_HELD_OUT / num_examples_at_most)
 
 
+def margin_of_round(target_margin: float, *, round_index: int, decay: float) -> float:
+    """The margin at which a phase of this round ends: each round may add a share of what the one before might.
+
+    So a run of any number of rounds goes no farther from its base than `target_margin` / (1 - `decay`).
+    """
+    return float(target_margin * decay**round_index)
+
+
 def steps_between_looks(num_held_out: int, *, batch_size: int) -> int:
     """After so many optimizer steps the held-out pairs are looked at again, if not sooner (`Dose.is_due`)."""
     return max(2, _STEPS_A_BATCH * math.ceil(min(num_held_out, MOST_HELD_OUT) / batch_size))
@@ -180,11 +188,12 @@ class Dose:
         self._num_worse = 0
 
     def is_due(self, step: int, *, interval: int) -> bool:
-        """Whether to look after this step: `interval` after the last look, or when the margin should be reached."""
+        """Whether to look after this step: `interval` after the last look, sooner where the margin is near."""
         last_step = self.looks[-1].step if self.looks else 0
         expected = self._expected_steps()
         if expected < last_step + 1.5 * interval:
-            return step >= max(last_step + 1, round(expected))
+            # Half the way, because a margin that has begun to grow may grow faster than it ever did.
+            return step >= last_step + max(1, round((expected - last_step) / 2))
         return step >= last_step + interval
 
     def observe(self, look: Look) -> None:
@@ -221,10 +230,17 @@ class Dose:
         plan, look = self._plan, self.looks[-1]
         expected = math.inf
         if plan.margin is not None and look.margin > 0:
-            expected = look.step * (plan.margin / look.margin) ** (1 / _GROWTH)
+            expected = look.step * (plan.margin / look.margin) ** (1 / self._growth())
         if plan.lr_sum is not None and look.lr_sum > 0:
             expected = min(expected, look.step * plan.lr_sum / look.lr_sum)
         return expected
+
+    def _growth(self) -> float:
+        """The power of the steps as which the margin has grown of late."""
+        if len(self.looks) < 2 or self.looks[-2].margin <= 0 or self.looks[-1].margin <= self.looks[-2].margin:
+            return _GROWTH
+        before, now = self.looks[-2:]
+        return max(_GROWTH, math.log(now.margin / before.margin) / math.log(now.step / before.step))
 
     def _seek_rate(self) -> None:
         plan, expected = self._plan, self._expected_steps()

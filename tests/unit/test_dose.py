@@ -17,6 +17,7 @@ from csr_ray.training.dose import (
     held_out_share,
     is_held_out,
     look_at,
+    margin_of_round,
     rule_learning_rate,
     steps_between_looks,
 )
@@ -186,3 +187,24 @@ def test_epochs_alone_name_a_fixed_dose() -> None:
         ValueError, match="epochs = 3 contradicts dose = auto: leave epochs out, or set dose = epochs"
     ):
         Train(dose="auto", epochs=3)
+
+
+def test_a_margin_that_grows_ever_faster_is_not_overrun() -> None:
+    """As seen on a variant of the world: 0.17, 0.37, 0.61, 1.14 and 3.14 nats after 6, 12, 18, 24 and 32 steps."""
+    seen = {6: 0.173, 12: 0.372, 18: 0.605, 24: 1.142, 32: 3.137}
+
+    def margin_at(step: int) -> float:
+        steps = sorted(seen)
+        before = max(known for known in (0, *steps) if known <= step)
+        after = min(known for known in (*steps, 10**6) if known >= step)
+        low, high = seen.get(before, 0.0), seen.get(after, 3.137)
+        return low if before == after else low + (high - low) * (step - before) / (after - before)
+
+    dose = Dose(PLAN)
+    last_step = _train(dose, margin_at)
+    assert last_step < 32 and 2.0 <= dose.looks[-1].margin < 2.5
+
+
+def test_a_run_of_many_rounds_does_not_drift() -> None:
+    margins = [margin_of_round(1.75, round_index=index, decay=0.5) for index in range(100)]
+    assert margins[:3] == [1.75, 0.875, 0.4375] and sum(margins) <= 3.5
