@@ -5,6 +5,7 @@ roll out  prompts                   committed units of judged rollouts         a
 build     units of rollouts         examples, or a counted reason why not      nothing
 train     files of examples         an adapter: policy version v + 1           the cycle's last unit, or each alone
 publish   the adapter               a receipt with a proof from each           every generator
+gate      a share of the prompts    a verdict; a worse policy is taken back    publish
 evaluate  held-out questions        metrics of version v + 1                   publish
 
 A cycle is one phase of a round (CSR has one phase, so there a cycle is a round). Stages hand on the names of what
@@ -23,6 +24,7 @@ from csr_ray.records import JsonDict
 from csr_ray.stages.build import build
 from csr_ray.stages.close import close_round, save_model, summarise
 from csr_ray.stages.evaluate import evaluate
+from csr_ray.stages.gate import accept, probe
 from csr_ray.stages.publish import publish
 from csr_ray.stages.roll_out import roll_out
 from csr_ray.stages.state import RunState
@@ -69,11 +71,18 @@ def _run_rounds(
             with state.round_clock(index):
                 for cycle in state.cycles(index):
                     turn = Turn(state, prompts, cycle=cycle)
+                    probe(state, turn, version=cycle.policy_version, generators=generators, view=view)
                     rolling = roll_out(state, turn, generators=generators, check=trainer.check, view=view)
                     with closing(rolling) as units:  # at an error, too, while the machinery is still there
                         files = build(state, cycle, units, view=view)
                         trained = train(state, turn, files, trainer=trainer, view=view)
                     publish(state, cycle, trained, generators=generators, view=view)
+                    while not accept(state, turn, trained, machinery=machinery, view=view):
+                        if state.ended:
+                            return
+                        files = build(state, cycle, (), view=view)  # those that there are
+                        trained = train(state, turn, files, trainer=trainer, view=view)
+                        publish(state, cycle, trained, generators=generators, view=view)
                 version = state.version_after(index)
                 evaluate(state, suite=suite, generators=generators, version=version, round_index=index, view=view)
             close_round(state, index=index, view=view)

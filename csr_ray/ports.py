@@ -144,6 +144,10 @@ class Generators(Answering, Protocol):
         """Bring every generator to `trained.version` and prove it by `trained.probes`."""
         ...
 
+    def withdraw(self, version: int) -> None:
+        """Serve the policy before `version` again; `version` was the newest, and its number is free for another."""
+        ...
+
     def counters(self) -> Counters:
         """What generators and scorers have counted since the last call."""
         ...
@@ -169,6 +173,10 @@ class Trainer(Protocol):
         Raises:
             StalePolicyError: an example is of another policy version than the cycle's.
         """
+        ...
+
+    def withdraw(self, version: int) -> None:
+        """Forget `version`, which was trained last: the next order starts from the policy before it."""
         ...
 
     def check(self) -> None:

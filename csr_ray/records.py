@@ -251,6 +251,19 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Probing:
+    """How a policy is asked whether a phase of training has hurt it (`csr_ray.rollout.served`).
+
+    Attributes:
+        max_tokens: of each answer, at most.
+        image_weight: share of the image score in the reward; None: there is no scorer, and no reward.
+    """
+
+    max_tokens: int
+    image_weight: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Phase:
     """One generate-judge-train-publish cycle of a method. CSR and SIMA have one a round, STIC has two.
 
@@ -259,11 +272,13 @@ class Phase:
             into a folder of this name in it.
         objective: what is minimised, by the names of `train.objective`; None: what the config says.
         max_examples_a_prompt: by which the optimizer's steps are planned before all rollouts are there.
+        probing: prompts are answered as this says, and not as the method does; nothing is trained on them.
     """
 
     name: str = "main"
     objective: str | None = None
     max_examples_a_prompt: int = 1
+    probing: Probing | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,6 +365,7 @@ class TrainOrder:
         learning_rate: that the first round has found for this phase; None: what the config or its rule says.
         lr_sum: how far the first round has trained this phase (`lr_sum` of `csr_ray.training.dose`); None: this is
             the first, or its dose was not found.
+        scale: of the dose; 0.5 where the phase has been refused once, and is trained again with half of it.
     """
 
     cycle: Cycle
@@ -358,6 +374,7 @@ class TrainOrder:
     is_whole: bool = True
     learning_rate: float | None = None
     lr_sum: float | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from csr_ray.methods.base import Method, method_of
 from csr_ray.records import (
     Answer,
     Ask,
+    Candidate,
     Cycle,
     Example,
     Picture,
@@ -184,10 +185,19 @@ class FakeGenerators:
     method: Method | None = None
     in_order: bool = False
     controls: list[str | None] = field(default_factory=list)
+    scale: float = 1.0
+    health: Callable[[int, float], tuple[float, int]] = lambda version, scale: (50.0, 10)
+    """Of a version, and the scale of its last dose: the reward and the length of its answers to the gate."""
+    probed: list[int] = field(default_factory=list)
+    withdrawn: list[int] = field(default_factory=list)
     _num_counted: int = 0
 
     def rollout(self, prompts, *, cycle: Cycle, control=None, num=None):
         drawn = list(prompts)
+        if cycle.phase.probing is not None:
+            self.probed.append(self.version)
+            yield from (self._served(prompt) for prompt in drawn)
+            return
         self.controls.append(control and control.id)
         for prompt in drawn if self.in_order else reversed(drawn):  # by default not as they were asked for
             if self.stop_after is not None and len(self.grown) >= self.stop_after:
@@ -211,6 +221,29 @@ class FakeGenerators:
             )
         )
 
+    def _served(self, prompt: Prompt) -> Rollout:
+        """What the policy says to the gate, by its version and the scale of its last dose (`health`)."""
+        reward, num_tokens = self.health(self.version, self.scale)
+        answers = tuple(
+            Candidate(
+                node=node,
+                role=role,
+                text=f"It is {prompt.id}.",
+                token_ids=(1,) * num_tokens,
+                logp=-1.0,
+                scores={"cut": 0.0},
+                reward=reward + len(prompt.id) % 3,
+            )
+            for node, role in enumerate(("greedy", "sampled"))
+        )
+        return Rollout(prompt=prompt, candidates=answers, policy_version=self.version, seed=1)
+
+    def withdraw(self, version: int) -> None:
+        if version != self.version or not version:
+            raise ActorFailure(f"asked to withdraw version {version} of {self.version}")
+        self.version, self.scale = self.version - 1, 1.0
+        self.withdrawn.append(version)
+
     def answer(self, questions: Sequence[Question], *, temperature: float, max_tokens: int, seed: int):
         for question in questions:
             self.answered += 1
@@ -221,7 +254,7 @@ class FakeGenerators:
             raise KeyboardInterrupt
         if trained.version not in (self.version, self.version + 1):
             raise ActorFailure(f"asked to hand over version {trained.version} behind version {self.version}")
-        self.version = trained.version
+        self.version, self.scale = trained.version, scale_of(trained.adapter)
         self.published.append(trained.version)
         return PublishReceipt(version=trained.version, num_bytes=10, seconds=0.1, num_generators=1, max_probe_gap=0.0)
 
@@ -241,7 +274,12 @@ class FakeTrainer:
     orders: list[TrainOrder] = field(default_factory=list)
     broken: str | None = None
     num_checks: int = 0
+    withdrawn: list[int] = field(default_factory=list)
     _open: TrainOrder | None = None
+
+    def withdraw(self, version: int) -> None:
+        assert self._open is None
+        self.withdrawn.append(version)
 
     def check(self) -> None:
         self.num_checks += 1
@@ -271,11 +309,17 @@ class FakeTrainer:
         num = sum(map(len, self.offered[version]))
         assert num == order.num_examples_at_most if order.is_whole else num <= order.num_examples_at_most
         with new_folder(Path(order.output_dir)) as folder:
-            (folder / "adapter_config.json").write_text(json.dumps({"r": 1}))
+            (folder / "adapter_config.json").write_text(json.dumps({"r": 1, "scale": order.scale}))
             (folder / "adapter_model.safetensors").write_bytes(bytes([version]) * 64)
         self.trained.append(version)
         on_step(1, 1, 0.69)
         return train_result(adapter=order.output_dir, version=version + 1, num_pairs=num)
+
+
+def scale_of(adapter: str) -> float:
+    """The scale of the dose by which `FakeTrainer` has made an adapter; 1.0 of others."""
+    config = Path(adapter) / "adapter_config.json"
+    return float(json.loads(config.read_text()).get("scale", 1.0)) if config.is_file() else 1.0
 
 
 @dataclass

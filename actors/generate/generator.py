@@ -27,6 +27,7 @@ from csr_ray.errors import EngineFailure, StalePolicyError
 from csr_ray.methods.base import Method
 from csr_ray.records import Answer, Cycle, Probe, Prompt, Question, Rejection, Rollout
 from csr_ray.rollout.search import derive_seed
+from csr_ray.rollout.served import answer_as_served
 from csr_ray.spans import Recorded
 
 
@@ -104,20 +105,33 @@ class GeneratorActor:
         async with self._engine.room:
             if (error := await self._engine.unreadable(prompt.ask.picture)) is not None:
                 return prompt.refused(str(error), fault=error.fault)
-            rollout = await method.rollout(
-                cycle.phase,
-                prompt,
-                engine=self._engine,
-                scorer=self._scorers,
-                policy_version=version,
-                seed=derive_seed(self._seed, *cycle.seed_parts, prompt.id),
-            )
+            rollout = await self._speak(prompt, cycle=cycle, version=version, method=method)
         assert self._version == version, "weights changed while the policy spoke"
         if not rollout.candidates:  # a unit keeps candidates, so a rollout without any would be lost
             return prompt.refused("the policy said nothing", fault="policy")
         self._counting.add(Counters(rollouts=1, candidates=len(rollout.candidates)))
         self._counting.exporter.observe("csr_ray_prompt_seconds", rollout.stats.seconds, actor=self._counting.actor)
         return rollout
+
+    async def _speak(self, prompt: Prompt, *, cycle: Cycle, version: int, method: Method) -> Rollout:
+        if (probing := cycle.phase.probing) is not None:
+            return await answer_as_served(
+                prompt,
+                probing=probing,
+                engine=self._engine,
+                scorer=self._scorers,
+                policy_version=version,
+                # The same draws for every version, so that answers differ by the policy alone.
+                seed=derive_seed(self._seed, cycle.phase.name, prompt.id),
+            )
+        return await method.rollout(
+            cycle.phase,
+            prompt,
+            engine=self._engine,
+            scorer=self._scorers,
+            policy_version=version,
+            seed=derive_seed(self._seed, *cycle.seed_parts, prompt.id),
+        )
 
     async def answer(
         self, questions: Sequence[Question], temperature: float, max_tokens: int, seed: int

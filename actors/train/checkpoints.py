@@ -69,10 +69,12 @@ def example_key(example: Example) -> bytes:
     return xxhash.xxh3_128_digest(repr(example).encode())
 
 
-def training_key(train: Train, *, seed: int, cycle: Cycle, merges: bool) -> str:
+def training_key(train: Train, *, seed: int, cycle: Cycle, merges: bool, scale: float = 1.0) -> str:
     """What two trainings have in common only if the same examples make the same adapter in both."""
     settings = train.model_dump(mode="json", exclude=_OPERATIONAL)
-    return json.dumps({**settings, "seed": seed, "cycle": asdict(cycle), "merges": merges}, sort_keys=True)
+    return json.dumps(
+        {**settings, "seed": seed, "cycle": asdict(cycle), "merges": merges, "scale": scale}, sort_keys=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

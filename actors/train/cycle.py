@@ -301,7 +301,9 @@ class CycleTrainer:
         held_share = self._held_share(order)
         judge = self._judge(version=len(adapters), held_share=held_share)
         examples = ExampleStream(source, judge=judge, here=reach.examples)
-        training = training_key(self._train, seed=self._seed, cycle=order.cycle, merges=self._merges)
+        training = training_key(
+            self._train, seed=self._seed, cycle=order.cycle, merges=self._merges, scale=order.scale
+        )
         checkpoints = reach.checkpoints(output_dir)
         resumed = _take_up(checkpoints, training=training, examples=examples)
         if resumed is not None:
@@ -312,7 +314,7 @@ class CycleTrainer:
                 raise PicturesGone.all_of_them(reason=reason)
             raise ValueError(f"{order.cycle}: no example can be trained on; dropped: {dict(examples.dropped)}")
         dose = None if held_share is None else self._new_dose(examples, order=order)
-        learning_rate = order.learning_rate or self._learning_rate
+        learning_rate = order.scale * (order.learning_rate or self._learning_rate)
         trainer = self._new_trainer(
             examples,
             learning_rate=learning_rate,
@@ -390,13 +392,13 @@ class CycleTrainer:
         steps_a_pass = math.ceil(len(examples) / train.batch_size)
         # Where the rejected answers have no part in the objective, the margin says nothing of how it goes on.
         of_round = margin_of_round(train.target_margin, round_index=order.cycle.round_index, decay=train.margin_decay)
-        margin = None if (order.cycle.phase.objective or train.objective) == "sft" else of_round
+        margin = None if (order.cycle.phase.objective or train.objective) == "sft" else order.scale * of_round
         return Dose(
             DosePlan(
                 margin=margin,
-                divergence=train.max_divergence,
+                divergence=order.scale * train.max_divergence,
                 patience=train.patience,
-                lr_sum=order.lr_sum,
+                lr_sum=None if order.lr_sum is None else order.scale * order.lr_sum,
                 steps_a_pass=steps_a_pass,
                 max_steps=train.max_epochs * steps_a_pass,
                 finds_rate=order.learning_rate is None and train.learning_rate is None,

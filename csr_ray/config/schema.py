@@ -817,6 +817,51 @@ class Cluster(Section):
         return self
 
 
+class Gate(Section):
+    """After every phase the new policy answers some of the run's own prompts; if it got worse it is refused."""
+
+    enabled: bool = Field(
+        True,
+        description="compare the policy after a phase with the one before. One that is worse is not handed over: the "
+        "policy before stays, and the phase is trained again with half the dose",
+    )
+    prompts: int = Field(
+        64,
+        ge=8,
+        le=10_000,
+        description="prompts that are answered for it, twice each (the most likely answer, and one drawn); those "
+        "whose pairs are held out of the training, where there are so many",
+    )
+    retries: int = Field(
+        2, ge=0, le=10, description="how often a refused phase is trained again; then the run ends early"
+    )
+    max_tokens: int | None = Field(
+        None, ge=1, description="tokens of an answer, at most; null: search.max_answer_tokens, at most 512"
+    )
+    reward_loss: float = Field(
+        0.1,
+        ge=0,
+        description="the mean reward may fall by so many standard deviations of the prompts' rewards, beyond chance",
+    )
+    length_factor: float = Field(
+        1.5, gt=1, description="the answers may become so many times as long, or as short, beyond chance"
+    )
+    share_rise: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="the share of answers that repeat themselves, or are empty or cut, may rise by so much, beyond "
+        "chance",
+    )
+    self_bleu_rise: float = Field(
+        0.15,
+        ge=0,
+        le=1,
+        description="the likeness of the answers to each other (self-BLEU, 0 to 1) may rise by so much, beyond "
+        "chance",
+    )
+
+
 class Judge(Section):
     """A judge that reads and answers in words, over an endpoint that speaks as OpenAI's does."""
 
@@ -976,6 +1021,7 @@ class Config(Section):
     reward: Reward = Reward()
     pairs: Pairs = Pairs()
     train: Train = Train()
+    gate: Gate = Gate()
     generators: Generators = Generators()
     scorers: Scorers = Scorers()
     cluster: Cluster = Cluster()

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from csr_ray.config.schema import Config
 from csr_ray.machine.cost import cost, in_words
 from csr_ray.methods.base import Method, method_of
-from csr_ray.records import Cycle
+from csr_ray.records import Cycle, JsonDict
 from csr_ray.stages.meter import Meter
+from csr_ray.stages.refusals import ended
 from csr_ray.stages.stop import NeverAsked, Stop
 from csr_ray.store.journal import Journal
 from csr_ray.store.quarantine import Quarantine
@@ -64,7 +65,14 @@ class RunState:
     @property
     def are_rounds_done(self) -> bool:
         """Whether nothing is left but to save the model."""
-        return all(self.journal.find("round", round=index) for index in range(self.config.run.rounds))
+        return bool(self.ended) or all(
+            self.journal.find("round", round=index) for index in range(self.config.run.rounds)
+        )
+
+    @property
+    def ended(self) -> JsonDict | None:
+        """Which phase was refused so often that the run ended there (`csr_ray.stages.refusals`); None: none was."""
+        return ended(self.journal, retries=self.config.gate.retries)
 
     def cycles(self, round_index: int) -> list[Cycle]:
         """The phases of a round in their order, each with the policy version that it starts from."""

@@ -11,6 +11,7 @@ from csr_ray.counters import Counters
 from csr_ray.machine.cost import cost
 from csr_ray.records import Cycle, JsonDict
 from csr_ray.stages.meter import used
+from csr_ray.stages.refusals import ended, refusals
 from csr_ray.store.journal import Journal
 
 _EVAL_KEYS = (
@@ -71,6 +72,7 @@ def summary(
             **cost(used(journal), cluster=config.cluster),
             "tokens": _tokens(journal, [cycle for index in range(config.run.rounds) for cycle in cycles_of(index)]),
         },
+        "ended": ended(journal, retries=config.gate.retries),
         "finished": any(entry["rounds"] >= config.run.rounds for entry in journal.all("finished")),
     }
 
@@ -161,6 +163,7 @@ def cycle_figures(journal: Journal, cycle: Cycle) -> JsonDict:
             "loss_last": trained.get("loss_last"),
             "metrics": trained.get("metrics"),
             "dose": trained.get("dose", {}),
+            "verdicts": _verdicts(journal, cycle),
         },
         "publish": {
             "bytes": published.get("bytes"),
@@ -176,6 +179,13 @@ def cycle_figures(journal: Journal, cycle: Cycle) -> JsonDict:
             "publish": published.get("seconds", 0.0),
         },
     }
+
+
+def _verdicts(journal: Journal, cycle: Cycle) -> list[JsonDict]:
+    """What the gate said of each training of the phase, the refused ones first."""
+    said = [*refusals(journal, cycle), *journal.all("verdict", **cycle.key)]
+    names = ("attempt", "faults", "findings", "dose")
+    return [{"accepted": not entry["faults"], **{name: entry[name] for name in names}} for entry in said]
 
 
 def engine_ratios(counters: Counters) -> dict[str, float | None]:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from csr_ray.ports import Trainer
 from csr_ray.records import TrainOrder, TrainResult
 from csr_ray.stages.close import keep_account
+from csr_ray.stages.refusals import refusals
 from csr_ray.stages.state import RunState
 from csr_ray.stages.turn import Turn
 from csr_ray.stages.view import View
@@ -74,4 +75,5 @@ def _order(state: RunState, turn: Turn, *, adapter: str) -> TrainOrder:
         is_whole=decided is not None,
         learning_rate=found.get("learning_rate"),
         lr_sum=found.get("lr_sum"),
+        scale=0.5 ** len(refusals(state.journal, turn.cycle)),
     )

@@ -24,7 +24,7 @@ class Turn:
     def __init__(self, state: RunState, prompts: Prompts, *, cycle: Cycle) -> None:
         per_round = state.config.data.per_round
         self.cycle = cycle
-        self._prompts = prompts
+        self.prompts = prompts
         self._is_part = per_round is not None and per_round < prompts.num
         self._size = per_round if per_round is not None and self._is_part else prompts.num
         self._start = cycle.round_index * self._size if self._is_part else 0
@@ -62,13 +62,13 @@ class Turn:
     def to_do(self) -> Generator[tuple[int, Prompt | Rejection], None, None]:
         """The prompts that are not rolled out yet, each with its position in the cycle; of bad ones, the reason."""
         if not self._done.num_ids:
-            yield from enumerate(self._prompts.stream(start=self._start, num=self._size))
+            yield from enumerate(self.prompts.stream(start=self._start, num=self._size))
             return
         chosen = self._unit_of < 0
         positions = np.flatnonzero(chosen)[: self.num_to_do]
         if len(positions):
             chosen[positions[-1] + 1 :] = False
-            stream = self._prompts.stream(start=self._start, num=self._size, chosen=chosen)
+            stream = self.prompts.stream(start=self._start, num=self._size, chosen=chosen)
             yield from zip(positions.tolist(), stream, strict=True)
 
     def answered(self) -> Prompt | None:
@@ -80,16 +80,16 @@ class Turn:
             return None
         of_cycle = self.cycle.key.items()
         refused = {refusal.id for entry, refusal in self._journal.rejections() if of_cycle <= entry.items()}
-        walk = self._prompts.take(start=self._start, num=self._prompts.num)
+        walk = self.prompts.take(start=self._start, num=self.prompts.num)
         done = (prompt for prompt in walk if self._done.unit_with(prompt.id) is not None)
         return next((prompt for prompt in done if prompt.id not in refused), None)
 
     def readable(self) -> str | None:
         """A picture that can be read now, of any prompt there is; None if there is none."""
-        found = first_readable(self._prompts.take(start=self._start, num=self._prompts.num))
+        found = first_readable(self.prompts.take(start=self._start, num=self.prompts.num))
         return found.image if found else None
 
     @cached_property
     def _unit_of(self) -> np.ndarray:
         """For each prompt of the cycle, the number of the unit that it is in; -1 if it is in none."""
-        return self._done.numbers_of(self._prompts.hashes(start=self._start, num=self._size))
+        return self._done.numbers_of(self.prompts.hashes(start=self._start, num=self._size))

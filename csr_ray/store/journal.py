@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 What = Literal["unit", "prompts", "examples", "train", "model"]
 
 # What a run makes; the other kinds say how it was started and what was found.
-_WORK = ("rollout", "examples", "train", "publish", "eval", "round", "finished", "lost")
+_WORK = ("rollout", "examples", "train", "publish", "probe", "verdict", "eval", "round", "finished", "lost")
 
 
 class Journal:

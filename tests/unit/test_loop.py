@@ -15,7 +15,7 @@ from unittest import mock
 
 import pyarrow.parquet as pq
 import pytest
-from fakes import FakeGenerators, FakeMachinery, FakeTrainer, PromptList, tiny_config
+from fakes import FakeGenerators, FakeMachinery, FakeTrainer, PromptList, scale_of, tiny_config
 from journals import entries_of
 from rich.console import Console
 
@@ -69,6 +69,7 @@ class Driver:
     prompts = PROMPTS
     has_pictures = False
     bad: frozenset[str] = frozenset()
+    health = staticmethod(lambda version, scale: (50.0, 10))
 
     def __init__(self, directory: Path, **sections: dict) -> None:
         directory.mkdir(exist_ok=True)
@@ -108,6 +109,8 @@ class Driver:
         def start(adapters):
             self.starts.append(list(adapters))
             self.generators.version = len(adapters)
+            self.generators.scale = scale_of(adapters[-1]) if adapters else 1.0
+            self.generators.health = self.health
             return self.machinery
 
         self.said = io.StringIO()
@@ -137,8 +140,8 @@ def test_a_run_commits_every_stage_and_sums_up(tmp_path) -> None:
     summary = driver.run()
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     kinds = [kind for kind in kinds if kind != "usage"]
-    one_round = ["rollout"] * 3 + ["examples", "train", "publish", "eval", "round"]
-    assert kinds == ["eval", *one_round, *one_round, "finished"]
+    one_round = ["rollout"] * 3 + ["examples", "train", "publish", "probe", "verdict", "eval", "round"]
+    assert kinds == ["eval", "probe", *one_round, *one_round, "finished"]
     assert [entry["policy_version"] for entry in summary["rounds"]] == [1, 2]
     assert summary["rounds"][0]["pairs"]["made"] == 5
     assert summary["rounds"][0]["rollout"]["prompts"] == 5
@@ -362,6 +365,9 @@ class OneByOne(FakeGenerators):
     """Draws the next prompt when the result of the last one has been taken."""
 
     def rollout(self, prompts, *, cycle: Cycle, control=None, num=None):
+        if cycle.phase.probing is not None:
+            yield from super().rollout(prompts, cycle=cycle)
+            return
         for prompt in prompts:
             self.grown.append((cycle.round_index, prompt.id))
             yield self._rollout(prompt, cycle=cycle)
@@ -517,7 +523,7 @@ def test_an_evaluation_that_dies_before_its_line_asks_nothing_again_and_keeps_th
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-NUM_LINES = 25  # of a run of two rounds with an evaluation: see the first test of this file
+NUM_LINES = 30  # of a run of two rounds with an evaluation: see the first test of this file
 NUM_USAGES = 7  # of these
 
 

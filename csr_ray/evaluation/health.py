@@ -1,0 +1,193 @@
+"""Whether a policy got worse in a way that needs no truth to be seen, from its answers to the run's own prompts.
+
+A phase of training may break a policy: its answers become empty or endless, repeat themselves, all say the same, or
+earn less of the very reward that was trained for. The same prompts are answered before and after the phase, and each
+figure is compared prompt by prompt with its bootstrap interval. Pure; knows rollouts and numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from csr_ray.evaluation.statistics import Difference, paired_difference
+from csr_ray.records import JsonDict, Rollout
+from csr_ray.rollout.served import sentences_of
+
+REWARD, TOKENS, REPEATS, BROKEN, SELF_BLEU = "reward", "tokens", "repeats", "broken", "self_bleu"
+LEAST_PROMPTS = 8
+_BLEU_ORDERS = (1, 2, 3, 4)
+
+Values = Mapping[str, Mapping[str, float]]
+"""Figures of a policy by their names, each by the prompt's id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much worse a policy may be, beyond what chance makes of it.
+
+    Attributes:
+        reward: by how much the mean reward may fall, in standard deviations of the prompts' rewards before.
+        length: the factor by which the mean length may grow, or shrink.
+        share: by how much the share of answers that repeat themselves, or are empty or cut, may rise (0.05: by five
+            of a hundred).
+        self_bleu: by how much the likeness of the answers to each other may rise (0 to 1).
+    """
+
+    reward: float
+    length: float
+    share: float
+    self_bleu: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One figure before and after.
+
+    Attributes:
+        difference: after minus before, over the same prompts.
+        fault: what is wrong, in words; "" where nothing is.
+    """
+
+    name: str
+    before: float
+    after: float
+    difference: Difference
+    fault: str
+
+    def to_plain(self) -> JsonDict:
+        return {**asdict(self), "difference": asdict(self.difference)}
+
+
+def values_of(rollouts: Sequence[Rollout]) -> dict[str, dict[str, float]]:
+    """The figures of each prompt, as means over its answers. The reward is there only where every answer has one.
+
+    `tokens` is the length of an answer; `repeats` the share of its answers that say a sentence twice, `broken` of
+    those that are empty or cut; `self_bleu` how much of it, by n-grams of up to four words, other prompts' answers
+    say, too.
+    """
+    values: dict[str, dict[str, float]] = {name: {} for name in (REWARD, TOKENS, REPEATS, BROKEN, SELF_BLEU)}
+    likeness = _self_bleu([[answer.text for answer in rollout.candidates] for rollout in rollouts])
+    for rollout, alike in zip(rollouts, likeness, strict=True):
+        answers, key = rollout.candidates, rollout.prompt.id
+        rewards = [answer.reward for answer in answers if answer.reward is not None]
+        if len(rewards) == len(answers):
+            values[REWARD][key] = _mean(rewards)
+        values[TOKENS][key] = _mean([float(len(answer.token_ids)) for answer in answers])
+        values[REPEATS][key] = _mean([float(_repeats(answer.text)) for answer in answers])
+        values[BROKEN][key] = _mean(
+            [float(not answer.text.strip() or bool(answer.scores.get("cut"))) for answer in answers]
+        )
+        values[SELF_BLEU][key] = alike
+    return values
+
+
+def compare_health(before: Values, *, after: Values, limits: Limits, seed: int) -> list[Finding]:
+    """Every figure that enough prompts have on both sides, and what is wrong with it.
+
+    A figure is at fault where its whole 95 % interval lies beyond what the limits allow.
+    """
+    findings = []
+    for name in (REWARD, TOKENS, REPEATS, BROKEN, SELF_BLEU):
+        known = after.get(name, {})
+        shared = [key for key in before.get(name, {}) if key in known]
+        if len(shared) < LEAST_PROMPTS:
+            continue
+        first, second = [before[name][key] for key in shared], [known[key] for key in shared]
+        fault = _fault(name, first, second, limits=limits, seed=seed)
+        findings.append(
+            Finding(
+                name=name,
+                before=_mean(first),
+                after=_mean(second),
+                difference=paired_difference(first, after=second, seed=seed),
+                fault=fault,
+            )
+        )
+    return findings
+
+
+def _fault(name: str, before: Sequence[float], after: Sequence[float], *, limits: Limits, seed: int) -> str:
+    def rises(low: Sequence[float], high: Sequence[float]) -> bool:
+        """Whether the second is larger than the first by more than chance."""
+        return paired_difference(low, after=high, seed=seed).low > 0
+
+    if name == REWARD:
+        allowed = limits.reward * _deviation(before)
+        return "the reward fell" if rises(after, [value - allowed for value in before]) else ""
+    if name == TOKENS:
+        if rises([limits.length * value for value in before], after):
+            return f"the answers are over {limits.length:g} times as long"
+        shorter = rises(after, [value / limits.length for value in before])
+        return f"the answers are less than 1 / {limits.length:g} as long" if shorter else ""
+    allowed = limits.self_bleu if name == SELF_BLEU else limits.share
+    if not rises([value + allowed for value in before], after):
+        return ""
+    return {
+        REPEATS: "more answers repeat themselves",
+        BROKEN: "more answers are empty or cut",
+        SELF_BLEU: "the answers became more alike",
+    }[name]
+
+
+def _repeats(text: str) -> bool:
+    sentences = [sentence.lower() for sentence in sentences_of(text)]
+    return len(set(sentences)) < len(sentences)
+
+
+def _self_bleu(texts: Sequence[Sequence[str]]) -> list[float]:
+    """Of each prompt the mean over its answers of BLEU against the answers of all other prompts.
+
+    Without a brevity penalty, since there is always some answer of the length. An order of n-grams that an answer is
+    too short for is left out.
+    """
+    grams = [[_grams(text) for text in answers] for answers in texts]
+    # Of each n-gram the two largest counts that a prompt's answers have, and whose the larger is.
+    most: dict[tuple[str, ...], tuple[int, int, int]] = {}
+    for prompt, answers in enumerate(grams):
+        for gram, count in _union(answers).items():
+            first, owner, second = most.get(gram, (0, -1, 0))
+            most[gram] = (count, prompt, first) if count > first else (first, owner, max(second, count))
+
+    def precision(counts: Counter[tuple[str, ...]], *, prompt: int) -> float:
+        found = 0
+        for gram, count in counts.items():
+            first, owner, second = most[gram]
+            found += min(count, second if owner == prompt else first)
+        return found / counts.total()
+
+    def bleu(by_order: Sequence[Counter[tuple[str, ...]]], *, prompt: int) -> float:
+        shares = [precision(counts, prompt=prompt) for counts in by_order if counts]
+        if not shares or not all(shares):
+            return 0.0
+        return math.exp(math.fsum(map(math.log, shares)) / len(shares))
+
+    return [
+        _mean([bleu(answer, prompt=prompt) for answer in answers]) if answers else 0.0
+        for prompt, answers in enumerate(grams)
+    ]
+
+
+def _grams(text: str) -> list[Counter[tuple[str, ...]]]:
+    words = text.lower().split()
+    return [Counter(zip(*(words[start:] for start in range(order)), strict=False)) for order in _BLEU_ORDERS]
+
+
+def _union(answers: Sequence[Sequence[Counter[tuple[str, ...]]]]) -> Counter[tuple[str, ...]]:
+    """The largest count of each n-gram in any of the answers."""
+    union: Counter[tuple[str, ...]] = Counter()
+    for by_order in answers:
+        for counts in by_order:
+            union |= counts
+    return union
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    mean = _mean(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(1, len(values) - 1))

@@ -1,0 +1,147 @@
+"""Gate: a phase that made the policy worse is not handed over; no truth is needed to see it.
+
+The same prompts of the run are answered by the policy before a phase and by the one behind it, and what they said is
+compared (`csr_ray.evaluation.health`). A policy that is worse is taken back: its training is voided in the journal,
+with what spoke against it, and the phase is trained again on the same examples with half the dose. After
+`gate.retries` of these the run ends early, with the policy that it had.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+
+from csr_ray.evaluation.health import LEAST_PROMPTS, Finding, Limits, compare_health, values_of
+from csr_ray.ports import Generators, Machinery, Prompts
+from csr_ray.records import Cycle, JsonDict, Phase, Probing, Prompt, Rollout, TrainResult
+from csr_ray.stages.close import keep_account
+from csr_ray.stages.refusals import refusals
+from csr_ray.stages.state import RunState
+from csr_ray.stages.turn import Turn
+from csr_ray.stages.view import View
+from csr_ray.training.dose import held_out_share, is_held_out
+
+PHASE = "gate"
+_MOST_TOKENS = 512
+
+
+def probe(state: RunState, turn: Turn, *, version: int, generators: Generators, view: View) -> None:
+    """Let policy `version`, which the generators serve now, answer the gate's prompts, and commit what was found.
+
+    There is nothing to do without a gate, or if the journal has this version's figures.
+    """
+    if not state.config.gate.enabled or state.journal.find("probe", version=version):
+        return
+    started_s = time.perf_counter()
+    asked = gate_prompts(state, turn.prompts)
+    round_index = turn.cycle.round_index
+    cycle = Cycle(round_index=round_index, phase=Phase(name=PHASE, probing=_probing(state)), policy_version=version)
+    answered: list[Rollout] = []
+    num_failed = 0
+    with view.stage("check", total=len(asked), unit="prompts", round_index=round_index) as stage:
+        for result in generators.rollout(asked, cycle=cycle, num=len(asked)):
+            if isinstance(result, Rollout):
+                answered.append(result)
+            else:
+                num_failed += 1
+            stage.advance(tokens=result.stats.num_tokens if isinstance(result, Rollout) else 0)
+            keep_account(state, round_index=round_index)
+    place = {prompt.id: number for number, prompt in enumerate(asked)}
+    answered.sort(key=lambda rollout: place[rollout.prompt.id])
+    state.journal.commit(
+        "probe",
+        version=version,
+        values=values_of(answered),
+        prompts=len(answered),
+        failed=num_failed,
+        tokens=sum(rollout.stats.num_tokens for rollout in answered),
+        seconds=time.perf_counter() - started_s,
+    )
+
+
+def accept(state: RunState, turn: Turn, trained: TrainResult, *, machinery: Machinery, view: View) -> bool:
+    """Whether the phase's policy, which is published, stays; if not, it has been taken back.
+
+    After too many refusals the run has ended (`RunState.ended`), and the policy before the phase is served.
+    """
+    if not state.config.gate.enabled or state.journal.find("verdict", version=trained.version):
+        return True
+    cycle, generators = turn.cycle, machinery.generators
+    probe(state, turn, version=trained.version, generators=generators, view=view)
+    findings = _findings(state, cycle)
+    faults = [finding.fault for finding in findings if finding.fault]
+    verdict: JsonDict = {
+        "version": trained.version,
+        "attempt": len(refusals(state.journal, cycle)) + 1,
+        "findings": [finding.to_plain() for finding in findings],
+        "faults": faults,
+        "dose": _dose_in_short(trained),
+    }
+    if not faults:
+        state.journal.commit("verdict", **cycle.key, **verdict)
+        if not findings:
+            view.say(f"{cycle}: too few answers to compare the policy with the one before it", is_warning=True)
+        return True
+    refused = f"refused: {', '.join(faults)} ({_in_words(findings)})"
+    state.journal.again([{**cycle.key, "what": "train", "reason": refused, "verdict": verdict}])
+    generators.withdraw(trained.version)
+    machinery.trainer.withdraw(trained.version)
+    if state.ended:
+        view.say(f"{cycle} is {refused}. The run ends here, with the policy before it", is_warning=True)
+    else:
+        view.say(f"{cycle} is {refused}: trained again with half the dose", is_warning=True)
+    return False
+
+
+def gate_prompts(state: RunState, prompts: Prompts) -> list[Prompt]:
+    """The prompts that every version answers: those that are held out of every phase, as far as there are so many.
+
+    A prompt whose pair is held out in one phase is held out in all (`csr_ray.training.dose.is_held_out`). Where they
+    are too few, the first prompts of the file join them.
+    """
+    num, seed = state.config.gate.prompts, state.config.run.seed
+    a_round = min(prompts.num, state.config.data.per_round or prompts.num)
+    share = held_out_share(a_round, share=state.config.train.held_out) or state.config.train.held_out
+    looked_at = min(prompts.num, int(2 * num / share))
+    held = (prompt for prompt in prompts.take(num=looked_at) if is_held_out(prompt.id, seed=seed, share=share))
+    found = list(itertools.islice(held, num))
+    known = {prompt.id for prompt in found}
+    if len(found) < num:
+        others = (prompt for prompt in prompts.take(num=min(prompts.num, num)) if prompt.id not in known)
+        found += itertools.islice(others, num - len(found))
+    return found
+
+
+def _probing(state: RunState) -> Probing:
+    config = state.config
+    max_tokens = config.gate.max_tokens or min(config.search.max_answer_tokens, _MOST_TOKENS)
+    return Probing(max_tokens=max_tokens, image_weight=config.reward.weight if state.method.needs_scorer else None)
+
+
+def _findings(state: RunState, cycle: Cycle) -> list[Finding]:
+    before = state.journal.find("probe", version=cycle.policy_version)
+    after = state.journal.find("probe", version=cycle.policy_version + 1)
+    assert after is not None
+    if before is None or before["prompts"] < LEAST_PROMPTS:  # of a run that an earlier version of this program began
+        return []
+    gate = state.config.gate
+    limits = Limits(
+        reward=gate.reward_loss,
+        length=gate.length_factor,
+        share=gate.share_rise,
+        self_bleu=gate.self_bleu_rise,
+    )
+    return compare_health(before["values"], after=after["values"], limits=limits, seed=state.config.run.seed)
+
+
+def _dose_in_short(trained: TrainResult) -> JsonDict:
+    return {name: trained.dose[name] for name in ("learning_rate", "lr_sum", "reason") if name in trained.dose}
+
+
+def _in_words(findings: Sequence[Finding]) -> str:
+    return ", ".join(
+        f"{finding.name.replace('_', '-')} {finding.before:.3g} to {finding.after:.3g}"
+        for finding in findings
+        if finding.fault
+    )

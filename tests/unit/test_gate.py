@@ -1,0 +1,157 @@
+"""A phase that made the policy worse is refused: trained again with half the dose, and at last given up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fakes import PromptList
+from test_loop import Driver as LoopDriver
+from test_loop import cycle, merged_model  # noqa: F401 - a fixture that every test here uses
+
+from csr_ray.records import Prompt
+from csr_ray.stages.gate import gate_prompts
+from csr_ray.store.journal import Journal
+from csr_ray.training.dose import is_held_out
+
+PROMPTS = [Prompt(id=f"p{number:03d}", image=f"{number}.png", text="Describe.") for number in range(40)]
+WELL, WORSE, ENDLESS = (50.0, 10), (20.0, 10), (50.0, 100)
+
+
+class Driver(LoopDriver):
+    prompts = PROMPTS
+
+
+def _by_dose(healthy_from: float, *, version: int = 1):
+    """Version `version` is worse while its dose is larger than `healthy_from`."""
+    return staticmethod(lambda served, scale: WORSE if served == version and scale > healthy_from else WELL)
+
+
+def _lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+
+
+def test_a_phase_that_does_no_harm_is_handed_over(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    summary = driver.run()
+    assert driver.generators.probed == [0, 1, 2] and driver.generators.withdrawn == []
+    (verdict,) = summary["rounds"][0]["train"]["verdicts"]
+    assert verdict["accepted"] and verdict["attempt"] == 1 and summary["ended"] is None
+    assert {finding["name"] for finding in verdict["findings"]} == {
+        "reward",
+        "tokens",
+        "repeats",
+        "broken",
+        "self_bleu",
+    }
+
+
+def test_a_phase_that_hurts_is_trained_again_with_half_the_dose(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    driver.health = _by_dose(0.5)
+    summary = driver.run()
+    assert [order.scale for order in driver.trainer.orders] == [1.0, 0.5, 1.0]
+    assert driver.generators.withdrawn == driver.trainer.withdrawn == [1]
+    assert driver.generators.published == [1, 1, 2]
+    refused, accepted = summary["rounds"][0]["train"]["verdicts"]
+    assert not refused["accepted"] and refused["faults"] == ["the reward fell"]
+    assert accepted["accepted"] and accepted["attempt"] == 2
+    assert len(summary["rounds"]) == 2 and summary["finished"]
+    said = " ".join(driver.said.getvalue().split())
+    assert "round 1 is refused: the reward fell (reward 51" in said and "trained again with half the dose" in said
+
+
+def test_a_phase_that_always_hurts_ends_the_run_with_the_policy_before_it(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    driver.health = _by_dose(0.0, version=2)
+    summary = driver.run()
+    assert [order.scale for order in driver.trainer.orders] == [1.0, 1.0, 0.5, 0.25]
+    assert driver.generators.version == 1 and driver.generators.withdrawn == [2, 2, 2]
+    assert summary["ended"]["round"] == 1 and summary["ended"]["version"] == 1
+    assert "the reward fell" in summary["ended"]["reason"]
+    assert summary["finished"] and (tmp_path / "model" / "model.safetensors").read_bytes() == bytes([1]) * 100
+    assert len(driver.state().adapters) == 1
+    assert "The run ends here, with the policy before it" in " ".join(driver.said.getvalue().split())
+    again = driver.run()
+    assert again["ended"] == summary["ended"] and len(driver.starts) == 1, "there is nothing to go on with"
+
+
+def test_answers_that_grow_without_end_are_refused_though_their_reward_does_not_fall(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, gate={"retries": 0})
+    driver.health = staticmethod(lambda version, scale: ENDLESS if version else WELL)
+    summary = driver.run()
+    assert "the answers are over 1.5 times as long" in summary["ended"]["reason"]
+
+
+def test_without_a_gate_nothing_is_asked(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, gate={"enabled": False})
+    driver.health = _by_dose(0.0)
+    summary = driver.run()
+    assert driver.generators.probed == [] and summary["rounds"][0]["train"]["verdicts"] == []
+
+
+@pytest.mark.parametrize("healthy_from", [0.5, 0.0])
+def test_a_run_that_is_killed_after_any_line_comes_to_the_same_verdicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, healthy_from: float
+) -> None:
+    monkeypatch.setattr(Driver, "prompts", PROMPTS[:9])
+    monkeypatch.setattr(Driver, "health", _by_dose(healthy_from))
+    whole = Driver(tmp_path / "whole", run={"rounds": 2, "unit": 9})
+    expected = whole.run()
+    num_lines = Journal(whole.folder.journal).num_lines
+    assert num_lines > 12
+    for number in range(1, num_lines):
+        driver = Driver(tmp_path / f"killed_{number}", run={"rounds": 2, "unit": 9})
+        with monkeypatch.context() as patch:
+            _die_after_line(patch, number)
+            with pytest.raises(KeyboardInterrupt):
+                driver.run()
+        summary = driver.run()
+        for ours, theirs in zip(summary["rounds"], expected["rounds"], strict=True):
+            assert ours["train"]["verdicts"] == theirs["train"]["verdicts"], number
+        assert summary["ended"] == expected["ended"] and summary["finished"], number
+        assert driver.state().adapters == [
+            path.replace("whole", f"killed_{number}") for path in whole.state().adapters
+        ]
+
+
+def _die_after_line(patch: pytest.MonkeyPatch, number: int) -> None:
+    append = Journal._append
+
+    def append_and_die(journal: Journal, *entries: dict) -> None:
+        append(journal, *entries)
+        if journal.num_lines == number:
+            raise KeyboardInterrupt
+
+    patch.setattr(Journal, "_append", append_and_die)
+
+
+def test_the_prompts_are_those_that_no_phase_trains_on(tmp_path: Path) -> None:
+    many = [Prompt(id=f"many-{number}", image="i.png", text="Describe.") for number in range(2000)]
+    state = Driver(tmp_path, data={"per_round": 500}, gate={"prompts": 30}).state()
+    asked = gate_prompts(state, PromptList(many))
+    assert len(asked) == 30
+    assert all(is_held_out(prompt.id, seed=state.config.run.seed, share=0.1) for prompt in asked)
+    few = gate_prompts(state, PromptList(PROMPTS))
+    assert len({prompt.id for prompt in few}) == len(few) == 30, "the others are the first of the file"
+
+
+def test_a_policy_that_answers_too_few_prompts_is_not_judged(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    driver.prompts = PROMPTS[:5]
+    driver.health = _by_dose(0.0)
+    summary = driver.run()
+    (verdict,) = summary["rounds"][0]["train"]["verdicts"]
+    assert verdict["accepted"] and verdict["findings"] == []
+    assert "too few answers to compare" in " ".join(driver.said.getvalue().split())
+
+
+def test_a_verdict_that_was_about_a_training_that_is_done_again_does_not_count(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    driver.run()
+    adapter = driver.folder.adapter(cycle(1)) / "adapter_model.safetensors"
+    adapter.write_bytes(b"damaged")
+    driver.health = _by_dose(0.5, version=2)
+    summary = driver.run()
+    assert [verdict["accepted"] for verdict in summary["rounds"][1]["train"]["verdicts"]] == [False, True]
