@@ -1,4 +1,4 @@
-"""How much each phase was trained, and what the pairs held out of it showed: curves by step, and why it ended."""
+"""How much each phase was trained, what the pairs held out of it showed, and what the gate said of the outcome."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from csr_ray.report.figures import number, section
 
 MOST_SHOWN: Final = 6
 _CURVES: Final = ("margin", "divergence", "accuracy", "loss")
+_FIGURES: Final = {
+    "reward": "mean reward",
+    "tokens": "tokens an answer",
+    "repeats": "answers that repeat themselves",
+    "broken": "answers empty or cut",
+    "self_bleu": "likeness to each other (self-BLEU)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +44,12 @@ class DoseRow:
 
 def dose_rows(summary: Mapping[str, Any], *, target_margin: float | None) -> list[DoseRow]:
     """A row of each phase whose dose was found; of many phases the first and the last few."""
-    rows = [row for label, dose in _phases(summary) if (row := _row(label, dose, target_margin=target_margin))]
+    found = ((label, section(train, key="dose")) for label, train in _trainings(summary))
+    rows = [row for label, dose in found if (row := _row(label, dose, target_margin=target_margin))]
     return rows if len(rows) <= MOST_SHOWN else [*rows[: MOST_SHOWN // 2], *rows[-MOST_SHOWN // 2 :]]
 
 
-def _phases(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _trainings(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     rounds = summary.get("rounds")
     for position, entry in enumerate(rounds if isinstance(rounds, list) else []):
         if not isinstance(entry, dict):
@@ -50,7 +58,58 @@ def _phases(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]
         for phase in phases if isinstance(phases, list) else [entry]:
             if isinstance(phase, dict):
                 name = f", {phase['phase']}" if "phase" in phase else ""
-                yield f"Round {position + 1}{name}", section(section(phase, key="train"), key="dose")
+                yield f"Round {position + 1}{name}", section(phase, key="train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerdictRow:
+    """What the gate said of one training.
+
+    Attributes:
+        figures: of each figure its name, before, after, and the ends of the change's interval; all in words.
+    """
+
+    label: str
+    is_accepted: bool
+    faults: str
+    figures: tuple[tuple[str, str, str, str], ...]
+
+
+def verdict_rows(summary: Mapping[str, Any]) -> list[VerdictRow]:
+    """A row of each training that the gate has judged, the refused ones included."""
+    rows = []
+    for label, train in _trainings(summary):
+        listed = train.get("verdicts")
+        for verdict in listed if isinstance(listed, list) else []:
+            if not isinstance(verdict, dict):
+                continue
+            attempt = number(verdict.get("attempt")) or 1
+            faults, findings = verdict.get("faults"), verdict.get("findings")
+            rows.append(
+                VerdictRow(
+                    label=label if attempt == 1 else f"{label}, attempt {attempt:.0f}",
+                    is_accepted=verdict.get("accepted") is True,
+                    faults=", ".join(map(str, faults)) if isinstance(faults, list) else "",
+                    figures=tuple(
+                        figure for finding in (findings if isinstance(findings, list) else [])
+                        if (figure := _figure(finding)) is not None
+                    ),
+                )
+            )  # fmt: skip
+    return rows
+
+
+def _figure(finding: Any) -> tuple[str, str, str, str] | None:
+    if not isinstance(finding, dict):
+        return None
+    before, after = number(finding.get("before")), number(finding.get("after"))
+    change = section(finding, key="difference")
+    low, high = number(change.get("low")), number(change.get("high"))
+    if before is None or after is None:
+        return None
+    sure = "" if low is None or high is None else f"{low:+.3g} to {high:+.3g}"
+    name = str(finding.get("name", ""))
+    return _FIGURES.get(name, name), f"{before:.3g}", f"{after:.3g}", sure
 
 
 def _row(label: str, dose: Mapping[str, Any], *, target_margin: float | None) -> DoseRow | None:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from csr_ray.report import charts
 from csr_ray.report.before_after import before_and_after
-from csr_ray.report.dose import dose_rows
+from csr_ray.report.dose import dose_rows, verdict_rows
 from csr_ray.report.figures import (
     STAGES,
     ChangeFigures,
@@ -139,6 +139,8 @@ def page_values(run: Run) -> dict[str, Any]:
         "quality_charts": _quality_charts(rows),
         "quality_lines": _quality_lines(rows),
         "doses": dose_rows(run.summary, target_margin=number(section(run.config, key="train").get("target_margin"))),
+        "verdicts": verdict_rows(run.summary),
+        "ended": section(run.summary, key="ended").get("reason"),
         "histograms": histograms(run.rounds),
         "num_histograms": sum(bool(data.num_pairs) for data in run.rounds),
         "heat": _heat(run),

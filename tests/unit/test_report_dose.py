@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from csr_ray.report.dose import MOST_SHOWN, dose_rows
+from csr_ray.report.dose import MOST_SHOWN, dose_rows, verdict_rows
 from csr_ray.training.dose import Dose, DosePlan, look_at
 
 
@@ -61,3 +61,27 @@ def test_phases_of_a_round_have_their_names_and_many_rounds_are_cut_in_the_middl
 )
 def test_a_summary_without_doses_or_a_damaged_one_has_no_rows(summary: dict[str, Any]) -> None:
     assert dose_rows(summary, target_margin=None) == []
+
+
+def test_verdicts_are_listed_with_what_spoke_for_them() -> None:
+    finding = {
+        "name": "reward",
+        "before": 51.25,
+        "after": 20.0,
+        "difference": {"mean": -31.25, "low": -33.0, "high": -29.5, "p": 0.001},
+        "fault": "the reward fell",
+    }
+    refused = {"accepted": False, "attempt": 1, "faults": ["the reward fell"], "findings": [finding]}
+    accepted = {"accepted": True, "attempt": 2, "faults": [], "findings": []}
+    first, second = verdict_rows({"rounds": [{"train": {"verdicts": [refused, accepted]}}]})
+    assert (first.label, first.is_accepted, first.faults) == ("Round 1", False, "the reward fell")
+    assert first.figures == (("mean reward", "51.2", "20", "-33 to -29.5"),)
+    assert (second.label, second.is_accepted, second.figures) == ("Round 1, attempt 2", True, ())
+
+
+@pytest.mark.parametrize(
+    "verdicts", [None, "x", [None], [{}], [{"faults": 1, "findings": [None, {}, {"before": 1, "after": "x"}]}]]
+)
+def test_damaged_verdicts_are_no_traceback(verdicts: Any) -> None:
+    rows = verdict_rows({"rounds": [{"train": {"verdicts": verdicts}}]})
+    assert all(row.figures == () and not row.is_accepted for row in rows)

@@ -1,0 +1,189 @@
+"""Whether a policy got worse, from its answers alone."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+
+import pytest
+
+from csr_ray.evaluation.health import Finding, Limits, compare_health, values_of
+from csr_ray.records import Ask, Candidate, Picture, Probing, Prompt, Rollout, Sentence
+from csr_ray.rollout.served import answer_as_served, sentences_of
+
+LIMITS = Limits(reward=0.1, length=1.5, share=0.05, self_bleu=0.15)
+NOUNS = [
+    "star", "moon", "ring", "heart", "cross", "arrow", "circle", "square",
+    "drum", "key", "lamp", "boat", "fish", "leaf", "kite", "bell",
+]  # fmt: skip
+
+
+def _rollout(key: str, *texts: str, reward: float | None = 50.0, cut: bool = False) -> Rollout:
+    answers = tuple(
+        Candidate(
+            node=node,
+            role="greedy",
+            text=text,
+            token_ids=tuple(range(len(text.split()))),
+            logp=-1.0,
+            scores={"cut": float(cut)},
+            reward=reward,
+        )
+        for node, text in enumerate(texts)
+    )
+    return Rollout(
+        prompt=Prompt(id=key, image="i.png", text="Describe."), candidates=answers, policy_version=0, seed=0
+    )
+
+
+def _healthy(rng: random.Random, *, num: int = 64, reward: float = 50.0) -> list[Rollout]:
+    def answer() -> str:
+        return " ".join(f"There is a {noun}." for noun in rng.sample(NOUNS, k=rng.randrange(1, 5)))
+
+    return [_rollout(f"p{index}", answer(), answer(), reward=rng.gauss(reward, 10)) for index in range(num)]
+
+
+def _faults(after: Callable[[random.Random], list[Rollout]], *, seed: int) -> list[str]:
+    rng = random.Random(seed)
+    before = values_of(_healthy(rng))
+    return [finding.fault for finding in _compare(before, after(rng)) if finding.fault]
+
+
+def _compare(before: dict[str, dict[str, float]], after: list[Rollout]) -> list[Finding]:
+    return compare_health(before, after=values_of(after), limits=LIMITS, seed=0)
+
+
+def test_a_policy_that_stays_as_it_is_is_refused_in_few_of_many_cases() -> None:
+    num_refused = sum(bool(_faults(_healthy, seed=seed)) for seed in range(200))
+    assert num_refused <= 4, "of 200, each with five figures"
+
+
+@pytest.mark.parametrize(
+    "after, fault",
+    [
+        (lambda rng: _healthy(rng, reward=40), "the reward fell"),
+        (
+            lambda rng: [_rollout(f"p{n}", "There is a star. " * 7 + f"It is {n}.") for n in range(64)],
+            "the answers are over 1.5 times as long",
+        ),
+        (
+            lambda rng: [_rollout(f"p{n}", rng.choice(NOUNS)) for n in range(64)],
+            "the answers are less than 1 / 1.5 as long",
+        ),
+        (
+            lambda rng: [_rollout(f"p{n}", f"A {rng.choice(NOUNS)}. A moon. A moon.") for n in range(64)],
+            "more answers repeat themselves",
+        ),
+        (
+            lambda rng: [
+                _rollout(f"p{n}", "" if n % 3 == 0 else f"There is a {rng.choice(NOUNS)}.") for n in range(64)
+            ],
+            "more answers are empty or cut",
+        ),
+        (
+            lambda rng: [_rollout(f"p{n}", f"There is a {rng.choice(NOUNS)} there.", cut=True) for n in range(64)],
+            "more answers are empty or cut",
+        ),
+    ],
+)
+def test_what_went_wrong_is_named(after: Callable[[random.Random], list[Rollout]], fault: str) -> None:
+    for seed in range(10):
+        assert fault in _faults(after, seed=seed)
+
+
+def test_answers_that_all_become_the_same_are_refused() -> None:
+    def words(rng: random.Random) -> str:
+        return " ".join(rng.choice(NOUNS) for _ in range(8)) + "."
+
+    rng = random.Random(0)
+    before = values_of([_rollout(f"p{n}", words(rng)) for n in range(64)])
+    same = words(rng)
+    found = _compare(before, [_rollout(f"p{n}", same) for n in range(64)])
+    (alike,) = [finding for finding in found if finding.name == "self_bleu"]
+    assert alike.fault == "the answers became more alike"
+    assert alike.before < 0.1 and alike.after == pytest.approx(1.0)
+
+
+def test_a_higher_reward_and_a_little_less_to_say_are_no_faults() -> None:
+    def shorter(rng: random.Random) -> list[Rollout]:
+        return [
+            _rollout(f"p{n}", " ".join(f"There is a {noun}." for noun in rng.sample(NOUNS, k=2)), reward=60.0)
+            for n in range(64)
+        ]
+
+    assert _faults(shorter, seed=0) == []
+
+
+def test_self_bleu_knows_what_other_prompts_say_and_not_what_the_own_answers_share() -> None:
+    values = values_of(
+        [
+            _rollout("a", "One two three four five.", "One two three four five."),
+            _rollout("b", "Six seven eight nine ten."),
+            _rollout("c", "six seven eight nine ten."),
+            _rollout("d", "", ""),
+        ]
+    )["self_bleu"]
+    assert values == {"a": 0.0, "b": pytest.approx(1.0), "c": pytest.approx(1.0), "d": 0.0}
+
+
+def test_self_bleu_counts_a_word_no_more_often_than_another_answer_has_it() -> None:
+    values = values_of([_rollout("a", "no no no no"), _rollout("b", "no no")])["self_bleu"]
+    # Of a's four words two are matched, of three pairs one; longer n-grams nobody has: BLEU is 0.
+    assert values["a"] == 0.0
+    # b has one word twice and one pair; both are in a. It is too short for more.
+    assert values["b"] == pytest.approx(1.0)
+
+
+def test_figures_that_too_few_prompts_have_are_not_compared() -> None:
+    before = values_of([_rollout(f"p{n}", "A star.", reward=None) for n in range(20)])
+    found = _compare(before, [_rollout(f"p{n}", "A star.") for n in range(7)])
+    assert found == []
+    found = _compare(before, [_rollout(f"p{n}", "A star.") for n in range(20)])
+    assert [finding.name for finding in found] == ["tokens", "repeats", "broken", "self_bleu"]
+
+
+def test_sentences_of_a_whole_answer() -> None:
+    assert sentences_of(" A star. Mr. Fox has 3.5 apples.  And more") == [
+        "A star.",
+        "Mr. Fox has 3.5 apples.",
+        "And more",
+    ]
+    assert sentences_of("  ") == []
+
+
+class _Engine:
+    async def answer(
+        self, ask: Ask, *, temperature: float, max_tokens: int, seed: int, top_p: float = 1.0
+    ) -> Sentence:
+        assert (max_tokens, seed) == (32, 5)
+        if temperature:
+            return Sentence(text="", token_ids=(2,), logps=(-0.5,), ended=True)
+        return Sentence(text="A star. A moon.", token_ids=(7, 8, 9), logps=(-0.1, -0.2, -0.3), ended=False)
+
+
+class _Scorer:
+    async def score(self, picture: Picture, *, texts: list[str]) -> tuple[list[float], int]:
+        assert texts == ["A star.", "A moon."]
+        return [40.0, -10.0], 0
+
+
+@pytest.mark.parametrize("weight", [0.25, None])
+def test_the_answers_of_a_policy_as_it_is_used(weight: float | None) -> None:
+    prompt = Prompt(id="p", image="i.png", text="Describe.")
+    rollout = asyncio.run(
+        answer_as_served(
+            prompt,
+            probing=Probing(max_tokens=32, image_weight=weight),
+            engine=_Engine(),  # type: ignore[arg-type]
+            scorer=_Scorer(),  # type: ignore[arg-type]
+            policy_version=3,
+            seed=5,
+        )
+    )
+    greedy, sampled = rollout.candidates
+    own = 100 * 2.718281828459045**-0.2
+    assert (greedy.role, sampled.role, rollout.policy_version) == ("greedy", "sampled", 3)
+    assert greedy.scores["self"] == pytest.approx(own) and greedy.scores["cut"] == 1.0
+    assert greedy.reward == (None if weight is None else pytest.approx(0.25 * 20.0 + 0.75 * own))
+    assert sampled.reward is None and sampled.scores["cut"] == 0.0
