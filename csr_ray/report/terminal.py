@@ -31,6 +31,8 @@ def print_round_table(summary: Mapping[str, Any], *, console: Console | None = N
         console.print(table)
     console.print()
     console.print(headline(rows), highlight=False, markup=False, style="bold")
+    if ended := section(summary, key="ended"):
+        console.print(f"This run ended early: {ended.get('reason')}", highlight=False, markup=False, style="yellow")
     if words := in_words(section(summary, key="cost")):
         console.print(f"used: {words}", highlight=False, markup=False, style="dim")
     asked = {row.label: f"{row.eval['num_images']:,.0f}" for row in rows if "num_images" in row.eval}
