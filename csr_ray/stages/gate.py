@@ -12,6 +12,7 @@ import itertools
 import time
 from collections.abc import Sequence
 
+from csr_ray.data.images import check_image
 from csr_ray.evaluation.health import LEAST_PROMPTS, Finding, Limits, compare_health, values_of
 from csr_ray.ports import Generators, Machinery, Prompts
 from csr_ray.records import Cycle, JsonDict, Phase, Probing, Prompt, Rollout, TrainResult
@@ -19,6 +20,7 @@ from csr_ray.stages.close import keep_account
 from csr_ray.stages.refusals import refusals
 from csr_ray.stages.state import RunState
 from csr_ray.stages.turn import Turn
+from csr_ray.stages.vanished import Sieve
 from csr_ray.stages.view import View
 from csr_ray.training.dose import held_out_share, is_held_out
 
@@ -40,7 +42,8 @@ def probe(state: RunState, turn: Turn, *, version: int, generators: Generators, 
     answered: list[Rollout] = []
     num_failed = 0
     with view.stage("check", total=len(asked), unit="prompts", round_index=round_index) as stage:
-        for result in generators.rollout(asked, cycle=cycle, num=len(asked)):
+        sieve = Sieve(unreadable=check_image, find=turn.readable)
+        for result in sieve.sift(generators.rollout(asked, cycle=cycle, num=len(asked))):
             if isinstance(result, Rollout):
                 answered.append(result)
             else:

@@ -140,7 +140,9 @@ def test_a_crash_at_any_write_loses_nothing_and_doubles_nothing(tmp_path, is_don
         assert pairs(run) == pairs(whole), last
         report = run.check()
         assert (report.damage, report.notes, report.next) == ([], [], "nothing: the run is finished"), last
-        entries = [(e["kind"], e.get("round"), e.get("unit")) for e in entries_of(run.folder.journal)]
+        entries = [
+            (e["kind"], e.get("round"), e.get("unit"), e.get("version")) for e in entries_of(run.folder.journal)
+        ]
         entries = [entry for entry in entries if entry[0] != "usage"]
         assert len(entries) == len(set(entries)), "no line is there twice"
         shutil.rmtree(run.folder.root)

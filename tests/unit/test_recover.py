@@ -92,12 +92,12 @@ def test_a_damaged_unit_of_an_open_phase_is_rolled_out_again(
 
 def test_a_folder_that_is_gone_with_all_of_its_units_is_said_in_one_line(tmp_path, whole) -> None:
     driver = killed(tmp_path / "run", stop_after=5)  # every unit is committed, the examples are not decided
-    driver.folder.journal.write_bytes(b"".join(driver.folder.journal.read_bytes().splitlines(keepends=True)[:5]))
+    driver.folder.journal.write_bytes(b"".join(driver.folder.journal.read_bytes().splitlines(keepends=True)[:6]))
     shutil.rmtree(driver.folder.cycle(cycle(0)) / "candidates")
     driver.run()
     assert "3 units rolled out again" in driver.said.getvalue()
     assert len(driver.generators.grown) == 10 and content(driver) == content(whole)
-    assert [entry["kind"] for entry in entries_of(driver.folder.journal)][5:8] == ["again"] * 3
+    assert [entry["kind"] for entry in entries_of(driver.folder.journal)][6:9] == ["again"] * 3
 
 
 @pytest.mark.parametrize("damage", BREAKS)

@@ -26,20 +26,21 @@ class Reading(FakeGenerators):
     folder: Path
 
     def rollout(self, prompts, *, cycle, control=None, num=None) -> Iterator[Rollout | Rejection]:
+        is_probing = cycle.phase.probing is not None
         for number, prompt in enumerate(list(prompts)):
             if number == self.gone_after:
                 self.folder.rename(self.folder.with_name("away"))
             if (error := check_image(prompt.image)) is not None:
                 yield prompt.refused(str(error), fault=error.fault)
                 continue
-            yield self._rollout(prompt, cycle=cycle)
+            yield self._served(prompt) if is_probing else self._rollout(prompt, cycle=cycle)
 
 
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     monkeypatch.setattr("test_loop.FakeGenerators", Reading)
     monkeypatch.setattr("csr_ray.policy.weights.save_merged", save_fake_model)
-    made = Driver(tmp_path / "run", run={"rounds": 1, "unit": 4})
+    made = Driver(tmp_path / "run", run={"rounds": 1, "unit": 4}, gate={"enabled": False})
     made.has_pictures = True
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -133,3 +134,17 @@ def test_many_broken_pictures_in_a_row_are_set_aside(driver: Driver) -> None:
         Path(prompt.image).write_bytes(b"no picture")
     (entry,) = driver.run()["rounds"]
     assert (entry["rollout"]["prompts"], entry["rollout"]["failed"]) == (20, 40)
+
+
+def test_a_mount_that_vanishes_while_the_gate_asks_stops_the_run(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    driver.config = tiny_config(tmp_path / "run", run={"rounds": 1, "unit": 4})
+    monkeypatch.setattr(Reading, "gone_after", 10)
+    with pytest.raises(PicturesGone, match="can(not)? be read any more"):
+        driver.run()
+    assert driver.state().journal.find("probe", version=0) is None, "half a look is none"
+    monkeypatch.setattr(Reading, "gone_after", None)
+    (tmp_path / "away").rename(tmp_path / "pictures")
+    summary = driver.run()
+    assert summary["finished"] and driver.state().journal.find("probe", version=0)["prompts"] == 60
