@@ -141,7 +141,7 @@ def test_a_mount_that_vanishes_while_the_gate_asks_stops_the_run(
 ) -> None:
     driver.config = tiny_config(tmp_path / "run", run={"rounds": 1, "unit": 4})
     monkeypatch.setattr(Reading, "gone_after", 10)
-    with pytest.raises(PicturesGone, match="can(not)? be read any more"):
+    with pytest.raises(PicturesGone, match=r"can(not)? be read any more"):
         driver.run()
     assert driver.state().journal.find("probe", version=0) is None, "half a look is none"
     monkeypatch.setattr(Reading, "gone_after", None)
