@@ -88,6 +88,7 @@ class StoredHistory:
             "run": {"rounds": rng.choice((1, 1, 2)), "unit": rng.choice((1, 2, 3, 5))},
             "data": {"prompts": str(self._source), "per_round": rng.choice((None, None, 3))},
             "train": {"streaming": rng.random() < 0.4},
+            "gate": {"enabled": False},  # whose own kills are in tests/unit/test_gate.py
         }
         self._config = tiny_config(folder / "run", **tree)
         self._folder = RunFolder(folder / "run")
