@@ -144,6 +144,18 @@ class Generators(Answering, Protocol):
         """Bring every generator to `trained.version` and prove it by `trained.probes`."""
         ...
 
+    def withdraw(self, version: int) -> None:
+        """Serve the policy before `version` again; `version` was the newest, and its number is free for another
+        adapter, in whatever folder.
+
+        Returns when every generator that serves has proved that it went back. A run that starts again starts with
+        the adapters that it names then, so nothing of a withdrawal is remembered beyond it.
+
+        Raises:
+            ActorFailure: `version` is not the newest, or is the base; or no generator can be brought back.
+        """
+        ...
+
     def counters(self) -> Counters:
         """What generators and scorers have counted since the last call."""
         ...
@@ -173,6 +185,17 @@ class Trainer(Protocol):
 
     def check(self) -> None:
         """Raise what `finish` would raise if the group has failed meanwhile, or could not start; returns at once."""
+        ...
+
+    def withdraw(self, version: int) -> None:
+        """Start the next order from the policy before `version`, which was the newest. Returns at once.
+
+        No stream is open then. The folder of the adapter has to stay until the next order is finished, because
+        workers may be reading it; that order may write to the same place. The checkpoints beside it are removed.
+
+        Raises:
+            ActorFailure: `version` is not the newest, or is the base.
+        """
         ...
 
 

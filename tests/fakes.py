@@ -178,6 +178,7 @@ class FakeGenerators:
     fail_ids: frozenset[str] = frozenset()
     grown: list[tuple[int, str]] = field(default_factory=list)
     published: list[int] = field(default_factory=list)
+    withdrawn: list[int] = field(default_factory=list)
     answered: int = 0
     die_at_publish: int | None = None
     num_counts: int = 0
@@ -225,6 +226,12 @@ class FakeGenerators:
         self.published.append(trained.version)
         return PublishReceipt(version=trained.version, num_bytes=10, seconds=0.1, num_generators=1, max_probe_gap=0.0)
 
+    def withdraw(self, version: int) -> None:
+        if version != self.version or version == 0:
+            raise ActorFailure(f"asked to take back version {version} behind version {self.version}")
+        self.version = version - 1
+        self.withdrawn.append(version)
+
     def counters(self) -> Counters:
         self.num_counts += 1
         rollouts, self._num_counted = len(self.grown) - self._num_counted, len(self.grown)
@@ -233,9 +240,14 @@ class FakeGenerators:
 
 @dataclass
 class FakeTrainer:
-    """`offered` has the ids of every call, by version; `orders` what was asked for."""
+    """`offered` has the ids of every call, by version; `orders` what was asked for.
 
+    `version` is what the next order starts from; None: whatever the first order says.
+    """
+
+    version: int | None = None
     trained: list[int] = field(default_factory=list)
+    withdrawn: list[int] = field(default_factory=list)
     fail_at: int | None = None
     offered: dict[int, list[list[str]]] = field(default_factory=dict)
     orders: list[TrainOrder] = field(default_factory=list)
@@ -250,6 +262,9 @@ class FakeTrainer:
 
     def begin(self, order: TrainOrder) -> None:
         assert self._open is None
+        if self.version is None:
+            self.version = order.cycle.policy_version
+        assert order.cycle.policy_version == self.version, (order, self.version)
         self._open = order
         self.orders.append(order)
         self.offered[order.cycle.policy_version] = []
@@ -274,8 +289,17 @@ class FakeTrainer:
             (folder / "adapter_config.json").write_text(json.dumps({"r": 1}))
             (folder / "adapter_model.safetensors").write_bytes(bytes([version]) * 64)
         self.trained.append(version)
+        self.version = version + 1
         on_step(1, 1, 0.69)
         return train_result(adapter=order.output_dir, version=version + 1, num_pairs=num)
+
+    def withdraw(self, version: int) -> None:
+        assert self._open is None
+        newest = self.version or 0
+        if version != newest or version == 0:
+            raise ActorFailure(f"asked to take back version {version} behind version {newest}")
+        self.version = version - 1
+        self.withdrawn.append(version)
 
 
 @dataclass

@@ -107,7 +107,7 @@ class Driver:
 
         def start(adapters):
             self.starts.append(list(adapters))
-            self.generators.version = len(adapters)
+            self.generators.version = self.trainer.version = len(adapters)
             return self.machinery
 
         self.said = io.StringIO()
