@@ -54,6 +54,10 @@ class InTurns:
         """See `csr_ray.ports.Trainer`."""
         self._group.check()
 
+    def withdraw(self, version: int) -> None:
+        """See `csr_ray.ports.Trainer`. The engines are awake and go on so."""
+        self._group.withdraw(version)
+
     def usage(self) -> list[Usage]:
         """See `TrainerGroup.usage`."""
         return self._group.usage()

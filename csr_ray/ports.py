@@ -145,7 +145,15 @@ class Generators(Answering, Protocol):
         ...
 
     def withdraw(self, version: int) -> None:
-        """Serve the policy before `version` again; `version` was the newest, and its number is free for another."""
+        """Serve the policy before `version` again; `version` was the newest, and its number is free for another
+        adapter, in whatever folder.
+
+        Returns when every generator that serves has proved that it went back. A run that starts again starts with
+        the adapters that it names then, so nothing of a withdrawal is remembered beyond it.
+
+        Raises:
+            ActorFailure: `version` is not the newest, or is the base; or no generator can be brought back.
+        """
         ...
 
     def counters(self) -> Counters:
@@ -175,12 +183,19 @@ class Trainer(Protocol):
         """
         ...
 
-    def withdraw(self, version: int) -> None:
-        """Forget `version`, which was trained last: the next order starts from the policy before it."""
-        ...
-
     def check(self) -> None:
         """Raise what `finish` would raise if the group has failed meanwhile, or could not start; returns at once."""
+        ...
+
+    def withdraw(self, version: int) -> None:
+        """Start the next order from the policy before `version`, which was the newest. Returns at once.
+
+        No stream is open then. The folder of the adapter has to stay until the next order is finished, because
+        workers may be reading it; that order may write to the same place. The checkpoints beside it are removed.
+
+        Raises:
+            ActorFailure: `version` is not the newest, or is the base.
+        """
         ...
 
 

@@ -34,6 +34,7 @@ class FakeGenerator(Living):
 
     def __init__(self, directory: str, fault: str | None) -> None:
         self._directory, self._fault = directory, fault
+        self._most_held: list[float] = []
 
     async def start(self, registry: Any) -> int:
         self._receiver = Receiver(registry, folder=Path(self._directory) / str(os.getpid()))
@@ -46,17 +47,21 @@ class FakeGenerator(Living):
             os._exit(1)
         if self._fault == "out of memory":
             raise MemoryError("cannot allocate 4 GiB")
-        tensors = load_file(Path(self._receiver.adapters[-1]) / "adapter_model.safetensors")
+        held = self.held()
+        if self._fault == "dies at going back" and len(held) < len(self._most_held):
+            os._exit(1)
+        if len(held) > len(self._most_held) or self._fault != "does not go back":
+            self._most_held = held
         off = {"other weights": 3.0, "no number": math.nan}.get(self._fault or "", 0.0)
         return Served(
             version=version - 1 if self._fault == "old version" else version,
-            checksum="0" if self._fault == "other tensors" else str(float(tensors["x"].sum())),
+            checksum="0" if self._fault == "other tensors" else str(self._most_held),
             wrong_tensors=("layers.1.q_proj.weight",) if self._fault == "one layer" else (),
             swallowed=0.25,
             kept=0.75,
             num_stale=32 if self._fault == "cache not empty" else 0,
-            probe_logps=tuple(logp + off for logp in LOGPS),
-            cache_gaps=(0.0, 0.5 if self._fault == "stale cache" else 0.0),
+            probe_logps=tuple(logp + off for logp in LOGPS)[: len(probes)],
+            cache_gaps=(0.0, 0.5 if self._fault == "stale cache" else 0.0)[: len(probes)],
             num_bytes=self._receiver.num_bytes - before,
             seconds=0.0,
         )

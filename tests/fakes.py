@@ -179,6 +179,7 @@ class FakeGenerators:
     fail_ids: frozenset[str] = frozenset()
     grown: list[tuple[int, str]] = field(default_factory=list)
     published: list[int] = field(default_factory=list)
+    withdrawn: list[int] = field(default_factory=list)
     answered: int = 0
     die_at_publish: int | None = None
     num_counts: int = 0
@@ -189,7 +190,6 @@ class FakeGenerators:
     health: Callable[[int, float], tuple[float, int]] = lambda version, scale: (50.0, 10)
     """Of a version, and the scale of its last dose: the reward and the length of its answers to the gate."""
     probed: list[int] = field(default_factory=list)
-    withdrawn: list[int] = field(default_factory=list)
     _num_counted: int = 0
 
     def rollout(self, prompts, *, cycle: Cycle, control=None, num=None):
@@ -238,12 +238,6 @@ class FakeGenerators:
         )
         return Rollout(prompt=prompt, candidates=answers, policy_version=self.version, seed=1)
 
-    def withdraw(self, version: int) -> None:
-        if version != self.version or not version:
-            raise ActorFailure(f"asked to withdraw version {version} of {self.version}")
-        self.version, self.scale = self.version - 1, 1.0
-        self.withdrawn.append(version)
-
     def answer(self, questions: Sequence[Question], *, temperature: float, max_tokens: int, seed: int):
         for question in questions:
             self.answered += 1
@@ -258,6 +252,12 @@ class FakeGenerators:
         self.published.append(trained.version)
         return PublishReceipt(version=trained.version, num_bytes=10, seconds=0.1, num_generators=1, max_probe_gap=0.0)
 
+    def withdraw(self, version: int) -> None:
+        if version != self.version or version == 0:
+            raise ActorFailure(f"asked to take back version {version} behind version {self.version}")
+        self.version, self.scale = version - 1, 1.0
+        self.withdrawn.append(version)
+
     def counters(self) -> Counters:
         self.num_counts += 1
         rollouts, self._num_counted = len(self.grown) - self._num_counted, len(self.grown)
@@ -266,20 +266,20 @@ class FakeGenerators:
 
 @dataclass
 class FakeTrainer:
-    """`offered` has the ids of every call, by version; `orders` what was asked for."""
+    """`offered` has the ids of every call, by version; `orders` what was asked for.
 
+    `version` is what the next order starts from; None: whatever the first order says.
+    """
+
+    version: int | None = None
     trained: list[int] = field(default_factory=list)
+    withdrawn: list[int] = field(default_factory=list)
     fail_at: int | None = None
     offered: dict[int, list[list[str]]] = field(default_factory=dict)
     orders: list[TrainOrder] = field(default_factory=list)
     broken: str | None = None
     num_checks: int = 0
-    withdrawn: list[int] = field(default_factory=list)
     _open: TrainOrder | None = None
-
-    def withdraw(self, version: int) -> None:
-        assert self._open is None
-        self.withdrawn.append(version)
 
     def check(self) -> None:
         self.num_checks += 1
@@ -288,6 +288,9 @@ class FakeTrainer:
 
     def begin(self, order: TrainOrder) -> None:
         assert self._open is None
+        if self.version is None:
+            self.version = order.cycle.policy_version
+        assert order.cycle.policy_version == self.version, (order, self.version)
         self._open = order
         self.orders.append(order)
         self.offered[order.cycle.policy_version] = []
@@ -312,8 +315,17 @@ class FakeTrainer:
             (folder / "adapter_config.json").write_text(json.dumps({"r": 1, "scale": order.scale}))
             (folder / "adapter_model.safetensors").write_bytes(bytes([version]) * 64)
         self.trained.append(version)
+        self.version = version + 1
         on_step(1, 1, 0.69)
         return train_result(adapter=order.output_dir, version=version + 1, num_pairs=num)
+
+    def withdraw(self, version: int) -> None:
+        assert self._open is None
+        newest = self.version or 0
+        if version != newest or version == 0:
+            raise ActorFailure(f"asked to take back version {version} behind version {newest}")
+        self.version = version - 1
+        self.withdrawn.append(version)
 
 
 def scale_of(adapter: str) -> float:

@@ -61,6 +61,11 @@ class Group:
         self.losses.append(losses)
         return result
 
+    def withdraw(self) -> None:
+        """Take the last round back; the next one has its number and its place."""
+        self.trainer.withdraw(self.results.pop().version)
+        self.losses.pop()
+
     @contextlib.contextmanager
     def from_base(self) -> Iterator[None]:
         """Let a round be the first again: from the base policy, whose rollouts the pairs are, by the same seed."""

@@ -158,7 +158,7 @@ class GeneratorActor:
             return list(await asyncio.gather(*(one(question) for question in questions)))
 
     async def publish(self, probes: Sequence[Probe]) -> Served:
-        """Pull and serve the registry's current policy, and say what can be checked about it.
+        """Pull and serve the registry's current policy, which may be an earlier one than before; say what proves it.
 
         Raises:
             TransferError: a package did not arrive as it was sent; the old policy is still loaded but not served.

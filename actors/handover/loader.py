@@ -33,16 +33,19 @@ class PolicyLoader:
         # vLLM fuses q, k, v and their biases (and gate with up) and rebuilds a fused layer from nothing: what it is
         # not given of one stays uninitialised memory. And what only an earlier policy changed has to go back.
         paths = [Path(adapter) for adapter in adapters]
-        tensors = list(
-            merged_blocks(Path(base), adapters=paths, also=self._adapted_blocks, dtype=dtype, rounding=rounding)
-        )
-        self._adapted_blocks = frozenset(block_of(name) for name, _ in tensors)
-        self.reload_weights(weights_iterator=iter(tensors))  # type: ignore[attr-defined]
+        changed = list(merged_blocks(Path(base), adapters=paths, dtype=dtype, rounding=rounding))
+        blocks = frozenset(block_of(name) for name, _ in changed)
+        put_back = list(merged_blocks(Path(base), adapters=(), also=self._adapted_blocks - blocks))
+        tensors = [*changed, *put_back]
+        self._adapted_blocks |= blocks
+        if tensors:
+            self.reload_weights(weights_iterator=iter(tensors))  # type: ignore[attr-defined]
         model = self.model_runner.get_model()  # type: ignore[attr-defined]
         gaps, num_unseen = tensor_gaps(model, dict(tensors))
         wrong = sorted((name for name, gap in gaps.items() if not gap <= tolerance(model)), key=lambda n: -gaps[n])
         return {
-            "checksum": checksum(tensors),
+            # What was put back is no part of it: one that has never served another policy has nothing to put back.
+            "checksum": checksum(changed),
             "num_tensors": len(tensors),
             "num_unseen": num_unseen,
             "max_tensor_gap": max(gaps.values(), default=0.0),

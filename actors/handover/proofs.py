@@ -12,9 +12,9 @@ from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from csr_ray.records import TrainResult
+from csr_ray.records import Probe, TrainResult
 
-_Generator = TypeVar("_Generator", bound=Hashable)  # whatever names one
+Generator = TypeVar("Generator", bound=Hashable)  # whatever names one
 _MAX_NAMES = 3
 # Tokens of an answer at which its log-probs are compared with and without cached prefixes, at most.
 COMPARED_TOKENS = 8
@@ -91,39 +91,57 @@ class Proof:
     """What a generator has to agree with.
 
     Attributes:
+        version: of the policy.
+        probes: answers that it is asked.
         noise: how far right log-probs may lie apart.
         tolerance: nats a token that an answer's log-prob may be off instead, `generators.probe_tolerance`; None: what
             `noise` says.
+        knows_logps: whether the probes' log-probs are those of this version. Those of a version that was not trained
+            while this program runs are not known; its probes are another version's, and only caches are compared.
+        checksum: of the tensors that this version's generators have loaded; None: none has proved that yet.
     """
 
-    trained: TrainResult
+    version: int
+    probes: tuple[Probe, ...]
     noise: Noise
     tolerance: float | None = None
+    knows_logps: bool = True
+    checksum: str | None = None
+
+    @classmethod
+    def of(cls, trained: TrainResult, *, noise: Noise, tolerance: float | None = None) -> Proof:
+        """That of a version that has just been trained."""
+        return cls(version=trained.version, probes=trained.probes, noise=noise, tolerance=tolerance)
 
     def gap(self, served: Served) -> float:
         """Largest absolute difference of a probe answer's log-prob between generator and trainer, in nats."""
-        pairs = zip(served.probe_logps, self.trained.probes, strict=True)
+        pairs = zip(served.probe_logps, self.probes, strict=True)
         gaps = [abs(logp - probe.logp) for logp, probe in pairs]
         return max(gaps, default=0.0)
 
     def fault(self, served: Served) -> str | None:
         """What is wrong with a generator's answer, or None."""
-        if served.version != self.trained.version:
-            return f"it serves version {served.version}, expected {self.trained.version}"
+        if served.version != self.version:
+            return f"it serves version {served.version}, expected {self.version}"
         if served.wrong_tensors:
             names = ", ".join(served.wrong_tensors[:_MAX_NAMES])
             more = len(served.wrong_tensors) - _MAX_NAMES
             return f"its weights differ from what was sent: {names}" + (f" and {more} more" if more > 0 else "")
+        if self.checksum is not None and served.checksum != self.checksum:
+            return (
+                f"it loaded other tensors than version {self.version} has had so far (checksum "
+                f"{served.checksum[:12]}, not {self.checksum[:12]})"
+            )
         if served.num_stale:
             return (
                 f"{served.num_stale} tokens of a probe were found in its prefix cache right after that was emptied; "
                 "it still holds another policy's"
             )
-        answers = zip(self.trained.probes, served.probe_logps, served.cache_gaps, strict=True)
+        answers = zip(self.probes, served.probe_logps, served.cache_gaps, strict=True)
         for probe, logp, cache_gap in answers:
             allowed = self._allowed(len(probe.answer_ids))
             off = abs(logp - probe.logp)
-            if not off <= allowed:
+            if self.knows_logps and not off <= allowed:
                 return (
                     f"the log-prob of probe answer {probe.id} is {off:.4g} off the trainer's, allowed {allowed:.4g} "
                     f"over {len(probe.answer_ids)} tokens ({self._rule}); it serves other weights"
@@ -146,7 +164,7 @@ class Proof:
         return self.noise.of_answer(num_tokens) if self.tolerance is None else self.tolerance * num_tokens
 
 
-def faults(served: Mapping[_Generator, Served], *, proof: Proof) -> dict[_Generator, str]:
+def faults(served: Mapping[Generator, Served], *, proof: Proof) -> dict[Generator, str]:
     """What is wrong, by generator; generators with nothing wrong are left out.
 
     A generator whose checksum is not that of the majority is wrong, too.

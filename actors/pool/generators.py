@@ -16,7 +16,8 @@ from typing import Any
 
 from ray.exceptions import RayTaskError
 
-from actors.handover.proofs import Proof, Served, faults, noise_of
+from actors.handover.expected import Expected
+from actors.handover.proofs import Proof, Served, noise_of
 from actors.handover.registry import Registry
 from actors.pool.counting import Counting
 from actors.pool.events import Replica, Role
@@ -73,11 +74,10 @@ class GeneratorPool:
         exporter: Exporter | None = None,
     ) -> None:
         self._config = config
-        self._noise = noise_of(precisions)
+        self._expected: Expected[Replica] = Expected(
+            len(adapters), noise=noise_of(precisions), tolerance=config.probe_tolerance
+        )
         self._replicas = replicas
-        self._version = len(adapters)
-        self._proof: Proof | None = None  # of the version that was handed over last
-        self._served: dict[Replica, Served] = {}
         self._counting = Counting(replicas)
         self._registry = Registry(adapters, chunk_bytes=int(config.chunk_mib * 2**20))
         replicas.adopt_registry(self._registry.actor)
@@ -117,7 +117,7 @@ class GeneratorPool:
 
     @property
     def version(self) -> int:
-        return self._version
+        return self._expected.proof.version
 
     def close(self) -> None:
         """End the actors, and the registry from which they pull their weights."""
@@ -142,16 +142,14 @@ class GeneratorPool:
             return None if answers else actor.ready.remote()
         if not answers:
             return actor.start.remote(self._registry.actor)
-        proof, answer = self._proof, answers[-1]
-        if proof is None:
-            assert answer == self._version, (answer, self._version)
-            return None
-        if not isinstance(answer, Served) or (answer.version != proof.trained.version and len(answers) < _TRIES):
-            return actor.publish.remote(list(proof.trained.probes))
-        serving = {one: served for one, served in self._served.items() if served.version == answer.version}
-        if fault := faults({**serving, replica: answer}, proof=proof).get(replica):
+        proof, answer = self._expected.proof, answers[-1]
+        if answer == proof.version and not proof.knows_logps and not proof.probes:
+            return None  # what the run began with, and nothing is known of it
+        if not isinstance(answer, Served) or (answer.version != proof.version and len(answers) < _TRIES):
+            return actor.publish.remote(list(proof.probes))
+        if fault := self._expected.faults({replica: answer}, proof=proof).get(replica):
             raise ActorFailure(fault)
-        self._served[replica] = answer
+        self._expected.passed({replica: answer})
         return None
 
     def rollout(
@@ -212,27 +210,8 @@ class GeneratorPool:
         """
         started_s = time.perf_counter()
         self._registry.add(trained.adapter, version=trained.version)
-        proof = self._proof = Proof(trained=trained, noise=self._noise, tolerance=self._config.probe_tolerance)
-        self._version = trained.version
-        self._served = {}
-        probes = list(trained.probes)
-        served: dict[Replica, Served] = {}
-        while not served:
-            answers = self._supervisor.ask(
-                "generator", lambda actor: actor.publish.remote(probes), limit_s=self._config.publish_s
-            )
-            served = {replica: answer for replica, answer in answers.items() if isinstance(answer, Served)}
-            failed = faults(served, proof=proof)
-            failed |= {
-                replica: reason_of(answer) for replica, answer in answers.items() if isinstance(answer, RayTaskError)
-            }
-            if failed and len(failed) == len(answers):
-                raise ActorFailure(f"no generator can be brought to version {trained.version}: {_listed(failed)}")
-            for replica, fault in failed.items():
-                _log.error("hand-over of version %d: replacing %s: %s", trained.version, replica, fault)
-                self._supervisor.condemn(replica, f"hand-over of version {trained.version}: {fault}")
-            served = {replica: answer for replica, answer in served.items() if replica not in failed}
-            self._served.update(served)
+        proof = self._expected.hand_over(trained)
+        served = self._bring_to(proof)
         return PublishReceipt(
             version=trained.version,
             num_bytes=sum(answer.num_bytes for answer in served.values()),
@@ -242,6 +221,41 @@ class GeneratorPool:
             swallowed=max(answer.swallowed for answer in served.values()),
             kept=min(answer.kept for answer in served.values()),
         )
+
+    def withdraw(self, version: int) -> None:
+        """See `csr_ray.ports.Generators`. Who does not go back is replaced, as at a hand-over.
+
+        They prove that they serve the version before by what proved it then (`actors.handover.expected`), its
+        checksum included, and so does whoever starts later.
+        """
+        self._registry.withdraw(version)
+        self._bring_to(self._expected.take_back())
+
+    def _bring_to(self, proof: Proof) -> dict[Replica, Served]:
+        """Bring every generator to the registry's current policy; returns the answers of those that proved it.
+
+        Raises:
+            ActorFailure: none of those that answered did.
+        """
+        probes = list(proof.probes)
+        served: dict[Replica, Served] = {}
+        while not served:
+            answers = self._supervisor.ask(
+                "generator", lambda actor: actor.publish.remote(probes), limit_s=self._config.publish_s
+            )
+            served = {replica: answer for replica, answer in answers.items() if isinstance(answer, Served)}
+            failed = self._expected.faults(served, proof=proof)
+            failed |= {
+                replica: reason_of(answer) for replica, answer in answers.items() if isinstance(answer, RayTaskError)
+            }
+            if failed and len(failed) == len(answers):
+                raise ActorFailure(f"no generator can be brought to version {proof.version}: {_listed(failed)}")
+            for replica, fault in failed.items():
+                _log.error("hand-over of version %d: replacing %s: %s", proof.version, replica, fault)
+                self._supervisor.condemn(replica, f"hand-over of version {proof.version}: {fault}")
+            served = {replica: answer for replica, answer in served.items() if replica not in failed}
+            self._expected.passed(served)
+        return served
 
     def health(self) -> str:
         """Who serves and who does not, in words. May be asked in any thread."""

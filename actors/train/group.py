@@ -228,6 +228,17 @@ class TrainerGroup:
         """See `csr_ray.ports.Trainer`."""
         self._early += [event for event in self._take_events(timeout_s=0.0) if isinstance(event, Step)]
 
+    def withdraw(self, version: int) -> None:
+        """See `csr_ray.ports.Trainer`. Workers that have loaded that version already load the one before instead."""
+        assert self._open is None, "a stream is open"
+        if version != len(self._adapters) or version == 0:
+            raise ActorFailure(f"asked to take back version {version} behind version {len(self._adapters)}")
+        withdrawn = self._adapters[-1]
+        with self._changed:
+            self._adapters = self._adapters[:-1]
+        # The next training of this cycle writes to the same place and would take them for its own.
+        shutil.rmtree(checkpoints_of(withdrawn), ignore_errors=True)
+
     def usage(self) -> list[Usage]:
         """What the workers have held since the last call, and how much of it went into steps."""
         with self._changed:

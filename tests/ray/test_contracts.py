@@ -54,3 +54,43 @@ def test_a_version_that_is_not_the_next_is_refused(generators: Make, adapters: l
     with pytest.raises(ActorFailure, match=f"version {version} behind version 2"):
         served.publish(_trained(adapters[2], version=version))
     assert served.version == 2
+
+
+def test_a_version_is_taken_back_and_its_number_goes_to_another_adapter(
+    generators: Make, adapters: list[str]
+) -> None:
+    served: Any = generators([])
+    first, refused, better = adapters
+    served.publish(_trained(first, version=1))
+    for _ in range(2):
+        served.publish(_trained(refused, version=2))
+        assert served.withdraw(2) is None
+        assert served.version == 1
+    receipt = served.publish(_trained(better, version=2))
+    assert (receipt.version, served.version) == (2, 2)
+
+
+def test_versions_are_taken_back_down_to_the_base(generators: Make, adapters: list[str]) -> None:
+    """Also those that a driver has started its generators with."""
+    served: Any = generators(adapters[:1])
+    served.publish(_trained(adapters[1], version=2))
+    for version in (2, 1):
+        served.withdraw(version)
+        assert served.version == version - 1
+    assert served.publish(_trained(adapters[2], version=1)).version == 1
+
+
+@pytest.mark.parametrize("version", [0, 1, 3])
+def test_no_version_is_taken_back_but_the_newest(generators: Make, adapters: list[str], version: int) -> None:
+    served: Any = generators(adapters[:2])
+    with pytest.raises(ActorFailure, match=f"take back version {version} behind version 2"):
+        served.withdraw(version)
+    assert served.version == 2
+
+
+def test_what_is_taken_back_cannot_be_taken_back_again(generators: Make, adapters: list[str]) -> None:
+    served: Any = generators(adapters[:1])
+    served.withdraw(1)
+    for version in (1, 0):
+        with pytest.raises(ActorFailure, match=f"take back version {version} behind version 0"):
+            served.withdraw(version)

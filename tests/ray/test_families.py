@@ -232,6 +232,26 @@ def test_a_prefix_cache_of_the_old_policy_is_noticed(family: Family) -> None:
     assert gap() < TOLERANCE
 
 
+@pytest.mark.parametrize("family", ["llava"], indirect=True)
+def test_a_version_that_is_taken_back_leaves_nothing_behind(family: Family) -> None:
+    """And its number goes to another adapter, of other layers. All families go back alike."""
+    ask, num_tokens = family.prompts[0].ask, 200  # several blocks of the cache
+    answer = (sum(family.answers, ()) * num_tokens)[:num_tokens]
+    first, refused, better = (
+        random_adapter(family, targets=targets, seed=seed)
+        for seed, targets in ((11, "q_proj"), (12, ALL_TARGETS), (13, "o_proj|up_proj"))
+    )
+    checksums: dict[tuple[Path, ...], str] = {}
+    for adapters in ((first,), (first, refused), (first,), (first, better), (first,), (), (better,), ()):
+        loaded = family.run(family.engine.load_policy(adapters=[str(adapter) for adapter in adapters]))
+        assert checksums.setdefault(adapters, loaded.checksum) == loaded.checksum
+        assert (loaded.wrong_tensors, loaded.num_unseen) == ((), 0)
+        assert family.run(family.engine.num_stale(ask, answer_ids=answer)) == 0
+        assert family.run(family.engine.probe(ask, answer_ids=answer)).cache_gap < TOLERANCE
+        assert family.served_logps() == pytest.approx(family.expected_logps(*adapters), abs=TOLERANCE)
+    assert len(set(checksums.values())) == len(checksums) == 5
+
+
 def test_an_engine_that_does_not_empty_its_prefix_cache_serves_no_new_policy(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:

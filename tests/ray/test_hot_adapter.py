@@ -22,7 +22,7 @@ from actors.generate.engine import EngineSettings
 from actors.generate.generator import GeneratorActor
 from actors.handover.hot_adapter import refusal
 from actors.handover.proofs import Proof, noise_of
-from actors.handover.registry import Package
+from actors.handover.registry import Answer, Package
 from csr_ray.config.schema import LORA_RANKS
 from csr_ray.policy.package import pack_adapter
 from csr_ray.policy.weights import save_combined
@@ -50,27 +50,27 @@ def adapters(family: Family) -> list[Path]:
 
 
 class _Registry:
-    """The registry actor's answers without Ray."""
+    """The registry actor's answers without Ray; a folder is an adapter's identity."""
 
     def __init__(self, adapters: list[Path]) -> None:
-        self._packages = []
-        for version, adapter in enumerate(adapters, start=1):
-            manifest, chunks = pack_adapter(adapter, version=version, chunk_bytes=5000)
-            self._packages.append((manifest, chunks))
+        self.adapters = list(adapters)
         self.current = len(adapters)
 
     @property
     def package(self) -> Any:
         return self
 
-    async def remote(self, *, after: int) -> Package | None:
+    async def remote(self, *, held: tuple[Any, ...]) -> Answer:
         async def arrive(chunk: bytes) -> bytes:
             return chunk
 
-        if after >= self.current:
-            return None
-        manifest, chunks = self._packages[after]
-        return Package(manifest=manifest, chunks=tuple(arrive(chunk) for chunk in chunks))
+        served: list[Any] = self.adapters[: self.current]
+        num_right = sum(one == other for one, other in zip(served, held, strict=False))
+        if num_right == self.current:
+            return Answer(num_right=num_right, package=None)
+        manifest, chunks = pack_adapter(served[num_right], version=num_right + 1, chunk_bytes=5000)
+        package = Package(identity=served[num_right], manifest=manifest, chunks=tuple(map(arrive, chunks)))
+        return Answer(num_right=num_right, package=package)
 
 
 def _serve(family: Family, *adapters: Path) -> Any:
@@ -102,7 +102,7 @@ def _probes(family: Family, *adapters: Path) -> tuple[Probe, ...]:
 
 def _proof(family: Family, *adapters: Path) -> Proof:
     trained = train_result(adapter="-", version=len(adapters), probes=_probes(family, *adapters))
-    return Proof(trained=trained, noise=noise_of(["float32"]), tolerance=TOLERANCE)
+    return Proof.of(trained, noise=noise_of(["float32"]), tolerance=TOLERANCE)
 
 
 def test_ranks_are_those_of_the_engine() -> None:
@@ -208,7 +208,7 @@ def test_a_fault_between_the_adapters_and_the_engine_is_noticed(
     _serve(family)
     with patch("csr_ray.policy.weights.save_combined", faulty):
         generator = _generator(family)
-        served = family.run(_start_and_publish(generator, _Registry(adapters), probes=proof.trained.probes))
+        served = family.run(_start_and_publish(generator, _Registry(adapters), probes=proof.probes))
     assert sorted(served.wrong_tensors) == planted
     assert "differ from what was sent" in (proof.fault(served) or "")
     assert "serves other weights" in (proof.fault(replace(served, wrong_tensors=())) or "")
@@ -241,14 +241,40 @@ def test_generator_that_starts_late_serves_all_versions_and_proves_the_next(
     proof = _proof(family, *everything)
     _serve(family)
     generator = _generator(family)
-    served = family.run(_start_and_publish(generator, _Registry(everything), probes=proof.trained.probes))
+    served = family.run(_start_and_publish(generator, _Registry(everything), probes=proof.probes))
     assert (served.version, proof.fault(served)) == (3, None)
-    assert proof.gap(served) < TOLERANCE * max(len(probe.answer_ids) for probe in proof.trained.probes)
+    assert proof.gap(served) < TOLERANCE * max(len(probe.answer_ids) for probe in proof.probes)
     _assert_serves(family, *everything)
     questions = [Question(id=prompt.id, image=prompt.image, text=prompt.text) for prompt in family.prompts]
     answers = asyncio.wait_for(generator.answer(questions, 0.0, 8, 0), timeout=60)
     assert [answer.policy_version for answer in family.run(answers)] == [3, 3]
     _serve(family)
+
+
+@one_family
+def test_generator_goes_back_and_serves_another_adapter_under_the_same_number(
+    family: Family, adapters: list[Path]
+) -> None:
+    first, refused = adapters
+    better = random_adapter(family, targets="down_proj", seed=6)
+    _serve(family)
+    generator, registry = _generator(family), _Registry([first, refused])
+    served = family.run(_start_and_publish(generator, registry, probes=_probes(family, first, refused)))
+    assert _proof(family, first, refused).fault(served) is None
+    registry.current = 1
+    back = family.run(generator.publish(_probes(family, first)))
+    assert (back.version, back.num_bytes, _proof(family, first).fault(back)) == (1, 0, None)
+    _assert_serves(family, first)
+    registry.adapters, registry.current = [first, better], 2
+    served = family.run(generator.publish(_probes(family, first, better)))
+    assert (served.version, _proof(family, first, better).fault(served)) == (2, None)
+    _assert_serves(family, first, better)
+    registry.current = 0
+    base = family.run(generator.publish(_probes(family)))
+    assert (base.version, _proof(family).fault(base), _loaded_ids(family)) == (0, None, set())
+    assert generator._receiver is not None
+    assert (generator._receiver.adapters, list(generator._receiver._folder.glob("version_*"))) == ([], [])
+    _assert_serves(family)
 
 
 @one_family

@@ -145,6 +145,24 @@ def test_a_replacement_that_fails_too_gets_no_work_and_the_others_go_on(start: S
     assert [replica.slot for replica in pool._supervisor.serving("generator")] == [0]
 
 
+def test_faulty_generators_are_replaced_when_a_version_is_taken_back_by_ones_that_never_had_it(
+    start: Start, tmp_path: Path
+) -> None:
+    faults = ["dies at going back", "does not go back"]
+    old, refused, better = (_adapter(tmp_path, value=value) for value in (1.0, 2.0, 3.0))
+    pool = start(None, *faults)
+    pool.publish(_trained(old, version=1))
+    pool.publish(_trained(refused, version=2))
+    before = _generators(pool)
+    pool.withdraw(2)
+    pool.wait_until_ready()
+    kept = [actor is other for actor, other in zip(_generators(pool), before, strict=True)]
+    assert (pool.version, kept) == (1, [True, False, False])
+    assert ray.get([actor.held.remote() for actor in _generators(pool)]) == [[1000.0]] * 3
+    pool.publish(_trained(better, version=2))
+    assert ray.get([actor.held.remote() for actor in _generators(pool)]) == [[1000.0, 3000.0]] * 3
+
+
 def _answers(actor: Any) -> bool:
     try:
         ray.get(actor.held.remote(), timeout=30)
@@ -182,7 +200,7 @@ def test_one_that_loaded_other_tensors_than_the_rest_is_found() -> None:
             seconds=0.0,
         )
 
-    proof = Proof(trained=_trained("-", version=1), noise=NOISE)
+    proof = Proof.of(_trained("-", version=1), noise=NOISE)
     assert faults({0: served("a"), 1: served("a")}, proof=proof) == {}
     found = faults({0: served("a"), 1: served("b"), 2: served("a")}, proof=proof)
     assert list(found) == [1] and "other tensors" in found[1]

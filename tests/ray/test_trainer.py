@@ -282,6 +282,32 @@ def test_a_stream_is_trained_while_more_files_may_come(one: Group, pairs: list[E
     assert result.metrics["streamed/steps_before_last_example"] == 1
 
 
+def test_a_training_after_a_version_was_taken_back_starts_from_the_one_before_and_the_next_from_its_own(
+    one: Group, pairs: list[Example], tiny_llava: Path, tmp_path: Path
+) -> None:
+    """The folder is the same, so what has been loaded from it before must not be used."""
+    batch = _with_reference(pairs[:BATCH], [(-30.0 - index, -33.0 + index) for index in range(BATCH)])
+    reference = torch.tensor([(pair.chosen.logp, pair.rejected.logp) for pair in batch])
+
+    def first_loss(name: str, *adapters: str) -> float:
+        save_merged(tiny_llava, adapters=[Path(adapter) for adapter in adapters], output=tmp_path / name)
+        policy = torch.tensor(_logps(tmp_path / name, batch))
+        losses = dpo_loss(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], beta=BETA)
+        return float(losses.mean())
+
+    before = one.trainer._adapters
+    refused = one.round(pairs[BATCH:])
+    assert refused.version == len(before) + 1
+    expected = first_loss("before", *before)
+    assert first_loss("refused", *before, refused.adapter) != pytest.approx(expected, rel=1e-3)
+    one.withdraw()
+    better = one.round(batch)
+    assert (better.version, better.adapter) == (refused.version, refused.adapter)
+    assert better.loss_first == pytest.approx(expected, rel=1e-4)
+    assert one.trainer._adapters == (*before, better.adapter)
+    assert one.round(batch).loss_first == pytest.approx(first_loss("better", *before, better.adapter), rel=1e-4)
+
+
 def test_two_workers_stream_with_a_dropped_pair_and_an_incomplete_last_step(
     groups: dict[str, Group], pairs: list[Example]
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from fakes import TableScorer, TwoAnswerEngine, tiny_config
 from simulated_pool import Actor, Item, Scenario, SimulatedPool
 
+from actors.handover.expected import Expected
 from actors.handover.proofs import Served, noise_of
 from actors.pool.events import Deliver, Event, Replica, Useless
 from actors.pool.generators import GeneratorPool
@@ -243,15 +244,15 @@ class _Registry:
     def add(self, adapter: str, *, version: int) -> None:
         self._pool.version = version
 
+    def withdraw(self, version: int) -> None:
+        self._pool.version = version - 1
+
 
 def generators_of(pool: ServingPool, *, config: Config, ahead: int) -> GeneratorPool:
     """A `GeneratorPool` that was never told of Ray."""
     generators: Any = object.__new__(GeneratorPool)
     generators._config = config.generators
-    generators._noise = noise_of(["float32"])
-    generators._version = pool.version
-    generators._proof = None
-    generators._served = {}
+    generators._expected = Expected(pool.version, noise=noise_of(["float32"]))
     generators._counting = _Counting(pool)
     generators._registry = _Registry(pool)
     generators._supervisor = SimulatedSupervisor(pool, ahead=ahead)
@@ -274,6 +275,7 @@ class WatchedGenerators:
         self._on_result = on_result
         self.work: dict[int, Work] = {}
         self.publish = generators.publish
+        self.withdraw = generators.withdraw
         self.counters = generators.counters
 
     def rollout(

@@ -108,7 +108,7 @@ class Driver:
 
         def start(adapters):
             self.starts.append(list(adapters))
-            self.generators.version = len(adapters)
+            self.generators.version = self.trainer.version = len(adapters)
             self.generators.scale = scale_of(adapters[-1]) if adapters else 1.0
             self.generators.health = self.health
             return self.machinery

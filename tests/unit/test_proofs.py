@@ -23,9 +23,8 @@ def _proof(*num_tokens: int, precisions: tuple[str, ...] = ("bfloat16",), tolera
         Probe(id=str(number), ask=ask, answer_ids=tuple(range(length)), logp=-float(length))
         for number, length in enumerate(num_tokens)
     )
-    return Proof(
-        trained=train_result(adapter="-", version=1, probes=probes), noise=noise_of(precisions), tolerance=tolerance
-    )
+    trained = train_result(adapter="-", version=1, probes=probes)
+    return Proof.of(trained, noise=noise_of(precisions), tolerance=tolerance)
 
 
 def _served(proof: Proof, *, off: float = 0.0, **fields: Any) -> Served:
@@ -36,8 +35,8 @@ def _served(proof: Proof, *, off: float = 0.0, **fields: Any) -> Served:
         "swallowed": 0.0,
         "kept": 1.0,
         "num_stale": 0,
-        "probe_logps": tuple(probe.logp + off for probe in proof.trained.probes),
-        "cache_gaps": tuple(0.0 for _ in proof.trained.probes),
+        "probe_logps": tuple(probe.logp + off for probe in proof.probes),
+        "cache_gaps": tuple(0.0 for _ in proof.probes),
         "num_bytes": 0,
         "seconds": 0.0,
     }
