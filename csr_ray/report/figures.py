@@ -33,6 +33,7 @@ STAGES = (
     Stage(key="train_setup", label="train set-up", role="trainer"),
     Stage(key="train", label="train", role="trainer"),
     Stage(key="publish", label="publish", role="trainer to generators"),
+    Stage(key="gate", label="gate", role="generators"),
     Stage(key="eval", label="evaluate", role="generators"),
     Stage(key="other", label="other", role="loop"),
 )

@@ -25,7 +25,7 @@ _EVAL_KEYS = (
     "chair_s_t1",
     "recall_t1",
 )
-_STAGES = ("rollout", "pairs", "train", "publish")
+_STAGES = ("rollout", "pairs", "train", "publish", "gate")
 # What is added up over the phases of a round that has several.
 _SUMMED = (
     *(("rollout", key) for key in ("prompts", "failed", "nodes", "tokens", "seconds")),
@@ -177,8 +177,15 @@ def cycle_figures(journal: Journal, cycle: Cycle) -> JsonDict:
             "pairs": examples.get("seconds", 0.0),
             "train": trained.get("seconds", 0.0),
             "publish": published.get("seconds", 0.0),
+            "gate": _gate_s(journal, cycle),
         },
     }
+
+
+def _gate_s(journal: Journal, cycle: Cycle) -> float:
+    """What the looks at the policy took: at the phase's own, and in the first phase at the one that it began with."""
+    versions = [cycle.policy_version + 1, *([0] if cycle.policy_version == 0 else [])]
+    return float(sum(entry["seconds"] for version in versions for entry in journal.all("probe", version=version)))
 
 
 def _verdicts(journal: Journal, cycle: Cycle) -> list[JsonDict]:

@@ -14,7 +14,7 @@ from csr_ray.records import Cycle, Phase
 from csr_ray.stages.summary import engine_ratios, live_figures, summary
 from csr_ray.store.journal import Journal
 
-STAGES = {"rollout": 12.0, "pairs": 0.5, "train": 20.0, "publish": 2.0, "eval": 5.0}
+STAGES = {"rollout": 12.0, "pairs": 0.5, "train": 20.0, "publish": 2.0, "gate": 0.75, "eval": 5.0}
 
 
 def unit(number: int, **fields: Any) -> dict[str, Any]:
@@ -46,6 +46,8 @@ def path(tmp_path: Path) -> Path:
     trained = {"num_pairs": 3, "num_steps": 1, "optimizer_s": 8.0, "loss_first": 0.69, "loss_last": 0.6}
     journal.commit("train", **key, seconds=20.0, **trained)
     journal.commit("publish", **key, version=1, bytes=600, seconds=2.0, max_probe_gap=1e-5, swallowed=0.4, kept=0.7)
+    for version, seconds in ((0, 0.5), (1, 0.25)):
+        journal.commit("probe", version=version, values={}, prompts=0, failed=0, tokens=0, seconds=seconds)
     journal.commit("eval", version=1, metrics={"chair_s": 0.25, "recall": 0.9}, seconds=5.0)
     journal.commit("round", round=0, wall_s=41.0)
     return path
