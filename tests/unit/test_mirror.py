@@ -101,7 +101,8 @@ def test_no_line_is_there_before_its_files_however_long_they_take(door: Door, tm
         door.trouble = Trouble()
         running.result()
     lines = [json.loads(line) for piece in pieces for line in piece.splitlines()[1:]]
-    assert [line["ids"] for line in lines] == [["p0", "p1"]], "nothing behind the line whose file is not there"
+    behind = "nothing behind the line whose file is not there"
+    assert [line.get("ids", line["kind"]) for line in lines] == ["probe", ["p0", "p1"]], behind
     assert (run.check().damage, run.check().next) == FINISHED
 
 
