@@ -55,6 +55,12 @@ class TimedPool(GeneratorPool):
     """The real pool; writes down when each result is handed on, and hands no weights over."""
 
     results_s: list[float]
+    _handed_over = 0
+
+    @property
+    def version(self) -> int:
+        """Of the policy that was handed over last."""
+        return self._handed_over
 
     def rollout(
         self, prompts: Iterable[Prompt], *, cycle: Cycle, control: Prompt | None = None, num: int | None = None
@@ -67,7 +73,7 @@ class TimedPool(GeneratorPool):
 
     def publish(self, trained: TrainResult) -> PublishReceipt:
         """Hands nothing over."""
-        self._version = trained.version
+        self._handed_over = trained.version
         return PublishReceipt(version=trained.version, num_bytes=0, seconds=0.0, num_generators=1, max_probe_gap=0.0)
 
 

@@ -424,10 +424,15 @@ class SimulatedGenerators(GeneratorPool):
 
     def __init__(self, cluster: SimulatedCluster, *, config: Generators) -> None:
         self._config = config
-        self._version = 0
+        self._handed_over = 0
         self._supervisor: Any = cluster
         self._cluster = cluster
         self.results_s = array("d")
+
+    @property
+    def version(self) -> int:
+        """Of the policy that was handed over last."""
+        return self._handed_over
 
     def rollout(
         self, prompts: Iterable[Prompt], *, cycle: Cycle, control: Prompt | None = None, num: int | None = None
@@ -439,7 +444,7 @@ class SimulatedGenerators(GeneratorPool):
 
     def publish(self, trained: TrainResult) -> PublishReceipt:
         """Hands nothing over."""
-        self._version = trained.version
+        self._handed_over = trained.version
         return PublishReceipt(version=trained.version, num_bytes=0, seconds=0.0, num_generators=1, max_probe_gap=0.0)
 
     def counters(self) -> Counters:

@@ -36,6 +36,11 @@ class Expected(Generic[Generator]):
         """That of the current version."""
         return self._proof
 
+    @property
+    def served(self) -> Mapping[Generator, Served]:
+        """What those have said that proved to serve it."""
+        return self._served
+
     def hand_over(self, trained: TrainResult) -> Proof:
         """From now on this version is to be served: the one behind the current, or the current one, proved again."""
         if trained.version != self._proof.version:

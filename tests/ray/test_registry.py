@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +66,24 @@ def test_a_generator_that_starts_late_is_sent_every_version(registry: Registry, 
     assert late.num_bytes == early.num_bytes == VERSIONS * (ADAPTER_BYTES + 2)
     for version, adapter in enumerate(late.adapters, start=1):
         assert Path(adapter, FILES[1]).read_bytes() == bytes([version]) * ADAPTER_BYTES
+
+
+def test_an_adapter_that_was_taken_back_is_told_from_the_next_of_its_number_also_after_a_death(
+    registry: Registry, tmp_path: Path
+) -> None:
+    refused, better = _adapter(tmp_path, version=1), _adapter(tmp_path, version=2)
+    watching, away = (Receiver(registry.actor, folder=tmp_path / who) for who in ("watching", "away"))
+    registry.add(str(refused), version=1)
+    assert [asyncio.run(receiver.pull()) for receiver in (watching, away)] == [1, 1]
+    registry.withdraw(1)
+    with pytest.raises(ActorFailure, match="take back version 1 behind version 0"):
+        registry.withdraw(1)
+    assert (asyncio.run(watching.pull()), watching.adapters, registry.version) == (0, [], 0)
+    os.kill(ray.get(registry.actor.pulse.remote()).pids[0], signal.SIGKILL)
+    registry.add(str(better), version=1)
+    for receiver in (watching, away):
+        assert asyncio.run(receiver.pull()) == 1
+        assert Path(receiver.adapters[0], FILES[1]).read_bytes() == bytes([2]) * ADAPTER_BYTES
 
 
 def test_only_the_next_version_is_taken_and_only_a_whole_folder(registry: Registry, tmp_path: Path) -> None:

@@ -246,7 +246,8 @@ def test_one_that_hangs_at_a_hand_over_is_replaced_by_one_that_proves_the_new_ve
     assert time.monotonic() - since_s < NOTICED_S and receipt.version == 1
     assert made.noticed_s(since_s, words="generator 0 is lost") < NOTICED_S
     made.noticed_s(since_s, words="generator 0 serves again")
-    assert {one.version for one in made.pool._served.values()} == {1} and len(made.pool._served) == 2
+    served = made.pool._expected.served
+    assert {one.version for one in served.values()} == {1} and len(served) == 2
 
 
 def test_a_death_while_nobody_asks_for_anything_is_mended_before_anybody_does(start: Start) -> None:
@@ -303,7 +304,7 @@ def test_the_pool_grows_with_the_work_where_there_is_room_and_shrinks_without(st
     while len(left := made.pool._supervisor.serving("generator")) > 1:
         assert time.monotonic() < until_s
         time.sleep(0.1)
-    assert made.pool._served[left[0]].version == 1
+    assert made.pool._expected.served[left[0]].version == 1
     assert made.pool._supervisor.take_deaths().generator_deaths == 0
     assert not any("is lost" in line for _, line in made.said)
     assert ids(list(made.rollout(["What?"] * 8))) == list(range(8))

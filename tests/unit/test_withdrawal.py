@@ -27,6 +27,7 @@ from actors.pool.events import Replica
 from actors.pool.generators import GeneratorPool
 from actors.train.checkpoints import checkpoints_of
 from actors.train.group import TrainerGroup
+from actors.turns import InTurns
 from csr_ray.config.schema import Train
 from csr_ray.errors import ActorFailure
 from csr_ray.policy.package import FILES
@@ -441,6 +442,13 @@ def test_the_trainer_takes_back_its_newest_version_alone(tmp_path: Path, kind: s
     trainer.withdraw(1)
     if kind == "real":
         assert trainer._adapters == ()
+
+
+def test_a_trainer_that_takes_turns_hands_it_on(tmp_path: Path) -> None:
+    real, nobody = group(tmp_path, adapters=[adapter(tmp_path, value=1.0)]), object()
+    trainer: Any = InTurns(real, generators=nobody)  # type: ignore[arg-type]
+    trainer.withdraw(1)
+    assert real._adapters == ()
 
 
 def test_nothing_goes_on_from_the_checkpoints_of_a_version_taken_back(tmp_path: Path) -> None:
