@@ -46,6 +46,7 @@ def tiny_config(directory: Path | str = "unused", *, method: str = "csr", **sect
         "data": {"prompts": "prompts.jsonl"},
         "policy": {"model": "model"},
         "scorer": {"model": "clip"},
+        "gate": {"enabled": True},
     }
     for name, values in sections.items():
         tree[name] = {**tree.get(name, {}), **values}

@@ -25,6 +25,7 @@ SMALL = (
     "world.num_heldout_images=48",
     "data.per_round=24",
     "eval.benchmarks=[]",
+    "gate.enabled=true",
     "gate.prompts=24",
     "gate.retries=1",
 )
