@@ -409,6 +409,7 @@ class CycleTrainer:
         return DoseClock(
             dose,
             batch_size=self._train.batch_size,
+            steps_a_pass=math.ceil(len(examples) / self._train.batch_size),
             beta=self._train.beta,
             num_held_out=lambda: examples.num_held_out,
             held_out=examples.held_out,

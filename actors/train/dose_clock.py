@@ -35,6 +35,7 @@ class DoseClock(TrainerCallback):
 
     Args:
         dose: what decides; new.
+        steps_a_pass: after so many the training ends where too few pairs are held out to look at them.
         num_held_out: how many pairs are held out by now, as this process has seen it.
         held_out: the first so many of them.
         sums, reference_sums: under the policy in training, and under its reference. All processes call them with as
@@ -47,6 +48,7 @@ class DoseClock(TrainerCallback):
         dose: Dose,
         *,
         batch_size: int,
+        steps_a_pass: int,
         beta: float,
         num_held_out: Callable[[], int],
         held_out: Callable[[int], list[Example]],
@@ -56,6 +58,7 @@ class DoseClock(TrainerCallback):
     ) -> None:
         self.dose = dose
         self._batch_size = batch_size
+        self._steps_a_pass = steps_a_pass
         self._beta = beta
         self._num_held_out = num_held_out
         self._held_out = held_out
@@ -103,6 +106,8 @@ class DoseClock(TrainerCallback):
                 self._keep()
             _log.info("train: %s; learning rate x %g; %s", look, self.dose.factor, self.dose.reason or "on")
             control.should_training_stop = control.should_training_stop or bool(self.dose.reason)
+        elif num < _LEAST_TO_LOOK_AT and state.global_step >= self._steps_a_pass:
+            control.should_training_stop = True  # nobody sees what more would do
         state.log_history.append(entry)
         return control
 

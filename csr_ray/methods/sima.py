@@ -24,7 +24,7 @@ from csr_ray.config.schema import Config, Section
 from csr_ray.methods.base import Dropped
 from csr_ray.ports import Engine, Scorer
 from csr_ray.records import Ask, Candidate, Example, Phase, Prompt, Rollout, RolloutStats, Sentence, Target
-from csr_ray.rollout.sentences import first_end
+from csr_ray.rollout.served import sentences_of
 
 EQUAL: Final = "answers_equal"
 TIE: Final = "critic_sees_no_difference"
@@ -273,9 +273,4 @@ def _target(answer: Candidate, *, role: str) -> Target:
 
 def num_sentences(text: str) -> int:
     """Sentences of a whole answer; an end that no full stop marks counts as well."""
-    num = 0
-    while text.strip():
-        end = first_end(text)
-        num += 1
-        text = "" if end is None else text[end:]
-    return num
+    return len(sentences_of(text))

@@ -262,6 +262,17 @@ def test_too_few_pairs_are_passed_over_once(
     assert (result.num_pairs, result.num_steps, result.dose) == (79, 10, {})
 
 
+def test_a_phase_of_which_too_few_are_held_out_by_chance_is_passed_over_once(
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path
+) -> None:
+    held = [pair for pair in pairs if is_held_out(pair.id, seed=0, share=0.1)]
+    few = [pair for pair in pairs if pair not in held[3:]]
+    job = training_process.submit(_train, model, few, tmp_path / "adapter", {})
+    result = job.result(timeout=300)
+    assert (result.num_pairs, result.num_steps, result.dose["looks"]) == (NUM_TRAINED, 10, [])
+    assert any(tensor.any() for name, tensor in _adapter(result).items() if "lora_B" in name)
+
+
 @pytest.fixture(scope="module")
 def two_workers(ray_session: None, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
     directory = tmp_path_factory.mktemp("two")
