@@ -49,6 +49,7 @@ from csr_ray.training.objectives import dpo_loss, dpo_positive_loss, nll_loss
 _HEAD_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 _REFERENCE_KEYS = ("ref_chosen_logps", "ref_rejected_logps")
 _KEPT_WEIGHTS = "csr_ray_kept.safetensors"
+_NLL_TERM = "loss_nll"  # what the chosen answers' NLL adds to the loss
 
 
 class PairTrainer(DPOTrainer):
@@ -104,7 +105,7 @@ class PairTrainer(DPOTrainer):
         self._checkpoints = checkpoints
         self._training = training
         self._loader: AheadLoader | None = None
-        self._step_losses: list[tuple[torch.Tensor, Sequence[int]]] = []
+        self._step_losses: list[tuple[torch.Tensor, torch.Tensor, Sequence[int]]] = []
         keep_only_sources(policy)
         # TRL has given the policy this head already, with logits in the policy's dtype. As the engine's, ours are in
         # float32: between 16 and 32 bfloat16 has steps of 0.125.
@@ -225,18 +226,22 @@ class PairTrainer(DPOTrainer):
         forward, inputs = self._forward(model, inputs=inputs)
         self._set_reference(forward, inputs=inputs, pair_index=pair_index)
         loss = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
-        loss = self._objective(loss, log_probs=forward.log_probs, inputs=inputs)
-        self._refuse_no_number(loss, pair_index=pair_index)
+        loss, nll = self._objective(loss, log_probs=forward.log_probs, inputs=inputs)
+        self._look_at_losses(loss, nll=nll, pair_index=pair_index)
         return loss
 
-    def _refuse_no_number(self, loss: torch.Tensor, *, pair_index: Sequence[int]) -> None:
+    def _look_at_losses(self, loss: torch.Tensor, *, nll: torch.Tensor, pair_index: Sequence[int]) -> None:
         """Look at the losses of a whole step at once, before its update: each look waits for the GPU."""
-        self._step_losses.append((loss.detach(), pair_index))
+        self._step_losses.append((loss.detach(), nll.detach(), pair_index))
         if not self.accelerator.sync_gradients:
             return  # more micro-batches of this step will come
         of_step, self._step_losses = self._step_losses, []
-        losses = torch.stack([loss for loss, _ in of_step]).tolist()
-        for number, (_, pair_index) in zip(losses, of_step, strict=True):
+        losses = torch.stack([loss for loss, _, _ in of_step])
+        nll = torch.stack([nll for _, nll, _ in of_step]).mean()
+        if self._train.nll_weight:
+            nll = self.accelerator.reduce(nll, reduction="mean")
+            self._metrics["train"][_NLL_TERM].append(nll.item())
+        for number, (_, _, pair_index) in zip(losses.tolist(), of_step, strict=True):
             if not math.isfinite(number):
                 ids = ", ".join(self._examples.example(index).id for index in pair_index)
                 raise FloatingPointError(
@@ -293,18 +298,26 @@ class PairTrainer(DPOTrainer):
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         return forward(**kept, labels=labels, fused_lm_head=True, use_cache=False).log_probs
 
-    def _objective(self, loss: torch.Tensor, *, log_probs: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
-        """TRL's loss, or ours where TRL has none, plus `train.nll_weight` times the chosen answers' NLL."""
+    def _objective(
+        self, loss: torch.Tensor, *, log_probs: torch.Tensor, inputs: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """TRL's loss, or ours where TRL has none, plus `train.nll_weight` times the chosen answers' NLL.
+
+        Returns:
+            The whole, and the NLL's part of it.
+        """
         train = self._train
-        if not _is_ours(train) and not train.nll_weight:
-            return loss
+        nll_weight = train.nll_weight or 0.0
+        if not _is_ours(train) and not nll_weight:
+            return loss, torch.zeros_like(loss)
         chosen, rejected = log_probs.float().sum(dim=1).chunk(2)
         logps = (chosen, rejected, inputs["ref_chosen_logps"], inputs["ref_rejected_logps"])
         if train.objective == "dpo_positive":
             loss = dpo_positive_loss(*logps, beta=train.beta, penalty=train.positive_penalty).mean()
         elif _is_ours(train):
             loss = dpo_loss(*logps, beta=train.beta, label_smoothing=train.label_smoothing).mean()
-        return loss + train.nll_weight * nll_loss(chosen).mean()
+        nll = nll_weight * nll_loss(chosen).mean()
+        return loss + nll, nll
 
     @torch.no_grad()
     def sums_of_answers(self, answers: Sequence[tuple[Ask, Sequence[int]]]) -> tuple[float, ...]:
@@ -462,7 +475,8 @@ class StepClock(TrainerCallback):
         more: what is to be reported beside TRL's metrics, asked after every step.
 
     Attributes:
-        losses: of every step, those before a restart included.
+        losses: of every step, those before a restart included; of the preferences alone, which is log 2 for DPO as
+            long as policy and reference are the same, whatever `train.nll_weight` adds to it.
         last_logs: TRL's metrics of the last step.
         seconds: from the start of the loop to the last step.
     """
@@ -477,15 +491,19 @@ class StepClock(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._started = time.monotonic()
-        self.losses = [float(entry["loss"]) for entry in state.log_history if "loss" in entry]  # before a restart
+        self.losses = [_preference_loss(entry) for entry in state.log_history if "loss" in entry]  # before a restart
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs is None or "loss" not in logs:
             return  # the summary after the last step
         self.seconds = time.monotonic() - self._started
-        self.losses.append(float(logs["loss"]))
+        self.losses.append(_preference_loss(logs))
         self.last_logs = {key: float(value) for key, value in logs.items()} | dict(self._more())
         self._on_step(state.global_step, state.max_steps, self.losses[-1], self.last_logs)
+
+
+def _preference_loss(logs: Mapping[str, Any]) -> float:
+    return float(logs["loss"]) - float(logs.get(_NLL_TERM, 0.0))
 
 
 def _is_ours(train: Train) -> bool:

@@ -38,6 +38,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "refuse_repeats": False,
         },
         "reward": {"self_score": "product", "aggregate": "sum"},
+        "train": {"nll_weight": 0.0},
     },
     "reference": {
         "search": {
@@ -64,6 +65,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "cleaning": "released",
         },
         "pairs": {"min_margin": None},
+        "train": {"nll_weight": 0.0},
     },
 }
 
