@@ -50,7 +50,8 @@ def test_mmbench_is_asked_marked_and_its_bad_picture_set_aside(
     assert main([*command, "--out", str(out), "--json", str(output)]) == 0
     assert "mmbench: n 3, accuracy " in capfd.readouterr().out
     found = json.loads(output.read_text())
-    assert list(found) == ["benchmark", "n", "metrics", "skipped", "metrics_are", "notes", "outcomes"]
+    assert list(found)[:7] == ["benchmark", "n", "metrics", "skipped", "metrics_are", "notes", "outcomes"]
+    assert list(found["intervals"]) == list(found["metrics"])
     assert (found["n"], sorted(found["outcomes"])) == (3, ["0", "1", "2"])
     ((reason, number),) = found["skipped"].items()
     assert "not an image in a format that is read here" in reason and number == 3
