@@ -264,11 +264,12 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = commands.add_parser(
         "compare",
-        help="two runs, or two files of answers, on the same questions: intervals and paired tests",
+        help="two runs, results or files of answers on the same questions: intervals and paired tests",
         description="What differs between two runs' last policies, and what of it is chance. Also two versions of "
-        "one run (RUN RUN --version 0,3), or two files of answers with --benchmark and --truth.",
+        "one run (RUN RUN --version 0,3), two results of eval or score-answers, or two files of answers with "
+        "--benchmark and --truth.",
     )
-    compare.add_argument("a", metavar="A", help="run folder or URL, or a file of answers")
+    compare.add_argument("a", metavar="A", help="run folder or URL, a result's JSON, or a file of answers")
     compare.add_argument("b", metavar="B", help="the same")
     compare.add_argument(
         "--version",

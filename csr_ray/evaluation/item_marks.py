@@ -110,7 +110,7 @@ class MarkedItems:
                 for name, parts in plain["sums"].items()
             }
             unit = _text(plain["resampled"]["unit"])
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"its items are not as a result has them ({type(error).__name__}: {error})") from error
         if len({item.id for item in items}) != len(items):
             raise ValueError("two of its items have one id")

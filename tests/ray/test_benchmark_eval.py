@@ -70,4 +70,7 @@ def test_mmbench_is_asked_marked_and_its_bad_picture_set_aside(
     assert main([*marking, "--json", str(again)]) == 0
     marked = json.loads(again.read_text())
     assert marked["metrics"] == found["metrics"]
+    capfd.readouterr()
+    assert main(["compare", str(output), str(again)]) == 0, "one asked, the other marked: the same items"
+    assert "9 answers of each to the same questions in 3 circular groups" in capfd.readouterr().out
     assert marked["skipped"] == {"no answer to this truth": 3}
