@@ -1,8 +1,8 @@
 """What `csr-ray compare A B` does: two sides' answers to the same questions, and what of the difference is chance.
 
 A side is a run, by the answers that it keeps of its evaluations; a result of `csr-ray eval` or `score-answers`, by
-the items that it keeps; or a file of answers with the benchmark and the truth that it is marked by. Where the questions
-differ nothing is compared, unless the shared ones are asked for.
+the items that it keeps; or a file of answers with the benchmark and the truth that it is marked by. Where the
+questions differ nothing is compared, unless the shared ones are asked for.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from csr_ray.errors import ConfigError, DamageError
 from csr_ray.evaluation.benchmarks import NAMES, benchmark_of
 from csr_ray.evaluation.benchmarks.marking import mark_file
 from csr_ray.evaluation.comparison import SEED, Change, Shared, changes, shared
-from csr_ray.evaluation.item_marks import IMAGES, MarkedItems, items_of
+from csr_ray.evaluation.item_marks import IMAGES, MarkedItems
 from csr_ray.evaluation.lmms_results import SUITE
 from csr_ray.evaluation.statistics import LEVEL, NUM_RESAMPLES, Interval
+from csr_ray.evaluation.suite import run_items
 from csr_ray.records import JsonDict
 from csr_ray.store.marked_answers import read_marked_answers
 from csr_ray.store.objects import is_url, local_path
@@ -337,7 +338,6 @@ def _run(run_dir: str, *, name: str, version: int | None) -> Side:
             raise ConfigError(f"--version = {chosen}: {where} has answers of {known}")
         path = folder.marked_answers(chosen)
         try:
-            items = MarkedItems(items=items_of(read_marked_answers(path)))
-            return Side(name=run_dir, version=chosen, items=items)
+            return Side(name=run_dir, version=chosen, items=run_items(read_marked_answers(path)))
         except (OSError, ValueError) as error:
             raise DamageError(f"{where}: {path.name} cannot be read: {error}; put it back from a copy") from error

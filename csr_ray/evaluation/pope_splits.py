@@ -129,6 +129,12 @@ def split_sums(names: Collection[str]) -> dict[str, dict[str, float]]:
     return {f"mean_f1_of_{len(f1)}_splits": dict.fromkeys(f1, 1.0 / len(f1))} if f1 else {}
 
 
+def run_split_sums(names: Collection[str]) -> dict[str, dict[str, float]]:
+    """`split_sums` by the names of a run's metrics: pope_f1_random."""
+    f1 = [f"pope_f1_{split}" for split in SPLITS if f"pope_f1_{split}" in names]
+    return {f"pope_mean_f1_of_{len(f1)}_splits": dict.fromkeys(f1, 1.0 / len(f1))} if f1 else {}
+
+
 def split_notes(split_of: Mapping[str, str], *, answered: Collection[str]) -> dict[str, Any]:
     """What a result says besides its metrics: answered questions of each split, and which random split it is.
 

@@ -19,7 +19,7 @@ from csr_ray.errors import ConfigError
 from csr_ray.evaluation.answers import label_of, marked_items, truth_names, truth_records
 from csr_ray.evaluation.chair import CHAIR_METRICS, mark_captions
 from csr_ray.evaluation.chair_truth import OWN_TABLE, OfficialFiles, coco_image_id, coco_truth, official_files
-from csr_ray.evaluation.item_marks import MarkedItems
+from csr_ray.evaluation.item_marks import MarkedItems, items_of
 from csr_ray.evaluation.marks import quotients
 from csr_ray.evaluation.pope import METRICS, mark_answers
 from csr_ray.evaluation.pope_splits import (
@@ -27,6 +27,7 @@ from csr_ray.evaluation.pope_splits import (
     has_splits,
     load_splits,
     of_split,
+    run_split_sums,
     split_metrics,
     split_notes,
 )
@@ -167,7 +168,7 @@ class Suite:
                     question=question.text,
                     answer=texts[question.id],
                     truth=json.dumps(truth[question.id], sort_keys=True),
-                    mark=_named(marks[question.id], asking=asking.name),
+                    mark=_named(marks[question.id], asking=asking.name, split=self.split_of.get(question.id)),
                 )
                 for question in questions
             ]
@@ -183,10 +184,10 @@ class Suite:
         """The metrics of a run's evaluation, of the answers that there are.
 
         They are fractions in 0..1, but for `num_images` and the mean number of `sentences`. Of an asking without any
-        answer there are none.
+        answer there are none. Of POPE's splits there are figures of each (`pope_acc_random`), and the mean F1.
         """
-        marks = [answer.mark for answer in self.marked(answers)]
-        return {"num_images": self.num_marked(answers), **quotients(marks)}
+        values = run_items(self.marked(answers)).values()
+        return {"num_images": self.num_marked(answers), **values}
 
     def yes_no_marks(self, answers: Answers) -> dict[str, float]:
         """POPE's own metrics (`csr_ray.evaluation.pope.pope_metrics`) of the answers that there are.
@@ -244,12 +245,24 @@ class Suite:
         return self.marks(answers)
 
 
-def _named(mark: Mark, *, asking: str) -> Mark:
-    """The mark with its metrics called as a run's evaluation calls them; what that leaves out is left out."""
+def run_items(answers: Sequence[MarkedAnswer]) -> MarkedItems:
+    """A run's marked answers as items, from which its figures follow."""
+    names = {name for answer in answers for name in answer.mark.counts}
+    return MarkedItems(items=items_of(answers), sums=run_split_sums(names))
+
+
+def _named(mark: Mark, *, asking: str, split: str | None) -> Mark:
+    """The mark with its metrics called as a run's evaluation calls them; what that leaves out is left out.
+
+    Args:
+        split: of a question of one of POPE's splits: it counts for the figures of that, too.
+    """
     if asking == DESCRIBED:
         return mark
     if asking == YES_NO:
-        return replace(mark, counts={new: mark.counts[old] for old, new in _OF_YES_NO.items()})
+        counts = {new: mark.counts[old] for old, new in _OF_YES_NO.items()}
+        of_its_split = {f"{name}_{split}": pair for name, pair in counts.items()} if split else {}
+        return replace(mark, counts={**counts, **of_its_split})
     return replace(mark, counts={f"{name}_t1": counts for name, counts in mark.counts.items()})
 
 

@@ -121,6 +121,22 @@ def test_an_empty_or_odd_answer_counts_as_yes(release: Path) -> None:
     assert "an empty one is a yes" in result["notes"][0]
 
 
+def test_a_runs_figures_of_each_split_are_the_official_ones_and_there_are_some_of_all_together(release: Path) -> None:
+    write(release / "llava_pope_test.jsonl", OFFICIAL["questions"])
+    suite = load_suite(Eval(benchmarks=("pope",), data=str(release)))
+    by_id = {f"q{row['question_id']}": row["text"] for row in OFFICIAL["answers"]}
+    found = suite.marks({YES_NO: by_id})
+    names = {"accuracy": "pope_acc", "f1": "pope_f1", "yes_ratio": "pope_yes_ratio"}
+    for split, values in OFFICIAL["metrics"].items():
+        for name, in_a_run in names.items():
+            assert found[f"{in_a_run}_{split}"] == pytest.approx(values[name], abs=1e-12), split
+    official = [values["f1"] for values in OFFICIAL["metrics"].values()]
+    assert found["pope_mean_f1_of_3_splits"] == pytest.approx(sum(official) / 3)
+    assert 0 < found["pope_acc"] < 1 and found["num_images"] == len(by_id)
+    one = suite.marks({YES_NO: {key: by_id[key] for key in list(by_id)[:5]}})
+    assert "pope_mean_f1_of_1_splits" in one and "pope_acc_popular" not in one
+
+
 def test_llavas_random_split_of_2910_questions_is_named(release: Path) -> None:
     labels = [
         {"question_id": number, "image": f"{number}.jpg", "text": "Is there a dog in the image?", "label": "yes"}
