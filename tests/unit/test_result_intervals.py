@@ -20,6 +20,7 @@ from csr_ray.config.load import parse_judge
 from csr_ray.evaluation.benchmarks.marking import ALL_NAMES, mark_file
 from csr_ray.evaluation.statistics import Ratio, WeightedSum, interval, sum_difference, sum_interval
 from csr_ray.judging.session import JudgeSession
+from csr_ray.store.results import write_result
 
 COUNTED = {"num_images", "ungraded", "unrated"}
 
@@ -236,6 +237,17 @@ def test_what_has_no_interval_says_so_and_counts_are_whole(capsys: pytest.Captur
     assert ["chair_s", "0.2500", "0.2000", "to", "0.3000"] in rows
     assert ["sentences", "3.0000", "–"] in rows
     assert "–: one of the images that it rests on says nothing of the spread" in said
+
+
+def test_the_file_has_an_item_a_line_at_its_end_and_is_json(tmp_path: Path) -> None:
+    answers, truth = RELEASES["pope"](tmp_path)
+    found = {"items": [], **mark_file("pope", answers=answers, truth=truth)}
+    write_result(tmp_path / "out.json", value=found)
+    text = (tmp_path / "out.json").read_text()
+    assert json.loads(text) == found and list(json.loads(text))[-1] == "items"
+    assert sum(line.startswith('    {"id"') for line in text.splitlines()) == 40
+    write_result(tmp_path / "bare.json", value={"n": 1})
+    assert json.loads((tmp_path / "bare.json").read_text()) == {"n": 1}
 
 
 def test_one_image_has_figures_and_no_interval(tmp_path: Path) -> None:
