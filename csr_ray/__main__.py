@@ -264,11 +264,12 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = commands.add_parser(
         "compare",
-        help="two runs, or two files of answers, on the same questions: intervals and paired tests",
+        help="two runs, results or files of answers on the same questions: intervals and paired tests",
         description="What differs between two runs' last policies, and what of it is chance. Also two versions of "
-        "one run (RUN RUN --version 0,3), or two files of answers with --benchmark and --truth.",
+        "one run (RUN RUN --version 0,3), two results of eval or score-answers, or two files of answers with "
+        "--benchmark and --truth.",
     )
-    compare.add_argument("a", metavar="A", help="run folder or URL, or a file of answers")
+    compare.add_argument("a", metavar="A", help="run folder or URL, a result's JSON, or a file of answers")
     compare.add_argument("b", metavar="B", help="the same")
     compare.add_argument(
         "--version",
@@ -589,11 +590,13 @@ def _share(text: str) -> float:
 
 
 def _score_answers(arguments: argparse.Namespace) -> int:
+    from csr_ray.app.console import UnattendedConsole
+    from csr_ray.app.figures_table import print_figures
     from csr_ray.app.flags import named
     from csr_ray.app.judge import JUDGE_FLAGS, replies_file
     from csr_ray.evaluation.benchmarks.marking import mark_file
     from csr_ray.evaluation.chair_truth import official_files
-    from csr_ray.store.atomic import write_json
+    from csr_ray.store.results import write_result
 
     output = _lasting(arguments.json, flag="--json")
     given = _chair_files(arguments)
@@ -612,9 +615,8 @@ def _score_answers(arguments: argparse.Namespace) -> int:
             judge=_judge_of(arguments).session(replies_file(output)),
             chair_files=chair_files,
         )
-    write_json(output, value=result)
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in result["metrics"].items())
-    print(f"{arguments.benchmark}: n {result['n']}, {metrics}; skipped {sum(result['skipped'].values())}")
+    write_result(output, value=result)
+    print_figures(result, console=UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140))
     return EXIT_DONE
 
 

@@ -68,6 +68,7 @@ from csr_ray.policy.clip_source import check_clip_source
 from csr_ray.store.answers import answer_folder
 from csr_ray.store.atomic import make_folder, storage_errors, write_json
 from csr_ray.store.cache import cache_folder
+from csr_ray.store.results import write_result
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.store.scores import score_folder
 from csr_ray.world.build import world_folder
@@ -230,7 +231,7 @@ def evaluate_model(
             on_answered=actors_held.close,
             judge=judge,
         )
-    write_json(output, value=found.to_plain())
+    write_result(output, value=found.to_plain())
     print_evaluation(found, console=UnattendedConsole(highlight=False))
 
 

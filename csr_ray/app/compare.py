@@ -1,11 +1,13 @@
 """What `csr-ray compare A B` does: two sides' answers to the same questions, and what of the difference is chance.
 
-A side is a run, by the answers that it keeps of its evaluations, or a file of answers with the benchmark and the
-truth that it is marked by. Where the questions differ nothing is compared, unless the shared ones are asked for.
+A side is a run, by the answers that it keeps of its evaluations; a result of `csr-ray eval` or `score-answers`, by
+the items that it keeps; or a file of answers with the benchmark and the truth that it is marked by. Where the
+questions differ nothing is compared, unless the shared ones are asked for.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,15 +18,20 @@ from rich.table import Table
 
 from csr_ray.app.place import opened_to_read
 from csr_ray.errors import ConfigError, DamageError
-from csr_ray.evaluation.answers import mark_file
-from csr_ray.evaluation.comparison import Change, Shared, changes, shared
+from csr_ray.evaluation.benchmarks import NAMES, benchmark_of
+from csr_ray.evaluation.benchmarks.marking import mark_file
+from csr_ray.evaluation.comparison import SEED, Change, Shared, changes, shared
+from csr_ray.evaluation.item_marks import IMAGES, MarkedItems
+from csr_ray.evaluation.lmms_results import SUITE
 from csr_ray.evaluation.statistics import LEVEL, NUM_RESAMPLES, Interval
-from csr_ray.records import JsonDict, MarkedAnswer
+from csr_ray.evaluation.suite import run_items
+from csr_ray.records import JsonDict
 from csr_ray.store.marked_answers import read_marked_answers
 from csr_ray.store.objects import is_url, local_path
 
-_SEED = 0
-_NAMES = ("A", "B")
+_SIDES = ("A", "B")
+# What two results have to have in common beside the benchmark, since their figures are other ones else.
+_SAME = ("table", "form", "judge", "prompt_sha256")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +39,16 @@ class Side:
     """One side: what the user calls it, the policy version of a run (None of a file), and its answers.
 
     Attributes:
+        benchmark: of a result or a file of answers; None of a run.
+        metrics: of these, the figures that are compared, in order; None: all that the items have.
         named: of a file marked by CHAIR, the table of names that it was marked by.
     """
 
     name: str
     version: int | None
-    answers: tuple[MarkedAnswer, ...]
+    items: MarkedItems
+    benchmark: str | None = None
+    metrics: tuple[str, ...] | None = None
     named: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -53,19 +64,22 @@ class Comparison:
     def to_plain(self) -> JsonDict:
         """The JSON file that the command writes. Shares are fractions in 0..1; differences are B minus A."""
         sides = {
-            key: {"name": side.name, "version": side.version, "answers": len(side.answers)}
+            key: {"name": side.name, "version": side.version, "answers": len(side.items.items)}
             for key, side in (("a", self.a), ("b", self.b))
         }
         return {
+            **({"benchmark": self.a.benchmark} if self.a.benchmark else {}),
             **sides,
             "questions": {
                 "shared": len(self.pairs.before),
                 "only_a": self.pairs.num_only_before,
                 "only_b": self.pairs.num_only_after,
+                "other_image": self.pairs.num_other_image,
+                "other_question": self.pairs.num_other_question,
             },
             "metrics": {name: _plain(change) for name, change in self.metrics.items()},
             **({"chair": dict(self.a.named)} if self.a.named else {}),
-            "method": {"level": LEVEL, "resamples": NUM_RESAMPLES, "seed": _SEED, "resampled": "images"},
+            "method": {"level": LEVEL, "resamples": NUM_RESAMPLES, "seed": SEED, "resampled": self.a.items.unit},
         }
 
 
@@ -78,11 +92,11 @@ def compare(
     truth: Path | None = None,
     only_shared: bool = False,
 ) -> Comparison:
-    """Compare two runs, or two files of answers.
+    """Compare two runs, or two files: results, or answers.
 
     Args:
         versions: policy versions of A and of B, where they are runs; None: the last one that was evaluated.
-        benchmark, truth: by which files of answers are marked (`csr_ray.evaluation.answers.mark_file`).
+        benchmark, truth: by which files of answers are marked (`csr_ray.evaluation.benchmarks.marking.mark_file`).
         only_shared: compare the questions that both sides answered, and leave out the others.
 
     Raises:
@@ -93,7 +107,8 @@ def compare(
     if are_files[0] != are_files[1]:
         wrong = are_files.index(False)
         raise ConfigError(
-            f"{_NAMES[wrong]} = {(a, b)[wrong]!r}: not a file of answers, as the other is; name two files or two runs"
+            f"{_SIDES[wrong]} = {(a, b)[wrong]!r}: not a file of a result or of answers, as the other is; name two "
+            "files or two runs"
         )
     if are_files[0]:
         first, second = _files(a, b, versions=versions, benchmark=benchmark, truth=truth)
@@ -103,11 +118,11 @@ def compare(
     else:
         first, second = (
             _run(side, name=name, version=version)
-            for side, name, version in zip((a, b), _NAMES, versions, strict=True)
+            for side, name, version in zip((a, b), _SIDES, versions, strict=True)
         )
-    pairs = shared(first.answers, after=second.answers)
+    pairs = shared(first.items.items, after=second.items.items)
     _check_same_questions(pairs, only_shared=only_shared)
-    found = changes(pairs, seed=_SEED)
+    found = changes(pairs, seed=SEED, sums=first.items.sums, names=first.metrics)
     if not found:
         raise ConfigError(
             "nothing to compare: what both sides answered is about one image, or was marked by other metrics"
@@ -118,7 +133,7 @@ def compare(
 def print_comparison(comparison: Comparison, *, console: Console) -> None:
     """Print both sides, a row a metric, and what it rests on."""
     a, b, pairs = comparison.a, comparison.b, comparison.pairs
-    for key, side in zip(_NAMES, (a, b), strict=True):
+    for key, side in zip(_SIDES, (a, b), strict=True):
         version = "" if side.version is None else f", policy version {side.version}"
         console.print(f"{key}: {side.name}{version}", markup=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="dim")
@@ -133,14 +148,20 @@ def print_comparison(comparison: Comparison, *, console: Console) -> None:
     console.print()
     num_images = max(change.num_images for change in comparison.metrics.values())
     left_out = pairs.num_only_before + pairs.num_only_after
+    unit = a.items.unit
     console.print(
-        f"{len(pairs.before):,} answers of each to the same questions about {num_images:,} images"
+        f"{len(pairs.before):,} answers of each to the same questions "
+        f"{'about' if unit == IMAGES else 'in'} {num_images:,} {unit}"
         + (f"; {left_out:,} that only one side has are left out" if left_out else ""),
         soft_wrap=True,
     )
+    lopsided = {name: change.num_left_out for name, change in comparison.metrics.items() if change.num_left_out}
+    if lopsided:
+        counts = ", ".join(f"{name} {num:,}" for name, num in lopsided.items())
+        console.print(f"Shared questions that count for one side only, and are left out: {counts}", soft_wrap=True)
     console.print(
-        f"Intervals: {NUM_RESAMPLES:,} paired bootstrap draws of images. p: McNemar's exact test where each image is "
-        "true or false once, else the bootstrap's. Shares are in percent, their differences in points; only A and "
+        f"Intervals: {NUM_RESAMPLES:,} paired bootstrap draws of {unit}. p: McNemar's exact test where each of these "
+        "is true or false once, else the bootstrap's. Shares are in percent, their differences in points; only A and "
         "only B: answers for which the figure counts that side alone. Bold: the interval leaves out zero, which by "
         "chance alone one metric in 20 does.",
         style="dim",
@@ -190,6 +211,7 @@ def _plain(change: Change) -> JsonDict:
         "only_a": change.only_before,
         "only_b": change.only_after,
         "images": change.num_images,
+        "left_out": change.num_left_out,
     }
 
 
@@ -198,6 +220,15 @@ def _check_same_questions(pairs: Shared, *, only_shared: bool) -> None:
     if num_shared and (only_shared or pairs.are_all):
         return
     counts = f"{num_shared} are shared, {pairs.num_only_before} only A has, {pairs.num_only_after} only B has"
+    unlike = [
+        f"{num} of one id {one if num == 1 else many}"
+        for num, one, many in (
+            (pairs.num_other_image, "is about another image", "are about other images"),
+            (pairs.num_other_question, "asks or expects something else", "ask or expect something else"),
+        )
+        if num
+    ]
+    counts += f" ({', '.join(unlike)})" if unlike else ""
     remedy = (
         f"--shared compares the {num_shared}"
         if num_shared
@@ -209,21 +240,77 @@ def _check_same_questions(pairs: Shared, *, only_shared: bool) -> None:
 def _files(
     a: str, b: str, *, versions: Sequence[int | None], benchmark: str | None, truth: Path | None
 ) -> tuple[Side, Side]:
-    if benchmark is None or truth is None:
-        raise ConfigError("files of answers are compared by their marks: name --benchmark and --truth")
     if any(version is not None for version in versions):
         raise ConfigError("--version: files of answers have none; leave it out")
-    marked = [mark_file(benchmark, answers=local_path(side), truth=truth) for side in (a, b)]
-    sides = [
-        Side(
-            name=side,
-            version=None,
-            answers=found.answers,
-            named=found.named if benchmark == "chair" else {},
+    results = [_result(local_path(side)) for side in (a, b)]
+    if None not in results and (benchmark is not None or truth is not None):
+        flag = "--benchmark" if benchmark is not None else "--truth"
+        raise ConfigError(f"{flag}: results say it themselves; leave it out")
+    for place, (side, name) in enumerate(zip((a, b), _SIDES, strict=True)):
+        if results[place] is None:
+            results[place] = _marked(side, name=name, benchmark=benchmark, truth=truth)
+    first, second = (
+        _side(result or {}, side=side, name=name) for result, side, name in zip(results, (a, b), _SIDES, strict=True)
+    )
+    if first.benchmark != second.benchmark:
+        raise ConfigError(f"A is of {first.benchmark}, B of {second.benchmark}; compare results of one benchmark")
+    for key in _SAME:
+        one, other = ((result or {}).get(key) for result in results)
+        if one != other:
+            raise ConfigError(
+                f"{key}: {one!r} of A, {other!r} of B; what both sides are marked by has to be the same"
+            )
+    return first, second
+
+
+def _result(path: Path) -> JsonDict | None:
+    """The result that a file holds; None if it is none, and so a file of answers."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    is_result = isinstance(found, dict) and isinstance(found.get("benchmark"), str)
+    return found if is_result and isinstance(found.get("metrics"), dict) else None
+
+
+def _marked(side: str, *, name: str, benchmark: str | None, truth: Path | None) -> JsonDict:
+    """A file of answers as a result."""
+    where = f"{name} = {side!r}"
+    if benchmark is None or truth is None:
+        raise ConfigError(
+            f"{where}: no result of csr-ray eval or score-answers; files of answers are compared by their marks: "
+            "name --benchmark and --truth"
         )
-        for side, found in zip((a, b), marked, strict=True)
-    ]
-    return sides[0], sides[1]
+    if benchmark in NAMES and benchmark_of(benchmark).needs_judge:
+        raise ConfigError(
+            f"--benchmark: {benchmark} is marked by a judge: compare the results that score-answers writes"
+        )
+    return mark_file(benchmark, answers=local_path(side), truth=truth)
+
+
+def _side(result: JsonDict, *, side: str, name: str) -> Side:
+    where = f"{name} = {side!r}"
+    benchmark = result["benchmark"]
+    if benchmark == SUITE:
+        raise ConfigError(f"{where}: a result of {SUITE}'s, which keeps no marks of single answers to compare")
+    if not result.get("items"):
+        raise ConfigError(
+            f"{where}: a result without items, as of an older csr_ray; write it again with csr-ray eval or "
+            "score-answers, which keep a mark of every question"
+        )
+    try:
+        items = MarkedItems.from_plain(result)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}; write it again with csr-ray eval or score-answers") from error
+    values = items.values()
+    return Side(
+        name=side,
+        version=None,
+        items=items,
+        benchmark=benchmark,
+        metrics=tuple(metric for metric in result["metrics"] if metric in values),
+        named={key: result[key] for key in ("table", "form") if key in result} if benchmark == "chair" else {},
+    )
 
 
 def _run(run_dir: str, *, name: str, version: int | None) -> Side:
@@ -251,6 +338,6 @@ def _run(run_dir: str, *, name: str, version: int | None) -> Side:
             raise ConfigError(f"--version = {chosen}: {where} has answers of {known}")
         path = folder.marked_answers(chosen)
         try:
-            return Side(name=run_dir, version=chosen, answers=tuple(read_marked_answers(path)))
+            return Side(name=run_dir, version=chosen, items=run_items(read_marked_answers(path)))
         except (OSError, ValueError) as error:
             raise DamageError(f"{where}: {path.name} cannot be read: {error}; put it back from a copy") from error

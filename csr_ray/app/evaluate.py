@@ -13,10 +13,12 @@ from pathlib import Path
 from rich.console import Console
 
 from csr_ray.app.bulk import DoWork, do_what_is_left
+from csr_ray.app.figures_table import print_figures
 from csr_ray.app.paths import is_in_a_copy
 from csr_ray.errors import NoDataError
 from csr_ray.evaluation.benchmarks.questions import Asked
 from csr_ray.evaluation.chunks import AnswerJob, by_image
+from csr_ray.evaluation.comparison import certainty
 from csr_ray.evaluation.suite import Suite
 from csr_ray.judging.session import JudgeSession
 from csr_ray.policy.source import local_folder, revision_of
@@ -34,8 +36,9 @@ class Evaluation:
         n: images whose description was marked, or answers where there are no descriptions.
         metrics: by the names of `csr-ray score-answers` (pope, chair), or of a run's evaluation (world).
         skipped: how many questions have no answer, by the reason without the picture's name.
-        more: further keys: of chair its table and form, of POPE's splits how many answers each has, of a benchmark of
-            `csr_ray.evaluation.benchmarks` its own.
+        more: further keys: how sure the figures are (`csr_ray.evaluation.comparison.certainty`), of chair its table
+            and form, of POPE's splits how many answers each has, and those of a benchmark's own
+            (`csr_ray.evaluation.benchmarks`).
     """
 
     benchmark: str
@@ -109,12 +112,14 @@ def evaluate(
         found = suite.result(answers, skipped=skipped, judge=judge)
         known = {name: found.pop(name) for name in ("benchmark", "n", "metrics", "skipped")}
         return Evaluation(**known, more=found)
+    metrics = suite.benchmark_marks(benchmark, answers=answers)
+    items = suite.benchmark_items(benchmark, answers=answers)
     return Evaluation(
         benchmark=benchmark,
         n=suite.num_marked(answers),
-        metrics=suite.benchmark_marks(benchmark, answers=answers),
+        metrics=metrics,
         skipped=dict(sorted(skipped.items())),
-        more=suite.says(answers),
+        more={**suite.says(answers), **certainty(items, metrics=metrics, counted=("num_images",))},
     )
 
 
@@ -165,7 +170,5 @@ def _digest(content: Sequence[JsonDict]) -> str:
 
 
 def print_evaluation(found: Evaluation, *, console: Console) -> None:
-    """The line at the end."""
-    metrics = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items() if name != "num_images")
-    line = f"{found.benchmark}: n {found.n}, {metrics}; skipped {sum(found.skipped.values())}"
-    console.print(line, markup=False, soft_wrap=True)
+    """What is printed at the end (`csr_ray.app.figures_table`)."""
+    print_figures(found.to_plain(), console=console)

@@ -109,7 +109,7 @@ def print_plan(plan: Plan, *, console: Console | None = None, nodes: Sequence[No
     config = plan.config
     table = Table(title=f"{config.method}: {config.run.rounds} rounds into {config.run.dir}", title_justify="left")
     for name in ("role", "actors", "CPUs each", "GPUs each", "what it runs"):
-        table.add_column(name)
+        table.add_column(name, overflow="fold")  # of a long path the end says which model it is
     rows = (
         ("generator", _span(config.generators.min, config.generators.max), config.generators.cpus,
          config.generators.gpus, f"vLLM, {config.policy.model}, {config.policy.dtype}"),

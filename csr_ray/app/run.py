@@ -383,10 +383,12 @@ def _dry_run(config: Config, *, method: Method, view: View) -> None:
         from csr_ray.world.build import world_folder
 
         built = world_folder(world_spec(config.world))
-        check_paths(resolve_world(config, folder=built) if built.is_dir() else config)
+        placed = resolve_world(config, folder=built)
+        check_paths(placed if built.is_dir() else config)
         console = Console(highlight=False)
         console.print("embedded world: built on the first run, then found in the cache")
-        plan = make_plan(config, num_prompts=config.world.num_train_images)
+        # A path says more than ${world}, also where nothing is there yet.
+        plan = replace(make_plan(config, num_prompts=config.world.num_train_images), config=placed)
         print_plan(plan, console=console, nodes=_nodes_to_plan_for(config, view=view))
         return
     check_paths(config)

@@ -19,6 +19,8 @@ from csr_ray.data.rows import Row
 from csr_ray.errors import ConfigError, NoDataError
 from csr_ray.evaluation.chair import is_object_name, mark_captions
 from csr_ray.evaluation.chair_truth import OWN_TABLE, OfficialFiles, coco_image_id, coco_truth
+from csr_ray.evaluation.comparison import certainty
+from csr_ray.evaluation.item_marks import MarkedItems, items_of
 from csr_ray.evaluation.marks import quotients
 from csr_ray.evaluation.pope import LABELS, mark_answers
 from csr_ray.evaluation.pope_splits import (
@@ -27,6 +29,7 @@ from csr_ray.evaluation.pope_splits import (
     read_split_answers,
     split_metrics,
     split_notes,
+    split_sums,
 )
 from csr_ray.evaluation.world import mark_descriptions
 from csr_ray.records import Mark, MarkedAnswer
@@ -60,16 +63,25 @@ def score_answers(
 
     Returns:
         {"benchmark", "n": answers marked, "metrics": {name: fraction}, "skipped": {reason: lines or ids}}, and of
-        chair the "table" (own, official) and the "form" (original, lure) that the figures are by.
+        chair the "table" (own, official) and the "form" (original, lure) that the figures are by; and how sure the
+        figures are (`csr_ray.evaluation.comparison.certainty`).
     """
     marked = mark_file(benchmark, answers=answers, truth=truth, files=files)
+    metrics = metrics_of(marked)
     return {
         **marked.named,
         "benchmark": benchmark,
         "n": len(marked.answers),
-        "metrics": metrics_of(marked),
+        "metrics": metrics,
         "skipped": dict(marked.skipped),
+        **certainty(marked_items(marked.answers), metrics=metrics),
     }
+
+
+def marked_items(answers: Sequence[MarkedAnswer]) -> MarkedItems:
+    """What a result keeps of marked answers whose ids are unique; the image is what is drawn again."""
+    names = {name for answer in answers for name in answer.mark.counts}
+    return MarkedItems(items=items_of(answers, by_asking=False), sums=split_sums(names)).with_short_units()
 
 
 def metrics_of(marked: MarkedFile) -> dict[str, float]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from csr_ray.data.prompts import decode_text, is_unicode, read_json_rows
 from csr_ray.errors import ConfigError
-from csr_ray.evaluation.marks import quotients, share
+from csr_ray.evaluation.marks import quotients
 from csr_ray.evaluation.pope import LABELS
 from csr_ray.records import Mark
 
@@ -116,8 +116,23 @@ def split_metrics(marks: Iterable[Mark]) -> dict[str, float]:
     The mean's name says of how many splits it is; published means are of three.
     """
     metrics = quotients(marks)
-    f1 = [metrics[f"{split}_f1"] for split in SPLITS if f"{split}_f1" in metrics]
-    return {f"mean_f1_of_{len(f1)}_splits": share(sum(f1), of=len(f1)), **metrics}
+    sums = split_sums(metrics)
+    return {
+        **{name: sum(weight * metrics[part] for part, weight in parts.items()) for name, parts in sums.items()},
+        **metrics,
+    }
+
+
+def split_sums(names: Collection[str]) -> dict[str, dict[str, float]]:
+    """The mean F1 as a weighted sum of the F1 of each split among the names of some metrics; nothing without one."""
+    f1 = [f"{split}_f1" for split in SPLITS if f"{split}_f1" in names]
+    return {f"mean_f1_of_{len(f1)}_splits": dict.fromkeys(f1, 1.0 / len(f1))} if f1 else {}
+
+
+def run_split_sums(names: Collection[str]) -> dict[str, dict[str, float]]:
+    """`split_sums` by the names of a run's metrics: pope_f1_random."""
+    f1 = [f"pope_f1_{split}" for split in SPLITS if f"pope_f1_{split}" in names]
+    return {f"pope_mean_f1_of_{len(f1)}_splits": dict.fromkeys(f1, 1.0 / len(f1))} if f1 else {}
 
 
 def split_notes(split_of: Mapping[str, str], *, answered: Collection[str]) -> dict[str, Any]:

@@ -120,6 +120,88 @@ class Ratio:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class WeightedSum:
+    """A figure that is a sum of ratios over the same items: MME's points, the mean F1 of POPE's splits.
+
+    Attributes:
+        parts: weight and ratio of each; an item that a part says nothing of has zeros there.
+    """
+
+    parts: tuple[tuple[float, Ratio], ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("a sum of no ratios; name at least one")
+        sizes = {len(ratio.numerators) for _, ratio in self.parts}
+        if len(sizes) > 1:
+            raise ValueError(f"ratios of {' and '.join(map(str, sorted(sizes)))} items; all have to be over the same")
+
+    @property
+    def value(self) -> float:
+        return sum(weight * ratio.value for weight, ratio in self.parts)
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it lies in 0..1 whatever is drawn: a weighted mean of shares."""
+        are_weights = all(weight >= 0.0 for weight, _ in self.parts)
+        total = sum(weight for weight, _ in self.parts)
+        return are_weights and total <= 1.0 + 1e-9 and all(ratio.is_share for _, ratio in self.parts)
+
+    def grouped(self, groups: Sequence[Hashable]) -> WeightedSum:
+        """The same figure over groups of items (`Ratio.grouped`)."""
+        return WeightedSum(tuple((weight, ratio.grouped(groups)) for weight, ratio in self.parts))
+
+
+def sum_interval(figure: WeightedSum, *, seed: int, num_resamples: int = NUM_RESAMPLES) -> Interval:
+    """A sum with its 95 % bootstrap interval.
+
+    Parts that share an item are computed of the same draws. Parts that share none (MME's subtasks, each with images
+    of its own) are drawn each by itself, so that every draw has as many items of each as there are. Where every part
+    is a share whose items are all alike, the exact bounds of `interval` are added up.
+
+    Raises:
+        ValueError: a part has no item.
+    """
+    blocks = _blocks(figure, seed=seed)
+    value = figure.value
+    if all(ratio.is_share and ratio.value in (0.0, 1.0) for _, ratio in figure.parts):
+        known = [
+            (weight, _all_alike(ratio.value, num_trials=len(items)))
+            for (weight, ratio), (items, _) in zip(figure.parts, blocks, strict=True)
+        ]
+        ends = [(weight * one.low, weight * one.high) for weight, one in known]
+        return Interval(value, sum(map(min, ends)), sum(map(max, ends)))
+    if min(len(items) for items, _ in blocks) == 1:
+        return Interval(value, -math.inf, math.inf)
+    low, high = _ends(_sums(figure, blocks=blocks, num=num_resamples))
+    return Interval(value, low, high)
+
+
+def sum_difference(
+    before: WeightedSum, *, after: WeightedSum, seed: int, num_resamples: int = NUM_RESAMPLES
+) -> Difference:
+    """How a sum changed on the same items: both sides are computed of the same draws, as in `difference`.
+
+    Raises:
+        ValueError: a part has no item, or the sides have other items or parts.
+    """
+    if [weight for weight, _ in before.parts] != [weight for weight, _ in after.parts]:
+        raise ValueError("the sums have other parts before than after; compare the same figure")
+    if len(before.parts[0][1].numerators) != len(after.parts[0][1].numerators):
+        raise ValueError("another number of items before than after; pair the same items, in order")
+    pairs = [(first, second) for (_, first), (_, second) in zip(before.parts, after.parts, strict=True)]
+    is_changed = np.any([_is_changed(first, after=second) for first, second in pairs], axis=0)
+    if not is_changed.any():
+        return Difference(0.0, 0.0, 0.0, 1.0)
+    change = after.value - before.value
+    blocks = _blocks(before, after, seed=seed)
+    if min(len(items) for items, _ in blocks) == 1:
+        return Difference(change, -math.inf, math.inf, 1.0)
+    drawn = _sums(after, blocks=blocks, num=num_resamples) - _sums(before, blocks=blocks, num=num_resamples)
+    return _difference(change, drawn=drawn, num_changed=int(is_changed.sum()))
+
+
 def interval(ratio: Ratio, *, seed: int, num_resamples: int = NUM_RESAMPLES) -> Interval:
     """The figure with its 95 % bootstrap interval: percentiles over draws of as many items, with replacement.
 
@@ -181,16 +263,7 @@ def difference(before: Ratio, *, after: Ratio, seed: int, num_resamples: int = N
             for positions in _draws(num_items, seed=seed, num=num_resamples)
         ]
     )
-    low, high = _ends(drawn)
-    # Of a change of exactly zero half of the draws count for either side.
-    as_low = float((drawn < 0).sum()) + 0.5 * float((drawn == 0).sum())
-    as_high = len(drawn) - as_low
-    is_changed = (before.numerators != after.numerators) | (before.denominators != after.denominators)
-    by_coins = 2.0 ** (1 - int(is_changed.sum()))
-    p = min(1.0, max(by_coins, 2.0 * (min(as_low, as_high) + 1.0) / (len(drawn) + 1.0)))
-    if by_coins > 1.0 - LEVEL:
-        low, high = min(low, 0.0), max(high, 0.0)
-    return Difference(change, low, high, p)
+    return _difference(change, drawn=drawn, num_changed=int(_is_changed(before, after=after).sum()))
 
 
 def paired_difference(
@@ -236,12 +309,63 @@ def _two_sided_coin(num_heads: int, *, num_tosses: int) -> float:
     return min(1.0, 2 * tail / 2**num_tosses)
 
 
+def _difference(change: float, *, drawn: np.ndarray, num_changed: int) -> Difference:
+    """The interval and p of a change, out of what the draws gave."""
+    low, high = _ends(drawn)
+    # Of a change of exactly zero half of the draws count for either side.
+    as_low = float((drawn < 0).sum()) + 0.5 * float((drawn == 0).sum())
+    as_high = len(drawn) - as_low
+    by_coins = 2.0 ** (1 - num_changed)
+    p = min(1.0, max(by_coins, 2.0 * (min(as_low, as_high) + 1.0) / (len(drawn) + 1.0)))
+    if by_coins > 1.0 - LEVEL:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return Difference(change, low, high, p)
+
+
+def _is_changed(before: Ratio, *, after: Ratio) -> np.ndarray:
+    changed: np.ndarray = (before.numerators != after.numerators) | (before.denominators != after.denominators)
+    return changed
+
+
+Seed = int | list[int]
+
+
+def _blocks(*sums: WeightedSum, seed: int) -> list[tuple[np.ndarray, Seed]]:
+    """For each part the items that are drawn for it and the seed of that; parts with an item in common share both."""
+    supports = [
+        np.any([(ratio.numerators != 0.0) | (ratio.denominators != 0.0) for _, ratio in parts], axis=0)
+        for parts in zip(*(one.parts for one in sums), strict=True)
+    ]
+    if not all(support.any() for support in supports):
+        raise ValueError("no items; an interval needs at least one")
+    together: list[np.ndarray] = []
+    for support in supports:
+        joined = [block for block in together if (block & support).any()]
+        together = [block for block in together if not (block & support).any()]
+        together.append(np.any([support, *joined], axis=0))
+    found: list[tuple[np.ndarray, Seed]] = []
+    for support in supports:
+        place = next(place for place, block in enumerate(together) if (block & support).any())
+        found.append((np.flatnonzero(together[place]), [seed, place]))
+    return found
+
+
+def _sums(figure: WeightedSum, *, blocks: Sequence[tuple[np.ndarray, Seed]], num: int) -> np.ndarray:
+    """The sum of each draw, [num]; the same blocks give the same draws."""
+    total = np.zeros(num)
+    for (weight, ratio), (items, seed) in zip(figure.parts, blocks, strict=True):
+        part = Ratio(ratio.numerators[items], ratio.denominators[items])
+        drawn = [_values(part, positions=positions) for positions in _draws(len(items), seed=seed, num=num)]
+        total += weight * np.concatenate(drawn)
+    return total
+
+
 def _all_alike(value: float, *, num_trials: int) -> Interval:
     bound = ((1.0 - LEVEL) / 2.0) ** (1.0 / num_trials)
     return Interval(value, 0.0, 1.0 - bound) if value == 0.0 else Interval(value, bound, 1.0)
 
 
-def _draws(num_items: int, *, seed: int, num: int) -> Iterator[np.ndarray]:
+def _draws(num_items: int, *, seed: Seed, num: int) -> Iterator[np.ndarray]:
     """Positions [some, num_items] of items drawn with replacement, `num` rows in all."""
     generator = np.random.default_rng(seed)
     rows = max(1, _DRAWN_AT_ONCE // num_items)

@@ -16,16 +16,18 @@ from csr_ray.config.schema import Eval
 from csr_ray.data.files import UnreadableError, open_file
 from csr_ray.data.prompts import decode_text, read_json_rows
 from csr_ray.errors import ConfigError
-from csr_ray.evaluation.answers import label_of, truth_names, truth_records
+from csr_ray.evaluation.answers import label_of, marked_items, truth_names, truth_records
 from csr_ray.evaluation.chair import CHAIR_METRICS, mark_captions
 from csr_ray.evaluation.chair_truth import OWN_TABLE, OfficialFiles, coco_image_id, coco_truth, official_files
+from csr_ray.evaluation.item_marks import MarkedItems, items_of
 from csr_ray.evaluation.marks import quotients
-from csr_ray.evaluation.pope import mark_answers, pope_metrics
+from csr_ray.evaluation.pope import METRICS, mark_answers
 from csr_ray.evaluation.pope_splits import (
     SplitQuestion,
     has_splits,
     load_splits,
     of_split,
+    run_split_sums,
     split_metrics,
     split_notes,
 )
@@ -166,7 +168,7 @@ class Suite:
                     question=question.text,
                     answer=texts[question.id],
                     truth=json.dumps(truth[question.id], sort_keys=True),
-                    mark=_named(marks[question.id], asking=asking.name),
+                    mark=_named(marks[question.id], asking=asking.name, split=self.split_of.get(question.id)),
                 )
                 for question in questions
             ]
@@ -182,23 +184,27 @@ class Suite:
         """The metrics of a run's evaluation, of the answers that there are.
 
         They are fractions in 0..1, but for `num_images` and the mean number of `sentences`. Of an asking without any
-        answer there are none.
+        answer there are none. Of POPE's splits there are figures of each (`pope_acc_random`), and the mean F1.
         """
-        marks = [answer.mark for answer in self.marked(answers)]
-        return {"num_images": self.num_marked(answers), **quotients(marks)}
+        values = run_items(self.marked(answers)).values()
+        return {"num_images": self.num_marked(answers), **values}
 
     def yes_no_marks(self, answers: Answers) -> dict[str, float]:
         """POPE's own metrics (`csr_ray.evaluation.pope.pope_metrics`) of the answers that there are.
 
         Of splits they are of each, with the mean F1 (`csr_ray.evaluation.pope_splits.split_metrics`).
         """
+        marks = self._yes_no_counts(answers).values()
+        return split_metrics(marks) if self.split_of else quotients(marks, names=METRICS)
+
+    def _yes_no_counts(self, answers: Answers) -> dict[str, Mark]:
+        """The marks of the yes/no answers by id, with POPE's own names for the metrics."""
         said = answers.get(YES_NO, {})
         ids = [question.id for question in self.yes_no if question.id in said]
-        texts, labels = [said[key] for key in ids], [self.labels[key] for key in ids]
+        marks = mark_answers([said[key] for key in ids], labels=[self.labels[key] for key in ids])
         if not self.split_of:
-            return pope_metrics(texts, labels=labels)
-        marks = zip(ids, mark_answers(texts, labels=labels), strict=True)
-        return split_metrics(of_split(mark, split=self.split_of[key]) for key, mark in marks)
+            return dict(zip(ids, marks, strict=True))
+        return {key: of_split(mark, split=self.split_of[key]) for key, mark in zip(ids, marks, strict=True)}
 
     def says(self, answers: Answers) -> JsonDict:
         """What a result says besides its figures: CHAIR's table and form, and what POPE's splits hold."""
@@ -206,6 +212,26 @@ class Suite:
             return dict(self.named)
         split_of = {question.id: self.split_of[question.id] for question in self.yes_no}
         return {**self.named, **split_notes(split_of, answered=answers.get(YES_NO, {}))}
+
+    def benchmark_items(self, benchmark: str, *, answers: Answers) -> MarkedItems:
+        """What a result keeps of each answer: the counts of the metrics of `benchmark_marks`.
+
+        Ids are those of the benchmark's files; of `world`, whose questions come from two of them, those of the
+        sampled descriptions end with "at T = 1" and those of the questions begin with q.
+        """
+        marked = self.marked(answers)
+        if benchmark == "pope":
+            counts = self._yes_no_counts(answers)
+            marked = [
+                replace(one, id=one.id.removeprefix("q"), mark=counts[one.id])
+                for one in marked
+                if one.asked_as == YES_NO
+            ]
+        elif benchmark == "chair":
+            marked = [one for one in marked if one.asked_as == DESCRIBED]
+        else:
+            marked = [replace(one, id=f"{one.id} at T = 1") if one.asked_as == SAMPLED else one for one in marked]
+        return marked_items(marked)
 
     def benchmark_marks(self, benchmark: str, *, answers: Answers) -> dict[str, float]:
         """The metrics of one benchmark, by the names that `csr-ray score-answers` gives them where it knows it.
@@ -219,12 +245,24 @@ class Suite:
         return self.marks(answers)
 
 
-def _named(mark: Mark, *, asking: str) -> Mark:
-    """The mark with its metrics called as a run's evaluation calls them; what that leaves out is left out."""
+def run_items(answers: Sequence[MarkedAnswer]) -> MarkedItems:
+    """A run's marked answers as items, from which its figures follow."""
+    names = {name for answer in answers for name in answer.mark.counts}
+    return MarkedItems(items=items_of(answers), sums=run_split_sums(names))
+
+
+def _named(mark: Mark, *, asking: str, split: str | None) -> Mark:
+    """The mark with its metrics called as a run's evaluation calls them; what that leaves out is left out.
+
+    Args:
+        split: of a question of one of POPE's splits: it counts for the figures of that, too.
+    """
     if asking == DESCRIBED:
         return mark
     if asking == YES_NO:
-        return replace(mark, counts={new: mark.counts[old] for old, new in _OF_YES_NO.items()})
+        counts = {new: mark.counts[old] for old, new in _OF_YES_NO.items()}
+        of_its_split = {f"{name}_{split}": pair for name, pair in counts.items()} if split else {}
+        return replace(mark, counts={**counts, **of_its_split})
     return replace(mark, counts={f"{name}_t1": counts for name, counts in mark.counts.items()})
 
 

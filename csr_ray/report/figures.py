@@ -14,6 +14,7 @@ from typing import Any
 # Headline and cards mention the length of the answers when it moved by this share: an answer that says less also
 # hallucinates less, so a fall of the one without a word on the other would mislead.
 NOTABLE_LENGTH_CHANGE = 0.10
+_SPLIT_ACCURACY = "pope_acc_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +166,29 @@ def cost_note(summary: Mapping[str, Any]) -> str:
         names = ", ".join(str(name) for name in unpriced)
         words.append(f"no price is known of {names}: set cluster.gpu_kinds.NAME.usd_per_hour")
     return "; ".join(words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitColumns:
+    """What is known of POPE's splits: their names in order, and the keys of each, the mean F1's last.
+
+    Attributes:
+        keys: of `RoundFigures.eval`, two a split (accuracy, F1), and one of the mean.
+    """
+
+    names: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
+def split_columns(rows: Sequence[RoundFigures]) -> SplitColumns | None:
+    """The splits of yes/no questions that any row has figures of; None without one."""
+    known = dict.fromkeys(key for row in rows for key in row.eval)
+    names = tuple(key.removeprefix(_SPLIT_ACCURACY) for key in known if key.startswith(_SPLIT_ACCURACY))
+    if not names:
+        return None
+    means = [key for key in known if key.startswith("pope_mean_f1_of_")]
+    keys = [key for name in names for key in (f"pope_acc_{name}", f"pope_f1_{name}")]
+    return SplitColumns(names=names, keys=(*keys, *means[:1]))
 
 
 def percent(value: float | None) -> str:

@@ -33,6 +33,7 @@ from csr_ray.report.figures import (
     points,
     round_figures,
     section,
+    split_columns,
 )
 from csr_ray.report.gallery import NUM_COLOURS, gallery, reward_scale
 from csr_ray.report.read import RoundData, Run, mean_or_none, read_run
@@ -134,6 +135,7 @@ def page_values(run: Run) -> dict[str, Any]:
         "rate_names": list(dict.fromkeys(name for row in rows for name in row.rates)),
         "has_eval": any(row.eval for row in rows),
         "has_intervals": any(row.intervals for row in rows),
+        "splits": split_columns(rows),
         "chair": chair_note(section(run.summary, key="chair")),
         "cases": before_and_after(run),
         "quality_charts": _quality_charts(rows),

@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from csr_ray.machine.cost import in_words
-from csr_ray.report.figures import RoundFigures, headline, round_figures, section
+from csr_ray.report.figures import RoundFigures, headline, round_figures, section, split_columns
 
 Column = tuple[str, Callable[[RoundFigures], str]]
 
@@ -19,13 +19,19 @@ Column = tuple[str, Callable[[RoundFigures], str]]
 def print_round_table(summary: Mapping[str, Any], *, console: Console | None = None) -> None:
     """Print a row for the base model and for each round of a `summary.json`, and the headline beneath.
 
-    A terminal too narrow for all the columns gets two tables, quality above and work below.
+    A terminal too narrow for all the columns gets two tables, quality above and work below. POPE's splits, where a
+    run has them, are a table of their own.
     """
     console = console or Console()
     rows = round_figures(summary)
     tables = [_table(rows, columns=[*QUALITY, *WORK])]
     if Measurement.get(console, console.options.update(max_width=1000), tables[0]).maximum > console.width:
         tables = [_table(rows, columns=columns) for columns in (QUALITY, WORK)]
+    if splits := split_columns(rows):
+        heads = [f"{name}\n{figure}" for name in splits.names for figure in ("acc", "F1")]
+        heads += ["mean\nF1"] * (len(splits.keys) - len(heads))
+        columns = [(head, _share(key)) for head, key in zip(heads, splits.keys, strict=True)]
+        tables.append(_table(rows, columns=columns))
     for table in tables:
         console.print()
         console.print(table)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from csr_ray.evaluation.comparison import changes, intervals, shared
-from csr_ray.evaluation.suite import Suite
+from csr_ray.evaluation.suite import Suite, run_items
 from csr_ray.ports import Generators
 from csr_ray.records import JsonDict, MarkedAnswer
 from csr_ray.stages.close import keep_account
@@ -62,15 +62,16 @@ def evaluate(
 
 def _certainty(state: RunState, marked: Sequence[MarkedAnswer], *, version: int) -> JsonDict:
     """The interval of each figure, and how it changed since the base model answered the same questions."""
-    seed = state.config.run.seed
-    found: JsonDict = {
-        "intervals": {name: [known.low, known.high] for name, known in intervals(marked, seed=seed).items()}
-    }
+    seed, items = state.config.run.seed, run_items(marked)
+    known = intervals(items.items, seed=seed, sums=items.sums)
+    found: JsonDict = {"intervals": {name: [one.low, one.high] for name, one in known.items()}}
     if version:
         try:
             base = read_marked_answers(state.folder.marked_answers(0))
         except (OSError, ValueError):  # of an older version of this program, or damaged: figures need no comparison
             return found
-        pairs = shared(base, after=marked)
-        found["changes"] = {name: change.to_plain() for name, change in changes(pairs, seed=seed).items()}
+        pairs = shared(base, after=items.items)
+        found["changes"] = {
+            name: change.to_plain() for name, change in changes(pairs, seed=seed, sums=items.sums).items()
+        }
     return found

@@ -50,7 +50,8 @@ def test_mmbench_is_asked_marked_and_its_bad_picture_set_aside(
     assert main([*command, "--out", str(out), "--json", str(output)]) == 0
     assert "mmbench: n 3, accuracy " in capfd.readouterr().out
     found = json.loads(output.read_text())
-    assert list(found) == ["benchmark", "n", "metrics", "skipped", "metrics_are", "notes", "outcomes"]
+    assert list(found)[:7] == ["benchmark", "n", "metrics", "skipped", "metrics_are", "notes", "outcomes"]
+    assert list(found["intervals"]) == list(found["metrics"])
     assert (found["n"], sorted(found["outcomes"])) == (3, ["0", "1", "2"])
     ((reason, number),) = found["skipped"].items()
     assert "not an image in a format that is read here" in reason and number == 3
@@ -69,4 +70,7 @@ def test_mmbench_is_asked_marked_and_its_bad_picture_set_aside(
     assert main([*marking, "--json", str(again)]) == 0
     marked = json.loads(again.read_text())
     assert marked["metrics"] == found["metrics"]
+    capfd.readouterr()
+    assert main(["compare", str(output), str(again)]) == 0, "one asked, the other marked: the same items"
+    assert "9 answers of each to the same questions in 3 circular groups" in capfd.readouterr().out
     assert marked["skipped"] == {"no answer to this truth": 3}

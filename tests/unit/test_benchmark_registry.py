@@ -65,7 +65,7 @@ def test_the_older_benchmarks_are_marked_as_before(tmp_path: Path) -> None:
     answers.write_text(json.dumps({"question_id": 1, "text": "No"}))
     truth.write_text(json.dumps({"question_id": 1, "label": "no"}))
     found = mark_file("pope", answers=answers, truth=truth)
-    assert set(found) == {"benchmark", "n", "metrics", "skipped"}
+    assert list(found)[:4] == ["benchmark", "n", "metrics", "skipped"] and "outcomes" not in found
 
 
 def test_a_release_at_a_url_is_refused(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_pope_answers_are_matched_by_id_and_not_by_order(tmp_path: Path) -> None
     truth = [question(key, label=label) for key, label in [(1, "yes"), (2, "no"), (3, "yes"), (4, "no")]]
     result = score(tmp_path, "pope", answers=answers, truth=truth)
     # said yes and is yes: 3; said no but is yes: 1; said no and is no: 2, 4; said yes but is no: none.
-    assert result == {
+    assert {name: result[name] for name in ("benchmark", "n", "metrics", "skipped")} == {
         "benchmark": "pope",
         "n": 4,
         "metrics": pytest.approx(

@@ -151,7 +151,7 @@ def test_only_the_same_question_about_the_same_picture_and_truth_is_compared() -
         answer(4, wrong=False, image="other.png"),
     ]
     pairs = shared(before, after=after)
-    assert [one.id for one in pairs.after] == ["0"]
+    assert [one.id for one in pairs.after] == ["describe/0"]
     assert (pairs.num_only_before, pairs.num_only_after, pairs.are_all) == (5, 4, False)
 
 

@@ -20,6 +20,7 @@ from journals import entries_of
 from rich.console import Console
 
 from csr_ray import loop
+from csr_ray.app.compare import compare
 from csr_ray.app.console import ConsoleView
 from csr_ray.errors import ActorFailure, ConfigError, NoDataError
 from csr_ray.evaluation.marks import quotients
@@ -490,6 +491,32 @@ def test_every_evaluation_keeps_its_answers_and_says_how_sure_it_is(tmp_path) ->
     assert "eval_change" not in summary["base"]
     changes = [entry["eval_change"]["pope_acc"] for entry in summary["rounds"]]
     assert [(change["test"], change["num_images"]) for change in changes] == [("mcnemar", 20), ("mcnemar", 30)]
+
+
+def test_popes_splits_have_figures_each_and_together_in_a_run(tmp_path) -> None:
+    driver = Driver(tmp_path)
+    ids = [f"q{split}/{number}" for split in ("random", "popular", "adversarial") for number in range(10)]
+    driver.suite = Suite(
+        yes_no=tuple(Question(id=key, image=f"{key[-1]}.png", text="Is it?") for key in ids),
+        labels={key: "yes" if position % 3 else "no" for position, key in enumerate(ids)},
+        split_of={key: key[1:].split("/")[0] for key in ids},
+    )
+    summary = driver.run()
+    for entry in (summary["base"], *summary["rounds"]):
+        found, known = entry["eval"], entry["eval_intervals"]
+        splits = ("random", "popular", "adversarial")
+        for metric in ("pope_acc", "pope_f1", "pope_yes_ratio"):
+            assert {metric, *(f"{metric}_{split}" for split in splits)} <= known.keys() & found.keys()
+        assert found["pope_acc"] == pytest.approx(sum(found[f"pope_acc_{split}"] for split in splits) / 3)
+        mean = sum(found[f"pope_f1_{split}"] for split in splits) / 3
+        assert found["pope_mean_f1_of_3_splits"] == pytest.approx(mean)
+        low, high = known["pope_mean_f1_of_3_splits"]
+        assert low <= mean <= high
+    change = summary["rounds"][-1]["eval_change"]
+    assert {"pope_acc_random", "pope_mean_f1_of_3_splits"} <= change.keys()
+    assert change["pope_acc_random"]["num_images"] == 10
+    compared = compare(str(driver.folder.root), str(driver.folder.root), versions=(0, 2))
+    assert compared.metrics["pope_mean_f1_of_3_splits"].to_plain() == change["pope_mean_f1_of_3_splits"]
 
 
 def test_an_evaluation_that_dies_before_its_line_asks_nothing_again_and_keeps_the_same_answers(

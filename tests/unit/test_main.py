@@ -535,3 +535,20 @@ def test_doctor_fails_only_where_something_is_missing(
 def _fine(name: str) -> Any:
     check = doctor.Check(name=name, state="ok", fact="-")
     return lambda *arguments, **named: [check] if name in ("packages", "shared_memory") else check
+
+
+def test_the_plan_of_a_run_in_the_embedded_world_names_its_models_by_their_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CSR_RAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "250")
+    config = Path(__file__).parents[2] / "configs" / "tiny-world.yaml"
+    assert main(["run", str(config), "--dry-run", f"run.dir={tmp_path / 'run'}"]) == 0
+    said = capsys.readouterr().out
+    assert "${world}" not in said
+    assert f"vLLM, {tmp_path / 'cache'}/worlds/seed0-" in said and "/policy, float32" in said
+    assert f"open_clip, {tmp_path / 'cache'}/worlds/seed0-" in said
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["run", str(config), "--dry-run", f"run.dir={tmp_path / 'run'}"]) == 0
+    cells = [line.split("│")[-2].strip() for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert "/policy," in "".join(cells), "a narrow table folds a long path, and cuts nothing off"

@@ -14,6 +14,8 @@ from csr_ray.__main__ import main
 from csr_ray.config.schema import Eval
 from csr_ray.errors import ConfigError, NoDataError
 from csr_ray.evaluation.answers import score_answers
+from csr_ray.evaluation.comparison import shared
+from csr_ray.evaluation.item_marks import MarkedItems
 from csr_ray.evaluation.pope_splits import SPLITS
 from csr_ray.evaluation.suite import YES_NO, load_suite
 
@@ -119,6 +121,36 @@ def test_an_empty_or_odd_answer_counts_as_yes(release: Path) -> None:
     result = score_answers("pope", answers=release.parent / "said", truth=release)
     assert [result["metrics"][f"{split}_yes_ratio"] for split in SPLITS] == [1.0, 1.0, 1.0]
     assert "an empty one is a yes" in result["notes"][0]
+
+
+def test_a_runs_figures_of_each_split_are_the_official_ones_and_there_are_some_of_all_together(release: Path) -> None:
+    write(release / "llava_pope_test.jsonl", OFFICIAL["questions"])
+    suite = load_suite(Eval(benchmarks=("pope",), data=str(release)))
+    by_id = {f"q{row['question_id']}": row["text"] for row in OFFICIAL["answers"]}
+    found = suite.marks({YES_NO: by_id})
+    names = {"accuracy": "pope_acc", "f1": "pope_f1", "yes_ratio": "pope_yes_ratio"}
+    for split, values in OFFICIAL["metrics"].items():
+        for name, in_a_run in names.items():
+            assert found[f"{in_a_run}_{split}"] == pytest.approx(values[name], abs=1e-12), split
+    official = [values["f1"] for values in OFFICIAL["metrics"].values()]
+    assert found["pope_mean_f1_of_3_splits"] == pytest.approx(sum(official) / 3)
+    assert 0 < found["pope_acc"] < 1 and found["num_images"] == len(by_id)
+    one = suite.marks({YES_NO: {key: by_id[key] for key in list(by_id)[:5]}})
+    assert "pope_mean_f1_of_1_splits" in one and "pope_acc_popular" not in one
+
+
+def test_what_eval_keeps_and_what_score_answers_keeps_are_the_same_items(release: Path) -> None:
+    """So a model's own result can be compared with one that was made of somebody's answers."""
+    write(release / "llava_pope_test.jsonl", OFFICIAL["questions"])
+    answers = write(release.parent / "answers.jsonl", OFFICIAL["answers"])
+    suite = load_suite(Eval(benchmarks=("pope",), data=str(release)))
+    said = {YES_NO: {f"q{row['question_id']}": row["text"] for row in OFFICIAL["answers"]}}
+    asked = suite.benchmark_items("pope", answers=said)
+    marked = MarkedItems.from_plain(score_answers("pope", answers=answers, truth=release))
+    pairs = shared(asked.items, after=marked.items)
+    assert pairs.are_all and len(pairs.before) == 297
+    assert asked.values() == marked.values() and asked.sums == marked.sums
+    assert asked.num_units == marked.num_units < 297
 
 
 def test_llavas_random_split_of_2910_questions_is_named(release: Path) -> None:

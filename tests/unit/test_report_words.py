@@ -95,6 +95,37 @@ def test_page_shows_intervals_and_calls_a_change_within_them_neither_better_nor_
     assert re.search(r"<td>300</td></tr>", html), "a count of images is a whole number"
 
 
+SPLITS = {
+    **{f"pope_acc_{split}": 0.8 + at / 100 for at, split in enumerate(("random", "popular", "adversarial"))},
+    **{f"pope_f1_{split}": 0.7 + at / 100 for at, split in enumerate(("random", "popular", "adversarial"))},
+    **{f"pope_yes_ratio_{split}": 0.5 + at / 100 for at, split in enumerate(("random", "popular", "adversarial"))},
+    "pope_mean_f1_of_3_splits": 0.71,
+}
+
+
+def test_page_and_terminal_show_popes_splits_each_and_together(tmp_path: Path) -> None:
+    summary = summary_of({**EVAL, **SPLITS}, base={**EVAL, **SPLITS, "pope_acc_random": 0.75})
+    summary["rounds"][0]["eval_intervals"] = {
+        "pope_acc_random": [0.77, 0.83], "pope_mean_f1_of_3_splits": [0.69, 0.73]
+    }  # fmt: skip
+    write_summary(tmp_path, summary=summary)
+    text = words(page(tmp_path))
+    assert "random popular adversarial" in text
+    assert "80.0 % 77.0 to 83.0" in text and "71.0 % 69.0 to 73.0" in text and "75.0 %" in text
+    lines = printed(summary, width=80)
+    assert max(map(len, lines)) <= 80
+    heading = next(at for at, line in enumerate(lines) if "random" in line)
+    rows = [line.split() for line in lines[heading:]]
+    assert ["base", "75.0%", "70.0%", "81.0%", "71.0%", "82.0%", "72.0%", "71.0%"] in rows
+    assert ["1", "80.0%", "70.0%", "81.0%", "71.0%", "82.0%", "72.0%", "71.0%"] in rows
+
+
+def test_a_run_without_splits_says_nothing_of_them(tmp_path: Path) -> None:
+    write_summary(tmp_path, summary=summary_of(EVAL))
+    assert "adversarial" not in words(page(tmp_path))
+    assert not any("adversarial" in line for line in printed(summary_of(EVAL), width=100))
+
+
 def test_page_names_the_models_of_the_embedded_world_by_their_paths(tmp_path: Path) -> None:
     summary = summary_of(EVAL)
     summary["policy"] = {"name": "/home/me/.cache/csr_ray/worlds/seed0-12ab/policy", "revision": None}

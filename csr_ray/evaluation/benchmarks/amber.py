@@ -199,7 +199,8 @@ class Amber(Benchmark):
             if unpack is not None and not isinstance(query.get("query"), str):
                 skipped["an annotation without a query"] += 1
                 continue
-            image = find_image(folder, str(query.get("image", "")), places=("image", "images", "../image", ""))
+            name = str(query.get("image") or "")
+            image = find_image(folder, name, places=("image", "images", "../image", "")) if name else ""
             by_id[key] = Item(id=key, text=str(query.get("query", "")), image=image, truth=truth)
         if not by_id:
             raise ConfigError(f"--data {path}: no annotation of amber; put the benchmark's own file there")
@@ -217,6 +218,8 @@ class Amber(Benchmark):
                 answered[key] = (truth, text)
         truths = {key: items.by_id[key].truth for key in described}
         metrics = _generative(described, truths=truths) | _discriminative(list(answered.values()))
+        counts = {key: _counts_described(found, truth=truths[key]) for key, found in described.items()}
+        counts |= {key: _counts_answered(truth, text) for key, (truth, text) in answered.items()}
         outcomes = {key: float(not found.hallucinated) for key, found in described.items()}
         outcomes |= {key: float(_is_right(truth, text)) for key, (truth, text) in answered.items()}
         notes: list[str] = []
@@ -224,7 +227,7 @@ class Amber(Benchmark):
             notes += [_NOUNS_NOTE, *([] if lexicon.vectors else [_NO_VECTORS_NOTE])]
         if any(truth.kind == "existence" for truth, _ in answered.values()):
             notes.append(_EXISTENCE_NOTE)
-        return Marks(metrics=metrics, outcomes=outcomes, notes=tuple(notes))
+        return Marks(metrics=metrics, outcomes=outcomes, counts=counts, notes=tuple(notes))
 
 
 def _generative(described: Mapping[str, Described], *, truths: Mapping[str, AmberTruth]) -> dict[str, float]:
@@ -264,6 +267,30 @@ def _discriminative(answered: Sequence[tuple[AmberTruth, str]]) -> dict[str, flo
         }
     num_other = sum(text not in ("Yes", "No") for _, text in answered)
     return {**metrics, "other_rate": num_other / len(answered)}
+
+
+def _counts_described(found: Described, *, truth: AmberTruth) -> dict[str, tuple[float, float]]:
+    return {
+        "chair": (float(len(found.hallucinated)), float(found.num_nouns)),
+        "cover": (float(len(found.covered)), float(len(truth.objects))),
+        "hal": (float(bool(found.hallucinated)), 1.0),
+        "cog": (float(len(found.often_hallucinated)), float(len(truth.often_hallucinated))),
+    }
+
+
+def _counts_answered(truth: AmberTruth, text: str) -> dict[str, tuple[float, float]]:
+    said_no, is_no = float(text == "No"), float(truth.answer == "no")
+    both = said_no * is_no
+    counts = {"other_rate": (float(text not in ("Yes", "No")), 1.0)}
+    for prefix in ("", f"{truth.kind}_", *(("attribute_",) if truth.kind in _ATTRIBUTE else ())):
+        counts |= {
+            f"{prefix}accuracy": (float(_is_right(truth, text)), 1.0),
+            f"{prefix}precision": (both, said_no),
+            f"{prefix}recall": (both, is_no),
+            # The harmonic mean of the two above.
+            f"{prefix}f1": (2.0 * both, said_no + is_no),
+        }
+    return counts
 
 
 def _is_right(truth: AmberTruth, text: str) -> bool:

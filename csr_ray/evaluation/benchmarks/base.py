@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from csr_ray.data.prompts import is_unicode, read_json_rows
 from csr_ray.evaluation.benchmarks.files import read_text
+from csr_ray.evaluation.item_marks import IMAGES
 from csr_ray.judging.session import JudgeSession
 from csr_ray.records import JsonDict
 
@@ -70,6 +71,11 @@ class Marks:
         metrics: by name; in the unit that the benchmark publishes, which its `metrics_are` says.
         outcomes: of each thing that is counted (an answer, or all rotations of a question), a number in 0..1, more is
             better, by its id; two models' outcomes on the same ids are a pair.
+        counts: by item and metric, what its answer adds above and below the line; the metrics follow from these, and
+            so do their intervals. Only what is a mere number of answers (`counted`) is not in there.
+        sums: metrics that are weighted sums of quotients, with the weight of each; these may have names of their own,
+            with a slash in them, which are no metrics.
+        counted: metrics that are numbers of answers, and so have no interval.
         skipped: what could not be marked though it was answered, by reason.
         notes: whole sentences on how this deviates from the official script, and what it has not seen.
         more: further keys of the result ("judge": its name).
@@ -77,6 +83,9 @@ class Marks:
 
     metrics: dict[str, float]
     outcomes: dict[str, float]
+    counts: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    sums: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    counted: tuple[str, ...] = ()
     skipped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     more: JsonDict = field(default_factory=dict)
@@ -93,6 +102,7 @@ class Benchmark(ABC):
         data: the files that `load` expects, for --help and for the error when one is missing.
         max_tokens: of an answer, at most.
         needs_judge: whether `mark` asks a judge.
+        unit: what items that are not independent of each other have in common (`unit_of`), for people.
         id_keys, text_keys: the keys of an answer's record, of which the first that is there counts.
     """
 
@@ -103,6 +113,7 @@ class Benchmark(ABC):
     data: ClassVar[str]
     max_tokens: ClassVar[int] = 128
     needs_judge: ClassVar[bool] = False
+    unit: ClassVar[str] = IMAGES
     id_keys: ClassVar[tuple[str, ...]] = ("question_id", "id")
     text_keys: ClassVar[tuple[str, ...]] = ("text", "prediction", "response", "answer")
 
@@ -125,6 +136,10 @@ class Benchmark(ABC):
         Args:
             judge: where `needs_judge` (`csr_ray.evaluation.benchmarks.judged`).
         """
+
+    def unit_of(self, item: Item) -> str:
+        """What an item is drawn again with: its image, or itself where that is not known."""
+        return item.image or item.id
 
     def read_answers(self, path: Path, *, items: Items) -> Said:
         """Read a file of answers, JSONL or a JSON list. Of several answers to one question the first counts.
@@ -170,6 +185,13 @@ def id_of(record: Mapping[str, Any], *, keys: Sequence[str]) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise ValueError(f"no {' or '.join(keys)}")
     return str(value).strip()
+
+
+def counts_of(
+    outcomes: Mapping[str, float], *, metric: str = "accuracy"
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """The counts of a metric that is the mean of all outcomes, by item; more metrics may be added to each."""
+    return {key: {metric: (value, 1.0)} for key, value in outcomes.items()}
 
 
 def mean(values: Sequence[float]) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from csr_ray.errors import ConfigError
-from csr_ray.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Item, Items, Marks, mean
+from csr_ray.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Item, Items, Marks, counts_of, mean
 from csr_ray.evaluation.benchmarks.files import find_file, find_image, read_json
 from csr_ray.judging.session import JudgeSession
 
@@ -86,7 +86,12 @@ class Gqa(Benchmark):
         metrics |= {
             name: mean(by_kind[kind]) for name, kind in (("binary", False), ("open", True)) if kind in by_kind
         }
-        return Marks(metrics=metrics, outcomes=outcomes, notes=(_NOTE,))
+        counts = counts_of(outcomes)
+        for key, value in outcomes.items():
+            is_open = items.by_id[key].truth.is_open
+            if is_open is not None:
+                counts[key]["open" if is_open else "binary"] = (value, 1.0)
+        return Marks(metrics=metrics, outcomes=outcomes, counts=counts, notes=(_NOTE,))
 
 
 def _lacking(record: Any) -> str | None:

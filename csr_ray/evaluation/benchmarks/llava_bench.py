@@ -129,6 +129,8 @@ class LlavaBench(Benchmark):
             Marks(
                 metrics=metrics,
                 outcomes={key: model / _HIGHEST for key, (_, model) in pairs.items()},
+                counts={key: _counts(pair, category=items.by_id[key].truth.category) for key, pair in pairs.items()},
+                sums={name: {f"{name}/quotient": 100.0} for name in ("score", *CATEGORIES) if name in metrics},
                 skipped=skipped,
                 notes=(
                     f"Left out because {_UNPARSED}: {skipped[_UNPARSED]}; the official script averages two scores of "
@@ -140,6 +142,17 @@ class LlavaBench(Benchmark):
             template=template,
             papers_judge="gpt-4-0314",
         )
+
+
+def _counts(pair: tuple[float, float], *, category: str) -> dict[str, tuple[float, float]]:
+    """What an answer's scores (the reference's, the model's) add to each figure."""
+    reference, model = pair
+    counts: dict[str, tuple[float, float]] = {}
+    for name in ("", *(one for one in CATEGORIES if one == category)):
+        counts[f"{name or 'score'}/quotient"] = (model, reference)
+        counts[f"{name or 'mean'}_model"] = (model, 1.0)
+        counts[f"{name or 'mean'}_reference"] = (reference, 1.0)
+    return counts
 
 
 async def _scores(

@@ -14,6 +14,8 @@ from csr_ray.evaluation.benchmarks import NAMES, benchmark_of
 from csr_ray.evaluation.benchmarks.base import Benchmark, Items, Marks
 from csr_ray.evaluation.benchmarks.judged import check_judge_is_right
 from csr_ray.evaluation.chair_truth import OfficialFiles
+from csr_ray.evaluation.comparison import certainty
+from csr_ray.evaluation.item_marks import MarkedItem, MarkedItems, fingerprint, image_name
 from csr_ray.judging.session import JudgeSession
 from csr_ray.records import JsonDict
 
@@ -36,7 +38,8 @@ def mark_file(
         chair_files: of chair, what stands in the place of `truth` and of the own table.
 
     Returns:
-        {"benchmark", "n", "metrics", "skipped"}; of the benchmarks of this folder more (`marked_result`).
+        {"benchmark", "n", "metrics", "skipped"}, and how sure the figures are
+        (`csr_ray.evaluation.comparison.certainty`); of the benchmarks of this folder more (`marked_result`).
 
     Raises:
         ConfigError: an unknown benchmark, or a missing or unreadable file.
@@ -80,7 +83,8 @@ def marked_result(
         skipped: what was left out before, by reason; what was not answered and is not named there is counted here.
 
     Returns:
-        {"benchmark", "n": what was counted, "metrics", "skipped"}, and "metrics_are", "notes", "outcomes" besides.
+        {"benchmark", "n": what was counted, "metrics", "skipped"}, "metrics_are", "notes", "outcomes", and how sure
+        the figures are (`csr_ray.evaluation.comparison.certainty`).
     """
     marks = benchmark.mark(said, items=items, judge=judge)
     counts = Counter(skipped)
@@ -93,6 +97,7 @@ def marked_result(
         "metrics": marks.metrics,
         "skipped": _counted(counts),
         **_more(benchmark, marks),
+        **certainty(_items(benchmark, marks, items=items), metrics=marks.metrics, counted=marks.counted),
     }
 
 
@@ -112,6 +117,25 @@ def _more(benchmark: Benchmark, marks: Marks) -> JsonDict:
         **marks.more,
         "outcomes": marks.outcomes,
     }
+
+
+def _items(benchmark: Benchmark, marks: Marks, *, items: Items) -> MarkedItems:
+    found = ((items.by_id[key], counts) for key, counts in marks.counts.items())
+    return MarkedItems(
+        items=tuple(
+            MarkedItem(
+                id=item.id,
+                unit=benchmark.unit_of(item),
+                image=image_name(item.image),
+                question=fingerprint(item.text),
+                truth=fingerprint(repr(item.truth)),
+                counts=counts,
+            )
+            for item, counts in found
+        ),
+        sums=marks.sums,
+        unit=benchmark.unit,
+    ).with_short_units()
 
 
 def _counted(skipped: Mapping[str, int]) -> dict[str, int]:

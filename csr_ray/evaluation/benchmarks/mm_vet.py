@@ -114,6 +114,12 @@ class MmVet(Benchmark):
             Marks(
                 metrics={**metrics, "ungraded": float(num_none)},
                 outcomes=outcomes,
+                counts={
+                    key: {f"{name}/grade": (grade, 1.0) for name in ("total", *items.by_id[key].truth.capabilities)}
+                    for key, grade in outcomes.items()
+                },
+                sums={name: {f"{name}/grade": 100.0} for name in metrics},
+                counted=("ungraded",),
                 skipped=failed,
                 notes=(f"Graded 0 because the judge gave no grade in {_NUM_TRIES} tries: {num_none}.",),
             ),

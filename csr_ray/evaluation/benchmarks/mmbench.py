@@ -50,6 +50,7 @@ class MmBench(Benchmark):
     title = "MMBench: multiple choice, each question with its options in every rotation; accuracy if all are right"
     source = "Liu et al. 2023, arXiv 2307.06281; VLMEvalKit's multiple_choice.py and matching_util.py"
     data = "mmbench_dev_20230712.tsv, whose images are inside of it"
+    unit = "circular groups"
 
     def load(self, path: Path, *, unpack: Path | None = None) -> Items:
         file = find_file(
@@ -80,17 +81,24 @@ class MmBench(Benchmark):
             raise ConfigError(f"--data {file}: no question of mmbench ({said}); put the benchmark's own file there")
         return Items(by_id=by_id, skipped=skipped)
 
+    def unit_of(self, item: Item) -> str:
+        """The question that an item is a rotation of."""
+        truth: MmbenchTruth = item.truth
+        return str(truth.circle)
+
     def mark(self, said: Mapping[str, str], *, items: Items, judge: JudgeSession | None = None) -> Marks:
         circles: dict[int, list[str]] = {}
         for key, item in items.by_id.items():
             circles.setdefault(item.truth.circle, []).append(key)
         right: dict[str, bool] = {}
+        counts: dict[str, dict[str, tuple[float, float]]] = {}
         num_unread = 0
         for key, text in said.items():
             truth: MmbenchTruth = items.by_id[key].truth
             letter = inferred_letter(text, options=truth.options)
             num_unread += letter is None
             right[key] = letter == truth.answer
+            counts[key] = {"unread_rate": (float(letter is None), 1.0)}
         outcomes: dict[str, float] = {}
         groups: dict[str, list[float]] = {}
         single: list[float] = []
@@ -98,12 +106,15 @@ class MmBench(Benchmark):
         for circle, keys in circles.items():
             if str(circle) in right:
                 single.append(float(right[str(circle)]))
+                counts[str(circle)]["accuracy_single"] = (single[-1], 1.0)
             if str(circle) not in keys:
                 skipped["a rotation of a question that is not there"] += sum(key in right for key in keys)
             elif all(key in right for key in keys):
                 outcomes[str(circle)] = float(all(right[key] for key in keys))
+                counts[str(circle)]["accuracy"] = (outcomes[str(circle)], 1.0)
                 for group in items.by_id[str(circle)].truth.groups:
                     groups.setdefault(group, []).append(outcomes[str(circle)])
+                    counts[str(circle)][group] = (outcomes[str(circle)], 1.0)
             elif any(key in right for key in keys):
                 skipped["a rotation of this question has no answer"] += 1
         metrics = {
@@ -112,7 +123,7 @@ class MmBench(Benchmark):
             "unread_rate": num_unread / len(said),
             **{group: mean(marks) for group, marks in sorted(groups.items())},
         }
-        return Marks(metrics=metrics, outcomes=outcomes, skipped=skipped, notes=_NOTES)
+        return Marks(metrics=metrics, outcomes=outcomes, counts=counts, skipped=skipped, notes=_NOTES)
 
 
 def _rows(file: Path) -> Iterator[dict[str, str]]:

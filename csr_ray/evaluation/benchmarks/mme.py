@@ -7,7 +7,7 @@ are right. The rules are those of the official calculation.py.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,11 +121,13 @@ class Mme(Benchmark):
 
     def mark(self, said: Mapping[str, str], *, items: Items, judge: JudgeSession | None = None) -> Marks:
         right: dict[str, dict[str, dict[str, bool]]] = {}
+        counts: dict[str, dict[str, tuple[float, float]]] = {}
         num_other = 0
         for key, answer in said.items():
             truth: MmeTruth = items.by_id[key].truth
             parsed = parse_mme(answer)
             num_other += parsed == "other"
+            counts[key] = {"other_rate": (float(parsed == "other"), 1.0)}
             right.setdefault(truth.subtask, {}).setdefault(truth.image, {})[key] = parsed == truth.label
         num_lone = sum(len(marks) != 2 for images in right.values() for marks in images.values())
         points: dict[str, float] = {}
@@ -133,6 +135,11 @@ class Mme(Benchmark):
         for subtask in (name for name in SUBTASKS if name in right):
             pairs = [marks for marks in right[subtask].values() if len(marks) == 2]
             outcomes |= {key: float(is_right) for marks in pairs for key, is_right in marks.items()}
+            for marks in pairs:
+                for key, is_right in marks.items():
+                    counts[key][f"{subtask}/accuracy"] = (float(is_right), 1.0)
+                    # Each of the two questions has half of what the image adds.
+                    counts[key][f"{subtask}/accuracy+"] = (0.5 * all(marks.values()), 0.5)
             accuracy = mean([float(is_right) for marks in pairs for is_right in marks.values()])
             points[subtask] = 100 * accuracy + 100 * mean([float(all(marks.values())) for marks in pairs])
         sums = {name: sum(points.get(subtask, 0.0) for subtask in parts) for name, parts in _SUMS.items()}
@@ -142,9 +149,21 @@ class Mme(Benchmark):
         return Marks(
             metrics={**points, **sums, "other_rate": num_other / len(said)},
             outcomes=outcomes,
+            counts=counts,
+            sums=_sums(tuple(points)),
             skipped={"one of the two questions about this image has no answer": num_lone},
             notes=tuple(notes),
         )
+
+
+def _sums(subtasks: Sequence[str]) -> dict[str, dict[str, float]]:
+    """The points of subtasks and the sums of these, each a sum of accuracies."""
+    points = {name: {f"{name}/accuracy": 100.0, f"{name}/accuracy+": 100.0} for name in subtasks}
+    sums = {
+        name: {part: weight for subtask in parts if subtask in points for part, weight in points[subtask].items()}
+        for name, parts in _SUMS.items()
+    }
+    return {**points, **{name: parts for name, parts in sums.items() if parts}}
 
 
 def _asked(question: str) -> str:

@@ -127,6 +127,16 @@ class Mmhal(Benchmark):
             Marks(
                 metrics={**metrics, "unrated": float(num_none)},
                 outcomes={key: rating / _HIGHEST for key, rating in ratings.items()},
+                counts={
+                    key: {
+                        "score/rating": (rating / _HIGHEST, 1.0),
+                        f"{items.by_id[key].truth.kind}/rating": (rating / _HIGHEST, 1.0),
+                        "hallucination_rate": (float(rating < _NO_HALLUCINATION), 1.0),
+                    }
+                    for key, rating in ratings.items()
+                },
+                sums={name: {f"{name}/rating": float(_HIGHEST)} for name in ("score", *TYPES) if name in metrics},
+                counted=("unrated",),
                 skipped=failed,
                 notes=tuple(notes),
             ),

@@ -111,6 +111,7 @@ class ScienceQa(Benchmark):
 
     def mark(self, said: Mapping[str, str], *, items: Items, judge: JudgeSession | None = None) -> Marks:
         outcomes: dict[str, float] = {}
+        counts: dict[str, dict[str, tuple[float, float]]] = {}
         num_failed = 0
         for key, text in said.items():
             truth: ScienceTruth = items.by_id[key].truth
@@ -118,9 +119,10 @@ class ScienceQa(Benchmark):
             num_failed += letter is None
             options = LETTERS[: truth.num_options]
             outcomes[key] = float(letter is not None and letter in options and options.index(letter) == truth.answer)
+            counts[key] = {"img_accuracy": (outcomes[key], 1.0), "failed_rate": (float(letter is None), 1.0)}
         metrics = {"img_accuracy": mean(list(outcomes.values())), "failed_rate": num_failed / len(said)}
         notes = (_DRIFT, *(() if items.shared.note is None else (items.shared.note,)))
-        return Marks(metrics=metrics, outcomes=outcomes, notes=notes)
+        return Marks(metrics=metrics, outcomes=outcomes, counts=counts, notes=notes)
 
 
 def _checked(problem: Any) -> dict[str, Any]:

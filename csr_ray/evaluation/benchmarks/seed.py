@@ -83,13 +83,16 @@ class Seed(Benchmark):
     def mark(self, said: Mapping[str, str], *, items: Items, judge: JudgeSession | None = None) -> Marks:
         outcomes: dict[str, float] = {}
         groups: dict[str, list[float]] = {"accuracy": []}
+        counts: dict[str, dict[str, tuple[float, float]]] = {}
         for key, text in said.items():
             truth: SeedTruth = items.by_id[key].truth
             outcomes[key] = float(text == truth.answer)
             shown = "accuracy_image" if truth.kind_id <= _NUM_IMAGE_TYPES else "accuracy_video"
             for name in ("accuracy", shown, truth.kind):
                 groups.setdefault(name, []).append(outcomes[key])
-        return Marks(metrics={name: mean(marks) for name, marks in groups.items()}, outcomes=outcomes, notes=_NOTES)
+                counts.setdefault(key, {})[name] = (outcomes[key], 1.0)
+        metrics = {name: mean(marks) for name, marks in groups.items()}
+        return Marks(metrics=metrics, outcomes=outcomes, counts=counts, notes=_NOTES)
 
 
 def _parsed(record: Any, *, kind_of: Mapping[Any, str]) -> tuple[str, SeedTruth]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from csr_ray.data.prompts import read_json_rows
 from csr_ray.errors import ConfigError
-from csr_ray.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Item, Items, Marks, id_of, mean
+from csr_ray.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Item, Items, Marks, counts_of, id_of, mean
 from csr_ray.evaluation.benchmarks.files import find_file, find_image, read_json, read_text
 from csr_ray.evaluation.benchmarks.vqa import NUM_PEOPLE, soft_accuracy
 from csr_ray.judging.session import JudgeSession
@@ -83,7 +83,8 @@ class TextVqa(Benchmark):
     def mark(self, said: Mapping[str, str], *, items: Items, judge: JudgeSession | None = None) -> Marks:
         outcomes = {key: soft_accuracy(text, people=items.by_id[key].truth[2]) for key, text in said.items()}
         notes = () if items.shared is None else (items.shared,)
-        return Marks(metrics={"accuracy": mean(list(outcomes.values()))}, outcomes=outcomes, notes=notes)
+        metrics = {"accuracy": mean(list(outcomes.values()))}
+        return Marks(metrics=metrics, outcomes=outcomes, counts=counts_of(outcomes), notes=notes)
 
 
 def question_of(prompt: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from csr_ray.errors import ConfigError
-from csr_ray.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Item, Items, Marks, id_of, mean
+from csr_ray.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Item, Items, Marks, counts_of, id_of, mean
 from csr_ray.evaluation.benchmarks.files import find_file, find_image, read_json
 from csr_ray.evaluation.benchmarks.vqa import NUM_PEOPLE, normalised, soft_accuracy
 from csr_ray.judging.session import JudgeSession
@@ -63,12 +63,14 @@ class VizWiz(Benchmark):
 
     def mark(self, said: Mapping[str, str], *, items: Items, judge: JudgeSession | None = None) -> Marks:
         outcomes = {key: soft_accuracy(text, people=items.by_id[key].truth) for key, text in said.items()}
-        num_unanswerable = sum(normalised(text) == "unanswerable" for text in said.values())
+        counts = counts_of(outcomes)
+        for key, text in said.items():
+            counts[key]["unanswerable_rate"] = (float(normalised(text) == "unanswerable"), 1.0)
         metrics = {
             "accuracy": mean(list(outcomes.values())),
-            "unanswerable_rate": num_unanswerable / len(said),
+            "unanswerable_rate": mean([counts[key]["unanswerable_rate"][0] for key in said]),
         }
-        return Marks(metrics=metrics, outcomes=outcomes, notes=(_NOTE,))
+        return Marks(metrics=metrics, outcomes=outcomes, counts=counts, notes=(_NOTE,))
 
 
 def _parsed(record: Any) -> tuple[str, str, list[str]]:
