@@ -179,12 +179,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     variants.set_defaults(run=_world_variants)
 
-    evaluate = commands.add_parser("eval", help="score a model on a benchmark")
+    evaluate = commands.add_parser(
+        "eval",
+        help="score a model on a benchmark",
+        description="Ask a model the questions of a benchmark and mark its answers; or let lmms-eval measure it by "
+        "official suites: csr-ray eval --model MODEL --suite lmms-eval --tasks pope,mme --lmms-install --json OUT",
+    )
     evaluate.add_argument("--model", required=True, help="Hugging Face folder, or its URL (s3://...)")
     asked = evaluate.add_mutually_exclusive_group(required=True)
     asked.add_argument("--benchmark", metavar="NAME", help=_BENCHMARK_HELP)
     asked.add_argument(
-        "--suite", choices=("lmms-eval",), help="hand over to this package, which has the full official suites"
+        "--suite",
+        choices=("lmms-eval",),
+        help="hand over to this package, which has the full official suites (its flags are below)",
     )
     evaluate.add_argument(
         "--data",
@@ -207,14 +214,22 @@ def _parser() -> argparse.ArgumentParser:
         help="keep the answers there as they come; starting the same command again goes on where it was",
     )
     _add_chair_files(evaluate)
-    suite = evaluate.add_argument_group("a suite, on this machine (docs/judges.md)")
-    suite.add_argument("--tasks", type=_names, default=(), metavar="A,B", help="tasks by the suite's own names")
+    suite = evaluate.add_argument_group(
+        "a suite, on this machine (docs/evaluation.md)",
+        "With --model, --limit (questions of each task), --dtype, --gpus, --out (the suite's own files) and --json.",
+    )
+    suite.add_argument("--tasks", type=_names, default=(), metavar="A,B", help="by the suite's own names: pope,mme")
     suite.add_argument(
         "--lmms-python",
         type=_path_here,
         default=None,
         metavar="PYTHON",
-        help="Python of the environment that has lmms-eval; default this one",
+        help="Python of an environment that has lmms-eval; default this one, or else what --lmms-install has made",
+    )
+    suite.add_argument(
+        "--lmms-install",
+        action="store_true",
+        help="install lmms-eval, once, into an environment of its own in the cache, if it is nowhere yet",
     )
     suite.add_argument("--tasks-dir", type=_path_here, default=None, metavar="DIR", help="folder of further tasks")
     _add_judge(evaluate)
@@ -488,7 +503,7 @@ def _world_variants(arguments: argparse.Namespace) -> int:
 def _eval(arguments: argparse.Namespace) -> int:
     if arguments.suite is not None:
         return _eval_suite(arguments)
-    for flag in ("tasks", "lmms_python", "tasks_dir"):
+    for flag in ("tasks", "lmms_python", "lmms_install", "tasks_dir"):
         if getattr(arguments, flag):
             raise ConfigError(f"--{flag.replace('_', '-')}: is for --suite lmms-eval; leave it out")
     from csr_ray.app.commands import evaluate_model
@@ -524,6 +539,7 @@ def _eval_suite(arguments: argparse.Namespace) -> int:
         flags=SuiteFlags(
             tasks=arguments.tasks,
             python=arguments.lmms_python,
+            is_to_install=arguments.lmms_install,
             tasks_dir=arguments.tasks_dir,
             limit=arguments.limit,
         ),

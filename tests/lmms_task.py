@@ -1,4 +1,4 @@
-"""A task of lmms-eval made of local files: the questions of the embedded world, asked and marked offline."""
+"""A task of lmms-eval made of local files: yes/no questions of the embedded world, marked by lmms-eval's own POPE."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 NAME = "world_yes_no"
+METRICS = ("accuracy", "precision", "recall", "f1_score", "yes_ratio")
 
 _TASK = """\
 task: {name}
@@ -23,15 +24,26 @@ generation_kwargs:
   max_new_tokens: 8
   temperature: 0
 metric_list:
-  - metric: accuracy
-    aggregation: mean
-    higher_is_better: true
+{metrics}
 metadata:
   version: 1.0
 """
+_METRIC = """\
+  - metric: pope_{metric}
+    aggregation: !function {name}_rules.pope_aggregate_{metric}
+    higher_is_better: true
+"""
 _RULES = '''\
-"""Called by lmms-eval."""
+"""Called by lmms-eval, whose own marks these are."""
 
+from lmms_eval.tasks.pope.utils import (
+    pope_aggregate_accuracy,
+    pope_aggregate_f1_score,
+    pope_aggregate_precision,
+    pope_aggregate_recall,
+    pope_aggregate_yes_ratio,
+    pope_process_results,
+)
 from PIL import Image
 
 
@@ -44,7 +56,7 @@ def question(doc, lmms_eval_specific_kwargs=None):
 
 
 def marks(doc, results):
-    return {"accuracy": float(results[0].strip().lower().startswith(doc["label"]))}
+    return pope_process_results({**doc, "answer": doc["label"]}, results)
 '''
 
 
@@ -54,6 +66,7 @@ def write_task(folder: Path, *, heldout: Path, num: int) -> Path:
     rows = [json.loads(line) for line in (heldout / "questions.jsonl").read_text().splitlines()[:num]]
     data = folder / "questions.jsonl"
     data.write_text("".join(json.dumps({**row, "image": str(heldout / row["image"])}) + "\n" for row in rows))
-    (folder / f"{NAME}.yaml").write_text(_TASK.format(name=NAME, data=data))
+    metrics = "".join(_METRIC.format(name=NAME, metric=metric) for metric in METRICS).rstrip()
+    (folder / f"{NAME}.yaml").write_text(_TASK.format(name=NAME, data=data, metrics=metrics))
     (folder / f"{NAME}_rules.py").write_text(_RULES)
     return folder

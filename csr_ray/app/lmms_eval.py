@@ -1,18 +1,12 @@
 """What `csr-ray eval --suite lmms-eval` does: hand over to that package, and bring its results into our form.
 
-lmms-eval wants other versions of wandb and protobuf than this project is tested with, so it lives in an environment
-of its own and asks the policy as an endpoint. It fetches its tasks' data from the hub itself, or takes what is in
-the hub's cache.
+It runs by a Python of its own (`csr_ray.app.lmms_environment`) and asks the policy as an endpoint. It fetches its
+tasks' data from the hub itself, or takes what is in the hub's cache.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +15,14 @@ from tempfile import TemporaryDirectory
 from csr_ray.app.console import ConsoleView
 from csr_ray.app.flags import named
 from csr_ray.app.inputs import check_policy, checked_reference
+from csr_ray.app.lmms_environment import (
+    environment_without_ours,
+    install,
+    known_python,
+    last_words,
+    run_logged,
+    suite_version,
+)
 from csr_ray.app.served import NAME, served_policy
 from csr_ray.app.stop import SignalStop
 from csr_ray.errors import ConfigError, RunFailed
@@ -30,16 +32,7 @@ from csr_ray.policy.source import local_folder
 from csr_ray.records import JsonDict
 from csr_ray.store.atomic import make_folder, storage_errors, write_json
 
-VERSION = "0.7.3"
-# lmms-eval reaches into filelock for what later versions of that do not have any more.
-_INSTALL = (
-    f"python -m venv lmms && lmms/bin/pip install lmms-eval=={VERSION} 'filelock<3.20', then --lmms-python "
-    "lmms/bin/python"
-)
 _FLAGS = {"policy.model": "--model"}
-_LAST_LINES = 8
-# What would make another environment's Python look for its packages in ours.
-_OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +41,15 @@ class SuiteFlags:
 
     Attributes:
         tasks: by the suite's own names.
-        python: of the environment that has the suite; None: this one.
+        python: of the environment that has the suite; None: this one if it has it, else the cache's.
+        is_to_install: make the cache's if it is not there.
         tasks_dir: a folder of further tasks; None: the suite's own only.
         limit: the first so many questions of each task; None: all.
     """
 
     tasks: Sequence[str]
     python: Path | None = None
+    is_to_install: bool = False
     tasks_dir: Path | None = None
     limit: int | None = None
 
@@ -75,7 +70,14 @@ def evaluate_by_lmms_eval(
         UserError: something is wrong that the user can mend.
         ActorFailure: the model cannot be served.
     """
-    python = checked_python(flags.python)
+    if flags.python is not None and flags.is_to_install:
+        raise ConfigError(f"--lmms-install, --lmms-python {flags.python}: the one or the other; leave one out")
+    python = known_python(flags.python)
+    if python is None and not flags.is_to_install:
+        raise ConfigError(
+            f"--suite {SUITE}: it is not installed; add --lmms-install, and it gets an environment of its own in the "
+            f"cache (docs/evaluation.md)"
+        )
     if not flags.tasks:
         raise ConfigError(f"--tasks: name the tasks of {SUITE}, as --tasks pope,mme")
     if flags.tasks_dir is not None and not flags.tasks_dir.is_dir():
@@ -87,6 +89,7 @@ def evaluate_by_lmms_eval(
         held.enter_context(SignalStop(grace_s=0, before_exit=lambda: None))
         with storage_errors(output.parent):
             make_folder(output.parent)
+        python = python or install(say=view.say)
         work = Path(held.enter_context(TemporaryDirectory(prefix="lmms-")))
         results = (kept or work / "results").absolute()
         with storage_errors(results):
@@ -104,30 +107,11 @@ def evaluate_by_lmms_eval(
                 work=work,
             )
         )
-        view.say(f"{SUITE} asks it {', '.join(flags.tasks)}; its log is {logs[SUITE]}")
+        view.say(f"{SUITE} of {python} asks it {', '.join(flags.tasks)}; its log is {logs[SUITE]}")
         command = suite_command(python, flags=flags, url=url, results=results)
         found = read_results(_written(command, results=results, log=logs[SUITE]), tasks=flags.tasks)
-    found["suite"]["version"] = _version(python)
+    found["suite"]["version"] = suite_version(python)
     write_json(output, value=found)
-    return found
-
-
-def checked_python(python: Path | None) -> str:
-    """The Python that has lmms-eval.
-
-    Raises:
-        ConfigError: there is none; says how to install it.
-    """
-    if python is None:
-        if importlib.util.find_spec("lmms_eval") is None:
-            raise ConfigError(f"--suite {SUITE}: it is not installed here, and wants versions of its own: {_INSTALL}")
-        return sys.executable
-    # Not resolved: a virtual environment's Python is a link, and knows its environment by the link's place.
-    found = shutil.which(python.expanduser().absolute())
-    if found is None:
-        raise ConfigError(f"--lmms-python {python}: no such program; {_INSTALL}")
-    if not _version(found):
-        raise ConfigError(f"--lmms-python {python}: it has no {SUITE}; {_INSTALL}")
     return found
 
 
@@ -154,28 +138,13 @@ def _written(command: Sequence[str], *, results: Path, log: Path) -> Path:
         RunFailed: it has written none, which it does not always say by its exit code; has its last words.
     """
     known = set(results_in(results))
-    environment = {key: value for key, value in os.environ.items() if key not in _OURS}
-    with log.open("wb") as output, contextlib.ExitStack() as held:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment
-        )
-        held.callback(process.wait)
-        held.callback(process.kill)
-        code = process.wait()
+    # Python puts this folder in front of the environment's packages otherwise, and a `datasets.py` may lie here.
+    environment = {**environment_without_ours(), "PYTHONSAFEPATH": "1"}
+    code = run_logged(command, log=log, environment=environment)
     new = [file for file in results_in(results) if file not in known]
     if code or not new:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-        said = "\n".join(lines[-_LAST_LINES:])
-        raise RunFailed(f"{SUITE} ended with code {code} and without results; last lines of {log}:\n{said}")
+        raise RunFailed(f"{SUITE} ended with code {code} and without results; {last_words(log)}")
     return new[-1]
-
-
-def _version(python: str) -> str:
-    """The version of lmms-eval that a Python has; empty if it has none. Nothing of the package is imported."""
-    asked = "import importlib.metadata as m; print(m.version('lmms-eval'))"
-    environment = {key: value for key, value in os.environ.items() if key not in _OURS}
-    done = subprocess.run([python, "-c", asked], capture_output=True, text=True, env=environment)
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def print_results(found: JsonDict) -> None:

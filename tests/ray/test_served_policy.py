@@ -1,4 +1,4 @@
-"""The policy behind vLLM's own server: as a judge, for lmms-eval, and asked exactly as a generator asks it."""
+"""The policy behind vLLM's own server: as a judge, and asked exactly as a generator asks it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import asyncio
 import base64
 import io
 import json
-import os
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lmms_task import NAME, write_task
 from PIL import Image
 
-from csr_ray.__main__ import main
 from csr_ray.app.served import served_policy
 from csr_ray.config.schema import Judge as JudgeKeys
 from csr_ray.data.chat import prompt_ids
@@ -24,8 +21,6 @@ from csr_ray.judging.kept import ReplyFile
 from csr_ray.judging.openai_judge import OpenAIJudge
 from csr_ray.policy.processor import load_processor
 from csr_ray.records import Message
-
-LMMS_PYTHON = os.environ.get("CSR_RAY_LMMS_PYTHON")
 
 
 @pytest.fixture(scope="module")
@@ -88,29 +83,3 @@ def test_a_folder_that_is_no_model_fails_with_the_servers_last_words(tiny_llava:
         served_policy(broken, dtype="float32", gpus=0, log=tmp_path / "log", work=tmp_path, start_s=400),
     ):
         pass
-
-
-@pytest.mark.skipif(
-    LMMS_PYTHON is None, reason="CSR_RAY_LMMS_PYTHON names no Python that has lmms-eval (docs/judges.md)"
-)
-def test_lmms_eval_measures_the_policy_offline(
-    tiny_llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heldout = tmp_path / "heldout"
-    heldout.mkdir()
-    Image.new("RGB", (32, 32), "red").save(heldout / "a.png")
-    rows = [
-        {"question_id": key, "image": "a.png", "text": f"Is there a {name}?", "label": "yes"}
-        for key, name in enumerate(("dog", "cat", "ball"))
-    ]
-    (heldout / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tasks = write_task(tmp_path / "tasks", heldout=heldout, num=3)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    output = tmp_path / "result.json"
-    flags = ["--tasks", NAME, "--tasks-dir", str(tasks), "--lmms-python", str(LMMS_PYTHON), "--json", str(output)]
-    assert main(["eval", "--model", str(tiny_llava), "--suite", "lmms-eval", *flags]) == 0
-    found = json.loads(output.read_text())
-    assert (found["benchmark"], found["n"]) == ("lmms-eval", 3)
-    assert 0 <= found["metrics"][f"{NAME}/accuracy"] <= 1
-    assert found["suite"]["version"]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import itertools
 import json
 import re
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from csr_ray.__main__ import main
-from csr_ray.app.lmms_eval import VERSION, SuiteFlags, _written, suite_command
+from csr_ray.app import lmms_environment
+from csr_ray.app.lmms_environment import REQUIREMENTS, VERSION, environment_folder, install, known_python
+from csr_ray.app.lmms_eval import SuiteFlags, _written, suite_command
 from csr_ray.app.served import server_command
 from csr_ray.errors import RunFailed, UserError
 from csr_ray.evaluation.lmms_results import read_results, results_in
@@ -50,7 +55,7 @@ def write(folder: Path, *, stamp: str = STAMP, samples: dict[str, list[str]] | N
     file = folder / f"{stamp}_results.json"
     file.write_text(json.dumps(content))
     for task, texts in (samples or {}).items():
-        rows = [{"doc_id": place, "resps": [[text]], "filtered_resps": [text]} for place, text in enumerate(texts)]
+        rows = [{"doc_id": place, "resps": f" {text}", "filtered_resps": text} for place, text in enumerate(texts)]
         (folder / f"{stamp}_samples_{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
@@ -150,21 +155,26 @@ def test_the_server_loads_no_pickle_and_takes_no_sampling_defaults(gpus: int, pa
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--suite", "lmms-eval", "--tasks", "pope"], f"--suite lmms-eval: it is not installed here, .*=={VERSION}"),
-        (["--suite", "lmms-eval", "--lmms-python", "/no/python"], "--lmms-python /no/python: no such program"),
-        (["--suite", "lmms-eval", "--lmms-python", sys.executable], "it has no lmms-eval; python -m venv"),
+        (["--suite", "lmms-eval", "--tasks", "pope"], "--suite lmms-eval: it is not installed; add --lmms-install"),
+        (
+            ["--suite", "lmms-eval", "--lmms-python", "/no/python"],
+            "--lmms-python /no/python: no such program; name an",
+        ),
+        (["--suite", "lmms-eval", "--lmms-python", sys.executable], "it has no lmms-eval; .* add --lmms-install"),
+        (["--suite", "lmms-eval", "--lmms-python", "p", "--lmms-install"], "the one or the other; leave one out"),
+        (["--suite", "lmms-eval", "--lmms-install"], "--tasks: name the tasks of lmms-eval, as --tasks pope,mme"),
         (["--suite", "lmms-eval", "--judge-url", "http://x/v1"], "--judge-url: lmms-eval has data and judges of its"),
         (["--suite", "lmms-eval", "--data", "x"], "--data: lmms-eval has data"),
         (["--suite", "lmms-eval", "--actors", "2"], "asked of one server on this machine"),
         (["--benchmark", "pope", "--data", "x", "--tasks", "mme"], "--tasks: is for --suite lmms-eval"),
         (["--benchmark", "pope", "--data", "x", "--tasks-dir", "d"], "--tasks-dir: is for --suite lmms-eval"),
+        (["--benchmark", "pope", "--data", "x", "--lmms-install"], "--lmms-install: is for --suite lmms-eval"),
     ],
 )
 def test_flags_that_cannot_be_are_refused_in_one_line(
-    flags: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if "not installed" in says and importlib.util.find_spec("lmms_eval") is not None:
-        pytest.skip("lmms-eval is installed beside the project")
+    monkeypatch.setenv("CSR_RAY_CACHE", str(tmp_path / "cache"))
     assert main(["eval", "--model", "m", *flags, "--json", str(tmp_path / "out.json")]) == 2
     said = capsys.readouterr().err
     assert re.search(says, said) and said.count("\n") == 1
@@ -177,6 +187,94 @@ def test_a_benchmark_or_a_suite_has_to_be_named(tmp_path: Path, capsys: pytest.C
         assert ended.value.code == 2
 
 
-def test_the_version_is_the_extras(tmp_path: Path) -> None:
+def test_the_versions_are_the_extras(tmp_path: Path) -> None:
     setup = Path(__file__).resolve().parents[2] / "setup.cfg"
-    assert f"\n    lmms-eval=={VERSION}\n" in setup.read_text()
+    assert "\neval =\n    " + "\n    ".join(REQUIREMENTS) + "\n#" in setup.read_text()
+    assert REQUIREMENTS[0] == f"lmms-eval=={VERSION}"
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is the only package index, with a lmms-eval that is nothing but its name; and an empty cache."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    name = f"lmms_eval-{VERSION}"
+    with zipfile.ZipFile(folder / f"{name}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{name}.dist-info/METADATA", f"Metadata-Version: 2.1\nName: lmms-eval\nVersion: {VERSION}\n")
+        wheel.writestr(f"{name}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{name}.dist-info/RECORD", "")
+    (tmp_path / "uv.toml").write_text(f"no-index = true\nfind-links = [{json.dumps(str(folder))}]\n")
+    monkeypatch.setenv("UV_CONFIG_FILE", str(tmp_path / "uv.toml"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("CSR_RAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(lmms_environment, "REQUIREMENTS", REQUIREMENTS[:1])
+    monkeypatch.setattr(lmms_environment, "_AS_HERE", ())
+    return folder
+
+
+@pytest.mark.parametrize("has_uv", [True, False])
+def test_its_environment_is_made_once_and_found_again(
+    has_uv: bool, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if has_uv and importlib.util.find_spec("uv") is None:
+        pytest.skip("uv is not installed here, so nothing could be installed by it")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found(name) if name != "uv" or has_uv else None)
+    said: list[str] = []
+    assert known_python(None) is None
+    python = install(say=said.append)
+    assert known_python(None) == python == install(say=said.append)
+    assert said == [
+        f"lmms-eval {VERSION} is installed into {environment_folder()}, once; the log is {environment_folder()}.log"
+    ]
+    asked = [python, "-c", "import sys; print(sys.prefix, [path for path in sys.path if 'site-packages' in path])"]
+    prefix, _, paths = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip().partition(" ")
+    assert prefix == str(environment_folder())
+    assert paths.count("site-packages") == 1, "it sees none of our packages"
+
+
+def test_an_environment_whose_python_is_gone_is_made_again(index: Path) -> None:
+    python = Path(install(say=print))
+    python.unlink()
+    assert known_python(None) is None
+    assert install(say=print) == str(python) == known_python(None)
+
+
+def test_an_installation_that_fails_says_why_and_leaves_nothing(index: Path) -> None:
+    next(index.iterdir()).unlink()
+    with pytest.raises(
+        RunFailed, match=r"(?s)could not be installed \(code \d\).*--lmms-python.*last lines of .*lmms"
+    ):
+        install(say=print)
+    assert [path.name for path in environment_folder().parent.iterdir()] == [f"{environment_folder().name}.log"]
+    assert known_python(None) is None
+
+
+def test_other_versions_here_are_another_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = environment_folder()
+    monkeypatch.setattr(lmms_environment, "_AS_HERE", ("torch",))
+    assert before.parent == environment_folder().parent and before != environment_folder()
+
+
+def test_the_versions_that_both_need_are_those_here_without_their_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"torch": "2.13.0+cu130", "numpy": "2.3.5"}
+
+    def version(name: str) -> str:
+        if name not in versions:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    *_, install_them = lmms_environment.install_commands(Path("/e"))
+    assert install_them[-4:] == [*REQUIREMENTS, "torch==2.13.0", "numpy==2.3.5"]
+
+
+def test_it_does_not_import_what_lies_in_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if sys.version_info < (3, 11):
+        pytest.skip("Python 3.10 always looks in this folder first")
+    (tmp_path / "datasets.py").write_text("raise SystemExit('a script of the user')\n")
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "1_results.json"
+    code = f"import sys; assert '' not in sys.path, sys.path; open({str(place)!r}, 'w')"
+    assert _written([sys.executable, "-c", code], results=tmp_path, log=tmp_path / "log") == place
