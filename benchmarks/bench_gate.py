@@ -2,9 +2,10 @@
 
 Each fault is planted into a run of one round of configs/tiny-world.yaml with gate.enabled=true, on the real engine,
 scorer and trainer. A fault counts as missed where the policy was handed over although it is worse by the truth:
-recall lost more than 3 points, more than 5 % of the answers repeat, or CHAIR_s rose by more than chance. A fault
-that does no harm is no harm missed. Healthy runs take the defaults for three rounds; each phase of theirs that is
-refused is refused wrongly, and they say what share of a round the gate and the looks at held-out pairs take.
+recall lost more than 3 points, more than 5 % of the answers repeat, or CHAIR_s rose by more than chance, also at
+temperature 1. A fault that does no harm is no harm missed. Healthy runs take the defaults for three rounds; each
+phase of theirs that is refused is refused wrongly, and they say what share of a round the gate and the looks at
+held-out pairs take.
 
 Faults (--harms):
   rate_epochs, rate_auto   learning rate 50 times the rule's, for one epoch or with the dose that is found

@@ -17,7 +17,7 @@ from csr_ray.store.journal import Journal
 
 REFUSED, RETRIED, NOTHING, HANDED_OVER = "refused", "refused, then handed over", "nothing learned", "handed over"
 MOST_RECALL_LOST, MOST_REPEATS = 0.03, 0.05
-TRUTHS = ("chair_s", "recall", "repeat", "sentences")
+TRUTHS = ("chair_s", "recall", "repeat", "sentences", "chair_s_t1", "recall_t1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ def what_got_worse(
     """In what the truth says that a policy got worse, in words.
 
     Args:
-        before, after: greedy metrics, fractions of 1.
+        before, after: metrics of the greedy answers and of those at temperature 1 ("_t1"), fractions of 1.
         change: of each metric its paired change with the interval ("low"), as summary.json has it. More answers with
             something that is not there count where the interval says that there are more.
     """
@@ -108,8 +108,9 @@ def what_got_worse(
         worse.append(f"recall lost {100 * lost:.1f} points")
     if after["repeat"] > MOST_REPEATS and after["repeat"] > before["repeat"]:
         worse.append(f"{100 * after['repeat']:.1f} % repeat")
-    if change.get("chair_s", {}).get("low", 0.0) > 0:
-        worse.append(f"CHAIR_s rose {100 * (after['chair_s'] - before['chair_s']):.1f} points")
+    for name, shown in (("chair_s", "CHAIR_s"), ("chair_s_t1", "CHAIR_s at T = 1")):
+        if change.get(name, {}).get("low", 0.0) > 0:
+            worse.append(f"{shown} rose {100 * (after[name] - before[name]):.1f} points")
     return worse
 
 
@@ -194,19 +195,24 @@ def table_of(outcomes: Sequence[Outcome], *, what: Mapping[str, str]) -> str:
         what: the words for each name of a fault.
     """
     lines = [
-        "| planted | variant, seed | result | verdict | CHAIR_s | recall | repeats | by the truth |",
+        "| planted | variant, seed | result | verdict | CHAIR_s (T = 1) | recall (T = 1) | repeats | by the truth |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for outcome in outcomes:
         truth = [
-            f"{100 * outcome.before[name]:.1f} to {100 * outcome.after[name]:.1f}"
-            for name in ("chair_s", "recall", "repeat")
+            f"{_percent(outcome, 'chair_s')} ({_percent(outcome, 'chair_s_t1')})",
+            f"{_percent(outcome, 'recall')} ({_percent(outcome, 'recall_t1')})",
+            _percent(outcome, "repeat"),
         ]
         faults = "; ".join(", ".join(attempt["faults"]) or "nothing" for attempt in outcome.attempts)
         judged = ", ".join(outcome.worse) or ("no worse" if outcome.result != REFUSED else "unchanged")
         cells = [what.get(outcome.name, outcome.name), f"{outcome.variant}, {outcome.seed}", outcome.result, faults]
         lines.append(f"| {' | '.join([*cells, *truth, f'**missed**: {judged}' if outcome.is_missed else judged])} |")
     return "\n".join(lines)
+
+
+def _percent(outcome: Outcome, name: str) -> str:
+    return f"{100 * outcome.before[name]:.1f} to {100 * outcome.after[name]:.1f}"
 
 
 def figures_of(outcome: Outcome) -> str:

@@ -16,7 +16,8 @@ from csr_ray.evaluation.statistics import Difference, paired_difference
 from csr_ray.records import JsonDict, Rollout
 from csr_ray.rollout.served import sentences_of
 
-REWARD, TOKENS, REPEATS, BROKEN, SELF_BLEU = "reward", "tokens", "repeats", "broken", "self_bleu"
+REWARD, IMAGE, TOKENS, REPEATS, BROKEN, SELF_BLEU = "reward", "image", "tokens", "repeats", "broken", "self_bleu"
+_FIGURES = (REWARD, IMAGE, TOKENS, REPEATS, BROKEN, SELF_BLEU)
 LEAST_PROMPTS = 8
 _BLEU_ORDERS = (1, 2, 3, 4)
 
@@ -62,19 +63,23 @@ class Finding:
 
 
 def values_of(rollouts: Sequence[Rollout]) -> dict[str, dict[str, float]]:
-    """The figures of each prompt, as means over its answers. The reward is there only where every answer has one.
+    """The figures of each prompt, as means over its answers; `reward` and `image` only where every answer has one.
 
-    `tokens` is the length of an answer; `repeats` the share of its answers that say a sentence twice, `broken` of
-    those that are empty or cut; `self_bleu` how much of it, by n-grams of up to four words, other prompts' answers
-    say, too.
+    `image` is the scorer's half of the reward alone. The other half is the policy's own opinion, which one that has
+    only become surer of itself raises, whatever it says. `tokens` is the length of an answer; `repeats` the share of
+    its answers that say a sentence twice, `broken` of those that are empty or cut; `self_bleu` how much of it, by
+    n-grams of up to four words, other prompts' answers say, too.
     """
-    values: dict[str, dict[str, float]] = {name: {} for name in (REWARD, TOKENS, REPEATS, BROKEN, SELF_BLEU)}
+    values: dict[str, dict[str, float]] = {name: {} for name in _FIGURES}
     likeness = _self_bleu([[answer.text for answer in rollout.candidates] for rollout in rollouts])
     for rollout, alike in zip(rollouts, likeness, strict=True):
         answers, key = rollout.candidates, rollout.prompt.id
         rewards = [answer.reward for answer in answers if answer.reward is not None]
         if len(rewards) == len(answers):
             values[REWARD][key] = _mean(rewards)
+        images = [image for answer in answers if (image := answer.scores.get("image")) is not None]
+        if len(images) == len(answers):
+            values[IMAGE][key] = _mean(images)
         values[TOKENS][key] = _mean([float(len(answer.token_ids)) for answer in answers])
         values[REPEATS][key] = _mean([float(_repeats(answer.text)) for answer in answers])
         values[BROKEN][key] = _mean(
@@ -90,7 +95,7 @@ def compare_health(before: Values, *, after: Values, limits: Limits, seed: int) 
     A figure is at fault where its whole 95 % interval lies beyond what the limits allow.
     """
     findings = []
-    for name in (REWARD, TOKENS, REPEATS, BROKEN, SELF_BLEU):
+    for name in _FIGURES:
         known = after.get(name, {})
         shared = [key for key in before.get(name, {}) if key in known]
         if len(shared) < LEAST_PROMPTS:
@@ -114,9 +119,10 @@ def _fault(name: str, before: Sequence[float], after: Sequence[float], *, limits
         """Whether the second is larger than the first by more than chance."""
         return paired_difference(low, after=high, seed=seed).low > 0
 
-    if name == REWARD:
+    if name in (REWARD, IMAGE):
         allowed = limits.reward * _deviation(before)
-        return "the reward fell" if rises(after, [value - allowed for value in before]) else ""
+        fell = "the reward fell" if name == REWARD else "the image score fell"
+        return fell if rises(after, [value - allowed for value in before]) else ""
     if name == TOKENS:
         if rises([limits.length * value for value in before], after):
             return f"the answers are over {limits.length:g} times as long"

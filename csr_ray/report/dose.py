@@ -15,6 +15,7 @@ MOST_SHOWN: Final = 6
 _CURVES: Final = ("margin", "divergence", "accuracy", "loss")
 _FIGURES: Final = {
     "reward": "mean reward",
+    "image": "mean image score",
     "tokens": "tokens an answer",
     "repeats": "answers that repeat themselves",
     "broken": "answers empty or cut",

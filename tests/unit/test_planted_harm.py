@@ -22,7 +22,7 @@ import planted_exchanged  # noqa: E402
 import planted_harms  # noqa: E402
 import planted_longest  # noqa: E402
 
-GREEDY = {"chair_s": 0.45, "recall": 0.99, "repeat": 0.0, "sentences": 3.0}
+BASE = {"chair_s": 0.45, "recall": 0.99, "repeat": 0.0, "sentences": 3.0, "chair_s_t1": 0.4, "recall_t1": 0.97}
 
 
 def told(
@@ -39,7 +39,7 @@ def told(
     if not ended:
         journal.commit("train", **key, dose=dose)
         journal.commit("verdict", **key, version=1, attempt=refused + 1, faults=[], findings=[], dose={})
-    rose = {"chair_s": {"low": after["chair_s"] - GREEDY["chair_s"] - 0.05}}
+    rose = {name: {"low": after[name] - BASE[name] - 0.05} for name in ("chair_s", "chair_s_t1")}
     entry = {
         "eval": after,
         "eval_change": rose,
@@ -48,7 +48,7 @@ def told(
         "train": {"dose": dose, "optimizer_seconds": 10.0, "steps": 9},
     }
     summary = {
-        "base": {"eval": GREEDY},
+        "base": {"eval": BASE},
         "rounds": [] if ended else [entry],
         "ended": {"round": 0} if ended else None,
     }
@@ -63,11 +63,12 @@ def told(
         ({"repeat": 0.06}, ["6.0 % repeat"]),
         ({"chair_s": 0.48}, []),  # not more than chance
         ({"chair_s": 0.55}, ["CHAIR_s rose 10.0 points"]),
+        ({"chair_s_t1": 0.48}, ["CHAIR_s at T = 1 rose 8.0 points"]),
         ({"chair_s": 0.05, "recall": 0.9, "repeat": 0.2}, ["recall lost 9.0 points", "20.0 % repeat"]),
     ],
 )
 def test_harm_is_what_the_truth_calls_harm(tmp_path: Path, change: dict[str, float], words: list[str]) -> None:
-    outcome = told(tmp_path, after={**GREEDY, **change})
+    outcome = told(tmp_path, after={**BASE, **change})
     assert list(outcome.worse) == words
     assert outcome.result == gate_outcomes.HANDED_OVER and outcome.is_missed == bool(words)
 
@@ -75,20 +76,20 @@ def test_harm_is_what_the_truth_calls_harm(tmp_path: Path, change: dict[str, flo
 def test_a_refused_run_is_no_miss_and_a_refusal_that_is_followed_by_harm_is_one(tmp_path: Path) -> None:
     for folder in ("ended", "retried"):
         (tmp_path / folder).mkdir()
-    ended = told(tmp_path / "ended", after=GREEDY, refused=3, ended=True)
+    ended = told(tmp_path / "ended", after=BASE, refused=3, ended=True)
     assert (ended.result, ended.is_refused, ended.is_missed) == (gate_outcomes.REFUSED, True, False)
     assert [attempt["attempt"] for attempt in ended.attempts] == [1, 2, 3] and ended.num_false_refusals == 1
-    retried = told(tmp_path / "retried", after={**GREEDY, "recall": 0.9}, refused=1)
+    retried = told(tmp_path / "retried", after={**BASE, "recall": 0.9}, refused=1)
     assert (retried.result, retried.is_refused, retried.is_missed) == (gate_outcomes.RETRIED, True, True)
 
 
 def test_a_policy_that_learned_nothing_is_no_miss(tmp_path: Path) -> None:
-    outcome = told(tmp_path, after=GREEDY, best_step=0)
+    outcome = told(tmp_path, after=BASE, best_step=0)
     assert outcome.result == gate_outcomes.NOTHING and not outcome.is_missed
 
 
 def test_costs_are_shares_of_the_round(tmp_path: Path) -> None:
-    outcome = told(tmp_path, after=GREEDY)
+    outcome = told(tmp_path, after=BASE)
     assert outcome.gate_share == 0.05
     # 24 pairs forward are worth 8 in a step, beside 9 steps of 8: a tenth of 10 s, of 100.
     assert outcome.looks_share == pytest.approx(0.01)
@@ -97,8 +98,8 @@ def test_costs_are_shares_of_the_round(tmp_path: Path) -> None:
 def test_rows_count_misses_and_false_refusals_by_phase(tmp_path: Path) -> None:
     for folder in ("harmed", "caught"):
         (tmp_path / folder).mkdir()
-    harmed = told(tmp_path / "harmed", after={**GREEDY, "recall": 0.9})
-    caught = told(tmp_path / "caught", after=GREEDY, refused=3, ended=True)
+    harmed = told(tmp_path / "harmed", after={**BASE, "recall": 0.9})
+    caught = told(tmp_path / "caught", after=BASE, refused=3, ended=True)
     rows = {row["name"]: row for row in gate_outcomes.rows_of([harmed, caught])}
     assert rows["harm_missed"]["value"] == 1 and rows["harm_missed"]["of"] == 2
     assert rows["planted_refused"]["value"] == 1
