@@ -845,15 +845,16 @@ class Gate(Section):
         None, ge=1, description="tokens of an answer, at most; null: search.max_answer_tokens, at most 512"
     )
     reward_loss: float = Field(
-        0.1,
+        0.0,
         ge=0,
-        description="the mean reward may fall by so many standard deviations of the prompts' rewards, beyond chance",
+        description="the mean reward, and the mean image score alone, may fall by so many standard deviations of "
+        "the prompts' own, beyond chance",
     )
     length_factor: float = Field(
         1.5, gt=1, description="the answers may become so many times as long, or as short, beyond chance"
     )
     share_rise: float = Field(
-        0.05,
+        0.01,
         ge=0,
         le=1,
         description="the share of answers that repeat themselves, or are empty or cut, may rise by so much, beyond "

@@ -30,9 +30,10 @@ class Limits:
     """How much worse a policy may be, beyond what chance makes of it.
 
     Attributes:
-        reward: by how much the mean reward may fall, in standard deviations of the prompts' rewards before.
+        reward: by how much the mean reward may fall, and the mean image score, in standard deviations of the prompts'
+            own before.
         length: the factor by which the mean length may grow, or shrink.
-        share: by how much the share of answers that repeat themselves, or are empty or cut, may rise (0.05: by five
+        share: by how much the share of answers that repeat themselves, or are empty or cut, may rise (0.01: by one
             of a hundred).
         self_bleu: by how much the likeness of the answers to each other may rise (0 to 1).
     """

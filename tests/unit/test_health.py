@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from csr_ray.config.schema import Gate
 from csr_ray.evaluation.health import Finding, Limits, compare_health, values_of
 from csr_ray.records import Ask, Candidate, Picture, Probing, Prompt, Rollout, Sentence
 from csr_ray.rollout.served import answer_as_served, sentences_of
@@ -56,7 +57,7 @@ def _compare(before: dict[str, dict[str, float]], after: list[Rollout]) -> list[
 
 def test_a_policy_that_stays_as_it_is_is_refused_in_few_of_many_cases() -> None:
     num_refused = sum(bool(_faults(_healthy, seed=seed)) for seed in range(200))
-    assert num_refused <= 4, "of 200, each with five figures"
+    assert num_refused <= 4, "of 200, each with several figures"
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,51 @@ def test_a_policy_that_stays_as_it_is_is_refused_in_few_of_many_cases() -> None:
 def test_what_went_wrong_is_named(after: Callable[[random.Random], list[Rollout]], fault: str) -> None:
     for seed in range(10):
         assert fault in _faults(after, seed=seed)
+
+
+def _default_limits() -> Limits:
+    gate = Gate()
+    return Limits(
+        reward=gate.reward_loss, length=gate.length_factor, share=gate.share_rise, self_bleu=gate.self_bleu_rise
+    )
+
+
+@pytest.mark.parametrize(
+    "change, fault",
+    [
+        # As measured after a learning rate 50 times too high: of 128 answers 6 repeat themselves, none did before.
+        (lambda n: {"repeats": 0.5 * (n % 11 == 0)}, "more answers repeat themselves"),
+        # As measured with all pairs exchanged: less by 0.8 (0.01 to 1.7), of 67.
+        (lambda n: {"reward": -0.84 + 3.4 * (-1) ** (n // 2)}, "the reward fell"),
+        (lambda n: {"image": -0.84 + 3.4 * (-1) ** (n // 2)}, "the image score fell"),
+    ],
+)
+def test_harm_as_small_as_planted_faults_did_is_refused_by_default(
+    change: Callable[[int], dict[str, float]], fault: str
+) -> None:
+    names = ("reward", "image", "repeats")
+    before = {name: {f"p{n}": 60.0 + n % 25 if name != "repeats" else 0.0 for n in range(64)} for name in names}
+    after = {name: {f"p{n}": before[name][f"p{n}"] + change(n).get(name, 0.0) for n in range(64)} for name in names}
+    found = compare_health(before, after=after, limits=_default_limits(), seed=0)
+    assert [finding.fault for finding in found if finding.fault] == [fault]
+
+
+def test_the_image_score_is_compared_where_every_answer_has_one() -> None:
+    scored = Candidate(node=0, role="greedy", text="A moon.", token_ids=(1,), logp=-1.0, scores={"image": 30.0})
+    rollout = Rollout(prompt=Prompt(id="p", image="i.png", text="q"), candidates=(scored,), policy_version=0, seed=0)
+    assert values_of([rollout])["image"] == {"p": 30.0}
+    assert values_of([_rollout("p", "A moon.")])["image"] == {}
+
+
+def test_chance_alone_is_refused_in_few_of_many_cases_by_default() -> None:
+    """Answers drawn anew on both sides. Versions share their draws, so one that stays as it is differs in nothing."""
+    num_refused = 0
+    for seed in range(200):
+        rng = random.Random(seed)
+        before, after = values_of(_healthy(rng)), values_of(_healthy(rng))
+        found = compare_health(before, after=after, limits=_default_limits(), seed=0)
+        num_refused += any(finding.fault for finding in found)
+    assert num_refused <= 16, "of 200; the interval leaves 1 of 40 below it for each figure"
 
 
 def test_answers_that_all_become_the_same_are_refused() -> None:
