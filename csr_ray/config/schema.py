@@ -291,11 +291,12 @@ class Reward(Section):
         description="values: blend the two scores; sibling_ranks: blend their ranks among siblings, negated so "
         "that more is better (rank r of n counts -r/n), as the released code does",
     )
-    aggregate: Literal["mean", "sum", "mean_with_root"] = Field(
-        "mean",
-        description="how the rewards of an answer's sentences become the answer's. sum is the paper's and favours "
-        "long answers; mean_with_root, the released code's, is the sum over one more than the number "
-        "of sentences",
+    aggregate: Literal["stretched_mean", "mean", "sum", "mean_with_root"] = Field(
+        "stretched_mean",
+        description="how the rewards of an answer's sentences become the answer's. stretched_mean: their mean, its "
+        "distance from the middle of the tree's rewards multiplied by the root of their number, so that true "
+        "sentences add up; mean favours short answers; sum is the paper's and favours long ones; mean_with_root, the "
+        "released code's, is the sum over one more than the number of sentences",
     )
     cleaning: Literal["none", "released"] = Field(
         "none",
