@@ -33,6 +33,16 @@ def test_a_row_says_why_a_phase_ended_and_what_its_weights_are_worth() -> None:
     assert "accuracy, step 4: 1" in row.shares and "loss, step 4: 0.668" in row.shares
 
 
+def test_the_dashed_line_is_what_was_asked_of_the_round() -> None:
+    def heights(target_margin: float, margin_decay: float) -> list[str]:
+        rows = dose_rows(_summary(*[_dose({4: 0.1})] * 2), target_margin=target_margin, margin_decay=margin_decay)
+        return [str(row.nats) for row in rows]
+
+    halved, same = heights(8.0, 0.5), heights(8.0, 1.0)
+    assert halved[0] == same[0] and same[1] == same[0].replace("Round 1", "Round 2")
+    assert halved[1] == heights(4.0, 1.0)[1] != same[1]
+
+
 def test_a_phase_that_taught_nothing_says_so() -> None:
     (row,) = dose_rows(_summary(_dose({4: -0.5})), target_margin=2.0, margin_decay=0.5)
     assert row.margin is None and row.reason == "the held-out loss was lowest after step 0"
