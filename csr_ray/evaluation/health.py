@@ -17,6 +17,7 @@ from csr_ray.records import JsonDict, Rollout
 from csr_ray.rollout.served import sentences_of
 
 REWARD, IMAGE, TOKENS, REPEATS, BROKEN, SELF_BLEU = "reward", "image", "tokens", "repeats", "broken", "self_bleu"
+PREFERENCES = "preferences"
 _FIGURES = (REWARD, IMAGE, TOKENS, REPEATS, BROKEN, SELF_BLEU)
 LEAST_PROMPTS = 8
 _BLEU_ORDERS = (1, 2, 3, 4)
@@ -113,6 +114,24 @@ def compare_health(before: Values, *, after: Values, limits: Limits, seed: int) 
             )
         )
     return findings
+
+
+def compare_preferences(chosen: Sequence[float], *, rejected: Sequence[float], seed: int) -> list[Finding]:
+    """Whether the scorer alone ranks a phase's pairs as they were ranked; nothing where there are too few.
+
+    Pairs that it ranks the other way round, as a mean over them and beyond chance, are at fault: whatever ranked them
+    (a sum that grows with every sentence, a sign the wrong way round) works against the picture.
+
+    Args:
+        chosen, rejected: image scores of these answers, one of each for a pair, as means over their sentences.
+    """
+    if len(chosen) < LEAST_PROMPTS:
+        return []
+    difference = paired_difference(rejected, after=chosen, seed=seed)
+    fault = "the scorer prefers the rejected answers" if difference.high < 0 else ""
+    return [
+        Finding(name=PREFERENCES, before=_mean(rejected), after=_mean(chosen), difference=difference, fault=fault)
+    ]
 
 
 def _fault(name: str, before: Sequence[float], after: Sequence[float], *, limits: Limits, seed: int) -> str:

@@ -15,6 +15,7 @@ from csr_ray.training.dose import margin_of_round
 MOST_SHOWN: Final = 6
 _CURVES: Final = ("margin", "divergence", "accuracy", "loss")
 _FIGURES: Final = {
+    "preferences": "image score, rejected to chosen",
     "reward": "mean reward",
     "image": "mean image score",
     "tokens": "tokens an answer",

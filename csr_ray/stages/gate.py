@@ -13,19 +13,22 @@ import time
 from collections.abc import Sequence
 
 from csr_ray.data.images import check_image
-from csr_ray.evaluation.health import LEAST_PROMPTS, Finding, Limits, compare_health, values_of
+from csr_ray.evaluation.health import LEAST_PROMPTS, Finding, Limits, compare_health, compare_preferences, values_of
+from csr_ray.methods.base import Dropped
 from csr_ray.ports import Generators, Machinery, Prompts
-from csr_ray.records import Cycle, JsonDict, Phase, Probing, Prompt, Rollout, TrainResult
+from csr_ray.records import Cycle, JsonDict, Phase, Probing, Prompt, Rollout, Target, TrainResult
 from csr_ray.stages.close import keep_account
 from csr_ray.stages.refusals import refusals
 from csr_ray.stages.state import RunState
 from csr_ray.stages.turn import Turn
 from csr_ray.stages.vanished import Sieve
 from csr_ray.stages.view import View
+from csr_ray.store.tables import read_rollouts
 from csr_ray.training.dose import held_out_share, is_held_out
 
 PHASE = "gate"
 _MOST_TOKENS = 512
+_MOST_PAIRS = 256  # whose answers are compared; more say no more
 
 
 def probe(state: RunState, turn: Turn, *, version: int, generators: Generators, view: View) -> None:
@@ -72,7 +75,7 @@ def accept(state: RunState, turn: Turn, trained: TrainResult, *, machinery: Mach
         return True
     cycle, generators = turn.cycle, machinery.generators
     probe(state, turn, version=trained.version, generators=generators, view=view)
-    findings = _findings(state, cycle)
+    findings = [*_preferences(state, cycle), *_findings(state, cycle)]
     faults = [finding.fault for finding in findings if finding.fault]
     verdict: JsonDict = {
         "version": trained.version,
@@ -136,6 +139,33 @@ def _findings(state: RunState, cycle: Cycle) -> list[Finding]:
         self_bleu=gate.self_bleu_rise,
     )
     return compare_health(before["values"], after=after["values"], limits=limits, seed=state.config.run.seed)
+
+
+def _preferences(state: RunState, cycle: Cycle) -> list[Finding]:
+    """What the scorer alone says of the phase's own pairs; nothing where it had no say in them."""
+    if not state.method.needs_scorer or not state.config.reward.weight:
+        return []
+    chosen: list[float] = []
+    rejected: list[float] = []
+    for unit in state.journal.units(**cycle.key).in_order():
+        for rollout in read_rollouts(state.folder.candidates(cycle, unit=unit.name)):
+            made = state.method.examples(cycle.phase, rollout)
+            for example in () if isinstance(made, Dropped) else made:
+                scores = {target.role: _image_score(rollout, target) for target in example.targets}
+                best, worst = scores.get("chosen"), scores.get("rejected")
+                if best is not None and worst is not None:
+                    chosen.append(best)
+                    rejected.append(worst)
+        if len(chosen) >= _MOST_PAIRS:
+            break
+    return compare_preferences(chosen, rejected=rejected, seed=state.config.run.seed)
+
+
+def _image_score(rollout: Rollout, target: Target) -> float | None:
+    """The mean over an answer's sentences on the scale 0 to 100; None: the scorer said nothing of it."""
+    scores = [rollout.candidates[node].scores.get("image") for node in target.nodes]
+    known = [max(score, 0.0) for score in scores if score is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _dose_in_short(trained: TrainResult) -> JsonDict:

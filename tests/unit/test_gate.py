@@ -39,6 +39,7 @@ def test_a_phase_that_does_no_harm_is_handed_over(tmp_path: Path) -> None:
     (verdict,) = summary["rounds"][0]["train"]["verdicts"]
     assert verdict["accepted"] and verdict["attempt"] == 1 and summary["ended"] is None
     assert {finding["name"] for finding in verdict["findings"]} == {
+        "preferences",
         "reward",
         "tokens",
         "repeats",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from csr_ray.config.schema import Gate
-from csr_ray.evaluation.health import Finding, Limits, compare_health, values_of
+from csr_ray.evaluation.health import Finding, Limits, compare_health, compare_preferences, values_of
 from csr_ray.records import Ask, Candidate, Picture, Probing, Prompt, Rollout, Sentence
 from csr_ray.rollout.served import answer_as_served, sentences_of
 
@@ -118,6 +118,21 @@ def test_harm_as_small_as_planted_faults_did_is_refused_by_default(
     after = {name: {f"p{n}": before[name][f"p{n}"] + change(n).get(name, 0.0) for n in range(64)} for name in names}
     found = compare_health(before, after=after, limits=_default_limits(), seed=0)
     assert [finding.fault for finding in found if finding.fault] == [fault]
+
+
+def test_pairs_that_the_scorer_ranks_the_other_way_round_are_at_fault() -> None:
+    # As measured with the raw sum of rewards: 4.2 less (2.1 to 6.3) over 157 pairs; the default has 11 more.
+    rng = random.Random(0)
+    rejected = [rng.gauss(40, 10) for _ in range(157)]
+
+    def fault(difference: float) -> str:
+        chosen = [score + rng.gauss(difference, 13) for score in rejected]
+        (finding,) = compare_preferences(chosen, rejected=rejected, seed=0)
+        return finding.fault
+
+    assert fault(-4.2) == "the scorer prefers the rejected answers"
+    assert fault(11.0) == fault(0.0) == ""
+    assert compare_preferences([1.0], rejected=[2.0], seed=0) == []
 
 
 def test_the_image_score_is_compared_where_every_answer_has_one() -> None:
