@@ -822,7 +822,7 @@ class Gate(Section):
     """After every phase the new policy answers some of the run's own prompts; if it got worse it is refused."""
 
     enabled: bool = Field(
-        False,
+        True,
         description="compare the policy after a phase with the one before. One that is worse is not handed over: the "
         "policy before stays, and the phase is trained again with half the dose",
     )
