@@ -15,7 +15,7 @@ from csr_ray.errors import ConfigError
 from csr_ray.methods.base import Dropped
 from csr_ray.ports import Engine, Scorer
 from csr_ray.records import Candidate, Example, Phase, Prompt, Rollout, Target
-from csr_ray.rollout.reward import answer_reward
+from csr_ray.rollout.reward import answer_reward, middle_reward
 from csr_ray.rollout.search import grow_tree
 
 NO_ANSWER = "no_whole_answer"
@@ -66,7 +66,9 @@ class Csr:
         """
         paths = [path for path in rollout.answers() if self.reward.cleaning == "none" or _is_clean(path)]
         paths.sort(key=lambda path: [candidate.node for candidate in path])
-        scored = [(reward, path) for path in paths if (reward := answer_reward(path, config=self.reward)) is not None]
+        middle = middle_reward(paths)
+        rewards = [answer_reward(path, config=self.reward, middle=middle) for path in paths]
+        scored = [(reward, path) for reward, path in zip(rewards, paths, strict=True) if reward is not None]
         if len(scored) < 2:
             return Dropped(ONE_ANSWER if scored else NO_ANSWER)
         scored.sort(key=lambda item: -item[0])

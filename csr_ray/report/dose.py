@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from csr_ray.report.charts import step_chart
 from csr_ray.report.figures import number, section
+from csr_ray.training.dose import margin_of_round
 
 MOST_SHOWN: Final = 6
 _CURVES: Final = ("margin", "divergence", "accuracy", "loss")
@@ -42,14 +43,21 @@ class DoseRow:
     shares: Markup
 
 
-def dose_rows(summary: Mapping[str, Any], *, target_margin: float | None) -> list[DoseRow]:
+def dose_rows(
+    summary: Mapping[str, Any], *, target_margin: float | None, margin_decay: float | None
+) -> list[DoseRow]:
     """A row of each phase whose dose was found; of many phases the first and the last few."""
-    found = ((label, section(train, key="dose")) for label, train in _trainings(summary))
-    rows = [row for label, dose in found if (row := _row(label, dose, target_margin=target_margin))]
+    rows = []
+    for round_index, label, train in _trainings(summary):
+        asked = None
+        if target_margin is not None and margin_decay is not None:
+            asked = margin_of_round(target_margin, round_index=round_index, decay=margin_decay)
+        if row := _row(label, section(train, key="dose"), target_margin=asked):
+            rows.append(row)
     return rows if len(rows) <= MOST_SHOWN else [*rows[: MOST_SHOWN // 2], *rows[-MOST_SHOWN // 2 :]]
 
 
-def _trainings(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _trainings(summary: Mapping[str, Any]) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
     rounds = summary.get("rounds")
     for position, entry in enumerate(rounds if isinstance(rounds, list) else []):
         if not isinstance(entry, dict):
@@ -58,7 +66,7 @@ def _trainings(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, A
         for phase in phases if isinstance(phases, list) else [entry]:
             if isinstance(phase, dict):
                 name = f", {phase['phase']}" if "phase" in phase else ""
-                yield f"Round {position + 1}{name}", section(phase, key="train")
+                yield position, f"Round {position + 1}{name}", section(phase, key="train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +86,7 @@ class VerdictRow:
 def verdict_rows(summary: Mapping[str, Any]) -> list[VerdictRow]:
     """A row of each training that the gate has judged, the refused ones included."""
     rows = []
-    for label, train in _trainings(summary):
+    for _, label, train in _trainings(summary):
         listed = train.get("verdicts")
         for verdict in listed if isinstance(listed, list) else []:
             if not isinstance(verdict, dict):

@@ -140,7 +140,11 @@ def page_values(run: Run) -> dict[str, Any]:
         "cases": before_and_after(run),
         "quality_charts": _quality_charts(rows),
         "quality_lines": _quality_lines(rows),
-        "doses": dose_rows(run.summary, target_margin=number(section(run.config, key="train").get("target_margin"))),
+        "doses": dose_rows(
+            run.summary,
+            target_margin=number(section(run.config, key="train").get("target_margin")),
+            margin_decay=number(section(run.config, key="train").get("margin_decay")),
+        ),
         "verdicts": verdict_rows(run.summary),
         "ended": section(run.summary, key="ended").get("reason"),
         "histograms": histograms(run.rounds),

@@ -74,12 +74,31 @@ def plain_sum(values: Iterable[float]) -> float:
     return total
 
 
-def answer_reward(path: Iterable[Candidate], *, config: Reward) -> float | None:
+def middle_reward(paths: Iterable[Iterable[Candidate]]) -> float:
+    """Halfway between the best and the worst sentence of a tree's answers; 0 where none is scored."""
+    rewards = [node.reward for path in paths for node in path if node.reward is not None]
+    return (min(rewards) + max(rewards)) / 2 if rewards else 0.0
+
+
+def answer_reward(path: Iterable[Candidate], *, config: Reward, middle: float | None) -> float | None:
     """The reward of an answer from the rewards of its sentences; None for an answer without a scored sentence.
 
-    The default of `reward.aggregate` is `mean`: with the paper's `sum` every further sentence adds a positive amount,
-    so the longest and most repetitive answer wins. The released code's `mean_with_root` divides by one more than the
-    number of sentences, so the costs of short answers come out too low.
+    With the paper's `sum` every further sentence adds a positive amount, so the longest and most repetitive answer
+    wins. With `mean` a further sentence that is true lowers the reward if it scores a little less than the others, so
+    the best answer leaves out what is hard to see. The default, `stretched_mean`, is
+
+        middle + sqrt(n) * (mean - middle)
+
+    for n sentences: of two answers that are equally good on average the longer one is better if that is above the
+    tree's middle, and worse if it is below. So evidence adds up as in Stouffer's combination of z-scores (sum /
+    sqrt(n)). An answer of one sentence has that sentence's reward.
+
+    The released code's `mean_with_root` divides by one more than the number of sentences, so the costs of short
+    answers come out too low.
+
+    Args:
+        middle: of the tree that the answer is from (`middle_reward`), on the scale of the rewards; None: the tree
+            still grows, and `stretched_mean` is the plain mean, which orders answers of as many sentences alike.
     """
     rewards = [node.reward for node in path if node.reward is not None]
     if not rewards:
@@ -87,4 +106,6 @@ def answer_reward(path: Iterable[Candidate], *, config: Reward) -> float | None:
     total = plain_sum(rewards)
     if config.aggregate == "sum":
         return total
+    if config.aggregate == "stretched_mean" and middle is not None:
+        return middle + math.sqrt(len(rewards)) * (total / len(rewards) - middle)
     return total / (len(rewards) + (config.aggregate == "mean_with_root"))

@@ -136,7 +136,7 @@ class _Grower:
         """What pruning sorts by: the reward of the path, or the sum of its self scores (as the released code)."""
         if self.search.guide == "self_score":
             return plain_sum(node.self_score or 0.0 for node in path)
-        value = answer_reward(path, config=self.reward)
+        value = answer_reward(path, config=self.reward, middle=None)
         return float("-inf") if value is None else value
 
 

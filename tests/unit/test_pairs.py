@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from fakes import tiny_config
 
@@ -57,6 +59,34 @@ def test_best_mean_reward_is_chosen_and_worst_rejected() -> None:
     assert pair.chosen.logp == -3.0 and pair.rejected.logp == -2.0
     assert pair.policy_version == 2 and pair.seed == 7
     assert pair.margin == 10.0
+
+
+def test_a_true_sentence_that_is_harder_to_see_does_not_make_an_answer_worse() -> None:
+    """By the plain mean the best answer would leave out B, and so would a policy that learns from it."""
+    grown = tree(
+        node(0, "A", 80.0, final=False),
+        node(1, "", None, parent=0),
+        node(2, "B", 74.0, parent=0),
+        node(3, "C", 45.0, parent=0),
+    )
+    pair = chosen_from(grown, config=tiny_config())
+    assert (pair.chosen.text, pair.rejected.text) == ("A B", "A C")
+    middle = (80.0 + 45.0) / 2
+    assert pair.chosen.reward == pytest.approx(middle + (80.0 + 74.0 - 2 * middle) / math.sqrt(2))
+    by_mean = chosen_from(grown, config=tiny_config(reward={"aggregate": "mean"}))
+    assert (by_mean.chosen.text, by_mean.rejected.text) == ("A", "A C")
+
+
+def test_a_false_sentence_makes_an_answer_worse_the_more_so_the_shorter_it_is() -> None:
+    grown = tree(
+        node(0, "A", 80.0, final=False),
+        node(1, "", None, parent=0),
+        node(2, "C", 45.0, parent=0),
+        node(3, "D", 40.0),
+    )
+    pair = chosen_from(grown, config=tiny_config())
+    assert (pair.chosen.text, pair.rejected.text) == ("A", "D")
+    assert pair.chosen.reward == 80.0 and pair.rejected.reward == 40.0  # of one sentence: its own
 
 
 def test_the_papers_sum_prefers_the_longer_answer() -> None:

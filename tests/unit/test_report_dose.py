@@ -26,25 +26,37 @@ def _summary(*doses: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_row_says_why_a_phase_ended_and_what_its_weights_are_worth() -> None:
-    (row,) = dose_rows(_summary(_dose({4: 0.5, 8: 2.25})), target_margin=2.0)
+    (row,) = dose_rows(_summary(_dose({4: 0.5, 8: 2.25})), target_margin=2.0, margin_decay=0.5)
     assert (row.label, row.num_steps, row.num_pairs, row.margin, row.accuracy) == ("Round 1", 8, 1, 2.25, 1.0)
     assert row.reason == "the held-out margin came to 2.25 nats (asked: 2)" and row.learning_rate == "0.0001"
     assert "margin, step 8: 2.25" in row.nats and "divergence, step 8: -1.12" in row.nats
     assert "accuracy, step 4: 1" in row.shares and "loss, step 4: 0.668" in row.shares
 
 
+def test_the_dashed_line_is_what_was_asked_of_the_round() -> None:
+    def heights(target_margin: float, margin_decay: float) -> list[str]:
+        rows = dose_rows(_summary(*[_dose({4: 0.1})] * 2), target_margin=target_margin, margin_decay=margin_decay)
+        return [str(row.nats) for row in rows]
+
+    halved, same = heights(8.0, 0.5), heights(8.0, 1.0)
+    assert halved[0] == same[0] and same[1] == same[0].replace("Round 1", "Round 2")
+    assert halved[1] == heights(4.0, 1.0)[1] != same[1]
+
+
 def test_a_phase_that_taught_nothing_says_so() -> None:
-    (row,) = dose_rows(_summary(_dose({4: -0.5})), target_margin=2.0)
+    (row,) = dose_rows(_summary(_dose({4: -0.5})), target_margin=2.0, margin_decay=0.5)
     assert row.margin is None and row.reason == "the held-out loss was lowest after step 0"
 
 
 def test_phases_of_a_round_have_their_names_and_many_rounds_are_cut_in_the_middle() -> None:
     phases = [{"phase": name, "train": {"dose": _dose({4: 0.5})}} for name in ("main", "infused")]
-    assert [row.label for row in dose_rows({"rounds": [{"phases": phases}]}, target_margin=None)] == [
+    assert [
+        row.label for row in dose_rows({"rounds": [{"phases": phases}]}, target_margin=None, margin_decay=None)
+    ] == [
         "Round 1, main",
         "Round 1, infused",
     ]
-    many = dose_rows(_summary(*[_dose({4: 0.5})] * 20), target_margin=None)
+    many = dose_rows(_summary(*[_dose({4: 0.5})] * 20), target_margin=None, margin_decay=None)
     assert [row.label for row in many] == [f"Round {number}" for number in (1, 2, 3, 18, 19, 20)]
     assert len(many) == MOST_SHOWN
 
@@ -60,7 +72,7 @@ def test_phases_of_a_round_have_their_names_and_many_rounds_are_cut_in_the_middl
     ],
 )
 def test_a_summary_without_doses_or_a_damaged_one_has_no_rows(summary: dict[str, Any]) -> None:
-    assert dose_rows(summary, target_margin=None) == []
+    assert dose_rows(summary, target_margin=None, margin_decay=None) == []
 
 
 def test_verdicts_are_listed_with_what_spoke_for_them() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from csr_ray.config.schema import Config
 from csr_ray.methods.base import Dropped, method_of
 from csr_ray.records import Candidate, Phase, Prompt, Rollout, Sentence
-from csr_ray.rollout.reward import answer_reward, family_rewards, self_score
+from csr_ray.rollout.reward import answer_reward, family_rewards, middle_reward, self_score
 from csr_ray.rollout.search import derive_seed, grow_tree
 
 PROMPT = Prompt(id="p", image="i.png", text="Describe.")
@@ -67,7 +67,10 @@ def test_a_tree_worked_by_hand() -> None:
     for node, reward in zip(tree.candidates, expected, strict=True):
         assert node.reward == (None if reward is None else pytest.approx(reward))
     config = tiny_config(reward={"weight": 0.5}).reward
-    answers = {tuple(node.text for node in path): answer_reward(path, config=config) for path in tree.answers()}
+    answers = {
+        tuple(node.text for node in path): answer_reward(path, config=config, middle=middle_reward(tree.answers()))
+        for path in tree.answers()
+    }
     assert answers[("A.", "")] == pytest.approx((50 + own) / 2)
     assert answers[("A.", "E.")] == pytest.approx(((50 + own) / 2 + own / 2) / 2)
     assert tree.policy_version == 3
@@ -166,7 +169,7 @@ searches = st.fixed_dictionaries(
 rewards = st.fixed_dictionaries(
     {
         "blend": st.sampled_from(["values", "sibling_ranks"]),
-        "aggregate": st.sampled_from(["mean", "sum", "mean_with_root"]),
+        "aggregate": st.sampled_from(["stretched_mean", "mean", "sum", "mean_with_root"]),
         "self_score": st.sampled_from(["geometric_mean", "product", "mean_logp"]),
         "weight": st.sampled_from([0.0, 0.5, 0.9]),
     }
@@ -227,11 +230,18 @@ def test_an_answers_reward_is_made_of_its_sentences_and_chosen_is_never_below_re
 ) -> None:
     tree, config = grown(search, reward)
     answers = {}
+    all_parts = [node.reward for path in tree.answers() for node in path if node.reward is not None]
+    middle = (min(all_parts) + max(all_parts)) / 2 if all_parts else 0.0
+    assert middle_reward(tree.answers()) == middle
     for path in tree.answers():
         parts = [node.reward for node in path if node.reward is not None]
-        divisor = {"sum": 1, "mean": len(parts), "mean_with_root": len(parts) + 1}[config.reward.aggregate]
-        value = answer_reward(path, config=config.reward)
-        assert value == (pytest.approx(sum(parts) / divisor) if parts else None)
+        value = answer_reward(path, config=config.reward, middle=middle)
+        if config.reward.aggregate == "stretched_mean":
+            expected = middle + sum(part - middle for part in parts) / math.sqrt(len(parts)) if parts else None
+        else:
+            divisor = {"sum": 1, "mean": len(parts), "mean_with_root": len(parts) + 1}[config.reward.aggregate]
+            expected = sum(parts) / divisor if parts else None
+        assert value == (None if expected is None else pytest.approx(expected, abs=1e-9))
         if value is not None:
             answers[tuple(node.node for node in path)] = value
     examples = method_of(config).examples(Phase(), tree)
@@ -258,7 +268,7 @@ def test_pruning_keeps_the_best_and_the_worst(search: dict, reward: dict) -> Non
         def rank(path: tuple[Candidate, ...]) -> float:
             if rules.guide == "self_score":
                 return sum(node.self_score for node in path)
-            value = answer_reward(path, config=config.reward)
+            value = answer_reward(path, config=config.reward, middle=None)
             return float("-inf") if value is None else value
 
         kept = [path for path in pool if path[-1].kept]
