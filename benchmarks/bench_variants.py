@@ -102,6 +102,9 @@ def main() -> None:
     runs = Runs(arguments.config, num_at_once=arguments.parallel)
     if not arguments.no_run:
         runs.make(plans)
+    if runs.is_stopped:
+        print("stopped; the same command goes on where it was; --no-run prints the tables so far", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
     outcomes = [outcome_of(plan, config=arguments.config, fault=runs.faults.get(plan, "")) for plan in plans]
     print_tables(outcomes)
     write_result(
@@ -122,8 +125,6 @@ def main() -> None:
             for outcome in outcomes
         ],
     )
-    if runs.is_stopped:
-        print("stopped; the same command goes on where it was", file=sys.stderr)
     if any(outcome.figures is None for outcome in outcomes):
         sys.exit(EXIT_FAILED)
 
@@ -269,6 +270,13 @@ def _line(text: str) -> str:
     return " ".join(text.split())[:400]
 
 
+def minutes_left(taken_s: Sequence[float], *, num_left: int, num_at_once: int) -> str:
+    """What is said of the time left, by the mean of the runs that were done; nothing where it is not known."""
+    if not taken_s or not num_left:
+        return ""
+    return f"; about {statistics.mean(taken_s) * num_left / min(num_left, num_at_once) / 60:.0f} minutes left"
+
+
 class Runs:
     """Makes the runs, some side by side; each is a `csr-ray run` in a process and a session of its own.
 
@@ -308,14 +316,11 @@ class Runs:
                 plan, seconds = waiting.pop(future), future.result()
                 if self.is_stopped:
                     continue
-                taken.append(seconds)
-                left_s = statistics.mean(taken) * len(waiting) / self._num_at_once
+                if plan not in self.faults:  # one that fails at once would promise that all are quick
+                    taken.append(seconds)
+                left = minutes_left(taken, num_left=len(waiting), num_at_once=self._num_at_once)
                 said = self.faults.get(plan, "done")
-                print(
-                    f"{len(taken)} of {num} ({plan.named}): {said}, {seconds:.0f} s; "
-                    f"about {left_s / 60:.0f} minutes left",
-                    flush=True,
-                )
+                print(f"{num - len(waiting)} of {num} ({plan.named}): {said}, {seconds:.0f} s{left}", flush=True)
 
     def _run(self, plan: Plan) -> float:
         """One run to its end; returns the seconds it took."""

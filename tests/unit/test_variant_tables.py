@@ -308,7 +308,15 @@ def test_a_run_that_fails_is_told_with_its_last_line_and_the_next_one_is_made(
     assert len(runs.faults) == 2
     for fault in runs.faults.values():
         assert fault.startswith("failed: ") and "no" in fault and fault.endswith("(exit code 2)")
-    assert "2 of 2 (defaults, variant" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 of 2 (defaults, variant" in said and "minutes left" not in said
+
+
+def test_the_time_left_goes_by_the_runs_that_were_done() -> None:
+    assert bench_variants.minutes_left([100.0, 140.0], num_left=6, num_at_once=2) == "; about 6 minutes left"
+    assert bench_variants.minutes_left([120.0], num_left=1, num_at_once=2) == "; about 2 minutes left"
+    assert bench_variants.minutes_left([], num_left=3, num_at_once=1) == ""
+    assert bench_variants.minutes_left([9.0], num_left=0, num_at_once=1) == ""
 
 
 def test_the_tables_of_several_cells_end_with_how_they_differ(tmp_path: Path) -> None:
