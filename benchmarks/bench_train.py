@@ -395,7 +395,7 @@ def _ours(arguments: argparse.Namespace) -> tuple[Any, Any, float]:
     trainer = PairTrainer(
         policy,
         args=_settings(arguments),
-        train=Train(beta=0.1, nll_weight=0, dtype="float32"),
+        train=Train(beta=0.1, dtype="float32"),
         examples=HeldExamples(pairs),
         collator=SharedPrefixCollator(
             processor=processor,

@@ -307,8 +307,7 @@ class PairTrainer(DPOTrainer):
             The whole, and the NLL's part of it.
         """
         train = self._train
-        nll_weight = train.nll_weight or 0.0
-        if not _is_ours(train) and not nll_weight:
+        if not _is_ours(train) and not train.nll_weight:
             return loss, torch.zeros_like(loss)
         chosen, rejected = log_probs.float().sum(dim=1).chunk(2)
         logps = (chosen, rejected, inputs["ref_chosen_logps"], inputs["ref_rejected_logps"])
@@ -316,7 +315,7 @@ class PairTrainer(DPOTrainer):
             loss = dpo_positive_loss(*logps, beta=train.beta, penalty=train.positive_penalty).mean()
         elif _is_ours(train):
             loss = dpo_loss(*logps, beta=train.beta, label_smoothing=train.label_smoothing).mean()
-        nll = nll_weight * nll_loss(chosen).mean()
+        nll = train.nll_weight * nll_loss(chosen).mean()
         return loss + nll, nll
 
     @torch.no_grad()

@@ -38,7 +38,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "refuse_repeats": False,
         },
         "reward": {"self_score": "product", "aggregate": "sum"},
-        "train": {"nll_weight": 0.0},
     },
     "reference": {
         "search": {
@@ -65,7 +64,6 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "cleaning": "released",
         },
         "pairs": {"min_margin": None},
-        "train": {"nll_weight": 0.0},
     },
 }
 

@@ -7,7 +7,7 @@ refused. How a config is read from a file, and what the user is told, is `csr_ra
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializeAsAny, field_validator, model_validator
 
@@ -19,8 +19,6 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 # Marks of a key, or of a whole section of which single keys may say otherwise. An operational key may be another one
 # each time a run is started: it says how the run is carried out. Every other key decides what the run computes, and a
 # run folder of another value is refused.
-# The papers that add the likelihood of the chosen answer to DPO's loss weigh it about so much (docs/training.md).
-_NLL_WEIGHT_OF_DPO: Final = 0.2
 OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 NOT_OPERATIONAL: dict[str, JsonValue] = {"operational": False}
 
@@ -184,8 +182,8 @@ class Search(Section):
 
     preset: Literal["default", "paper", "reference"] = Field(
         "default",
-        description="which values the keys of search, reward and pairs, and train.nll_weight, take that are not set: "
-        "this project's, the paper's, or the released code's",
+        description="which values the keys of search, reward and pairs take that are not set: this project's, the "
+        "paper's, or the released code's",
     )
     expand: Literal["sample", "first_token", "diverse_greedy"] = Field(
         "sample",
@@ -343,12 +341,11 @@ class Train(Section):
         description="objective = dpo_positive: factor on each nat by which the log-prob of a chosen answer falls "
         "below the reference's",
     )
-    nll_weight: float | None = Field(
-        None,
+    nll_weight: float = Field(
+        0.0,
         ge=0,
         description="factor of -log p(chosen answer), summed over its tokens, that joins the objective, so that "
-        "a policy which unlearns the rejected answers keeps the chosen ones; null: 0.2 with objective = sigmoid, "
-        "else 0. The papers' DPO has 0, STIC's 1/1024",
+        "a policy which unlearns the rejected answers keeps the chosen ones; STIC uses 1/1024",
     )
     dose: Literal["auto", "epochs"] = Field(
         "auto",
@@ -357,7 +354,7 @@ class Train(Section):
         "over its pairs as `epochs` says, which is what naming `epochs` alone means, too",
     )
     target_margin: float = Field(
-        1.75,
+        1.25,
         gt=0,
         description="dose = auto: a phase is over when the log-ratio of chosen against rejected answers has grown by "
         "so many nats an answer, as a mean over the held-out pairs",
@@ -541,12 +538,9 @@ class Train(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _what_follows_from_others(cls, given: Any) -> Any:
+    def _epochs_are_a_dose(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        if given.get("nll_weight") is None:
-            is_dpo = given.get("objective", "sigmoid") == "sigmoid"
-            given = {**given, "nll_weight": _NLL_WEIGHT_OF_DPO if is_dpo else 0.0}
         if given.get("epochs") is not None and "dose" not in given:
             return {**given, "dose": "epochs"}
         if given.get("dose") == "epochs" and given.get("epochs") is None:

@@ -132,7 +132,7 @@ def test_it_trains_until_the_held_out_margin_is_reached(plain: TrainResult, pair
     assert plain.num_pairs == NUM_TRAINED
     looks = plain.dose["looks"]
     assert {look["num_pairs"] for look in looks} == {_num_held_out(pairs)}
-    assert looks[-1]["margin"] >= 1.75 > max((look["margin"] for look in looks[:-1]), default=0)
+    assert looks[-1]["margin"] >= 1.25 > max((look["margin"] for look in looks[:-1]), default=0)
     assert looks[-1]["step"] == plain.num_steps == plain.dose["best_step"]
     # The first step has the rate of a warm-up that rounds down to nothing: all have the same.
     assert plain.dose["lr_sum"] == pytest.approx(plain.num_steps * 3e-4)

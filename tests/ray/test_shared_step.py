@@ -198,7 +198,7 @@ def _assert_same(ours: Computed, theirs: Computed) -> None:
         assert (ours.gradients[name] - expected).abs().max() <= RELATIVE * scale, name
 
 
-RECOMPUTE = Train(beta=BETA, nll_weight=0, reference="recompute", dtype="float32")
+RECOMPUTE = Train(beta=BETA, reference="recompute", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +323,7 @@ def _sums(trainer: Any, family: Family) -> tuple[list[torch.Tensor], list[torch.
 def test_objectives_that_trl_lacks_are_the_pure_functions(
     llava: Family, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    train = Train(beta=BETA, reference="recompute", dtype="float32", **{"nll_weight": 0, **settings})
+    train = Train(beta=BETA, reference="recompute", dtype="float32", **settings)
     if "objective" in settings:  # with these weights it is the rejected answers that partly fell below the reference
         exchanged = [
             altered(
@@ -346,7 +346,7 @@ def test_objectives_that_trl_lacks_are_the_pure_functions(
 
 
 def test_rollout_reference_is_the_records(llava: Family, tmp_path: Path) -> None:
-    trainer = _trainer(llava, directory=tmp_path, train=Train(beta=BETA, nll_weight=0, dtype="float32"), budget=100)
+    trainer = _trainer(llava, directory=tmp_path, train=Train(beta=BETA, dtype="float32"), budget=100)
     computed = _computed(trainer, trainer.data_collator(pair_rows(llava.pairs)))
     (chosen, rejected, _, _), _ = _sums(trainer, llava)
     given = [torch.tensor([pair.target(role).logp for pair in llava.pairs]) for role in ("chosen", "rejected")]
@@ -355,7 +355,7 @@ def test_rollout_reference_is_the_records(llava: Family, tmp_path: Path) -> None
 
 
 def test_check_measures_the_gap_and_names_the_pair_beyond_it(llava: Family, tmp_path: Path) -> None:
-    train = Train(beta=BETA, nll_weight=0, dtype="float32", reference="check", reference_tolerance=1e-3)
+    train = Train(beta=BETA, dtype="float32", reference="check", reference_tolerance=1e-3)
     trainer = _trainer(llava, directory=tmp_path, train=train, budget=100)
     (_, _, chosen, rejected), _ = _sums(trainer, llava)
     true = [
@@ -396,9 +396,7 @@ def test_no_line_of_ours_waits_for_the_gpu_in_a_micro_batch(
     llava: Family, tmp_path: Path, budget: int | None
 ) -> None:
     """Counted on the CPU by the operations that wait on a GPU; TRL's own metrics wait some 17 times."""
-    trainer = _trainer(
-        llava, directory=tmp_path, train=Train(beta=BETA, nll_weight=0, dtype="float32"), budget=budget
-    )
+    trainer = _trainer(llava, directory=tmp_path, train=Train(beta=BETA, dtype="float32"), budget=budget)
     batch = trainer.data_collator(pair_rows(llava.pairs))
     trainer.model.train()
     trainer.accelerator.gradient_state._set_sync_gradients(False)  # not the last micro-batch of its step
@@ -410,7 +408,7 @@ def test_no_line_of_ours_waits_for_the_gpu_in_a_micro_batch(
 
 def test_logits_of_a_bfloat16_policy_are_in_float32(llava: Family, tmp_path: Path) -> None:
     """Where logits reach 30, log-probs made of bfloat16 ones would be off by up to a sixteenth."""
-    trainer = _trainer(llava, directory=tmp_path, train=Train(beta=BETA, nll_weight=0, dtype="float32"))
+    trainer = _trainer(llava, directory=tmp_path, train=Train(beta=BETA, dtype="float32"))
     policy = trainer.model.get_base_model()
     with torch.no_grad():
         policy.lm_head.weight.mul_(10.0 / policy.lm_head.weight.std() / policy.lm_head.weight.shape[1] ** 0.5)
@@ -437,7 +435,7 @@ def test_logits_of_a_bfloat16_policy_are_in_float32(llava: Family, tmp_path: Pat
 
 
 def test_loss_of_any_micro_batch_that_is_no_number_is_named_before_the_update(llava: Family, tmp_path: Path) -> None:
-    trainer = _trainer(llava, directory=tmp_path, train=Train(beta=BETA, nll_weight=0, dtype="float32"), budget=100)
+    trainer = _trainer(llava, directory=tmp_path, train=Train(beta=BETA, dtype="float32"), budget=100)
     broken = pair_rows([altered(llava.pairs[0], chosen={"logp": float("nan")})])
     state = trainer.accelerator.gradient_state
     state._set_sync_gradients(False)
@@ -448,7 +446,7 @@ def test_loss_of_any_micro_batch_that_is_no_number_is_named_before_the_update(ll
 
 
 def test_loss_that_is_no_number_names_the_pairs(llava: Family, tmp_path: Path) -> None:
-    trainer = _trainer(llava, directory=tmp_path, train=Train(beta=BETA, nll_weight=0, dtype="float32"), budget=100)
+    trainer = _trainer(llava, directory=tmp_path, train=Train(beta=BETA, dtype="float32"), budget=100)
     broken = [altered(llava.pairs[1], chosen={"logp": float("nan")})]
     rows = [{**row, "index": 1} for row in pair_rows(broken)]
     with pytest.raises(FloatingPointError, match=r"the loss is nan; pairs of the batch: pair-1\."):

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from csr_ray.config.load import differing_keys, is_operational, load_config, parse_config, to_plain
-from csr_ray.config.schema import Config, Train
+from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
 
 LEAST: dict[str, Any] = {
@@ -165,7 +165,6 @@ def test_the_paper_preset_is_the_papers_search_and_reward(tmp_path: Path) -> Non
     assert (config.search.width, config.search.keep_worst, config.search.guide) == (5, 2, "reward")
     assert (config.reward.self_score, config.reward.aggregate, config.reward.weight) == ("product", "sum", 0.9)
     assert (config.reward.blend, config.reward.floor_image) == ("values", True)
-    assert config.train.nll_weight == 0
     assert (config.search.expand, config.search.diversity_penalty) == ("diverse_greedy", 3.0)
 
 
@@ -183,13 +182,6 @@ def test_the_reference_preset_is_the_released_codes_search(tmp_path: Path) -> No
     assert (reward.self_score, reward.count_penalty, reward.floor_image) == ("mean_logp", True, False)
     assert (reward.blend, reward.weight, reward.aggregate) == ("sibling_ranks", 0.9, "mean_with_root")
     assert (reward.cleaning, config.pairs.min_margin) == ("released", None)
-    assert config.train.nll_weight == 0
-
-
-def test_only_dpo_keeps_the_chosen_answers_by_their_likelihood_if_nothing_is_said() -> None:
-    assert (Train().nll_weight, Train(nll_weight=0.5).nll_weight, Train(nll_weight=0).nll_weight) == (0.2, 0.5, 0)
-    assert (Train(objective="ipo").nll_weight, Train(objective="ipo", nll_weight=0.5).nll_weight) == (0, 0.5)
-    assert Train.model_validate(Train(objective="sft").model_dump()) == Train(objective="sft")
 
 
 def test_a_key_that_is_given_wins_over_the_preset(tmp_path: Path) -> None:
