@@ -23,7 +23,7 @@ WORLD_S, QUICK_WORLD_S = 80.0, 17.0
 FIRST_ANSWERS_S = 12.0
 # Of an answer of an evaluation, of which some hundred are under way at once.
 ANSWER_S = 2.9e-3
-# Of an answer to the gate, with its scoring: 128 of 23 tokens took 0.8 to 2.7 s, in 9 looks of three runs.
+# Of an answer to the gate, with its scoring: 128 of 23 tokens took 0.8 to 2.7 s, in ten looks of three runs.
 GATE_ANSWER_S = 10e-3
 # Of a sentence of a tree, with its scoring; and of the last trees, when there is nothing else to do.
 NODE_S, LAST_TREES_S = 3.4e-3, 0.6
