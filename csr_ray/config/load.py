@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "max_answer_tokens": 1024,
             "refuse_repeats": False,
         },
-        "reward": {"self_score": "product", "aggregate": "sum"},
+        "reward": {"weight": 0.9, "self_score": "product", "aggregate": "sum"},
     },
     "reference": {
         "search": {
@@ -56,6 +56,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "max_chars": 1024,
         },
         "reward": {
+            "weight": 0.9,
             "self_score": "mean_logp",
             "count_penalty": True,
             "floor_image": False,

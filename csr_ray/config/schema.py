@@ -267,10 +267,11 @@ class Reward(Section):
     """A sentence is worth weight * R_image + (1 - weight) * R_self (CSR section 3.1); docs/reward.md says why."""
 
     weight: float = Field(
-        0.9,
+        0.5,
         ge=0,
         le=1,
-        description="the paper's lambda: share of the image score in the reward; the policy's own score has the rest",
+        description="the paper's lambda (there 0.9, on scales of its own): share of the image score in the reward; the "
+        "policy's own score has the rest",
     )
     self_score: Literal["geometric_mean", "product", "mean_logp"] = Field(
         "geometric_mean",
@@ -822,7 +823,7 @@ class Gate(Section):
     """After every phase the new policy answers some of the run's own prompts; if it got worse it is refused."""
 
     enabled: bool = Field(
-        False,
+        True,
         description="compare the policy after a phase with the one before. One that is worse is not handed over: the "
         "policy before stays, and the phase is trained again with half the dose",
     )
