@@ -35,6 +35,7 @@ from csr_ray.machine.rates import Rates
 from csr_ray.machine.roofline import Machine, gpu_rates
 from csr_ray.machine.workload import Workload, workload_of
 from csr_ray.methods.base import Method, method_of
+from csr_ray.training.dose import held_out_share
 
 # Planned for where a config asks for GPUs and nobody says which.
 _ASSUMED_KIND = "A100"
@@ -105,6 +106,7 @@ class Planned:
                 "pairs": round(self.work.rounds * self.work.phases * self.work.pairs),
                 "steps": self.work.rounds * self.work.phases * self.work.steps,
                 "answers": sum(asked.answers for asked in self.work.evaluations),
+                "gate_answers": self.work.gate_looks * self.work.gate_answers,
             },
             "layouts": [_plain(option, needs_scorer=self.needs_scorer) for option in self.options],
             "notes": list(self.notes),
@@ -175,21 +177,14 @@ def make_forecast(path: str, *, overrides: Sequence[str], asked: Asked) -> Plann
     phases = max((len(method.phases(index)) for index in range(config.run.rounds)), default=0)
     if not phases:
         raise ConfigError(f"method = {config.method!r}: it trains nothing, so there is nothing to plan")
-    work = workload_of(
-        config,
-        num_prompts=_num_prompts(config, method=method, asked=asked),
-        has_tree=method.needs_scorer,
-        phases=phases,
+    work = _workload(
+        config, num_prompts=_num_prompts(config, method=method, asked=asked), method=method, phases=phases
     )
     measured, notes = _measured(config, asked=asked)
     own_work = work
     if measured is not None:
-        expected = workload_of(
-            measured.config,
-            num_prompts=measured.summary["rounds"][-1]["rollout"]["prompts"],
-            has_tree=method.needs_scorer,
-            phases=phases,
-        )
+        prompts = measured.summary["rounds"][-1]["rollout"]["prompts"]
+        expected = _workload(measured.config, num_prompts=prompts, method=method, phases=phases)
         work, own_work = measured.workload(work, own=expected), measured.workload(expected, own=expected)
     elif not method.needs_scorer:
         notes.append(f"assumed: of method {config.method} a prompt takes 4 whole answers, its verdicts among them")
@@ -198,6 +193,19 @@ def make_forecast(path: str, *, overrides: Sequence[str], asked: Asked) -> Plann
             config, asked=asked, method=method, work=work, own_work=own_work, measured=measured, notes=notes
         )
     return _on_gpus(config, asked=asked, method=method, work=work, own_work=own_work, measured=measured, notes=notes)
+
+
+def _workload(config: Config, *, num_prompts: int, method: Method, phases: int) -> Workload:
+    """What a run has to do, with the pairs that its dose is found by."""
+
+    def counted(held_out: float) -> Workload:
+        return workload_of(
+            config, num_prompts=num_prompts, has_tree=method.needs_scorer, phases=phases, held_out=held_out
+        )
+
+    pairs = counted(0.0).prompts
+    share = held_out_share(pairs, share=config.train.held_out) if config.train.dose == "auto" else None
+    return counted(share or 0.0)
 
 
 def _num_prompts(config: Config, *, method: Method, asked: Asked) -> int:

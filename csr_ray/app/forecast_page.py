@@ -45,7 +45,8 @@ def _lines(planned: Planned) -> Iterator[str]:
     yield (
         f"work: {work.rounds} rounds{phases} of {work.prompts:,} prompts; {cycles * work.prompts * work.nodes:,.0f} "
         f"sentences, {work.all_tokens:,.0f} tokens to generate, {cycles * work.pairs:,.0f} pairs, "
-        f"{cycles * work.steps:,} optimizer steps, {answers:,} answers of evaluation"
+        f"{cycles * work.steps:,} optimizer steps, {answers:,} answers of evaluation, "
+        f"{work.gate_looks * work.gate_answers:,} answers to the gate"
     )
 
 

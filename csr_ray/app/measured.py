@@ -20,10 +20,10 @@ from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
 from csr_ray.machine.layout import seated
 from csr_ray.machine.rates import Cost, Rates
-from csr_ray.machine.workload import Workload
+from csr_ray.machine.workload import GATE_ANSWERS, Workload
 
 _NEEDED = ("config.yaml", "summary.json")
-_STAGES = ("rollout", "pairs", "train", "publish")
+_STAGES = ("rollout", "pairs", "train", "publish", "gate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +61,18 @@ class MeasuredRun:
             return work
         pairs = last["train"].get("pairs") or last["pairs"].get("made") or 0
         made = work.prompts * min(1.0, pairs / prompts) if work.phases <= 1 else work.pairs
-        return replace(
+        measured = replace(
             work,
             nodes=nodes / prompts * work.nodes / own.nodes,
             sentence_tokens=last["rollout"]["tokens"] / nodes * work.sentence_tokens / own.sentence_tokens,
             pairs=made,
             steps=math.ceil(work.steps * made / work.pairs) if work.pairs else work.steps,
         )
+        if (looked := _gate_of(last)) is None or not own.gate_answers:
+            return measured
+        tokens = looked["tokens"] / looked["prompts"] / GATE_ANSWERS
+        longer = tokens / (own.gate_tokens / own.gate_answers)
+        return replace(measured, gate_tokens=work.gate_tokens * longer)
 
     def rates(self, work: Workload, *, assumed: Rates) -> Rates:
         """The run's own rates; what it has not measured stays as assumed.
@@ -108,7 +113,7 @@ class MeasuredRun:
             rates = replace(
                 rates,
                 train=_cost(
-                    each_s=optimizer_s / trained / max(1, work.epochs),
+                    each_s=optimizer_s / trained * work.pairs / work.trained if work.trained else 0.0,
                     # The first training may wait for the train group, which no later one does.
                     fixed_s=0.0 if is_first else beside_s,
                     first_s=beside_s if is_first else max(0.0, first_train_s - beside_s),
@@ -116,6 +121,12 @@ class MeasuredRun:
                     source=source,
                 ),
             )
+        if (looked := _gate_of(last)) is not None:
+            each_s = looked["seconds"] / looked["prompts"] / GATE_ANSWERS
+            began = _gate_of(first) or looked
+            first_s = max(0.0, began["seconds"] - each_s * GATE_ANSWERS * began["prompts"])
+            gate = _cost(each_s=each_s, first_s=0.0 if is_first else first_s, unit="answer", source=source)
+            rates = replace(rates, gate=gate)
         if work.evaluations and last["stages"]["eval"]:
             asked = work.evaluations[min(last["round"] + 1, len(work.evaluations) - 1)]
             each_s = last["stages"]["eval"] / max(1, asked.answers)
@@ -156,7 +167,15 @@ def measured_run(run_dir: str, *, key: str) -> MeasuredRun | None:
 
 
 def _of(entry: Mapping[str, Any], *stages: str) -> float:
-    return sum(float(entry["stages"][name]) for name in stages)
+    """Seconds of these stages of a round; earlier versions had no gate."""
+    there = entry["stages"]
+    return sum(float(there[name]) for name in stages if name != "gate" or name in there)
+
+
+def _gate_of(entry: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a round's entry says of its gate, if prompts were answered for it."""
+    looked: Mapping[str, Any] = entry.get("gate") or {}
+    return looked if looked.get("prompts") else None
 
 
 def _cost(**values: Any) -> Cost:

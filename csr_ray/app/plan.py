@@ -29,7 +29,13 @@ from csr_ray.machine.needs import (
     train_worker_bytes,
 )
 from csr_ray.machine.placement import demands_of
-from csr_ray.machine.workload import nodes_a_prompt, sentence_tokens
+from csr_ray.machine.workload import (
+    GATE_ANSWERS,
+    gate_answer_tokens,
+    gate_answers,
+    nodes_a_prompt,
+    sentence_tokens,
+)
 from csr_ray.methods.base import method_of
 
 _GIB = 2**30
@@ -50,6 +56,7 @@ class Plan:
     nodes_a_prompt: int | None
     tokens_a_round: int | None
     scorer_cost: ClipCost | None = None
+    num_prompts: int | None = None
 
     @property
     def cpu_scoring_s(self) -> float | None:
@@ -82,7 +89,13 @@ def make_plan(config: Config, *, num_prompts: int | None) -> Plan:
     if num_prompts is not None and per_round is not None:
         per_round = min(per_round, num_prompts)
     if not method_of(config).needs_scorer:  # what is known of a tree is not known of other rollouts
-        return Plan(config=config, num_prompts_a_round=per_round, nodes_a_prompt=None, tokens_a_round=None)
+        return Plan(
+            config=config,
+            num_prompts_a_round=per_round,
+            nodes_a_prompt=None,
+            tokens_a_round=None,
+            num_prompts=num_prompts,
+        )
     nodes, tokens_a_sentence = nodes_a_prompt(config.search), sentence_tokens(config.search)
     return Plan(
         config=config,
@@ -90,6 +103,7 @@ def make_plan(config: Config, *, num_prompts: int | None) -> Plan:
         nodes_a_prompt=nodes,
         tokens_a_round=None if per_round is None else per_round * nodes * tokens_a_sentence,
         scorer_cost=_scorer_cost(config, sentence_tokens=tokens_a_sentence + _CLIP_MARKS),
+        num_prompts=num_prompts,
     )
 
 
@@ -131,6 +145,7 @@ def print_plan(plan: Plan, *, console: Console | None = None, nodes: Sequence[No
         )
     console.print(f"a round: {prompts} prompts, {tree}{steps} of {config.train.batch_size} pairs")
     console.print(f"evaluation: {', '.join(config.eval.benchmarks) or 'none'}")
+    console.print(_gate_in_words(config, num_prompts=plan.num_prompts))
     if config.cluster.layout != "given":
         for layout in _layouts(config, nodes=nodes):
             console.print(layout, soft_wrap=True, markup=False)
@@ -150,6 +165,23 @@ def _steps_in_words(train: Train, *, num_prompts: int | None) -> str:
     if train.epochs is not None:
         return f"at most {train.epochs * a_pass:,} optimizer steps"
     return f"about {a_pass:,} optimizer steps, {train.max_epochs * a_pass:,} at most,"
+
+
+def _gate_in_words(config: Config, *, num_prompts: int | None) -> str:
+    """What the policies answer to the gate in the whole run, if none is refused."""
+    if not config.gate.enabled:
+        return "gate: none (gate.enabled=false)"
+    method = method_of(config)
+    looks = 1 + sum(len(method.phases(index)) for index in range(config.run.rounds))
+    there = config.gate.prompts if num_prompts is None else num_prompts
+    answers = gate_answers(config, num_prompts=there)
+    sentences = min(config.search.max_sentences, EXPECTED_SENTENCES)
+    tokens = looks * answers * min(sentences * sentence_tokens(config.search), gate_answer_tokens(config))
+    at_most = "at most " if num_prompts is None else ""
+    return (
+        f"gate: {at_most}{answers // GATE_ANSWERS} prompts answered twice by each of {looks} policies, "
+        f"about {_rounded(tokens):,} tokens"
+    )
 
 
 def _memory_lines(config: Config) -> list[str]:

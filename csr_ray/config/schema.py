@@ -270,8 +270,8 @@ class Reward(Section):
         0.5,
         ge=0,
         le=1,
-        description="the paper's lambda (there 0.9, on scales of its own): share of the image score in the reward; the "
-        "policy's own score has the rest",
+        description="the paper's lambda (there 0.9, on scales of its own): share of the image score in the reward; "
+        "the policy's own score has the rest",
     )
     self_score: Literal["geometric_mean", "product", "mean_logp"] = Field(
         "geometric_mean",
@@ -846,8 +846,14 @@ class Gate(Section):
         description="the mean reward, and the mean image score alone, may fall by so many standard deviations of "
         "the prompts' own, beyond chance",
     )
+    length_growth: float = Field(
+        1.05,
+        ge=1,
+        description="the answers may become so many times as long, beyond chance. What prefers long answers shows "
+        "here alone; raise it where answers are meant to grow",
+    )
     length_factor: float = Field(
-        1.5, gt=1, description="the answers may become so many times as long, or as short, beyond chance"
+        1.5, gt=1, description="the answers may become so many times as short, beyond chance"
     )
     share_rise: float = Field(
         0.01,

@@ -33,13 +33,15 @@ class Limits:
     Attributes:
         reward: by how much the mean reward may fall, and the mean image score, in standard deviations of the prompts'
             own before.
-        length: the factor by which the mean length may grow, or shrink.
+        growth: how many times as long the answers may become on average.
+        length: how many times as short.
         share: by how much the share of answers that repeat themselves, or are empty or cut, may rise (0.01: by one
             of a hundred).
         self_bleu: by how much the likeness of the answers to each other may rise (0 to 1).
     """
 
     reward: float
+    growth: float
     length: float
     share: float
     self_bleu: float
@@ -144,8 +146,8 @@ def _fault(name: str, before: Sequence[float], after: Sequence[float], *, limits
         fell = "the reward fell" if name == REWARD else "the image score fell"
         return fell if rises(after, [value - allowed for value in before]) else ""
     if name == TOKENS:
-        if rises([limits.length * value for value in before], after):
-            return f"the answers are over {limits.length:g} times as long"
+        if rises([limits.growth * value for value in before], after):
+            return f"the answers are over {limits.growth:g} times as long"
         shorter = rises(after, [value / limits.length for value in before])
         return f"the answers are less than 1 / {limits.length:g} as long" if shorter else ""
     allowed = limits.self_bleu if name == SELF_BLEU else limits.share

@@ -1,8 +1,9 @@
 """How long a run takes and what it costs: its workload at its rates, added up. Arithmetic, and nothing else.
 
-    T = start + E(0) + sum over rounds r of [ phases x (R + B + P) + E(r + 1) ] + end
+    T = start + E(0) + G + sum over rounds r of [ phases x (R + B + P + G) + E(r + 1) ] + end
 
-R rollout, B train, P publish of one cycle, E(v) the evaluation of policy version v (docs/plan.md has every symbol).
+R rollout, B train, P publish of one cycle, G the gate's answers of one policy version, E(v) the evaluation of policy
+version v (docs/plan.md has every symbol). No phase is taken to be refused.
 With `train.streaming` a cycle takes the longer of R and B. The first round's training also waits for the train group,
 if that is still starting when the first rollout has ended.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from csr_ray.machine.rates import Rates
+from csr_ray.machine.rates import STAGES, Rates
 from csr_ray.machine.workload import Workload
 
 _HOUR_S = 3600.0
@@ -58,14 +59,16 @@ def forecast(
         is_streaming: pairs are trained on while other prompts are rolled out (`train.streaming`), on hardware of
             their own.
     """
-    stages = dict.fromkeys(("start", "rollout", "train", "publish", "evaluate", "end"), 0.0)
+    stages = dict.fromkeys(STAGES, 0.0)
     stages["start"] = rates.start.seconds()
     for version, asked in enumerate(work.evaluations):
         stages["evaluate"] += rates.evaluate.seconds(asked.answers, is_first=version == 0)
+    for version in range(work.gate_looks):
+        stages["gate"] += rates.gate.seconds(work.gate_answers, is_first=version == 0)
     for cycle in range(work.rounds * work.phases):
         is_first = cycle == 0
         rollout = rates.rollout.seconds(work.prompts, is_first=is_first)
-        train = rates.train.seconds(work.pairs * work.epochs, is_first=is_first)
+        train = rates.train.seconds(work.trained, is_first=is_first)
         stages["rollout"] += rollout
         stages["train"] += max(0.0, train - rollout) if is_streaming else train
         stages["publish"] += rates.publish.seconds(is_first=is_first)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-STAGES = ("start", "rollout", "train", "publish", "evaluate", "end")
+STAGES = ("start", "rollout", "train", "publish", "gate", "evaluate", "end")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,7 @@ class Rates:
         rollout: of a cycle's prompts, generating and scoring together.
         train: of a cycle's pairs.
         publish: of one adapter to all engines.
+        gate: of one policy version's answers to the gate.
         evaluate: of answers.
         end: the last policy as a model on disk, and the page.
     """
@@ -53,6 +54,7 @@ class Rates:
     rollout: Cost
     train: Cost
     publish: Cost
+    gate: Cost
     evaluate: Cost
     end: Cost
 

@@ -211,6 +211,7 @@ def gpu_rates(config: Config, *, shape: ModelShape, machine: Machine, work: Work
         rollout=_rollout(config, shape=shape, machine=machine, work=work, clip=clip),
         train=_train(config, shape=shape, machine=machine, work=work, moves_s=moves_s),
         publish=_publish(config, shape=shape),
+        gate=_gate(config, shape=shape, machine=machine, work=work, clip=clip),
         evaluate=_evaluate(config, shape=shape, machine=machine, work=work),
         end=Cost(
             fixed_s=END_S + 2 * weights / DISK_BYTES_PER_S,
@@ -228,7 +229,7 @@ def _rollout(config: Config, *, shape: ModelShape, machine: Machine, work: Workl
     decode_s = work.nodes * work.sentence_tokens / decoding.tokens_per_s
     picture_s = 1 / (PICTURES_A_THREAD_PER_S * PICTURE_THREADS)
     engine_s = max(read_s + decode_s, picture_s) / engines / share
-    score_s, scoring = _score(config, clip=clip, machine=machine, work=work)
+    score_s, scoring = _score(config, clip=clip, machine=machine, sentences=work.nodes)
     # A scorer on an engine's GPU takes its time from that engine; one with hardware of its own works beside it.
     shared = 0 < config.scorers.gpus < 1 and config.generators.gpus < 1
     generate_s = engine_s + score_s / engines if shared else engine_s
@@ -254,13 +255,13 @@ def _compute_share(config: Config) -> float:
     return 1.0 if not config.train.streaming or config.generators.gpus >= 1 else max(config.generators.gpus, 0.1)
 
 
-def _score(config: Config, *, clip: ClipCost | None, machine: Machine, work: Workload) -> tuple[float, str]:
+def _score(config: Config, *, clip: ClipCost | None, machine: Machine, sentences: float) -> tuple[float, str]:
     """Seconds of scoring a prompt by all scorers together, and how that is worked out."""
     if clip is None:
         return 0.0, ""
     scorers, scorer = config.scorers, config.scorer
     assert scorer is not None
-    operations = clip.picture + work.nodes * clip.sentence
+    operations = clip.picture + sentences * clip.sentence
     if not scorers.gpus:
         flops = GFLOPS_A_THREAD * 1e9 * scorers.threads * scorers.min
         return operations / flops, f", scored on the CPU at {GFLOPS_A_THREAD:g} GFLOP/s a thread"
@@ -308,6 +309,38 @@ def _publish(config: Config, *, shape: ModelShape) -> Cost:
         source=(
             f"assumed: {NETWORK_BYTES_PER_S / GB:g} GB/s of network, merged at {MERGE_BYTES_PER_S / GB:g} GB/s, "
             f"{PROOF_S:g} s of proof"
+        ),
+    )
+
+
+def _gate(config: Config, *, shape: ModelShape, machine: Machine, work: Workload, clip: ClipCost | None) -> Cost:
+    """Of an answer to the gate. They are few, so all are under way at once if an engine serves so many."""
+    if not work.gate_answers:
+        return Cost(unit="answer", source="gate.enabled=false")
+    engines, gpus = config.generators.min, max(1, int(config.generators.gpus))
+    flops = flops_of(machine, dtype=config.policy.dtype)
+    most = min(config.generators.max_num_seqs, 2 * config.generators.most_in_flight)  # two of a prompt
+    batch = min(most, -(-work.gate_answers // engines))
+    tokens = work.gate_tokens / work.gate_answers
+    step_s = _step_s(
+        shape,
+        batch=batch,
+        context=shape.image_tokens + PROMPT_TOKENS + tokens / 2,
+        number=BYTES_OF[config.policy.dtype],
+        gpus=gpus,
+        machine=machine,
+        flops=flops,
+    )
+    read_s = prompt_flops(shape, nodes=0) / (gpus * flops * PREFILL_MFU)
+    prompt_s = max(read_s, 1 / (PICTURES_A_THREAD_PER_S * PICTURE_THREADS))  # both answers share it
+    score_s, _ = _score(config, clip=clip, machine=machine, sentences=2 * work.sentences)
+    each_s = max((prompt_s / 2 + tokens * step_s / batch) / engines, score_s / 2)
+    return Cost(
+        each_s=each_s,
+        unit="answer",
+        source=(
+            f"assumed: {work.gate_answers:,} answers of {tokens:,.0f} tokens by each policy, {batch} at once on an "
+            f"engine (a step of {1e3 * step_s:.0f} ms), read and scored as in the rollout"
         ),
     )
 

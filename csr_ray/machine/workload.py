@@ -22,6 +22,10 @@ _POPE_QUESTIONS, _IMAGES = 18, 500
 # length on them.
 _FLAT_ANSWERS = 4
 _YES_NO_TOKENS = 2  # "yes" and the end
+# What the gate asks of a prompt: the most likely answer and a drawn one, each of no more tokens than this.
+GATE_ANSWERS, _GATE_TOKENS = 2, 512
+# Of a training the looks at its held-out pairs take at most a sixth as long again (`csr_ray.training.dose`).
+_LOOKS_SHARE = 1 / 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,9 @@ class Workload:
         epochs: how often a pair is trained on.
         steps: optimizer steps of a cycle.
         evaluations: of policy version 0, and after each round.
+        held_out: share of the pairs that are not trained on, but looked at to find the dose.
+        gate_answers: of each policy version to the gate; 0: there is no gate.
+        gate_tokens: of these answers together.
     """
 
     rounds: int
@@ -70,6 +77,20 @@ class Workload:
     epochs: int
     steps: int
     evaluations: tuple[Questions, ...]
+    held_out: float = 0.0
+    gate_answers: int = 0
+    gate_tokens: float = 0.0
+
+    @property
+    def trained(self) -> float:
+        """Pairs that a cycle's training takes as long as, the looks at those that are held out among it."""
+        passed = self.pairs * self.epochs
+        return passed * (1 - self.held_out) * (1 + _LOOKS_SHARE) if self.held_out else passed
+
+    @property
+    def gate_looks(self) -> int:
+        """Policy versions that answer the gate: the first one, and each phase's, if none is refused."""
+        return 1 + self.rounds * self.phases if self.gate_answers else 0
 
     @property
     def tokens(self) -> float:
@@ -78,8 +99,9 @@ class Workload:
 
     @property
     def all_tokens(self) -> float:
-        """Generated in the whole run, evaluations included."""
-        return self.rounds * self.phases * self.tokens + sum(asked.tokens for asked in self.evaluations)
+        """Generated in the whole run, evaluations and the gate included."""
+        asked = sum(asked.tokens for asked in self.evaluations) + self.gate_looks * self.gate_tokens
+        return self.rounds * self.phases * self.tokens + asked
 
     @property
     def answer_tokens(self) -> float:
@@ -98,16 +120,34 @@ def sentence_tokens(search: Search) -> int:
     return min(search.max_sentence_tokens, EXPECTED_SENTENCE_TOKENS)
 
 
-def workload_of(config: Config, *, num_prompts: int, has_tree: bool, phases: int = 1) -> Workload:
+def gate_answer_tokens(config: Config) -> int:
+    """The most tokens of an answer to the gate."""
+    return config.gate.max_tokens or min(config.search.max_answer_tokens, _GATE_TOKENS)
+
+
+def gate_answers(config: Config, *, num_prompts: int) -> int:
+    """Answers of one policy version to the gate, two a prompt; 0 without one.
+
+    Args:
+        num_prompts: usable prompts of the file.
+    """
+    return GATE_ANSWERS * min(config.gate.prompts, num_prompts) if config.gate.enabled else 0
+
+
+def workload_of(
+    config: Config, *, num_prompts: int, has_tree: bool, phases: int = 1, held_out: float = 0.0
+) -> Workload:
     """What a run of this config has to do.
 
     Args:
         num_prompts: usable prompts of the file; `data.per_round` and `data.limit` take from these.
         has_tree: the method grows a tree of sentences, which a scorer judges.
         phases: of a round.
+        held_out: share of a cycle's pairs that is looked at, and not trained on.
     """
-    prompts = min(num_prompts, config.data.limit or num_prompts)
-    prompts = min(prompts, config.data.per_round or prompts)
+    there = min(num_prompts, config.data.limit or num_prompts)
+    prompts = min(there, config.data.per_round or there)
+    answers = gate_answers(config, num_prompts=there)
     search, train = config.search, config.train
     tokens: float = sentence_tokens(search)
     sentences = min(search.max_sentences, EXPECTED_SENTENCES)
@@ -124,8 +164,11 @@ def workload_of(config: Config, *, num_prompts: int, has_tree: bool, phases: int
         sentences=sentences,
         pairs=prompts,
         epochs=train.epochs or 1,  # a dose that is found takes about one pass
-        steps=(train.epochs or 1) * -(-prompts // train.batch_size),
+        steps=(train.epochs or 1) * -(-round(prompts * (1 - held_out)) // train.batch_size),
         evaluations=_evaluations(config, answer_tokens=sentences * tokens),
+        held_out=held_out,
+        gate_answers=answers,
+        gate_tokens=answers * min(sentences * tokens, gate_answer_tokens(config)),
     )
 
 

@@ -133,6 +133,7 @@ def page_values(run: Run) -> dict[str, Any]:
         "cards": cards([rows[0], *finished]),
         "rows": rows,
         "rate_names": list(dict.fromkeys(name for row in rows for name in row.rates)),
+        "has_gate": any("gate" in row.stages for row in rows),
         "has_eval": any(row.eval for row in rows),
         "has_intervals": any(row.intervals for row in rows),
         "splits": split_columns(rows),

@@ -24,9 +24,10 @@ def print_round_table(summary: Mapping[str, Any], *, console: Console | None = N
     """
     console = console or Console()
     rows = round_figures(summary)
-    tables = [_table(rows, columns=[*QUALITY, *WORK])]
+    work = [column for column in WORK if column[0] != "gate" or any("gate" in row.stages for row in rows)]
+    tables = [_table(rows, columns=[*QUALITY, *work])]
     if Measurement.get(console, console.options.update(max_width=1000), tables[0]).maximum > console.width:
-        tables = [_table(rows, columns=columns) for columns in (QUALITY, WORK)]
+        tables = [_table(rows, columns=columns) for columns in (QUALITY, work)]
     if splits := split_columns(rows):
         heads = [f"{name}\n{figure}" for name in splits.names for figure in ("acc", "F1")]
         heads += ["mean\nF1"] * (len(splits.keys) - len(heads))
@@ -84,5 +85,6 @@ WORK: tuple[Column, ...] = (
     ("rollout", _seconds(lambda row: row.stages.get("rollout"))),
     ("train", _seconds(lambda row: row.train_s)),
     ("publish", _seconds(lambda row: row.stages.get("publish"))),
+    ("gate", _seconds(lambda row: row.stages.get("gate"))),
     ("eval", _seconds(lambda row: row.stages.get("eval"))),
 )

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from csr_ray.data.images import check_image
 from csr_ray.evaluation.health import LEAST_PROMPTS, Finding, Limits, compare_health, compare_preferences, values_of
+from csr_ray.machine.workload import gate_answer_tokens
 from csr_ray.methods.base import Dropped
 from csr_ray.ports import Generators, Machinery, Prompts
 from csr_ray.records import Cycle, JsonDict, Phase, Probing, Prompt, Rollout, Target, TrainResult
@@ -27,7 +28,6 @@ from csr_ray.store.tables import read_rollouts
 from csr_ray.training.dose import held_out_share, is_held_out
 
 PHASE = "gate"
-_MOST_TOKENS = 512
 _MOST_PAIRS = 256  # whose answers are compared; more say no more
 
 
@@ -121,8 +121,10 @@ def gate_prompts(state: RunState, prompts: Prompts) -> list[Prompt]:
 
 def _probing(state: RunState) -> Probing:
     config = state.config
-    max_tokens = config.gate.max_tokens or min(config.search.max_answer_tokens, _MOST_TOKENS)
-    return Probing(max_tokens=max_tokens, image_weight=config.reward.weight if state.method.needs_scorer else None)
+    return Probing(
+        max_tokens=gate_answer_tokens(config),
+        image_weight=config.reward.weight if state.method.needs_scorer else None,
+    )
 
 
 def _findings(state: RunState, cycle: Cycle) -> list[Finding]:
@@ -134,6 +136,7 @@ def _findings(state: RunState, cycle: Cycle) -> list[Finding]:
     gate = state.config.gate
     limits = Limits(
         reward=gate.reward_loss,
+        growth=gate.length_growth,
         length=gate.length_factor,
         share=gate.share_rise,
         self_bleu=gate.self_bleu_rise,

@@ -33,6 +33,7 @@ _SUMMED = (
     ("pairs", "made"),
     *(("train", key) for key in ("pairs", "steps", "seconds", "optimizer_seconds")),
     *(("publish", key) for key in ("bytes", "seconds")),
+    *(("gate", key) for key in ("looks", "prompts", "failed", "tokens", "seconds")),
 )
 
 
@@ -91,7 +92,7 @@ def _round(journal: Journal, *, index: int, cycles: Sequence[Cycle], wall_s: flo
     return {
         "round": index,
         "policy_version": version,
-        **{name: whole.get(name, {}) for name in ("rollout", "score", "pairs", "train", "publish")},
+        **{name: whole.get(name, {}) for name in ("rollout", "score", "pairs", "train", "publish", "gate")},
         **({"phases": named} if len(named) > 1 else {}),
         "eval": _eval(evaluated),
         **_certainty(evaluated),
@@ -119,6 +120,7 @@ def cycle_figures(journal: Journal, cycle: Cycle) -> JsonDict:
     trained = journal.find("train", **cycle.key) or {}
     published = journal.find("publish", **cycle.key) or {}
     seconds = units.total("seconds")
+    gate = _gate(journal, cycle)
     return {
         "rollout": {
             "prompts": units.total("prompts"),
@@ -172,20 +174,23 @@ def cycle_figures(journal: Journal, cycle: Cycle) -> JsonDict:
             "swallowed": published.get("swallowed"),
             "kept": published.get("kept"),
         },
+        "gate": gate,
         "stages": {
             "rollout": seconds,
             "pairs": examples.get("seconds", 0.0),
             "train": trained.get("seconds", 0.0),
             "publish": published.get("seconds", 0.0),
-            "gate": _gate_s(journal, cycle),
+            "gate": gate["seconds"],
         },
     }
 
 
-def _gate_s(journal: Journal, cycle: Cycle) -> float:
-    """What the looks at the policy took: at the phase's own, and in the first phase at the one that it began with."""
+def _gate(journal: Journal, cycle: Cycle) -> JsonDict:
+    """The looks at the policy: at the phase's own, and in the first phase at the one that it began with."""
     versions = [cycle.policy_version + 1, *([0] if cycle.policy_version == 0 else [])]
-    return float(sum(entry["seconds"] for version in versions for entry in journal.all("probe", version=version)))
+    looks = [entry for version in versions for entry in journal.all("probe", version=version)]
+    names = ("prompts", "failed", "tokens", "seconds")
+    return {"looks": len(looks), **{name: sum(look.get(name, 0) for look in looks) for name in names}}
 
 
 def _verdicts(journal: Journal, cycle: Cycle) -> list[JsonDict]:

@@ -69,6 +69,7 @@ def test_a_run_is_the_sum_of_its_stages() -> None:
         rollout=Cost(each_s=2, fixed_s=3),
         train=Cost(each_s=1, first_s=20),
         publish=Cost(fixed_s=5),
+        gate=Cost(),
         evaluate=Cost(each_s=0.5, first_s=7),
         end=Cost(fixed_s=11),
     )
@@ -80,6 +81,7 @@ def test_a_run_is_the_sum_of_its_stages() -> None:
         "rollout": 2 * (3 + 200),
         "train": 20 + 2 * 100,
         "publish": 10,
+        "gate": 0,
         "evaluate": 7 + 3 * 0.5 * 40,
         "end": 11,
     }
@@ -259,6 +261,7 @@ def test_the_plan_of_a_run_by_its_own_rates_is_the_run(tmp_path: Path) -> None:
         run={"rounds": 3},
         data={"prompts": "prompts.jsonl", "per_round": 100},
         eval={"benchmarks": ["world"], "data": "held", "limit": 10},
+        gate={"enabled": False},  # with one in tests/unit/test_forecast_gate.py
     )
     given.write_text(yaml.safe_dump(to_plain(config)))
     # The first training has waited for the train group, and the first answers for the processor.
@@ -269,7 +272,7 @@ def test_the_plan_of_a_run_by_its_own_rates_is_the_run(tmp_path: Path) -> None:
     stages = dict(best.forecast.stages)
     assert stages.pop("end") > 0, "nothing in a run says how long its end takes"
     assert stages == pytest.approx(
-        {"start": 30.0, "rollout": 153.0, "train": 30 + 12 + 12, "publish": 6.0, "evaluate": 25 + 60.0}
+        {"start": 30.0, "rollout": 153.0, "train": 54.0, "publish": 6.0, "gate": 0.0, "evaluate": 25 + 60.0}
     )
     assert best.rates.rollout.source == f"measured in {tmp_path / 'run'}, round 3"
     assert not best.rates.end.is_measured and best.rates.end.source.startswith("assumed")
@@ -477,7 +480,7 @@ def test_a_duration_is_said_as_a_person_does(seconds: float, says: str) -> None:
 
 
 def test_gpu_rates_name_their_assumptions() -> None:
-    config = load_config(LLAVA)
+    config = load_config(LLAVA, overrides=["gate.enabled=true"])
     shape = shape_of_model(config.policy.model)
     assert shape is not None
     todo = workload_of(config, num_prompts=100, has_tree=True)

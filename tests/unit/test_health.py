@@ -13,7 +13,7 @@ from csr_ray.evaluation.health import Finding, Limits, compare_health, compare_p
 from csr_ray.records import Ask, Candidate, Picture, Probing, Prompt, Rollout, Sentence
 from csr_ray.rollout.served import answer_as_served, sentences_of
 
-LIMITS = Limits(reward=0.1, length=1.5, share=0.05, self_bleu=0.15)
+LIMITS = Limits(reward=0.1, growth=1.5, length=1.5, share=0.05, self_bleu=0.15)
 NOUNS = [
     "star", "moon", "ring", "heart", "cross", "arrow", "circle", "square",
     "drum", "key", "lamp", "boat", "fish", "leaf", "kite", "bell",
@@ -96,7 +96,11 @@ def test_what_went_wrong_is_named(after: Callable[[random.Random], list[Rollout]
 def _default_limits() -> Limits:
     gate = Gate()
     return Limits(
-        reward=gate.reward_loss, length=gate.length_factor, share=gate.share_rise, self_bleu=gate.self_bleu_rise
+        reward=gate.reward_loss,
+        growth=gate.length_growth,
+        length=gate.length_factor,
+        share=gate.share_rise,
+        self_bleu=gate.self_bleu_rise,
     )
 
 
@@ -108,13 +112,17 @@ def _default_limits() -> Limits:
         # As measured with all pairs exchanged: less by 0.8 (0.01 to 1.7), of 67.
         (lambda n: {"reward": -0.84 + 3.4 * (-1) ** (n // 2)}, "the reward fell"),
         (lambda n: {"image": -0.84 + 3.4 * (-1) ** (n // 2)}, "the image score fell"),
+        # As measured with a scorer that prefers longer texts: 23.3 to 25.9 tokens, 2 to 3 more. Healthy phases: the
+        # lower end of the interval was at most 1.026 times as many.
+        (lambda n: {"tokens": 2.6 + 2 * (-1) ** (n // 2)}, "the answers are over 1.05 times as long"),
     ],
 )
 def test_harm_as_small_as_planted_faults_did_is_refused_by_default(
     change: Callable[[int], dict[str, float]], fault: str
 ) -> None:
-    names = ("reward", "image", "repeats")
-    before = {name: {f"p{n}": 60.0 + n % 25 if name != "repeats" else 0.0 for n in range(64)} for name in names}
+    bases = {"reward": 60.0, "image": 60.0, "repeats": 0.0, "tokens": 11.0}
+    names = tuple(bases)
+    before = {name: {f"p{n}": bases[name] + n % 25 * (name != "repeats") for n in range(64)} for name in names}
     after = {name: {f"p{n}": before[name][f"p{n}"] + change(n).get(name, 0.0) for n in range(64)} for name in names}
     found = compare_health(before, after=after, limits=_default_limits(), seed=0)
     assert [finding.fault for finding in found if finding.fault] == [fault]

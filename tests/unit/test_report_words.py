@@ -207,6 +207,19 @@ def printed(summary: dict[str, Any], *, width: int) -> list[str]:
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
+def test_terminal_and_page_show_the_gate_s_seconds_where_a_round_has_some(tmp_path: Path) -> None:
+    summary = summary_of(EVAL, None)
+    assert "gate" not in "".join(printed(summary, width=120)), "a run without a gate has no column of it"
+    write_summary(tmp_path, summary=summary)
+    assert '<th scope="col">gate</th>' not in page(tmp_path)
+    summary["rounds"][0]["stages"] = {"rollout": 5.0, "publish": 1.0, "gate": 7.5, "eval": 2.0}
+    lines = printed(summary, width=120)
+    assert "gate" in "".join(lines)
+    assert [line.split()[-2:] for line in lines if line.startswith("1 ")] == [["7.5s", "2.0s"]]
+    write_summary(tmp_path, summary=summary)
+    assert '<th scope="col">gate</th>' in page(tmp_path)
+
+
 @pytest.mark.parametrize(("width", "num_tables"), [(100, 1), (80, 2)])
 def test_terminal_table_fits_and_is_whole(width: int, num_tables: int) -> None:
     lines = printed(summary_of({**EVAL, "chair_s": 0.031}, None), width=width)
