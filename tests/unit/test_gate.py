@@ -82,7 +82,7 @@ def test_answers_that_grow_without_end_are_refused_though_their_reward_does_not_
     driver = Driver(tmp_path, gate={"retries": 0})
     driver.health = staticmethod(lambda version, scale: ENDLESS if version else WELL)
     summary = driver.run()
-    assert "the answers are over 1.5 times as long" in summary["ended"]["reason"]
+    assert "the answers are over 1.05 times as long" in summary["ended"]["reason"]
 
 
 def test_without_a_gate_nothing_is_asked(tmp_path: Path) -> None:
