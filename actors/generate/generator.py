@@ -98,7 +98,8 @@ class GeneratorActor:
         """
         assert self._method is not None, "started to answer questions only"
         version = self._current_version()
-        with self._engine_failures(), in_flight(self._counting, "rollout", id=prompt.id):
+        name = "rollout" if cycle.phase.probing is None else "gate"
+        with self._engine_failures(), in_flight(self._counting, name, id=prompt.id):
             return await self._rollout(prompt, cycle=cycle, version=version, method=self._method)
 
     async def _rollout(self, prompt: Prompt, *, cycle: Cycle, version: int, method: Method) -> Rollout | Rejection:

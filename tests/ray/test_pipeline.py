@@ -92,7 +92,8 @@ def test_every_round_is_trained_published_and_proved(finished: RunFolder) -> Non
         # Twelve images a round: each through the policy's tower once and through the scorer's at most once, and every
         # continuation found all that its parent had computed.
         rollout, score = entry["rollout"], entry["score"]
-        assert rollout["image_encodes"] == 12 and rollout["continuation_misses"] == 0
+        assert rollout["image_encodes"] <= 12  # the gate has shown the engine some of the pictures before
+        assert rollout["continuation_misses"] == 0
         assert rollout["continuations"] > 0 and rollout["prefix_hit_rate"] > 0.3
         assert 0 < rollout["occupancy"] <= 1
         assert 0 < score["image_encodes"] <= 12 and score["mean_wait_ms"] > 0
@@ -106,7 +107,8 @@ def test_what_each_role_has_used_is_counted_once(finished: RunFolder) -> None:
     for role, used in cost["roles"].items():
         assert 0 < used["actor_hours"] * 3600 < 1.2 * by_hand_s + summary["start_seconds"], (role, used)
         assert 0 <= used["idle_share"] < 1, (role, used)
-        assert used["actor_hours"] >= sum(entry["cost"]["roles"][role]["actor_hours"] for entry in summary["rounds"])
+        of_rounds = sum(entry["cost"]["roles"][role]["actor_hours"] for entry in summary["rounds"])
+        assert used["actor_hours"] >= of_rounds - 1e-9  # hours; rounded sums
     # It starts before the others and works in every stage but the training.
     assert cost["roles"]["generator"]["actor_hours"] * 3600 > 0.7 * by_hand_s
     assert cost["roles"]["generator"]["idle_share"] < cost["roles"]["scorer"]["idle_share"]
@@ -138,12 +140,14 @@ def test_the_trace_of_a_round_says_what_every_actor_did_when(finished: RunFolder
     def of(name: str, *, process: str, ph: str = "X") -> list[dict]:
         return [one for one in events if (one["ph"], one["name"]) == (ph, name) and who[one["pid"]] == process]
 
-    stages = {name: of(name, process="driver")[0] for name in ("roll out", "train", "publish", "evaluate")}
+    stages = {name: of(name, process="driver")[0] for name in ("roll out", "train", "publish", "check", "evaluate")}
     begun, ended = (of("rollout", process="generator 0", ph=ph) for ph in "be")
     assert len({one["id"] for one in begun}) == len(begun) == len(ended) == 12
     rolled, second_us = stages["roll out"], 1_000_000
     assert all(0 <= one["ts"] - rolled["ts"] <= rolled["dur"] for one in (*begun, *ended)), "one machine, one clock"
-    batches = of("batch", process="scorer 0")
+    asked = of("gate", process="generator 0", ph="b")
+    assert len(asked) == 32 and all(0 <= one["ts"] - stages["check"]["ts"] <= stages["check"]["dur"] for one in asked)
+    batches = [one for one in of("batch", process="scorer 0") if one["ts"] <= rolled["ts"] + rolled["dur"]]
     assert sum(one["dur"] for one in batches) / second_us == pytest.approx(entry["score"]["seconds"], abs=1e-3)
     assert sum(one["args"]["sentences"] for one in batches) == entry["score"]["sentences"]
     steps = of("step", process="train worker 0")
@@ -162,6 +166,8 @@ def test_the_trace_of_a_round_says_what_every_actor_did_when(finished: RunFolder
         "commit examples",
         "commit train",
         "commit publish",
+        "commit probe",
+        "commit verdict",
         "commit eval",
         "commit round",
     ]
