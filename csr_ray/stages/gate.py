@@ -150,8 +150,11 @@ def _preferences(state: RunState, cycle: Cycle) -> list[Finding]:
         return []
     chosen: list[float] = []
     rejected: list[float] = []
+    lost = {state.folder.root / name for entry in state.journal.all("lost", **cycle.key) for name in entry["names"]}
     for unit in state.journal.units(**cycle.key).in_order():
-        for rollout in read_rollouts(state.folder.candidates(cycle, unit=unit.name)):
+        if (path := state.folder.candidates(cycle, unit=unit.name)) in lost:
+            continue
+        for rollout in read_rollouts(path):
             made = state.method.examples(cycle.phase, rollout)
             for example in () if isinstance(made, Dropped) else made:
                 scores = {target.role: _image_score(rollout, target) for target in example.targets}

@@ -156,3 +156,32 @@ def test_a_verdict_that_was_about_a_training_that_is_done_again_does_not_count(t
     driver.health = _by_dose(0.5, version=2)
     summary = driver.run()
     assert [verdict["accepted"] for verdict in summary["rounds"][1]["train"]["verdicts"]] == [False, True]
+
+
+@pytest.mark.parametrize("loss", ["deleted", "damaged"])
+def test_a_file_of_candidates_that_is_lost_before_the_verdict_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    """The examples are there, so nothing is rolled out again; the other units' pairs are compared."""
+    driver = Driver(tmp_path, run={"rounds": 1, "unit": 20})
+    commit = Journal.commit
+
+    def die_before_verdict(journal: Journal, kind: str, **values: object) -> object:
+        if kind == "probe" and values["version"] == 1:
+            raise KeyboardInterrupt
+        return commit(journal, kind, **values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "commit", die_before_verdict)
+        with pytest.raises(KeyboardInterrupt):
+            driver.run()
+    first, *others = sorted((driver.folder.round(0) / "candidates").glob("*.parquet"))
+    assert others
+    if loss == "deleted":
+        first.unlink()
+    else:
+        first.write_bytes(b"damaged")
+    summary = driver.run()
+    (verdict,) = summary["rounds"][0]["train"]["verdicts"]
+    assert summary["finished"] and verdict["accepted"]
+    assert "preferences" in {finding["name"] for finding in verdict["findings"]}
