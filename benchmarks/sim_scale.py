@@ -156,6 +156,7 @@ def config_of(folder: Path, *, num_prompts: int, num_generators: int, in_flight:
             "policy": {"model": "none"},
             "scorer": {"model": "none"},
             "generators": {"min": num_generators, "max": num_generators, "in_flight": in_flight},
+            "gate": {"enabled": False},  # its answers are another, smaller batch for the same pool
         }
     )
 
