@@ -37,6 +37,7 @@ SMALL = (
     *(f"data.per_round={NUM_PROMPTS}", "eval.limit=2", "generators.in_flight=2", "generators.max_num_seqs=8"),
     # An engine takes a whole node of two CPUs, so that two of them sit on nodes of their own.
     *("generators.cpus=2", "generators.min=1", "generators.max=2"),
+    "gate.prompts=8",  # two at a time, more would take longer than the round
 )
 
 
