@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Iterator
@@ -291,3 +292,14 @@ def test_two_workers_with_parameters_in_shards_come_to_the_same_dose(
     assert result.dose["reason"] == plain.dose["reason"]
     for ours, theirs in zip(result.dose["looks"], plain.dose["looks"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-2, abs=1e-3)
+
+
+def test_the_reported_loss_is_that_of_the_preferences_alone(
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path
+) -> None:
+    settings = {"nll_weight": 0.2, "reference": "recompute", "dose": "epochs", "epochs": 1, "micro_batch_size": 4}
+    asked = training_process.submit(_train, model, pairs[:16], tmp_path / "adapter", settings)
+    result = asked.result(timeout=200)
+    assert result.loss_first == pytest.approx(math.log(2), abs=1e-4)
+    # Random answers of five tokens: 0.2 of their NLL is many times the preferences' loss.
+    assert result.metrics["loss_nll"] > 1 and result.metrics["loss"] > 1 > result.loss_last
