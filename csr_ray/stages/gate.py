@@ -102,6 +102,7 @@ def accept(state: RunState, turn: Turn, trained: TrainResult, *, machinery: Mach
             view.say(f"{cycle}: too few answers to compare the policy with the one before it", is_warning=True)
         return True
     refused = f"refused: {', '.join(faults)} ({_in_words(findings)})"
+    verdict["spent"] = _spent(state, cycle, trained)
     state.journal.again([{**cycle.key, "what": "train", "reason": refused, "verdict": verdict}])
     generators.withdraw(trained.version)
     machinery.trainer.withdraw(trained.version)
@@ -111,6 +112,15 @@ def accept(state: RunState, turn: Turn, trained: TrainResult, *, machinery: Mach
     else:
         view.say(f"{cycle} is {refused}: trained again with half the dose", is_warning=True)
     return False
+
+
+def _spent(state: RunState, cycle: Cycle, trained: TrainResult) -> JsonDict:
+    """What the refused attempt took: its own lines are voided with it."""
+    published = state.journal.find("publish", **cycle.key)
+    probed = state.journal.find("probe", version=trained.version)
+    assert published is not None and probed is not None
+    look = {name: probed[name] for name in ("prompts", "failed", "tokens", "seconds")}
+    return {"train": trained.seconds, "publish": published["seconds"], "gate": look}
 
 
 def gate_prompts(state: RunState, prompts: Prompts) -> list[Prompt]:

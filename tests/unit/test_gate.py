@@ -60,6 +60,11 @@ def test_a_phase_that_hurts_is_trained_again_with_half_the_dose(tmp_path: Path) 
     assert driver.generators.withdrawn == driver.trainer.withdrawn == [1]
     assert driver.generators.published == [1, 1, 2]
     refused, accepted = summary["rounds"][0]["train"]["verdicts"]
+    first, second = summary["rounds"]
+    assert first["stages"]["train"] == 2 * second["stages"]["train"] > 0, "what a refused training took is told"
+    assert first["stages"]["publish"] == 2 * second["stages"]["publish"] > 0
+    assert first["train"]["seconds"] == second["train"]["seconds"], "of the training that stays"
+    assert first["gate"]["looks"] == 3 and second["gate"]["looks"] == 1
     assert not refused["accepted"] and refused["faults"] == ["the reward fell"]
     assert accepted["accepted"] and accepted["attempt"] == 2
     assert len(summary["rounds"]) == 2 and summary["finished"]
