@@ -241,7 +241,7 @@ def outcome_of(plan: Plan, *, config: str, fault: str = "") -> Outcome:
         rows = [row for row in differing_keys(theirs, wanted) if not is_operational(row.split(":", 1)[0])]
         if rows:
             raise ValueError(f"{plan.folder} holds a run of other settings ({'; '.join(rows)})")
-        figures = figures_of(summary, retries=theirs["gate"]["retries"])
+        figures = figures_of(summary)
     except FileNotFoundError:
         return Outcome(plan.cell, plan.variant, plan.seed, None, fault or "not run yet")
     except (ValueError, KeyError, TypeError, OSError, *YAML_ERRORS) as error:

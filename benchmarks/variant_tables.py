@@ -149,24 +149,27 @@ _COLUMNS = (
 )
 
 
-def figures_of(summary: Mapping[str, Any], *, retries: int) -> Figures:
+def figures_of(summary: Mapping[str, Any]) -> Figures:
     """The figures of a finished run.
 
     Args:
-        summary: the content of its summary.json.
-        retries: its `gate.retries`. The round that a run ended in is not among its rounds; it was refused once more
-            than that.
+        summary: the content of its summary.json. The round that a run ended in is not among its rounds; its verdicts
+            stand under `ended`.
 
     Raises:
-        ValueError: the run is not finished, or it was not evaluated on the embedded world.
+        ValueError: the run is not finished, it was not evaluated on the embedded world, or it ended early and its
+            summary does not say by which verdicts.
     """
     if not summary.get("finished"):
         raise ValueError("the run is not finished")
     base, rounds = summary["base"]["eval"], summary["rounds"]
     last = rounds[-1]["eval"] if rounds else base
     phases = [phase for entry in rounds for phase in entry.get("phases") or [entry]]
-    refused = [said for phase in phases for said in phase["train"].get("verdicts", ()) if not said["accepted"]]
     ended = summary.get("ended")
+    if ended and "verdicts" not in ended:
+        raise ValueError("its summary.json is of an earlier version; start the run again, which writes it anew")
+    said = [verdict for phase in phases for verdict in phase["train"].get("verdicts", ())]
+    said += ended["verdicts"] if ended else ()
 
     def percent(entry: Mapping[str, Any] | None, name: str) -> float:
         value = (entry or {}).get(name)
@@ -186,7 +189,7 @@ def figures_of(summary: Mapping[str, Any], *, retries: int) -> Figures:
         yes_no_after=percent(last, "pope_acc"),
         num_images=int(last.get("num_images") or 0),
         num_kept=len(rounds),
-        num_refused=len(refused) + (retries + 1 if ended else 0),
+        num_refused=sum(not verdict["accepted"] for verdict in said),
         ended=str(ended["reason"]) if ended else "",
         steps=tuple(float(entry["train"]["steps"] or 0) for entry in rounds),
     )

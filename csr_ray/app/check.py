@@ -42,7 +42,11 @@ Key = tuple[int, str]
 
 _SEALED = re.compile(rb'\{.*, "sum": "([0-9a-f]{32})"\}')
 _UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
-_VOIDED_WITH_A_TRAINING = ("rollout", "examples", "train", "publish", "eval", "round", "finished", "lost")
+# "refused" is made here of a line that voids a training and has the verdict on it.
+_VOIDED_WITH_A_TRAINING = (
+    *("rollout", "examples", "train", "publish", "probe", "verdict", "eval", "round", "finished", "lost"),
+    "refused",
+)
 _NUM_LOOKS = 5
 _NUM_THREADS = 8
 _SHOWN = 20
@@ -172,6 +176,7 @@ class _Check:
         self._check_answers(entries)
         self._check_model(entries)
         self._look_for_rests(entries)
+        self._look_for_refusals(entries)
         if not report.lines and len(list(self._folder.glob("round_*/**/[!.]*.parquet"))) > 1:
             self._damaged("journal.jsonl", "has no line that speaks of the files that there are")
             self._is_journal_damaged = True
@@ -431,6 +436,13 @@ class _Check:
         if units:
             self._report.notes.append(f"{len(units)} files of candidates have no line: their prompts are done again")
 
+    def _look_for_refusals(self, entries: Sequence[Entry]) -> None:
+        refused = [entry for entry in entries if entry["kind"] == "refused"]
+        for key in dict.fromkeys((entry["round"], entry["phase"]) for entry in refused):
+            of_phase = _of_cycle(refused, key)
+            num = f"{len(of_phase)} training{'s were' if len(of_phase) > 1 else ' was'} refused; the last"
+            self._report.notes.append(f"{_name(*key)}: {num}: {of_phase[-1]['reason'].removeprefix('refused: ')}")
+
     # ---- what comes next ----
 
     def _what_is_mended(self, entries: Sequence[Entry]) -> list[str]:
@@ -503,11 +515,22 @@ class _Check:
         config, method = self._config, self._method
         if config is None or method is None:
             return "unknown, because config.yaml cannot be used"
+        if (end := self._end(entries)) is not None:
+            is_saved = any(entry["kind"] == "finished" and entry.get("ended") for entry in entries)
+            is_saved = is_saved or _is_done(entries, rounds=config.run.rounds)
+            if not is_saved or ("finished", None, None) in self._again:
+                return "save the model" + " again" * is_saved
+            version = end["verdict"]["version"] - 1
+            where = _name(end["round"], end["phase"])
+            return f"nothing: the run ended early in {where}, with policy version {version}"
         done = {(entry["kind"], entry.get("round"), entry.get("phase")) for entry in entries} - self._again
         for index in range(config.run.rounds):
             for phase in method.phases(index):
                 key = (index, phase.name)
                 left = [self._step(step, key) for step in ("train", "publish") if (step, *key) not in done]
+                num_refused = sum(entry["kind"] == "refused" for entry in _of_cycle(entries, key))
+                if num_refused and ("train", *key) not in done:
+                    left[0] = f"train again with 1/{2**num_refused} of the dose"
                 if ("examples", *key) not in done:
                     num = self._num_to_roll_out(key)
                     first = [f"{'the' if num is None else num} prompts to roll out"] if num != 0 else []
@@ -515,12 +538,28 @@ class _Check:
                     return f"{_name(*key)}: {', then '.join([*first, examples, *left])}, then go on"
                 if left:
                     return f"{_name(*key)}: {', then '.join(left)}, then go on"
+                is_open = ("round", index, None) not in done
+                if is_open and config.gate.enabled and ("verdict", *key) not in done:
+                    return f"{_name(*key)}: compare the policy with the one before it, then go on"
             if ("round", index, None) not in done:
                 return f"round {index + 1}: evaluate and close the round, then go on"
-        is_done = any(entry["kind"] == "finished" and entry["rounds"] >= config.run.rounds for entry in entries)
+        is_done = _is_done(entries, rounds=config.run.rounds)
         if not is_done or ("finished", None, None) in self._again:
             return "save the model" + " again" * is_done
         return "nothing: the run is finished"
+
+    def _end(self, entries: Sequence[Entry]) -> Entry | None:
+        """The refusal that ended the run; None: it has not ended so."""
+        if self._config is None:
+            return None
+        num_refused: Counter[Key] = Counter()
+        for entry in entries:
+            if entry["kind"] == "refused":
+                num_refused[entry["round"], entry["phase"]] += 1
+                is_last = num_refused[entry["round"], entry["phase"]] > self._config.gate.retries
+                if is_last or entry["verdict"].get("final"):
+                    return entry
+        return None
 
     def _step(self, step: str, key: Key) -> str:
         return step + " again" * ((step, *key) in self._again)
@@ -580,7 +619,8 @@ def _void(entries: list[Entry], again: Entry) -> list[Entry]:
         if not trained:
             return entries
         behind = [entry for entry in entries[trained[-1] :] if entry["kind"] not in _VOIDED_WITH_A_TRAINING]
-        return entries[: trained[-1]] + behind
+        refused = [{**again, "kind": "refused"}] if "verdict" in again else []
+        return entries[: trained[-1]] + behind + refused
     gone = set(again["ids"])
     left = []
     for entry in entries:
@@ -595,6 +635,10 @@ def _void(entries: list[Entry], again: Entry) -> list[Entry]:
                 continue
         left.append(entry)
     return left
+
+
+def _is_done(entries: Iterable[Entry], *, rounds: int) -> bool:
+    return any(entry["kind"] == "finished" and entry["rounds"] >= rounds for entry in entries)
 
 
 def _cycles(entries: Iterable[Entry]) -> list[Key]:
@@ -613,7 +657,7 @@ def _files_of(entries: Iterable[Entry], kind: str) -> set[str]:
 
 def _state(entries: Iterable[Entry]) -> str:
     kinds = {entry["kind"] for entry in entries}
-    names = {"publish": "published", "train": "trained", "examples": "examples decided"}
+    names = {"publish": "published", "train": "trained", "refused": "refused", "examples": "examples decided"}
     return next((name for kind, name in names.items() if kind in kinds), "rolling out")
 
 

@@ -267,11 +267,15 @@ def _is_finished_and_shown(given: Config, *, folder: RunFolder) -> bool:
 
 
 def _says_finished(summary: Path | bytes | None, *, config: Config) -> bool:
-    """Whether a summary, or what is in it, says that every round is done; such a run is only shown."""
+    """Whether a summary, or what is in it, says that nothing is left to do; such a run is only shown.
+
+    One that ended early has no more to do, however many rounds are asked for.
+    """
     try:
         text = summary.read_text() if isinstance(summary, Path) else summary or b""
         content = json.loads(text)
-        return bool(content["finished"]) and len(content["rounds"]) >= config.run.rounds
+        is_over = "verdicts" in (content.get("ended") or ()) or len(content["rounds"]) >= config.run.rounds
+        return bool(content["finished"]) and is_over
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 

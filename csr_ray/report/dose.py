@@ -9,7 +9,7 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from csr_ray.report.charts import step_chart
-from csr_ray.report.figures import number, section
+from csr_ray.report.figures import number, phase_in_words, section
 from csr_ray.training.dose import margin_of_round
 
 MOST_SHOWN: Final = 6
@@ -86,27 +86,38 @@ class VerdictRow:
 
 
 def verdict_rows(summary: Mapping[str, Any]) -> list[VerdictRow]:
-    """A row of each training that the gate has judged, the refused ones included."""
+    """A row of each training that the gate has judged: the refused ones, and those that ended the run, included."""
     rows = []
-    for _, label, train in _trainings(summary):
-        listed = train.get("verdicts")
-        for verdict in listed if isinstance(listed, list) else []:
-            if not isinstance(verdict, dict):
-                continue
-            attempt = number(verdict.get("attempt")) or 1
-            faults, findings = verdict.get("faults"), verdict.get("findings")
-            rows.append(
-                VerdictRow(
-                    label=label if attempt == 1 else f"{label}, attempt {attempt:.0f}",
-                    is_accepted=verdict.get("accepted") is True,
-                    faults=", ".join(map(str, faults)) if isinstance(faults, list) else "",
-                    figures=tuple(
-                        figure for finding in (findings if isinstance(findings, list) else [])
-                        if (figure := _figure(finding)) is not None
-                    ),
-                )
-            )  # fmt: skip
+    for label, verdict in _judged(summary):
+        attempt = number(verdict.get("attempt")) or 1
+        faults, findings = verdict.get("faults"), verdict.get("findings")
+        rows.append(
+            VerdictRow(
+                label=label if attempt == 1 else f"{label}, attempt {attempt:.0f}",
+                is_accepted=verdict.get("accepted") is True,
+                faults=", ".join(map(str, faults)) if isinstance(faults, list) else "",
+                figures=tuple(
+                    figure for finding in (findings if isinstance(findings, list) else [])
+                    if (figure := _figure(finding)) is not None
+                ),
+            )
+        )  # fmt: skip
     return rows
+
+
+def _judged(summary: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every verdict with what was judged; those of the round that the run ended in stand under `ended`."""
+    for _, label, train in _trainings(summary):
+        yield from ((label, verdict) for verdict in _dicts(train.get("verdicts")))
+    ended = section(summary, key="ended")
+    index = number(ended.get("round"))
+    where = "The last round" if index is None else f"Round {index + 1:.0f}"
+    for verdict in _dicts(ended.get("verdicts")):
+        yield f"{where}{phase_in_words(verdict.get('phase'))}", verdict
+
+
+def _dicts(listed: object) -> list[dict[str, Any]]:
+    return [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
 
 
 def _figure(finding: Any) -> tuple[str, str, str, str] | None:

@@ -196,18 +196,38 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def headline(rows: Sequence[RoundFigures]) -> str:
+def ending(summary: Mapping[str, Any]) -> str:
+    """Where, why and with which policy a run ended early; empty if it did not."""
+    ended = section(summary, key="ended")
+    if not ended:
+        return ""
+    index, version, phase = number(ended.get("round")), number(ended.get("version")), ended.get("phase")
+    where = "a phase" if index is None else f"round {index + 1:.0f}{phase_in_words(phase)}"
+    left = "" if version is None else f" Its model is policy version {version:.0f}{', the base' * (version == 0)}."
+    more = "Nothing more is trained in this run, whatever run.rounds says."
+    return f"This run ended early: {where} was {ended.get('reason') or 'refused'}.{left} {more}"
+
+
+def phase_in_words(phase: object) -> str:
+    """How a phase is named behind its round; empty for the only one of a method that has no other."""
+    return "" if phase in (None, "main") else f", {phase}"
+
+
+def headline(rows: Sequence[RoundFigures], *, is_over: bool = False) -> str:
     """What the run did, in one sentence that its figures support.
 
     "Fell" and "rose" are said of the figures as printed: a change that one decimal does not show is "stayed", and one
     whose interval holds no change is neither. Where a run has no intervals, so many answers (`num_images`) decide.
+
+    Args:
+        is_over: no round comes any more, although there may be none.
     """
     base, rounds = rows[0], rows[1:]
     evaluated = [(position, row) for position, row in enumerate(rounds, start=1) if "chair_s" in row.eval]
     before = base.eval.get("chair_s")
     if not rounds:
         known = f"; {percent(before)} of the base model's answers hallucinate" if before is not None else ""
-        return f"No round is finished yet{known}."
+        return f"No round {'was handed over' if is_over else 'is finished yet'}{known}."
     if not evaluated:
         return _headline_without_eval(rounds)
     num_rounds, last = evaluated[-1]

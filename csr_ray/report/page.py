@@ -27,6 +27,7 @@ from csr_ray.report.figures import (
     before_rounds,
     cost_note,
     cost_rows,
+    ending,
     headline,
     number,
     percent,
@@ -123,9 +124,10 @@ def page_values(run: Run) -> dict[str, Any]:
     rows = with_folders(round_figures(run.summary), rounds=run.rounds)
     finished = [row for row in rows[1:] if _is_finished(row, run=run)]
     scale = reward_scale(run.rewards)
+    end = ending(run.summary)
     timed = _timed(rows, summary=run.summary)
     return {
-        "headline": headline([rows[0], *finished]),
+        "headline": headline([rows[0], *finished], is_over=bool(end)),
         "facts": _facts(run, num_finished=len(finished)),
         "written": f"{run.written:%-d %B %Y, %H:%M} UTC",
         "folder": run.folder.resolve().name,
@@ -147,7 +149,7 @@ def page_values(run: Run) -> dict[str, Any]:
             margin_decay=number(section(run.config, key="train").get("margin_decay")),
         ),
         "verdicts": verdict_rows(run.summary),
-        "ended": section(run.summary, key="ended").get("reason"),
+        "ended": end,
         "histograms": histograms(run.rounds),
         "num_histograms": sum(bool(data.num_pairs) for data in run.rounds),
         "heat": _heat(run),
@@ -277,11 +279,12 @@ def _is_finished(row: RoundFigures, *, run: Run) -> bool:
 
 def _unfinished_notes(run: Run, *, rows: Sequence[RoundFigures], num_finished: int) -> list[str]:
     notes = []
+    ended = section(run.summary, key="ended").get("round")  # which the page says before all else
     for row in rows[1:]:
-        if not _is_finished(row, run=run):
+        if row.index != ended and not _is_finished(row, run=run):
             done = [f"{row.num_nodes:,} nodes"] if row.num_nodes else []
             done += [f"{row.num_pairs:,} pairs"] if row.num_pairs is not None else []
-            notes.append(f"Round {row.index} is not finished: {' and '.join(done) or 'nothing'} so far.")
+            notes.append(f"Round {row.label} is not finished: {' and '.join(done) or 'nothing'} so far.")
     planned = number(section(run.config, key="run").get("rounds"))
     if planned and num_finished < planned:
         notes.append(f"{num_finished} of {planned:.0f} planned rounds are finished; figures are of those.")

@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from csr_ray.machine.cost import in_words
-from csr_ray.report.figures import RoundFigures, headline, round_figures, section, split_columns
+from csr_ray.report.figures import RoundFigures, ending, headline, round_figures, section, split_columns
 
 Column = tuple[str, Callable[[RoundFigures], str]]
 
@@ -37,9 +37,10 @@ def print_round_table(summary: Mapping[str, Any], *, console: Console | None = N
         console.print()
         console.print(table)
     console.print()
-    console.print(headline(rows), highlight=False, markup=False, style="bold")
-    if ended := section(summary, key="ended"):
-        console.print(f"This run ended early: {ended.get('reason')}", highlight=False, markup=False, style="yellow")
+    end = ending(summary)
+    console.print(headline(rows, is_over=bool(end)), highlight=False, markup=False, style="bold")
+    if end:
+        console.print(end, highlight=False, markup=False, style="yellow", soft_wrap=True)
     if words := in_words(section(summary, key="cost")):
         console.print(f"used: {words}", highlight=False, markup=False, style="dim")
     asked = {row.label: f"{row.eval['num_images']:,.0f}" for row in rows if "num_images" in row.eval}

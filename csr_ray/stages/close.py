@@ -5,6 +5,7 @@ Where the policy was served and trained as a LoRA beside the base, that LoRA is 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from csr_ray.records import JsonDict
@@ -28,7 +29,10 @@ def close_round(state: RunState, *, index: int, view: View) -> None:
 
 
 def save_model(state: RunState, *, view: View) -> None:
-    """Write `model/`, the last policy merged into the base model's own format, and commit that the run is done."""
+    """Write `model/`, the last policy merged into the base model's own format, and commit that the run is done.
+
+    Of a run that ended early, what is left of the refused training is removed: its actors are gone by now.
+    """
     from csr_ray.policy.source import local_folder
     from csr_ray.policy.weights import combined_tensors, save_combined, save_merged
 
@@ -41,6 +45,8 @@ def save_model(state: RunState, *, view: View) -> None:
         rounding = save_merged(local_folder(state.model), adapters=adapters, output=state.folder.model)
         if is_unmerged:
             save_combined(combined_tensors(adapters), output=state.folder.adapter_of_all)
+        end = state.ended
+        removed = [] if end is None else _remove_refused(state, round_index=end["round"])
         stage.advance()
     if rounding.swallowed > SWALLOWED_AT_MOST:
         better = f"; {state.folder.adapter_of_all} on the base model is unrounded" if is_unmerged else ""
@@ -58,8 +64,24 @@ def save_model(state: RunState, *, view: View) -> None:
         swallowed=rounding.swallowed,
         kept=rounding.kept,
         files=plain_files(digests, root=state.folder.root),
+        **({} if end is None else {"ended": True, "removed": removed}),
     )
     write_summary(state)
+
+
+def _remove_refused(state: RunState, *, round_index: int) -> list[str]:
+    """Remove the adapters of a round that no line of the journal names any more, and its files of single units.
+
+    Returns the adapters' folders, whether they were still there or not.
+    """
+    removed = []
+    for cycle in state.cycles(round_index):
+        remove_example_units(state, cycle)
+        if state.journal.find("train", **cycle.key) is None:
+            for folder in (state.folder.adapter(cycle), state.folder.checkpoints(cycle)):
+                shutil.rmtree(folder, ignore_errors=True)
+            removed.append(state.folder.adapter(cycle).relative_to(state.folder.root).as_posix())
+    return removed
 
 
 def keep_account(state: RunState, *, round_index: int | None) -> None:

@@ -11,12 +11,19 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from csr_ray.config.schema import Config
 from csr_ray.data.images import check_image
 from csr_ray.evaluation.health import (
+    BROKEN,
+    IMAGE,
     LEAST_PROMPTS,
     PREFERENCES,
+    REPEATS,
+    REWARD,
+    SELF_BLEU,
+    TOKENS,
     Finding,
     Limits,
     compare_health,
@@ -38,6 +45,15 @@ from csr_ray.training.dose import held_out_share, is_held_out
 
 PHASE = "gate"
 _MOST_PAIRS = 256  # whose answers are compared; more say no more
+# What says how much worse a figure may be; of pairs, what ranks them.
+_KEYS: Mapping[str, tuple[str, ...]] = {
+    REWARD: ("gate.reward_loss",),
+    IMAGE: ("gate.reward_loss",),
+    REPEATS: ("gate.share_rise",),
+    BROKEN: ("gate.share_rise",),
+    SELF_BLEU: ("gate.self_bleu_rise",),
+    PREFERENCES: ("reward.aggregate", "reward.weight"),
+}
 
 
 def probe(state: RunState, turn: Turn, *, version: int, generators: Generators, view: View) -> None:
@@ -101,14 +117,18 @@ def accept(state: RunState, turn: Turn, trained: TrainResult, *, machinery: Mach
         if not findings:
             view.say(f"{cycle}: too few answers to compare the policy with the one before it", is_warning=True)
         return True
-    refused = f"refused: {', '.join(faults)} ({_in_words(findings)})"
+    refused = f"refused: {', '.join(faults)} ({_in_words(findings, config=state.config)})"
     verdict["spent"] = _spent(state, cycle, trained)
     state.journal.again([{**cycle.key, "what": "train", "reason": refused, "verdict": verdict}])
     generators.withdraw(trained.version)
     machinery.trainer.withdraw(trained.version)
     if state.ended:
         why = ", and less training on the same examples would not mend it" if is_final else ""
-        view.say(f"{cycle} is {refused}{why}. The run ends here, with the policy before it", is_warning=True)
+        view.say(
+            f"{cycle} is {refused}{why}. The run ends here, with the policy before it (version "
+            f"{trained.version - 1}); change these keys, or set gate.enabled=false, in another run.dir",
+            is_warning=True,
+        )
     else:
         view.say(f"{cycle} is {refused}: trained again with half the dose", is_warning=True)
     return False
@@ -201,9 +221,23 @@ def _dose_in_short(trained: TrainResult) -> JsonDict:
     return {name: trained.dose[name] for name in ("learning_rate", "lr_sum", "reason") if name in trained.dose}
 
 
-def _in_words(findings: Sequence[Finding]) -> str:
+def _in_words(findings: Sequence[Finding], *, config: Config) -> str:
+    """What changed, and the keys by which that is at fault, with their values."""
     return ", ".join(
-        f"{finding.name.replace('_', '-')} {finding.before:.3g} to {finding.after:.3g}"
+        f"{finding.name.replace('_', '-')} {finding.before:.3g} to {finding.after:.3g} at "
+        + " and ".join(f"{key}={_value_of(key, config=config)}" for key in _keys(finding))
         for finding in findings
         if finding.fault
     )
+
+
+def _keys(finding: Finding) -> tuple[str, ...]:
+    if finding.name == TOKENS:
+        return ("gate.length_growth" if finding.after > finding.before else "gate.length_factor",)
+    return _KEYS[finding.name]
+
+
+def _value_of(key: str, *, config: Config) -> str:
+    section, name = key.split(".")
+    value = getattr(getattr(config, section), name)
+    return f"{value:g}" if isinstance(value, float) else str(value)

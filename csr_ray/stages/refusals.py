@@ -1,4 +1,7 @@
-"""What the journal says of refused trainings: the lines that void them carry the verdict."""
+"""What the journal says of refused trainings, and of the end that they may put to a run.
+
+The lines that void them carry the verdict.
+"""
 
 from __future__ import annotations
 
@@ -30,3 +33,11 @@ def ended(journal: Journal, *, retries: int) -> JsonDict | None:
             version = entry["verdict"]["version"] - 1
             return {"round": phase[0], "phase": phase[1], "version": version, "reason": entry["reason"]}
     return None
+
+
+def is_finished(journal: Journal, *, rounds: int, retries: int) -> bool:
+    """Whether the model is saved behind the last of so many rounds, or behind the one that the run ended in."""
+    is_ended = ended(journal, retries=retries) is not None
+    return any(
+        entry["rounds"] >= rounds or (is_ended and entry.get("ended", False)) for entry in journal.all("finished")
+    )

@@ -12,7 +12,7 @@ from csr_ray.machine.cost import cost, in_words
 from csr_ray.methods.base import Method, method_of
 from csr_ray.records import Cycle, JsonDict
 from csr_ray.stages.meter import Meter
-from csr_ray.stages.refusals import ended
+from csr_ray.stages.refusals import ended, is_finished
 from csr_ray.stages.stop import NeverAsked, Stop
 from csr_ray.store.journal import Journal
 from csr_ray.store.quarantine import Quarantine
@@ -56,11 +56,12 @@ class RunState:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every round that the config asks for is done and the model saved.
+        """Whether every round that the config asks for is done, or the run ended early, and the model is saved.
 
-        A finished run may be started again with more rounds, and then it is not finished any more.
+        A finished run may be started again with more rounds, and then it is not finished any more; one that ended
+        early stays as it is.
         """
-        return any(entry["rounds"] >= self.config.run.rounds for entry in self.journal.all("finished"))
+        return is_finished(self.journal, rounds=self.config.run.rounds, retries=self.config.gate.retries)
 
     @property
     def are_rounds_done(self) -> bool:

@@ -11,7 +11,7 @@ from csr_ray.counters import Counters
 from csr_ray.machine.cost import cost
 from csr_ray.records import Cycle, JsonDict
 from csr_ray.stages.meter import used
-from csr_ray.stages.refusals import ended, refusals
+from csr_ray.stages.refusals import ended, is_finished, refusals
 from csr_ray.store.journal import Journal
 
 _EVAL_KEYS = (
@@ -73,8 +73,8 @@ def summary(
             **cost(used(journal), cluster=config.cluster),
             "tokens": _tokens(journal, [cycle for index in range(config.run.rounds) for cycle in cycles_of(index)]),
         },
-        "ended": ended(journal, retries=config.gate.retries),
-        "finished": any(entry["rounds"] >= config.run.rounds for entry in journal.all("finished")),
+        "ended": _ended(journal, retries=config.gate.retries, cycles_of=cycles_of),
+        "finished": is_finished(journal, rounds=config.run.rounds, retries=config.gate.retries),
     }
 
 
@@ -193,6 +193,19 @@ def _gate(journal: Journal, cycle: Cycle, *, refused: Sequence[JsonDict]) -> Jso
     looks += [spent["gate"] for spent in refused]
     names = ("prompts", "failed", "tokens", "seconds")
     return {"looks": len(looks), **{name: sum(look.get(name, 0) for look in looks) for name in names}}
+
+
+def _ended(journal: Journal, *, retries: int, cycles_of: Callable[[int], Sequence[Cycle]]) -> JsonDict | None:
+    """Where the run ended early, and all verdicts of that round, which is not among the rounds that are done."""
+    end = ended(journal, retries=retries)
+    if end is None:
+        return None
+    verdicts = [
+        {"phase": cycle.phase.name, **verdict}
+        for cycle in cycles_of(end["round"])
+        for verdict in _verdicts(journal, cycle)
+    ]
+    return {**end, "verdicts": verdicts}
 
 
 def _verdicts(journal: Journal, cycle: Cycle) -> list[JsonDict]:

@@ -47,7 +47,8 @@ _SEGMENT_LINES: Final = 256
 _JOIN_LINES: Final = 1000
 # Behind these the store has the run as a person would like to find it.
 _MILESTONES: Final = ("round", "finished")
-# They name every file of these folders; others there are of an earlier model or adapter.
+# They name every file of these folders; others there are of an earlier model or adapter. A run that ended early says
+# with its last line which folders are gone (`removed`).
 _NAMES_ALL_OF: Final = {"train": ("adapter",), "finished": ("model", "adapter")}
 # A quarantine of this size goes ahead of every line that adds to it; a larger one would cost more with every line.
 _SMALL_QUARANTINE_BYTES: Final = 1 << 20
@@ -234,7 +235,9 @@ class Mirror:
     def _after_lines(self, batch: Sequence[_Line]) -> None:
         for line in batch:
             if named := _NAMES_ALL_OF.get(str(line.entry["kind"])):
-                self._remove_others(line.entry.get("files", {}), folder_names=named)
+                files = line.entry.get("files", {})
+                folders = {str(Path(name).parent) for name in files if Path(name).parent.name in named}
+                self._remove_others(files, folders=folders.union(line.entry.get("removed", ())))
         is_milestone = any(line.entry["kind"] in _MILESTONES for line in batch)
         if is_milestone or self._num_lines - self._num_joined >= _JOIN_LINES:
             self._join()
@@ -299,9 +302,7 @@ class Mirror:
         there = self._store.read(name)
         return there is not None and Digest.of_bytes(there) == digest
 
-    def _remove_others(self, files: Mapping[str, object], *, folder_names: Collection[str]) -> None:
-        folders = {str(Path(name).parent) for name in files if Path(name).parent.name in folder_names}
-
+    def _remove_others(self, files: Mapping[str, object], *, folders: Collection[str]) -> None:
         def remove() -> None:
             for folder in folders:
                 self._store.remove([name for name in self._store.list(folder) if name not in files])

@@ -27,7 +27,7 @@ class Driver(LoopDriver):
     prompts = PROMPTS
 
 
-def _by_dose(healthy_from: float, *, version: int = 1):
+def by_dose(healthy_from: float, *, version: int = 1):
     """Version `version` is worse while its dose is larger than `healthy_from`."""
     return staticmethod(lambda served, scale: WORSE if served == version and scale > healthy_from else WELL)
 
@@ -54,7 +54,7 @@ def test_a_phase_that_does_no_harm_is_handed_over(tmp_path: Path) -> None:
 
 def test_a_phase_that_hurts_is_trained_again_with_half_the_dose(tmp_path: Path) -> None:
     driver = Driver(tmp_path)
-    driver.health = _by_dose(0.5)
+    driver.health = by_dose(0.5)
     summary = driver.run()
     assert [order.scale for order in driver.trainer.orders] == [1.0, 0.5, 1.0]
     assert driver.generators.withdrawn == driver.trainer.withdrawn == [1]
@@ -74,7 +74,7 @@ def test_a_phase_that_hurts_is_trained_again_with_half_the_dose(tmp_path: Path) 
 
 def test_a_phase_that_always_hurts_ends_the_run_with_the_policy_before_it(tmp_path: Path) -> None:
     driver = Driver(tmp_path)
-    driver.health = _by_dose(0.0, version=2)
+    driver.health = by_dose(0.0, version=2)
     summary = driver.run()
     assert [order.scale for order in driver.trainer.orders] == [1.0, 1.0, 0.5, 0.25]
     assert driver.generators.version == 1 and driver.generators.withdrawn == [2, 2, 2]
@@ -101,6 +101,10 @@ def test_examples_at_fault_are_not_trained_on_again(tmp_path: Path, monkeypatch:
     summary = driver.run()
     assert [order.scale for order in driver.trainer.orders] == [1.0]
     assert summary["ended"]["version"] == 0 and "prefers the rejected answers" in summary["ended"]["reason"]
+    assert "at reward.aggregate=stretched_mean and reward.weight=0.5" in summary["ended"]["reason"]
+    assert [verdict["faults"] for verdict in summary["ended"]["verdicts"]] == [
+        ["the scorer prefers the rejected answers"]
+    ]
     said = " ".join(driver.said.getvalue().split())
     assert "less training on the same examples would not mend it" in said
     assert "The run ends here, with the policy before it" in said
@@ -120,7 +124,7 @@ def test_answers_that_grow_without_end_are_refused_though_their_reward_does_not_
 
 def test_without_a_gate_nothing_is_asked(tmp_path: Path) -> None:
     driver = Driver(tmp_path, gate={"enabled": False})
-    driver.health = _by_dose(0.0)
+    driver.health = by_dose(0.0)
     summary = driver.run()
     assert driver.generators.probed == [] and summary["rounds"][0]["train"]["verdicts"] == []
 
@@ -130,7 +134,7 @@ def test_a_run_that_is_killed_after_any_line_comes_to_the_same_verdicts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, healthy_from: float
 ) -> None:
     monkeypatch.setattr(Driver, "prompts", PROMPTS[:9])
-    monkeypatch.setattr(Driver, "health", _by_dose(healthy_from))
+    monkeypatch.setattr(Driver, "health", by_dose(healthy_from))
     whole = Driver(tmp_path / "whole", run={"rounds": 2, "unit": 9})
     expected = whole.run()
     num_lines = Journal(whole.folder.journal).num_lines
@@ -174,7 +178,7 @@ def test_the_prompts_are_those_that_no_phase_trains_on(tmp_path: Path) -> None:
 def test_a_policy_that_answers_too_few_prompts_is_not_judged(tmp_path: Path) -> None:
     driver = Driver(tmp_path)
     driver.prompts = PROMPTS[:5]
-    driver.health = _by_dose(0.0)
+    driver.health = by_dose(0.0)
     summary = driver.run()
     (verdict,) = summary["rounds"][0]["train"]["verdicts"]
     assert verdict["accepted"] and verdict["findings"] == []
@@ -186,7 +190,7 @@ def test_a_verdict_that_was_about_a_training_that_is_done_again_does_not_count(t
     driver.run()
     adapter = driver.folder.adapter(cycle(1)) / "adapter_model.safetensors"
     adapter.write_bytes(b"damaged")
-    driver.health = _by_dose(0.5, version=2)
+    driver.health = by_dose(0.5, version=2)
     summary = driver.run()
     assert [verdict["accepted"] for verdict in summary["rounds"][1]["train"]["verdicts"]] == [False, True]
 

@@ -480,3 +480,19 @@ def test_a_store_that_knows_no_conditions_is_refused(door: Door, tmp_path: Path)
     with on_machine(tmp_path / "a"), pytest.raises(ConfigError, match=r"run\.dir = .*If-None-Match.*name a folder"):
         UrlDriver(url_of(tmp_path), place=tmp_path).run_here()
     assert not store_of(door, tmp_path).list()
+
+
+def test_what_was_refused_at_the_end_of_a_run_is_gone_there_and_comes_back_to_no_machine(
+    door: Door, tmp_path: Path
+) -> None:
+    run = UrlDriver(url_of(tmp_path), place=tmp_path, num_prompts=9, unit=9)
+    run.config = run.config.model_copy(update={"gate": run.config.gate.model_copy(update={"retries": 0})})
+    run.health = staticmethod(lambda version, scale: (20.0, 10) if version == 2 else (50.0, 10))
+    with on_machine(tmp_path / "a"):
+        assert run.run_here()["ended"]["round"] == 1
+        kept = local_files(run.folder.root)
+    assert kept_files(store_of(door, tmp_path)) == kept
+    assert not [name for name in kept if name.startswith("round_001/adapter")]
+    with on_machine(tmp_path / "b"):
+        run.run_here()
+        assert local_files(run.folder.root) == kept

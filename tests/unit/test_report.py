@@ -187,7 +187,7 @@ def test_a_half_finished_run_has_a_page_that_says_what_is_missing(tmp_path: Path
     (tmp_path / "round_001" / "pairs.parquet").unlink()
     text = words(page(tmp_path))
     assert "CHAIR_s fell from 42.0 to 20.0 % over 1 round" in text
-    assert "Round 1 is not finished: 8 nodes so far." in text
+    assert "Round 2 is not finished: 8 nodes so far." in text
     assert "1 of 3 planned rounds are finished" in text
 
 

@@ -32,7 +32,11 @@ def evaluated(chair: float = 0.5, **changes: float) -> dict[str, float]:
 
 
 def summary(
-    *lasts: dict[str, float], base: dict[str, float] | None = None, refused: int = 0, ended: str = ""
+    *lasts: dict[str, float],
+    base: dict[str, float] | None = None,
+    refused: int = 0,
+    ended: str = "",
+    refused_at_end: int = 3,
 ) -> dict[str, Any]:
     """A finished run's summary.json, with a round for each evaluation; `refused` trainings in its first round."""
     verdicts = [*[{"accepted": False}] * refused, {"accepted": True}]
@@ -40,7 +44,10 @@ def summary(
         {"eval": last, "train": {"steps": 20 - index, "verdicts": verdicts if index == 0 else [{"accepted": True}]}}
         for index, last in enumerate(lasts)
     ]
-    end = {"round": len(lasts), "phase": "train", "version": len(lasts), "reason": ended} if ended else None
+    end = None
+    if ended:
+        end = {"round": len(lasts), "phase": "main", "version": len(lasts), "reason": ended}
+        end["verdicts"] = [{"phase": "main", "accepted": False}] * refused_at_end
     return {
         "base": {"eval": base or evaluated()},
         "rounds": rounds,
@@ -53,7 +60,7 @@ def summary(
 def outcome(
     *lasts: dict[str, float], variant: int = 1, seed: int = 0, cell: str = "defaults", **made: Any
 ) -> Outcome:
-    return Outcome(cell, variant, seed, variant_tables.figures_of(summary(*lasts, **made), retries=2))
+    return Outcome(cell, variant, seed, variant_tables.figures_of(summary(*lasts, **made)))
 
 
 def failed(*, variant: int = 1, seed: int = 0, fault: str = "failed: out of memory | (exit code 1)") -> Outcome:
@@ -89,11 +96,24 @@ def test_a_run_that_ended_in_its_first_round_is_the_base_model_s() -> None:
     assert row[3] == "0.0" and row[-4:] == ["0.0", "3", "1 of 1", "–"]
 
 
+def test_a_run_that_ended_at_its_first_verdict_was_refused_once() -> None:
+    """Where the examples are at fault the run does not try again, whatever `gate.retries` is."""
+    run = outcome(evaluated(0.2), ended="so", refused_at_end=1).figures
+    assert run is not None and run.num_refused == 1
+
+
+def test_an_end_of_an_earlier_version_says_why_it_has_no_figures() -> None:
+    made = summary(evaluated(0.1), ended="so")
+    del made["ended"]["verdicts"]
+    with pytest.raises(ValueError, match="start the run again"):
+        variant_tables.figures_of(made)
+
+
 def test_phases_of_a_round_each_have_their_verdicts() -> None:
     made = summary(evaluated(0.1))
     phase = {"train": {"steps": 4, "verdicts": [{"accepted": False}, {"accepted": True}]}}
     made["rounds"][0]["phases"] = [phase, phase]
-    assert variant_tables.figures_of(made, retries=2).num_refused == 2
+    assert variant_tables.figures_of(made).num_refused == 2
 
 
 @pytest.mark.parametrize(
@@ -102,7 +122,7 @@ def test_phases_of_a_round_each_have_their_verdicts() -> None:
 )
 def test_a_run_without_figures_says_why(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        variant_tables.figures_of({**summary(evaluated(0.1)), **change}, retries=2)
+        variant_tables.figures_of({**summary(evaluated(0.1)), **change})
 
 
 def test_a_base_that_never_hallucinates_has_no_relative_fall_and_does_not_pull_the_mean() -> None:
