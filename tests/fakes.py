@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from csr_ray.records import (
     Candidate,
     Cycle,
     Example,
+    JsonDict,
     Picture,
     Probe,
     Prompt,
@@ -267,7 +268,7 @@ class FakeGenerators:
 
 @dataclass
 class FakeTrainer:
-    """`offered` has the ids of every call, by version; `orders` what was asked for.
+    """`offered` has the ids of every call, by version; `orders` what was asked for; `doses` by version what is found.
 
     `version` is what the next order starts from; None: whatever the first order says.
     """
@@ -278,6 +279,7 @@ class FakeTrainer:
     fail_at: int | None = None
     offered: dict[int, list[list[str]]] = field(default_factory=dict)
     orders: list[TrainOrder] = field(default_factory=list)
+    doses: Mapping[int, JsonDict] = field(default_factory=dict)
     broken: str | None = None
     num_checks: int = 0
     _open: TrainOrder | None = None
@@ -318,7 +320,8 @@ class FakeTrainer:
         self.trained.append(version)
         self.version = version + 1
         on_step(1, 1, 0.69)
-        return train_result(adapter=order.output_dir, version=version + 1, num_pairs=num)
+        dose = self.doses.get(version, {})
+        return train_result(adapter=order.output_dir, version=version + 1, num_pairs=num, dose=dose)
 
     def withdraw(self, version: int) -> None:
         assert self._open is None

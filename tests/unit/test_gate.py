@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes import PromptList
+from fakes import FakeGenerators, PromptList
 from test_loop import Driver as LoopDriver
 from test_loop import cycle, merged_model  # noqa: F401 - a fixture that every test here uses
 
 from csr_ray.methods.base import Dropped
 from csr_ray.methods.csr import Csr
-from csr_ray.records import Example, Phase, Prompt, Rollout, Target
+from csr_ray.records import Example, Phase, Prompt, Rejection, Rollout, Target
 from csr_ray.stages.gate import gate_prompts
 from csr_ray.store.journal import Journal
 from csr_ray.training.dose import is_held_out
@@ -179,6 +179,45 @@ def test_a_policy_that_answers_too_few_prompts_is_not_judged(tmp_path: Path) -> 
     (verdict,) = summary["rounds"][0]["train"]["verdicts"]
     assert verdict["accepted"] and verdict["findings"] == []
     assert "too few answers to compare" in " ".join(driver.said.getvalue().split())
+
+
+@pytest.mark.parametrize("share_failing", [1.0, 0.5])
+def test_a_policy_whose_answers_fail_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share_failing: float
+) -> None:
+    monkeypatch.setattr("csr_ray.stages.gate.check_image", lambda image: None)
+    served = FakeGenerators._served
+
+    def fails(generators: FakeGenerators, prompt: Prompt) -> Rollout | Rejection:
+        if generators.version and int(prompt.id[1:]) < share_failing * len(PROMPTS):
+            return prompt.refused("an answer's log-probs are no numbers", fault="machine")
+        return served(generators, prompt)
+
+    monkeypatch.setattr(FakeGenerators, "_served", fails)
+    summary = Driver(tmp_path, run={"rounds": 1}).run()
+    assert "more answers are empty or cut" in summary["ended"]["reason"]
+
+
+def test_a_gate_that_can_compare_nothing_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the pairs are like is known all the same, and is no comparison."""
+    monkeypatch.setattr("csr_ray.stages.gate.check_image", lambda image: None)
+    monkeypatch.setattr(FakeGenerators, "_served", lambda generators, prompt: prompt.refused("gone", fault="input"))
+    driver = Driver(tmp_path, run={"rounds": 1})
+    (verdict,) = driver.run()["rounds"][0]["train"]["verdicts"]
+    assert verdict["accepted"] and [finding["name"] for finding in verdict["findings"]] == ["preferences"]
+    assert "too few answers to compare the policy" in driver.said.getvalue()
+
+
+def test_a_refusal_does_not_count_once_an_earlier_round_is_trained_again(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    driver.health = _by_dose(0.0, version=2)
+    assert driver.run()["ended"]["round"] == 1
+    (driver.folder.adapter(cycle(0)) / "adapter_model.safetensors").write_bytes(b"damaged")
+    driver.health = _by_dose(1.0)
+    summary = driver.run(may_redo=True)
+    assert summary["ended"] is None and len(summary["rounds"]) == 2
+    assert [order.scale for order in driver.trainer.orders][-2:] == [1.0, 1.0]
+    assert [verdict["accepted"] for verdict in summary["rounds"][1]["train"]["verdicts"]] == [True]
 
 
 def test_a_verdict_that_was_about_a_training_that_is_done_again_does_not_count(tmp_path: Path) -> None:
