@@ -504,8 +504,10 @@ class _Check:
         if config is None or method is None:
             return "unknown, because config.yaml cannot be used"
         done = {(entry["kind"], entry.get("round"), entry.get("phase")) for entry in entries} - self._again
-        num_refused = Counter((entry["round"], entry["phase"]) for entry in entries if entry["kind"] == "refused")
-        has_ended = any(num > config.gate.retries for num in num_refused.values())
+        refused = [entry for entry in entries if entry["kind"] == "refused"]
+        num_refused = Counter((entry["round"], entry["phase"]) for entry in refused)
+        is_final = any(entry["verdict"].get("final") for entry in refused)
+        has_ended = is_final or any(num > config.gate.retries for num in num_refused.values())
         for index in range(0 if has_ended else config.run.rounds):
             for phase in method.phases(index):
                 key = (index, phase.name)

@@ -1,7 +1,7 @@
 """Holds what a history does with trained policies to the gate's promises, from its journal and what is served.
 
 Which trainings hurt is drawn from the seed before anything happens: of each version so many, the first ones, make a
-policy that is worse. So what each verdict has to be is known, whatever dies when.
+policy that is worse, and the examples of some are at fault. So what each verdict has to be is known, whatever dies.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _FAULTS: dict[How, str] = {
     "its reward falls": "the reward fell",
     "it never ends": "the answers are over 1.05 times as long",
 }
+_FAULT_OF_EXAMPLES = "the scorer prefers the rejected answers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +55,15 @@ class Weights:
 
 @dataclass(frozen=True)
 class Harm:
-    """How a version is worse, and how often it is trained until it is not."""
+    """How a version is worse, and how often it is trained until it is not.
+
+    Attributes:
+        in_examples: the scorer alone prefers the answers that its examples reject.
+    """
 
     num: int
     how: How
+    in_examples: bool
 
     def is_in(self, weights: Weights) -> bool:
         return weights.scale > 0.5**self.num
@@ -68,7 +74,7 @@ def harms_of(seed: int, *, num_versions: int) -> dict[int, Harm]:
     rng = random.Random(f"harms {seed}")
     hows: tuple[How, ...] = ("its reward falls", "it never ends")
     return {
-        version: Harm(rng.choice((0, 0, 0, 1, 1, 2, ALWAYS)), rng.choice(hows))
+        version: Harm(rng.choice((0, 0, 0, 1, 1, 2, ALWAYS)), rng.choice(hows), rng.random() < 0.15)
         for version in range(1, num_versions + 1)
     }
 
@@ -112,6 +118,7 @@ class GateReferee:
         self._refused: set[str] = set()
         self._verdicts: list[tuple[int, int, tuple[str, ...]]] = []
         self._is_judged = True
+        self._num_examples = 0  # of the phase that is under way
         self.ended_before: int | None = None  # this version was refused too often
         self._final: list[Weights] | None = None
         self.may_be_damaged = False  # a file of the newest adapter may be another training's
@@ -142,6 +149,7 @@ class GateReferee:
         match kind:
             case "rollout" | "examples":
                 assert self._num_accepted == len(self._trained) == entry["round"], f"its turn has not come: {entry}"
+                self._num_examples = entry.get("made", 0)
             case "train":
                 self._take_training(entry)
             case "publish":
@@ -184,12 +192,17 @@ class GateReferee:
         assert version in self._probes and version - 1 in self._probes, f"nothing was compared: {entry}"
         assert entry["attempt"] == self._num_refused[version] + 1, f"another attempt: {entry}"
         before, after = (self._probes[one]["values"]["tokens"] for one in (version - 1, version))
-        expected: tuple[str, ...] = ()
+        harm, expected = self._harms[version], ()
+        if harm.in_examples and self._num_examples >= LEAST_PROMPTS:
+            expected = (_FAULT_OF_EXAMPLES,)
+            self._tally["examples at fault"] += 1
         if len(before.keys() & after.keys()) < LEAST_PROMPTS:
             self._is_judged = False
             self._tally["verdicts on too few prompts"] += 1
-        elif self._harms[version].is_in(self._trained[-1]):
-            expected = (_FAULTS[self._harms[version].how],)
+        elif harm.is_in(self._trained[-1]):
+            expected = (*expected, _FAULTS[harm.how])
+        self._is_judged &= not harm.in_examples or self._num_examples >= LEAST_PROMPTS
+        assert entry["final"] == (_FAULT_OF_EXAMPLES in expected), f"final or not: {entry}"
         assert tuple(entry["faults"]) == expected, f"expected {expected}: {entry}"
         self._verdicts.append((version, entry["attempt"], expected))
         self._tally["trainings refused" if expected else "trainings accepted"] += 1
@@ -206,7 +219,7 @@ class GateReferee:
         self._refused.add(self._trained[-1].digest)
         self._num_refused[version] += 1
         assert self._num_refused[version] <= self._retries + 1, f"it is trained again too often: {entry}"
-        if self._num_refused[version] > self._retries:
+        if self._num_refused[version] > self._retries or entry["verdict"]["final"]:
             self.ended_before = version
             self._tally["runs ended early"] += 1
         self._take_back()

@@ -183,16 +183,21 @@ class ServingPool(SimulatedPool):
             return answers_as_served(prompt, reward=reward, num_tokens=num_tokens, version=len(chain), says=says)
         if is_mute:
             return prompt.refused("says nothing", fault="policy")
-        return replace(_rollout_of(len(chain)), prompt=prompt)
+        is_against = self._harms[len(chain) + 1].in_examples
+        return replace(_rollout_of(len(chain), is_against=is_against), prompt=prompt)
 
 
 @cache
-def _rollout_of(version: int) -> Rollout:
-    """A rollout as CSR makes it; those of other prompts differ from it by their prompt alone."""
+def _rollout_of(version: int, *, is_against: bool) -> Rollout:
+    """A rollout as CSR makes it; those of other prompts differ from it by their prompt alone.
+
+    Args:
+        is_against: whatever ranked the answers, the scorer alone prefers the other one.
+    """
     method = method_of(tiny_config())
     prompt = Prompt(id="template", image="-", text="-")
     phase = method.phases(0)[0]
-    return asyncio.run(
+    rollout = asyncio.run(
         method.rollout(
             phase,
             prompt,
@@ -202,6 +207,13 @@ def _rollout_of(version: int) -> Rollout:
             seed=1,
         )
     )
+    if not is_against:
+        return rollout
+    of_text = {"Good.": 10.0, "Bad.": 60.0}
+    candidates = tuple(
+        replace(one, scores={**one.scores, "image": of_text.get(one.text)}) for one in rollout.candidates
+    )
+    return replace(rollout, candidates=candidates)
 
 
 @dataclass

@@ -102,13 +102,27 @@ def test_examples_at_fault_are_not_trained_on_again(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Csr, "examples", exchanged)
     driver = Driver(tmp_path)
+    _write_config(tmp_path, retries=2)
     summary = driver.run()
+    assert check_run(tmp_path).next == "nothing: the run is finished"
     assert [order.scale for order in driver.trainer.orders] == [1.0]
     assert summary["ended"]["version"] == 0 and "prefers the rejected answers" in summary["ended"]["reason"]
     said = " ".join(driver.said.getvalue().split())
     assert "less training on the same examples would not mend it" in said
     assert "The run ends here, with the policy before it" in said
     assert driver.run()["ended"] == summary["ended"] and len(driver.starts) == 1
+
+
+def _write_config(folder: Path, *, retries: int) -> None:
+    """As a start would, for the checker."""
+    tree = {
+        "run": {"dir": str(folder), "rounds": 2},
+        "data": {"prompts": "prompts.jsonl"},
+        "policy": {"model": "model"},
+        "scorer": {"model": "clip"},
+        "gate": {"retries": retries},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
 
 
 def _other_role(target: Target) -> Target:
@@ -263,18 +277,7 @@ def test_refusals_of_a_phase_whose_first_policy_is_trained_again_do_not_count(
 def test_the_checker_knows_that_a_run_has_ended_early(tmp_path: Path) -> None:
     driver = Driver(tmp_path, gate={"retries": 1})
     driver.health = _by_dose(0.0)
-    (tmp_path / "config.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "method": "csr",
-                "run": {"dir": str(tmp_path), "rounds": 2},
-                "data": {"prompts": "prompts.jsonl"},
-                "policy": {"model": "model"},
-                "scorer": {"model": "clip"},
-                "gate": {"retries": 1},
-            }
-        )
-    )
+    _write_config(tmp_path, retries=1)
     driver.run()
     assert check_run(tmp_path).next == "nothing: the run is finished"
     lines = (tmp_path / "journal.jsonl").read_bytes().splitlines(keepends=True)
