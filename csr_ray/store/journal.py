@@ -275,8 +275,8 @@ class _Voided:
             return entry
         if entry["kind"] in _WORK and any(first <= number <= last for first, last in self._stretches):
             return None
-        if "verdict" in entry and any(first < number < last for first, last in self._stretches):
-            return None  # of a policy that follows from a training which is done again
+        if entry["kind"] == "again" and "verdict" in entry and self._is_within(number):
+            return None
         if entry["kind"] == "finished" and number < self._before.get(("finished",), 0):
             return None
         if entry["kind"] not in ("examples", "rollout", "lost"):
@@ -287,6 +287,10 @@ class _Voided:
         if number < self._before.get(("unit", *cycle, entry["unit"]), 0):
             return None
         return self._without_prompts(number, entry, cycle=cycle)
+
+    def _is_within(self, number: int) -> bool:
+        """Whether a line stands in what another one voids; a refusal ends the stretch that it voids itself."""
+        return any(first <= number < last for first, last in self._stretches)
 
     def _without_prompts(self, number: int, entry: JsonDict, *, cycle: tuple[int, str]) -> JsonDict | None:
         gone = {

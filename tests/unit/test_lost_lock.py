@@ -42,17 +42,3 @@ def test_a_driver_that_lost_its_lock_changes_no_file_of_the_one_that_took_over(t
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert is_sound(state_of(tmp_path))
     assert len(state_of(tmp_path).journal.units(**CYCLE.key).names) == 1
-
-
-def test_a_driver_that_lost_its_lock_voids_nothing(tmp_path: Path) -> None:
-    state = state_of(tmp_path, unit=7)
-    list(units_of(state, generators=FakeGenerators(state.config)))
-    before = state.folder.journal.read_bytes()
-
-    def lost() -> None:
-        raise LockLost("another driver has it")
-
-    state.journal.before_commit = lost
-    with pytest.raises(LockLost):
-        state.journal.again([{**CYCLE.key, "what": "train", "reason": "refused"}])
-    assert state.folder.journal.read_bytes() == before
