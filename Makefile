@@ -23,7 +23,7 @@ help:
 	@echo "make check-cluster  have SkyPilot's own parsers read cluster/skypilot.yaml; the rest of cluster/ is in make test"
 	@echo "make check-trackio  what trackio has of a run, in its own database; it is not in make install (an older Pillow)"
 	@echo "make soak      small rounds for MINUTES (60), and whether memory, files or anything else grows meanwhile"
-	@echo "make sim       seeded histories of deaths, crashes and full disks, held to what is promised (N=100000, SEED=17)"
+	@echo "make sim       seeded histories of deaths, crashes and full disks, held to what is promised (N=100000, RUNS=2000, SEED=17)"
 	@echo "make sim-scale the driver at 1 to 256 simulated generators and a thousand to a million prompts (an hour)"
 	@echo "make sim-scale-ray whether that is true: 64 sleeping actors of real Ray on four nodes (five minutes)"
 	@echo "make bench     every benchmark this machine can run"
@@ -92,7 +92,7 @@ soak: install
 	@$(BIN)/python tests/ray/chaos/soak.py --minutes $(MINUTES)
 
 sim: install
-	@$(BIN)/python tests/sim/run.py --num $(or $(N),2000) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python tests/sim/run.py --num $(or $(N),2000) $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED))
 
 sim-scale: install
 	@$(BIN)/python benchmarks/sim_scale.py

@@ -445,7 +445,9 @@ class CheckpointClock(TrainerCallback):
         self._last_s = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if state.global_step < state.max_steps:  # after the last step comes the adapter
+        # After the last step comes the adapter. A checkpoint of it would be one to go on from, and transformers makes
+        # a further step of such before it asks whether to stop.
+        if state.global_step < state.max_steps and not control.should_training_stop:
             control.should_save = self._is_due_by_steps(state.global_step) or self._is_due_by_time(args.device)
         return control
 

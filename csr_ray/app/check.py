@@ -619,6 +619,7 @@ def _void(entries: list[Entry], again: Entry) -> list[Entry]:
         if not trained:
             return entries
         behind = [entry for entry in entries[trained[-1] :] if entry["kind"] not in _VOIDED_WITH_A_TRAINING]
+        # What the gate has refused counts from here on, until an earlier phase is trained again.
         refused = [{**again, "kind": "refused"}] if "verdict" in again else []
         return entries[: trained[-1]] + behind + refused
     gone = set(again["ids"])

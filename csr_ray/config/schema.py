@@ -845,7 +845,7 @@ class Gate(Section):
         None, ge=1, description="tokens of an answer, at most; null: search.max_answer_tokens, at most 512"
     )
     reward_loss: float = Field(
-        0.0,
+        0.02,
         ge=0,
         description="the mean reward, and the mean image score alone, may fall by so many standard deviations of "
         "the prompts' own, beyond chance",

@@ -23,7 +23,7 @@ from csr_ray.report.terminal import print_round_table
 from csr_ray.stages import close
 from csr_ray.store.journal import Journal
 
-FELL = "the reward fell (reward 51 to 21 at gate.reward_loss=0)"
+FELL = "the reward fell (reward 51 to 21 at gate.reward_loss=0.02)"
 
 
 def _ended(folder: Path, *, version: int = 2, healthy_from: float = 0.0, **sections: dict) -> Driver:
@@ -128,7 +128,7 @@ def test_the_check_of_a_run_that_ended_early_says_so(tmp_path: Path) -> None:
     assert report.sound and report.next == "nothing: the run ended early in round 2, with policy version 1"
     (note,) = report.notes
     assert note.startswith("round 2: 3 trainings were refused; the last: the reward fell (reward 5")
-    assert note.endswith(" at gate.reward_loss=0)")
+    assert note.endswith(" at gate.reward_loss=0.02)")
     assert _state_of(report) == ["published", "refused"]
 
 
@@ -260,7 +260,7 @@ def test_an_end_without_its_verdicts_is_written_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("health", "named"),
     [
-        ((20.0, 10), "reward 51 to 21 at gate.reward_loss=0"),
+        ((20.0, 10), "reward 51 to 21 at gate.reward_loss=0.02"),
         ((50.0, 100), "at gate.length_growth=1.05"),
         ((50.0, 2), "at gate.length_factor=1.5"),
     ],
