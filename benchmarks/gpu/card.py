@@ -77,6 +77,11 @@ def row(name: str, value: float | None, unit: str, **more: Any) -> dict[str, Any
     return {"name": name, "value": value, "unit": unit, **more}
 
 
+def said(error: Exception) -> str:
+    """An error in a line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+
+
 def _clocked_s(work: Callable[[], object]) -> float:
     started_s = time.perf_counter()
     work()

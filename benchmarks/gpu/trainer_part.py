@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from card import matrix_rate, row, synchronize
+from card import matrix_rate, row, said, synchronize
 from random_llava import model_of, pairs_of, processor_of
 from sizes import Size
 from train_sides import NUM_PROMPT_TOKENS, Side, lora_of, our_side, settings_of, trl_side
@@ -137,7 +137,7 @@ class _Found:
         try:
             step_s, peak, first = stepper.timed(side.batch(num_pairs), steps=self._size.steps)
         except Exception as error:  # one case is not to take the others along
-            reason = "out of memory" if isinstance(error, torch.cuda.OutOfMemoryError) else _said(error)
+            reason = "out of memory" if isinstance(error, torch.cuda.OutOfMemoryError) else said(error)
         if reason:
             stepper.forget()
             self._rows.append(row(f"pairs_per_s {named}", None, "pairs/s", why=reason))
@@ -175,8 +175,13 @@ class _Found:
         """Say where the time of one step goes."""
         try:
             self._profile = stepper.profiled(side.batch(num_pairs))
+            for key in ("busy_ms", "matrix_products_ms") if self._profile else ():
+                share = self._profile[key] / self._profile["step_ms"]
+                self._rows.append(
+                    row(f"share_of_step [{self._model} {self._side}, {key[:-3]}]", share, "of its time")
+                )
         except Exception as error:  # a profiler that breaks is not to take the figures along
-            self._profile = {"why": _said(error)}
+            self._profile = {"why": said(error)}
         self._report(rows=self._rows, cases=self._cases, profile=self._profile)
 
     def _flops(self, num_chosen: int, num_rejected: int, *, is_shared: bool) -> float:
@@ -223,12 +228,12 @@ class Stepper:
     def timed(self, batch: dict[str, Any], *, steps: int) -> tuple[list[float], int | None, float]:
         """Seconds of each step, the peak above the frozen weights, the first step's log-prob of chosen answers."""
         self.forget()
-        if self._device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
         logged = self._trainer._metrics["train"]["logps/chosen"]
         before = len(logged)
         step_s = []
         for number in range(_WARM_UPS + steps):
+            if number == _WARM_UPS and self._device == "cuda":
+                torch.cuda.reset_peak_memory_stats()  # what compiling tried out is not a step's
             synchronize(self._device)
             started_s = time.perf_counter()
             self.step(batch)
@@ -334,7 +339,3 @@ def _run_trl(side: Side, *, found: _Found) -> None:
     stepper = Stepper(side.trainer, precision="adapter", device=found.device)
     for num_pairs in fitting[:2]:
         found.case(stepper, side=side, num_pairs=num_pairs, kind="adapter")
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
