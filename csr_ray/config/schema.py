@@ -835,7 +835,11 @@ class Gate(Section):
         "whose pairs are held out of the training, where there are so many",
     )
     retries: int = Field(
-        2, ge=0, le=10, description="how often a refused phase is trained again; then the run ends early"
+        2,
+        ge=0,
+        le=10,
+        description="how often a refused phase is trained again; then the run ends early, and at once where the "
+        "examples themselves are at fault",
     )
     max_tokens: int | None = Field(
         None, ge=1, description="tokens of an answer, at most; null: search.max_answer_tokens, at most 512"

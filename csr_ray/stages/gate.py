@@ -3,7 +3,8 @@
 The same prompts of the run are answered by the policy before a phase and by the one behind it, and what they said is
 compared (`csr_ray.evaluation.health`). A policy that is worse is taken back: its training is voided in the journal,
 with what spoke against it, and the phase is trained again on the same examples with half the dose. After
-`gate.retries` of these the run ends early, with the policy that it had.
+`gate.retries` of these the run ends early, with the policy that it had. It ends at the first where the examples
+themselves are at fault, because training less on them would not mend that.
 """
 
 from __future__ import annotations
@@ -13,7 +14,15 @@ import time
 from collections.abc import Sequence
 
 from csr_ray.data.images import check_image
-from csr_ray.evaluation.health import LEAST_PROMPTS, Finding, Limits, compare_health, compare_preferences, values_of
+from csr_ray.evaluation.health import (
+    LEAST_PROMPTS,
+    PREFERENCES,
+    Finding,
+    Limits,
+    compare_health,
+    compare_preferences,
+    values_of,
+)
 from csr_ray.machine.workload import gate_answer_tokens
 from csr_ray.methods.base import Dropped
 from csr_ray.ports import Generators, Machinery, Prompts
@@ -69,7 +78,8 @@ def probe(state: RunState, turn: Turn, *, version: int, generators: Generators, 
 def accept(state: RunState, turn: Turn, trained: TrainResult, *, machinery: Machinery, view: View) -> bool:
     """Whether the phase's policy, which is published, stays; if not, it has been taken back.
 
-    After too many refusals the run has ended (`RunState.ended`), and the policy before the phase is served.
+    After too many refusals, or one for what is wrong with the examples themselves, the run has ended
+    (`RunState.ended`), and the policy before the phase is served.
     """
     if not state.config.gate.enabled or state.journal.find("verdict", version=trained.version):
         return True
@@ -77,11 +87,13 @@ def accept(state: RunState, turn: Turn, trained: TrainResult, *, machinery: Mach
     probe(state, turn, version=trained.version, generators=generators, view=view)
     findings = [*_preferences(state, cycle), *_findings(state, cycle)]
     faults = [finding.fault for finding in findings if finding.fault]
+    is_final = any(finding.fault and finding.name == PREFERENCES for finding in findings)
     verdict: JsonDict = {
         "version": trained.version,
         "attempt": len(refusals(state.journal, cycle)) + 1,
         "findings": [finding.to_plain() for finding in findings],
         "faults": faults,
+        "final": is_final,
         "dose": _dose_in_short(trained),
     }
     if not faults:
@@ -90,14 +102,25 @@ def accept(state: RunState, turn: Turn, trained: TrainResult, *, machinery: Mach
             view.say(f"{cycle}: too few answers to compare the policy with the one before it", is_warning=True)
         return True
     refused = f"refused: {', '.join(faults)} ({_in_words(findings)})"
+    verdict["spent"] = _spent(state, cycle, trained)
     state.journal.again([{**cycle.key, "what": "train", "reason": refused, "verdict": verdict}])
     generators.withdraw(trained.version)
     machinery.trainer.withdraw(trained.version)
     if state.ended:
-        view.say(f"{cycle} is {refused}. The run ends here, with the policy before it", is_warning=True)
+        why = ", and less training on the same examples would not mend it" if is_final else ""
+        view.say(f"{cycle} is {refused}{why}. The run ends here, with the policy before it", is_warning=True)
     else:
         view.say(f"{cycle} is {refused}: trained again with half the dose", is_warning=True)
     return False
+
+
+def _spent(state: RunState, cycle: Cycle, trained: TrainResult) -> JsonDict:
+    """What the refused attempt took: its own lines are voided with it."""
+    published = state.journal.find("publish", **cycle.key)
+    probed = state.journal.find("probe", version=trained.version)
+    assert published is not None and probed is not None
+    look = {name: probed[name] for name in ("prompts", "failed", "tokens", "seconds")}
+    return {"train": trained.seconds, "publish": published["seconds"], "gate": look}
 
 
 def gate_prompts(state: RunState, prompts: Prompts) -> list[Prompt]:

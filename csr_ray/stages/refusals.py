@@ -17,7 +17,8 @@ def refusals(journal: Journal, cycle: Cycle) -> list[JsonDict]:
 def ended(journal: Journal, *, retries: int) -> JsonDict | None:
     """Which phase was refused more often than it may be tried again, so that the run ended there; None: none was.
 
-    `version` is the policy's that the run ended with.
+    A verdict that is final, because the examples themselves are at fault, ends the run at once. `version` is the
+    policy that the run ended with.
     """
     num_refused: Counter[tuple[int, str]] = Counter()
     for entry in journal.all("again", what="train"):
@@ -25,7 +26,7 @@ def ended(journal: Journal, *, retries: int) -> JsonDict | None:
             continue
         phase = (entry["round"], entry["phase"])
         num_refused[phase] += 1
-        if num_refused[phase] > retries:
+        if num_refused[phase] > retries or entry["verdict"].get("final"):
             version = entry["verdict"]["version"] - 1
             return {"round": phase[0], "phase": phase[1], "version": version, "reason": entry["reason"]}
     return None

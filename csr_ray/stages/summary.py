@@ -120,7 +120,8 @@ def cycle_figures(journal: Journal, cycle: Cycle) -> JsonDict:
     trained = journal.find("train", **cycle.key) or {}
     published = journal.find("publish", **cycle.key) or {}
     seconds = units.total("seconds")
-    gate = _gate(journal, cycle)
+    refused = [verdict["spent"] for verdict in refusals(journal, cycle) if "spent" in verdict]
+    gate = _gate(journal, cycle, refused=refused)
     return {
         "rollout": {
             "prompts": units.total("prompts"),
@@ -178,17 +179,18 @@ def cycle_figures(journal: Journal, cycle: Cycle) -> JsonDict:
         "stages": {
             "rollout": seconds,
             "pairs": examples.get("seconds", 0.0),
-            "train": trained.get("seconds", 0.0),
-            "publish": published.get("seconds", 0.0),
+            "train": trained.get("seconds", 0.0) + sum(spent["train"] for spent in refused),
+            "publish": published.get("seconds", 0.0) + sum(spent["publish"] for spent in refused),
             "gate": gate["seconds"],
         },
     }
 
 
-def _gate(journal: Journal, cycle: Cycle) -> JsonDict:
-    """The looks at the policy: at the phase's own, and in the first phase at the one that it began with."""
+def _gate(journal: Journal, cycle: Cycle, *, refused: Sequence[JsonDict]) -> JsonDict:
+    """The looks at the policy: at each of the phase's own, and in the first phase at the one that it began with."""
     versions = [cycle.policy_version + 1, *([0] if cycle.policy_version == 0 else [])]
     looks = [entry for version in versions for entry in journal.all("probe", version=version)]
+    looks += [spent["gate"] for spent in refused]
     names = ("prompts", "failed", "tokens", "seconds")
     return {"looks": len(looks), **{name: sum(look.get(name, 0) for look in looks) for name in names}}
 

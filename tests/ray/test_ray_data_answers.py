@@ -102,7 +102,7 @@ def test_it_answers_as_the_pool_does_and_a_second_start_goes_on(
     assert said == [], "Ray Data's words are not for our screen"
     assert f"world: n {NUM_IMAGES}, " in printed.out
     found = json.loads(output.read_text())
-    assert set(found) == {"benchmark", "n", "metrics", "skipped"}
+    assert set(found) == {"benchmark", "n", "metrics", "intervals", "resampled", "sums", "items", "skipped"}
     assert (found["benchmark"], found["n"], found["skipped"]) == ("world", NUM_IMAGES, {})
 
     parts = sorted(out.glob("part_*.parquet"))

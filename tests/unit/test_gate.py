@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from fakes import PromptList
 from test_loop import Driver as LoopDriver
 from test_loop import cycle, merged_model  # noqa: F401 - a fixture that every test here uses
 
-from csr_ray.records import Prompt
+from csr_ray.methods.base import Dropped
+from csr_ray.methods.csr import Csr
+from csr_ray.records import Example, Phase, Prompt, Rollout, Target
 from csr_ray.stages.gate import gate_prompts
 from csr_ray.store.journal import Journal
 from csr_ray.training.dose import is_held_out
@@ -56,6 +60,11 @@ def test_a_phase_that_hurts_is_trained_again_with_half_the_dose(tmp_path: Path) 
     assert driver.generators.withdrawn == driver.trainer.withdrawn == [1]
     assert driver.generators.published == [1, 1, 2]
     refused, accepted = summary["rounds"][0]["train"]["verdicts"]
+    first, second = summary["rounds"]
+    assert first["stages"]["train"] == 2 * second["stages"]["train"] > 0, "what a refused training took is told"
+    assert first["stages"]["publish"] == 2 * second["stages"]["publish"] > 0
+    assert first["train"]["seconds"] == second["train"]["seconds"], "of the training that stays"
+    assert first["gate"]["looks"] == 3 and second["gate"]["looks"] == 1
     assert not refused["accepted"] and refused["faults"] == ["the reward fell"]
     assert accepted["accepted"] and accepted["attempt"] == 2
     assert len(summary["rounds"]) == 2 and summary["finished"]
@@ -76,6 +85,30 @@ def test_a_phase_that_always_hurts_ends_the_run_with_the_policy_before_it(tmp_pa
     assert "The run ends here, with the policy before it" in " ".join(driver.said.getvalue().split())
     again = driver.run()
     assert again["ended"] == summary["ended"] and len(driver.starts) == 1, "there is nothing to go on with"
+
+
+def test_examples_at_fault_are_not_trained_on_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less training on the same pairs does not mend what ranked them, so the run ends with the first verdict."""
+    examples = Csr.examples
+
+    def exchanged(method: Csr, phase: Phase, rollout: Rollout) -> Sequence[Example] | Dropped:
+        made = examples(method, phase, rollout)
+        assert not isinstance(made, Dropped)
+        return [replace(pair, targets=tuple(_other_role(target) for target in pair.targets)) for pair in made]
+
+    monkeypatch.setattr(Csr, "examples", exchanged)
+    driver = Driver(tmp_path)
+    summary = driver.run()
+    assert [order.scale for order in driver.trainer.orders] == [1.0]
+    assert summary["ended"]["version"] == 0 and "prefers the rejected answers" in summary["ended"]["reason"]
+    said = " ".join(driver.said.getvalue().split())
+    assert "less training on the same examples would not mend it" in said
+    assert "The run ends here, with the policy before it" in said
+    assert driver.run()["ended"] == summary["ended"] and len(driver.starts) == 1
+
+
+def _other_role(target: Target) -> Target:
+    return replace(target, role={"chosen": "rejected", "rejected": "chosen"}[target.role])
 
 
 def test_answers_that_grow_without_end_are_refused_though_their_reward_does_not_fall(tmp_path: Path) -> None:

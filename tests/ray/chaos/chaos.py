@@ -53,6 +53,13 @@ OVERRIDES = (
     "generators.restarts=100",
     "scorers.restarts=100",
     "train.restarts=100",
+    # Its requests are struck like any others, and no verdict may end the run: a policy of so few pictures can be
+    # worse, and what a refusal looks like after a death is looked at in tests/sim and tests/unit.
+    "gate.reward_loss=100",
+    "gate.length_growth=100",
+    "gate.length_factor=100",
+    "gate.share_rise=1",
+    "gate.self_bleu_rise=1",
 )
 # What a process is called, by role.
 TITLES = {
