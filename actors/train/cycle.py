@@ -34,9 +34,10 @@ from actors.train.causality import sees_ahead
 from actors.train.checkpoints import Checkpoint, CheckpointFolder, training_key
 from actors.train.dose_clock import DoseClock
 from actors.train.examples import ExampleStream, HeldExamples, Verdict
-from actors.train.pair_trainer import CheckpointClock, PairTrainer, StepClock, trained_weights
+from actors.train.pair_trainer import CheckpointClock, PairTrainer, StepClock
 from actors.train.reach import Reach, SharedDisk
 from actors.train.settings import training_arguments
+from actors.train.shards import trained_weights
 from actors.train.shared_step import FLEX_BLOCK, can_use_flex, family_positions, set_flex
 from actors.train.stream import HELD_OUT, ExampleSource
 from actors.train.threads import loader_threads, num_local_workers
