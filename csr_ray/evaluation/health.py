@@ -66,7 +66,7 @@ class Finding:
         return {**asdict(self), "difference": asdict(self.difference)}
 
 
-def values_of(rollouts: Sequence[Rollout], *, failed: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+def values_of(rollouts: Sequence[Rollout], *, mute: Sequence[str] = ()) -> dict[str, dict[str, float]]:
     """The figures of each prompt, as means over its answers; `reward` and `image` only where every answer has one.
 
     `image` is the scorer's half of the reward alone. The other half is the policy's own opinion, which one that has
@@ -75,7 +75,7 @@ def values_of(rollouts: Sequence[Rollout], *, failed: Sequence[str] = ()) -> dic
     n-grams of up to four words, other prompts' answers say, too.
 
     Args:
-        failed: ids of prompts that the policy, or what judges it, made nothing of; as bad as an empty answer.
+        mute: ids of prompts that the policy made nothing of, which is as bad as an empty answer.
     """
     values: dict[str, dict[str, float]] = {name: {} for name in _FIGURES}
     likeness = _self_bleu([[answer.text for answer in rollout.candidates] for rollout in rollouts])
@@ -93,7 +93,7 @@ def values_of(rollouts: Sequence[Rollout], *, failed: Sequence[str] = ()) -> dic
             [float(not answer.text.strip() or bool(answer.scores.get("cut"))) for answer in answers]
         )
         values[SELF_BLEU][key] = alike
-    values[BROKEN].update(dict.fromkeys(failed, 1.0))
+    values[BROKEN].update(dict.fromkeys(mute, 1.0))
     return values
 
 

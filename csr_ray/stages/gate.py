@@ -67,14 +67,18 @@ def probe(state: RunState, turn: Turn, *, version: int, generators: Generators, 
     round_index = turn.cycle.round_index
     cycle = Cycle(round_index=round_index, phase=Phase(name=PHASE, probing=_probing(state)), policy_version=version)
     answered: list[Rollout] = []
-    failed: list[str] = []
+    num_failed = 0
+    mute: list[str] = []
     with view.stage("check", total=len(asked), unit="prompts", round_index=round_index) as stage:
         sieve = Sieve(unreadable=check_image, find=turn.readable)
         for result in sieve.sift(generators.rollout(asked, cycle=cycle, num=len(asked))):
             if isinstance(result, Rollout):
                 answered.append(result)
-            elif result.fault != "input" and result.id is not None:  # a picture that cannot be read says nothing
-                failed.append(result.id)
+            else:
+                num_failed += 1
+                # Only these tell of the policy: a picture that is gone and an engine that died do not.
+                if result.fault == "policy" and result.id is not None:
+                    mute.append(result.id)
             stage.advance(tokens=result.stats.num_tokens if isinstance(result, Rollout) else 0)
             keep_account(state, round_index=round_index)
     place = {prompt.id: number for number, prompt in enumerate(asked)}
@@ -82,9 +86,9 @@ def probe(state: RunState, turn: Turn, *, version: int, generators: Generators, 
     state.journal.commit(
         "probe",
         version=version,
-        values=values_of(answered, failed=failed),
+        values=values_of(answered, mute=mute),
         prompts=len(answered),
-        failed=len(failed),
+        failed=num_failed,
         tokens=sum(rollout.stats.num_tokens for rollout in answered),
         seconds=time.perf_counter() - started_s,
     )
@@ -114,8 +118,8 @@ def accept(state: RunState, turn: Turn, trained: TrainResult, *, machinery: Mach
     }
     if not faults:
         state.journal.commit("verdict", **cycle.key, **verdict)
-        if not of_answers:
-            view.say(f"{cycle}: too few answers to compare the policy with the one before it", is_warning=True)
+        if few := _too_few(state, trained, of_answers=of_answers):
+            view.say(f"{cycle}: {few}", is_warning=True)
         return True
     refused = f"refused: {', '.join(faults)} ({_in_words(findings, config=state.config)})"
     verdict["spent"] = _spent(state, cycle, trained)
@@ -132,6 +136,18 @@ def accept(state: RunState, turn: Turn, trained: TrainResult, *, machinery: Mach
     else:
         view.say(f"{cycle} is {refused}: trained again with half the dose", is_warning=True)
     return False
+
+
+def _too_few(state: RunState, trained: TrainResult, *, of_answers: Sequence[Finding]) -> str:
+    """What to say where little or nothing could be compared; "": enough was."""
+    if not of_answers:
+        return "too few answers to compare the policy with the one before it"
+    probed = state.journal.find("probe", version=trained.version)
+    assert probed is not None
+    asked = probed["prompts"] + probed["failed"]
+    if probed["failed"] <= asked / 2:
+        return ""
+    return f"{probed['failed']} of {asked} prompts of the gate have no answer; the policy is compared by the others"
 
 
 def _spent(state: RunState, cycle: Cycle, trained: TrainResult) -> JsonDict:

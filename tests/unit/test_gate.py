@@ -212,12 +212,30 @@ def test_a_policy_whose_answers_fail_is_refused(
 
     def fails(generators: FakeGenerators, prompt: Prompt) -> Rollout | Rejection:
         if generators.version and int(prompt.id[1:]) < share_failing * len(PROMPTS):
-            return prompt.refused("an answer's log-probs are no numbers", fault="machine")
+            return prompt.refused("the policy said nothing", fault="policy")
         return served(generators, prompt)
 
     monkeypatch.setattr(FakeGenerators, "_served", fails)
     summary = Driver(tmp_path, run={"rounds": 1}).run()
     assert "more answers are empty or cut" in summary["ended"]["reason"]
+
+
+def test_answers_that_fail_by_a_machine_say_nothing_of_the_policy_and_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("csr_ray.stages.gate.check_image", lambda image: None)
+    served = FakeGenerators._served
+
+    def fails(generators: FakeGenerators, prompt: Prompt) -> Rollout | Rejection:
+        if generators.version and int(prompt.id[1:]) % 4:
+            return prompt.refused("the engine died", fault="machine")
+        return served(generators, prompt)
+
+    monkeypatch.setattr(FakeGenerators, "_served", fails)
+    driver = Driver(tmp_path, run={"rounds": 1})
+    (verdict,) = driver.run()["rounds"][0]["train"]["verdicts"]
+    assert verdict["accepted"]
+    assert "30 of 40 prompts of the gate have no answer" in " ".join(driver.said.getvalue().split())
 
 
 def test_a_gate_that_can_compare_nothing_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
