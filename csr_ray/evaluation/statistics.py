@@ -166,10 +166,7 @@ def sum_interval(figure: WeightedSum, *, seed: int, num_resamples: int = NUM_RES
     blocks = _blocks(figure, seed=seed)
     value = figure.value
     if all(ratio.is_share and ratio.value in (0.0, 1.0) for _, ratio in figure.parts):
-        known = [
-            (weight, _all_alike(ratio.value, num_trials=len(items)))
-            for (weight, ratio), (items, _) in zip(figure.parts, blocks, strict=True)
-        ]
+        known = [(weight, _all_alike(ratio)) for weight, ratio in figure.parts]
         ends = [(weight * one.low, weight * one.high) for weight, one in known]
         return Interval(value, sum(map(min, ends)), sum(map(max, ends)))
     if min(len(items) for items, _ in blocks) == 1:
@@ -206,7 +203,8 @@ def interval(ratio: Ratio, *, seed: int, num_resamples: int = NUM_RESAMPLES) -> 
     """The figure with its 95 % bootstrap interval: percentiles over draws of as many items, with replacement.
 
     Where all items of a share are alike every draw is, too, and the interval would be a point. Clopper and Pearson's
-    exact bound for none or all of so many items is given then: 0 of 300 is 0 to 1.2 %.
+    exact bound for none or all of so many items is given then: 0 of 300 is 0 to 1.2 %. Items with nothing below the
+    line do not count there: a precision of one "yes" among 300 answers is 2.5 to 100 %.
 
     Raises:
         ValueError: there is no item.
@@ -214,7 +212,7 @@ def interval(ratio: Ratio, *, seed: int, num_resamples: int = NUM_RESAMPLES) -> 
     num_items = _num_items(ratio)
     value = ratio.value
     if ratio.is_share and value in (0.0, 1.0):
-        return _all_alike(value, num_trials=num_items)
+        return _all_alike(ratio)
     if num_items == 1:
         return Interval(value, -math.inf, math.inf)
     drawn = np.concatenate(
@@ -360,8 +358,11 @@ def _sums(figure: WeightedSum, *, blocks: Sequence[tuple[np.ndarray, Seed]], num
     return total
 
 
-def _all_alike(value: float, *, num_trials: int) -> Interval:
-    bound = ((1.0 - LEVEL) / 2.0) ** (1.0 / num_trials)
+def _all_alike(ratio: Ratio) -> Interval:
+    """The exact bound of a share that is 0 or 1; an item with nothing below the line (an answer that is not "yes", of
+    a precision) is no trial, and a share without any may be anything."""
+    value, num_trials = ratio.value, int((ratio.denominators > 0.0).sum())
+    bound = ((1.0 - LEVEL) / 2.0) ** (1.0 / num_trials) if num_trials else 0.0
     return Interval(value, 0.0, 1.0 - bound) if value == 0.0 else Interval(value, bound, 1.0)
 
 
