@@ -557,8 +557,8 @@ class Train(Section):
     def _can_be_reached(cls, nats: float) -> float:
         if nats > MOST_OF_A_LIMIT:
             raise ValueError(
-                f"{nats:g} nats an answer are never reached; set at most {MOST_OF_A_LIMIT:,}, or train.dose=epochs for "
-                "a fixed number of passes"
+                f"{nats:g} nats an answer are never reached; set at most {MOST_OF_A_LIMIT:,}, or train.dose=epochs "
+                "for a fixed number of passes"
             )
         return nats
 

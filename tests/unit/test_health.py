@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from csr_ray.config.schema import Gate
@@ -109,9 +110,11 @@ def _default_limits() -> Limits:
     [
         # As measured after a learning rate 50 times too high: of 128 answers 6 repeat themselves, none did before.
         (lambda n: {"repeats": 0.5 * (n % 11 == 0)}, "more answers repeat themselves"),
-        # As measured with all pairs exchanged: less by 0.8 (0.01 to 1.7), of 67.
-        (lambda n: {"reward": -0.84 + 3.4 * (-1) ** (n // 2)}, "the reward fell"),
-        (lambda n: {"image": -0.84 + 3.4 * (-1) ** (n // 2)}, "the image score fell"),
+        # As measured with the paper's raw sum: the image score less by 0.83 (0.12 to 1.7), with the longest answers
+        # by 0.80 (0.10 to 1.7). (What exchanged pairs took from the reward, 0.8 with 0.01 to 1.7, is no more than
+        # chance takes from one of several figures; these are refused for what the scorer says of them, further down.)
+        (lambda n: {"reward": -0.83 + 3.0 * (-1) ** (n // 2)}, "the reward fell"),
+        (lambda n: {"image": -0.83 + 3.0 * (-1) ** (n // 2)}, "the image score fell"),
         # As measured with a scorer that prefers longer texts: 23.3 to 25.9 tokens, 2 to 3 more. Healthy phases: the
         # lower end of the interval was at most 1.026 times as many.
         (lambda n: {"tokens": 2.6 + 2 * (-1) ** (n // 2)}, "the answers are over 1.05 times as long"),
@@ -150,15 +153,41 @@ def test_the_image_score_is_compared_where_every_answer_has_one() -> None:
     assert values_of([_rollout("p", "A moon.")])["image"] == {}
 
 
-def test_chance_alone_is_refused_in_few_of_many_cases_by_default() -> None:
-    """Answers drawn anew on both sides. Versions share their draws, so one that stays as it is differs in nothing."""
+def num_refused_by_chance(num_cases: int, *, weight: float) -> int:
+    """How often nothing but chance is refused: 64 prompts, all six figures drawn anew before and after.
+
+    Args:
+        weight: `reward.weight`. The smaller it is, the less the reward and the image score have in common, and the
+            more they are two chances to be wrong.
+    """
     num_refused = 0
-    for seed in range(200):
-        rng = random.Random(seed)
-        before, after = values_of(_healthy(rng)), values_of(_healthy(rng))
-        found = compare_health(before, after=after, limits=_default_limits(), seed=0)
+    for case in range(num_cases):
+        random = np.random.default_rng([case, int(100 * weight)])
+        before, after = _drawn(random, weight=weight), _drawn(random, weight=weight)
+        found = compare_health(before, after=after, limits=_default_limits(), seed=case)
+        assert len(found) == 6
         num_refused += any(finding.fault for finding in found)
-    assert num_refused <= 16, "of 200; the interval leaves 1 of 40 below it for each figure"
+    return num_refused
+
+
+def _drawn(random: np.random.Generator, *, weight: float) -> dict[str, dict[str, float]]:
+    """The figures of 64 prompts, means over two answers each; one answer of fifty repeats itself, one is cut."""
+    image, own = random.normal(45, 14, size=(64, 2)), random.normal(90, 14, size=(64, 2))
+    figures = {
+        "reward": weight * image + (1 - weight) * own,
+        "image": image,
+        "tokens": random.normal(23, 6, size=(64, 2)),
+        "repeats": random.random((64, 2)) < 0.02,
+        "broken": random.random((64, 2)) < 0.02,
+        "self_bleu": random.normal(0.5, 0.2, size=(64, 2)),
+    }
+    return {name: {f"p{n}": float(row.mean()) for n, row in enumerate(rows)} for name, rows in figures.items()}
+
+
+def test_chance_alone_is_refused_in_under_5_percent_of_cases_by_default() -> None:
+    """Versions share their draws, so one that stays as it is differs in nothing; chance does no more than this."""
+    num_cases = 600
+    assert num_refused_by_chance(num_cases, weight=0.1) <= 0.05 * num_cases
 
 
 def test_answers_that_all_become_the_same_are_refused() -> None:
