@@ -9,7 +9,7 @@ ENGINE  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 # imports anew, which costs minutes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-unit test-long test-gpu bad-inputs check-cluster check-slurm check-trackio chaos soak sim sim-scale sim-scale-ray bench lint clean
+.PHONY: help install demo test test-unit test-long test-gpu bad-inputs check-cluster check-slurm check-trackio chaos soak sim sim-scale sim-scale-ray bench bench-gpu lint clean
 
 help:
 	@echo "make install   create $(VENV) with the $(ENGINE) engine (does nothing when up to date)"
@@ -23,10 +23,11 @@ help:
 	@echo "make check-cluster  have SkyPilot's own parsers read cluster/skypilot.yaml; the rest of cluster/ is in make test"
 	@echo "make check-trackio  what trackio has of a run, in its own database; it is not in make install (an older Pillow)"
 	@echo "make soak      small rounds for MINUTES (60), and whether memory, files or anything else grows meanwhile"
-	@echo "make sim       seeded histories of deaths, crashes and full disks, held to what is promised (N=100000, SEED=17)"
+	@echo "make sim       seeded histories of deaths, crashes and full disks, held to what is promised (N=100000, RUNS=2000, SEED=17)"
 	@echo "make sim-scale the driver at 1 to 256 simulated generators and a thousand to a million prompts (an hour)"
 	@echo "make sim-scale-ray whether that is true: 64 sleeping actors of real Ray on four nodes (five minutes)"
 	@echo "make bench     every benchmark this machine can run"
+	@echo "make bench-gpu what a GPU makes of the training step, FlexAttention, CLIP and merges (eight minutes, JSON=gpu.json)"
 	@echo "make lint      ruff and mypy"
 
 install: $(STAMP)
@@ -92,7 +93,7 @@ soak: install
 	@$(BIN)/python tests/ray/chaos/soak.py --minutes $(MINUTES)
 
 sim: install
-	@$(BIN)/python tests/sim/run.py --num $(or $(N),2000) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python tests/sim/run.py --num $(or $(N),2000) $(if $(RUNS),--runs $(RUNS)) $(if $(SEED),--seed $(SEED))
 
 sim-scale: install
 	@$(BIN)/python benchmarks/sim_scale.py
@@ -103,6 +104,11 @@ sim-scale-ray: install
 # Not bench_variants.py: whole runs on six worlds with three seeds each take hours, and the untouched worlds are kept so.
 bench: install
 	@for script in $(filter-out benchmarks/bench_variants.py,$(wildcard benchmarks/bench_*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# The kit needs neither Ray nor vLLM, and goes on where it was cut off: docs/gpus.md.
+JSON ?= gpu.json
+bench-gpu: install
+	@$(BIN)/python benchmarks/gpu/kit.py --json $(JSON) $(if $(PARTS),--parts $(PARTS))
 
 lint: install
 	@$(BIN)/ruff check .

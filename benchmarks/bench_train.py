@@ -51,12 +51,12 @@ from on_cluster import (
 )
 from random_llava import Shape, as_examples, build, pairs_of, picture
 from result_file import add_json_flag, told_in_a_line, versions_of, write_result
+from train_sides import NUM_PROMPT_TOKENS, Side, lora_of, our_side, settings_of, trl_side
 
 from csr_ray.config.schema import Config
 from csr_ray.machine.placement import Demand, train_demand
 
 VERSIONS = ("torch", "trl", "transformers", "deepspeed", "ray")
-NUM_PROMPT_TOKENS = 30
 EXAMPLES = """
 examples:
   python benchmarks/bench_train.py --json train.json
@@ -321,7 +321,8 @@ def run_phase(arguments: argparse.Namespace) -> dict[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
     torch.set_num_threads(arguments.threads)
-    trainer, batch, token_ratio = (_trl if arguments.phase == "trl" else _ours)(arguments)
+    side = _side(arguments)
+    trainer = side.trainer
     optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-5)
     trainer.model.train()
     baseline = _rss_bytes()
@@ -332,112 +333,52 @@ def run_phase(arguments: argparse.Namespace) -> dict[str, Any]:
         started_s = time.perf_counter()
         if counter:
             with counter:
-                _step(trainer, batch=batch, optimizer=optimizer)
+                _step(side, num_pairs=arguments.pairs, optimizer=optimizer)
             flops = counter.get_total_flops()
         else:
-            _step(trainer, batch=batch, optimizer=optimizer)
+            _step(side, num_pairs=arguments.pairs, optimizer=optimizer)
             step_s.append(time.perf_counter() - started_s)
     return {
         "step_s": step_s,
         "chosen_logp": trainer._metrics["train"]["logps/chosen"][0],
         "flops": flops,
         "peak_bytes": _peak_bytes() - baseline,
-        "token_ratio": token_ratio,
+        "token_ratio": _token_ratio(side, shape=_shape(arguments)),
         "versions": versions_of("torch", "transformers", "trl", "peft"),
     }
 
 
-def _step(trainer: Any, *, batch: Any, optimizer: Any) -> None:
-    loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch()))
+def _step(side: Side, *, num_pairs: int, optimizer: Any) -> None:
+    trainer = side.trainer
+    loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(side.batch(num_pairs)))
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
 
 
-def _trl(arguments: argparse.Namespace) -> tuple[Any, Any, float]:
-    from datasets import Dataset
-    from trl import DPOTrainer
-
-    texts = _texts(arguments)
-    rows = [{"prompt": pair.prompt, "chosen": f" {pair.chosen}", "rejected": f" {pair.rejected}"} for pair in texts]
-    side_px = _shape(arguments).image_px
+def _side(arguments: argparse.Namespace) -> Side:
     processor, policy = _load(arguments.model)
-    trainer = DPOTrainer(
-        policy,
-        args=_settings(arguments),
-        train_dataset=Dataset.from_list([{**row, "image": "0"} for row in rows]),
-        processing_class=processor,
-        peft_config=_lora(arguments),
-    )
-
-    def batch() -> Any:
-        return trainer.data_collator(
-            [{**row, "image": picture(index, side_px=side_px)} for index, row in enumerate(rows)]
-        )
-
-    return trainer, batch, 0.0
+    common = {
+        "processor": processor,
+        "texts": _texts(arguments),
+        "side_px": _shape(arguments).image_px,
+        "settings": settings_of(arguments.pairs),
+        "lora": lora_of(arguments.rank),
+    }
+    if arguments.phase == "trl":
+        return trl_side(policy, **common)
+    return our_side(policy, **common, pack_tokens=arguments.pack_tokens)
 
 
-def _ours(arguments: argparse.Namespace) -> tuple[Any, Any, float]:
-    from actors.train.examples import HeldExamples
-    from actors.train.pair_trainer import PairTrainer
-    from actors.train.shared_step import family_positions
-    from csr_ray.config.schema import Train
-    from csr_ray.training.collate import SharedPrefixCollator, pair_rows
+def _token_ratio(side: Side, *, shape: Shape) -> float:
     from csr_ray.training.shared_prefix import flops_ratio
 
-    texts = _texts(arguments)
-    processor, policy = _load(arguments.model)
-    shape = _shape(arguments)
-
-    images = [str(index) for index in range(len(texts))]
-    pairs = as_examples(texts, images=images, tokenizer=processor.tokenizer)
-    trainer = PairTrainer(
-        policy,
-        args=_settings(arguments),
-        train=Train(beta=0.1, dtype="float32"),
-        examples=HeldExamples(pairs),
-        collator=SharedPrefixCollator(
-            processor=processor,
-            load_picture=lambda named: picture(int(named.path), side_px=shape.image_px),
-            positions=family_positions(policy),
-            budget=arguments.pack_tokens,
-        ),
-        lora=_lora(arguments),
-    )
-    lengths = [(len(pair.chosen.token_ids), len(pair.rejected.token_ids)) for pair in pairs]
-    ratio = flops_ratio(
+    return flops_ratio(
         num_prefix=shape.num_image_tokens + NUM_PROMPT_TOKENS,
-        num_chosen=round(statistics.mean(chosen for chosen, _ in lengths)),
-        num_rejected=round(statistics.mean(rejected for _, rejected in lengths)),
+        num_chosen=round(statistics.mean(chosen for chosen, _ in side.answer_tokens)),
+        num_rejected=round(statistics.mean(rejected for _, rejected in side.answer_tokens)),
         reference_forward=True,
     )
-    return trainer, lambda: trainer.data_collator(pair_rows(pairs)), ratio
-
-
-def _settings(arguments: argparse.Namespace) -> Any:
-    from trl import DPOConfig
-
-    return DPOConfig(
-        output_dir=tempfile.gettempdir(),
-        beta=0.1,
-        per_device_train_batch_size=arguments.pairs,
-        max_length=None,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        remove_unused_columns=False,
-        report_to=[],
-        disable_tqdm=True,
-    )
-
-
-def _lora(arguments: argparse.Namespace) -> Any:
-    from peft import LoraConfig
-
-    names = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
-    targets = rf".*\blanguage_model\..*\.({names})"
-    return LoraConfig(r=arguments.rank, lora_alpha=2 * arguments.rank, target_modules=targets, task_type="CAUSAL_LM")
 
 
 def _load(model: Path) -> tuple[Any, Any]:

@@ -112,10 +112,10 @@ def rows_of(summaries: list[dict]) -> list[dict]:
 
     def fall(summary: dict, metric: str) -> float:
         base = summary["base"]["eval"][metric]
-        return (base - summary["rounds"][-1]["eval"][metric]) / base
+        return (base - last(summary)["eval"][metric]) / base
 
     def change(summary: dict, metric: str) -> float:
-        return summary["rounds"][-1]["eval"][metric] - summary["base"]["eval"][metric]
+        return last(summary)["eval"][metric] - summary["base"]["eval"][metric]
 
     def outside(summary: dict) -> float:
         inside = sum(
@@ -124,26 +124,40 @@ def rows_of(summaries: list[dict]) -> list[dict]:
         )
         return 1 - inside / sum(entry["seconds"] for entry in summary["rounds"])
 
+    with_rounds = [summary for summary in summaries if summary["rounds"]]
+    if not with_rounds:
+        raise SystemExit(
+            "every run ended in its first round, so there is nothing to sum up; their own words are above"
+        )
+
     def stage_s(stage: str) -> list[float]:
-        return [statistics.mean(entry["stages"][stage] for entry in summary["rounds"]) for summary in summaries]
+        return [statistics.mean(entry["stages"][stage] for entry in summary["rounds"]) for summary in with_rounds]
 
     return [
         row("chair_s_relative_fall", [fall(summary, "chair_s") for summary in summaries], "share"),
         row("chair_s_t1_relative_fall", [fall(summary, "chair_s_t1") for summary in summaries], "share"),
         row("recall_change", [change(summary, "recall") for summary in summaries], "fraction"),
         row("pope_acc_change", [change(summary, "pope_acc") for summary in summaries], "fraction"),
-        row("repeat_last", [summary["rounds"][-1]["eval"]["repeat"] for summary in summaries], "fraction"),
+        row("repeat_last", [last(summary)["eval"]["repeat"] for summary in summaries], "fraction"),
         row("wall_seconds", [summary["wall_s"] for summary in summaries], "s"),
         row("start_seconds", [summary["start_seconds"] for summary in summaries], "s"),
         *(row(f"{stage}_seconds", stage_s(stage), "s a round") for stage in ("rollout", "train", "publish", "eval")),
         row("peak_memory", [summary["peak_bytes"] / 2**30 for summary in summaries], "GiB"),
-        row("outside_share", [outside(summary) for summary in summaries], "share"),
+        row("outside_share", [outside(summary) for summary in with_rounds], "share"),
     ]
 
 
+def last(summary: dict) -> dict:
+    """The entry of the last policy that a run kept, be it its first."""
+    return [summary["base"], *summary["rounds"]][-1]
+
+
 def print_table(summaries: list[dict]) -> None:
-    """A row a metric, a column a round: mean over the seeds, lowest and highest; shares in percent."""
-    num_rounds = len(summaries[0]["rounds"])
+    """A row a metric, a column a round: mean over the seeds, lowest and highest; shares in percent.
+
+    For a run that ended early, its last policy stands in the columns of the rounds that it did not make.
+    """
+    num_rounds = max(len(summary["rounds"]) for summary in summaries)
     title = f"mean (lowest–highest) over {len(summaries)} seeds"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("metric")
@@ -152,11 +166,16 @@ def print_table(summaries: list[dict]) -> None:
     for metric in METRICS:
         cells = []
         for position in range(num_rounds + 1):
-            entries = [(summary["base"], *summary["rounds"])[position]["eval"] for summary in summaries]
+            entries = [[summary["base"], *summary["rounds"]][: position + 1][-1]["eval"] for summary in summaries]
             values = [(1 if metric == "sentences" else 100) * entry[metric] for entry in entries]
             cells.append(f"{statistics.mean(values):.1f} ({min(values):.1f}–{max(values):.1f})")
         table.add_row(metric, *cells)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    for summary in summaries:
+        if summary["ended"]:
+            kept, reason = len(summary["rounds"]), summary["ended"]["reason"]
+            console.print(f"one run ended early and stands with its last policy behind round {kept}: {reason}")
 
 
 if __name__ == "__main__":

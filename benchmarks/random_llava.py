@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +61,21 @@ LLAVA_7B = Shape(
     tower_layers=24,
     image_px=336,
 )
+LLAVA_13B = replace(LLAVA_7B, hidden=5120, layers=40, heads=40, intermediate=13824)
 
 
 def build(directory: Path, *, shape: Shape, seed: int = 0, dtype: str = "float32") -> Path:
     """Write model and processor in Hugging Face's layout, the weights in `dtype`."""
+    model_of(shape, seed=seed, dtype=dtype).save_pretrained(directory)
+    _name_tower_as_vllm_does(directory)
+    processor_of(shape).save_pretrained(directory)
+    return directory
+
+
+def model_of(shape: Shape, *, seed: int = 0, dtype: str = "float32", device: str = "cpu") -> Any:
+    """The model, its weights made in `dtype` on `device`: transformers' LlavaForConditionalGeneration."""
     import torch
-    from transformers import (
-        CLIPImageProcessor,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-    )
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     tokenizer = _tokenizer(shape.vocab)
     config = LlavaConfig(
@@ -107,20 +109,25 @@ def build(directory: Path, *, shape: Shape, seed: int = 0, dtype: str = "float32
     before = torch.get_default_dtype()
     torch.set_default_dtype(getattr(torch, dtype))  # made in that dtype, not cast: a large model has no room for both
     try:
-        LlavaForConditionalGeneration(config).save_pretrained(directory)
+        with torch.device(device):
+            return LlavaForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)
-    _name_tower_as_vllm_does(directory)
+
+
+def processor_of(shape: Shape) -> Any:
+    """The processor of a model of this shape, made without any file."""
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
     side = {"height": shape.image_px, "width": shape.image_px}
-    LlavaProcessor(
+    return LlavaProcessor(
         image_processor=CLIPImageProcessor(size=side, crop_size=side),
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(shape.vocab),
         patch_size=shape.patch_px,
         vision_feature_select_strategy="default",
         chat_template=_TEMPLATE,
         num_additional_image_tokens=1,
-    ).save_pretrained(directory)
-    return directory
+    )
 
 
 def pairs_of(

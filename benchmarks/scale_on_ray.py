@@ -164,6 +164,7 @@ def _played_on_ray(arguments: argparse.Namespace, *, weather: Weather, folder: P
         num_prompts=arguments.prompts,
         num_generators=arguments.generators,
         in_flight=arguments.in_flight,
+        has_gate=False,  # sleeping generators answer it nothing, and what is compared are the rollouts
     )
     said: list[tuple[float, str]] = []
     replicas = Replicas(generators=[], scorers=[], logs=folder, starters={"generator": start})
@@ -231,6 +232,7 @@ def in_simulation(
         "weather": replace(weather, start_s=start_s),
         "in_flight": arguments.in_flight,
         "seed": arguments.seed,
+        "has_gate": False,
     }
     play(512, num_generators=2, folder=folder / "warm-up", **options)
     account, results_s = play(

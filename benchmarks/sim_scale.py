@@ -12,6 +12,7 @@ imports and all other first times. docs/scale.md says what is assumed.
     tail_share_256          of that round, from the first generator that has nothing left until the last result
     driver_busy_share_256   of that round, the seconds in which the driver computes; from 1 on the round waits for it
     driver_mib_1m_prompts   largest resident size of the driver's process at a million prompts
+    gate_s_SIZE             seconds of the two looks of the gate, which are in none of the others
     us_per_prompt_SIZE      CPU microseconds of the driver for a prompt, Ray's own calls left out
     flatness                the slowest size over the fastest, of us_per_prompt
 
@@ -92,6 +93,9 @@ class InstantTrainer:
     def check(self) -> None:
         pass
 
+    def withdraw(self, version: int) -> None:
+        raise AssertionError(f"version {version} was refused")
+
 
 class Machinery:
     """What the loop starts in place of `actors.runtime`'s."""
@@ -127,6 +131,7 @@ def play(
     in_flight: int = IN_FLIGHT,
     seed: int = 0,
     kills: Sequence[tuple[float, int]] = (),
+    has_gate: bool = True,
 ) -> tuple[Account, Sequence[float]]:
     """One round, in this process; returns what it cost, and when each result was handed on."""
     cluster = SimulatedCluster(
@@ -139,13 +144,17 @@ def play(
         seed=seed,
         kills=kills,
     )
-    config = config_of(folder, num_prompts=num_prompts, num_generators=num_generators, in_flight=in_flight)
+    config = config_of(
+        folder, num_prompts=num_prompts, num_generators=num_generators, in_flight=in_flight, has_gate=has_gate
+    )
     generators = SimulatedGenerators(cluster, config=config.generators)
     run_round(config, generators=generators, on_start=cluster.driver_begins)
     return cluster.end(), generators.results_s
 
 
-def config_of(folder: Path, *, num_prompts: int, num_generators: int, in_flight: int) -> Config:
+def config_of(
+    folder: Path, *, num_prompts: int, num_generators: int, in_flight: int, has_gate: bool = True
+) -> Config:
     """The config of a round over prompts that are written now, in a folder that is made."""
     folder.mkdir()
     write_prompts(folder / "prompts.jsonl", num=num_prompts)
@@ -156,7 +165,7 @@ def config_of(folder: Path, *, num_prompts: int, num_generators: int, in_flight:
             "policy": {"model": "none"},
             "scorer": {"model": "none"},
             "generators": {"min": num_generators, "max": num_generators, "in_flight": in_flight},
-            "gate": {"enabled": False},  # its answers are another, smaller batch for the same pool
+            "gate": {"enabled": has_gate},
         }
     )
 
@@ -186,6 +195,7 @@ def run_round(config: Config, *, generators: Any, on_start: Callable[[], None]) 
                 state, prompts=prompts, suite=Suite(), start_machinery=lambda adapters: machinery, view=observed
             )
         exporter.close()
+    assert summary["ended"] is None, summary["ended"]
     pairs = summary["rounds"][0]["pairs"]
     assert pairs["made"] == prompts.num and not pairs["dropped"], pairs
 
@@ -220,6 +230,8 @@ def row_of(account: Account, *, num_prompts: int) -> dict[str, float]:
         "us_per_prompt": 1e6 * account.own_s / num_prompts,
         "watch_us_per_s": 1e6 * account.driver_s["watch"] / account.end_s,
         "us_with_ray": 1e6 * driver_s / num_prompts,
+        "gate_s": account.gate_s,
+        "gate_driver_s": account.gate_driver_s,
         "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         **{name: account.num[name] for name in ("deaths", "joins")},
     }
@@ -323,6 +335,7 @@ def _rows(cells: dict[tuple[int, str], dict[str, float]]) -> list[dict[str, Any]
         memory = "driver_mib_1m_prompts" if size == "1m" else f"driver_mib_{size}"
         rows.append({"name": f"us_per_prompt_{size}", "value": one["us_per_prompt"], "unit": "us"})
         rows.append({"name": memory, "value": one["mib"], "unit": "MiB"})
+        rows.append({"name": f"gate_s_{size}", "value": one["gate_s"], "unit": "s"})
     times = [one["us_per_prompt"] for one in of_most.values()]
     rows.append({"name": "flatness", "value": max(times) / min(times), "unit": "ratio"})
     return rows

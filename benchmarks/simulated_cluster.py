@@ -8,6 +8,7 @@ Ray is not there, and its calls cost what `Costs` says.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import math
@@ -92,6 +93,9 @@ class Account:
         drawn_s: when the last prompt was drawn.
         first_idle_s, last_result_s: when the first generator had nothing left, and when the last result was there.
         end_s: when the driver was done with everything.
+        gate_s: how long the policies' answers to the gate took, first to last. All other seconds are as if they had
+            taken no time: the looks are small batches of their own, whose length has nothing to do with the round's.
+        gate_driver_s: CPU seconds of the driver in them, with Ray's, also left out elsewhere.
         driver_s: CPU seconds of the driver, by what it did, with Ray's.
         ray_s, looking_s: what of them is Ray's, by `Costs`, and of that to ask what came back.
         num: of what happened, by name.
@@ -103,6 +107,8 @@ class Account:
     first_idle_s: float = math.inf
     last_result_s: float = 0.0
     end_s: float = 0.0
+    gate_s: float = 0.0
+    gate_driver_s: float = 0.0
     driver_s: Counter[str] = field(default_factory=Counter)
     ray_s: float = 0.0
     looking_s: float = 0.0
@@ -162,8 +168,10 @@ class SimulatedCluster:
         self._random, self._seed = random.Random(seed), seed
         self._latency, self._weather, self._costs = latency, weather, costs
         self._in_flight = in_flight
+        self._looking: tuple[float, Account] | None = None  # since when the gate looks, and the round's account
         self._mean_s = in_flight / weather.rate_per_s
         self._payload = pickle.dumps(template(num_nodes))
+        self._answers = pickle.dumps(answers_to_the_gate())
         self.account = Account()
         self._now_s = 0.0
         self._future: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -248,11 +256,33 @@ class SimulatedCluster:
             self.account.ray_s += more_s
         self._now_s += seconds
 
+    @contextlib.contextmanager
+    def look(self) -> Iterator[None]:
+        """In the block the gate's prompts are answered, which has an account of its own."""
+        self.driver_stops("loop")
+        self._count()
+        since_s, account = self._now_s, self.account
+        self.account = Account(gate_s=account.gate_s)
+        self.driver_begins()
+        yield
+        self.driver_stops("loop")
+        self._count()
+        account.gate_s += self._now_s - since_s
+        account.gate_driver_s += sum(self.account.driver_s.values())
+        account.num.update(self.account.num)
+        self.account = account
+        self.driver_begins()
+
     def end(self) -> Account:
         """The round is over."""
         self.driver_stops("loop")
-        self.account.end_s = self._now_s
+        self.account.end_s = self._round_s
         return self.account
+
+    @property
+    def _round_s(self) -> float:
+        """Virtual seconds since the round began, without the gate's."""
+        return self._now_s - self.account.gate_s
 
     # The supervisor's turn.
 
@@ -294,7 +324,7 @@ class SimulatedCluster:
             self._carry_out(action)
         if self.decisions.dispatch.is_exhausted and self.account.drawn_s == math.inf:
             self._count()
-            self.account.drawn_s = self._now_s
+            self.account.drawn_s = self._round_s
 
     def _carry_out(self, action: Any) -> None:
         match action:
@@ -307,7 +337,7 @@ class SimulatedCluster:
             case Deliver(call, prompt):
                 _, cycle = self._in_work.pop(call)
                 self.driver_begins()
-                made: Rollout = pickle.loads(self._payload)
+                made: Rollout = pickle.loads(self._payload if cycle.phase.probing is None else self._answers)
                 result = replace(made, prompt=prompt, policy_version=cycle.policy_version)
                 self.driver_stops("calls")
                 self._results.append((prompt, result))
@@ -373,9 +403,10 @@ class SimulatedCluster:
         del actor.calls[call]
         self._num_busy -= 1
         self._ready.append((call, actor))
-        self.account.last_result_s = self._looked_s
+        at_s = self._looked_s - self.account.gate_s
+        self.account.last_result_s = at_s
         if not actor.calls and self.decisions.dispatch.is_exhausted:
-            self.account.first_idle_s = min(self.account.first_idle_s, self._looked_s)
+            self.account.first_idle_s = min(self.account.first_idle_s, at_s)
 
     def _die(self, actor: _Actor) -> None:
         if actor.state == "gone":
@@ -437,7 +468,11 @@ class SimulatedGenerators(GeneratorPool):
     def rollout(
         self, prompts: Iterable[Prompt], *, cycle: Cycle, control: Prompt | None = None, num: int | None = None
     ) -> Iterator[Rollout | Rejection]:
-        """See `GeneratorPool`; writes down when each result is handed on."""
+        """See `GeneratorPool`; writes down when each result is handed on, but for those of the gate."""
+        if cycle.phase.probing is not None:
+            with self._cluster.look():
+                yield from super().rollout(prompts, cycle=cycle, control=control, num=num)
+            return
         for result in super().rollout(prompts, cycle=cycle, control=control, num=num):
             self.results_s.append(self._cluster.now_s)
             yield result
@@ -446,6 +481,10 @@ class SimulatedGenerators(GeneratorPool):
         """Hands nothing over."""
         self._handed_over = trained.version
         return PublishReceipt(version=trained.version, num_bytes=0, seconds=0.0, num_generators=1, max_probe_gap=0.0)
+
+    def withdraw(self, version: int) -> None:
+        """Takes nothing back; no policy is worse here."""
+        raise AssertionError(f"version {version} was refused")
 
     def counters(self) -> Counters:
         """Of nobody."""
@@ -474,6 +513,25 @@ def template(num_nodes: int) -> Rollout:
     stats = RolloutStats(num_tokens=13 * num_nodes, num_sentences_scored=num_nodes)
     prompt = Prompt(id="-", image="-", text="-")
     return Rollout(prompt=prompt, candidates=whole, policy_version=0, seed=0, stats=stats)
+
+
+def answers_to_the_gate() -> Rollout:
+    """What `csr_ray.rollout.served` makes of a prompt: two whole answers of a few sentences."""
+    text = " ".join(f"There is a star in red on the left side of number {number}." for number in range(4))
+    answers = tuple(
+        Candidate(
+            node=node,
+            role=role,
+            text=text,
+            token_ids=tuple(range(52)),
+            logp=-8.0,
+            scores={"self": 80.0, "image": 30.0, "cut": 0.0},
+            reward=50.0,
+        )
+        for node, role in enumerate(("greedy", "sampled"))
+    )
+    prompt = Prompt(id="-", image="-", text="-")
+    return Rollout(prompt=prompt, candidates=answers, policy_version=0, seed=0, stats=RolloutStats(num_tokens=2 * 52))
 
 
 def _candidate(node: int, *, parent: int | None, depth: int, is_kept: bool) -> Candidate:

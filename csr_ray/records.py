@@ -361,6 +361,8 @@ class TrainOrder:
     Attributes:
         output_dir: where the adapter is to lie.
         num_examples_at_most: by which the steps of a stream are planned; whole orders know their number.
+        num_drawn_from: how many examples the phase could have at most, by its prompts, whether they are built by now
+            or not: which of them are held out must not depend on that. None: `num_examples_at_most`.
         is_whole: every example is there before the first step, so the order in which they are trained repeats.
         learning_rate: that the first round has found for this phase; None: what the config or its rule says.
         lr_sum: how far the first round has trained this phase (`lr_sum` of `csr_ray.training.dose`); None: this is
@@ -371,6 +373,7 @@ class TrainOrder:
     cycle: Cycle
     output_dir: str
     num_examples_at_most: int
+    num_drawn_from: int | None = None
     is_whole: bool = True
     learning_rate: float | None = None
     lr_sum: float | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from csr_ray.records import (
     Candidate,
     Cycle,
     Example,
+    JsonDict,
     Picture,
     Probe,
     Prompt,
@@ -170,6 +171,25 @@ class TwoAnswerEngine:
         return [sentence("Good.", ids=(5, 2), ended=True), sentence("Bad.", ids=(6, 2), logp=-1.0, ended=True)]
 
 
+def answers_as_served(
+    prompt: Prompt, *, reward: float, num_tokens: int, version: int, says: str | None = None
+) -> Rollout:
+    """The two answers of a policy to the gate, both with about this reward and of so many tokens."""
+    answers = tuple(
+        Candidate(
+            node=node,
+            role=role,
+            text=f"It is {prompt.id}." if says is None else says,
+            token_ids=(1,) * num_tokens,
+            logp=-1.0,
+            scores={"cut": 0.0},
+            reward=reward + len(prompt.id) % 3,
+        )
+        for node, role in enumerate(("greedy", "sampled"))
+    )
+    return Rollout(prompt=prompt, candidates=answers, policy_version=version, seed=1)
+
+
 @dataclass
 class FakeGenerators:
     """Grows real trees on a fake engine; `stop_after` rollouts it raises, as a killed driver would."""
@@ -225,19 +245,7 @@ class FakeGenerators:
     def _served(self, prompt: Prompt) -> Rollout:
         """What the policy says to the gate, by its version and the scale of its last dose (`health`)."""
         reward, num_tokens = self.health(self.version, self.scale)
-        answers = tuple(
-            Candidate(
-                node=node,
-                role=role,
-                text=f"It is {prompt.id}.",
-                token_ids=(1,) * num_tokens,
-                logp=-1.0,
-                scores={"cut": 0.0},
-                reward=reward + len(prompt.id) % 3,
-            )
-            for node, role in enumerate(("greedy", "sampled"))
-        )
-        return Rollout(prompt=prompt, candidates=answers, policy_version=self.version, seed=1)
+        return answers_as_served(prompt, reward=reward, num_tokens=num_tokens, version=self.version)
 
     def answer(self, questions: Sequence[Question], *, temperature: float, max_tokens: int, seed: int):
         for question in questions:
@@ -267,7 +275,7 @@ class FakeGenerators:
 
 @dataclass
 class FakeTrainer:
-    """`offered` has the ids of every call, by version; `orders` what was asked for.
+    """`offered` has the ids of every call, by version; `orders` what was asked for; `doses` by version what is found.
 
     `version` is what the next order starts from; None: whatever the first order says.
     """
@@ -278,6 +286,7 @@ class FakeTrainer:
     fail_at: int | None = None
     offered: dict[int, list[list[str]]] = field(default_factory=dict)
     orders: list[TrainOrder] = field(default_factory=list)
+    doses: Mapping[int, JsonDict] = field(default_factory=dict)
     broken: str | None = None
     num_checks: int = 0
     _open: TrainOrder | None = None
@@ -314,11 +323,16 @@ class FakeTrainer:
         assert num == order.num_examples_at_most if order.is_whole else num <= order.num_examples_at_most
         with new_folder(Path(order.output_dir)) as folder:
             (folder / "adapter_config.json").write_text(json.dumps({"r": 1, "scale": order.scale}))
-            (folder / "adapter_model.safetensors").write_bytes(bytes([version]) * 64)
+            (folder / "adapter_model.safetensors").write_bytes(self.weights(order))
         self.trained.append(version)
         self.version = version + 1
         on_step(1, 1, 0.69)
-        return train_result(adapter=order.output_dir, version=version + 1, num_pairs=num)
+        dose = self.doses.get(version, {})
+        return train_result(adapter=order.output_dir, version=version + 1, num_pairs=num, dose=dose)
+
+    def weights(self, order: TrainOrder) -> bytes:
+        """What the adapter's file of weights is to hold."""
+        return bytes([order.cycle.policy_version]) * 64
 
     def withdraw(self, version: int) -> None:
         assert self._open is None

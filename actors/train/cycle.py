@@ -34,9 +34,10 @@ from actors.train.causality import sees_ahead
 from actors.train.checkpoints import Checkpoint, CheckpointFolder, training_key
 from actors.train.dose_clock import DoseClock
 from actors.train.examples import ExampleStream, HeldExamples, Verdict
-from actors.train.pair_trainer import CheckpointClock, PairTrainer, StepClock, trained_weights
+from actors.train.pair_trainer import CheckpointClock, PairTrainer, StepClock
 from actors.train.reach import Reach, SharedDisk
 from actors.train.settings import training_arguments
+from actors.train.shards import trained_weights
 from actors.train.shared_step import FLEX_BLOCK, can_use_flex, family_positions, set_flex
 from actors.train.stream import HELD_OUT, ExampleSource
 from actors.train.threads import loader_threads, num_local_workers
@@ -365,7 +366,7 @@ class CycleTrainer:
             loss_last=clock.losses[-1],
             probes=probes,
             metrics=metrics,
-            dose={} if dose is None else dose.to_plain(learning_rate=learning_rate),
+            dose={} if dose is None or not dose.looks else dose.to_plain(learning_rate=learning_rate),
         )
 
     @property
@@ -381,21 +382,16 @@ class CycleTrainer:
         """Which share of the cycle's examples is held out, to find its dose; None: none is."""
         if self._train.dose == "epochs":
             return None
-        share = held_out_share(order.num_examples_at_most, share=self._train.held_out)
-        if share is None:
-            few = "examples are too few to hold any out; they are passed over once"
-            _log.warning("train: %s: %d %s", order.cycle, order.num_examples_at_most, few)
-        return share
+        return held_out_share(order.num_drawn_from or order.num_examples_at_most, share=self._train.held_out)
 
     def _new_dose(self, examples: ExampleStream, *, order: TrainOrder) -> Dose:
         train = self._train
         steps_a_pass = math.ceil(len(examples) / train.batch_size)
-        # Where the rejected answers have no part in the objective, the margin says nothing of how it goes on.
         of_round = margin_of_round(train.target_margin, round_index=order.cycle.round_index, decay=train.margin_decay)
-        margin = None if (order.cycle.phase.objective or train.objective) == "sft" else order.scale * of_round
+        is_sft = (order.cycle.phase.objective or train.objective) == "sft"
         return Dose(
             DosePlan(
-                margin=margin,
+                margin=None if is_sft else order.scale * of_round,
                 divergence=order.scale * train.max_divergence,
                 patience=train.patience,
                 lr_sum=None if order.lr_sum is None else order.scale * order.lr_sum,

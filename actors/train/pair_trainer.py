@@ -2,8 +2,8 @@
 
 TRL keeps the optimizer loop, the losses it has, logging and DeepSpeed. Four things are added: the batch
 (`csr_ray.training.collate`), the forward pass (`actors.train.shared_step`), the reference (the engine's own
-log-probs) and the objectives that TRL lacks (`csr_ray.training.objectives`). Imports the whole training stack. Knows
-one process of the group; knows no cycles.
+log-probs) and the objectives that TRL lacks (`csr_ray.training.objectives`). Imports the training stack, of which
+DeepSpeed only where its files or shards are (`actors.train.shards`). Knows one process of the group; knows no cycles.
 """
 
 from __future__ import annotations
@@ -12,17 +12,12 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 from datasets import Dataset
-from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
-from deepspeed.runtime.fp16.loss_scaler import LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import distributed
@@ -127,6 +122,8 @@ class PairTrainer(DPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Let transformers and DeepSpeed write into a folder that gets its name when all of it is there."""
+        from actors.train.shards import PlainCheckpointEngine
+
         assert self._checkpoints is not None and isinstance(self._examples, ExampleStream)
         is_first = distributed.get_rank() == 0
         self._checkpoints.begin(is_first=is_first)
@@ -155,6 +152,8 @@ class PairTrainer(DPOTrainer):
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
         if resume_from_checkpoint is not None:
+            from actors.train.shards import PlainCheckpointEngine
+
             # The base class does the same, but with DeepSpeed's own reader, which runs whatever code a pickle names.
             self.model_wrapped.checkpoint_engine = PlainCheckpointEngine()
             deepspeed_load_checkpoint(self.model_wrapped, resume_from_checkpoint, load_module_strict=False)
@@ -165,6 +164,8 @@ class PairTrainer(DPOTrainer):
 
     def keep_weights(self) -> None:
         """Remember the adapter as it is now; `take_kept_weights` brings it back. All processes call it."""
+        from actors.train.shards import trained_weights
+
         self._kept = trained_weights(self.model)
 
     def take_kept_weights(self) -> None:
@@ -172,6 +173,8 @@ class PairTrainer(DPOTrainer):
 
         All processes call it.
         """
+        from actors.train.shards import gathered
+
         assert self._kept is not None
         trained = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         with gathered(trained.values(), is_changed=True), torch.no_grad():
@@ -398,36 +401,6 @@ class PairTrainer(DPOTrainer):
             engine.train()
 
 
-class PlainCheckpointEngine(TorchCheckpointEngine):
-    """DeepSpeed's files of tensors and numbers, read without running code.
-
-    They are pickles, as torch writes them. Torch's `weights_only` reader builds tensors and the few plain classes
-    named here, and refuses everything else.
-    """
-
-    def save(self, state_dict: Any, path: str) -> None:
-        torch.save(state_dict, path)
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-            return torch.load(path, map_location=map_location, weights_only=True)
-
-
-def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of all parameters that are trained, whole and on the CPU. All processes call it."""
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    with gathered(trained.values()):
-        return {name: parameter.detach().cpu().clone() for name, parameter in trained.items()}
-
-
-def gathered(parameters: Iterable[torch.nn.Parameter], *, is_changed: bool = False) -> Any:
-    """A context in which parameters in shards are whole; with `is_changed`, what they are then is kept."""
-    listed = list(parameters)
-    is_sharded = any(hasattr(parameter, "ds_id") for parameter in listed)
-    modifier_rank = 0 if is_changed else None
-    return deepspeed.zero.GatheredParameters(listed, modifier_rank=modifier_rank, enabled=is_sharded)
-
-
 class CheckpointClock(TrainerCallback):
     """Says after which steps a checkpoint is written; all processes of the group say the same.
 
@@ -445,7 +418,9 @@ class CheckpointClock(TrainerCallback):
         self._last_s = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        if state.global_step < state.max_steps:  # after the last step comes the adapter
+        # After the last step comes the adapter. A checkpoint of it would be one to go on from, and transformers makes
+        # a further step of such before it asks whether to stop.
+        if state.global_step < state.max_steps and not control.should_training_stop:
             control.should_save = self._is_due_by_steps(state.global_step) or self._is_due_by_time(args.device)
         return control
 

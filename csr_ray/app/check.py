@@ -42,7 +42,7 @@ Key = tuple[int, str]
 
 _SEALED = re.compile(rb'\{.*, "sum": "([0-9a-f]{32})"\}')
 _UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}")
-_VOIDED_WITH_A_TRAINING = ("rollout", "examples", "train", "publish", "eval", "round", "finished", "lost")
+_VOIDED_WITH_A_TRAINING = ("rollout", "examples", "train", "publish", "eval", "round", "finished", "lost", "refused")
 _NUM_LOOKS = 5
 _NUM_THREADS = 8
 _SHOWN = 20
@@ -504,7 +504,11 @@ class _Check:
         if config is None or method is None:
             return "unknown, because config.yaml cannot be used"
         done = {(entry["kind"], entry.get("round"), entry.get("phase")) for entry in entries} - self._again
-        for index in range(config.run.rounds):
+        refused = [entry for entry in entries if entry["kind"] == "refused"]
+        num_refused = Counter((entry["round"], entry["phase"]) for entry in refused)
+        is_final = any(entry["verdict"].get("final") for entry in refused)
+        has_ended = is_final or any(num > config.gate.retries for num in num_refused.values())
+        for index in range(0 if has_ended else config.run.rounds):
             for phase in method.phases(index):
                 key = (index, phase.name)
                 left = [self._step(step, key) for step in ("train", "publish") if (step, *key) not in done]
@@ -580,7 +584,9 @@ def _void(entries: list[Entry], again: Entry) -> list[Entry]:
         if not trained:
             return entries
         behind = [entry for entry in entries[trained[-1] :] if entry["kind"] not in _VOIDED_WITH_A_TRAINING]
-        return entries[: trained[-1]] + behind
+        # What the gate has refused counts from here on, until an earlier phase is trained again.
+        refused = [{**again, "kind": "refused"}] if "verdict" in again else []
+        return entries[: trained[-1]] + behind + refused
     gone = set(again["ids"])
     left = []
     for entry in entries:

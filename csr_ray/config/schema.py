@@ -862,7 +862,7 @@ class Gate(Section):
         "max_answer_tokens where it has one, at most 512",
     )
     reward_loss: float = Field(
-        0.0,
+        0.02,
         ge=0,
         description="the mean reward, and the mean image score alone, may fall by so many standard deviations of "
         "the prompts' own, beyond chance",

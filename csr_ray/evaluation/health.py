@@ -69,13 +69,16 @@ class Finding:
         return {**asdict(self), "difference": asdict(self.difference)}
 
 
-def values_of(rollouts: Sequence[Rollout]) -> dict[str, dict[str, float]]:
+def values_of(rollouts: Sequence[Rollout], *, failed: Sequence[str] = ()) -> dict[str, dict[str, float]]:
     """The figures of each prompt, as means over its answers; `reward` and `image` only where every answer has one.
 
     `image` is the scorer's half of the reward alone. The other half is the policy's own opinion, which one that has
     only become surer of itself raises, whatever it says. `tokens` is the length of an answer; `repeats` the share of
     its answers that say a sentence twice, `broken` of those that are empty or cut; `self_bleu` how much of it, by
     n-grams of up to four words, other prompts' answers say, too.
+
+    Args:
+        failed: ids of prompts that the policy, or what judges it, made nothing of; as bad as an empty answer.
     """
     values: dict[str, dict[str, float]] = {name: {} for name in _FIGURES}
     likeness = _self_bleu([[answer.text for answer in rollout.candidates] for rollout in rollouts])
@@ -93,6 +96,7 @@ def values_of(rollouts: Sequence[Rollout]) -> dict[str, dict[str, float]]:
             [float(not answer.text.strip() or bool(answer.scores.get("cut"))) for answer in answers]
         )
         values[SELF_BLEU][key] = alike
+    values[BROKEN].update(dict.fromkeys(failed, 1.0))
     return values
 
 

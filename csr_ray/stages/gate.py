@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 from csr_ray.data.images import check_image
 from csr_ray.evaluation.health import (
-    LEAST_PROMPTS,
     PREFERENCES,
     Finding,
     Limits,
@@ -52,14 +51,14 @@ def probe(state: RunState, turn: Turn, *, version: int, generators: Generators, 
     round_index = turn.cycle.round_index
     cycle = Cycle(round_index=round_index, phase=Phase(name=PHASE, probing=_probing(state)), policy_version=version)
     answered: list[Rollout] = []
-    num_failed = 0
+    failed: list[str] = []
     with view.stage("check", total=len(asked), unit="prompts", round_index=round_index) as stage:
         sieve = Sieve(unreadable=check_image, find=turn.readable)
         for result in sieve.sift(generators.rollout(asked, cycle=cycle, num=len(asked))):
             if isinstance(result, Rollout):
                 answered.append(result)
-            else:
-                num_failed += 1
+            elif result.fault != "input" and result.id is not None:  # a picture that cannot be read says nothing
+                failed.append(result.id)
             stage.advance(tokens=result.stats.num_tokens if isinstance(result, Rollout) else 0)
             keep_account(state, round_index=round_index)
     place = {prompt.id: number for number, prompt in enumerate(asked)}
@@ -67,9 +66,9 @@ def probe(state: RunState, turn: Turn, *, version: int, generators: Generators, 
     state.journal.commit(
         "probe",
         version=version,
-        values=values_of(answered),
+        values=values_of(answered, failed=failed),
         prompts=len(answered),
-        failed=num_failed,
+        failed=len(failed),
         tokens=sum(rollout.stats.num_tokens for rollout in answered),
         seconds=time.perf_counter() - started_s,
     )
@@ -85,7 +84,8 @@ def accept(state: RunState, turn: Turn, trained: TrainResult, *, machinery: Mach
         return True
     cycle, generators = turn.cycle, machinery.generators
     probe(state, turn, version=trained.version, generators=generators, view=view)
-    findings = [*_preferences(state, cycle), *_findings(state, cycle)]
+    of_answers = _findings(state, cycle)
+    findings = [*_preferences(state, cycle), *of_answers]
     faults = [finding.fault for finding in findings if finding.fault]
     is_final = any(finding.fault and finding.name == PREFERENCES for finding in findings)
     verdict: JsonDict = {
@@ -98,7 +98,7 @@ def accept(state: RunState, turn: Turn, trained: TrainResult, *, machinery: Mach
     }
     if not faults:
         state.journal.commit("verdict", **cycle.key, **verdict)
-        if not findings:
+        if not of_answers:
             view.say(f"{cycle}: too few answers to compare the policy with the one before it", is_warning=True)
         return True
     refused = f"refused: {', '.join(faults)} ({_in_words(findings)})"
@@ -127,7 +127,8 @@ def gate_prompts(state: RunState, prompts: Prompts) -> list[Prompt]:
     """The prompts that every version answers: those that are held out of every phase, as far as there are so many.
 
     A prompt whose pair is held out in one phase is held out in all (`csr_ray.training.dose.is_held_out`). Where they
-    are too few, the first prompts of the file join them.
+    are too few, the first prompts of the file join them. With a fixed dose nothing is held out, and these prompts are
+    trained on like any others.
     """
     num, seed = state.config.gate.prompts, state.config.run.seed
     a_round = min(prompts.num, state.config.data.per_round or prompts.num)
@@ -154,7 +155,7 @@ def _findings(state: RunState, cycle: Cycle) -> list[Finding]:
     before = state.journal.find("probe", version=cycle.policy_version)
     after = state.journal.find("probe", version=cycle.policy_version + 1)
     assert after is not None
-    if before is None or before["prompts"] < LEAST_PROMPTS:  # of a run that an earlier version of this program began
+    if before is None:  # of a run that an earlier version of this program began
         return []
     gate = state.config.gate
     limits = Limits(

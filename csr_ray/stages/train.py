@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from csr_ray.ports import Trainer
-from csr_ray.records import TrainOrder, TrainResult
+from csr_ray.records import Cycle, JsonDict, TrainOrder, TrainResult
 from csr_ray.stages.close import keep_account
 from csr_ray.stages.refusals import refusals
 from csr_ray.stages.state import RunState
@@ -49,7 +49,31 @@ def train(state: RunState, turn: Turn, files: Iterable[str], *, trainer: Trainer
     shutil.rmtree(state.folder.checkpoints(cycle), ignore_errors=True)
     if trained.dose:
         view.say(_dose_in_words(trained))
+    elif few := _too_few(state, turn, trained):
+        view.say(few, is_warning=True)
     return trained
+
+
+def _first_dose(state: RunState, cycle: Cycle) -> JsonDict:
+    """The dose that the first round to find one has found for this phase; empty: none has yet."""
+    before = (
+        state.journal.find("train", round=index, phase=cycle.phase.name) or {} for index in range(cycle.round_index)
+    )
+    return next((dose for entry in before if (dose := entry.get("dose"))), {})
+
+
+def _too_few(state: RunState, turn: Turn, trained: TrainResult) -> str:
+    """That no dose was found though it was asked for, and what helps; "": it was, or that has been said before."""
+    train, cycle = state.config.train, turn.cycle
+    if train.dose == "epochs" or trained.dose:
+        return ""
+    if any(not entry.get("dose") for entry in state.journal.all("train") if entry["round"] < cycle.round_index):
+        return ""
+    return (
+        f"{cycle}: train.dose = 'auto' holds out a share of {train.held_out:g} (train.held_out) of the pairs of "
+        f"{turn.num_prompts} prompts, which are too few to look at: all were passed over once. More prompts "
+        "(data.per_round) or a larger share mend it; train.epochs=1 says that it is meant"
+    )
 
 
 def _dose_in_words(trained: TrainResult) -> str:
@@ -65,13 +89,13 @@ def _dose_in_words(trained: TrainResult) -> str:
 
 def _order(state: RunState, turn: Turn, *, adapter: str) -> TrainOrder:
     decided = state.journal.find("examples", **turn.cycle.key)
-    at_most = turn.num_prompts * turn.cycle.phase.max_examples_a_prompt if decided is None else decided["made"]
-    first = state.journal.find("train", round=0, phase=turn.cycle.phase.name) if turn.cycle.round_index else None
-    found = {} if first is None else first.get("dose", {})
+    drawn_from = turn.num_prompts * turn.cycle.phase.max_examples_a_prompt
+    found = _first_dose(state, turn.cycle)
     return TrainOrder(
         cycle=turn.cycle,
         output_dir=adapter,
-        num_examples_at_most=at_most,
+        num_examples_at_most=drawn_from if decided is None else decided["made"],
+        num_drawn_from=drawn_from,
         is_whole=decided is not None,
         learning_rate=found.get("learning_rate"),
         lr_sum=found.get("lr_sum"),

@@ -10,7 +10,8 @@ Nothing is ever taken out of the journal. What has to be done again is voided by
     unit       a unit of rollouts (`unit`): all of its prompts are rolled out again
     prompts    rejections that are not final (`ids`): these prompts leave their units and are rolled out again
     examples   the line of a phase's examples
-    train      a phase's training, and all lines behind it: what was done with what it made
+    train      a phase's training, and all lines behind it: what was done with what it made. Where it was refused, the
+               line has the `verdict`, which counts until an earlier training is voided
     model      that the run is finished, because its merged model is not there any more
 """
 
@@ -116,6 +117,7 @@ class Journal:
         """Void earlier work, so that it is done again: a line each (see the table at the top of this module)."""
         entries: list[JsonDict] = [{"kind": "again", **line} for line in lines]
         if entries:
+            self.before_commit()
             self._append(*entries)
             self._load()
             self._tell(entries)
@@ -273,6 +275,8 @@ class _Voided:
             return entry
         if entry["kind"] in _WORK and any(first <= number <= last for first, last in self._stretches):
             return None
+        if entry["kind"] == "again" and "verdict" in entry and self._is_within(number):
+            return None
         if entry["kind"] == "finished" and number < self._before.get(("finished",), 0):
             return None
         if entry["kind"] not in ("examples", "rollout", "lost"):
@@ -283,6 +287,10 @@ class _Voided:
         if number < self._before.get(("unit", *cycle, entry["unit"]), 0):
             return None
         return self._without_prompts(number, entry, cycle=cycle)
+
+    def _is_within(self, number: int) -> bool:
+        """Whether a line stands in what another one voids; a refusal ends the stretch that it voids itself."""
+        return any(first <= number < last for first, last in self._stretches)
 
     def _without_prompts(self, number: int, entry: JsonDict, *, cycle: tuple[int, str]) -> JsonDict | None:
         gone = {

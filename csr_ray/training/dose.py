@@ -50,11 +50,11 @@ def is_held_out(example_id: str, *, seed: int, share: float) -> bool:
     return xxhash.xxh3_64_intdigest(example_id.encode(), seed=seed) < share * 2**64
 
 
-def held_out_share(num_examples_at_most: int, *, share: float) -> float | None:
+def held_out_share(num_examples: int, *, share: float) -> float | None:
     """Which share of so many examples to hold out if `share` is asked for; None: they are too few to hold any out."""
-    if num_examples_at_most * share < LEAST_HELD_OUT:
+    if num_examples * share < LEAST_HELD_OUT:
         return None
-    return min(share, MOST_HELD_OUT / num_examples_at_most)
+    return min(share, MOST_HELD_OUT / num_examples)
 
 
 def margin_of_round(target_margin: float, *, round_index: int, decay: float) -> float:
@@ -144,9 +144,11 @@ class DosePlan:
     """What ends a phase's training.
 
     Attributes:
-        margin: the training ends when the held-out margin has come to this, in nats; None: that does not end it.
+        margin: the training ends when the held-out margin has come to this, in nats; None: the rejected answers have
+            no part in the objective (`sft`), so how likely the chosen ones are alone tells how it goes.
         divergence: it ends when `Look.divergence` has come to this, in nats.
-        patience: it ends after so many looks in a row at which the held-out loss was no lower than before.
+        patience: it ends after so many looks in a row at which the held-out loss was no lower than before; without a
+            margin that loss is minus the log-ratio of the chosen answers.
         lr_sum: it ends when `Look.lr_sum` has come to this; None: that does not end it.
         steps_a_pass: optimizer steps of one pass over the examples.
         max_steps: it ends then at the latest.
@@ -184,7 +186,7 @@ class Dose:
         self.reason = ""
         self.looks: list[Look] = []
         self.best_step = 0
-        self._best_loss = math.log(2)  # of pairs without a margin
+        self._best_loss = 0.0 if plan.margin is None else math.log(2)  # of the policy before the first step
         self._num_worse = 0
 
     def is_due(self, step: int, *, interval: int) -> bool:
@@ -200,8 +202,9 @@ class Dose:
         """Take note of a look; `factor`, `reason` and `best_step` say what follows from it."""
         assert not self.reason, "the training is over"
         self.looks.append(look)
-        if look.loss < self._best_loss * (1 - _LEAST_LOSS_FALL):
-            self._best_loss, self.best_step, self._num_worse = look.loss, look.step, 0
+        loss = -look.chosen if self._plan.margin is None else look.loss
+        if loss < self._best_loss - _LEAST_LOSS_FALL * (abs(self._best_loss) or 1.0):
+            self._best_loss, self.best_step, self._num_worse = loss, look.step, 0
         else:
             self._num_worse += 1
         if self._plan.finds_rate and look.step <= self._plan.steps_a_pass:
@@ -253,14 +256,15 @@ class Dose:
             self.factor /= 2
 
     def to_plain(self, *, learning_rate: float) -> JsonDict:
-        """What the journal keeps of it.
+        """What the journal keeps of it, after one look at least: a dose without any was not found.
 
         Args:
             learning_rate: before it was multiplied by `factor`.
         """
+        assert self.looks, "nothing was looked at"
         return {
             "learning_rate": learning_rate * self.factor,
-            "lr_sum": self.looks[-1].lr_sum if self.looks else 0.0,
+            "lr_sum": self.looks[-1].lr_sum,
             "reason": self.reason,
             "best_step": self.best_step,
             "looks": [look.to_plain() for look in self.looks],

@@ -225,7 +225,7 @@ def test_a_round_goes_on_from_its_checkpoint_in_another_process(
 
 def _read_what_runs_code(path: Path) -> str:
     """Read a file that would make a folder, as a checkpoint of DeepSpeed's; returns what came of it."""
-    from actors.train.pair_trainer import PlainCheckpointEngine
+    from actors.train.shards import PlainCheckpointEngine
 
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:

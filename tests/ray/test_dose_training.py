@@ -192,6 +192,40 @@ def test_a_training_that_was_killed_comes_to_the_same_end(
         assert torch.allclose(_adapter(result)[name], expected, rtol=1e-3, atol=1e-5), name
 
 
+def test_a_training_that_was_killed_after_its_last_step_comes_to_the_same_end(
+    plain: TrainResult, model: Path, pairs: list[Example], tmp_path: Path
+) -> None:
+    """A checkpoint of the step at which the dose was enough could not be gone on from."""
+    output_dir = tmp_path / "adapter"
+    with start_training_process() as pool, pytest.raises(BrokenProcessPool):
+        pool.submit(_train_and_die, model, pairs, output_dir).result(timeout=300)
+    with start_training_process() as pool:
+        result = pool.submit(_train, model, pairs, output_dir, {"checkpoint_steps": 1}).result(timeout=300)
+    assert result.metrics["resumed_from_step"] == plain.num_steps - 1
+    assert (result.num_steps, result.dose["reason"]) == (plain.num_steps, plain.dose["reason"])
+    for name, expected in _adapter(plain).items():
+        assert torch.allclose(_adapter(result)[name], expected, rtol=1e-3, atol=1e-5), name
+
+
+def _train_and_die(model: Path, pairs: list[Example], output_dir: Path) -> None:
+    """Train to the end, and die before the adapter is written."""
+    import actors.train.cycle
+
+    actors.train.cycle.save_adapter = lambda *_, **__: os._exit(1)
+    _train(model, pairs, output_dir, {"checkpoint_steps": 1})
+
+
+def test_which_pairs_are_held_out_does_not_depend_on_how_many_were_built(
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path
+) -> None:
+    """Of a hundred prompts 70 gave a pair: a stream is planned by the prompts, a resumed round by the pairs."""
+    few, order = pairs[:70], {"num_drawn_from": 100}
+    whole = training_process.submit(_train, model, few, tmp_path / "whole", {}, None, True, order).result(timeout=300)
+    num_held_out = sum(is_held_out(pair.id, seed=0, share=0.1) for pair in few)
+    assert whole.num_pairs == 70 - num_held_out < 70
+    assert {look["num_pairs"] for look in whole.dose["looks"]} == {num_held_out}
+
+
 def test_pairs_that_teach_nothing_leave_the_policy_as_it_was(
     training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path
 ) -> None:
@@ -270,7 +304,8 @@ def test_a_phase_of_which_too_few_are_held_out_by_chance_is_passed_over_once(
     few = [pair for pair in pairs if pair not in held[3:]]
     job = training_process.submit(_train, model, few, tmp_path / "adapter", {})
     result = job.result(timeout=300)
-    assert (result.num_pairs, result.num_steps, result.dose["looks"]) == (NUM_TRAINED, 10, [])
+    assert (result.num_pairs, result.num_steps) == (NUM_TRAINED, 10)
+    assert result.dose == {}, "a later round must not take its length from a dose that nobody looked at"
     assert any(tensor.any() for name, tensor in _adapter(result).items() if "lora_B" in name)
 
 

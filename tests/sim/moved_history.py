@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gate_referee import WEIGHTS, Weights
 from stored_history import Key, StoredHistory
 
+from csr_ray.records import Cycle
 from csr_ray.store.objects import open_store
 from csr_ray.store.pieces import Piece, segment
 from csr_ray.store.run_folder import RunFolder
@@ -92,9 +94,18 @@ class MovedHistory(StoredHistory):
             shutil.copy(self._machines[0] / "config.yaml", self._folder.config)
         # What had not arrived did not happen.
         self._committed, self._decided, self._trained, self._num_lines = {}, set(), set(), 0
+        self.gate = self._new_gate()
         self._is_judged = True
         self._read_journal()
         self._is_judged = False
+        # What was sent behind the line of a training that was refused may be what was trained after that.
+        version = self.gate.num_trained
+        self.gate.may_be_damaged = bool(version) and not self.gate.is_newest(self._weights_of(version))
+
+    def _weights_of(self, version: int) -> Weights | None:
+        cycle = Cycle(round_index=version - 1, policy_version=version - 1)
+        folder = self._folder.adapter(cycle)
+        return Weights.read(folder) if (folder / WEIGHTS).is_file() else None
 
     def _judge_decided(self, key: Key, known: dict[str, bool], entry: dict[str, Any]) -> None:
         """An earlier start was held to the prompt file of its own time."""

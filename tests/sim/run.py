@@ -1,7 +1,8 @@
 """`make sim N=100000`: plays that many seeded histories on all cores, and says what happened in them, how often.
 
-Every 20th history is one of a whole run, with journal and store on disk (`stored_history`); the others are of the
-pool alone. A history that breaks a promise is printed with its number; `make sim SEED=NUMBER` plays it once more.
+Every 20th history is one of a whole run, with journal, store and gate (`stored_history`); the others are of the pool
+alone. `make sim RUNS=2000` plays that many of whole runs, and nothing else. A history that breaks a promise is
+printed with its number; `make sim SEED=NUMBER` plays it once more.
 """
 
 from __future__ import annotations
@@ -65,10 +66,16 @@ def _play_chunk(numbers: Sequence[int]) -> tuple[Counter[str], list[str]]:
     return seen, failures
 
 
-def play_all(num: int, *, seconds: float, num_processes: int) -> int:
-    """Play the first `num` histories, or as many as there is time for; returns how many broke a promise."""
+def play_all(num: int, *, seconds: float, num_processes: int, only_runs: bool = False) -> int:
+    """Play the first `num` histories, or as many as there is time for; returns how many broke a promise.
+
+    Args:
+        only_runs: leave out those of the pool alone.
+    """
     started_s = said_s = time.monotonic()
-    chunks: Iterator[range] = (range(first, min(first + _A_CHUNK, num)) for first in range(0, num, _A_CHUNK))
+    step, size = (A_RUN_EVERY, _A_CHUNK // A_RUN_EVERY) if only_runs else (1, _A_CHUNK)
+    numbers = range(step - 1, num * step, step)
+    chunks: Iterator[range] = (numbers[first : first + size] for first in range(0, num, size))
     seen: Counter[str] = Counter()
     num_failed = 0
     with multiprocessing.Pool(num_processes, initializer=_be_quiet) as pool:
@@ -118,12 +125,19 @@ def _grouped(found: dict[str, int]) -> dict[str, int]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num", type=int, default=2000, help="so many histories")
+    parser.add_argument("--runs", type=int, help="so many histories of whole runs, and none of the pool alone")
     parser.add_argument("--seed", type=int, help="only this one")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after so many seconds")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
     if arguments.seed is None:
-        return int(play_all(arguments.num, seconds=arguments.seconds, num_processes=arguments.processes) > 0)
+        num_failed = play_all(
+            arguments.runs or arguments.num,
+            seconds=arguments.seconds,
+            num_processes=arguments.processes,
+            only_runs=arguments.runs is not None,
+        )
+        return int(num_failed > 0)
     try:
         seen, trace = played(arguments.seed)
     except AssertionError as error:

@@ -9,22 +9,29 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from fakes import TableScorer, TwoAnswerEngine, tiny_config
+from fakes import TableScorer, TwoAnswerEngine, answers_as_served, tiny_config
+from gate_referee import Harm, Weights, health_of
 from simulated_pool import Actor, Item, Scenario, SimulatedPool
 
 from actors.handover.expected import Expected
 from actors.handover.proofs import Served, noise_of
-from actors.pool.events import Deliver, Event, Replica, Useless
+from actors.handover.registry import Package, Registry, RegistryActor
+from actors.pool.events import Answered, Deliver, Event, Replica, Useless
 from actors.pool.generators import GeneratorPool
 from actors.pool.supervisor import SetAside
 from csr_ray.config.schema import Config
 from csr_ray.counters import Counters
 from csr_ray.errors import ActorFailure
 from csr_ray.methods.base import method_of
-from csr_ray.records import Cycle, Prompt, Rejection, Rollout
+from csr_ray.records import Cycle, Prompt, PublishReceipt, Rejection, Rollout, TrainResult
 
+HANDS_OVER, HANDED_OVER = "before a hand-over", "after a hand-over"
+GOES_BACK, WENT_BACK = "before the generators go back", "after the generators went back"
+ANSWERS = "within a probe"
+AROUND_A_VERSION = (HANDS_OVER, HANDED_OVER, GOES_BACK, WENT_BACK, ANSWERS)
 # What the rows of a prompt file do, by the beginning of their id.
 _KINDS = ("bad", "poison", "stuck", "cursed", "unreadable")
 
@@ -49,17 +56,49 @@ class _Actor:
     """What a generator is to `GeneratorPool`."""
 
     def __init__(self, pool: ServingPool, replica: Replica) -> None:
-        self.start = _Method(lambda registry: pool.versions[replica])
+        self.start = _Method(lambda registry: pool.pull(replica))
         self.publish = _Method(lambda probes: pool.served(replica, probes))
         self.rollout = _Method(lambda prompt, cycle: pool.rollout(replica, prompt, cycle))
 
 
-class ServingPool(SimulatedPool):
-    """A simulated pool whose generators hold a version of the policy, which they pull while they start."""
+@dataclass(frozen=True)
+class _Held:
+    """An adapter that a generator has pulled."""
 
-    def __init__(self, scenario: Scenario, *, seed: int, version: int, trouble: Trouble) -> None:
-        self.version = version  # of the registry
-        self.versions: dict[Replica, int] = {}
+    identity: int
+    weights: Weights
+
+
+class _RegistryActor(RegistryActor):
+    """The real one, but what it sends are no tensors, and it remembers without a file."""
+
+    def __init__(self) -> None:
+        super().__init__(chunk_bytes=1, memory="/nowhere/registry")
+
+    def _remember(self, adapters: list[Any], *, num_added: int) -> None:
+        self._adapters, self._num_added = adapters, num_added
+
+    def _package(self, *, version: int) -> Package:
+        added = self._adapters[version - 1]
+        weights = Weights.read(Path(added.folder))
+        return Package(identity=added.identity, manifest=None, chunks=(weights,))  # type: ignore[arg-type]
+
+
+class ServingPool(SimulatedPool):
+    """A simulated pool whose generators hold adapters of the policy, which they pull while they start.
+
+    Args:
+        harms: what is wrong with them, by version.
+
+    Attributes:
+        expected: digests of what every generator has to hold while it answers.
+    """
+
+    def __init__(self, scenario: Scenario, *, seed: int, harms: dict[int, Harm], trouble: Trouble) -> None:
+        self.registry = _RegistryActor()
+        self.expected: tuple[str, ...] = ()
+        self._harms = harms
+        self._chains: dict[Replica, list[_Held]] = {}
         self.bring_up: Callable[[Replica, Any, list[Any]], Any] | None = None
         self.trouble = trouble
         super().__init__(scenario, seed=seed, is_resident=True, trace=[])
@@ -72,14 +111,14 @@ class ServingPool(SimulatedPool):
             return
         assert self.bring_up is not None
         if not answers:
-            self.versions[replica] = self.version
+            self.tell(Answered(replica))  # its process runs, and is asked for a sign of life from the first moment
         try:
             asked = self.bring_up(replica, _Actor(self, replica), list(answers))
         except ActorFailure as error:
             self._inbox.append(Useless(replica, str(error)))
             return
         if asked is None:
-            if len(answers) > 1 and answers[0] != self.versions[replica]:
+            if len(answers) > 1 and answers[0] != len(self._chains[replica]):
                 self.referee.tally["generators that started with an older version"] += 1
             super()._up(actor)
             return
@@ -105,37 +144,60 @@ class ServingPool(SimulatedPool):
     def tell(self, event: Event) -> None:
         self._inbox.append(event)
 
+    def pull(self, replica: Replica) -> int:
+        """As `actors.handover.registry.Receiver` does; returns the version."""
+        held = self._chains.setdefault(replica, [])
+        while True:
+            answer = self.registry.package(held=[one.identity for one in held])
+            del held[answer.num_right :]
+            if answer.package is None:
+                return len(held)
+            held.append(_Held(answer.package.identity, answer.package.chunks[0]))
+
     def served(self, replica: Replica, probes: list[Any]) -> Served:
-        self.versions[replica] = self.version
+        version = self.pull(replica)
+        chain = [one.weights for one in self._chains[replica]]
         is_wrong = self._random.random() < self.trouble.wrong_share
         return Served(
-            version=self.version,
-            checksum=f"of version {self.version}",
+            version=version,
+            checksum=" ".join(weights.digest for weights in chain),
             wrong_tensors=("layers.0.weight",) if is_wrong else (),
             swallowed=0.0,
             kept=1.0,
             num_stale=0,
-            probe_logps=tuple(probe.logp for probe in probes),
+            probe_logps=(chain[-1].logp if chain else 0.0,) * len(probes),
             cache_gaps=(0.0,) * len(probes),
             num_bytes=100,
             seconds=0.1,
         )
 
     def rollout(self, replica: Replica, prompt: Prompt, cycle: Cycle) -> Rollout | Rejection:
+        chain = [one.weights for one in self._chains[replica]]
+        assert tuple(weights.digest for weights in chain) == self.expected, f"{cycle}: {replica} serves {chain}"
         if prompt.id.startswith("unreadable"):
             return prompt.refused("cannot read the image")
-        if prompt.id.startswith("mute"):
+        is_mute = prompt.id.startswith("mute")
+        if cycle.phase.probing is not None:
+            reward, num_tokens = health_of(chain, harms=self._harms)
+            says = "" if is_mute else None
+            return answers_as_served(prompt, reward=reward, num_tokens=num_tokens, version=len(chain), says=says)
+        if is_mute:
             return prompt.refused("says nothing", fault="policy")
-        return replace(_rollout_of(self.versions[replica]), prompt=prompt)
+        is_against = self._harms[len(chain) + 1].in_examples
+        return replace(_rollout_of(len(chain), is_against=is_against), prompt=prompt)
 
 
 @cache
-def _rollout_of(version: int) -> Rollout:
-    """A rollout as CSR makes it; those of other prompts differ from it by their prompt alone."""
+def _rollout_of(version: int, *, is_against: bool) -> Rollout:
+    """A rollout as CSR makes it; those of other prompts differ from it by their prompt alone.
+
+    Args:
+        is_against: whatever ranked the answers, the scorer alone prefers the other one.
+    """
     method = method_of(tiny_config())
     prompt = Prompt(id="template", image="-", text="-")
     phase = method.phases(0)[0]
-    return asyncio.run(
+    rollout = asyncio.run(
         method.rollout(
             phase,
             prompt,
@@ -145,13 +207,21 @@ def _rollout_of(version: int) -> Rollout:
             seed=1,
         )
     )
+    if not is_against:
+        return rollout
+    of_text = {"Good.": 10.0, "Bad.": 60.0}
+    candidates = tuple(
+        replace(one, scores={**one.scores, "image": of_text.get(one.text)}) for one in rollout.candidates
+    )
+    return replace(rollout, candidates=candidates)
 
 
 @dataclass
 class Work:
     """What a start did of one cycle: prompts in the order in which they were drawn, and those that came to an end.
 
-    `at_fault` are those of them that were set aside as the input's fault.
+    `at_fault` are those of them that were set aside by no fault of the policy: whether pictures can be read at all is
+    looked at first.
     """
 
     drawn: list[str] = field(default_factory=list)
@@ -235,55 +305,91 @@ class _Counting:
         return Counters(scorer_batches=1.0)
 
 
-class _Registry:
-    actor = None
+class _Registry(Registry):
+    """The real one, and its actor answers at once."""
 
-    def __init__(self, pool: ServingPool) -> None:
-        self._pool = pool
+    def __init__(self, pool: ServingPool, adapters: Iterable[str]) -> None:
+        self.actor = _Remote(pool.registry)
+        self._num_packages = 0
+        for version, adapter in enumerate(adapters, start=1):
+            self.add(adapter, version=version)
 
-    def add(self, adapter: str, *, version: int) -> None:
-        self._pool.version = version
-
-    def withdraw(self, version: int) -> None:
-        self._pool.version = version - 1
+    def _wait_for(self, call: Any, what: str) -> None:
+        pass
 
 
-def generators_of(pool: ServingPool, *, config: Config, ahead: int) -> GeneratorPool:
+class _Remote:
+    """An actor's methods, called at once."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __getattr__(self, name: str) -> _Method:
+        return _Method(getattr(self._actor, name))
+
+
+def generators_of(pool: ServingPool, *, adapters: list[str], config: Config, ahead: int) -> GeneratorPool:
     """A `GeneratorPool` that was never told of Ray."""
     generators: Any = object.__new__(GeneratorPool)
     generators._config = config.generators
-    generators._expected = Expected(pool.version, noise=noise_of(["float32"]))
+    generators._expected = Expected(len(adapters), noise=noise_of(["float32"]))
     generators._counting = _Counting(pool)
-    generators._registry = _Registry(pool)
+    generators._registry = _Registry(pool, adapters)
     generators._supervisor = SimulatedSupervisor(pool, ahead=ahead)
     pool.bring_up = generators._bring_up
     return generators
 
 
 class WatchedGenerators:
-    """The port, with a book of which prompts went in and out."""
+    """The port, with a book of which prompts went in and out.
+
+    Args:
+        committed: the prompts of a round that are committed.
+        served: digests of what has to be served, by version and whether that is for its probe.
+        instant: told of each of `AROUND_A_VERSION`; may raise.
+    """
 
     def __init__(
         self,
         generators: GeneratorPool,
         *,
+        pool: ServingPool,
         on_result: Callable[[], None],
         committed: Callable[[int], Collection[str]],
+        served: Callable[[int, bool], tuple[str, ...]],
+        instant: Callable[[str], None],
     ) -> None:
         self._generators = generators
+        self._pool = pool
         self._committed = committed
+        self._served = served
         self._on_result = on_result
+        self._instant = instant
         self.work: dict[int, Work] = {}
-        self.publish = generators.publish
-        self.withdraw = generators.withdraw
         self.counters = generators.counters
+
+    def publish(self, trained: TrainResult) -> PublishReceipt:
+        self._instant(HANDS_OVER)
+        receipt = self._generators.publish(trained)
+        self._instant(HANDED_OVER)
+        return receipt
+
+    def withdraw(self, version: int) -> None:
+        self._instant(GOES_BACK)
+        self._generators.withdraw(version)
+        self._instant(WENT_BACK)
 
     def rollout(
         self, prompts: Iterable[Prompt], *, cycle: Cycle, control: Prompt | None = None, num: int | None = None
     ) -> Iterator[Rollout | Rejection]:
+        committed = set(self._committed(cycle.round_index))
+        is_probing = cycle.phase.probing is not None
+        self._pool.expected = self._served(cycle.policy_version, is_probing)
+        if is_probing:
+            yield from self._probed(list(prompts), cycle=cycle, control=control, num=num)
+            return
         assert control is None or control.id.startswith("good"), f"{control.id} is no control"
         work = self.work[cycle.round_index] = Work()
-        committed = set(self._committed(cycle.round_index))
 
         def drawn() -> Iterator[Prompt]:
             for prompt in prompts:
@@ -293,8 +399,26 @@ class WatchedGenerators:
             work.all_drawn = True
 
         for result in self._generators.rollout(drawn(), cycle=cycle, control=control, num=num):
-            work.handed_on.append(result.prompt.id if isinstance(result, Rollout) else str(result.id))
-            if isinstance(result, Rejection) and result.fault == "input":
+            work.handed_on.append(_id_of(result))
+            if isinstance(result, Rejection) and result.fault != "policy":
                 work.at_fault.add(str(result.id))
             self._on_result()
             yield result
+
+    def _probed(
+        self, prompts: list[Prompt], *, cycle: Cycle, control: Prompt | None, num: int | None
+    ) -> Iterator[Rollout | Rejection]:
+        ids = [prompt.id for prompt in prompts]
+        assert len(set(ids)) == len(ids), f"asked twice for one look: {ids}"
+        came = []
+        for result in self._generators.rollout(prompts, cycle=cycle, control=control, num=num):
+            came.append(_id_of(result))
+            self._on_result()
+            if len(came) == len(ids) // 2:
+                self._instant(ANSWERS)
+            yield result
+        assert sorted(came) == sorted(ids), f"asked {ids}, and answered {came}"
+
+
+def _id_of(result: Rollout | Rejection) -> str:
+    return result.prompt.id if isinstance(result, Rollout) else str(result.id)

@@ -42,6 +42,10 @@ def test_a_round_with_deaths_and_joins_loses_nothing_and_waits_for_nobody(tmp_pa
     units = Journal(tmp_path / "round/run/journal.jsonl").units(round=0, phase="main")
     assert units.total("prompts") == NUM_PROMPTS and units.index().num_ids == NUM_PROMPTS
     assert len(set(units.names)) == len(units.names)
+    journal = Journal(tmp_path / "round/run/journal.jsonl")
+    (verdict,) = journal.all("verdict")
+    assert [look["prompts"] for look in journal.all("probe")] == [64, 64] and len(verdict["findings"]) == 7
+    assert account.gate_s > 0
     assert account.overhead_share < 0.05 and account.tail_share < 0.05 and account.busy_share < 0.25, account
 
 

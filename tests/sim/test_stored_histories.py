@@ -1,4 +1,4 @@
-"""Seeded histories of whole runs: the real loop, journal and store, on simulated pools and a disk that fails.
+"""Seeded histories of whole runs: the real loop, journal, store and gate, on simulated pools and a disk that fails.
 
 After every start the folder is held to its promises (`stored_history`); `make sim N=...` plays many more of them.
 """
@@ -33,3 +33,6 @@ def test_a_run_loses_nothing_and_doubles_nothing_whatever_its_starts_meet(
         for ended in ("power", "stopped", "StorageError", "LockLost", "ActorFailure"):
             assert seen[f"a start ended: {ended}"] > 2, seen
         assert seen["results done again"] < seen["results"] / 4
+        for what, least in (("trainings refused", 10), ("trainings accepted", 30), ("runs ended early", 3)):
+            assert seen[what] > least, (what, seen)
+        assert seen["runs like one that nothing happened to"] > NUM_HISTORIES / 4, seen

@@ -258,7 +258,7 @@ import resource, signal, sys
 from pathlib import Path
 import torch
 from actors.train.checkpoints import CheckpointFolder
-from actors.train.pair_trainer import PlainCheckpointEngine
+from actors.train.shards import PlainCheckpointEngine
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = CheckpointFolder(Path(sys.argv[1]))

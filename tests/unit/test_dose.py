@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from csr_ray.config.schema import Train
+from csr_ray.evaluation.health import compare_preferences
 from csr_ray.training.dose import (
     MOST_HELD_OUT,
     Dose,
@@ -99,6 +100,36 @@ def test_a_later_round_goes_no_farther_than_the_first() -> None:
     dose = Dose(_plan(lr_sum=14 * 1e-4))
     last_step = _train(dose, lambda step: 0.01 * step)
     assert (last_step, dose.reason) == (14, "it was trained as far as the first round was")
+
+
+def test_a_phase_without_rejected_answers_goes_by_the_chosen_ones() -> None:
+    """With the objective sft both may become likelier, the rejected ones a little more."""
+
+    def train(chosen_at: Callable[[int], float]) -> Dose:
+        dose = Dose(_plan(margin=None, patience=2))
+        for step in range(6, 61, 6):
+            dose.observe(
+                look_at([chosen_at(step)], rejected=[1.2 * chosen_at(step)], step=step, lr_sum=1.0, beta=0.1)
+            )
+            if dose.reason:
+                break
+        return dose
+
+    rising = train(lambda step: 0.1 * step)
+    assert (rising.looks[-1].step, rising.best_step) == (60, 60)
+    turning = train(lambda step: 3.0 - abs(step - 24) / 8)
+    assert turning.reason == "the held-out loss was lowest after step 24" and turning.looks[-1].step == 36
+
+
+def test_pairs_that_are_all_alike_are_numbers_like_any_others() -> None:
+    """Answers that do not differ teach nothing, and pairs that differ alike have no spread."""
+    dose = Dose(_plan(patience=2))
+    _train(dose, lambda step: 0.0)
+    assert (dose.reason, dose.best_step) == ("the held-out loss was lowest after step 0", 0)
+    same = look_at([1.0] * 9, rejected=[0.5] * 9, step=3, lr_sum=1e-3, beta=0.1)
+    assert (same.margin, same.margin_se, same.accuracy) == (0.5, 0.0, 1.0)
+    assert compare_preferences([50.0] * 9, rejected=[50.0] * 9, seed=0)[0].fault == ""
+    assert compare_preferences([40.0] * 9, rejected=[50.0] * 9, seed=0)[0].fault
 
 
 def test_a_margin_that_cannot_be_reached_is_said() -> None:

@@ -6,15 +6,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
-from fakes import PromptList
+import yaml
+from fakes import FakeGenerators, PromptList
 from test_loop import Driver as LoopDriver
 from test_loop import cycle, merged_model  # noqa: F401 - a fixture that every test here uses
 
+from csr_ray.app.check import check_run
+from csr_ray.errors import LockLost
 from csr_ray.methods.base import Dropped
 from csr_ray.methods.csr import Csr
-from csr_ray.records import Example, Phase, Prompt, Rollout, Target
+from csr_ray.records import Example, Phase, Prompt, Rejection, Rollout, Target
 from csr_ray.stages.gate import gate_prompts
 from csr_ray.store.journal import Journal
 from csr_ray.training.dose import is_held_out
@@ -98,13 +102,27 @@ def test_examples_at_fault_are_not_trained_on_again(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Csr, "examples", exchanged)
     driver = Driver(tmp_path)
+    _write_config(tmp_path, retries=2)
     summary = driver.run()
+    assert check_run(tmp_path).next == "nothing: the run is finished"
     assert [order.scale for order in driver.trainer.orders] == [1.0]
     assert summary["ended"]["version"] == 0 and "prefers the rejected answers" in summary["ended"]["reason"]
     said = " ".join(driver.said.getvalue().split())
     assert "less training on the same examples would not mend it" in said
     assert "The run ends here, with the policy before it" in said
     assert driver.run()["ended"] == summary["ended"] and len(driver.starts) == 1
+
+
+def _write_config(folder: Path, *, retries: int) -> None:
+    """As a start would, for the checker."""
+    tree = {
+        "run": {"dir": str(folder), "rounds": 2},
+        "data": {"prompts": "prompts.jsonl"},
+        "policy": {"model": "model"},
+        "scorer": {"model": "clip"},
+        "gate": {"retries": retries},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
 
 
 def _other_role(target: Target) -> Target:
@@ -181,6 +199,33 @@ def test_a_policy_that_answers_too_few_prompts_is_not_judged(tmp_path: Path) -> 
     assert "too few answers to compare" in " ".join(driver.said.getvalue().split())
 
 
+@pytest.mark.parametrize("share_failing", [1.0, 0.5])
+def test_a_policy_whose_answers_fail_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share_failing: float
+) -> None:
+    monkeypatch.setattr("csr_ray.stages.gate.check_image", lambda image: None)
+    served = FakeGenerators._served
+
+    def fails(generators: FakeGenerators, prompt: Prompt) -> Rollout | Rejection:
+        if generators.version and int(prompt.id[1:]) < share_failing * len(PROMPTS):
+            return prompt.refused("an answer's log-probs are no numbers", fault="machine")
+        return served(generators, prompt)
+
+    monkeypatch.setattr(FakeGenerators, "_served", fails)
+    summary = Driver(tmp_path, run={"rounds": 1}).run()
+    assert "more answers are empty or cut" in summary["ended"]["reason"]
+
+
+def test_a_gate_that_can_compare_nothing_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the pairs are like is known all the same, and is no comparison."""
+    monkeypatch.setattr("csr_ray.stages.gate.check_image", lambda image: None)
+    monkeypatch.setattr(FakeGenerators, "_served", lambda generators, prompt: prompt.refused("gone", fault="input"))
+    driver = Driver(tmp_path, run={"rounds": 1})
+    (verdict,) = driver.run()["rounds"][0]["train"]["verdicts"]
+    assert verdict["accepted"] and [finding["name"] for finding in verdict["findings"]] == ["preferences"]
+    assert "too few answers to compare the policy" in driver.said.getvalue()
+
+
 def test_a_verdict_that_was_about_a_training_that_is_done_again_does_not_count(tmp_path: Path) -> None:
     driver = Driver(tmp_path)
     driver.run()
@@ -218,3 +263,52 @@ def test_a_file_of_candidates_that_is_lost_before_the_verdict_stops_nothing(
     (verdict,) = summary["rounds"][0]["train"]["verdicts"]
     assert summary["finished"] and verdict["accepted"]
     assert "preferences" in {finding["name"] for finding in verdict["findings"]}
+
+
+def test_who_has_lost_the_lock_refuses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line would stand in a journal that another driver writes to by now."""
+    driver = Driver(tmp_path)
+    driver.health = _by_dose(0.0)
+    commit = Journal.commit
+
+    def lose_lock_behind_probe(journal: Journal, kind: str, **values: object) -> object:
+        line = commit(journal, kind, **values)
+        if kind == "probe" and values["version"] == 1:
+            journal.before_commit = mock.Mock(side_effect=LockLost("another process has taken over this run"))
+        return line
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "commit", lose_lock_behind_probe)
+        with pytest.raises(LockLost):
+            driver.run()
+    assert _lines(tmp_path)[-1]["kind"] == "probe"
+
+
+@pytest.mark.parametrize("healthy_from", [0.5, 0.0])
+def test_refusals_of_a_phase_whose_first_policy_is_trained_again_do_not_count(
+    tmp_path: Path, healthy_from: float
+) -> None:
+    """They were of what was trained on another policy, as everything was that stands behind it in the journal."""
+    driver = Driver(tmp_path)
+    driver.health = _by_dose(healthy_from, version=2)
+    driver.run()
+    (driver.folder.adapter(cycle(0)) / "adapter_model.safetensors").write_bytes(b"damaged")
+    driver.health = _by_dose(1.0)
+    summary = driver.run(may_redo=True)
+    assert [order.scale for order in driver.trainer.orders] == [1.0, 1.0]
+    assert summary["finished"] and summary["ended"] is None and len(summary["rounds"]) == 2
+    assert [verdict["attempt"] for verdict in summary["rounds"][1]["train"]["verdicts"]] == [1]
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == bytes([2]) * 100
+
+
+def test_the_checker_knows_that_a_run_has_ended_early(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, gate={"retries": 1})
+    driver.health = _by_dose(0.0)
+    _write_config(tmp_path, retries=1)
+    driver.run()
+    assert check_run(tmp_path).next == "nothing: the run is finished"
+    lines = (tmp_path / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    first_refusal = next(number for number, line in enumerate(lines) if b'"verdict": {' in line)
+    for num, said in ((len(lines) - 1, "save the model"), (first_refusal + 1, "round 1: train, then publish")):
+        (tmp_path / "journal.jsonl").write_bytes(b"".join(lines[:num]))
+        assert check_run(tmp_path).next.startswith(said), num

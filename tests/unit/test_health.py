@@ -110,11 +110,9 @@ def _default_limits() -> Limits:
     [
         # As measured after a learning rate 50 times too high: of 128 answers 6 repeat themselves, none did before.
         (lambda n: {"repeats": 0.5 * (n % 11 == 0)}, "more answers repeat themselves"),
-        # As measured with the paper's raw sum: the image score less by 0.83 (0.12 to 1.7), with the longest answers
-        # by 0.80 (0.10 to 1.7). (What exchanged pairs took from the reward, 0.8 with 0.01 to 1.7, is no more than
-        # chance takes from one of several figures; these are refused for what the scorer says of them, further down.)
-        (lambda n: {"reward": -0.83 + 3.0 * (-1) ** (n // 2)}, "the reward fell"),
-        (lambda n: {"image": -0.83 + 3.0 * (-1) ** (n // 2)}, "the image score fell"),
+        # With all pairs exchanged it was 0.8 (0.01 to 1.7) of 67, which the pairs alone tell from chance.
+        (lambda n: {"reward": -1.2 + 3.4 * (-1) ** (n // 2)}, "the reward fell"),
+        (lambda n: {"image": -1.2 + 3.4 * (-1) ** (n // 2)}, "the image score fell"),
         # As measured with a scorer that prefers longer texts: 23.3 to 25.9 tokens, 2 to 3 more. Healthy phases: the
         # lower end of the interval was at most 1.026 times as many.
         (lambda n: {"tokens": 2.6 + 2 * (-1) ** (n // 2)}, "the answers are over 1.05 times as long"),
@@ -129,6 +127,14 @@ def test_harm_as_small_as_planted_faults_did_is_refused_by_default(
     after = {name: {f"p{n}": before[name][f"p{n}"] + change(n).get(name, 0.0) for n in range(64)} for name in names}
     found = compare_health(before, after=after, limits=_default_limits(), seed=0)
     assert [finding.fault for finding in found if finding.fault] == [fault]
+
+
+def test_a_fall_of_next_to_nothing_is_no_harm_however_sure_it_is() -> None:
+    """Of a saturated policy few answers change: measured was 70.68 to 70.35 (-0.70 to -0.05) of a spread of 7.9."""
+    before = {"reward": {f"p{n}": 58.0 + 25 * n / 63 for n in range(64)}}
+    after = {"reward": {key: value - 2.6 * (n % 8 == 3) for n, (key, value) in enumerate(before["reward"].items())}}
+    (found,) = compare_health(before, after=after, limits=_default_limits(), seed=0)
+    assert found.difference.high < 0 and found.fault == ""
 
 
 def test_pairs_that_the_scorer_ranks_the_other_way_round_are_at_fault() -> None:

@@ -8,8 +8,9 @@ import json
 import queue
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
@@ -27,7 +28,7 @@ from csr_ray.evaluation.marks import quotients
 from csr_ray.evaluation.suite import Suite
 from csr_ray.methods.csr import Csr
 from csr_ray.policy.weights import Rounding
-from csr_ray.records import Candidate, Cycle, Phase, Prompt, Question, Rollout, Unit
+from csr_ray.records import Candidate, Cycle, JsonDict, Phase, Prompt, Question, Rollout, Unit
 from csr_ray.stages.build import build
 from csr_ray.stages.recover import recover, set_aside
 from csr_ray.stages.roll_out import roll_out
@@ -71,6 +72,7 @@ class Driver:
     has_pictures = False
     bad: frozenset[str] = frozenset()
     health = staticmethod(lambda version, scale: (50.0, 10))
+    doses: Mapping[int, JsonDict] = MappingProxyType({})
 
     def __init__(self, directory: Path, **sections: dict) -> None:
         directory.mkdir(exist_ok=True)
@@ -104,7 +106,7 @@ class Driver:
             die_at_publish=die_at_publish,
             in_order=FakeGenerators.in_order,
         )
-        self.trainer = FakeTrainer(fail_at=fail_at, broken=broken)
+        self.trainer = FakeTrainer(fail_at=fail_at, broken=broken, doses=self.doses)
         self.machinery = FakeMachinery(self.generators, self.trainer)
 
         def start(adapters):
@@ -305,7 +307,33 @@ def test_each_unit_goes_into_training_when_it_is_committed(tmp_path) -> None:
     assert driver.trainer.offered[0] == [["p2", "p3"], ["p4"], ["p0", "p1"]], "the committed ones come first"
     assert driver.trainer.offered[1] == [["p4"], ["p2", "p3"], ["p0", "p1"]]
     assert [(order.num_examples_at_most, order.is_whole) for order in driver.trainer.orders] == [(5, False)] * 2
+    assert {order.num_drawn_from for order in driver.trainer.orders} == {5}
     assert driver.trainer.trained == [0, 1]
+
+
+def test_that_too_few_pairs_were_there_to_find_a_dose_is_said_once(tmp_path) -> None:
+    driver = Driver(tmp_path)
+    driver.run()
+    said = " ".join(driver.said.getvalue().split())
+    assert said.count("which are too few to look at: all were passed over once") == 1
+    assert "round 1: train.dose = 'auto' holds out a share of 0.1 (train.held_out) of the pairs of 5 prompts" in said
+    fixed = Driver(tmp_path / "fixed", train={"epochs": 1})
+    fixed.run()
+    assert "too few to look at" not in fixed.said.getvalue()
+
+
+def test_a_round_goes_by_the_first_dose_that_was_found(tmp_path) -> None:
+    driver = Driver(tmp_path, run={"rounds": 3})
+    look = {"step": 4, "margin": 1.3, "accuracy": 0.9, "num_pairs": 9}
+    driver.doses = {
+        1: {"learning_rate": 3e-4, "lr_sum": 1e-3, "best_step": 4, "looks": [look], "reason": "it is enough"}
+    }
+    driver.run()
+    assert [(order.learning_rate, order.lr_sum) for order in driver.trainer.orders] == [
+        (None, None),
+        (None, None),
+        (3e-4, 1e-3),
+    ]
 
 
 def test_a_resumed_round_streams_its_committed_units_first(tmp_path) -> None:
