@@ -20,8 +20,8 @@ REWARD, IMAGE, TOKENS, REPEATS, BROKEN, SELF_BLEU = "reward", "image", "tokens",
 PREFERENCES = "preferences"
 _FIGURES = (REWARD, IMAGE, TOKENS, REPEATS, BROKEN, SELF_BLEU)
 LEAST_PROMPTS = 8
-# Of the interval that decides on a figure. Those that may not fall at all are at fault by chance the most often, and
-# are two chances to be wrong: with both at 95 % chance alone is refused in over 5 % of cases (docs/training.md).
+# Of the interval that decides on a figure. Those that may hardly fall are at fault by chance the most often, and are
+# two chances to be wrong: with both at 95 %, and no fall allowed, chance is refused in over 5 % (docs/training.md).
 _LEVELS = {REWARD: 0.97, IMAGE: 0.97}
 _BLEU_ORDERS = (1, 2, 3, 4)
 
