@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -120,7 +120,7 @@ def main() -> None:
                 "variant": outcome.variant,
                 "seed": outcome.seed,
                 "fault": outcome.fault,
-                **({} if outcome.figures is None else vars(outcome.figures)),
+                **({} if outcome.figures is None else asdict(outcome.figures)),
             }
             for outcome in outcomes
         ],
@@ -241,7 +241,7 @@ def outcome_of(plan: Plan, *, config: str, fault: str = "") -> Outcome:
         rows = [row for row in differing_keys(theirs, wanted) if not is_operational(row.split(":", 1)[0])]
         if rows:
             raise ValueError(f"{plan.folder} holds a run of other settings ({'; '.join(rows)})")
-        figures = figures_of(summary)
+        figures = figures_of(summary, batch_size=theirs["train"]["batch_size"])
     except FileNotFoundError:
         return Outcome(plan.cell, plan.variant, plan.seed, None, fault or "not run yet")
     except (ValueError, KeyError, TypeError, OSError, *YAML_ERRORS) as error:

@@ -114,11 +114,18 @@ def what_got_worse(
     return worse
 
 
-def looks_seconds(dose: Mapping[str, Any], *, optimizer_s: float, num_steps: int, batch_size: int) -> float:
-    """About how long a phase looked at held-out pairs, in s: a forward pass, a third of a step of as many pairs."""
-    looked = sum(look["num_pairs"] for look in dose.get("looks", ())) / 3
-    trained = num_steps * batch_size
-    return optimizer_s * looked / (looked + trained) if looked else 0.0
+def looks_seconds(train: Mapping[str, Any], *, batch_size: int) -> float:
+    """How long a phase looked at held-out pairs, in s.
+
+    Args:
+        train: its entry in summary.json. One of before that was measured has about a forward pass, a third of a step
+            of as many pairs.
+    """
+    if (measured := (train.get("metrics") or {}).get("held_out/seconds")) is not None:
+        return float(measured)
+    looked = sum(look["num_pairs"] for look in (train.get("dose") or {}).get("looks", ())) / 3
+    trained = (train["steps"] or 0) * batch_size
+    return float((train["optimizer_seconds"] or 0.0) * looked / (looked + trained)) if looked else 0.0
 
 
 def _result(*, is_ended: bool, is_refused: bool, doses: Sequence[Mapping[str, Any]]) -> str:
@@ -132,15 +139,7 @@ def _result(*, is_ended: bool, is_refused: bool, doses: Sequence[Mapping[str, An
 
 def _costs(rounds: Sequence[JsonDict]) -> dict[str, float]:
     seconds = sum(entry["seconds"] for entry in rounds)
-    looked = sum(
-        looks_seconds(
-            entry["train"]["dose"],
-            optimizer_s=entry["train"]["optimizer_seconds"],
-            num_steps=entry["train"]["steps"],
-            batch_size=_BATCH_SIZE,
-        )
-        for entry in rounds
-    )
+    looked = sum(looks_seconds(entry["train"], batch_size=_BATCH_SIZE) for entry in rounds)
     return {
         "gate_share": sum(entry["stages"]["gate"] for entry in rounds) / seconds,
         "looks_share": looked / seconds,

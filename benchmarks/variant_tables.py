@@ -12,11 +12,22 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from gate_outcomes import looks_seconds
+
 from csr_ray.evaluation.statistics import mean_interval, paired_difference
 
 _SEED = 0
 _NOTHING = "–"
 _ALMOST = 1e-9  # percent; less than that is rounding, not a figure missed
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Seconds of a round, and how many of them went into the gate and, about, the looks at held-out pairs."""
+
+    gate_s: float
+    looks_s: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,7 @@ class Figures:
         num_refused: trainings that the gate refused.
         ended: why the run ended before its last round; empty: it did not.
         steps: optimizer steps of every kept round.
+        gate_and_looks: of every kept round; empty if its summary does not say what they took.
     """
 
     chair_before: float
@@ -36,6 +48,8 @@ class Figures:
     chair_t1_after: float
     recall_before: float
     recall_after: float
+    recall_t1_before: float
+    recall_t1_after: float
     repeats_after: float
     yes_no_before: float
     yes_no_after: float
@@ -44,6 +58,7 @@ class Figures:
     num_refused: int
     ended: str
     steps: tuple[float, ...]
+    gate_and_looks: tuple[Shared, ...]
 
 
 @dataclass(frozen=True)
@@ -125,6 +140,13 @@ CHAIR_T1_FALL = Measure(
 RECALL_LOSS = Measure(
     "recall_loss", "recall loses, points", "points", lambda run: run.recall_before - run.recall_after, max
 )
+RECALL_T1_LOSS = Measure(
+    "recall_t1_loss",
+    "recall at T = 1 loses, points",
+    "points",
+    lambda run: run.recall_t1_before - run.recall_t1_after,
+    max,
+)
 REPEATS = Measure("repeat_last", "repeats, %", "%", lambda run: run.repeats_after, max)
 YES_NO_CHANGE = Measure(
     "pope_acc_change", "yes/no changes by, points", "points", lambda run: run.yes_no_after - run.yes_no_before, min
@@ -133,28 +155,34 @@ KEPT = Measure("rounds_kept", "rounds kept", "rounds", lambda run: float(run.num
 REFUSED = Measure("refused", "refused", "trainings", lambda run: float(run.num_refused), max)
 ENDED = Measure("ended_early", "ended early, %", "%", lambda run: 100.0 * bool(run.ended), max)
 STEPS = Measure("steps", "steps", "steps", lambda run: sum(run.steps), max)
-MEASURES = (CHAIR_FALL, CHAIR_T1_FALL, RECALL_LOSS, REPEATS, YES_NO_CHANGE, KEPT, REFUSED, ENDED, STEPS)
-_COMPARED = (CHAIR_FALL, CHAIR_T1_FALL, RECALL_LOSS, REPEATS, YES_NO_CHANGE)
+GATE_AND_LOOKS = Measure(
+    "gate_and_looks_share", "gate and looks, % of a round", "%", lambda run: _percent_of(run.gate_and_looks), max
+)
+_COMPARED = (CHAIR_FALL, CHAIR_T1_FALL, RECALL_LOSS, RECALL_T1_LOSS, REPEATS, YES_NO_CHANGE)
+MEASURES = (*_COMPARED, KEPT, REFUSED, ENDED, STEPS, GATE_AND_LOOKS)
 
 _CHAIR_LAST = Measure("chair_s_last", "CHAIR_s after, %", "%", lambda run: run.chair_after, max)
 _CHAIR_T1_LAST = Measure("chair_s_t1_last", "CHAIR_s at T = 1 after, %", "%", lambda run: run.chair_t1_after, max)
 _RECALL_LAST = Measure("recall_last", "recall after, %", "%", lambda run: run.recall_after, min)
+_RECALL_T1_LAST = Measure("recall_t1_last", "recall at T = 1 after, %", "%", lambda run: run.recall_t1_after, min)
 _YES_NO_LAST = Measure("pope_acc_last", "yes/no after, %", "%", lambda run: run.yes_no_after, min)
-_LAST = (_CHAIR_LAST, _CHAIR_T1_LAST, _RECALL_LAST, _YES_NO_LAST)
+_LAST = (_CHAIR_LAST, _CHAIR_T1_LAST, _RECALL_LAST, _RECALL_T1_LAST, _YES_NO_LAST)
 # What the columns of a variant's row are about, behind its number; its runs are counted, and have no worst.
 _COLUMNS = (
     None,
-    *(_CHAIR_LAST, CHAIR_FALL, _CHAIR_T1_LAST, CHAIR_T1_FALL, _RECALL_LAST, RECALL_LOSS, REPEATS),
-    *(_YES_NO_LAST, YES_NO_CHANGE, KEPT, REFUSED, ENDED, STEPS),
+    *(_CHAIR_LAST, CHAIR_FALL, _CHAIR_T1_LAST, CHAIR_T1_FALL, _RECALL_LAST, RECALL_LOSS),
+    *(_RECALL_T1_LAST, RECALL_T1_LOSS, REPEATS, _YES_NO_LAST, YES_NO_CHANGE),
+    *(KEPT, REFUSED, ENDED, STEPS, GATE_AND_LOOKS),
 )
 
 
-def figures_of(summary: Mapping[str, Any]) -> Figures:
+def figures_of(summary: Mapping[str, Any], *, batch_size: int = 8) -> Figures:
     """The figures of a finished run.
 
     Args:
         summary: the content of its summary.json. The round that a run ended in is not among its rounds; its verdicts
             stand under `ended`.
+        batch_size: its `train.batch_size`.
 
     Raises:
         ValueError: the run is not finished, it was not evaluated on the embedded world, or it ended early and its
@@ -184,6 +212,8 @@ def figures_of(summary: Mapping[str, Any]) -> Figures:
         chair_t1_after=percent(last, "chair_s_t1"),
         recall_before=percent(base, "recall"),
         recall_after=percent(last, "recall"),
+        recall_t1_before=percent(base, "recall_t1"),
+        recall_t1_after=percent(last, "recall_t1"),
         repeats_after=percent(last, "repeat"),
         yes_no_before=percent(base, "pope_acc"),
         yes_no_after=percent(last, "pope_acc"),
@@ -192,7 +222,23 @@ def figures_of(summary: Mapping[str, Any]) -> Figures:
         num_refused=sum(not verdict["accepted"] for verdict in said),
         ended=str(ended["reason"]) if ended else "",
         steps=tuple(float(entry["train"]["steps"] or 0) for entry in rounds),
+        gate_and_looks=tuple(
+            Shared(entry["stages"]["gate"], _looks_s(entry, batch_size=batch_size), entry["seconds"])
+            for entry in rounds
+            if "gate" in entry.get("stages", ())
+        ),
     )
+
+
+def _looks_s(entry: Mapping[str, Any], *, batch_size: int) -> float:
+    """About how long the phases of a round looked at held-out pairs, in s."""
+    trained = [phase["train"] for phase in entry.get("phases") or [entry]]
+    return sum(looks_seconds(train, batch_size=batch_size) for train in trained)
+
+
+def _percent_of(rounds: Sequence[Shared]) -> float | None:
+    seconds = sum(entry.seconds for entry in rounds)
+    return 100.0 * sum(entry.gate_s + entry.looks_s for entry in rounds) / seconds if seconds else None
 
 
 def spread(values: Sequence[float]) -> Spread | None:
@@ -244,8 +290,14 @@ def verdicts(outcomes: Sequence[Outcome]) -> list[Verdict]:
         (CHAIR_FALL, 80.0, "CHAIR_s falls by at least 80 %, greedy"),
         (CHAIR_T1_FALL, 50.0, "CHAIR_s falls by at least 50 % at T = 1"),
         (RECALL_LOSS, 1.5, "recall loses at most 1.5 points"),
+        (
+            RECALL_T1_LOSS,
+            1.5,
+            "recall at T = 1 loses at most 1.5 points (the bound is asked without a temperature)",
+        ),
         (REPEATS, 2.0, "repeats under 2 %"),
         (YES_NO_CHANGE, 0.0, "yes/no accuracy does not fall"),
+        (GATE_AND_LOOKS, 10.0, "gate and looks take under 10 % of a round"),
     )
     for measure, bound, asked in over_all:
         told = spread(values_of(measure, outcomes=outcomes))
@@ -270,7 +322,7 @@ def verdicts(outcomes: Sequence[Outcome]) -> list[Verdict]:
 
 
 def _keeps(measure: Measure, value: float, *, bound: float) -> bool:
-    if measure is REPEATS:
+    if measure in (REPEATS, GATE_AND_LOOKS):  # "under", and not "at most"
         return value < bound
     return value >= bound - _ALMOST if measure.is_worse is min else value <= bound + _ALMOST
 
@@ -278,8 +330,9 @@ def _keeps(measure: Measure, value: float, *, bound: float) -> bool:
 def variant_table(outcomes: Sequence[Outcome]) -> str:
     """A Markdown row a variant (means over its seeds), one a run that has no figures, then all runs and the worst."""
     heads = ("variant", "runs", "CHAIR_s, %", "falls by, %", "CHAIR_s at T = 1, %", "falls by, %", "recall, %")
-    heads += ("loses, points", "repeats, %", "yes/no, %", "changes by, points", "rounds kept", "refused")
-    rows: list[Sequence[str]] = [(*heads, "ended early", "steps of the rounds")]
+    heads += ("loses, points", "recall at T = 1, %", "loses, points", "repeats, %", "yes/no, %", "changes by, points")
+    heads += ("rounds kept", "refused", "ended early", "steps of the rounds")
+    rows: list[Sequence[str]] = [(*heads, "gate + looks, % of the first round, of later ones")]
     for variant, runs in by_variant(outcomes).items():
         rows.append((str(variant), *_means(runs, is_whole=False)))
         rows += [
@@ -317,6 +370,8 @@ def _means(outcomes: Sequence[Outcome], *, is_whole: bool) -> list[str]:
         told(CHAIR_T1_FALL),
         change(lambda run: run.recall_before, lambda run: run.recall_after),
         told(RECALL_LOSS),
+        change(lambda run: run.recall_t1_before, lambda run: run.recall_t1_after),
+        told(RECALL_T1_LOSS),
         told(REPEATS),
         change(lambda run: run.yes_no_before, lambda run: run.yes_no_after),
         told(YES_NO_CHANGE),
@@ -324,7 +379,20 @@ def _means(outcomes: Sequence[Outcome], *, is_whole: bool) -> list[str]:
         str(sum(run.num_refused for run in runs)),
         f"{num_ended} of {len(runs)}" if num_ended else "0",
         _steps(runs),
+        _shares(runs),
     ]
+
+
+def _shares(runs: Sequence[Figures]) -> str:
+    """What the gate and the looks took of the first rounds, and of the later ones, of all their seconds together."""
+    first = [entry for run in runs for entry in run.gate_and_looks[:1]]
+    later = [entry for run in runs for entry in run.gate_and_looks[1:]]
+    shown = []
+    for rounds in filter(None, (first, later)):
+        seconds = sum(entry.seconds for entry in rounds)
+        gate, looks = sum(entry.gate_s for entry in rounds), sum(entry.looks_s for entry in rounds)
+        shown.append(f"{100 * gate / seconds:.1f} + {100 * looks / seconds:.1f}")
+    return ", ".join(shown) or _NOTHING
 
 
 def _steps(runs: Sequence[Figures]) -> str:

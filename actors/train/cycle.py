@@ -352,6 +352,8 @@ class CycleTrainer:
         metrics |= {f"dropped/{reason}": float(count) for reason, count in examples.dropped.items()}
         if resumed is not None:
             metrics["resumed_from_step"] = float(resumed.progress.step)
+        if dose_clock is not None:
+            metrics["held_out/seconds"] = dose_clock.seconds
         metrics["shared_prefix"] = float(self._shares_prefix)
         metrics |= reference_metrics(trainer.reference_gaps)
         self._policy, self._finished = None, trainer

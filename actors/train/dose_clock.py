@@ -7,6 +7,7 @@ Imports the whole training stack. Knows one process of the group; knows no cycle
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -41,6 +42,9 @@ class DoseClock(TrainerCallback):
         sums, reference_sums: under the policy in training, and under its reference. All processes call them with as
             many pairs, not the same ones.
         keep: called when the weights are the best so far; all processes call it.
+
+    Attributes:
+        seconds: that the looks of this process have taken; of a training that was gone on from, since then.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class DoseClock(TrainerCallback):
         self._sums = sums
         self._reference_sums = reference_sums
         self._keep = keep
+        self.seconds = 0.0
         self._references: dict[str, tuple[float, float]] = {}
         self._lr_sum = 0.0
         self._lr = 0.0
@@ -99,7 +104,9 @@ class DoseClock(TrainerCallback):
         interval = steps_between_looks(num, batch_size=self._batch_size)
         is_due = self.dose.is_due(state.global_step, interval=interval)
         if num >= _LEAST_TO_LOOK_AT and (is_due or is_last):
+            begun_s = time.monotonic()
             look = self._look(min(num, MOST_HELD_OUT), step=state.global_step)
+            self.seconds += time.monotonic() - begun_s
             entry[_LOOK] = look.to_plain()
             self.dose.observe(look)
             if self.dose.best_step == look.step:

@@ -16,6 +16,10 @@ from csr_ray.redaction import has_credentials, without_credentials
 # Ranks that vLLM makes room for (its `MaxLoRARanks`).
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
+# Beyond these a limit limits nothing, and was meant to be another value: the gate compares texts that a person would
+# read, and a probability e^1000 times as large is none.
+MOST_GATE_TOKENS, MOST_OF_A_LIMIT = 8192, 1000
+
 # Marks of a key, or of a whole section of which single keys may say otherwise. An operational key may be another one
 # each time a run is started: it says how the run is carried out. Every other key decides what the run computes, and a
 # run folder of another value is refused.
@@ -548,6 +552,16 @@ class Train(Section):
             return {**given, "epochs": 1}
         return given
 
+    @field_validator("target_margin", "max_divergence")
+    @classmethod
+    def _can_be_reached(cls, nats: float) -> float:
+        if nats > MOST_OF_A_LIMIT:
+            raise ValueError(
+                f"{nats:g} nats an answer are never reached; set at most {MOST_OF_A_LIMIT:,}, or train.dose=epochs "
+                "for a fixed number of passes"
+            )
+        return nats
+
     @model_validator(mode="after")
     def _dose_is_one(self) -> Train:
         if self.dose == "auto" and self.epochs is not None:
@@ -842,7 +856,10 @@ class Gate(Section):
         "examples themselves are at fault",
     )
     max_tokens: int | None = Field(
-        None, ge=1, description="tokens of an answer, at most; null: search.max_answer_tokens, at most 512"
+        None,
+        ge=1,
+        description="tokens of an answer, at most; null: search.max_answer_tokens, or the method's own "
+        "max_answer_tokens where it has one, at most 512",
     )
     reward_loss: float = Field(
         0.02,
@@ -873,6 +890,25 @@ class Gate(Section):
         description="the likeness of the answers to each other (self-BLEU, 0 to 1) may rise by so much, beyond "
         "chance",
     )
+
+    @field_validator("max_tokens")
+    @classmethod
+    def _answers_end(cls, max_tokens: int | None) -> int | None:
+        if max_tokens is not None and max_tokens > MOST_GATE_TOKENS:
+            raise ValueError(
+                f"{max_tokens:,} tokens are longer than any answer that would be compared; set at most "
+                f"{MOST_GATE_TOKENS:,}, or leave it out"
+            )
+        return max_tokens
+
+    @field_validator("reward_loss", "length_growth", "length_factor")
+    @classmethod
+    def _limits_can_be_passed(cls, limit: float) -> float:
+        if limit > MOST_OF_A_LIMIT:
+            raise ValueError(
+                f"{limit:g} would refuse nothing; set at most {MOST_OF_A_LIMIT:,}, or gate.enabled=false for no gate"
+            )
+        return limit
 
 
 class Judge(Section):

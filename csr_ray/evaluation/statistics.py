@@ -40,7 +40,8 @@ class Difference:
 
     Attributes:
         mean: the change of the figure itself.
-        low, high: ends of its 95 % interval; infinite where one item says nothing of the spread.
+        low, high: ends of its interval, of 95 % if nothing else was asked for; infinite where one item says nothing
+            of the spread.
         p: two-sided; how often a change at least as large comes about if there is none.
     """
 
@@ -166,10 +167,7 @@ def sum_interval(figure: WeightedSum, *, seed: int, num_resamples: int = NUM_RES
     blocks = _blocks(figure, seed=seed)
     value = figure.value
     if all(ratio.is_share and ratio.value in (0.0, 1.0) for _, ratio in figure.parts):
-        known = [
-            (weight, _all_alike(ratio.value, num_trials=len(items)))
-            for (weight, ratio), (items, _) in zip(figure.parts, blocks, strict=True)
-        ]
+        known = [(weight, _all_alike(ratio)) for weight, ratio in figure.parts]
         ends = [(weight * one.low, weight * one.high) for weight, one in known]
         return Interval(value, sum(map(min, ends)), sum(map(max, ends)))
     if min(len(items) for items, _ in blocks) == 1:
@@ -206,7 +204,8 @@ def interval(ratio: Ratio, *, seed: int, num_resamples: int = NUM_RESAMPLES) -> 
     """The figure with its 95 % bootstrap interval: percentiles over draws of as many items, with replacement.
 
     Where all items of a share are alike every draw is, too, and the interval would be a point. Clopper and Pearson's
-    exact bound for none or all of so many items is given then: 0 of 300 is 0 to 1.2 %.
+    exact bound for none or all of so many items is given then: 0 of 300 is 0 to 1.2 %. Items with nothing below the
+    line do not count there: a precision of one "yes" among 300 answers is 2.5 to 100 %.
 
     Raises:
         ValueError: there is no item.
@@ -214,7 +213,7 @@ def interval(ratio: Ratio, *, seed: int, num_resamples: int = NUM_RESAMPLES) -> 
     num_items = _num_items(ratio)
     value = ratio.value
     if ratio.is_share and value in (0.0, 1.0):
-        return _all_alike(value, num_trials=num_items)
+        return _all_alike(ratio)
     if num_items == 1:
         return Interval(value, -math.inf, math.inf)
     drawn = np.concatenate(
@@ -236,12 +235,17 @@ def ratio_interval(
     return interval(Ratio(_floats(numerators), _floats(denominators)), seed=seed, num_resamples=num_resamples)
 
 
-def difference(before: Ratio, *, after: Ratio, seed: int, num_resamples: int = NUM_RESAMPLES) -> Difference:
+def difference(
+    before: Ratio, *, after: Ratio, seed: int, num_resamples: int = NUM_RESAMPLES, level: float = LEVEL
+) -> Difference:
     """How a figure changed on the same items: both sides are computed of the same draws (a paired bootstrap).
 
     `p` is the smallest level at which the interval leaves out no change, and never less than 2 / (draws + 1), nor
     than what a coin for each item that changed could say: where fewer than six did, the interval holds no change.
     (Of four items that all changed one way a bootstrap alone would be sure, and the sign test's p is 0.125.)
+
+    Args:
+        level: of the interval, between 0 and 1; higher where several figures are looked at at once.
 
     Raises:
         ValueError: there is no item, or another number of them after than before.
@@ -263,13 +267,13 @@ def difference(before: Ratio, *, after: Ratio, seed: int, num_resamples: int = N
             for positions in _draws(num_items, seed=seed, num=num_resamples)
         ]
     )
-    return _difference(change, drawn=drawn, num_changed=int(_is_changed(before, after=after).sum()))
+    return _difference(change, drawn=drawn, num_changed=int(_is_changed(before, after=after).sum()), level=level)
 
 
 def paired_difference(
-    before: ArrayLike, *, after: ArrayLike, seed: int, num_resamples: int = NUM_RESAMPLES
+    before: ArrayLike, *, after: ArrayLike, seed: int, num_resamples: int = NUM_RESAMPLES, level: float = LEVEL
 ) -> Difference:
-    """How a mean changed on the same items, with its 95 % interval and p (`difference`).
+    """How a mean changed on the same items, with its interval of that level and p (`difference`).
 
     Args:
         before, after: one value an item, [num_items] each, in the same order.
@@ -277,7 +281,8 @@ def paired_difference(
     Raises:
         ValueError: there is no item, a value is not finite, or another number of them after than before.
     """
-    return difference(Ratio.mean_of(before), after=Ratio.mean_of(after), seed=seed, num_resamples=num_resamples)
+    first, second = Ratio.mean_of(before), Ratio.mean_of(after)
+    return difference(first, after=second, seed=seed, num_resamples=num_resamples, level=level)
 
 
 def mcnemar(before: ArrayLike, *, after: ArrayLike) -> McNemar:
@@ -309,15 +314,15 @@ def _two_sided_coin(num_heads: int, *, num_tosses: int) -> float:
     return min(1.0, 2 * tail / 2**num_tosses)
 
 
-def _difference(change: float, *, drawn: np.ndarray, num_changed: int) -> Difference:
+def _difference(change: float, *, drawn: np.ndarray, num_changed: int, level: float = LEVEL) -> Difference:
     """The interval and p of a change, out of what the draws gave."""
-    low, high = _ends(drawn)
+    low, high = _ends(drawn, level=level)
     # Of a change of exactly zero half of the draws count for either side.
     as_low = float((drawn < 0).sum()) + 0.5 * float((drawn == 0).sum())
     as_high = len(drawn) - as_low
     by_coins = 2.0 ** (1 - num_changed)
     p = min(1.0, max(by_coins, 2.0 * (min(as_low, as_high) + 1.0) / (len(drawn) + 1.0)))
-    if by_coins > 1.0 - LEVEL:
+    if by_coins > 1.0 - level:
         low, high = min(low, 0.0), max(high, 0.0)
     return Difference(change, low, high, p)
 
@@ -360,8 +365,11 @@ def _sums(figure: WeightedSum, *, blocks: Sequence[tuple[np.ndarray, Seed]], num
     return total
 
 
-def _all_alike(value: float, *, num_trials: int) -> Interval:
-    bound = ((1.0 - LEVEL) / 2.0) ** (1.0 / num_trials)
+def _all_alike(ratio: Ratio) -> Interval:
+    """The exact bound of a share that is 0 or 1; an item with nothing below the line (an answer that is not "yes", of
+    a precision) is no trial, and a share without any may be anything."""
+    value, num_trials = ratio.value, int((ratio.denominators > 0.0).sum())
+    bound = ((1.0 - LEVEL) / 2.0) ** (1.0 / num_trials) if num_trials else 0.0
     return Interval(value, 0.0, 1.0 - bound) if value == 0.0 else Interval(value, bound, 1.0)
 
 
@@ -382,8 +390,8 @@ def _values(ratio: Ratio, *, positions: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.zeros_like(above), where=below != 0)
 
 
-def _ends(drawn: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(drawn, [(1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0])
+def _ends(drawn: np.ndarray, *, level: float = LEVEL) -> tuple[float, float]:
+    low, high = np.quantile(drawn, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return float(low), float(high)
 
 

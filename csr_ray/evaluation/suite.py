@@ -7,6 +7,7 @@ about photos whose objects are known. The files are read once, before anything i
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ from csr_ray.store.objects import is_url, local_path
 from csr_ray.world.mentions import VOCABULARY_FILE, kinds_of
 from csr_ray.world.vocabulary import KINDS
 
+_PROMPTS_TOLD = 10
 _YES_NO_TOKENS = 8
 _NOTHING = (None, "")
 
@@ -206,12 +208,31 @@ class Suite:
             return dict(zip(ids, marks, strict=True))
         return {key: of_split(mark, split=self.split_of[key]) for key, mark in zip(ids, marks, strict=True)}
 
+    def chair(self) -> JsonDict:
+        """What two figures of CHAIR have to share before they may be compared; nothing where CHAIR is not measured.
+
+        None of it is standard between papers: the table of names and the form, which images are described (their
+        number, and a digest of their names), the prompts (at most ten of them) and how long an answer may be.
+        """
+        if not self.named:
+            return {}
+        names = sorted({question.image.rpartition("/")[2] for question in self.describe})
+        prompts = list(dict.fromkeys(question.text for question in self.describe))
+        return {
+            **self.named,
+            "num_described": len(self.describe),
+            "images": hashlib.sha256("\n".join(names).encode()).hexdigest()[:16],
+            "prompts": prompts[:_PROMPTS_TOLD],
+            "num_prompts": len(prompts),
+            "max_tokens": self.max_tokens,
+        }
+
     def says(self, answers: Answers) -> JsonDict:
-        """What a result says besides its figures: CHAIR's table and form, and what POPE's splits hold."""
+        """What a result says besides its figures: how CHAIR was asked (`chair`), and what POPE's splits hold."""
         if not self.split_of:
-            return dict(self.named)
+            return self.chair()
         split_of = {question.id: self.split_of[question.id] for question in self.yes_no}
-        return {**self.named, **split_notes(split_of, answered=answers.get(YES_NO, {}))}
+        return {**self.chair(), **split_notes(split_of, answered=answers.get(YES_NO, {}))}
 
     def benchmark_items(self, benchmark: str, *, answers: Answers) -> MarkedItems:
         """What a result keeps of each answer: the counts of the metrics of `benchmark_marks`.

@@ -121,8 +121,13 @@ def sentence_tokens(search: Search) -> int:
 
 
 def gate_answer_tokens(config: Config) -> int:
-    """The most tokens of an answer to the gate."""
-    return config.gate.max_tokens or min(config.search.max_answer_tokens, _GATE_TOKENS)
+    """The most tokens of an answer to the gate.
+
+    A method whose own keys limit an answer (`max_answer_tokens`, as SIMA's do) is held to that: `search` is not what
+    it generates by.
+    """
+    longest: int = getattr(config.method_keys, "max_answer_tokens", config.search.max_answer_tokens)
+    return config.gate.max_tokens or min(longest, _GATE_TOKENS)
 
 
 def gate_answers(config: Config, *, num_prompts: int) -> int:

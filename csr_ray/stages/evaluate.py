@@ -50,7 +50,7 @@ def evaluate(
         version=version,
         metrics=metrics,
         **_certainty(state, marked, version=version),
-        **({"chair": dict(suite.named)} if suite.named else {}),
+        **({"chair": suite.chair()} if suite.named else {}),
         seconds=time.perf_counter() - started_s,
         files=plain_files({state.folder.marked_answers(version): digest}, root=state.folder.root),
     )

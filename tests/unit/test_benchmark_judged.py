@@ -263,6 +263,25 @@ def test_llava_bench_counts_questions_that_lack_a_description_or_a_reference(
     assert found["skipped"] == {"no answer of the reference": 3, "no truth for this answer": 3}
 
 
+def test_llava_benchs_older_coco_version_of_90_questions_is_told_apart(server: JudgeServer, tmp_path: Path) -> None:
+    truth, answers = llava_bench(tmp_path)
+    (truth / "questions.jsonl").write_text(
+        lines(
+            *(
+                {"question_id": key, "image": "001.jpg", "text": f"question {key}", "category": "conv"}
+                for key in range(90)
+            )
+        )
+    )
+    (truth / "answers_gpt4.jsonl").write_text(
+        lines(*({"question_id": key, "text": f"reference {key}"} for key in range(90)))
+    )
+    server.plan(say=GOOD["llava-bench"])
+    found = mark_file("llava-bench", answers=answers, truth=truth, judge=session_of(server, tmp_path))
+    (note,) = [note for note in found["notes"] if "90 questions" in note]
+    assert "older version on COCO's images" in note and "in the wild has 60" in note
+
+
 # --- MMHal ------------------------------------------------------------------------------------------------------
 
 
@@ -327,6 +346,16 @@ def test_mmhal_looks_for_images_by_the_names_in_their_urls(tmp_path: Path) -> No
 
 
 # --- all three --------------------------------------------------------------------------------------------------
+
+
+def test_mmhal_names_rlaif_vs_other_judge_whose_figures_are_not_the_papers(
+    server: JudgeServer, tmp_path: Path
+) -> None:
+    truth, answers = mmhal(tmp_path)
+    server.plan(say=GOOD["mmhal"])
+    found = mark_file("mmhal", answers=answers, truth=truth, judge=session_of(server, tmp_path))
+    assert found["comparable_to_papers"] is False
+    assert "which asked gpt-4-0314 (RLAIF-V: gpt-4-1106-preview)" in found["notes"][-1]
 
 
 @pytest.mark.parametrize("name", JUDGED)

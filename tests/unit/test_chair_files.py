@@ -118,6 +118,22 @@ def test_a_runs_suite_takes_its_truth_from_the_published_files(coco: Path) -> No
     assert suite.benchmark_marks("chair", answers={DESCRIBED: said})["recall"] == 0.5
 
 
+def test_chairs_image_subset_prompt_and_token_limit_are_recorded_because_none_is_standard(coco: Path) -> None:
+    rows = [
+        {"id": key, "image": "COCO_val2014_000000000009.jpg", "prompt": text}
+        for key, text in (("a", "Describe."), ("b", "What is there?"), ("c", "Describe."))
+    ]
+    (coco / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    suite = load_suite(config(coco, max_tokens=64))
+    asked = {"num_described": 3, "prompts": ["Describe.", "What is there?"], "num_prompts": 2, "max_tokens": 64}
+    expected = {"table": "official", "form": "original", **asked}
+    assert {key: value for key, value in suite.says({}).items() if key != "images"} == expected
+    fewer = load_suite(config(coco, max_tokens=64, limit=1)).says({})
+    assert fewer["images"] == suite.says({})["images"], "one image, asked three times"
+    (coco / "prompts.jsonl").write_text(json.dumps({**rows[0], "image": "COCO_val2014_000000000010.jpg"}) + "\n")
+    assert load_suite(config(coco)).says({})["images"] != fewer["images"]
+
+
 def test_a_suite_of_photos_that_are_not_cocos_is_refused(coco: Path) -> None:
     (coco / "prompts.jsonl").write_text('{"id": "a", "image": "garden.jpg", "prompt": "Describe."}\n')
     with pytest.raises(ConfigError, match=r"image = 'garden.jpg': no number of a COCO image"):

@@ -67,6 +67,14 @@ def complaint(tmp_path: Path, *overrides: str, text: str | None = None) -> str:
         ("eval.benchmarks=[mme]", ["eval.benchmarks: mme cannot be asked within a run", "pope", "csr-ray eval"]),
         ("generators.max=0", ["generators.max = 0", "greater than or equal to 1"]),
         ("run.grace_s=1e300", ["run.grace_s = 1e+300", "less than or equal to 86400"]),
+        # what no run reaches, with what to set instead
+        ("gate.max_tokens=100000", ["gate.max_tokens", "100,000", "set at most 8,192, or leave it out"]),
+        ("train.target_margin=.inf", ["train.target_margin", "inf", "set at most 1,000, or train.dose=epochs"]),
+        ("train.target_margin=1e9", ["train.target_margin", "1e+09", "set at most 1,000, or train.dose=epochs"]),
+        ("train.max_divergence=.inf", ["train.max_divergence", "inf", "set at most 1,000, or train.dose=epochs"]),
+        ("gate.reward_loss=.inf", ["gate.reward_loss", "inf", "set at most 1,000, or gate.enabled=false"]),
+        ("gate.length_growth=.inf", ["gate.length_growth", "inf", "set at most 1,000, or gate.enabled=false"]),
+        ("gate.length_factor=.inf", ["gate.length_factor", "inf", "set at most 1,000, or gate.enabled=false"]),
         # contradictions name both keys and both values
         ("search.keep_worst=4", ["keep_worst = 4", "width = 3"]),
         ("search.keep_all_up_to=2", ["keep_all_up_to = 2", "width = 3"]),

@@ -8,12 +8,14 @@ import pytest
 
 from csr_ray.evaluation.statistics import (
     Ratio,
+    WeightedSum,
     difference,
     interval,
     mcnemar,
     mean_interval,
     paired_difference,
     ratio_interval,
+    sum_interval,
 )
 
 
@@ -139,6 +141,23 @@ def test_none_of_300_is_not_zero_for_sure() -> None:
     found = mean_interval(np.ones(10), seed=0)
     assert (found.value, found.high) == (1.0, 1.0)
     assert found.low == pytest.approx(0.025 ** (1 / 10))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_items_with_nothing_below_the_line_are_no_trials_of_an_exact_bound(value: float) -> None:
+    """One "yes" of 300 questions, and right: of that precision one trial is known, and not 300."""
+    above, below = np.zeros(300), np.zeros(300)
+    above[7], below[7] = value, 1.0
+    found = ratio_interval(above, denominators=below, seed=0)
+    one = mean_interval([value], seed=0)
+    assert found == one and found.high - found.low == pytest.approx(0.975)  # 2.5 to 100 %, or 0 to 97.5
+    summed = sum_interval(WeightedSum(((0.5, Ratio(above, below)), (0.5, Ratio(above, below)))), seed=0)
+    assert (summed.low, summed.high) == pytest.approx((found.low, found.high))
+
+
+def test_a_share_of_nothing_may_be_anything() -> None:
+    found = ratio_interval(np.zeros(300), denominators=np.zeros(300), seed=0)
+    assert (found.value, found.low, found.high) == (0.0, 0.0, 1.0)
 
 
 def test_one_item_says_nothing_of_the_spread() -> None:

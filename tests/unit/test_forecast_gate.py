@@ -19,6 +19,7 @@ from csr_ray.config.load import load_config, to_plain
 from csr_ray.config.schema import Config
 from csr_ray.machine.forecast import forecast
 from csr_ray.machine.rates import Cost, Rates
+from csr_ray.machine.workload import gate_answer_tokens
 
 RATES = Rates(
     start=Cost(fixed_s=100),
@@ -183,3 +184,14 @@ def test_the_looks_at_the_held_out_pairs_are_a_part_of_training(tmp_path: Path) 
     few = make_forecast(WORLD, overrides=[f"run.dir={tmp_path}", "data.per_round=40"], asked=Asked())
     assert few.work.held_out == 0, "a tenth of 40 is too few to look at"
     assert json.dumps(looked.to_plain()["workload"]["steps"]) == str(3 * -(-round(12856 * (1 - held_out)) // 4))
+
+
+def test_the_gate_of_a_method_with_a_limit_of_its_own_asks_for_no_more_than_that() -> None:
+    """SIMA's answers end at sima.max_answer_tokens, and search.max_answer_tokens is no key of it."""
+    shipped = Path(__file__).parents[2] / "configs" / "methods" / "sima.yaml"
+    assert gate_answer_tokens(load_config(shipped)) == 96
+    assert gate_answer_tokens(load_config(shipped, overrides=["sima.max_answer_tokens=200"])) == 200
+    assert gate_answer_tokens(load_config(shipped, overrides=["sima.max_answer_tokens=2000"])) == 512
+    assert gate_answer_tokens(load_config(shipped, overrides=["gate.max_tokens=40"])) == 40
+    assert gate_answer_tokens(load_config(shipped, overrides=["search.max_answer_tokens=7"])) == 96
+    assert gate_answer_tokens(tiny_config(search={"max_answer_tokens": 48})) == 48

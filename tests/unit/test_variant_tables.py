@@ -27,7 +27,7 @@ CONFIG = str(ROOT / "configs" / "tiny-world.yaml")
 
 
 def evaluated(chair: float = 0.5, **changes: float) -> dict[str, float]:
-    usual = {"chair_s_t1": 0.4, "recall": 0.99, "repeat": 0.0, "pope_acc": 0.97, "num_images": 300}
+    usual = {"chair_s_t1": 0.4, "recall": 0.99, "recall_t1": 0.98, "repeat": 0.0, "pope_acc": 0.97, "num_images": 300}
     return {"chair_s": chair, **usual, **changes}
 
 
@@ -77,7 +77,13 @@ def test_a_run_is_told_from_its_base_and_its_last_round() -> None:
     run = outcome(evaluated(0.3), evaluated(0.05, chair_s_t1=0.1, recall=0.98, repeat=0.01, pope_acc=0.975)).figures
     assert run is not None and (run.num_kept, run.num_refused, run.ended, run.steps) == (2, 0, "", (20.0, 19.0))
     found = {measure.name: measure.of(run) for measure in variant_tables.MEASURES}
-    expected = {"chair_s_relative_fall": 90.0, "chair_s_t1_relative_fall": 75.0, "recall_loss": 1.0}
+    assert found.pop("gate_and_looks_share") is None, "its summary does not say what they took"
+    expected = {
+        "chair_s_relative_fall": 90.0,
+        "chair_s_t1_relative_fall": 75.0,
+        "recall_loss": 1.0,
+        "recall_t1_loss": 0.0,
+    }
     expected |= {"repeat_last": 1.0, "pope_acc_change": 0.5, "rounds_kept": 2, "refused": 0, "ended_early": 0}
     assert found == pytest.approx({**expected, "steps": 39})
 
@@ -93,7 +99,7 @@ def test_a_run_that_ended_in_its_first_round_is_the_base_model_s() -> None:
     assert run is not None and (run.num_kept, run.num_refused, run.steps) == (0, 3, ())
     assert run.chair_before == run.chair_after == 50.0
     row = cells_of(variant_tables.variant_table([outcome(ended="so")]), first="1 ")
-    assert row[3] == "0.0" and row[-4:] == ["0.0", "3", "1 of 1", "–"]
+    assert row[3] == "0.0" and row[-5:] == ["0.0", "3", "1 of 1", "–", "–"]
 
 
 def test_a_run_that_ended_at_its_first_verdict_was_refused_once() -> None:
@@ -137,7 +143,7 @@ def test_a_base_that_never_hallucinates_has_no_relative_fall_and_does_not_pull_t
 def test_a_variant_s_row_is_the_mean_of_its_seeds() -> None:
     runs = [outcome(evaluated(0.1), seed=0), outcome(evaluated(0.2), evaluated(0.0), seed=1)]
     row = cells_of(variant_tables.variant_table(runs), first="1 ")
-    assert row[1:4] == ["2 of 2", "50.0 → 5.0", "90.0"] and row[-1] == "20, 19" and row[11] == "1.5"
+    assert row[1:4] == ["2 of 2", "50.0 → 5.0", "90.0"] and row[-2] == "20, 19" and row[13] == "1.5"
 
 
 def test_a_failed_run_has_its_last_line_in_the_table_and_stops_no_figure() -> None:
@@ -172,27 +178,65 @@ def test_the_worst_variant_is_by_column() -> None:
     runs = [outcome(evaluated(0.2, recall=0.99)), outcome(evaluated(0.1, recall=0.95), variant=7)]
     row = cells_of(variant_tables.variant_table(runs), first="worst")
     assert row[2:4] == ["20.0 (1)", "60.0 (1)"] and row[6:8] == ["95.0 (7)", "4.0 (7)"]
-    assert row[8] == "0.0", "of runs that are all alike no variant is the worst"
+    assert row[10] == "0.0", "of runs that are all alike no variant is the worst"
 
 
 def test_what_is_met_and_what_is_missed() -> None:
     good = evaluated(0.05, chair_s_t1=0.1, recall=0.98)
     kept = {verdict.asked: verdict.is_met for verdict in variant_tables.verdicts([outcome(good)])}
-    assert set(kept.values()) == {True} and len(kept) == 9
-    bad = evaluated(0.31, chair_s_t1=0.31, recall=0.95, repeat=0.02, pope_acc=0.96)
+    assert set(kept.values()) == {True, None} and len(kept) == 11
+    assert [asked for asked, is_met in kept.items() if is_met is None] == [
+        "gate and looks take under 10 % of a round"
+    ]
+    bad = evaluated(0.31, chair_s_t1=0.31, recall=0.95, recall_t1=0.94, repeat=0.02, pope_acc=0.96)
     missed = {verdict.asked: verdict.is_met for verdict in variant_tables.verdicts([outcome(bad)])}
     assert [asked for asked, is_met in missed.items() if is_met] == ["every run finishes"]
 
 
 def test_what_is_asked_may_be_met_to_the_point() -> None:
-    exactly = evaluated(0.1, chair_s_t1=0.2, recall=0.975, repeat=0.0199, pope_acc=0.97)
-    assert all(verdict.is_met for verdict in variant_tables.verdicts([outcome(exactly)]))
+    exactly = evaluated(0.1, chair_s_t1=0.2, recall=0.975, recall_t1=0.965, repeat=0.0199, pope_acc=0.97)
+    assert all(
+        verdict.is_met for verdict in variant_tables.verdicts([outcome(exactly)]) if "gate" not in verdict.asked
+    )
+
+
+def test_recall_at_temperature_1_has_columns_and_a_row_that_says_what_was_asked() -> None:
+    runs = [outcome(evaluated(0.05, recall_t1=0.96)), outcome(evaluated(0.05, recall_t1=0.95), variant=7)]
+    table = variant_tables.variant_table(runs)
+    assert cells_of(table, first="variant")[8:10] == ["recall at T = 1, %", "loses, points"]
+    assert cells_of(table, first="1 ")[8:10] == ["98.0 → 96.0", "2.0"]
+    assert cells_of(table, first="worst")[8:10] == ["95.0 (7)", "3.0 (7)"]
+    told = variant_tables.verdict_table(runs)
+    row = cells_of(told, first="recall at T = 1 loses at most 1.5 points (the bound is asked without a temperature)")
+    assert row[1].startswith("2.5 (") and row[2] == "**missed**"
+
+
+def _timed(*, seconds: float, gate: float, looks: int) -> dict[str, Any]:
+    dose = {"looks": [{"num_pairs": 24}] * looks}
+    train = {"steps": 9, "optimizer_seconds": 20.0, "dose": dose, "verdicts": [{"accepted": True}]}
+    return {"eval": evaluated(0.1), "train": train, "seconds": seconds, "stages": {"gate": gate}}
+
+
+def test_what_the_gate_and_the_looks_take_is_told_of_the_first_round_and_of_the_later_ones() -> None:
+    made = summary(evaluated(0.1))
+    # One look at 24 pairs is as long as a step of 8: 9 steps and a look take 20 s, so the look takes 2.
+    made["rounds"] = [
+        _timed(seconds=100.0, gate=8.0, looks=1),
+        _timed(seconds=50.0, gate=1.0, looks=1),
+        _timed(seconds=50.0, gate=1.0, looks=1),
+    ]
+    run = Outcome("defaults", 1, 0, variant_tables.figures_of(made))
+    assert cells_of(variant_tables.variant_table([run]), first="1 ")[-1] == "8.0 + 2.0, 2.0 + 4.0"
+    (row,) = [row for row in variant_tables.rows_of([run]) if row["name"] == "gate_and_looks_share"]
+    assert row["value"] == pytest.approx(8.0)
+    verdict = {verdict.asked: verdict for verdict in variant_tables.verdicts([run])}
+    assert verdict["gate and looks take under 10 % of a round"].is_met is True
 
 
 def test_the_worst_variant_misses_what_the_mean_keeps() -> None:
     runs = [outcome(evaluated(0.0, chair_s_t1=0.0), variant=number) for number in range(1, 6)]
     runs.append(outcome(evaluated(0.35, chair_s_t1=0.0), variant=6))
-    missed = [verdict for verdict in variant_tables.verdicts(runs) if not verdict.is_met]
+    missed = [verdict for verdict in variant_tables.verdicts(runs) if verdict.is_met is False]
     assert [verdict.found for verdict in missed] == ["30.0 % (variant 6)"]
 
 

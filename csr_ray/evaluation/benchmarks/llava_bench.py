@@ -26,6 +26,7 @@ from csr_ray.judging.template import Template
 from csr_ray.ports import Judge
 
 CATEGORIES = ("conv", "detail", "complex")
+_QUESTIONS, _OLDER_QUESTIONS = 60, 90
 _TEMPERATURE = 0.2
 _MAX_TOKENS = 1024
 _LOWEST, _HIGHEST = 1.0, 10.0
@@ -125,6 +126,15 @@ class LlavaBench(Benchmark):
                 reference, model = (mean([pair[place] for pair in of_name]) for place in (0, 1))
                 metrics[name or "score"] = 100 * model / reference
                 metrics |= {f"{name or 'mean'}_model": model, f"{name or 'mean'}_reference": reference}
+        notes = [
+            f"Left out because {_UNPARSED}: {skipped[_UNPARSED]}; the official script averages two scores of -1 in "
+            "for each."
+        ]
+        if (num := len(items.by_id) + sum(items.skipped.values())) == _OLDER_QUESTIONS:
+            notes.append(
+                f"{num} questions, as the older version on COCO's images has: another benchmark than LLaVA-Bench, "
+                f"which in the wild has {_QUESTIONS}; compare its figures with none of that."
+            )
         return about_the_judge(
             Marks(
                 metrics=metrics,
@@ -132,10 +142,7 @@ class LlavaBench(Benchmark):
                 counts={key: _counts(pair, category=items.by_id[key].truth.category) for key, pair in pairs.items()},
                 sums={name: {f"{name}/quotient": 100.0} for name in ("score", *CATEGORIES) if name in metrics},
                 skipped=skipped,
-                notes=(
-                    f"Left out because {_UNPARSED}: {skipped[_UNPARSED]}; the official script averages two scores of "
-                    "-1 in for each.",
-                ),
+                notes=tuple(notes),
             ),
             benchmark=self,
             session=session,
