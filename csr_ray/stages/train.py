@@ -81,9 +81,7 @@ def _dose_in_words(trained: TrainResult) -> str:
     kept = next((look for look in looks if look["step"] == best_step), None)
     words = f"  {trained.dose['reason']}"
     if kept is None:
-        last = looks[-1]
-        words += f"; a held-out margin of {last['margin']:.2f} nats with a standard error of {last['margin_se']:.2f}"
-        return f"{words} is no sign of learning: the policy stays as it was"
+        return f"{words}: the policy stays as it was"
     if best_step < trained.num_steps:
         words += f", whose weights are taken: a held-out margin of {kept['margin']:.2f} nats"
     return f"{words}; {100 * kept['accuracy']:.0f} % of {kept['num_pairs']} held-out pairs ranked right"

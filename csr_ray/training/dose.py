@@ -171,15 +171,13 @@ class Dose:
     two passes over its examples, the rate is doubled, and halved where it would end within a quarter of one. The
     weights start at zero effect, so the margin grows as the power 3/2 of the steps (as measured; docs/training.md).
 
-    What a phase ends with are the weights of the look with the lowest held-out loss, be they those of its start. A
-    look whose margin is within its standard error shows nothing, and its weights are not taken.
+    What a phase ends with are the weights of the look with the lowest held-out loss, be they those of its start.
 
     Attributes:
         factor: by which the learning rate is multiplied from now on.
         reason: why the training is over, in words; "": it is not.
         looks: all of them so far.
-        best_step: of the look with the lowest held-out loss of those whose margin is larger than its standard error;
-            0: there was none, so nothing shows that the policy has learned.
+        best_step: of the look with the lowest held-out loss; 0: at none was it lower than at the start.
     """
 
     def __init__(self, plan: DosePlan) -> None:
@@ -188,8 +186,7 @@ class Dose:
         self.reason = ""
         self.looks: list[Look] = []
         self.best_step = 0
-        self._lowest_loss = 0.0 if plan.margin is None else math.log(2)  # of the policy before the first step
-        self._lowest_step = 0
+        self._best_loss = 0.0 if plan.margin is None else math.log(2)  # of the policy before the first step
         self._num_worse = 0
 
     def is_due(self, step: int, *, interval: int) -> bool:
@@ -206,10 +203,8 @@ class Dose:
         assert not self.reason, "the training is over"
         self.looks.append(look)
         loss = -look.chosen if self._plan.margin is None else look.loss
-        if loss < self._lowest_loss - _LEAST_LOSS_FALL * (abs(self._lowest_loss) or 1.0):
-            self._lowest_loss, self._lowest_step, self._num_worse = loss, look.step, 0
-            if self._plan.margin is None or look.margin > look.margin_se:
-                self.best_step = look.step
+        if loss < self._best_loss - _LEAST_LOSS_FALL * (abs(self._best_loss) or 1.0):
+            self._best_loss, self.best_step, self._num_worse = loss, look.step, 0
         else:
             self._num_worse += 1
         if self._plan.finds_rate and look.step <= self._plan.steps_a_pass:
@@ -223,7 +218,7 @@ class Dose:
         if look.divergence >= plan.divergence:
             return f"the policy went {look.divergence:.2f} nats from its reference (at most: {plan.divergence:g})"
         if self._num_worse >= plan.patience:
-            return f"the held-out loss was lowest after step {self._lowest_step}"
+            return f"the held-out loss was lowest after step {self.best_step}"
         if plan.lr_sum is not None and look.lr_sum >= plan.lr_sum * (1 - 1e-9):
             return "it was trained as far as the first round was"
         if look.step >= plan.max_steps:

@@ -89,25 +89,6 @@ def test_it_ends_with_the_weights_of_the_best_look_when_nothing_more_is_learned(
     assert dose.reason == "the held-out loss was lowest after step 12" and dose.best_step == 12
 
 
-def test_a_margin_within_its_own_noise_is_no_sign_of_learning() -> None:
-    """Ten pairs of a saturated policy: 0.2 nats with a standard error of 0.3, and recall went with it."""
-
-    def look(step: int, margin: float) -> Look:
-        rejected = [-margin + (0.95 if number % 2 else -0.95) for number in range(10)]
-        return look_at([0.0] * 10, rejected=rejected, step=step, lr_sum=step * 1e-4, beta=0.1)
-
-    dose = Dose(_plan(lr_sum=12 * 1e-4))
-    for step, margin in ((4, 0.06), (8, 0.13), (12, 0.2)):
-        assert not dose.reason
-        dose.observe(look(step, margin))
-    assert dose.looks[-1].margin_se == pytest.approx(0.32, abs=0.02)
-    assert (dose.reason, dose.best_step) == ("it was trained as far as the first round was", 0)
-    dose = Dose(_plan(lr_sum=12 * 1e-4))
-    for step, margin in ((4, 0.1), (8, 0.4), (12, 0.2)):
-        dose.observe(look(step, margin))
-    assert dose.best_step == 8
-
-
 def test_pairs_that_teach_nothing_end_with_the_weights_of_the_start() -> None:
     dose = Dose(PLAN)
     dose.observe(_look(6, -0.1))

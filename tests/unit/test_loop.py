@@ -324,7 +324,7 @@ def test_that_too_few_pairs_were_there_to_find_a_dose_is_said_once(tmp_path) -> 
 
 def test_a_round_goes_by_the_first_dose_that_was_found(tmp_path) -> None:
     driver = Driver(tmp_path, run={"rounds": 3})
-    look = {"step": 4, "margin": 1.3, "margin_se": 0.2, "accuracy": 0.9, "num_pairs": 9}
+    look = {"step": 4, "margin": 1.3, "accuracy": 0.9, "num_pairs": 9}
     driver.doses = {
         1: {"learning_rate": 3e-4, "lr_sum": 1e-3, "best_step": 4, "looks": [look], "reason": "it is enough"}
     }
