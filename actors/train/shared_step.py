@@ -126,6 +126,22 @@ def set_flex(policy: PreTrainedModel, *, is_on: bool) -> None:
     policy.set_attn_implementation({"text_config": "flex_attention" if is_on else "sdpa"})
 
 
+def compile_layers(policy: PreTrainedModel, *, is_on: bool, backend: str = "inductor") -> None:
+    """Let the language model's decoder layers run as torch compiles them, or as they are again.
+
+    Between its matrix products a layer with a LoRA launches dozens of small kernels, which take as long as those on
+    a fast card; compiled, they are a few. All layers have the same code, so that one is compiled for all, once a
+    shape and then for any.
+    """
+    if is_on:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MAX_VARIANTS)
+    for layer in policy.get_decoder().layers:
+        if is_on:
+            layer.compile(backend=backend)
+        else:
+            layer._compiled_call_impl = None
+
+
 def block_mask(pair: torch.Tensor, branch: torch.Tensor, *, num_pairs: int) -> Any:
     """`visibility` of the shared prefix as FlexAttention's block mask: whole blocks of hidden keys are skipped.
 

@@ -195,7 +195,7 @@ def run_part(part: str, *, device: str, is_tiny: bool, output: Path) -> None:
 
 def comparisons(parts: Mapping[str, Mapping[str, Any]], *, model: str) -> list[dict[str, Any]]:
     """Rows of csr_ray's step against TRL's own, with the most pairs that both had room for."""
-    ours = _by_pairs(parts.get(f"step_{model}_ours", {}), kinds=("flex", "dense"))
+    ours = _by_pairs(parts.get(f"step_{model}_ours", {}), kinds=("compiled", "flex", "dense"))
     if not ours:
         return []
     best = max(ours.values(), key=lambda case: case["pairs_per_s"])
@@ -230,7 +230,8 @@ def comparisons(parts: Mapping[str, Mapping[str, Any]], *, model: str) -> list[d
         ]
         if kind == "autocast":
             # The fewest pairs come first on both sides, with a LoRA that changes nothing yet.
-            left, right = ours[common[0]], theirs[common[0]]
+            plain = _by_pairs(parts.get(f"step_{model}_ours", {}), kinds=("flex", "dense"))
+            left, right = plain[common[0]], theirs[common[0]]
             gap = abs(left["chosen_logp"] / right["chosen_logp"] - 1)
             rows.append(_row(f"chosen_logp_gap [{model}]", gap, "relative, of the first step"))
     if not any(row["name"].startswith("vs_trl") for row in rows):

@@ -171,6 +171,10 @@ class _Found:
         self._report(rows=self._rows, cases=self._cases, profile=self._profile)
         return True
 
+    def add(self, name: str, value: float, unit: str) -> None:
+        self._rows.append(row(f"{name} [{self._model} {self._side}]", value, unit))
+        self._report(rows=self._rows, cases=self._cases, profile=self._profile)
+
     def profile(self, stepper: Stepper, *, side: Side, num_pairs: int) -> None:
         """Say where the time of one step goes."""
         try:
@@ -224,6 +228,13 @@ class Stepper:
         torch.nn.utils.clip_grad_norm_(self._trained, 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad()
+
+    def chosen_logp(self, batch: dict[str, Any]) -> float:
+        """The mean log-prob of the chosen answers as the policy is now; nothing is updated."""
+        logged = self._trainer._metrics["train"]["logps/chosen"]
+        self._trainer.compute_loss(self._trainer.model, self._trainer._prepare_inputs(dict(batch))).backward()
+        self.forget()
+        return float(logged[-1])
 
     def timed(self, batch: dict[str, Any], *, steps: int) -> tuple[list[float], int | None, float]:
         """Seconds of each step, the peak above the frozen weights, the first step's log-prob of chosen answers."""
@@ -307,7 +318,7 @@ def trl_trainer(policy: Any, *, shape: Any, texts: Any, size: Size, device: str,
 
 
 def _run_ours(side: Side, *, found: _Found, policy: Any) -> None:
-    from actors.train.shared_step import set_flex
+    from actors.train.shared_step import compile_layers, set_flex
 
     stepper = Stepper(side.trainer, precision="adapter", device=found.device)
     collator = side.trainer.data_collator
@@ -323,6 +334,20 @@ def _run_ours(side: Side, *, found: _Found, policy: Any) -> None:
     if kind == "flex":
         set_flex(policy, is_on=True)
         side.trainer.use_flex, side.trainer.data_collator = True, collator
+    if found.device == "cuda":
+        batch = side.batch(first)
+        plain = stepper.chosen_logp(batch)
+        compile_layers(policy, is_on=True)
+        if found.case(stepper, side=side, num_pairs=first, kind="compiled"):
+            kind = "compiled"
+            found.profile(stepper, side=side, num_pairs=first)
+            compiled = stepper.chosen_logp(batch)
+            compile_layers(policy, is_on=False)
+            found.add("compiled_logp_gap", abs(compiled / stepper.chosen_logp(batch) - 1), "relative")
+            found.add("plain_logp_moves", abs(compiled / plain - 1), "relative, by the steps between")
+            compile_layers(policy, is_on=True)
+        else:
+            compile_layers(policy, is_on=False)
     for num_pairs in more:
         if not found.case(stepper, side=side, num_pairs=num_pairs, kind=kind):
             break
