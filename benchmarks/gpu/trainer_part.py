@@ -336,7 +336,6 @@ def _run_ours(side: Side, *, found: _Found, policy: Any) -> None:
         side.trainer.use_flex, side.trainer.data_collator = True, collator
     if found.device == "cuda":
         batch = side.batch(first)
-        plain = stepper.chosen_logp(batch)
         compile_layers(policy, is_on=True)
         if found.case(stepper, side=side, num_pairs=first, kind="compiled"):
             kind = "compiled"
@@ -344,7 +343,6 @@ def _run_ours(side: Side, *, found: _Found, policy: Any) -> None:
             compiled = stepper.chosen_logp(batch)
             compile_layers(policy, is_on=False)
             found.add("compiled_logp_gap", abs(compiled / stepper.chosen_logp(batch) - 1), "relative")
-            found.add("plain_logp_moves", abs(compiled / plain - 1), "relative, by the steps between")
             compile_layers(policy, is_on=True)
         else:
             compile_layers(policy, is_on=False)
