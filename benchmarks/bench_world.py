@@ -2,7 +2,8 @@
 
 Prints the table by round as mean and spread over the seeds, the seconds by stage, the peak memory, and the share of a
 round spent outside rollout, optimizer and evaluation. Each seed builds its own world (scenes, texts and both tiny
-models), so the spread includes everything. The held-out images (1,000 a seed) are used for nothing else.
+models), so the spread includes everything. The held-out images (1,000 a seed) are used for nothing else. What the gate
+and the looks at held-out pairs take of a round is told, too.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ import time
 from pathlib import Path
 
 import psutil
+from gate_outcomes import looks_seconds
 from result_file import add_json_flag, told_in_a_line, write_result
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from csr_ray.config.schema import Train
+
+_BATCH_SIZE = Train().batch_size
 METRICS = ("chair_s", "chair_i", "recall", "repeat", "sentences", "pope_acc", "pope_f1", "chair_s_t1", "recall_t1")
 
 
@@ -124,6 +129,13 @@ def rows_of(summaries: list[dict]) -> list[dict]:
         )
         return 1 - inside / sum(entry["seconds"] for entry in summary["rounds"])
 
+    def gate_and_looks(summary: dict) -> float:
+        taken = sum(
+            entry["stages"]["gate"] + looks_seconds(entry["train"], batch_size=_BATCH_SIZE)
+            for entry in summary["rounds"]
+        )
+        return taken / sum(entry["seconds"] for entry in summary["rounds"])
+
     with_rounds = [summary for summary in summaries if summary["rounds"]]
     if not with_rounds:
         raise SystemExit(
@@ -142,6 +154,7 @@ def rows_of(summaries: list[dict]) -> list[dict]:
         row("wall_seconds", [summary["wall_s"] for summary in summaries], "s"),
         row("start_seconds", [summary["start_seconds"] for summary in summaries], "s"),
         *(row(f"{stage}_seconds", stage_s(stage), "s a round") for stage in ("rollout", "train", "publish", "eval")),
+        row("gate_and_looks_share", [gate_and_looks(summary) for summary in with_rounds], "share of the rounds"),
         row("peak_memory", [summary["peak_bytes"] / 2**30 for summary in summaries], "GiB"),
         row("outside_share", [outside(summary) for summary in with_rounds], "share"),
     ]

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from csr_ray.store.journal import Journal
 from csr_ray.store.lines import FIRST, seal
 
 
@@ -25,3 +28,15 @@ def write_journal(path: Path, *, entries: Iterable[dict[str, Any]]) -> None:
         line, checksum = seal(entry, previous=checksum)
         lines.append(line)
     path.write_bytes(b"".join(lines))
+
+
+def die_after_line(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Let the process that writes a journal die when so many lines are on disk."""
+    append = Journal._append
+
+    def append_and_die(journal: Journal, *entries: dict[str, Any]) -> None:
+        append(journal, *entries)
+        if journal.num_lines == number:
+            raise KeyboardInterrupt
+
+    patch.setattr(Journal, "_append", append_and_die)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from checked_runs import CheckedDriver
+from journals import die_after_line
 from rich.console import Console
 from test_gate import Driver, by_dose
 from test_loop import cycle, merged_model  # noqa: F401 - a fixture that every test here uses
@@ -142,7 +143,7 @@ def test_the_check_names_what_a_death_left_to_do_behind_a_refusal(
         driver = Checked(tmp_path / f"killed_{number}")
         driver.health = whole.health
         with monkeypatch.context() as patch:
-            _die_after_line(patch, number)
+            die_after_line(patch, number)
             with pytest.raises(KeyboardInterrupt):
                 driver.run()
         report = driver.check()
@@ -150,17 +151,6 @@ def test_the_check_names_what_a_death_left_to_do_behind_a_refusal(
         found.add(report.next)
     assert "round 2: train again with 1/2 of the dose, then publish, then go on" in found
     assert "round 2: compare the policy with the one before it, then go on" in found
-
-
-def _die_after_line(patch: pytest.MonkeyPatch, number: int) -> None:
-    append = Journal._append
-
-    def append_and_die(journal: Journal, *entries: dict) -> None:
-        append(journal, *entries)
-        if journal.num_lines == number:
-            raise KeyboardInterrupt
-
-    patch.setattr(Journal, "_append", append_and_die)
 
 
 def test_the_check_forgets_the_refusals_of_what_is_done_again(tmp_path: Path) -> None:

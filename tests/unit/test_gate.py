@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 import yaml
 from fakes import FakeGenerators, PromptList
+from journals import die_after_line
 from test_loop import Driver as LoopDriver
 from test_loop import cycle, merged_model  # noqa: F401 - a fixture that every test here uses
 
@@ -160,7 +161,7 @@ def test_a_run_that_is_killed_after_any_line_comes_to_the_same_verdicts(
     for number in range(1, num_lines):
         driver = Driver(tmp_path / f"killed_{number}", run={"rounds": 2, "unit": 9})
         with monkeypatch.context() as patch:
-            _die_after_line(patch, number)
+            die_after_line(patch, number)
             with pytest.raises(KeyboardInterrupt):
                 driver.run()
         summary = driver.run()
@@ -170,17 +171,6 @@ def test_a_run_that_is_killed_after_any_line_comes_to_the_same_verdicts(
         assert driver.state().adapters == [
             path.replace("whole", f"killed_{number}") for path in whole.state().adapters
         ]
-
-
-def _die_after_line(patch: pytest.MonkeyPatch, number: int) -> None:
-    append = Journal._append
-
-    def append_and_die(journal: Journal, *entries: dict) -> None:
-        append(journal, *entries)
-        if journal.num_lines == number:
-            raise KeyboardInterrupt
-
-    patch.setattr(Journal, "_append", append_and_die)
 
 
 def test_the_prompts_are_those_that_no_phase_trains_on(tmp_path: Path) -> None:
