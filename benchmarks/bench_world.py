@@ -1,7 +1,7 @@
 """What CSR does to the embedded world: the whole program, once a seed, with the default config.
 
-Prints the table by round as mean and spread over the seeds, the seconds by stage, the peak memory, and what share of a
-round is spent outside rollout, optimizer and evaluation, and on the gate and the looks at held-out pairs. Each seed
+Prints the table by round as mean and spread over the seeds, the seconds by stage, the peak memory, and what share of
+a round is spent outside rollout, optimizer and evaluation, and on the gate and the looks at held-out pairs. Each seed
 builds its own world (scenes, texts and both tiny models), so the spread includes everything. The held-out images
 (1,000 a seed) are used for nothing else.
 """
