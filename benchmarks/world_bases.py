@@ -2,8 +2,8 @@
 
 Builds each variant's world (or finds it in the cache), lets the policy describe held-out images greedily, in
 transformers, and asks the scorer, for every image whose objects lack a partner, whether each true sentence scores
-above each sentence about an absent partner. Prints a Markdown row a variant; its CPU
-seconds are those of the longer training.
+above each sentence about an absent partner. Prints a Markdown row a variant; its CPU seconds are those of the longer
+training.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ def main() -> None:
     parser.add_argument("variants", type=int, nargs="*", help="by default 0 and the family of twelve")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, default=400, help="held-out images")
+    parser.add_argument("--clip-steps", type=int, help="steps that the scorer is trained, as in world.clip_steps")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print("| variant | CPU seconds | CHAIR_s | CHAIR_i | recall | repeats | sentences | scorer right |")
     print("|---|---|---|---|---|---|---|---|")
     for number in arguments.variants or (0, *DEVELOPMENT_VARIANTS, *UNTOUCHED_VARIANTS):
-        world = cached_world(world_spec(World(seed=arguments.seed, variant=number)), progress=False)
+        section = World(seed=arguments.seed, variant=number, clip_steps=arguments.clip_steps)
+        world = cached_world(world_spec(section), progress=False)
         print(row(world, shown=variety(number), limit=arguments.limit), flush=True)
 
 
