@@ -364,9 +364,9 @@ class TrainOrder:
         num_drawn_from: how many examples the phase could have at most, by its prompts, whether they are built by now
             or not: which of them are held out must not depend on that. None: `num_examples_at_most`.
         is_whole: every example is there before the first step, so the order in which they are trained repeats.
-        learning_rate: that the first round has found for this phase; None: what the config or its rule says.
-        lr_sum: how far the first round has trained this phase (`lr_sum` of `csr_ray.training.dose`); None: this is
-            the first, or its dose was not found.
+        learning_rate: that an earlier training of this phase has found; None: what the config or its rule says.
+        lr_sum: how far that one was trained (`lr_sum` of `csr_ray.training.dose`); None: there is none, or its dose
+            was not found.
         scale: of the dose; 0.5 where the phase has been refused once, and is trained again with half of it.
     """
 

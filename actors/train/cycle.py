@@ -32,7 +32,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from actors.train.causality import sees_ahead
 from actors.train.checkpoints import Checkpoint, CheckpointFolder, training_key
-from actors.train.dose_clock import DoseClock
+from actors.train.dose_clock import LEAST_TO_LOOK_AT, DoseClock
 from actors.train.examples import ExampleStream, HeldExamples, Verdict
 from actors.train.pair_trainer import CheckpointClock, PairTrainer, StepClock
 from actors.train.reach import Reach, SharedDisk
@@ -306,6 +306,9 @@ class CycleTrainer:
             self._train, seed=self._seed, cycle=order.cycle, merges=self._merges, scale=order.scale
         )
         checkpoints = reach.checkpoints(output_dir)
+        if held_share is not None and _few_are_held_out(examples):
+            examples.train_on_held_out()
+            held_share = None
         resumed = _take_up(checkpoints, training=training, examples=examples)
         if resumed is not None:
             _log.info("%s: going on from %s", order.cycle, resumed.path)
@@ -407,7 +410,6 @@ class CycleTrainer:
         return DoseClock(
             dose,
             batch_size=self._train.batch_size,
-            steps_a_pass=math.ceil(len(examples) / self._train.batch_size),
             beta=self._train.beta,
             num_held_out=lambda: examples.num_held_out,
             held_out=examples.held_out,
@@ -498,6 +500,13 @@ class CycleTrainer:
             budget=self._train.pack_tokens,
             multiple=FLEX_BLOCK if use_flex else 1,
         )
+
+
+def _few_are_held_out(examples: ExampleStream) -> bool:
+    """Whether it is certain that fewer pairs are held out than can be looked at, or that nothing else is there."""
+    if not examples.is_growing:
+        return examples.num_held_out < LEAST_TO_LOOK_AT
+    return not examples.has(0) and examples.num_held_out > 0
 
 
 def _take_up(checkpoints: CheckpointFolder, *, training: str, examples: ExampleStream) -> Checkpoint | None:

@@ -7,6 +7,7 @@ Imports the whole training stack. Knows one process of the group; knows no cycle
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -22,7 +23,8 @@ _log = logging.getLogger(__name__)
 
 _LOOK: Final = "dose/look"
 _RATE: Final = "dose/learning_rate"
-_LEAST_TO_LOOK_AT: Final = 4
+# A mean of fewer pairs says nothing.
+LEAST_TO_LOOK_AT: Final = 4
 
 Sums = Callable[[Sequence[Example]], tuple[list[float], list[float]]]
 """Summed log-probs, in nats, of the chosen answers of some pairs and of their rejected ones."""
@@ -36,7 +38,6 @@ class DoseClock(TrainerCallback):
 
     Args:
         dose: what decides; new.
-        steps_a_pass: after so many the training ends where too few pairs are held out to look at them.
         num_held_out: how many pairs are held out by now, as this process has seen it.
         held_out: the first so many of them.
         sums, reference_sums: under the policy in training, and under its reference. All processes call them with as
@@ -52,7 +53,6 @@ class DoseClock(TrainerCallback):
         dose: Dose,
         *,
         batch_size: int,
-        steps_a_pass: int,
         beta: float,
         num_held_out: Callable[[], int],
         held_out: Callable[[int], list[Example]],
@@ -62,7 +62,6 @@ class DoseClock(TrainerCallback):
     ) -> None:
         self.dose = dose
         self._batch_size = batch_size
-        self._steps_a_pass = steps_a_pass
         self._beta = beta
         self._num_held_out = num_held_out
         self._held_out = held_out
@@ -103,20 +102,35 @@ class DoseClock(TrainerCallback):
         is_last = state.global_step >= state.max_steps
         interval = steps_between_looks(num, batch_size=self._batch_size)
         is_due = self.dose.is_due(state.global_step, interval=interval)
-        if num >= _LEAST_TO_LOOK_AT and (is_due or is_last):
-            begun_s = time.monotonic()
-            look = self._look(min(num, MOST_HELD_OUT), step=state.global_step)
-            self.seconds += time.monotonic() - begun_s
-            entry[_LOOK] = look.to_plain()
-            self.dose.observe(look)
-            if self.dose.best_step == look.step:
-                self._keep()
-            _log.info("train: %s; learning rate x %g; %s", look, self.dose.factor, self.dose.reason or "on")
+        if num >= LEAST_TO_LOOK_AT and (is_due or is_last):
+            entry[_LOOK] = self._observe(num, step=state.global_step).to_plain()
             control.should_training_stop = control.should_training_stop or bool(self.dose.reason)
-        elif num < _LEAST_TO_LOOK_AT and state.global_step >= self._steps_a_pass:
-            control.should_training_stop = True  # nobody sees what more would do
         state.log_history.append(entry)
         return control
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        if self._agreed_number(args.device) < LEAST_TO_LOOK_AT:
+            control.should_training_stop = True  # nobody sees what more would do
+        return control
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say why it ended where no look did: a stream has fewer steps than were planned by what it may have."""
+        num = self._agreed_number(args.device)
+        if self.dose.reason or num < LEAST_TO_LOOK_AT:
+            return
+        if not self.dose.looks or self.dose.looks[-1].step < state.global_step:
+            self._observe(num, step=state.global_step)
+        self.dose.close()
+
+    def _observe(self, num: int, *, step: int) -> Look:
+        begun_s = time.monotonic()
+        look = self._look(min(num, MOST_HELD_OUT), step=step)
+        self.seconds += time.monotonic() - begun_s
+        self.dose.observe(look)
+        if self.dose.best_step == look.step:
+            self._keep()
+        _log.info("train: %s; learning rate x %g; %s", look, self.dose.factor, self.dose.reason or "on")
+        return look
 
     def _agreed_number(self, device: torch.device) -> int:
         """How many pairs are held out as rank 0 has seen it: of a stream the others may have seen less, or more."""
@@ -135,6 +149,16 @@ class DoseClock(TrainerCallback):
             ):
                 self._references[pair.id] = (of_chosen, of_rejected)
         chosen, rejected = self._in_shares(self._sums, pairs=pairs)
+        if odd := [
+            pair.id
+            for pair, *sums in zip(pairs, chosen, rejected, strict=True)
+            if not all(map(math.isfinite, (*sums, *self._references[pair.id])))
+        ]:
+            more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
+            raise FloatingPointError(
+                f"step {step}: the log-probs of held-out pairs are no numbers: {', '.join(odd[:5])}{more}. "
+                "Lower train.learning_rate, or look at these pairs' log-probs"
+            )
         references = [self._references[pair.id] for pair in pairs]
         return look_at(
             [now - before for now, (before, _) in zip(chosen, references, strict=True)],

@@ -209,6 +209,20 @@ class ExampleStream(Dataset[dict[str, Any]]):
         with self._reading:
             return [self._held_reader.example(self._here(path), row=row) for path, row in self._held_out[:num]]
 
+    def train_on_held_out(self) -> None:
+        """Put those that are held out behind the usable ones; after the end of the stream, and in all processes."""
+        assert self._dropped is not None, "more of them may come"
+        with self._arriving:
+            numbers = {path: number for number, path in enumerate(self._paths)}
+            for path, row in self._held_out:
+                if self._judge is not None:
+                    with self._reading:
+                        self._keys += example_key(self._held_reader.example(self._here(path), row=row))
+                self._order.append(len(self._row_of))
+                self._file_of.append(numbers[path])
+                self._row_of.append(row)
+            self._held_out.clear()
+
     def leading(self, num: int) -> list[Example]:
         """The first `num` usable examples in the order of training."""
         return [self.example(index) for index in range(min(num, self.num_usable))]

@@ -11,9 +11,10 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeGuard
 
 from csr_ray.evaluation.statistics import LEVEL, Difference, paired_difference
-from csr_ray.records import JsonDict, Rollout
+from csr_ray.records import Candidate, JsonDict, Rollout
 from csr_ray.rollout.served import sentences_of
 
 REWARD, IMAGE, TOKENS, REPEATS, BROKEN, SELF_BLEU = "reward", "image", "tokens", "repeats", "broken", "self_bleu"
@@ -74,8 +75,8 @@ def values_of(rollouts: Sequence[Rollout], *, mute: Sequence[str] = ()) -> dict[
 
     `image` is the scorer's half of the reward alone. The other half is the policy's own opinion, which one that has
     only become surer of itself raises, whatever it says. `tokens` is the length of an answer; `repeats` the share of
-    its answers that say a sentence twice, `broken` of those that are empty or cut; `self_bleu` how much of it, by
-    n-grams of up to four words, other prompts' answers say, too.
+    its answers that say a sentence twice, `broken` of those that are empty or cut, or whose reward is no number;
+    `self_bleu` how much of it, by n-grams of up to four words, other prompts' answers say, too.
 
     Args:
         mute: ids of prompts that the policy made nothing of, which is as bad as an empty answer.
@@ -84,20 +85,27 @@ def values_of(rollouts: Sequence[Rollout], *, mute: Sequence[str] = ()) -> dict[
     likeness = _self_bleu([[answer.text for answer in rollout.candidates] for rollout in rollouts])
     for rollout, alike in zip(rollouts, likeness, strict=True):
         answers, key = rollout.candidates, rollout.prompt.id
-        rewards = [answer.reward for answer in answers if answer.reward is not None]
+        rewards = [answer.reward for answer in answers if _is_number(answer.reward)]
         if len(rewards) == len(answers):
             values[REWARD][key] = _mean(rewards)
-        images = [image for answer in answers if (image := answer.scores.get("image")) is not None]
+        images = [image for answer in answers if _is_number(image := answer.scores.get("image"))]
         if len(images) == len(answers):
             values[IMAGE][key] = _mean(images)
         values[TOKENS][key] = _mean([float(len(answer.token_ids)) for answer in answers])
         values[REPEATS][key] = _mean([float(_repeats(answer.text)) for answer in answers])
-        values[BROKEN][key] = _mean(
-            [float(not answer.text.strip() or bool(answer.scores.get("cut"))) for answer in answers]
-        )
+        values[BROKEN][key] = _mean([float(_is_broken(answer)) for answer in answers])
         values[SELF_BLEU][key] = alike
     values[BROKEN].update(dict.fromkeys(mute, 1.0))
     return values
+
+
+def _is_number(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+
+
+def _is_broken(answer: Candidate) -> bool:
+    has_odd_reward = answer.reward is not None and not math.isfinite(answer.reward)
+    return not answer.text.strip() or bool(answer.scores.get("cut")) or has_odd_reward
 
 
 def compare_health(before: Values, *, after: Values, limits: Limits, seed: int) -> list[Finding]:

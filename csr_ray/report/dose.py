@@ -135,6 +135,8 @@ def _figure(finding: Any) -> tuple[str, str, str, str] | None:
 
 def _row(label: str, dose: Mapping[str, Any], *, target_margin: float | None) -> DoseRow | None:
     listed = dose.get("looks")
+    if "target_margin" in dose:  # half of it, or a quarter, where the phase was refused before
+        target_margin = number(dose["target_margin"])
     looks = [
         {name: value for name in ("step", "num_pairs", *_CURVES[:1], *_CURVES[2:], "chosen", "rejected")
          if (value := number(look.get(name))) is not None}

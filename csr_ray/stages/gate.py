@@ -163,8 +163,8 @@ def gate_prompts(state: RunState, prompts: Prompts) -> list[Prompt]:
     """The prompts that every version answers: those that are held out of every phase, as far as there are so many.
 
     A prompt whose pair is held out in one phase is held out in all (`csr_ray.training.dose.is_held_out`). Where they
-    are too few, the first prompts of the file join them. With a fixed dose nothing is held out, and these prompts are
-    trained on like any others.
+    are too few, the first prompts of the file join them. With a fixed dose, or too few prompts to hold pairs out,
+    nothing is held out, and these prompts are trained on like any others.
     """
     num, seed = state.config.gate.prompts, state.config.run.seed
     a_round = min(prompts.num, state.config.data.per_round or prompts.num)

@@ -15,6 +15,7 @@ from csr_ray.stages.state import RunState
 from csr_ray.stages.turn import Turn
 from csr_ray.stages.view import View
 from csr_ray.store.digests import digests_of_folder, plain_files
+from csr_ray.training.dose import has_taught
 
 _NOTHING: Mapping[str, float] = MappingProxyType({})
 
@@ -54,12 +55,19 @@ def train(state: RunState, turn: Turn, files: Iterable[str], *, trainer: Trainer
     return trained
 
 
-def _first_dose(state: RunState, cycle: Cycle) -> JsonDict:
-    """The dose that the first round to find one has found for this phase; empty: none has yet."""
+def _known_dose(state: RunState, cycle: Cycle) -> JsonDict:
+    """Whose learning rate and length this training takes; empty: it has to find its own.
+
+    Of a phase that was refused those of the attempt that had the whole dose, so that half of it is half of what did
+    the harm; else those of the first round that taught this phase something.
+    """
+    if refused := refusals(state.journal, cycle):
+        whole: JsonDict = refused[0].get("dose", {})
+        return whole
     before = (
         state.journal.find("train", round=index, phase=cycle.phase.name) or {} for index in range(cycle.round_index)
     )
-    return next((dose for entry in before if (dose := entry.get("dose"))), {})
+    return next((dose for entry in before if has_taught(dose := entry.get("dose", {}))), {})
 
 
 def _too_few(state: RunState, turn: Turn, trained: TrainResult) -> str:
@@ -71,7 +79,7 @@ def _too_few(state: RunState, turn: Turn, trained: TrainResult) -> str:
         return ""
     return (
         f"{cycle}: train.dose = 'auto' holds out a share of {train.held_out:g} (train.held_out) of the pairs of "
-        f"{turn.num_prompts} prompts, which are too few to look at: all were passed over once. More prompts "
+        f"{turn.num_prompts} prompts, which are too few to look at: the pairs were passed over once. More prompts "
         "(data.per_round) or a larger share mend it; train.epochs=1 says that it is meant"
     )
 
@@ -90,7 +98,7 @@ def _dose_in_words(trained: TrainResult) -> str:
 def _order(state: RunState, turn: Turn, *, adapter: str) -> TrainOrder:
     decided = state.journal.find("examples", **turn.cycle.key)
     drawn_from = turn.num_prompts * turn.cycle.phase.max_examples_a_prompt
-    found = _first_dose(state, turn.cycle)
+    found = _known_dose(state, turn.cycle)
     return TrainOrder(
         cycle=turn.cycle,
         output_dir=adapter,

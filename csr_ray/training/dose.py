@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, Final
 
 import xxhash
 
@@ -108,6 +108,18 @@ class Look:
     def from_plain(cls, plain: Mapping[str, float]) -> Look:
         whole = {name: int(plain[name]) for name in ("step", "num_pairs")}
         return cls(**{name: float(plain[name]) for name in cls.__dataclass_fields__ if name not in whole}, **whole)  # type: ignore[arg-type]
+
+
+def has_taught(dose: Mapping[str, Any]) -> bool:
+    """Whether a phase has learned beyond chance, so that its learning rate and length may serve the phases after it.
+
+    If not, its rate was doubled because nothing moved, whatever the reason for that was.
+
+    Args:
+        dose: as `Dose.to_plain` has it; empty: none was found.
+    """
+    kept = next((look for look in dose.get("looks", ()) if look["step"] == dose["best_step"]), None)
+    return kept is not None and kept["margin"] > kept["margin_se"]
 
 
 def look_at(chosen: Sequence[float], *, rejected: Sequence[float], step: int, lr_sum: float, beta: float) -> Look:
@@ -220,11 +232,14 @@ class Dose:
         if self._num_worse >= plan.patience:
             return f"the held-out loss was lowest after step {self.best_step}"
         if plan.lr_sum is not None and look.lr_sum >= plan.lr_sum * (1 - 1e-9):
-            return "it was trained as far as the first round was"
+            return "its length came to what an earlier training of it allows"
         if look.step >= plan.max_steps:
-            of = "" if plan.margin is None else f" of {plan.margin:g}"
-            return f"train.max_epochs was reached at a held-out margin of {look.margin:.2f}{of} nats"
+            return self._used_up(look)
         return ""
+
+    def _used_up(self, look: Look) -> str:
+        of = "" if self._plan.margin is None else f" of {self._plan.margin:g}"
+        return f"train.max_epochs was reached at a held-out margin of {look.margin:.2f}{of} nats"
 
     def _expected_steps(self) -> float:
         """The step at which the margin should be reached, or the sum of the learning rates its limit."""
@@ -255,6 +270,11 @@ class Dose:
         elif expected < plan.steps_a_pass / 4 and self.factor > 2**-_MOST_DOUBLINGS:
             self.factor /= 2
 
+    def close(self) -> None:
+        """The training has ended though no look said so: its passes are used up, as a stream's may be at any step."""
+        assert self.looks, "nothing was looked at"
+        self.reason = self.reason or self._used_up(self.looks[-1])
+
     def to_plain(self, *, learning_rate: float) -> JsonDict:
         """What the journal keeps of it, after one look at least: a dose without any was not found.
 
@@ -265,6 +285,7 @@ class Dose:
         return {
             "learning_rate": learning_rate * self.factor,
             "lr_sum": self.looks[-1].lr_sum,
+            "target_margin": self._plan.margin,
             "reason": self.reason,
             "best_step": self.best_step,
             "looks": [look.to_plain() for look in self.looks],

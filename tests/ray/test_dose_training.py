@@ -85,6 +85,7 @@ def _train(
     dies_at: int | None = None,
     is_whole: bool = True,
     order: dict[str, Any] | None = None,
+    num_missing: int = 0,
 ) -> TrainResult:
     from actors.train.cycle import CycleTrainer
 
@@ -98,7 +99,7 @@ def _train(
     asked = TrainOrder(
         cycle=Cycle(round_index=0),
         output_dir=str(output_dir),
-        num_examples_at_most=len(pairs),
+        num_examples_at_most=len(pairs) + num_missing,
         is_whole=is_whole,
         **(order or {}),
     )
@@ -276,7 +277,7 @@ def test_a_later_round_takes_the_rate_and_the_length_of_the_first(
     job = training_process.submit(_train, model, pairs, tmp_path / "adapter", {}, None, True, order)
     result = job.result(timeout=300)
     assert result.num_steps == 5 and result.dose["lr_sum"] == pytest.approx(5e-4)
-    assert result.dose["reason"] == "it was trained as far as the first round was"
+    assert result.dose["reason"] == "its length came to what an earlier training of it allows"
 
 
 def test_the_first_round_finds_its_rate(
@@ -304,9 +305,45 @@ def test_a_phase_of_which_too_few_are_held_out_by_chance_is_passed_over_once(
     few = [pair for pair in pairs if pair not in held[3:]]
     job = training_process.submit(_train, model, few, tmp_path / "adapter", {})
     result = job.result(timeout=300)
-    assert (result.num_pairs, result.num_steps) == (NUM_TRAINED, 10)
+    assert (result.num_pairs, result.num_steps) == (NUM_TRAINED + 3, 11), "all are trained on"
     assert result.dose == {}, "a later round must not take its length from a dose that nobody looked at"
     assert any(tensor.any() for name, tensor in _adapter(result).items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_phase_of_which_all_pairs_are_held_out_trains_on_them(
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path, is_whole: bool
+) -> None:
+    """Which are held out goes by the number of prompts, of which few may give a pair."""
+    held = [pair for pair in pairs if is_held_out(pair.id, seed=0, share=0.1)][: 3 if is_whole else 5]
+    order = {"num_drawn_from": 100}
+    job = training_process.submit(_train, model, held, tmp_path / "adapter", {}, None, is_whole, order)
+    result = job.result(timeout=300)
+    assert (result.num_pairs, result.num_steps, result.dose) == (len(held), 1, {})
+    assert any(tensor.any() for name, tensor in _adapter(result).items() if "lora_B" in name)
+
+
+def test_a_stream_whose_margin_is_out_of_reach_says_so(
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path
+) -> None:
+    """Its steps are planned by the most pairs that may come, so it ends before the last of them."""
+    settings = {"target_margin": 90.0, "max_divergence": 90.0, "max_epochs": 2, "learning_rate": 1e-5, "patience": 9}
+    order = {"num_drawn_from": len(pairs) + 40}
+    job = training_process.submit(_train, model, pairs, tmp_path / "adapter", settings, None, False, order, 40)
+    result = job.result(timeout=300)
+    assert result.dose["looks"][-1]["step"] == result.num_steps == 2 * math.ceil(NUM_TRAINED / 8)
+    assert result.dose["reason"].startswith("train.max_epochs was reached at a held-out margin of")
+
+
+def test_a_stream_of_which_too_few_are_held_out_passes_over_its_pairs_once(
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path
+) -> None:
+    held = [pair for pair in pairs if is_held_out(pair.id, seed=0, share=0.1)]
+    few = [pair for pair in pairs if pair not in held[3:]]
+    order = {"num_drawn_from": len(few) + 40}
+    job = training_process.submit(_train, model, few, tmp_path / "adapter", {}, None, False, order, 40)
+    result = job.result(timeout=300)
+    assert (result.num_pairs, result.num_steps, result.dose) == (NUM_TRAINED, math.ceil(NUM_TRAINED / 8), {})
 
 
 @pytest.fixture(scope="module")

@@ -99,7 +99,7 @@ def test_pairs_that_teach_nothing_end_with_the_weights_of_the_start() -> None:
 def test_a_later_round_goes_no_farther_than_the_first() -> None:
     dose = Dose(_plan(lr_sum=14 * 1e-4))
     last_step = _train(dose, lambda step: 0.01 * step)
-    assert (last_step, dose.reason) == (14, "it was trained as far as the first round was")
+    assert (last_step, dose.reason) == (14, "its length came to what an earlier training of it allows")
 
 
 def test_a_phase_without_rejected_answers_goes_by_the_chosen_ones() -> None:
@@ -136,6 +136,17 @@ def test_a_margin_that_cannot_be_reached_is_said() -> None:
     dose = Dose(PLAN)
     last_step = _train(dose, lambda step: 0.01 * step)
     assert (last_step, dose.reason) == (60, "train.max_epochs was reached at a held-out margin of 0.60 of 2 nats")
+
+
+def test_a_training_that_ends_by_itself_says_why() -> None:
+    """A stream may end before the steps that were planned for it."""
+    dose = Dose(PLAN)
+    dose.observe(_look(10, margin=0.4))
+    assert not dose.reason
+    dose.close()
+    assert dose.reason == "train.max_epochs was reached at a held-out margin of 0.40 of 2 nats"
+    dose.close()
+    assert dose.to_plain(learning_rate=1e-4)["target_margin"] == 2.0
 
 
 def test_the_learning_rate_is_doubled_where_nearly_nothing_moves_and_halved_where_all_is_over_at_once() -> None:

@@ -77,6 +77,18 @@ def test_a_phase_that_hurts_is_trained_again_with_half_the_dose(tmp_path: Path) 
     assert "round 1 is refused: the reward fell (reward 51" in said and "trained again with half the dose" in said
 
 
+def test_half_the_dose_is_half_of_what_was_refused(tmp_path: Path) -> None:
+    """The rate that the refused attempt had found is halved, and not sought again; so is its length."""
+    driver = Driver(tmp_path)
+    driver.health = by_dose(0.25)
+    look = {"step": 4, "margin": 1.3, "margin_se": 0.3, "accuracy": 0.9, "num_pairs": 9}
+    dose = {"learning_rate": 3e-4, "lr_sum": 1e-3, "best_step": 4, "looks": [look], "reason": "it is enough"}
+    driver.doses = {0: dose}
+    driver.run()
+    asked = [(order.scale, order.learning_rate, order.lr_sum) for order in driver.trainer.orders]
+    assert asked[:3] == [(1.0, None, None), (0.5, 3e-4, 1e-3), (0.25, 3e-4, 1e-3)]
+
+
 def test_a_phase_that_always_hurts_ends_the_run_with_the_policy_before_it(tmp_path: Path) -> None:
     driver = Driver(tmp_path)
     driver.health = by_dose(0.0, version=2)

@@ -137,6 +137,19 @@ def test_a_fall_of_next_to_nothing_is_no_harm_however_sure_it_is() -> None:
     assert found.difference.high < 0 and found.fault == ""
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_an_answer_whose_reward_is_no_number_is_as_bad_as_an_empty_one(odd: float) -> None:
+    rng = random.Random(0)
+    before, after = _healthy(rng), _healthy(rng)
+    values = values_of([_rollout("p0", "There is a star.", reward=odd), *after[1:]])
+    assert "p0" not in values["reward"] and values["broken"]["p0"] == 1.0
+    assert not [one for one in compare_health(values_of(before), after=values, limits=LIMITS, seed=0) if one.fault]
+    faults = {
+        one.fault for one in _compare(values_of(before), [_rollout(f"p{n}", "A.", reward=odd) for n in range(64)])
+    }
+    assert "more answers are empty or cut" in " ".join(faults)
+
+
 def test_pairs_that_the_scorer_ranks_the_other_way_round_are_at_fault() -> None:
     # As measured with the raw sum of rewards: 4.2 less (2.1 to 6.3) over 157 pairs; the default has 11 more.
     rng = random.Random(0)

@@ -315,7 +315,7 @@ def test_that_too_few_pairs_were_there_to_find_a_dose_is_said_once(tmp_path) -> 
     driver = Driver(tmp_path)
     driver.run()
     said = " ".join(driver.said.getvalue().split())
-    assert said.count("which are too few to look at: all were passed over once") == 1
+    assert said.count("which are too few to look at: the pairs were passed over once") == 1
     assert "round 1: train.dose = 'auto' holds out a share of 0.1 (train.held_out) of the pairs of 5 prompts" in said
     fixed = Driver(tmp_path / "fixed", train={"epochs": 1})
     fixed.run()
@@ -324,7 +324,7 @@ def test_that_too_few_pairs_were_there_to_find_a_dose_is_said_once(tmp_path) -> 
 
 def test_a_round_goes_by_the_first_dose_that_was_found(tmp_path) -> None:
     driver = Driver(tmp_path, run={"rounds": 3})
-    look = {"step": 4, "margin": 1.3, "accuracy": 0.9, "num_pairs": 9}
+    look = {"step": 4, "margin": 1.3, "margin_se": 0.3, "accuracy": 0.9, "num_pairs": 9}
     driver.doses = {
         1: {"learning_rate": 3e-4, "lr_sum": 1e-3, "best_step": 4, "looks": [look], "reason": "it is enough"}
     }
@@ -333,6 +333,22 @@ def test_a_round_goes_by_the_first_dose_that_was_found(tmp_path) -> None:
         (None, None),
         (None, None),
         (3e-4, 1e-3),
+    ]
+
+
+@pytest.mark.parametrize(("best_step", "margin"), [(0, -0.1), (4, 0.1)])
+def test_a_phase_that_taught_nothing_names_no_rate_for_later_ones(tmp_path, best_step: int, margin: float) -> None:
+    """Its rate was doubled again and again because nothing moved, or what moved was noise."""
+    driver = Driver(tmp_path, run={"rounds": 3})
+    look = {"step": 4, "margin": margin, "margin_se": 0.3, "accuracy": 0.5, "num_pairs": 9}
+    good = {**look, "margin": 1.3}
+    dose = {"learning_rate": 32e-4, "lr_sum": 5e-2, "best_step": best_step, "looks": [look], "reason": "lowest"}
+    driver.doses = {0: dose, 1: {**dose, "learning_rate": 2e-4, "lr_sum": 1e-3, "best_step": 4, "looks": [good]}}
+    driver.run()
+    assert [(order.learning_rate, order.lr_sum) for order in driver.trainer.orders] == [
+        (None, None),
+        (None, None),
+        (2e-4, 1e-3),
     ]
 
 

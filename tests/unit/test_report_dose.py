@@ -35,12 +35,24 @@ def test_a_row_says_why_a_phase_ended_and_what_its_weights_are_worth() -> None:
 
 def test_the_dashed_line_is_what_was_asked_of_the_round() -> None:
     def heights(target_margin: float, margin_decay: float) -> list[str]:
-        rows = dose_rows(_summary(*[_dose({4: 0.1})] * 2), target_margin=target_margin, margin_decay=margin_decay)
+        old = {name: value for name, value in _dose({4: 0.1}).items() if name != "target_margin"}
+        rows = dose_rows(_summary(old, old), target_margin=target_margin, margin_decay=margin_decay)
         return [str(row.nats) for row in rows]
 
     halved, same = heights(8.0, 0.5), heights(8.0, 1.0)
     assert halved[0] == same[0] and same[1] == same[0].replace("Round 1", "Round 2")
     assert halved[1] == heights(4.0, 1.0)[1] != same[1]
+
+
+def test_the_dashed_line_of_a_phase_that_was_refused_before_is_what_was_asked_of_it() -> None:
+    def drawn(target_margin: float) -> str:
+        dose = {**_dose({4: 0.1}), "target_margin": target_margin}
+        (row,) = dose_rows(_summary(dose), target_margin=8.0, margin_decay=0.5)
+        return str(row.nats)
+
+    old = {name: value for name, value in _dose({4: 0.1}).items() if name != "target_margin"}
+    (as_before,) = dose_rows(_summary(old), target_margin=4.0, margin_decay=0.5)
+    assert drawn(4.0) == as_before.nats != drawn(8.0)
 
 
 def test_a_phase_that_taught_nothing_says_so() -> None:
