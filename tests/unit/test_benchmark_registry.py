@@ -74,13 +74,19 @@ def test_a_release_at_a_url_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_first_images_of_a_limit_keep_all_their_questions(tmp_path: Path) -> None:
-    lines = [f"{image}.jpg\tIs it {word}?\tYes" for image in ("a", "b") for word in ("red", "blue")]
+    lines = [f"{image}.jpg\tIs it {word}?\tYes" for image in ("a", "b", "c") for word in ("red", "blue")]
     (tmp_path / "count.txt").write_text("\n".join(lines))
-    asked = load_asked("mme", data=str(tmp_path), unpack=tmp_path, limit=1)
+    asked = load_asked("mme", data=str(tmp_path), unpack=tmp_path, limit=2)
     (asking,) = asked.askings()
-    assert [question.image.rpartition("/")[2] for question in asking.questions] == ["a.jpg", "a.jpg"]
+    assert [question.image.rpartition("/")[2] for question in asking.questions] == [
+        "a.jpg",
+        "a.jpg",
+        "b.jpg",
+        "b.jpg",
+    ]
     assert (asking.temperature, asking.max_tokens) == (0.0, 128)
-    found = asked.result({"mme": {asking.questions[0].id: "yes"}}, skipped={"image: no such file": 1})
+    said = {question.id: "yes" for question in asking.questions[:3]}
+    found = asked.result({"mme": said}, skipped={"image: no such file": 1})
     assert found["skipped"] == {
         "image: no such file": 1,
         "one of the two questions about this image has no answer": 1,
