@@ -72,6 +72,11 @@ def test_a_caption_s_mark_names_the_words_as_they_stand_there() -> None:
     assert quotients(marks) == chair_metrics(said, truth=truth)
 
 
+def test_marks_keep_the_hyphen_that_stands_between_two_words() -> None:
+    (mark,) = mark_captions(["Hot-dogs near a HOT  dog's wine_glass."], truth=[["cat"]])
+    assert mark.absent == ("hot-dogs", "hot dog", "wine_glass")
+
+
 def test_f1_of_marks_is_the_harmonic_mean_of_precision_and_recall() -> None:
     random = np.random.default_rng(0)
     said = ["Yes." if value else "No." for value in random.random(200) < 0.6]
