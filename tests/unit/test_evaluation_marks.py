@@ -130,8 +130,9 @@ def test_what_is_true_or_false_of_an_image_is_compared_by_mcnemar() -> None:
     assert (found.only_before, found.only_after, found.num_images) == (35, 0, 100)
     assert found.difference.mean == pytest.approx(-0.35)
     assert -0.46 < found.difference.low < -0.25 and found.difference.high < -0.24
+    assert (found.to_plain()["before"], found.to_plain()["after"]) == (0.4, 0.05)
     assert set(found.to_plain()) == {
-        "difference", "low", "high", "p", "test", "only_before", "only_after", "num_images"
+        "before", "after", "difference", "low", "high", "p", "test", "only_before", "only_after", "num_images"
     }  # fmt: skip
     assert all(not isinstance(value, float) or math.isfinite(value) for value in found.to_plain().values())
 
