@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from csr_ray.__main__ import main
 from csr_ray.errors import ConfigError
 from csr_ray.evaluation.benchmarks import NAMES, benchmark_of
 from csr_ray.evaluation.benchmarks.files import find_file, find_image, read_json, read_text
-from csr_ray.evaluation.benchmarks.marking import mark_file
+from csr_ray.evaluation.benchmarks.marking import ALL_NAMES, mark_file
 from csr_ray.evaluation.benchmarks.questions import load_asked
 
 
@@ -121,3 +122,17 @@ def test_files_that_are_not_what_they_should_be_are_named_with_the_reason(tmp_pa
         find_file(tmp_path, patterns=("*.tsv",), benchmark="x", remedy="fetch it")
     assert find_file(tmp_path, patterns=("c*", "a.json"), benchmark="x", remedy="y") == tmp_path / "a.json"
     assert find_image(tmp_path, "a.png") == str(tmp_path / "a.png")
+
+
+def test_the_documents_list_every_benchmark_and_say_of_some_where_more_is() -> None:
+    root = Path(__file__).parents[2]
+    document = (root / "docs" / "benchmarks.md").read_text("utf-8")
+    rows = {name: line for line in document.splitlines() for name in re.findall(r"^\| `([\w-]+)` \|", line)}
+    assert set(rows) == set(ALL_NAMES)
+    for name in NAMES:
+        assert ("(judges.md" in rows[name]) == benchmark_of(name).needs_judge, name
+    assert "coco_pope_*.json" in rows["pope"] and "(data.md#popes-three-splits)" in rows["pope"]
+    assert "synonym" in rows["chair"] and "(data.md#chair-beside-published-figures)" in rows["chair"]
+    step = next(line for line in (root / "README.md").read_text("utf-8").splitlines() if line.startswith("| 4 |"))
+    assert [name for name in ALL_NAMES if name not in step.lower()] == []
+    assert "(docs/judges.md)" in step
