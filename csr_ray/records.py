@@ -474,7 +474,8 @@ class Mark:
 
     Attributes:
         counts: by metric, what the answer adds above and below the line; below a share or a mean that is 1.
-        absent: words of the answer, lower-case, that name objects which are not in the image.
+        absent: words of the answer, lower-case and as they stand there (of the embedded world, the kind that they
+            name), that name objects which are not in the image.
         missed: objects of the image that the answer does not name.
     """
 

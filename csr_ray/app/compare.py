@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -41,7 +42,7 @@ class Side:
     Attributes:
         benchmark: of a result or a file of answers; None of a run.
         metrics: of these, the figures that are compared, in order; None: all that the items have.
-        named: of a file marked by CHAIR, the table of names that it was marked by.
+        named: of what was marked by CHAIR, the table of names and the form that it was marked by, where known.
     """
 
     name: str
@@ -78,7 +79,7 @@ class Comparison:
                 "other_question": self.pairs.num_other_question,
             },
             "metrics": {name: _plain(change) for name, change in self.metrics.items()},
-            **({"chair": dict(self.a.named)} if self.a.named else {}),
+            **({"chair": dict(self.a.named)} if self.a.named and self.a.named == self.b.named else {}),
             "method": {"level": LEVEL, "resamples": NUM_RESAMPLES, "seed": SEED, "resampled": self.a.items.unit},
         }
 
@@ -122,6 +123,8 @@ def compare(
         )
     pairs = shared(first.items.items, after=second.items.items)
     _check_same_questions(pairs, only_shared=only_shared)
+    if any("chair_s" in item.counts for item in pairs.before):
+        _check_same_marking(first.named, second.named)
     found = changes(pairs, seed=SEED, sums=first.items.sums, names=first.metrics)
     if not found:
         raise ConfigError(
@@ -254,13 +257,15 @@ def _files(
     )
     if first.benchmark != second.benchmark:
         raise ConfigError(f"A is of {first.benchmark}, B of {second.benchmark}; compare results of one benchmark")
-    for key in _SAME:
-        one, other = ((result or {}).get(key) for result in results)
-        if one != other:
-            raise ConfigError(
-                f"{key}: {one!r} of A, {other!r} of B; what both sides are marked by has to be the same"
-            )
+    _check_same_marking(*(result or {} for result in results))
     return first, second
+
+
+def _check_same_marking(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    for key in _SAME:
+        one, other = ("unknown" if side.get(key) is None else repr(side[key]) for side in (first, second))
+        if one != other:
+            raise ConfigError(f"{key}: {one} of A, {other} of B; what both sides are marked by has to be the same")
 
 
 def _result(path: Path) -> JsonDict | None:
@@ -309,7 +314,7 @@ def _side(result: JsonDict, *, side: str, name: str) -> Side:
         items=items,
         benchmark=benchmark,
         metrics=tuple(metric for metric in result["metrics"] if metric in values),
-        named={key: result[key] for key in ("table", "form") if key in result} if benchmark == "chair" else {},
+        named=_named(result) if benchmark == "chair" else {},
     )
 
 
@@ -338,6 +343,38 @@ def _run(run_dir: str, *, name: str, version: int | None) -> Side:
             raise ConfigError(f"--version = {chosen}: {where} has answers of {known}")
         path = folder.marked_answers(chosen)
         try:
-            return Side(name=run_dir, version=chosen, items=run_items(read_marked_answers(path)))
+            items = run_items(read_marked_answers(path))
         except (OSError, ValueError) as error:
             raise DamageError(f"{where}: {path.name} cannot be read: {error}; put it back from a copy") from error
+        try:
+            named = _chair_of_run(folder.journal, version=chosen)
+        except OSError as error:
+            raise DamageError(f"{where}: its journal cannot be read: {error}; put it back from a copy") from error
+        return Side(name=run_dir, version=chosen, items=items, named=named)
+
+
+def _chair_of_run(journal: Path, *, version: int) -> dict[str, str]:
+    """By which table and form a version's answers were marked; empty where the journal does not say it.
+
+    Read without its checksums and whatever version wrote it, since figures need no sound journal. Of several lines
+    the last counts: those before were voided.
+    """
+    found: dict[str, str] = {}
+    if not journal.is_file():
+        return found
+    with journal.open("rb") as lines:
+        for line in lines:
+            if b'"eval"' not in line:  # most lines are of rollouts, and long
+                continue
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(entry, dict) and entry.get("kind") == "eval" and entry.get("version") == version:
+                chair = entry.get("chair")
+                found = _named(chair) if isinstance(chair, dict) else {}
+    return found
+
+
+def _named(chair: Mapping[str, Any]) -> dict[str, str]:
+    return {key: chair[key] for key in ("table", "form") if key in chair}

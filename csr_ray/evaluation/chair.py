@@ -67,12 +67,21 @@ class ObjectNames:
         return [canonical for canonical, _ in self.found(text)]
 
     def found(self, text: str) -> list[tuple[str, str]]:
-        """Every mention as (canonical name, the words that stand there), in order of appearance, repeats kept."""
+        """Every mention as (canonical name, the words that stand there), in order of appearance, repeats kept.
+
+        Words stand there in lower case, with the hyphen that is between them, or one space.
+        """
         found: list[tuple[str, str]] = []
-        for words in _phrases(text):
+        for part in _parts(text):
+            spans = list(_TOKEN.finditer(part))
+            words = [span[0] for span in spans]
             position = 0
             while position < len(words):
-                position += self._mention_at(words, position=position, found=found)
+                length, canonical = self._mention_at(words, position=position)
+                if canonical != NO_OBJECT:
+                    standing = part[spans[position].start() : spans[position + length - 1].end()]
+                    found.append((canonical, " ".join(standing.split())))
+                position += length
         return found
 
     def canonical(self, name: str) -> str | None:
@@ -80,14 +89,13 @@ class ObjectNames:
         phrases = _phrases(name)
         return self.meaning.get(tuple(phrases[0])) or None if len(phrases) == 1 else None
 
-    def _mention_at(self, words: Sequence[str], *, position: int, found: list[tuple[str, str]]) -> int:
+    def _mention_at(self, words: Sequence[str], *, position: int) -> tuple[int, str]:
+        """The longest name that begins here, as (its number of words, its canonical name); one of no object else."""
         for length in range(min(self.longest, len(words) - position), 0, -1):
             canonical = self.meaning.get(tuple(words[position : position + length]))
             if canonical is not None:
-                if canonical != NO_OBJECT:
-                    found.append((canonical, " ".join(words[position : position + length])))
-                return length
-        return 1
+                return length, canonical
+        return 1, NO_OBJECT
 
 
 def object_names(synonyms: Mapping[str, Sequence[str]], *, not_objects: Iterable[str] = ()) -> ObjectNames:
@@ -209,10 +217,14 @@ def _names(meaning: dict[tuple[str, ...], str]) -> ObjectNames:
 
 
 def _phrases(text: str) -> list[list[str]]:
-    """Lower-case words between punctuation; a hyphen or underscore joins the words of one phrase, 's is dropped."""
+    """The words of each of a text's parts that has any."""
+    return [words for part in _parts(text) if (words := _TOKEN.findall(part))]
+
+
+def _parts(text: str) -> list[str]:
+    """What is between punctuation, lower-case; a hyphen or underscore joins the words of one part, 's is dropped."""
     text = re.sub(r"['\u2019]s\b", "", text.lower())
-    parts = re.split(r"[^\w \t-]+|(?<!\w)-+|-+(?!\w)", text)
-    return [words for part in parts if (words := _TOKEN.findall(part))]
+    return re.split(r"[^\w \t-]+|(?<!\w)-+|-+(?!\w)", text)
 
 
 def _forms(name: str) -> set[tuple[str, ...]]:

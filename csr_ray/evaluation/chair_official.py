@@ -79,10 +79,7 @@ class OfficialChair:
 
     def mentions(self, caption: str) -> list[tuple[str, str]]:
         """Every mention of an object in order, as (the name as it stands in the file, its class)."""
-        words = self._names(words_of(caption, form=self.form, nouns=self.nouns))
-        if "toilet" in words:
-            words = [word for word in words if word != "seat"]  # "the seat of the toilet" is no chair
-        return [(word, self.canonical[word]) for word in words if word in self.canonical]
+        return [mention for mention, _ in self._found(caption)]
 
     def objects(self, caption: str) -> set[str]:
         """The classes that a caption names."""
@@ -90,8 +87,7 @@ class OfficialChair:
 
     def hallucinated(self, caption: str, *, present: Set[str]) -> list[tuple[str, str]]:
         """The mentions of objects that are not in the image, as this form counts them."""
-        wrong = [(word, kind) for word, kind in self.mentions(caption) if kind not in present]
-        return wrong if self.form == "original" else list(dict.fromkeys(wrong))
+        return self._counted([mention for mention in self.mentions(caption) if mention[1] not in present])
 
     def marks(self, answers: Mapping[str, str], *, truth: Mapping[str, Sequence[str]]) -> dict[str, Mark]:
         """The mark of each caption, by id: chair_s, chair_i, and recall, which the published scripts lack.
@@ -105,26 +101,43 @@ class OfficialChair:
 
     def _mark(self, caption: str, *, present: Sequence[str]) -> Mark:
         objects = set(present)
-        kinds = [kind for _, kind in self.mentions(caption)]
-        wrong = self.hallucinated(caption, present=objects)
+        found = self._found(caption)
+        kinds = [kind for (_, kind), _ in found]
+        wrong = self._counted([mention for mention, _ in found if mention[1] not in objects])
         return Mark(
             counts={
                 "chair_s": (float(bool(wrong)), 1.0),
                 "chair_i": (float(len(wrong)), float(len(kinds))),
                 "recall": (float(len(objects & set(kinds))), float(len(objects))),
             },
-            absent=tuple(dict.fromkeys(word for word, _ in wrong)),
+            absent=tuple(dict.fromkeys(standing for (_, kind), standing in found if kind not in objects)),
             missed=tuple(kind for kind in present if kind not in kinds),
         )
 
-    def _names(self, words: Sequence[str]) -> list[str]:
-        names: list[str] = []
-        position = 0
-        while position < len(words):
-            pair = " ".join(words[position : position + 2])
-            names.append(_PAIRS.get(pair, words[position]))
-            position += 2 if pair in _PAIRS else 1
-        return names
+    def _found(self, caption: str) -> list[tuple[tuple[str, str], str]]:
+        """Every mention in order, each with the words that stand there, lower-case and with one space between."""
+        names = _names(words_of(caption, form=self.form, nouns=self.nouns))
+        if any(name == "toilet" for name, _ in names):
+            names = [found for found in names if found[0] != "seat"]  # "the seat of the toilet" is no chair
+        return [((name, self.canonical[name]), standing) for name, standing in names if name in self.canonical]
+
+    def _counted(self, wrong: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        return list(wrong) if self.form == "original" else list(dict.fromkeys(wrong))
+
+
+def _names(words: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Words, or two where these are one name, as (the name, the words that stand there)."""
+    names: list[tuple[str, str]] = []
+    position = 0
+    while position < len(words):
+        two = words[position : position + 2]
+        pair = " ".join(singular for singular, _ in two)
+        if pair in _PAIRS:
+            names.append((_PAIRS[pair], " ".join(standing for _, standing in two)))
+        else:
+            names.append(words[position])
+        position += 2 if pair in _PAIRS else 1
+    return names
 
 
 def official_chair(synonyms: str, *, form: Form, key: str) -> OfficialChair:

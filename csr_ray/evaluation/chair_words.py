@@ -37,8 +37,10 @@ _ENDS = re.compile(_CLITICS)
 _OPENING = re.compile(r"(?<!\w)'(?!(?:re|ve|ll|m|t|s|d|n)\b)(?=\w)")
 
 
-def words_of(caption: str, *, form: Form, nouns: Collection[str]) -> list[str]:
-    """Split a caption into its words, each lower case and singular; marks of punctuation are words of their own.
+def words_of(caption: str, *, form: Form, nouns: Collection[str]) -> list[tuple[str, str]]:
+    """Split a caption into its words, each as (lower case and singular, lower case as it stands there).
+
+    Marks of punctuation are words of their own.
 
     Args:
         nouns: words that are nouns in the singular: those of the synonym file.
@@ -50,8 +52,8 @@ def words_of(caption: str, *, form: Form, nouns: Collection[str]) -> list[str]:
     text = _MARKS[form].sub(r" \g<0> ", text)
     text = _ENDS.sub(r" \g<0> ", text)
     if form == "original":
-        return [by_endings(word) for word in text.split()]
-    return [by_morphology(word, nouns=nouns) for word in text.split()]
+        return [(by_endings(word), word) for word in text.split()]
+    return [(by_morphology(word, nouns=nouns), word) for word in text.split()]
 
 
 # --- original: by endings ------------------------------------------------------------------------------------------

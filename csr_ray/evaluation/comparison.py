@@ -61,6 +61,8 @@ class Change:
     def to_plain(self) -> JsonDict:
         """What the journal and summary.json say of the change since the base model."""
         return {
+            "before": self.before.value,
+            "after": self.after.value,
             "difference": self.difference.mean,
             "low": self.difference.low,
             "high": self.difference.high,

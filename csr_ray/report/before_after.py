@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,15 +214,26 @@ def marked_parts(answer: MarkedAnswer) -> list[tuple[str, bool]]:
     text = _cut(answer.answer.strip())
     if not answer.mark.absent:
         return [(text, False)] if text else []
-    names = sorted(answer.mark.absent, key=len, reverse=True)
-    found = "|".join(r"[\W_]+".join(map(re.escape, name.split())) for name in names)
+    found = "|".join(_as_it_stands(name, text=text) for name in sorted(answer.mark.absent, key=len, reverse=True))
     parts, position = [], 0
-    for match in re.finditer(rf"(?<!\w)(?:{found})(?:e?s)?(?!\w)", text, re.IGNORECASE):
+    for match in _whole_words(found, text=text):
         if match.start() > position:
             parts.append((text[position : match.start()], False))
         parts.append((match[0], True))
         position = match.end()
     return [*parts, (text[position:], False)] if position < len(text) else parts
+
+
+def _as_it_stands(name: str, *, text: str) -> str:
+    """The pattern of a name: of marks that keep no hyphen, as older runs', what else may stand between its words."""
+    words = list(map(re.escape, name.split()))
+    exact = r"\s+".join(words)
+    return exact if next(_whole_words(exact, text=text), None) else r"[\W_]+".join(words)
+
+
+def _whole_words(pattern: str, *, text: str) -> Iterator[re.Match[str]]:
+    # Marks of the embedded world name the kind, in the singular.
+    return re.finditer(rf"(?<!\w)(?:{pattern})(?:e?s)?(?!\w)", text, re.IGNORECASE)
 
 
 def _note(answer: MarkedAnswer) -> str:

@@ -42,12 +42,20 @@ STAGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class ChangeFigures:
-    """How a figure changed since the base model answered the same questions, with its 95 % interval and p."""
+    """How a figure changed since the base model answered the same questions, with its 95 % interval and p.
 
+    Attributes:
+        before, after: the figure on the questions that both answered.
+        num_images: that these are about; None where the run does not say it.
+    """
+
+    before: float
+    after: float
     difference: float
     low: float
     high: float
     p: float | None = None
+    num_images: int | None = None
 
     @property
     def is_beyond_chance(self) -> bool:
@@ -98,6 +106,27 @@ class RoundFigures:
         return sum(parts) if parts else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """One figure of the base model and of a round, on the questions that both answered where the run knows it.
+
+    Attributes:
+        before, after: None where it was not measured.
+        change: with its interval, which is of the same questions.
+        num_images: that these are about, where the round was asked about fewer than the base; else None.
+    """
+
+    before: float | None
+    after: float | None
+    change: ChangeFigures | None = None
+    num_images: int | None = None
+
+    @property
+    def of(self) -> str:
+        """Of how many images, in words with a blank before; empty where it is of all."""
+        return "" if self.num_images is None else f" of {self.num_images:,} images"
+
+
 def number(value: object) -> float | None:
     """A finite number, or None for null, NaN, text and whatever else a summary may hold."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -122,6 +151,26 @@ def round_figures(summary: Mapping[str, Any]) -> tuple[RoundFigures, ...]:
     entries = summary.get("rounds")
     rows = [_one_round(entry, position=i) for i, entry in enumerate(entries if isinstance(entries, list) else [])]
     return (base, *sorted(rows, key=lambda row: row.index or 0))
+
+
+def compared(base: RoundFigures, *, row: RoundFigures, key: str) -> Compared:
+    """A figure of `base` and of `row`, as fit to stand beside the interval of its change.
+
+    With `eval.limit_between` a round is asked about fewer images than the base was, so the figures by round are of
+    other ones.
+    """
+    before, change = base.eval.get(key), row.changes.get(key)
+    if change is None:
+        return Compared(before=before, after=row.eval.get(key))
+    is_part = row.eval.get("num_images", 0) < base.eval.get("num_images", 0) or (
+        before is not None and not math.isclose(before, change.before, abs_tol=1e-9)
+    )
+    return Compared(
+        before=None if before is None else change.before,
+        after=change.after,
+        change=change,
+        num_images=change.num_images if is_part else None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +267,7 @@ def headline(rows: Sequence[RoundFigures], *, is_over: bool = False) -> str:
 
     "Fell" and "rose" are said of the figures as printed: a change that one decimal does not show is "stayed", and one
     whose interval holds no change is neither. Where a run has no intervals, so many answers (`num_images`) decide.
+    Figures are of the questions that base and round both answered (`compared`), which the interval is of.
 
     Args:
         is_over: no round comes any more, although there may be none.
@@ -235,10 +285,10 @@ def headline(rows: Sequence[RoundFigures], *, is_over: bool = False) -> str:
     if before is None:
         after = percent(last.eval["chair_s"])
         return f"{after} of the answers hallucinate after round {last.label}; the base model was not evaluated."
-    clauses = [_moved(before, last=last, over=over)]
-    if "recall" in base.eval and "recall" in last.eval:
-        first, final = base.eval["recall"], last.eval["recall"]
-        sure = _sure(last.changes.get("recall"))
+    clauses = [_moved(base, last=last, over=over)]
+    recall = compared(base, row=last, key="recall")
+    if (first := recall.before) is not None and (final := recall.after) is not None:
+        sure = _sure(recall.change)
         clauses.append(
             f"recall stayed at {percent(final)}"
             if percent(first) == percent(final)
@@ -271,17 +321,19 @@ def before_rounds(summary: Mapping[str, Any]) -> dict[str, float]:
     return {key: seconds for key, seconds in (("start", start_s), (rest, left_s)) if seconds > 1e-6}
 
 
-def _moved(before: float, *, last: RoundFigures, over: str) -> str:
-    after, change, num_answers = last.eval["chair_s"], last.changes.get("chair_s"), last.eval.get("num_images")
+def _moved(base: RoundFigures, *, last: RoundFigures, over: str) -> str:
+    found = compared(base, row=last, key="chair_s")
+    before, after, change, num_answers = found.before, found.after, found.change, last.eval.get("num_images")
+    assert before is not None and after is not None, "a headline is of what both measured"
     if percent(before) == percent(after):
-        return f"CHAIR_s (hallucinating answers) stayed at {percent(after)} {over}"
-    moved = f"{'fell' if after < before else 'rose'} from {_from_to(before, after)}"
+        return f"CHAIR_s (hallucinating answers) stayed at {percent(after)}{found.of} {over}"
+    moved = f"{'fell' if after < before else 'rose'} from {_from_to(before, after)}{found.of}"
     if change is None:
         if num_answers and abs(after - before) <= _noise(before, after, num_answers=num_answers):
             return f"CHAIR_s {_from_to(before, after)} {over}, within the noise of {num_answers:,.0f} images"
         return f"CHAIR_s {moved} {over}"
     if not change.is_beyond_chance:
-        of = f" of {num_answers:,.0f} images" if num_answers else ""
+        of = found.of or (f" of {num_answers:,.0f} images" if num_answers else "")
         return f"CHAIR_s {_from_to(before, after)} {over}, within the noise{of} ({_sure(change)})"
     size = abs(round(100 * after, 1) - round(100 * before, 1))
     low, high = sorted(abs(100 * end) for end in (change.low, change.high))
@@ -309,7 +361,8 @@ def _noise(*rates: float, num_answers: float) -> float:
 
 
 def _length_clause(base: RoundFigures, *, last: RoundFigures) -> list[str]:
-    before, after = base.eval.get("sentences"), last.eval.get("sentences")
+    found = compared(base, row=last, key="sentences")
+    before, after = found.before, found.after
     if not before or after is None or abs(after / before - 1) < NOTABLE_LENGTH_CHANGE:
         return []
     return [f"answers {before:.1f} to {after:.1f} sentences long"]
@@ -327,14 +380,15 @@ def _count(value: object) -> int | None:
 
 def _one_round(entry: object, *, position: int) -> RoundFigures:
     entry = entry if isinstance(entry, Mapping) else {}
+    measured = _numbers(section(entry, key="eval"))
     rollout, pairs, train = (section(entry, key=key) for key in ("rollout", "pairs", "train"))
     tokens, rollout_s = number(rollout.get("tokens")), number(rollout.get("seconds"))
     index = _count(entry.get("round"))
     return RoundFigures(
         index=position if index is None else index,
-        eval=_numbers(section(entry, key="eval")),
+        eval=measured,
         intervals=_intervals(section(entry, key="eval_intervals")),
-        changes=_changes(section(entry, key="eval_change")),
+        changes=_changes(section(entry, key="eval_change"), measured=measured),
         chosen_reward=number(pairs.get("chosen_reward")),
         rejected_reward=number(pairs.get("rejected_reward")),
         num_pairs=_count(pairs.get("made")),
@@ -361,13 +415,23 @@ def _intervals(tree: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     return found
 
 
-def _changes(tree: Mapping[str, Any]) -> dict[str, ChangeFigures]:
+def _changes(tree: Mapping[str, Any], *, measured: Mapping[str, float]) -> dict[str, ChangeFigures]:
     found = {}
-    for name in tree:
-        known = {key: number(section(tree, key=name).get(key)) for key in ("difference", "low", "high", "p")}
-        difference, low, high = known["difference"], known["low"], known["high"]
-        if difference is not None and low is not None and high is not None:
-            found[str(name)] = ChangeFigures(difference=difference, low=low, high=high, p=known["p"])
+    for name in map(str, tree):
+        known = _numbers(section(tree, key=name))
+        # A round answers no question that the base did not, so what an older run does not keep of both follows.
+        after = known.get("after", measured.get(name))
+        if after is None or not {"difference", "low", "high"} <= known.keys():
+            continue
+        found[name] = ChangeFigures(
+            before=known.get("before", after - known["difference"]),
+            after=after,
+            difference=known["difference"],
+            low=known["low"],
+            high=known["high"],
+            p=known.get("p"),
+            num_images=_count(known.get("num_images")),
+        )
     return found
 
 

@@ -25,6 +25,7 @@ from csr_ray.report.figures import (
     ChangeFigures,
     RoundFigures,
     before_rounds,
+    compared,
     cost_note,
     cost_rows,
     ending,
@@ -53,7 +54,7 @@ class Card:
 
     Attributes:
         verdict: better, worse, same, or empty where neither is good or chance may have done it.
-        sure: the interval of the change, in words; empty where it is not known.
+        sure: the interval of the change, and of how many images where not of all, in words; empty where unknown.
     """
 
     name: str
@@ -190,19 +191,23 @@ def with_folders(rows: Sequence[RoundFigures], *, rounds: Sequence[RoundData]) -
 
 
 def cards(rows: Sequence[RoundFigures]) -> list[Card]:
-    """Base against the last finished round that measured it, for each figure that either has."""
+    """Base against the last finished round that measured it, for each figure that either has.
+
+    Both are of the questions that both answered, where the run knows it: those that the interval is of.
+    """
     found = []
     for key, name, says, is_share, better in CARDS:
-        values = [row.eval.get(key) for row in rows]
-        before, after = values[0], next((value for value in reversed(values[1:]) if value is not None), None)
+        measured = next((row for row in reversed(rows[1:]) if key in row.eval), RoundFigures(index=0))
+        both = compared(rows[0], row=measured, key=key)
+        before, after = both.before, both.after
         if before is None and after is None:
             continue
         show = percent if is_share else _or_dash(lambda value: f"{value:.1f}")
         delta, verdict = _change(before, after=after, scale=100.0 if is_share else 1.0, better=better)
         delta += " pts" if delta and is_share and verdict != "same" else ""
-        measured = next((row for row in reversed(rows[1:]) if key in row.eval), None)
-        change = measured.changes.get(key) if measured and verdict != "same" else None
-        sure = "" if change is None else _interval_in_words(change, is_share=is_share)
+        change = both.change if verdict != "same" else None
+        sure = [] if change is None else [_interval_in_words(change, is_share=is_share)]
+        sure += [both.of.strip()] if both.of else []
         if change is not None and not change.is_beyond_chance:
             verdict = ""
         found.append(
@@ -213,8 +218,8 @@ def cards(rows: Sequence[RoundFigures]) -> list[Card]:
                 after=show(after),
                 delta=delta,
                 verdict=verdict,
-                spark=charts.sparkline(values),
-                sure=sure,
+                spark=charts.sparkline([before, *(row.eval.get(key) for row in rows[1:])]),
+                sure="; ".join(sure),
             )
         )
     return found

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from csr_ray.data.images import load_image
-from csr_ray.errors import ConfigError
+from csr_ray.errors import ConfigError, NoDataError
 from csr_ray.evaluation.benchmarks.base import LETTER_ANSWER
 from csr_ray.evaluation.benchmarks.letters import inferred_letter
 from csr_ray.evaluation.benchmarks.marking import mark_file
@@ -107,6 +107,16 @@ def test_a_question_that_lacks_the_answer_to_a_rotation_is_left_out_and_counted(
         "a rotation of this question has no answer": 1,
         "no answer to this truth": 3,
     }
+
+
+def test_a_figure_that_rests_on_no_answer_is_left_out_and_none_at_all_is_an_error(tmp_path: Path) -> None:
+    data = write_tsv(tmp_path / "m", circle(5, answer=0, image="x", category="animals"))
+    found = mark_file("mmbench", answers=answers_of(tmp_path / "a.jsonl", {5: "A"}), truth=data)  # as LLaVA asks
+    assert found["metrics"] == {"accuracy_single": 1.0, "unread_rate": 0.0}
+    assert "accuracy is left out" in found["notes"][-1]
+    assert set(found["intervals"]) == {"accuracy_single", "unread_rate"}
+    with pytest.raises(NoDataError, match=r"no answer counts \(a rotation of this question has no answer: 1\)"):
+        mark_file("mmbench", answers=answers_of(tmp_path / "a.jsonl", {1_000_005: "C"}), truth=data)
 
 
 def test_the_test_split_whose_answers_are_on_a_server_is_refused(tmp_path: Path) -> None:

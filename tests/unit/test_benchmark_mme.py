@@ -108,6 +108,20 @@ def test_an_image_with_one_answer_is_left_out_and_counted(tmp_path: Path) -> Non
     }
 
 
+def test_a_subtask_without_both_answers_about_an_image_has_no_points_and_none_at_all_is_an_error(
+    tmp_path: Path,
+) -> None:
+    both = [f"a.jpg\t{ASK}\tYes\tYes", f"a.jpg\t{ASK_CAT}\tNo\tNo"]
+    found = marked(tmp_path, {"existence": both[:1], "count": both})
+    assert found["metrics"] == {
+        "count": 200.0, "perception": 200.0, "hallucination": 200.0, "total": 200.0, "other_rate": 0.0
+    }  # fmt: skip
+    assert "existence, position" in found["notes"][1], "and so 0 points in the sums"
+    (tmp_path / "alone").mkdir()
+    with pytest.raises(NoDataError, match=r"mme: no answer counts .*one of the two questions about this image"):
+        marked(tmp_path / "alone", {"existence": both[:1]})
+
+
 def test_the_release_with_a_text_file_an_image_is_read(tmp_path: Path) -> None:
     for place in ("OCR", "celebrity/questions_answers_YN", "celebrity/images"):
         (tmp_path / "MME" / place).mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from csr_ray.__main__ import main
 from csr_ray.errors import ConfigError
 from csr_ray.evaluation.benchmarks import NAMES, benchmark_of
 from csr_ray.evaluation.benchmarks.files import find_file, find_image, read_json, read_text
-from csr_ray.evaluation.benchmarks.marking import mark_file
+from csr_ray.evaluation.benchmarks.marking import ALL_NAMES, mark_file
 from csr_ray.evaluation.benchmarks.questions import load_asked
 
 
@@ -74,13 +75,19 @@ def test_a_release_at_a_url_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_first_images_of_a_limit_keep_all_their_questions(tmp_path: Path) -> None:
-    lines = [f"{image}.jpg\tIs it {word}?\tYes" for image in ("a", "b") for word in ("red", "blue")]
+    lines = [f"{image}.jpg\tIs it {word}?\tYes" for image in ("a", "b", "c") for word in ("red", "blue")]
     (tmp_path / "count.txt").write_text("\n".join(lines))
-    asked = load_asked("mme", data=str(tmp_path), unpack=tmp_path, limit=1)
+    asked = load_asked("mme", data=str(tmp_path), unpack=tmp_path, limit=2)
     (asking,) = asked.askings()
-    assert [question.image.rpartition("/")[2] for question in asking.questions] == ["a.jpg", "a.jpg"]
+    assert [question.image.rpartition("/")[2] for question in asking.questions] == [
+        "a.jpg",
+        "a.jpg",
+        "b.jpg",
+        "b.jpg",
+    ]
     assert (asking.temperature, asking.max_tokens) == (0.0, 128)
-    found = asked.result({"mme": {asking.questions[0].id: "yes"}}, skipped={"image: no such file": 1})
+    said = {question.id: "yes" for question in asking.questions[:3]}
+    found = asked.result({"mme": said}, skipped={"image: no such file": 1})
     assert found["skipped"] == {
         "image: no such file": 1,
         "one of the two questions about this image has no answer": 1,
@@ -115,3 +122,17 @@ def test_files_that_are_not_what_they_should_be_are_named_with_the_reason(tmp_pa
         find_file(tmp_path, patterns=("*.tsv",), benchmark="x", remedy="fetch it")
     assert find_file(tmp_path, patterns=("c*", "a.json"), benchmark="x", remedy="y") == tmp_path / "a.json"
     assert find_image(tmp_path, "a.png") == str(tmp_path / "a.png")
+
+
+def test_the_documents_list_every_benchmark_and_say_of_some_where_more_is() -> None:
+    root = Path(__file__).parents[2]
+    document = (root / "docs" / "benchmarks.md").read_text("utf-8")
+    rows = {name: line for line in document.splitlines() for name in re.findall(r"^\| `([\w-]+)` \|", line)}
+    assert set(rows) == set(ALL_NAMES)
+    for name in NAMES:
+        assert ("(judges.md" in rows[name]) == benchmark_of(name).needs_judge, name
+    assert "coco_pope_*.json" in rows["pope"] and "(data.md#popes-three-splits)" in rows["pope"]
+    assert "synonym" in rows["chair"] and "(data.md#chair-beside-published-figures)" in rows["chair"]
+    step = next(line for line in (root / "README.md").read_text("utf-8").splitlines() if line.startswith("| 4 |"))
+    assert [name for name in ALL_NAMES if name not in step.lower()] == []
+    assert "(docs/judges.md)" in step

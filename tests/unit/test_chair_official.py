@@ -16,6 +16,8 @@ from csr_ray.errors import ConfigError
 from csr_ray.evaluation.chair_official import OfficialChair, official_chair
 from csr_ray.evaluation.chair_truth import OfficialFiles, coco_image_id, coco_truth, official_files
 from csr_ray.evaluation.chair_words import FORMS, Form, by_endings, by_morphology
+from csr_ray.records import MarkedAnswer
+from csr_ray.report.before_after import marked_parts
 
 DATA = Path(__file__).parents[1] / "data" / "official_chair"
 PUBLISHED = os.environ.get("CSR_RAY_CHAIR_SYNONYMS")
@@ -110,6 +112,26 @@ def test_words_are_read_with_the_slips_of_the_published_scripts(
 ) -> None:
     assert [kind for _, kind in chair_of("original").mentions(caption)] == original
     assert [kind for _, kind in chair_of("lure").mentions(caption)] == lure
+
+
+@pytest.mark.parametrize(
+    ("form", "absent"),
+    [
+        ("original", ("people", "women", "knives", "hot dogs", "sofas", "children", "child")),
+        ("lure", ("people", "women", "knives", "hot dogs", "sofas", "children", "child")),
+    ],
+)
+def test_a_mark_keeps_the_words_as_they_stand_and_the_page_underlines_these(
+    form: Form, absent: tuple[str, ...]
+) -> None:
+    text = "Two people and three Women with knives, a hot-dog, hot  dogs and sofas. Children play, a child's bed."
+    mark = chair_of(form).marks({"a": text}, truth={"a": ["bed"]})["a"]
+    assert mark.absent == absent
+    answer = MarkedAnswer(
+        asked_as="describe", id="a", image="a.jpg", question="?", answer=text, truth='["bed"]', mark=mark
+    )
+    underlined = [part for part, is_absent in marked_parts(answer) if is_absent]
+    assert underlined == ["people", "Women", "knives", "hot  dogs", "sofas", "Children", "child"]
 
 
 def test_the_lure_form_counts_a_hallucinated_word_once_a_caption() -> None:

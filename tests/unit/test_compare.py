@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from releases import JUDGE_SAYS, RELEASES, pope_splits, write_lines
 from csr_ray.__main__ import main
 from csr_ray.evaluation.statistics import mcnemar
 from csr_ray.records import Mark, MarkedAnswer
+from csr_ray.store.journal import Journal
 from csr_ray.store.marked_answers import write_marked_answers
 
 
@@ -114,6 +116,57 @@ def test_the_same_names_of_another_world_are_other_questions(
     assert main(["compare", runs[0], other, "--shared"]) == 2
     said = capsys.readouterr().err
     assert "0 are shared, 100 only A has, 100 only B has (100 of one id ask or expect something else); " in said
+
+
+def say_chair(run: str, *forms: dict[str, str]) -> None:
+    """What a run's journal says of each version's evaluation, as `csr_ray.stages.evaluate` does."""
+    journal = Journal(Path(run) / "journal.jsonl")
+    for version, named in enumerate(forms):
+        chair = {"chair": {**named, "num_described": 100, "max_tokens": 64}} if named else {}
+        journal.commit("eval", version=version, metrics={}, **chair, seconds=1.0, files={})
+
+
+ORIGINAL, LURE = ({"table": "official", "form": form} for form in ("original", "lure"))
+
+
+def test_two_runs_by_another_form_of_chair_are_refused(
+    runs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say_chair(runs[0], ORIGINAL, ORIGINAL)
+    say_chair(runs[1], LURE, LURE, LURE)
+    for more in ([], ["--shared"], ["--version", "0"]):
+        assert main(["compare", *runs, *more]) == 2
+        said = capsys.readouterr().err
+        assert "form: 'original' of A, 'lure' of B; what both sides are marked by" in said and said.count("\n") == 1
+    own = write_run(tmp_path / "own", answers([True] * 100))
+    say_chair(own, {"table": "own", "form": "original"})
+    assert main(["compare", runs[0], own]) == 2
+    assert "table: 'official' of A, 'own' of B" in capsys.readouterr().err
+    unknown = write_run(tmp_path / "unknown", answers([True] * 100))
+    assert main(["compare", unknown, runs[0]]) == 2
+    assert "table: unknown of A, 'official' of B" in capsys.readouterr().err
+
+
+def test_runs_say_by_which_form_of_chair_they_were_marked(runs: tuple[str, str], tmp_path: Path) -> None:
+    say_chair(runs[0], LURE, LURE)
+    say_chair(runs[1], LURE, LURE, LURE)
+    assert main(["compare", *runs, "--json", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out").read_text())["chair"] == LURE
+
+
+def test_the_form_of_chair_is_nothing_to_shared_questions_of_another_kind(
+    runs: tuple[str, str], tmp_path: Path
+) -> None:
+    def asked(run: str, described: list[MarkedAnswer]) -> str:
+        said = [
+            replace(one, asked_as="yes_no", mark=Mark(counts={"pope_acc": (1.0, 1.0)})) for one in answers([0] * 9)
+        ]
+        return write_run(tmp_path / run, [*described, *said])
+
+    a, b = asked("with", answers([True] * 30, first=9)), asked("without", [])
+    say_chair(a, LURE)
+    assert main(["compare", a, b, "--shared", "--json", str(tmp_path / "out")]) == 0
+    assert "chair" not in json.loads((tmp_path / "out").read_text())
 
 
 def test_files_of_answers_are_marked_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

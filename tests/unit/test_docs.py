@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]
 SOURCES = [path for folder in ("csr_ray", "actors", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
 _PATH = re.compile(r"(?<![\w/.-])((?:csr_ray|actors|tests|benchmarks|configs|docs)/[\w./-]*[\w/])")
+_LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")  # to a file, whatever heading of it
 _MODULE = re.compile(r"`((?:csr_ray|actors)(?:\.\w+)+)`")
 
 
@@ -22,6 +23,12 @@ def name_of(path: Path) -> str:
 def test_every_path_in_a_document_exists(document: Path) -> None:
     named = set(_PATH.findall(document.read_text(encoding="utf-8")))
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_link_in_a_document_leads_somewhere(document: Path) -> None:
+    links = _LINK.findall(document.read_text(encoding="utf-8"))
+    assert [link for link in links if not (document.parent / link).exists()] == []
 
 
 def test_every_promise_of_failures_names_what_shows_it() -> None:

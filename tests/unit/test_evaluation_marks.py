@@ -72,6 +72,11 @@ def test_a_caption_s_mark_names_the_words_as_they_stand_there() -> None:
     assert quotients(marks) == chair_metrics(said, truth=truth)
 
 
+def test_marks_keep_the_hyphen_that_stands_between_two_words() -> None:
+    (mark,) = mark_captions(["Hot-dogs near a HOT  dog's wine_glass."], truth=[["cat"]])
+    assert mark.absent == ("hot-dogs", "hot dog", "wine_glass")
+
+
 def test_f1_of_marks_is_the_harmonic_mean_of_precision_and_recall() -> None:
     random = np.random.default_rng(0)
     said = ["Yes." if value else "No." for value in random.random(200) < 0.6]
@@ -125,8 +130,9 @@ def test_what_is_true_or_false_of_an_image_is_compared_by_mcnemar() -> None:
     assert (found.only_before, found.only_after, found.num_images) == (35, 0, 100)
     assert found.difference.mean == pytest.approx(-0.35)
     assert -0.46 < found.difference.low < -0.25 and found.difference.high < -0.24
+    assert (found.to_plain()["before"], found.to_plain()["after"]) == (0.4, 0.05)
     assert set(found.to_plain()) == {
-        "difference", "low", "high", "p", "test", "only_before", "only_after", "num_images"
+        "before", "after", "difference", "low", "high", "p", "test", "only_before", "only_after", "num_images"
     }  # fmt: skip
     assert all(not isinstance(value, float) or math.isfinite(value) for value in found.to_plain().values())
 

@@ -67,6 +67,56 @@ def test_headline_takes_the_interval_s_word_for_what_is_noise() -> None:
     )
 
 
+FEWER = {
+    "chair_s": {"before": 0.46, "after": 0.41, "difference": -0.05, "low": -0.08, "high": -0.02, "num_images": 300},
+    "recall": {"before": 0.96, "after": 0.98, "difference": 0.02, "low": 0.01, "high": 0.03, "num_images": 300},
+    "sentences": {"before": 2.0, "after": 2.5, "difference": 0.5, "low": 0.4, "high": 0.6, "num_images": 300},
+}
+
+
+def asked_of_fewer(*, keeps: tuple[str, ...] = ("before", "after")) -> dict[str, Any]:
+    """A base of 1,000 images and a round of 300, as `eval.limit_between` has it; some only know the difference."""
+    base = {"chair_s": 0.40, "recall": 0.98, "sentences": 3.0, "num_images": 1000}
+    summary = summary_of({"chair_s": 0.41, "recall": 0.98, "sentences": 2.5, "num_images": 300}, base=base)
+    summary["rounds"][0]["eval_change"] = {
+        name: {key: value for key, value in known.items() if key not in {"before", "after"} - set(keeps)}
+        for name, known in FEWER.items()
+    }
+    return summary
+
+
+@pytest.mark.parametrize("keeps", [("before", "after"), ()], ids=["now", "of an older run"])
+def test_headline_and_cards_are_of_the_questions_that_the_interval_is_of(
+    keeps: tuple[str, ...], tmp_path: Path
+) -> None:
+    summary = asked_of_fewer(keeps=keeps)
+    assert headline(round_figures(summary)) == (
+        "CHAIR_s fell from 46.0 to 41.0 % of 300 images (5.0 points, 95 % interval 2.0 to 8.0) over 1 round; "
+        "recall 96.0 to 98.0 % (change +1.0 to +3.0 points); answers 2.0 to 2.5 sentences long."
+    )
+    write_summary(tmp_path, summary=summary)
+    text = words(page(tmp_path))
+    assert "41.0 % −5.0 pts better 95 %: −8.0 to −2.0; of 300 images; base 46.0 %" in text
+    assert "98.0 % +2.0 pts better 95 %: +1.0 to +3.0; of 300 images; base 96.0 %" in text
+    assert "2.5 +0.5 95 %: +0.4 to +0.6; of 300 images; base 2.0" in text
+
+
+def test_headline_of_fewer_images_stays_or_is_within_their_noise() -> None:
+    summary = asked_of_fewer()
+    change = summary["rounds"][0]["eval_change"]["chair_s"]
+    change |= {"before": 0.41, "difference": 0.0, "low": -0.03, "high": 0.03}
+    assert "stayed at 41.0 % of 300 images over 1 round; recall 96.0 to" in headline(round_figures(summary))
+    summary["rounds"][0]["eval_change"]["chair_s"] |= {
+        "before": 0.42,
+        "difference": -0.01,
+        "low": -0.03,
+        "high": 0.01,
+    }
+    assert "CHAIR_s 42.0 to 41.0 % over 1 round, within the noise of 300 images (change −3.0 to +1.0 points)" in (
+        headline(round_figures(summary))
+    )
+
+
 @pytest.mark.parametrize(
     "broken", [None, [], {"chair_s": None}, {"chair_s": {"low": "x"}}, {"chair_s": {"low": 0.1}}]
 )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from csr_ray.data.prompts import is_unicode, read_json_rows
+from csr_ray.errors import NoDataError
 from csr_ray.evaluation.benchmarks.files import read_text
 from csr_ray.evaluation.item_marks import IMAGES
 from csr_ray.judging.session import JudgeSession
@@ -135,6 +136,9 @@ class Benchmark(ABC):
 
         Args:
             judge: where `needs_judge` (`csr_ray.evaluation.benchmarks.judged`).
+
+        Raises:
+            NoDataError: no answer counts for any figure. A single figure that rests on nothing is left out.
         """
 
     def unit_of(self, item: Item) -> str:
@@ -192,6 +196,12 @@ def counts_of(
 ) -> dict[str, dict[str, tuple[float, float]]]:
     """The counts of a metric that is the mean of all outcomes, by item; more metrics may be added to each."""
     return {key: {metric: (value, 1.0)} for key, value in outcomes.items()}
+
+
+def nothing_counts(name: str, *, skipped: Mapping[str, int]) -> NoDataError:
+    """The error of a benchmark whose answers all count for nothing, with the reasons."""
+    reasons = ", ".join(f"{reason}: {number}" for reason, number in skipped.items() if number)
+    return NoDataError(f"{name}: no answer counts ({reasons}); answer the questions that belong together")
 
 
 def mean(values: Sequence[float]) -> float:

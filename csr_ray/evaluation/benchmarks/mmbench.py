@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csr_ray.errors import ConfigError
-from csr_ray.evaluation.benchmarks.base import Benchmark, Item, Items, Marks, mean
+from csr_ray.evaluation.benchmarks.base import Benchmark, Item, Items, Marks, mean, nothing_counts
 from csr_ray.evaluation.benchmarks.files import find_file
 from csr_ray.evaluation.benchmarks.letters import choice_prompt, inferred_letter
 from csr_ray.judging.session import JudgeSession
@@ -21,6 +21,7 @@ from csr_ray.store.atomic import make_folder, write_atomically
 _CIRCLE = 1_000_000  # rotations of a question have its number plus a multiple of this
 _MAX_FIELD_CHARS = 1 << 30
 _MAX_REFERENCE_CHARS = 64  # of an image column that names another row's image
+_NO_CIRCLE = "accuracy is left out: no question has an answer to each of its rotations, and so none is counted (n)."
 _NOTES = (
     "A letter is read out of an answer by VLMEvalKit's rules alone (exact matching): where they find none the answer "
     "is wrong. With a language model as a reader, that toolkit takes a random option after three failures.",
@@ -117,13 +118,16 @@ class MmBench(Benchmark):
                     counts[str(circle)][group] = (outcomes[str(circle)], 1.0)
             elif any(key in right for key in keys):
                 skipped["a rotation of this question has no answer"] += 1
+        if not single:  # and so no circle either, which the unrotated question is part of
+            raise nothing_counts(self.name, skipped=skipped)
         metrics = {
-            "accuracy": mean(list(outcomes.values())),
+            **({"accuracy": mean(list(outcomes.values()))} if outcomes else {}),
             "accuracy_single": mean(single),
             "unread_rate": num_unread / len(said),
             **{group: mean(marks) for group, marks in sorted(groups.items())},
         }
-        return Marks(metrics=metrics, outcomes=outcomes, counts=counts, skipped=skipped, notes=_NOTES)
+        notes = _NOTES if outcomes else (*_NOTES, _NO_CIRCLE)
+        return Marks(metrics=metrics, outcomes=outcomes, counts=counts, skipped=skipped, notes=notes)
 
 
 def _rows(file: Path) -> Iterator[dict[str, str]]:

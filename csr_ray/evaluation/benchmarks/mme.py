@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from csr_ray.errors import ConfigError
-from csr_ray.evaluation.benchmarks.base import SHORT_ANSWER, Benchmark, Item, Items, Marks, Said, id_of, mean
+from csr_ray.evaluation.benchmarks.base import (
+    SHORT_ANSWER,
+    Benchmark,
+    Item,
+    Items,
+    Marks,
+    Said,
+    id_of,
+    mean,
+    nothing_counts,
+)
 from csr_ray.evaluation.benchmarks.files import find_image, read_text
 from csr_ray.judging.session import JudgeSession
 
@@ -134,6 +144,8 @@ class Mme(Benchmark):
         outcomes: dict[str, float] = {}
         for subtask in (name for name in SUBTASKS if name in right):
             pairs = [marks for marks in right[subtask].values() if len(marks) == 2]
+            if not pairs:
+                continue
             outcomes |= {key: float(is_right) for marks in pairs for key, is_right in marks.items()}
             for marks in pairs:
                 for key, is_right in marks.items():
@@ -142,16 +154,26 @@ class Mme(Benchmark):
                     counts[key][f"{subtask}/accuracy+"] = (0.5 * all(marks.values()), 0.5)
             accuracy = mean([float(is_right) for marks in pairs for is_right in marks.values()])
             points[subtask] = 100 * accuracy + 100 * mean([float(all(marks.values())) for marks in pairs])
-        sums = {name: sum(points.get(subtask, 0.0) for subtask in parts) for name, parts in _SUMS.items()}
+        skipped = {"one of the two questions about this image has no answer": num_lone}
+        if not points:
+            raise nothing_counts(self.name, skipped=skipped)
+        sums = {
+            name: sum(points.get(subtask, 0.0) for subtask in parts)
+            for name, parts in _SUMS.items()
+            if points.keys() & set(parts)
+        }
         notes = ["perception sums up all ten subtasks, hallucination existence, count, position and color alone."]
-        if lacking := [name for name in SUBTASKS if name not in right]:
-            notes.append(f"Without an answer, and so 0 points in the sums: {', '.join(lacking)}.")
+        if lacking := [name for name in SUBTASKS if name not in points]:
+            notes.append(
+                f"Without both answers about any image, and so 0 points in the sums: {', '.join(lacking)}. A sum of "
+                "such subtasks alone is left out."
+            )
         return Marks(
             metrics={**points, **sums, "other_rate": num_other / len(said)},
             outcomes=outcomes,
             counts=counts,
             sums=_sums(tuple(points)),
-            skipped={"one of the two questions about this image has no answer": num_lone},
+            skipped=skipped,
             notes=tuple(notes),
         )
 
