@@ -232,7 +232,7 @@ class Dose:
         if self._num_worse >= plan.patience:
             return f"the held-out loss was lowest after step {self.best_step}"
         if plan.lr_sum is not None and look.lr_sum >= plan.lr_sum * (1 - 1e-9):
-            return "its length came to what an earlier training of it allows"
+            return "it was trained as far as an earlier round or attempt allows"
         if look.step >= plan.max_steps:
             return self._used_up(look)
         return ""

@@ -277,7 +277,7 @@ def test_a_later_round_takes_the_rate_and_the_length_of_the_first(
     job = training_process.submit(_train, model, pairs, tmp_path / "adapter", {}, None, True, order)
     result = job.result(timeout=300)
     assert result.num_steps == 5 and result.dose["lr_sum"] == pytest.approx(5e-4)
-    assert result.dose["reason"] == "its length came to what an earlier training of it allows"
+    assert result.dose["reason"] == "it was trained as far as an earlier round or attempt allows"
 
 
 def test_the_first_round_finds_its_rate(

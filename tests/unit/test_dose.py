@@ -99,7 +99,7 @@ def test_pairs_that_teach_nothing_end_with_the_weights_of_the_start() -> None:
 def test_a_later_round_goes_no_farther_than_the_first() -> None:
     dose = Dose(_plan(lr_sum=14 * 1e-4))
     last_step = _train(dose, lambda step: 0.01 * step)
-    assert (last_step, dose.reason) == (14, "its length came to what an earlier training of it allows")
+    assert (last_step, dose.reason) == (14, "it was trained as far as an earlier round or attempt allows")
 
 
 def test_a_phase_without_rejected_answers_goes_by_the_chosen_ones() -> None:
