@@ -72,6 +72,10 @@ class Scorer(Protocol):
         """100 times the cosine of `picture` with each text, and how many texts were cut at the context length."""
         ...
 
+    async def nats(self) -> float:
+        """What a cosine of 1 is in the model's own logits, in nats: its logit scale, 100 for OpenAI's CLIP."""
+        ...
+
 
 class Judge(Protocol):
     """What a method or a benchmark needs of a judge that reads and answers in words."""

@@ -257,10 +257,12 @@ class Probing:
     Attributes:
         max_tokens: of each answer, at most.
         image_weight: share of the image score in the reward; None: there is no scorer, and no reward.
+        image_in_nats: whether that score counts in nats of the scorer's logits (`reward.image_unit`).
     """
 
     max_tokens: int
     image_weight: float | None
+    image_in_nats: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

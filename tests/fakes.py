@@ -163,6 +163,10 @@ class TableScorer:
         self.calls += 1
         return [self.table[text] for text in texts], 0
 
+    async def nats(self) -> float:
+        """Such that ten points a nat are 100 cos."""
+        return 10.0
+
 
 class TwoAnswerEngine:
     """Every prompt has a good and a bad one-sentence answer."""

@@ -28,6 +28,10 @@ _DEVIATIONS = 5
 # The mean of n absolute differences is 0.8 standard deviations, give or take 0.6 over the root of n.
 _MEAN_DEVIATION = 0.8
 _DEVIATIONS_OF_MEAN = 3.4
+# Rounding is in proportion to what is rounded: up to so many nats a token the noise is as above, and beyond that it
+# grows with them. Only a policy that training has broken finds what it said so unlikely, and to refuse that one is
+# the gate's business.
+_USUAL_NATS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,11 @@ class Noise:
     def of_cache(self, num_tokens: int) -> float:
         """The most that rounding explains for the mean of some tokens' absolute differences, in nats."""
         return (_MEAN_DEVIATION + _DEVIATIONS_OF_MEAN / math.sqrt(num_tokens)) * self.token
+
+    def of(self, probe: Probe) -> Noise:
+        """That of this answer's log-probs, which is larger where the trainer finds its tokens all but impossible."""
+        nats = abs(probe.logp) / max(1, len(probe.answer_ids))
+        return Noise(token=self.token * max(1.0, nats / _USUAL_NATS))
 
 
 def noise_of(precisions: Collection[str]) -> Noise:
@@ -139,14 +148,14 @@ class Proof:
             )
         answers = zip(self.probes, served.probe_logps, served.cache_gaps, strict=True)
         for probe, logp, cache_gap in answers:
-            allowed = self._allowed(len(probe.answer_ids))
+            allowed = self._allowed(probe)
             off = abs(logp - probe.logp)
             if self.knows_logps and not off <= allowed:
                 return (
                     f"the log-prob of probe answer {probe.id} is {off:.4g} off the trainer's, allowed {allowed:.4g} "
                     f"over {len(probe.answer_ids)} tokens ({self._rule}); it serves other weights"
                 )
-            allowed = self.noise.of_cache(min(COMPARED_TOKENS, len(probe.answer_ids)))
+            allowed = self.noise.of(probe).of_cache(min(COMPARED_TOKENS, len(probe.answer_ids)))
             if not cache_gap <= allowed:
                 return (
                     f"the tokens of probe answer {probe.id} have log-probs {cache_gap:.4g} off on average when "
@@ -160,8 +169,9 @@ class Proof:
             return "what rounding explains; generators.probe_tolerance sets it by hand"
         return "generators.probe_tolerance a token"
 
-    def _allowed(self, num_tokens: int) -> float:
-        return self.noise.of_answer(num_tokens) if self.tolerance is None else self.tolerance * num_tokens
+    def _allowed(self, probe: Probe) -> float:
+        num_tokens = len(probe.answer_ids)
+        return self.noise.of(probe).of_answer(num_tokens) if self.tolerance is None else self.tolerance * num_tokens
 
 
 def faults(served: Mapping[Generator, Served], *, proof: Proof) -> dict[Generator, str]:

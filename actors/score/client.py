@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,7 @@ class ScorerPool:
         self._wait_s, self._patience_s = wait_s, patience_s
         self._waiting: dict[int, list[_Asked]] = {}
         self._calls: set[asyncio.Task[None]] = set()
+        self._nats: asyncio.Task[float] | None = None
 
     @property
     def num(self) -> int:
@@ -94,6 +95,18 @@ class ScorerPool:
         self._waiting[index].append((picture, tuple(texts), done))
         return await done
 
+    async def nats(self) -> float:
+        """See `csr_ray.ports.Scorer`: of one scorer, as all have the same model; asked once.
+
+        Raises:
+            ScorerFailure: as `score`.
+            ConfigError: the model has no usable logit scale.
+        """
+        if self._nats is None or (self._nats.done() and self._nats.exception() is not None):
+            asked = self._ask(next(iter(self._places)), call=lambda scorer: scorer.nats.remote(), home=None)
+            self._nats = asyncio.get_running_loop().create_task(asked)
+        return await asyncio.shield(self._nats)
+
     def _home(self, picture: Picture) -> int:
         key = picture.key.encode()
         return max(self._places, key=lambda slot: hashlib.blake2b(b"%d %s" % (slot, key), digest_size=8).digest())
@@ -118,17 +131,23 @@ class ScorerPool:
 
     async def _answers(self, index: int, asked: Sequence[_Asked]) -> Sequence[Scores | Exception]:
         request = [(picture, texts) for picture, texts, _ in asked]
+        answers: Sequence[Scores | Exception] = await self._ask(
+            index, call=lambda scorer: scorer.score.remote(request), home=asked[0][0]
+        )
+        return answers
+
+    async def _ask(self, index: int, *, call: Callable[[Any], Awaitable[Any]], home: Picture | None) -> Any:
+        """What a scorer answers to a call; of whoever takes its place if it dies, or has `home` if its place goes."""
         place, reason, num_deaths = self._places.get(index), "its death is known", 0
         while True:
             if place is None or place.is_gone:
-                place = self._places[self._home(asked[0][0])]
+                place = self._places[next(iter(self._places)) if home is None else self._home(home)]
             if num_deaths == _MOST_DEATHS:
                 raise ScorerFailure(place.slot, place.life, reason, is_suspect=True)
             if place.is_dead:
                 place = await self._successor(place.slot, reason=reason)
             try:
-                answers: Sequence[Scores | Exception] = await place.scorer.score.remote(request)
-                return answers
+                return await call(place.scorer)
             except RayActorError as error:
                 place.is_dead = True
                 num_deaths += not place.is_gone

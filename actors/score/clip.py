@@ -6,6 +6,7 @@ knows no actors and no trees.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,21 @@ class ClipModel:
         taken = self._num_images, self._num_texts
         self._num_images = self._num_texts = 0
         return taken
+
+    def nats(self) -> float:
+        """What a cosine of 1 is in the model's logits: the scale that it was trained with, 100 for OpenAI's.
+
+        Raises:
+            ConfigError: it has none, or one that is no positive number.
+        """
+        scale = getattr(self._model, "logit_scale", None)
+        nats = math.nan if scale is None else float(scale.double().exp())
+        if not (math.isfinite(nats) and nats > 0):
+            raise ConfigError(
+                f"reward.image_unit = nats: the logit scale of scorer.model is {nats}, which is no positive number; "
+                "set reward.image_unit=points, or take another scorer.model"
+            )
+        return nats
 
     def scores(self, pairs: Sequence[tuple[Picture, str]]) -> tuple[list[float], list[bool]]:
         """For each (picture, text): 100 times the cosine, and whether the text was cut at the context length."""

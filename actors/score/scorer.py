@@ -93,6 +93,15 @@ class ScorerActor:
         answers = await asyncio.gather(*(request.done for request in requests), return_exceptions=True)
         return [_plain(answer) for answer in answers]
 
+    async def nats(self) -> float:
+        """See `csr_ray.ports.Scorer`.
+
+        Raises:
+            ConfigError: the model has no usable logit scale.
+        """
+        await self.ready()
+        return self._clip.nats()
+
     async def pulse(self) -> Pulse:
         """See `actors.process.pulse`."""
         return self._heart.pulse()

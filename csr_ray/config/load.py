@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "max_answer_tokens": 1024,
             "refuse_repeats": False,
         },
-        "reward": {"weight": 0.9, "self_score": "product", "aggregate": "sum"},
+        "reward": {"weight": 0.9, "self_score": "product", "aggregate": "sum", "image_unit": "points"},
     },
     "reference": {
         "search": {
@@ -60,6 +60,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "self_score": "mean_logp",
             "count_penalty": True,
             "floor_image": False,
+            "image_unit": "points",
             "blend": "sibling_ranks",
             "aggregate": "mean_with_root",
             "cleaning": "released",

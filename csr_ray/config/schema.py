@@ -289,6 +289,12 @@ class Reward(Section):
         "released code does",
     )
     floor_image: bool = Field(True, description="the image score is max(100 cos, 0) as in the paper, not 100 cos")
+    image_unit: Literal["nats", "points"] = Field(
+        "nats",
+        description="blend = values: in what the image score counts. nats: ten points for each nat of the scorer's "
+        "own logits, which are the cosine times its logit scale, so that a CLIP whose cosines lie close together has "
+        "as much to say as one whose lie apart; points: 100 cos as it is, as in the paper",
+    )
     blend: Literal["values", "sibling_ranks"] = Field(
         "values",
         description="values: blend the two scores; sibling_ranks: blend their ranks among siblings, negated so "

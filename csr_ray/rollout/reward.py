@@ -15,6 +15,10 @@ from collections.abc import Iterable, Sequence
 from csr_ray.config.schema import Reward
 from csr_ray.records import Candidate
 
+# What a nat of the scorer's logits counts where the policy's own score of a sentence is 0 to 100. Ten leave the
+# embedded world's scorers, whose logit scales are 10 to 15, about what 100 cos gave them (docs/reward.md).
+_POINTS_A_NAT = 10.0
+
 
 def self_score(logps: Sequence[float], *, kind: str, penalties: Sequence[float] = ()) -> float:
     """R_T of one sentence: the policy's own score of it.
@@ -38,12 +42,27 @@ def image_score(cosine_100: float, *, floor: bool) -> float:
     return max(cosine_100, 0.0) if floor else cosine_100
 
 
-def family_rewards(family: Sequence[tuple[float | None, float]], *, config: Reward) -> list[float | None]:
+def image_factor(nats: float | None) -> float:
+    """What R_I is multiplied by before it is blended.
+
+    Args:
+        nats: what a cosine of 1 is in the logits of the scorer (see `csr_ray.ports`); None: `reward.image_unit` is
+            `points`.
+    """
+    return 1.0 if nats is None else _POINTS_A_NAT * nats / 100.0
+
+
+def family_rewards(
+    family: Sequence[tuple[float | None, float]], *, config: Reward, factor: float = 1.0
+) -> list[float | None]:
     """The rewards of siblings from their (image, self) scores, in their order; None where the image score is None.
 
     With `reward.blend: sibling_ranks` (construct.py of the released code) rank 1 is the best of n siblings, and of
     equal scores the first has the better rank. The released code's cost (1 - a) rank_T / n + a rank_I / n, where a is
     `reward.weight`, is negated, so that more is better here too. A lone sibling gets -1.
+
+    Args:
+        factor: of the image scores where values are blended (`image_factor`).
     """
     scored = [position for position, (image, _) in enumerate(family) if image is not None]
     rewards: list[float | None] = [None] * len(family)
@@ -52,7 +71,7 @@ def family_rewards(family: Sequence[tuple[float | None, float]], *, config: Rewa
         for position in scored:
             image, own = family[position]
             assert image is not None
-            rewards[position] = weight * image + (1.0 - weight) * own
+            rewards[position] = weight * factor * image + (1.0 - weight) * own
         return rewards
     by_image = sorted(scored, key=lambda position: -(family[position][0] or 0.0))
     by_self = sorted(scored, key=lambda position: -family[position][1])

@@ -17,7 +17,14 @@ from csr_ray.config.schema import Reward, Search
 from csr_ray.ports import Engine, Scorer
 from csr_ray.records import Candidate, Prompt, Rollout, RolloutStats, Sentence
 from csr_ray.rollout.cleaning import scored_text
-from csr_ray.rollout.reward import answer_reward, family_rewards, image_score, plain_sum, self_score
+from csr_ray.rollout.reward import (
+    answer_reward,
+    family_rewards,
+    image_factor,
+    image_score,
+    plain_sum,
+    self_score,
+)
 
 Path = tuple[Candidate, ...]
 
@@ -62,6 +69,7 @@ class _Grower:
     search: Search
     reward: Reward
     seed: int
+    image_factor: float
     cost: _Cost = field(default_factory=_Cost)
 
     async def children(self, live: _Live) -> list[_Scored]:
@@ -81,7 +89,7 @@ class _Grower:
         texts = self._scored_texts(family, path=live.path)
         images = await self._image_scores(texts)
         owns = [self._self_score(sentence) for sentence in family]
-        rewards = family_rewards(list(zip(images, owns, strict=True)), config=self.reward)
+        rewards = family_rewards(list(zip(images, owns, strict=True)), config=self.reward, factor=self.image_factor)
         return [_Scored(*row) for row in zip(family, owns, texts, images, rewards, strict=True)]
 
     def _scored_texts(self, family: Sequence[Sentence], *, path: Sequence[Candidate]) -> list[str | None]:
@@ -150,7 +158,8 @@ async def grow_tree(
     depend on the order in which engine and scorer answer.
     """
     started_s = time.perf_counter()
-    grower = _Grower(prompt, engine, scorer, search, reward, seed)
+    factor = image_factor(await scorer.nats() if reward.image_unit == "nats" else None)
+    grower = _Grower(prompt, engine, scorer, search, reward, seed, factor)
     nodes: list[Candidate] = []
     alive = [_Live(path=())]
     while alive:

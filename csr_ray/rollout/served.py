@@ -1,6 +1,6 @@
 """One prompt answered as the policy is used, without search: what it says to the gate of a phase.
 
-Two whole answers, the most likely one and one that is drawn, each with its reward. The reward's two halves are always
+Two whole answers, the most likely one and one that is drawn, each with its reward. The reward's own half is always
 on the scale 0 to 100 and the answer's is always the mean of its sentences', whatever the run trains on: a reward that
 grows with the length of an answer would find no fault with answers that only grow. Knows the two ports; nothing of
 phases or statistics.
@@ -14,6 +14,7 @@ import time
 
 from csr_ray.ports import Engine, Scorer
 from csr_ray.records import Candidate, Probing, Prompt, Rollout, RolloutStats, Sentence
+from csr_ray.rollout.reward import image_factor
 from csr_ray.rollout.sentences import first_end
 
 GREEDY, SAMPLED = "greedy", "sampled"
@@ -36,14 +37,17 @@ async def answer_as_served(
             for temperature in _TEMPERATURES.values()
         )
     )
+    has_image = probing.image_weight is not None
+    factor = image_factor(await scorer.nats() if has_image and probing.image_in_nats else None)
     candidates = []
     for node, (role, sentence) in enumerate(zip(_TEMPERATURES, said, strict=True)):
         image = None
         texts = sentences_of(sentence.text)
-        if probing.image_weight is not None and texts:
+        if has_image and texts:
             cosines, _ = await scorer.score(prompt.ask.picture, texts=texts)
             image = sum(max(cosine, 0.0) for cosine in cosines) / len(cosines)
-        candidates.append(_candidate(sentence, node=node, role=role, image=image, weight=probing.image_weight))
+        reward = _reward(sentence, image=image, probing=probing, factor=factor)
+        candidates.append(_candidate(sentence, node=node, role=role, image=image, reward=reward))
     stats = RolloutStats(
         num_tokens=sum(len(sentence.token_ids) for sentence in said), seconds=time.perf_counter() - started_s
     )
@@ -60,16 +64,24 @@ def sentences_of(text: str) -> list[str]:
     return found
 
 
-def _candidate(sentence: Sentence, *, node: int, role: str, image: float | None, weight: float | None) -> Candidate:
-    logp = sum(sentence.logps)
-    own = 100.0 * math.exp(logp / len(sentence.logps)) if sentence.logps else 0.0
-    reward = None if image is None or weight is None else weight * image + (1 - weight) * own
+def _own_score(sentence: Sentence) -> float:
+    return 100.0 * math.exp(sum(sentence.logps) / len(sentence.logps)) if sentence.logps else 0.0
+
+
+def _reward(sentence: Sentence, *, image: float | None, probing: Probing, factor: float) -> float | None:
+    weight = probing.image_weight
+    if image is None or weight is None:
+        return None
+    return weight * factor * image + (1 - weight) * _own_score(sentence)
+
+
+def _candidate(sentence: Sentence, *, node: int, role: str, image: float | None, reward: float | None) -> Candidate:
     return Candidate(
         node=node,
         text=sentence.text,
         token_ids=sentence.token_ids,
-        logp=logp,
+        logp=sum(sentence.logps),
         role=role,
-        scores={"self": own, "image": image, "cut": float(not sentence.ended)},
+        scores={"self": _own_score(sentence), "image": image, "cut": float(not sentence.ended)},
         reward=reward,
     )

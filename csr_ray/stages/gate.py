@@ -184,6 +184,7 @@ def _probing(state: RunState) -> Probing:
     return Probing(
         max_tokens=gate_answer_tokens(config),
         image_weight=config.reward.weight if state.method.needs_scorer else None,
+        image_in_nats=config.reward.image_unit == "nats",
     )
 
 

@@ -62,6 +62,9 @@ class _AnyScorer:
     async def score(self, picture: Picture, *, texts: Sequence[str]) -> tuple[list[float], int]:
         return [float(zlib.crc32(text.encode()) % 100) for text in texts], 0
 
+    async def nats(self) -> float:
+        return 10.0
+
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_more_trees_than_the_cache_holds_become_fewer(

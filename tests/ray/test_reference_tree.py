@@ -46,6 +46,9 @@ class DirectScorer:
         scores, cut = self._clip.scores([(picture, text) for text in texts])
         return scores, sum(cut)
 
+    async def nats(self) -> float:
+        return self._clip.nats()
+
 
 @pytest.fixture(scope="module")
 def world() -> Path:

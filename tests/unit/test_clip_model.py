@@ -102,6 +102,16 @@ def test_weights_that_do_not_load_are_the_users_error_with_the_reason(weights: P
 # ---- the numbers ----
 
 
+def test_a_cosine_is_as_many_nats_as_the_model_was_trained_to_mean_by_it(weights: Path) -> None:
+    model = ClipModel(f"{NAME}/{weights}", dtype="float32", device="cpu")
+    scale = model._model.logit_scale
+    assert model.nats() == pytest.approx(float(scale.detach().exp()))
+    with torch.no_grad():
+        scale.fill_(float("inf"))
+    with pytest.raises(ConfigError, match="image_unit=points"):
+        model.nats()
+
+
 def test_sentences_go_to_the_tower_without_their_padding(
     weights: Path, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:

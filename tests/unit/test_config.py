@@ -172,7 +172,7 @@ def test_the_paper_preset_is_the_papers_search_and_reward(tmp_path: Path) -> Non
     config = load(tmp_path, "search.preset=paper")
     assert (config.search.width, config.search.keep_worst, config.search.guide) == (5, 2, "reward")
     assert (config.reward.self_score, config.reward.aggregate, config.reward.weight) == ("product", "sum", 0.9)
-    assert (config.reward.blend, config.reward.floor_image) == ("values", True)
+    assert (config.reward.blend, config.reward.floor_image, config.reward.image_unit) == ("values", True, "points")
     assert (config.search.expand, config.search.diversity_penalty) == ("diverse_greedy", 3.0)
 
 

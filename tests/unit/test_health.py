@@ -284,14 +284,17 @@ class _Scorer:
         assert texts == ["A star.", "A moon."]
         return [40.0, -10.0], 0
 
+    async def nats(self) -> float:
+        return 100.0
 
-@pytest.mark.parametrize("weight", [0.25, None])
-def test_the_answers_of_a_policy_as_it_is_used(weight: float | None) -> None:
+
+@pytest.mark.parametrize(("weight", "in_nats"), [(0.25, False), (0.25, True), (None, True)])
+def test_the_answers_of_a_policy_as_it_is_used(weight: float | None, in_nats: bool) -> None:
     prompt = Prompt(id="p", image="i.png", text="Describe.")
     rollout = asyncio.run(
         answer_as_served(
             prompt,
-            probing=Probing(max_tokens=32, image_weight=weight),
+            probing=Probing(max_tokens=32, image_weight=weight, image_in_nats=in_nats),
             engine=_Engine(),  # type: ignore[arg-type]
             scorer=_Scorer(),  # type: ignore[arg-type]
             policy_version=3,
@@ -302,5 +305,6 @@ def test_the_answers_of_a_policy_as_it_is_used(weight: float | None) -> None:
     own = 100 * 2.718281828459045**-0.2
     assert (greedy.role, sampled.role, rollout.policy_version) == ("greedy", "sampled", 3)
     assert greedy.scores["self"] == pytest.approx(own) and greedy.scores["cut"] == 1.0
-    assert greedy.reward == (None if weight is None else pytest.approx(0.25 * 20.0 + 0.75 * own))
+    image = 20.0 * (10.0 if in_nats else 1.0)  # 100 times the cosine, or ten points for each of 100 cos nats
+    assert greedy.reward == (None if weight is None else pytest.approx(0.25 * image + 0.75 * own))
     assert sampled.reward is None and sampled.scores["cut"] == 0.0

@@ -62,6 +62,17 @@ def test_what_is_allowed_grows_with_the_root_of_the_length(num_tokens: int, most
     assert fault is not None and f"allowed {most:.4g} over {num_tokens} tokens" in fault
 
 
+def test_rounding_grows_with_what_is_rounded() -> None:
+    """A policy that training has broken finds its probes all but impossible, and the gate has to see it."""
+    ask = Ask(picture=Picture(path="-"), text="-")
+    probe = Probe(id="0", ask=ask, answer_ids=(1,) * 25, logp=-25 * 60.0)
+    trained = train_result(adapter="-", version=1, probes=(probe,))
+    proof = Proof.of(trained, noise=noise_of(("bfloat16",)))
+    assert proof.fault(_served(proof, off=3.7, cache_gaps=(0.25,))) is None  # three times what 20 nats a token have
+    assert proof.fault(_served(proof, off=3.8)) is not None
+    assert proof.fault(_served(proof, cache_gaps=(0.35,))) is not None
+
+
 def test_the_coarser_precision_counts_and_a_key_overrules_it() -> None:
     fine, mixed = _proof(100, precisions=("float32",)), _proof(100, precisions=("float32", "bfloat16"))
     assert fine.fault(_served(fine, off=0.01)) is not None

@@ -45,6 +45,33 @@ def test_what_is_ready_together_is_one_call_and_everybody_gets_its_own() -> None
     assert len(actor.calls) == 1
 
 
+class Scaled:
+    """A scorer that says its logit scale, at the second time of asking."""
+
+    def __init__(self) -> None:
+        self.nats = self
+        self.num_calls = 0
+
+    async def remote(self) -> float:
+        self.num_calls += 1
+        await asyncio.sleep(0)
+        if self.num_calls == 1:
+            raise ConnectionError("the actor is busy")
+        return 14.0
+
+
+def test_the_logit_scale_is_asked_for_once_and_again_after_a_failure() -> None:
+    scorer = Scaled()
+
+    async def run() -> list[Any]:
+        pool = ScorerPool([scorer])
+        found = await asyncio.gather(pool.nats(), pool.nats(), return_exceptions=True)
+        return [*map(type, found), *(await asyncio.gather(pool.nats(), pool.nats())), await pool.nats()]
+
+    assert asyncio.run(run()) == [ConnectionError, ConnectionError, 14.0, 14.0, 14.0]
+    assert scorer.num_calls == 2
+
+
 def test_an_image_always_goes_to_the_same_scorer() -> None:
     actors = [Actor() for _ in range(4)]
 
