@@ -10,22 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import signal
-import statistics
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 
-import yaml
 from result_file import add_json_flag, told_in_a_line, write_result
 from variant_tables import (
     Outcome,
@@ -37,8 +28,9 @@ from variant_tables import (
     variant_table,
     verdict_table,
 )
+from whole_runs import Runs, WholeRun, in_a_line, read_run
 
-from csr_ray.config.load import YAML_ERRORS, differing_keys, is_operational, load_config, to_plain
+from csr_ray.config.load import YAML_ERRORS, load_config
 from csr_ray.errors import EXIT_FAILED, ConfigError
 from csr_ray.world.variant import DEVELOPMENT_VARIANTS, UNTOUCHED_VARIANTS
 
@@ -68,23 +60,13 @@ class Cell:
     overrides: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One run to make: where, and with which overrides of the config."""
+@dataclass(frozen=True, kw_only=True)
+class Plan(WholeRun):
+    """One run to make: of which cell, on which variant and with which seed."""
 
     cell: str
     variant: int
     seed: int
-    folder: Path
-    overrides: tuple[str, ...]
-
-    @property
-    def named(self) -> str:
-        return f"{self.cell}, variant {self.variant}, seed {self.seed}"
-
-    @property
-    def log(self) -> Path:
-        return self.folder.with_name(f"{self.folder.name}.log")
 
 
 def main() -> None:
@@ -95,17 +77,18 @@ def main() -> None:
         variants=arguments.variants,
         seeds=arguments.seeds,
         root=arguments.dir,
+        config=arguments.config,
         shared=[f"eval.limit={arguments.images}", f"eval.limit_between={arguments.images}", *arguments.set],
     )
     for plan in plans:  # a wrong key is told now, and not after hours
-        load_config(arguments.config, overrides=plan.overrides)
-    runs = Runs(arguments.config, num_at_once=arguments.parallel)
+        load_config(plan.config, overrides=plan.overrides)
+    runs = Runs(num_at_once=arguments.parallel)
     if not arguments.no_run:
         runs.make(plans)
     if runs.is_stopped:
         print("stopped; the same command goes on where it was; --no-run prints the tables so far", file=sys.stderr)
         sys.exit(EXIT_FAILED)
-    outcomes = [outcome_of(plan, config=arguments.config, fault=runs.faults.get(plan, "")) for plan in plans]
+    outcomes = [outcome_of(plan, fault=runs.faults.get(plan, "")) for plan in plans]
     print_tables(outcomes)
     write_result(
         arguments.json,
@@ -200,7 +183,13 @@ def _cell(text: str) -> Cell:
 
 
 def plans_of(
-    cells: Sequence[Cell], *, variants: Sequence[int], seeds: Sequence[int], root: Path, shared: Sequence[str]
+    cells: Sequence[Cell],
+    *,
+    variants: Sequence[int],
+    seeds: Sequence[int],
+    root: Path,
+    config: str,
+    shared: Sequence[str],
 ) -> list[Plan]:
     """Every run of the table, in the order in which they are made: a whole table of one seed before the next seed.
 
@@ -223,143 +212,34 @@ def plans_of(
             for variant in variants:
                 folder = root / cell.name / f"variant{variant}-seed{seed}"
                 own = (f"run.dir={folder}", f"world.variant={variant}", f"run.seed={seed}")
-                plans.append(Plan(cell.name, variant, seed, folder, (*own, *shared, *cell.overrides)))
+                plans.append(
+                    Plan(
+                        named=f"{cell.name}, variant {variant}, seed {seed}",
+                        config=config,
+                        folder=folder,
+                        overrides=(*own, *shared, *cell.overrides),
+                        cell=cell.name,
+                        variant=variant,
+                        seed=seed,
+                    )
+                )
     return plans
 
 
-def outcome_of(plan: Plan, *, config: str, fault: str = "") -> Outcome:
+def outcome_of(plan: Plan, *, fault: str = "") -> Outcome:
     """What a run's folder says of it.
 
     Args:
         fault: why the run was not finished, where it was tried.
     """
     try:
-        summary = json.loads((plan.folder / "summary.json").read_text(encoding="utf-8"))
-        theirs = yaml.safe_load((plan.folder / "config.yaml").read_text(encoding="utf-8"))
-        # The figures of other settings under this cell's name would be believed, so they are none.
-        wanted = to_plain(load_config(config, overrides=plan.overrides))
-        rows = [row for row in differing_keys(theirs, wanted) if not is_operational(row.split(":", 1)[0])]
-        if rows:
-            raise ValueError(f"{plan.folder} holds a run of other settings ({'; '.join(rows)})")
-        figures = figures_of(summary, batch_size=theirs["train"]["batch_size"])
+        summary, settings = read_run(plan)
+        figures = figures_of(summary, batch_size=settings["train"]["batch_size"])
     except FileNotFoundError:
         return Outcome(plan.cell, plan.variant, plan.seed, None, fault or "not run yet")
     except (ValueError, KeyError, TypeError, OSError, *YAML_ERRORS) as error:
-        return Outcome(plan.cell, plan.variant, plan.seed, None, fault or f"failed: {_line(str(error))}")
+        return Outcome(plan.cell, plan.variant, plan.seed, None, fault or f"failed: {in_a_line(str(error))}")
     return Outcome(plan.cell, plan.variant, plan.seed, figures)
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the run's summary says so."""
-    try:
-        return json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("finished") is True
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def last_line(log: Path) -> str:
-    """The last line of a run's output that says something."""
-    try:
-        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    except OSError as error:
-        return _line(str(error))
-    return _line(lines[-1]) if lines else "it said nothing"
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:400]
-
-
-def minutes_left(taken_s: Sequence[float], *, num_left: int, num_at_once: int) -> str:
-    """What is said of the time left, by the mean of the runs that were done; nothing where it is not known."""
-    if not taken_s or not num_left:
-        return ""
-    return f"; about {statistics.mean(taken_s) * num_left / min(num_left, num_at_once) / 60:.0f} minutes left"
-
-
-class Runs:
-    """Makes the runs, some side by side; each is a `csr-ray run` in a process and a session of its own.
-
-    A stop (Ctrl-C, SIGTERM) is passed on once, and waited for: a run keeps what it has.
-
-    Attributes:
-        faults: why a run did not finish, for those that did not.
-    """
-
-    def __init__(self, config: str, *, num_at_once: int) -> None:
-        self.faults: dict[Plan, str] = {}
-        self.is_stopped = False
-        self._config, self._num_at_once = config, num_at_once
-        self._processes: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.Lock()
-
-    def make(self, plans: Sequence[Plan]) -> None:
-        """Make every run that is not finished."""
-        left = [plan for plan in plans if not is_finished(plan.folder)]
-        if len(left) < len(plans):
-            print(f"{len(plans) - len(left)} of {len(plans)} runs are finished already", flush=True)
-        before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            with ThreadPoolExecutor(self._num_at_once) as pool:
-                self._follow({pool.submit(self._run, plan): plan for plan in left})
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _follow(self, waiting: dict[Future[float], Plan]) -> None:
-        taken: list[float] = []
-        num = len(waiting)
-        while waiting:
-            # A limit, so that a signal is heard: Python's handlers run between the waits of the main thread.
-            done, _ = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
-            for future in done:
-                plan, seconds = waiting.pop(future), future.result()
-                if self.is_stopped:
-                    continue
-                if plan not in self.faults:  # one that fails at once would promise that all are quick
-                    taken.append(seconds)
-                left = minutes_left(taken, num_left=len(waiting), num_at_once=self._num_at_once)
-                said = self.faults.get(plan, "done")
-                print(f"{num - len(waiting)} of {num} ({plan.named}): {said}, {seconds:.0f} s{left}", flush=True)
-
-    def _run(self, plan: Plan) -> float:
-        """One run to its end; returns the seconds it took."""
-        if self.is_stopped:
-            self.faults[plan] = "not run yet"
-            return 0.0
-        started_s = time.perf_counter()
-        plan.log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "csr_ray", "run", self._config, *plan.overrides]
-        print(f"started: {plan.named}", flush=True)
-        with plan.log.open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-            with self._lock:
-                self._processes.add(process)
-                if self.is_stopped:
-                    _tell_to_stop(process)
-            code = process.wait()
-            with self._lock:
-                self._processes.discard(process)
-        if not is_finished(plan.folder):
-            self.faults[plan] = "stopped" if self.is_stopped else f"failed: {last_line(plan.log)} (exit code {code})"
-        elif code != 0:  # finished under other settings, or its page could not be written
-            self.faults[plan] = f"failed: {last_line(plan.log)} (exit code {code})"
-        return time.perf_counter() - started_s
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self.is_stopped:
-            return
-        self.is_stopped = True
-        print("stopping: the runs at work are told to, and waited for", file=sys.stderr, flush=True)
-        # The lock's holders are other threads, and none waits for this one while it holds it.
-        with self._lock:
-            for process in self._processes:
-                _tell_to_stop(process)
-
-
-def _tell_to_stop(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(process.pid, signal.SIGTERM)
 
 
 def print_tables(outcomes: Sequence[Outcome], *, say: Callable[[str], None] = print) -> None:

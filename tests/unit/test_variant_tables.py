@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import bench_variants
 import variant_tables
+import whole_runs
 from variant_tables import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -307,7 +308,7 @@ def test_a_cell_is_a_name_and_overrides_whose_values_may_have_commas() -> None:
 
 def plan_of(tmp_path: Path, *, shared: tuple[str, ...] = ()) -> bench_variants.Plan:
     cells = [bench_variants.Cell("defaults")]
-    return bench_variants.plans_of(cells, variants=[7], seeds=[1], root=tmp_path, shared=shared)[0]
+    return bench_variants.plans_of(cells, variants=[7], seeds=[1], root=tmp_path, config=CONFIG, shared=shared)[0]
 
 
 def finish(plan: bench_variants.Plan, *, overrides: tuple[str, ...] = ()) -> None:
@@ -319,7 +320,9 @@ def finish(plan: bench_variants.Plan, *, overrides: tuple[str, ...] = ()) -> Non
 
 def test_every_run_has_its_folder_and_a_cell_counts_more_than_what_all_share(tmp_path: Path) -> None:
     cells = [bench_variants.Cell("a"), bench_variants.Cell("b", ("train.epochs=3",))]
-    plans = bench_variants.plans_of(cells, variants=[7, 8], seeds=[0, 1], root=tmp_path, shared=["train.epochs=1"])
+    plans = bench_variants.plans_of(
+        cells, variants=[7, 8], seeds=[0, 1], root=tmp_path, config=CONFIG, shared=["train.epochs=1"]
+    )
     assert len({plan.folder for plan in plans}) == 8 and plans[2].folder == tmp_path / "b" / "variant7-seed0"
     assert plans[2].overrides[-2:] == ("train.epochs=1", "train.epochs=3")
     assert [plan.seed for plan in plans] == [0] * 4 + [1] * 4, "a whole table of one seed comes first"
@@ -334,28 +337,28 @@ def test_what_names_a_folder_cannot_be_overridden(override: str, tmp_path: Path)
 def test_two_cells_of_one_name_are_refused(tmp_path: Path) -> None:
     cells = [bench_variants.Cell("a"), bench_variants.Cell("a", ("train.epochs=3",))]
     with pytest.raises(ConfigError, match="two cells of this name"):
-        bench_variants.plans_of(cells, variants=[7], seeds=[1], root=tmp_path, shared=[])
+        bench_variants.plans_of(cells, variants=[7], seeds=[1], root=tmp_path, config=CONFIG, shared=[])
 
 
 def test_a_finished_run_is_read_and_not_run_again(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     finish(plan)
-    runs = bench_variants.Runs(CONFIG, num_at_once=1)
+    runs = whole_runs.Runs(num_at_once=1)
     runs.make([plan])
     assert runs.faults == {} and not plan.log.exists()
-    found = bench_variants.outcome_of(plan, config=CONFIG)
+    found = bench_variants.outcome_of(plan)
     assert found.figures is not None and found.figures.chair_after == 10.0
 
 
 def test_a_folder_of_other_settings_gives_no_figures(tmp_path: Path) -> None:
     plan = plan_of(tmp_path)
     finish(plan, overrides=("reward.weight=0.9",))
-    found = bench_variants.outcome_of(plan, config=CONFIG)
+    found = bench_variants.outcome_of(plan)
     assert found.figures is None and "other settings (reward.weight: 0.9 != 0.5)" in found.fault
 
 
 def test_a_run_that_was_never_made_says_so(tmp_path: Path) -> None:
-    assert bench_variants.outcome_of(plan_of(tmp_path), config=CONFIG).fault == "not run yet"
+    assert bench_variants.outcome_of(plan_of(tmp_path)).fault == "not run yet"
 
 
 def test_a_run_that_fails_is_told_with_its_last_line_and_the_next_one_is_made(
@@ -363,10 +366,15 @@ def test_a_run_that_fails_is_told_with_its_last_line_and_the_next_one_is_made(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     plans = bench_variants.plans_of(
-        [bench_variants.Cell("defaults")], variants=[1, 2], seeds=[0], root=tmp_path, shared=["no.such=1"]
+        [bench_variants.Cell("defaults")],
+        variants=[1, 2],
+        seeds=[0],
+        root=tmp_path,
+        config=CONFIG,
+        shared=["no.such=1"],
     )
     before = signal.getsignal(signal.SIGTERM)
-    runs = bench_variants.Runs(CONFIG, num_at_once=2)
+    runs = whole_runs.Runs(num_at_once=2)
     runs.make(plans)
     assert signal.getsignal(signal.SIGTERM) is before
     assert len(runs.faults) == 2
@@ -377,10 +385,10 @@ def test_a_run_that_fails_is_told_with_its_last_line_and_the_next_one_is_made(
 
 
 def test_the_time_left_goes_by_the_runs_that_were_done() -> None:
-    assert bench_variants.minutes_left([100.0, 140.0], num_left=6, num_at_once=2) == "; about 6 minutes left"
-    assert bench_variants.minutes_left([120.0], num_left=1, num_at_once=2) == "; about 2 minutes left"
-    assert bench_variants.minutes_left([], num_left=3, num_at_once=1) == ""
-    assert bench_variants.minutes_left([9.0], num_left=0, num_at_once=1) == ""
+    assert whole_runs.minutes_left([100.0, 140.0], num_left=6, num_at_once=2) == "; about 6 minutes left"
+    assert whole_runs.minutes_left([120.0], num_left=1, num_at_once=2) == "; about 2 minutes left"
+    assert whole_runs.minutes_left([], num_left=3, num_at_once=1) == ""
+    assert whole_runs.minutes_left([9.0], num_left=0, num_at_once=1) == ""
 
 
 def test_the_tables_of_several_cells_end_with_how_they_differ(tmp_path: Path) -> None:
