@@ -101,9 +101,10 @@ sim-scale: install
 sim-scale-ray: install
 	@$(BIN)/python benchmarks/scale_on_ray.py
 
-# Not bench_variants.py: whole runs on six worlds with three seeds each take hours, and the untouched worlds are kept so.
+# Not bench_variants.py and bench_methods.py: whole runs of every world or method with three seeds each take hours, and
+# the untouched worlds are kept so.
 bench: install
-	@for script in $(filter-out benchmarks/bench_variants.py,$(wildcard benchmarks/bench_*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out benchmarks/bench_variants.py benchmarks/bench_methods.py,$(wildcard benchmarks/bench_*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 # The kit needs neither Ray nor vLLM, and goes on where it was cut off: docs/gpus.md.
 JSON ?= gpu.json

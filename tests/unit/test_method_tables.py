@@ -1,0 +1,131 @@
+"""The table of methods: rows, the budget of tokens, means with intervals, runs that have no figures, the plot."""
+
+from __future__ import annotations
+
+import json
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from csr_ray.config.load import load_config, to_plain
+from csr_ray.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))  # scripts, not a package
+
+import bench_methods  # noqa: E402
+import method_tables  # noqa: E402
+from method_tables import MethodRun  # noqa: E402
+
+CONFIG = str(ROOT / "configs" / "methods" / "sima.yaml")
+ROW = bench_methods.Row("sima", CONFIG)
+
+
+def evaluated(chair: float, *, recall: float = 0.9) -> dict[str, Any]:
+    shares = {"chair_s": chair, "chair_s_t1": 2 * chair, "recall": recall, "recall_t1": recall, "repeat": 0.0}
+    return {**shares, "pope_acc": 0.8, "sentences": 2.5}
+
+
+def summary(*evals: dict[str, Any] | None, tokens: int = 1000, prompts: int = 10) -> dict[str, Any]:
+    rounds = [
+        {"rollout": {"tokens": tokens, "prompts": prompts}, "train": {"seconds": 5.0}, "eval": entry}
+        for entry in evals
+    ]
+    return {"finished": True, "base": {"eval": evaluated(0.5)}, "rounds": rounds, "ended": None}
+
+
+def test_a_run_is_told_from_its_base_its_last_evaluation_and_what_all_rounds_took() -> None:
+    base, after = method_tables.figures_of(summary(evaluated(0.3), evaluated(0.1), None))
+    assert (base.rates["chair_s"], after.rates["chair_s"], after.rates["sentences"]) == (50.0, 10.0, 2.5)
+    assert (base.tokens, after.tokens, after.train_s, after.ended) == (0.0, 3000.0, 15.0, "")
+
+
+@pytest.mark.parametrize("change", [{"finished": False}, {"base": {"eval": None}}])
+def test_a_run_without_figures_says_why(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"not finished|no chair_s"):
+        method_tables.figures_of({**summary(evaluated(0.1)), **change})
+
+
+def runs_of(*chairs: float, row: str = "csr") -> list[MethodRun]:
+    return [
+        MethodRun(row=row, seed=seed, figures=method_tables.figures_of(summary(evaluated(chair)))[1])
+        for seed, chair in enumerate(chairs)
+    ]
+
+
+def test_a_row_is_a_mean_with_an_interval_and_a_failed_run_keeps_its_line() -> None:
+    runs = [*runs_of(0.1, 0.2, 0.3), MethodRun(row="csr", seed=3, figures=None, fault="failed: no memory")]
+    table = method_tables.method_table(runs).splitlines()
+    assert table[2].startswith("| csr | 3 of 4 | 20.0 (10.0 to 30.0) |") and "| 90.0 |" in table[2]
+    assert table[3].startswith("| csr, seed 3 | failed: no memory |")
+    (row,) = [row for row in method_tables.rows_of(runs) if row["name"] == "csr/chair_s"]
+    assert (row["value"], row["unit"], row["low"], row["high"], row["num_runs"]) == (
+        pytest.approx(20),
+        "%",
+        10,
+        30,
+        3,
+    )
+    tokens = next(row for row in method_tables.rows_of(runs) if row["name"] == "csr/tokens")
+    assert tokens["value"] == 1000.0 and tokens["low"] is None
+
+
+def test_a_run_that_ended_early_says_so_in_its_row() -> None:
+    ended = {**summary(evaluated(0.1)), "ended": {"reason": "reward 40 to 20"}}
+    runs = [MethodRun(row="paper", seed=0, figures=method_tables.figures_of(ended)[1])]
+    assert "1 ended early: reward 40 to 20" in method_tables.method_table(runs)
+
+
+def test_the_plot_has_a_point_and_a_name_for_every_row_with_figures() -> None:
+    runs = [*runs_of(0.1, 0.2), *runs_of(0.5, row="a<b"), MethodRun(row="x", seed=0, figures=None, fault="-")]
+    drawn = ElementTree.fromstring(method_tables.plot(runs))
+    names = [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert len(list(drawn.iter("{http://www.w3.org/2000/svg}circle"))) == 2
+    assert "csr" in names and "a<b" in names and "x" not in names
+
+
+def test_every_config_and_every_lambda_is_a_row_and_only_those_that_are_named_are_made() -> None:
+    rows = bench_methods.all_rows(ROOT / "configs" / "methods")
+    assert "sima" in [row.name for row in rows] and rows[-1].overrides == ("reward.weight=1",)
+    assert [row.name for row in bench_methods.chosen_rows(rows, only="csr-lambda-0.5, sima")] == [
+        "sima",
+        "csr-lambda-0.5",
+    ]
+    with pytest.raises(ConfigError, match=r"--only simo: no such row; there are .*sima"):
+        bench_methods.chosen_rows(rows, only="simo")
+
+
+def finish(run: Any, content: dict[str, Any]) -> None:
+    run.folder.mkdir(parents=True)
+    (run.folder / "summary.json").write_text(json.dumps(content))
+    (run.folder / "config.yaml").write_text(
+        yaml.safe_dump(to_plain(load_config(run.config, overrides=run.overrides)))
+    )
+
+
+@pytest.mark.parametrize(("budget", "num"), [(60_000, 600), (20_000, 200), (10, 1)])
+def test_the_budget_says_how_many_prompts_a_round_has(budget: int, num: int, tmp_path: Path) -> None:
+    """SIMA's config has one round; the trial's prompts took 100 tokens each, and the world has 600 pictures."""
+    trial = bench_methods.trial_of(ROW, root=tmp_path, shared=[])
+    with pytest.raises(FileNotFoundError):
+        bench_methods.prompts_a_round(ROW, trial=trial, budget=budget)
+    finish(trial, summary(None))
+    assert bench_methods.prompts_a_round(ROW, trial=trial, budget=budget) == num
+
+
+def test_the_base_is_told_once_a_seed_and_what_is_not_there_says_why(tmp_path: Path) -> None:
+    plans = {("sima", seed): bench_methods.plan_of(ROW, seed=seed, root=tmp_path, shared=[]) for seed in (0, 1, 2)}
+    finish(plans["sima", 0], summary(evaluated(0.1)))
+    told = bench_methods.outcomes(
+        [ROW], seeds=[0, 1, 2], plans=plans, faults={("sima", 2): "no trial"}, failed={plans["sima", 1]: "failed: x"}
+    )
+    assert [(run.row, run.seed, run.fault) for run in told] == [
+        ("base", 0, ""),
+        ("sima", 0, ""),
+        ("sima", 1, "failed: x"),
+        ("sima", 2, "no trial"),
+    ]
