@@ -308,6 +308,11 @@ def _parser() -> argparse.ArgumentParser:
     benchmarks = commands.add_parser("benchmarks", help="every benchmark, the files it reads and what it measures")
     benchmarks.set_defaults(run=_benchmarks)
 
+    methods = commands.add_parser("methods", help="every method: its source, what it needs, and its configs")
+    methods.add_argument("name", nargs="?", default=None, metavar="NAME", help="say more of this one, with its keys")
+    methods.add_argument("--json", type=_path_here, default=None, metavar="OUT", help="write the same there")
+    methods.set_defaults(run=_methods)
+
     check = commands.add_parser(
         "check",
         help="whether everything in RUN_DIR is what was written, and what a resume would do",
@@ -670,6 +675,22 @@ def _benchmarks(_: argparse.Namespace) -> int:
     from csr_ray.app.console import UnattendedConsole
 
     print_benchmarks(console=UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140))
+    return EXIT_DONE
+
+
+def _methods(arguments: argparse.Namespace) -> int:
+    from csr_ray.app.console import UnattendedConsole
+    from csr_ray.app.methods import methods_as_plain, print_method, print_methods
+    from csr_ray.store.atomic import write_json
+
+    output = None if arguments.json is None else _lasting(arguments.json, flag="--json")
+    console = UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140)
+    if arguments.name is None:
+        print_methods(console=console)
+    else:
+        print_method(arguments.name, console=console)
+    if output is not None:
+        write_json(output, value={"methods": methods_as_plain(arguments.name)})
     return EXIT_DONE
 
 

@@ -1,8 +1,8 @@
 """What a method is: how it rolls out, and what it makes of a rollout. Each is one file of this folder.
 
 A file NAME.py is the method NAME: `method: NAME` in a config finds it by its name, and nothing else lists it. It has
-a function `build(config)` that returns the method, and, if the method has keys of its own, a class `Keys`, whose
-section of the config is called NAME, too.
+a function `build(config)` that returns the method, a constant `ABOUT` that says what the method is and needs, and, if
+the method has keys of its own, a class `Keys`, whose section of the config is called NAME, too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from csr_ray.config.schema import Config
 from csr_ray.ports import Engine, Scorer
@@ -22,6 +22,28 @@ class Dropped:
     """A rollout that gives no example, and why: a few words, by which such rollouts are counted."""
 
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a method says of itself for `csr-ray methods`: the constant ABOUT of its file.
+
+    Attributes:
+        title: what the method is, in a few words.
+        source: who described it and when, as it is cited.
+        arxiv: the number of that paper there; None: it is not there.
+        needs: what there has to be besides prompts and a policy: a reference answer with each prompt ("truth"),
+            somebody who judges in words ("judge"), CLIP ("scorer").
+        rollouts: what is generated for a prompt.
+        objective: what is minimised in training.
+    """
+
+    title: str
+    source: str
+    rollouts: str
+    objective: str
+    arxiv: str | None = None
+    needs: tuple[Literal["truth", "judge", "scorer"], ...] = ()
 
 
 class Method(Protocol):
@@ -70,3 +92,9 @@ def method_of(config: Config) -> Method:
     module = importlib.import_module(f"csr_ray.methods.{config.method}")
     method: Method = module.build(config)
     return method
+
+
+def about_of(name: str) -> About | None:
+    """What the method of this name says of itself; None: nothing."""
+    about: About | None = getattr(importlib.import_module(f"csr_ray.methods.{name}"), "ABOUT", None)
+    return about

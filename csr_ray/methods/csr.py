@@ -12,12 +12,20 @@ from dataclasses import dataclass
 
 from csr_ray.config.schema import Config, Pairs, Reward, Search
 from csr_ray.errors import ConfigError
-from csr_ray.methods.base import Dropped
+from csr_ray.methods.base import About, Dropped
 from csr_ray.ports import Engine, Scorer
 from csr_ray.records import Candidate, Example, Phase, Prompt, Rollout, Target
 from csr_ray.rollout.reward import answer_reward, middle_reward
 from csr_ray.rollout.search import grow_tree
 
+ABOUT = About(
+    title="calibrated self-rewarding",
+    source="Zhou et al. 2024",
+    arxiv="2405.14622",
+    needs=("scorer",),
+    rollouts="a tree of sentences",
+    objective="DPO, the best against the worst whole answer",
+)
 NO_ANSWER = "no_whole_answer"
 ONE_ANSWER = "only_one_answer"
 EQUAL = "chosen_equals_rejected"

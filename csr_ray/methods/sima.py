@@ -21,11 +21,19 @@ from typing import Final, Literal
 from pydantic import Field, model_validator
 
 from csr_ray.config.schema import Config, Section
-from csr_ray.methods.base import Dropped
+from csr_ray.methods.base import About, Dropped
 from csr_ray.ports import Engine, Scorer
 from csr_ray.records import Ask, Candidate, Example, Phase, Prompt, Rollout, RolloutStats, Sentence, Target
 from csr_ray.rollout.served import sentences_of
 
+ABOUT: Final = About(
+    title="self-improvement by a critic that sees the reference answer",
+    source="Wang et al. 2024",
+    arxiv="2405.15973",
+    needs=("truth",),
+    rollouts="2 answers, 2 verdicts",
+    objective="DPO, the winner against the other answer",
+)
 EQUAL: Final = "answers_equal"
 TIE: Final = "critic_sees_no_difference"
 UNPARSED: Final = "verdict_unparsed"
