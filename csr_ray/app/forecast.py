@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,17 +177,18 @@ def make_forecast(path: str, *, overrides: Sequence[str], asked: Asked) -> Plann
     phases = max((len(method.phases(index)) for index in range(config.run.rounds)), default=0)
     if not phases:
         raise ConfigError(f"method = {config.method!r}: it trains nothing, so there is nothing to plan")
-    work = _workload(
-        config, num_prompts=_num_prompts(config, method=method, asked=asked), method=method, phases=phases
-    )
+    work = _workload(config, num_prompts=_num_prompts(config, method=method, asked=asked), phases=phases)
     measured, notes = _measured(config, asked=asked)
     own_work = work
     if measured is not None:
         prompts = measured.summary["rounds"][-1]["rollout"]["prompts"]
-        expected = _workload(measured.config, num_prompts=prompts, method=method, phases=phases)
+        expected = _workload(measured.config, num_prompts=prompts, phases=phases)
         work, own_work = measured.workload(work, own=expected), measured.workload(expected, own=expected)
-    elif not method.needs_scorer:
-        notes.append(f"assumed: of method {config.method} a prompt takes 4 whole answers, its verdicts among them")
+    elif flat := [one.method for one in config.of_each_method if not method_of(one).needs_scorer]:
+        names = ", ".join(dict.fromkeys(flat))
+        notes.append(f"assumed: of method {names} a prompt takes 4 whole answers, its verdicts among them")
+    if config.sequence:
+        notes.append(f"assumed: each round is like the mean of the rounds of {config.method}, and scored as a whole")
     if _is_for_cpus(config):
         return _on_this_machine(
             config, asked=asked, method=method, work=work, own_work=own_work, measured=measured, notes=notes
@@ -195,13 +196,18 @@ def make_forecast(path: str, *, overrides: Sequence[str], asked: Asked) -> Plann
     return _on_gpus(config, asked=asked, method=method, work=work, own_work=own_work, measured=measured, notes=notes)
 
 
-def _workload(config: Config, *, num_prompts: int, method: Method, phases: int) -> Workload:
-    """What a run has to do, with the pairs that its dose is found by."""
+def _workload(config: Config, *, num_prompts: int, phases: int) -> Workload:
+    """What a run has to do, with the pairs that its dose is found by; of several methods, with the mean tree."""
+    has_tree = {one.method: method_of(one).needs_scorer for one in config.of_each_method}
+    turns = [config.method_of_round(index) for index in range(config.run.rounds)]
 
     def counted(held_out: float) -> Workload:
-        return workload_of(
-            config, num_prompts=num_prompts, has_tree=method.needs_scorer, phases=phases, held_out=held_out
-        )
+        works = {
+            name: workload_of(config, num_prompts=num_prompts, has_tree=tree, phases=phases, held_out=held_out)
+            for name, tree in has_tree.items()
+        }
+        nodes = sum(works[name].nodes for name in turns) / len(turns)
+        return replace(works[turns[0]], nodes=nodes)
 
     pairs = counted(0.0).prompts
     share = held_out_share(pairs, share=config.train.held_out) if config.train.dose == "auto" else None
@@ -252,6 +258,7 @@ def _measured(config: Config, *, asked: Asked) -> tuple[MeasuredRun | None, list
     others = [
         f"its policy is {theirs}, here it is {ours}" if theirs != ours else "",
         f"its method is {run.config.method}" if run.config.method != config.method else "",
+        "the rounds of several methods are not like each other" if config.sequence else "",
         f"it computes {computes[0]}, and this {computes[1]}" if computes[0] != computes[1] else "",
         f"it ran on {', '.join(kinds)}, here it is {asked.kind}"
         if kinds and asked.kind not in (None, *kinds)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from csr_ray.config.load import YAML_ERRORS, method_names, method_section
+from csr_ray.config.load import YAML_ERRORS, method_names, method_section, names_of_methods
 from csr_ray.errors import ConfigError
 from csr_ray.methods.base import About, about_of
 
@@ -41,7 +41,8 @@ def methods_as_plain(name: str | None = None) -> list[dict[str, Any]]:
 def configs_by_method(root: Path = _ROOT) -> dict[str, list[str]]:
     """The configs of `configs/methods` by the methods that they name, as paths from the project's folder.
 
-    A file that is no config names no method, and whoever runs it is told why.
+    One that names several methods is a config of each. A file that is no config names no method, and whoever runs it
+    is told why.
     """
     found: dict[str, list[str]] = {}
     for path in sorted((root / _CONFIGS).glob("*.yaml")):
@@ -49,7 +50,7 @@ def configs_by_method(root: Path = _ROOT) -> dict[str, list[str]]:
             tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, *YAML_ERRORS):
             continue
-        if isinstance(tree, dict) and isinstance(method := tree.get("method", "csr"), str):
+        for method in names_of_methods(tree.get("method", "csr")) if isinstance(tree, dict) else ():
             found.setdefault(method, []).append(path.relative_to(root).as_posix())
     return found
 

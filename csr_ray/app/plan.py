@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,16 +134,8 @@ def print_plan(plan: Plan, *, console: Console | None = None, nodes: Sequence[No
     for role, actors, cpus, gpus, what in rows:
         table.add_row(role, actors, f"{cpus:g}", f"{gpus:g}", what)
     console.print(table)
-    prompts = "?" if plan.num_prompts_a_round is None else f"{plan.num_prompts_a_round:,}"
-    tokens = "?" if plan.tokens_a_round is None else f"about {_rounded(plan.tokens_a_round):,}"
-    steps = _steps_in_words(config.train, num_prompts=plan.num_prompts_a_round)
-    tree = ""
-    if plan.nodes_a_prompt is not None:
-        tree = (
-            f"up to {plan.nodes_a_prompt} sentences each, {tokens} tokens to generate "
-            f"(at {EXPECTED_SENTENCES} sentences an answer), "
-        )
-    console.print(f"a round: {prompts} prompts, {tree}{steps} of {config.train.batch_size} pairs")
+    for words in _rounds_in_words(plan):
+        console.print(words)
     console.print(f"evaluation: {', '.join(config.eval.benchmarks) or 'none'}")
     console.print(_gate_in_words(config, num_prompts=plan.num_prompts))
     if config.cluster.layout != "given":
@@ -155,6 +147,24 @@ def print_plan(plan: Plan, *, console: Console | None = None, nodes: Sequence[No
         console.print(words, soft_wrap=True)
     if (line := _scoring_line(plan)) is not None:
         console.print(line)
+
+
+def _rounds_in_words(plan: Plan) -> Iterator[str]:
+    """What a round takes; of several methods a line for each."""
+    config = plan.config
+    turns = Counter(config.method_of_round(index) for index in range(config.run.rounds))
+    prompts = "?" if plan.num_prompts_a_round is None else f"{plan.num_prompts_a_round:,}"
+    tokens = "?" if plan.tokens_a_round is None else f"about {_rounded(plan.tokens_a_round):,}"
+    steps = _steps_in_words(config.train, num_prompts=plan.num_prompts_a_round)
+    for one in {one.method: one for one in config.of_each_method}.values():
+        whose = f" of {one.method} ({turns[one.method]} of {config.run.rounds})" if config.sequence else ""
+        tree = ""
+        if plan.nodes_a_prompt is not None and method_of(one).needs_scorer:
+            tree = (
+                f"up to {plan.nodes_a_prompt} sentences each, {tokens} tokens to generate "
+                f"(at {EXPECTED_SENTENCES} sentences an answer), "
+            )
+        yield f"a round{whose}: {prompts} prompts, {tree}{steps} of {config.train.batch_size} pairs"
 
 
 def _steps_in_words(train: Train, *, num_prompts: int | None) -> str:

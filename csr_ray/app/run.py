@@ -467,7 +467,7 @@ def _open_prompts(
         urls=data.urls,
         reader=reader,
         index_folder=cache_folder() / "prompts" if is_large(data.prompts) else None,
-        refuses_what=json.dumps([config.method, to_plain(config).get(config.method)]),
+        refuses_what=json.dumps([[one.method, to_plain(one).get(one.method)] for one in config.of_each_method]),
         on_rows=on_rows,
     )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import yaml
 from pydantic import ValidationError
 
-from csr_ray.config.schema import Config, Judge, Section
+from csr_ray.config.schema import Config, Judge, MethodRounds, Section
 from csr_ray.errors import ConfigError
 from csr_ray.redaction import has_credentials, without_credentials
 
@@ -77,6 +77,9 @@ YAML_ERRORS: Final = (yaml.YAMLError, ValueError, TypeError, AttributeError, Ove
 _MOST_VALUES: Final = 100_000
 _MOST_LEVELS: Final = 20
 _METHOD_KEYS: Final = "method_keys"
+# Of `Config`, but no keys of a config: what `method` and the methods' own sections are read into.
+_NO_KEYS: Final = (_METHOD_KEYS, "sequence")
+_NO_METHODS: Final = ("__init__", "base", "sequence")
 
 
 class _Loader(yaml.SafeLoader):
@@ -139,17 +142,29 @@ def parse_config(tree: dict[str, Any]) -> Config:
     _refuse_bombs(tree)
     _refuse_credentials(tree)
     tree = _with_preset(tree)
-    method = tree.get("method", Config.model_fields["method"].default)
-    if method not in method_names():
-        raise ConfigError(f"method = {method!r}: unknown; allowed: {', '.join(map(repr, method_names()))}")
+    turns = _turns(tree.get("method", Config.model_fields["method"].default))
+    names = [name for name, _ in turns]
+    method = ", ".join(names)
     for other in method_names():
-        if other != method and other in tree:
+        if other not in names and other in tree:
             raise ConfigError(
                 f"{other}: a section of method {other}, but method = {method}; leave it out, or set method={other}"
             )
-    if _METHOD_KEYS in tree:
-        raise ConfigError(f"{_METHOD_KEYS}: unknown key; the keys of a method stand in the section {method}")
-    tree[_METHOD_KEYS] = _method_keys(method, given=tree.pop(method, None))
+    for key in _NO_KEYS:
+        if key in tree:
+            raise ConfigError(f"{key}: unknown key; the keys of a method stand in the section {names[0]}")
+    keys = {name: _method_keys(name, given=tree.pop(name, None)) for name in dict.fromkeys(names)}
+    tree["method"] = method
+    if len(turns) == 1:
+        tree[_METHOD_KEYS] = keys[method]
+    else:
+        tree["sequence"] = tuple(
+            # The last one's own number is only what the run has as its rounds if nothing else is said.
+            MethodRounds(name=name, rounds=num if place < len(turns) else None, keys=keys[name])
+            for place, (name, num) in enumerate(turns, 1)
+        )
+    if any(num is not None for _, num in turns) and isinstance(tree.setdefault("run", {}), dict):
+        tree["run"] = {"rounds": sum(num or 1 for _, num in turns), **tree["run"]}
     try:
         return Config.model_validate(_lists_to_tuples(tree))
     except ValidationError as error:
@@ -187,15 +202,27 @@ def parse_judge(tree: dict[str, Any], *, settings: Sequence[str] = ()) -> Judge:
 def to_plain(config: Config) -> dict[str, Any]:
     """The config as plain values, for YAML and for comparing two runs."""
     plain = config.model_dump(mode="json")
-    if keys := plain.pop(_METHOD_KEYS):
-        plain[config.method] = keys
+    for key in _NO_KEYS:
+        plain.pop(key)
+    if config.sequence:
+        plain["method"] = [turn.name if turn.rounds is None else {turn.name: turn.rounds} for turn in config.sequence]
+    for one in config.of_each_method:
+        if keys := one.method_keys.model_dump(mode="json"):
+            plain[one.method] = keys
     return plain
 
 
 def method_names() -> list[str]:
     """Every method there is: a method is added by adding its file."""
     folder = Path(__file__).parent.parent / "methods"
-    return sorted(path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "base"))
+    return sorted(path.stem for path in folder.glob("*.py") if path.stem not in _NO_METHODS)
+
+
+def names_of_methods(method: object) -> list[str]:
+    """The names in a plain config's value of `method`: one, or several in turn; none in what is no such value."""
+    turns = method if isinstance(method, list) else [method]
+    named = [next(iter(turn)) if isinstance(turn, dict) and turn else turn for turn in turns]
+    return [name for name in named if isinstance(name, str)]
 
 
 def method_section(method: str) -> type[Section]:
@@ -237,6 +264,36 @@ def _refuse_credentials(value: Any, *, key: str = "") -> None:
             f"{key} = {without_credentials(value)!r}: a password, key or signature in a URL would stand in the run "
             "folder and in logs; give it to the machine (environment variables, or the store's own config file)"
         )
+
+
+def _turns(given: Any) -> list[tuple[str, int | None]]:
+    """The methods of a config in their order, and for how many rounds each; None: nothing is said of rounds.
+
+    A name in a list of several has one round.
+    """
+    if not isinstance(given, list):
+        return [(_known_method(given, given=given), None)]
+    if not given:
+        raise ConfigError("method = []: name at least one method, as in [sima, csr]")
+    turns: list[tuple[str, int | None]] = []
+    for turn in given:
+        if not isinstance(turn, dict):
+            turns.append((_known_method(turn, given=given), 1 if len(given) > 1 else None))
+            continue
+        if len(turn) != 1:
+            raise ConfigError(f"method = {given!r}: {turn!r} is no method; write [{{sima: 1}}, {{csr: 2}}]")
+        ((name, num),) = turn.items()
+        if not isinstance(num, int) or isinstance(num, bool) or num < 1:
+            raise ConfigError(f"method = {given!r}: {name} has {num!r} rounds; a whole number from 1 on is allowed")
+        turns.append((_known_method(name, given=given), num))
+    return turns
+
+
+def _known_method(name: Any, *, given: Any) -> str:
+    if isinstance(name, str) and name in method_names():
+        return name
+    what = "unknown" if name is given else f"{name!r} is unknown"
+    raise ConfigError(f"method = {given!r}: {what}; allowed: {', '.join(map(repr, method_names()))}")
 
 
 def _method_keys(method: str, *, given: Any) -> Section:
@@ -306,7 +363,10 @@ def _with_preset(tree: dict[str, Any]) -> dict[str, Any]:
         given = merged.get(section) or {}
         if isinstance(given, dict):
             merged[section] = {**values, **given}
-    sections = {key for key, field in Config.model_fields.items() if _section_of(field.annotation)} - {"scorer"}
+    sections = {key for key, field in Config.model_fields.items() if _section_of(field.annotation)} - {
+        "scorer",
+        *_NO_KEYS,
+    }
     return {key: ({} if value is None and key in sections else value) for key, value in merged.items()}
 
 
@@ -327,7 +387,7 @@ def _section_fields(location: Sequence[int | str], *, section: type[Section]) ->
         inner = _section_of(section.model_fields[str(part)].annotation)
         assert inner is not None, location
         section = inner
-    return sorted(set(section.model_fields) - {_METHOD_KEYS})
+    return sorted(set(section.model_fields) - set(_NO_KEYS))
 
 
 def _one_line(error: ValidationError, *, section: type[Section], prefix: str = "") -> str:
@@ -362,9 +422,11 @@ def print_keys() -> None:
     console = Console(highlight=False)
     for name, field in Config.model_fields.items():
         section = _section_of(field.annotation)
+        if name in _NO_KEYS:
+            continue
         if section is None:
             console.print(f"[bold]{name}[/bold] = {field.default!r}  {field.description}", markup=True)
-        elif name != _METHOD_KEYS:
+        else:
             _print_section(name, section=section, console=console)
     for method in method_names():
         if (section := method_section(method)).model_fields:

@@ -7,6 +7,7 @@ refused. How a config is read from a file, and what the user is told, is `csr_ra
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializeAsAny, field_validator, model_validator
@@ -1060,13 +1061,48 @@ class Eval(Section):
         return self
 
 
-class Config(Section):
-    """Everything a run needs. `method` picks how answers are rolled out and what is made of them."""
+class MethodRounds(Section):
+    """One of several methods that a run has in turn.
 
-    method: str = Field("csr", description="which alignment method runs: the name of a file in csr_ray/methods/")
+    Attributes:
+        rounds: how many it has before the next one's turn; None: it is the last, and has all that are left.
+        keys: the method's own.
+    """
+
+    name: str
+    rounds: int | None
+    keys: SerializeAsAny[Section]
+
+
+def turn_of(round_index: int, *, rounds: Sequence[int]) -> tuple[int, int]:
+    """Whose turn a round is, and the how-manyth of its own rounds that one is, both from 0.
+
+    Args:
+        rounds: how many each but the last one has; the last one has all that are left.
+    """
+    for place, num in enumerate(rounds):
+        if round_index < num:
+            return place, round_index
+        round_index -= num
+    return len(rounds), round_index
+
+
+class Config(Section):
+    """Everything a run needs. `method` picks how answers are rolled out and what is made of them.
+
+    Of several methods `method` is their names with commas between them; `of_each_method` has what each of them reads.
+    """
+
+    method: str = Field(
+        "csr",
+        description="which alignment method runs: the name of a file in csr_ray/methods/. Or a list of such names, "
+        "[sima, csr], of which each goes on with the policy that the one before it left. A name alone has one round, "
+        "{sima: 2} has two; run.rounds is their sum unless it is given, and then the last method has what is left",
+    )
     method_keys: SerializeAsAny[Section] = Field(
         Section(), description="the method's own keys; in a config they stand in the section that bears its name"
     )
+    sequence: tuple[MethodRounds, ...] = Field((), description="the methods, if there are several")
     run: Run = Run()
     world: World = World()
     data: Data
@@ -1081,6 +1117,27 @@ class Config(Section):
     scorers: Scorers = Scorers()
     cluster: Cluster = Cluster()
     eval: Eval = Eval()
+
+    @property
+    def of_each_method(self) -> tuple[Config, ...]:
+        """This config as each of its methods reads it, in their order: with that method alone, and its keys."""
+        if not self.sequence:
+            return (self,)
+        return tuple(
+            self.model_copy(update={"method": turn.name, "method_keys": turn.keys, "sequence": ()})
+            for turn in self.sequence
+        )
+
+    @property
+    def rounds_before_the_last(self) -> tuple[int, ...]:
+        """How many rounds each method but the last one has; the last one has all that are left."""
+        return tuple(turn.rounds for turn in self.sequence if turn.rounds is not None)
+
+    def method_of_round(self, round_index: int) -> str:
+        """The name of the method whose turn a round is."""
+        if not self.sequence:
+            return self.method
+        return self.sequence[turn_of(round_index, rounds=self.rounds_before_the_last)[0]].name
 
     def served_rank(self, *, phases_a_round: int = 1) -> int:
         """The rank that an engine with `generators.publish: adapter` makes room for: the sum over all phases.

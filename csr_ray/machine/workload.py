@@ -124,9 +124,13 @@ def gate_answer_tokens(config: Config) -> int:
     """The most tokens of an answer to the gate.
 
     A method whose own keys limit an answer (`max_answer_tokens`, as SIMA's do) is held to that: `search` is not what
-    it generates by.
+    it generates by. Of several methods the one with the longest answers decides, because what one of them has trained
+    is compared with what the next one makes of it.
     """
-    longest: int = getattr(config.method_keys, "max_answer_tokens", config.search.max_answer_tokens)
+    longest = max(
+        getattr(one.method_keys, "max_answer_tokens", config.search.max_answer_tokens)
+        for one in config.of_each_method
+    )
     return config.gate.max_tokens or min(longest, _GATE_TOKENS)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from csr_ray.config.schema import Config
+from csr_ray.methods.sequence import MethodSequence
 from csr_ray.ports import Engine, Scorer
 from csr_ray.records import Example, Phase, Prompt, Rollout
 
@@ -84,11 +85,16 @@ class Method(Protocol):
 
 
 def method_of(config: Config) -> Method:
-    """The method that a config names.
+    """The method that a config names; several of them are one, too (`csr_ray.methods.sequence`).
 
     Raises:
         ConfigError: the config lacks something that the method needs.
     """
+    if config.sequence:
+        return MethodSequence(
+            methods=tuple(method_of(one) for one in config.of_each_method),
+            rounds=config.rounds_before_the_last,
+        )
     module = importlib.import_module(f"csr_ray.methods.{config.method}")
     method: Method = module.build(config)
     return method

@@ -68,6 +68,7 @@ class RoundFigures:
 
     Attributes:
         index: the round, None for the base model.
+        method: whose round it is, if the run has several methods; else empty.
         eval: rates as fractions in 0..1 and `sentences` a count, only the keys that hold a number.
         intervals: 95 % intervals of figures of `eval`, by key.
         changes: of figures of `eval` since the base model, by key.
@@ -79,6 +80,7 @@ class RoundFigures:
     """
 
     index: int | None
+    method: str = ""
     eval: Mapping[str, float] = field(default_factory=dict)
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     changes: Mapping[str, ChangeFigures] = field(default_factory=dict)
@@ -149,7 +151,10 @@ def round_figures(summary: Mapping[str, Any]) -> tuple[RoundFigures, ...]:
         intervals=_intervals(section(entry, key="eval_intervals")),
     )
     entries = summary.get("rounds")
-    rows = [_one_round(entry, position=i) for i, entry in enumerate(entries if isinstance(entries, list) else [])]
+    rows = [
+        _one_round(entry, position=i, methods=summary.get("method"))
+        for i, entry in enumerate(entries if isinstance(entries, list) else [])
+    ]
     return (base, *sorted(rows, key=lambda row: row.index or 0))
 
 
@@ -378,14 +383,16 @@ def _count(value: object) -> int | None:
     return None if found is None else int(found)
 
 
-def _one_round(entry: object, *, position: int) -> RoundFigures:
+def _one_round(entry: object, *, position: int, methods: object) -> RoundFigures:
     entry = entry if isinstance(entry, Mapping) else {}
+    method = entry.get("method")
     measured = _numbers(section(entry, key="eval"))
     rollout, pairs, train = (section(entry, key=key) for key in ("rollout", "pairs", "train"))
     tokens, rollout_s = number(rollout.get("tokens")), number(rollout.get("seconds"))
     index = _count(entry.get("round"))
     return RoundFigures(
         index=position if index is None else index,
+        method=method if isinstance(method, str) and method != methods else "",
         eval=measured,
         intervals=_intervals(section(entry, key="eval_intervals")),
         changes=_changes(section(entry, key="eval_change"), measured=measured),

@@ -17,6 +17,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from csr_ray.config.load import names_of_methods
 from csr_ray.report import charts
 from csr_ray.report.before_after import before_and_after
 from csr_ray.report.dose import dose_rows, verdict_rows
@@ -299,7 +300,7 @@ def _unfinished_notes(run: Run, *, rows: Sequence[RoundFigures], num_finished: i
 def _facts(run: Run, *, num_finished: int) -> list[tuple[str, str]]:
     planned = number(section(run.config, key="run").get("rounds"))
     of = f" of {planned:.0f}" if planned and planned != num_finished else ""
-    method = run.summary.get("method") or run.config.get("method")
+    method = run.summary.get("method") or ", ".join(names_of_methods(run.config.get("method")))
     named = [
         ("Method", str(method).upper() if method else None),
         ("Policy", _in_its_place(section(run.config, key="policy").get("model"), run=run)),

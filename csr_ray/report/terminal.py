@@ -55,7 +55,11 @@ def _table(rows: Sequence[RoundFigures], *, columns: Sequence[Column]) -> Table:
     for name, _ in columns:
         table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
     for row in rows:
-        table.add_row(row.label, *(show(row) for _, show in columns), style="dim" if row.index is None else "")
+        table.add_row(
+            f"{row.label} {row.method}".rstrip(),
+            *(show(row) for _, show in columns),
+            style="dim" if row.index is None else "",
+        )
     return table
 
 

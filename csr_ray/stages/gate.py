@@ -207,7 +207,7 @@ def _findings(state: RunState, cycle: Cycle) -> list[Finding]:
 
 def _preferences(state: RunState, cycle: Cycle) -> list[Finding]:
     """What the scorer alone says of the phase's own pairs; nothing where it had no say in them."""
-    if not state.method.needs_scorer or not state.config.reward.weight:
+    if not state.method_of_round(cycle.round_index).needs_scorer or not state.config.reward.weight:
         return []
     chosen: list[float] = []
     rejected: list[float] = []

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from csr_ray.config.schema import Config
 from csr_ray.machine.cost import cost, in_words
 from csr_ray.methods.base import Method, method_of
+from csr_ray.methods.sequence import MethodSequence
 from csr_ray.records import Cycle, JsonDict
 from csr_ray.stages.meter import Meter
 from csr_ray.stages.refusals import ended, is_finished
@@ -30,7 +31,7 @@ class RunState:
     Attributes:
         model: the base policy's reference (`csr_ray.policy.source`).
         versions: of this package, of Python and of the libraries, by name; for summary.json.
-        method: the one that the config names.
+        method: the one that the config names, or all of several (`method_of_round`).
         stop: tells a stage that it should end soon.
         meter: writes down what is used of the cluster.
         on_train_step: told of every optimizer step: of which cycle, its number there from 1, and what the trainer
@@ -74,6 +75,10 @@ class RunState:
     def ended(self) -> JsonDict | None:
         """Which phase was refused so often that the run ended there (`csr_ray.stages.refusals`); None: none was."""
         return ended(self.journal, retries=self.config.gate.retries)
+
+    def method_of_round(self, round_index: int) -> Method:
+        """The method whose turn a round is."""
+        return self.method.of_round(round_index) if isinstance(self.method, MethodSequence) else self.method
 
     def cycles(self, round_index: int) -> list[Cycle]:
         """The phases of a round in their order, each with the policy version that it starts from."""

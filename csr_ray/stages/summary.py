@@ -47,7 +47,9 @@ def summary(
     """
     rounds = [
         {
-            **_round(journal, index=entry["round"], cycles=cycles_of(entry["round"]), wall_s=entry["wall_s"]),
+            "round": entry["round"],
+            "method": config.method_of_round(entry["round"]),
+            **_round(journal, cycles=cycles_of(entry["round"]), wall_s=entry["wall_s"]),
             "cost": {
                 **cost(used(journal, round_index=entry["round"]), cluster=config.cluster),
                 "tokens": _tokens(journal, cycles_of(entry["round"])),
@@ -78,7 +80,7 @@ def summary(
     }
 
 
-def _round(journal: Journal, *, index: int, cycles: Sequence[Cycle], wall_s: float) -> JsonDict:
+def _round(journal: Journal, *, cycles: Sequence[Cycle], wall_s: float) -> JsonDict:
     """The entry of one round; if it has several phases, their sums, and each phase's own entry under `phases`."""
     phases = [cycle_figures(journal, cycle) for cycle in cycles]
     version = max((cycle.policy_version + 1 for cycle in cycles), default=0)
@@ -90,7 +92,6 @@ def _round(journal: Journal, *, index: int, cycles: Sequence[Cycle], wall_s: flo
     named = [{"phase": cycle.phase.name, **phase} for cycle, phase in zip(cycles, phases, strict=True)]
     whole = phases[0] if len(phases) == 1 else _together(phases)
     return {
-        "round": index,
         "policy_version": version,
         **{name: whole.get(name, {}) for name in ("rollout", "score", "pairs", "train", "publish", "gate")},
         **({"phases": named} if len(named) > 1 else {}),

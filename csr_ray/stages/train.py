@@ -64,8 +64,11 @@ def _known_dose(state: RunState, cycle: Cycle) -> JsonDict:
     if refused := refusals(state.journal, cycle):
         whole: JsonDict = refused[0].get("dose", {})
         return whole
+    method = state.config.method_of_round(cycle.round_index)
     before = (
-        state.journal.find("train", round=index, phase=cycle.phase.name) or {} for index in range(cycle.round_index)
+        state.journal.find("train", round=index, phase=cycle.phase.name) or {}
+        for index in range(cycle.round_index)
+        if state.config.method_of_round(index) == method  # another one's pairs say nothing of these
     )
     return next((dose for entry in before if has_taught(dose := entry.get("dose", {}))), {})
 
