@@ -64,6 +64,10 @@ class Engine(Protocol):
         """A text as the policy would write it at the beginning of its answer."""
         ...
 
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        """A whole answer that somebody else gave, as the policy would write it: with its end-of-answer token."""
+        ...
+
 
 class Scorer(Protocol):
     """What a method needs of an image-text model."""

@@ -6,12 +6,16 @@ All records are frozen; each checks its own invariants. Log-probabilities are na
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 JsonDict = dict[str, Any]
 Fault = Literal["input", "policy", "machine"]
+
+IMITATIONS: Final = ("sft", "weighted_sft")
+"""The objectives (`train.objective`) that make an answer likelier and need no other to compare it with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +114,7 @@ class Candidate:
         asked: the question it answers, where that is not the prompt's own (a judge's prompt).
         text: this candidate alone, without what came before it.
         scored_text: what the scorer saw of it: `text`, or what `reward.cleaning` left of that; None: it saw nothing.
-        logp: sum over `token_ids`.
+        logp: sum over `token_ids`; None: the policy has not said this (a reference answer of the data).
         scores: by name, what judges said of it; None where one could not say anything. A tree's sentences have
             "self" (the policy's own, on the scale of `reward.self_score`) and "image" (the scorer's; None where
             there is no text to score: a bare end of answer, or a sentence that `reward.cleaning` dropped, and all
@@ -123,7 +127,7 @@ class Candidate:
     node: int
     text: str
     token_ids: tuple[int, ...]
-    logp: float
+    logp: float | None
     parent: int | None = None
     depth: int = 1
     role: str = "sentence"
@@ -193,10 +197,12 @@ class Target:
     """One answer of a training example.
 
     Attributes:
-        role: "chosen" and "rejected" of a preference pair.
-        token_ids: exactly what was sampled, end-of-answer token included where there was one.
-        logp: sum over those tokens under the policy that rolled out, which is the reference of its training.
-        reward: what made it chosen or rejected; more is better.
+        role: "chosen" and "rejected" of a preference pair; "answer" where it is the only one.
+        token_ids: exactly what was sampled, end-of-answer token included where there was one; of an answer that the
+            policy has not said, what `answer_ids` of the engine makes of its text.
+        logp: sum over those tokens under the policy that rolled out, which is the reference of its training; None:
+            the policy has not said it.
+        reward: what made it chosen or rejected, or worth imitating; more is better. None: nobody has judged it.
         nodes: the rollout's candidates that it consists of.
         num_sentences: for the record; the bare end of an answer says nothing and does not count.
     """
@@ -204,21 +210,21 @@ class Target:
     role: str
     text: str
     token_ids: tuple[int, ...]
-    logp: float
-    reward: float
+    logp: float | None
+    reward: float | None
     nodes: tuple[int, ...] = ()
     num_sentences: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """What is trained on: a question, and answers to it. All are preference pairs so far: a chosen answer
-    and a rejected one.
+    """What is trained on: a question with a chosen answer and a rejected one, or with one answer to be imitated.
 
     Attributes:
-        id: the prompt's.
+        id: the prompt's. A prompt may give several examples.
         ask: the question that is trained under, which may be another than the rollout's.
         policy_version, seed: of the rollout that it comes from.
+        weight: of the answer in the objective, where it is the only one; of a pair always 1.
     """
 
     id: str
@@ -227,15 +233,28 @@ class Example:
     policy_version: int
     method: str
     seed: int
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         roles = [target.role for target in self.targets]
-        # Tables and trainer know pairs alone so far; other targets come with the first method that has them.
-        assert sorted(roles) == ["chosen", "rejected"], f"example {self.id}: targets {roles}, expected a pair"
+        if roles == ["answer"]:
+            assert 0 < self.weight < math.inf, f"example {self.id}: weight {self.weight}"
+            return
+        assert sorted(roles) == ["chosen", "rejected"], f"example {self.id}: targets {roles}, a pair or one answer"
         assert self.chosen.token_ids != self.rejected.token_ids, f"example {self.id}: chosen equals rejected"
+        assert self.weight == 1.0, f"example {self.id}: a pair of weight {self.weight}"
 
     def target(self, role: str) -> Target:
         return next(target for target in self.targets if target.role == role)
+
+    @property
+    def num_answers(self) -> int:
+        return len(self.targets)
+
+    @property
+    def preferred(self) -> Target:
+        """The answer that is to become likelier: the chosen one, or the only one."""
+        return self.targets[0] if self.num_answers == 1 else self.chosen
 
     @property
     def chosen(self) -> Target:
@@ -246,8 +265,10 @@ class Example:
         return self.target("rejected")
 
     @property
-    def margin(self) -> float:
-        return self.chosen.reward - self.rejected.reward
+    def margin(self) -> float | None:
+        """By how much the chosen answer's reward is the larger; None: one has none."""
+        chosen, rejected = self.chosen.reward, self.rejected.reward
+        return None if chosen is None or rejected is None else chosen - rejected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,12 +296,22 @@ class Phase:
         objective: what is minimised, by the names of `train.objective`; None: what the config says.
         max_examples_a_prompt: by which the optimizer's steps are planned before all rollouts are there.
         probing: prompts are answered as this says, and not as the method does; nothing is trained on them.
+        num_answers: of each of its examples. 2: they are pairs. 1: each has one answer, which is imitated, so the
+            objective has to be one of `IMITATIONS`.
+        has_reference: every answer was said by the policy that rolls out, so the log-prob that is its reference
+            travels with it. If not, the trainer computes the references, whatever `train.reference` says.
     """
 
     name: str = "main"
     objective: str | None = None
     max_examples_a_prompt: int = 1
     probing: Probing | None = None
+    num_answers: Literal[1, 2] = 2
+    has_reference: bool = True
+
+    def __post_init__(self) -> None:
+        is_known = self.num_answers == 2 or self.objective in IMITATIONS
+        assert is_known, f"phase {self.name}: objective {self.objective} needs pairs, and it has single answers"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,6 +92,15 @@ def preference_pair(
     )
 
 
+def single_answer(
+    *, id: str, ids: Sequence[int], image: str = "-", prompt: str = "-", text: str = "-", **fields: Any
+) -> Example:
+    """An example with one answer, which the policy has not given."""
+    answer = Target(role="answer", text=text, token_ids=tuple(ids), logp=None, reward=None, nodes=(0,))
+    usual = {"policy_version": 0, "method": "sft", "seed": 0}
+    return Example(id=id, ask=Ask(picture=Picture(path=image), text=prompt), targets=(answer,), **{**usual, **fields})
+
+
 def train_result(*, probe_logps: Sequence[float] = (-1.0,), **fields: Any) -> TrainResult:
     """What a trainer says after a round of one step, unless said otherwise."""
     usual = {

@@ -70,13 +70,23 @@ class RunData:
 
         See `candidates` for arguments and errors.
         """
+        return self._examples(2, what="pairs", round_index=round_index, phase=phase)
+
+    def answers(self, *, round_index: int | None = None, phase: str | None = None) -> Dataset:
+        """Every answer that was imitated, of the phases whose examples are single answers and decided.
+
+        See `candidates` for arguments and errors.
+        """
+        return self._examples(1, what="answers", round_index=round_index, phase=phase)
+
+    def _examples(self, num_answers: int, *, what: str, round_index: int | None, phase: str | None) -> Dataset:
         state = self._state
         files = [
-            state.folder.pairs(cycle)
+            state.folder.examples(cycle)
             for cycle in self._cycles(round_index, phase=phase)
-            if state.journal.find("examples", **cycle.key) is not None
+            if cycle.phase.num_answers == num_answers and state.journal.find("examples", **cycle.key) is not None
         ]
-        return self._dataset(files, what="pairs", round_index=round_index)
+        return self._dataset(files, what=what, round_index=round_index)
 
     def _cycles(self, round_index: int | None, *, phase: str | None) -> Iterator[Cycle]:
         rounds = range(self._state.config.run.rounds) if round_index is None else [round_index]

@@ -28,7 +28,7 @@ from actors.process.counters import Counting
 from actors.process.pulse import Progress
 from csr_ray.config.schema import Config, Generators, Policy, Search
 from csr_ray.counters import Counters
-from csr_ray.data.chat import prompt_ids
+from csr_ray.data.chat import answer_ids, prompt_ids
 from csr_ray.data.files import UnreadableError
 from csr_ray.data.pictures import load_picture
 from csr_ray.policy.processor import load_processor
@@ -244,6 +244,10 @@ class VllmEngine:
     def token_ids(self, text: str) -> tuple[int, ...]:
         """See `csr_ray.ports.Engine`."""
         return tuple(self._processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def answer_ids(self, text: str) -> tuple[int, ...]:
+        """See `csr_ray.ports.Engine`."""
+        return tuple(answer_ids(self._processor, answer=text, ends=self._expansion.tokens.ends))
 
     async def answer_logp(self, ask: Ask, *, answer_ids: Sequence[int]) -> float:
         """See `csr_ray.ports.Engine`."""

@@ -48,7 +48,7 @@ from csr_ray.machine.cores import whole_cores
 from csr_ray.policy.processor import load_processor
 from csr_ray.policy.weights import merged_by_module
 from csr_ray.ports import OnStep
-from csr_ray.records import Ask, Example, Picture, Probe, Target, TrainOrder, TrainResult
+from csr_ray.records import IMITATIONS, Ask, Example, Phase, Picture, Probe, Target, TrainOrder, TrainResult
 from csr_ray.store.atomic import new_folder
 from csr_ray.training.collate import UNREADABLE, LoadPicture, PairCollator, PairJudge, SharedPrefixCollator, pair_rows
 from csr_ray.training.dose import Dose, DosePlan, held_out_share, is_held_out, margin_of_round, rule_learning_rate
@@ -300,7 +300,7 @@ class CycleTrainer:
         output_dir = Path(order.output_dir)
         reach = reach or SharedDisk()
         held_share = self._held_share(order)
-        judge = self._judge(version=len(adapters), held_share=held_share)
+        judge = self._judge(version=len(adapters), held_share=held_share, phase=order.cycle.phase)
         examples = ExampleStream(source, judge=judge, here=reach.examples)
         training = training_key(
             self._train, seed=self._seed, cycle=order.cycle, merges=self._merges, scale=order.scale
@@ -323,7 +323,7 @@ class CycleTrainer:
             examples,
             learning_rate=learning_rate,
             round_index=order.cycle.round_index,
-            objective=order.cycle.phase.objective,
+            phase=order.cycle.phase,
             checkpoints=checkpoints,
             training=training,
             dose=dose,
@@ -393,10 +393,10 @@ class CycleTrainer:
         train = self._train
         steps_a_pass = math.ceil(len(examples) / train.batch_size)
         of_round = margin_of_round(train.target_margin, round_index=order.cycle.round_index, decay=train.margin_decay)
-        is_sft = (order.cycle.phase.objective or train.objective) == "sft"
+        imitates = (order.cycle.phase.objective or train.objective) in IMITATIONS
         return Dose(
             DosePlan(
-                margin=None if is_sft else order.scale * of_round,
+                margin=None if imitates else order.scale * of_round,
                 divergence=order.scale * train.max_divergence,
                 patience=train.patience,
                 lr_sum=None if order.lr_sum is None else order.scale * order.lr_sum,
@@ -418,11 +418,12 @@ class CycleTrainer:
             keep=trainer.keep_weights,
         )
 
-    def _judge(self, *, version: int, held_share: float | None) -> Verdict | None:
+    def _judge(self, *, version: int, held_share: float | None, phase: Phase) -> Verdict | None:
         """What decides for each example whether it can be trained on; only rank 0 has one, the others None."""
         if distributed.get_rank() != 0:
             return None
         usable = PairJudge(processor=self._processor, picture_size=picture_size, max_length=self._train.max_length)
+        needs_logps = phase.num_answers == 2 and phase.has_reference and self._train.reference != "recompute"
 
         def judge(example: Example) -> str | None:
             reason = judge_alone(example)
@@ -436,6 +437,8 @@ class CycleTrainer:
                     f"example {example.id} is of policy version {example.policy_version}; the version in training, "
                     f"{version}, learns from its own rollouts only"
                 )
+            has_logps = all(target.logp is not None for target in example.targets)
+            assert has_logps or not needs_logps, f"example {example.id}: its phase should say has_reference=False"
             return usable(example)
 
         return judge
@@ -446,14 +449,17 @@ class CycleTrainer:
         *,
         learning_rate: float,
         round_index: int = 0,
-        objective: str | None = None,
+        phase: Phase | None = None,
         load_picture: LoadPicture = load_picture,
         is_rehearsal: bool = False,
         checkpoints: CheckpointFolder | None = None,
         training: str = "",
         dose: Dose | None = None,
     ) -> PairTrainer:
-        train = self._train if objective is None else self._train.model_copy(update={"objective": objective})
+        # The made-up pairs of a rehearsal have no log-probs of an engine either, so there is nothing to compare.
+        own = {"objective": phase.objective} if phase and phase.objective else {}
+        own |= {"reference": "recompute"} if is_rehearsal or (phase and not phase.has_reference) else {}
+        train = self._train.model_copy(update=own)
         assert self._policy is not None
         epochs = train.max_epochs if dose is not None else train.epochs or 1
         if self._uses_flex:
@@ -469,8 +475,7 @@ class CycleTrainer:
                 steps_a_pass=math.ceil(len(examples) / train.batch_size),
                 output_dir=None if checkpoints is None else checkpoints.staging,
             ),
-            # The made-up pairs of a rehearsal have no log-probs of an engine, so there is nothing to compare.
-            train=train.model_copy(update={"reference": "recompute"}) if is_rehearsal else train,
+            train=train,
             examples=examples,
             collator=self._collator(load_picture, is_shared=self._shares_prefix, use_flex=self._uses_flex),
             use_flex=self._uses_flex,
@@ -527,7 +532,7 @@ def _take_up(checkpoints: CheckpointFolder, *, training: str, examples: ExampleS
 
 def _probes(trainer: PairTrainer, *, examples: Sequence[Example]) -> tuple[Probe, ...]:
     """The chosen answers of these examples with their log-probs under the policy as it is now."""
-    asked = [(example.ask, example.chosen.token_ids) for example in examples]
+    asked = [(example.ask, example.preferred.token_ids) for example in examples]
     logps = trainer.sums_of_answers(asked) if asked else ()
     return tuple(
         Probe(id=example.id, ask=example.ask, answer_ids=answer_ids, logp=logp)

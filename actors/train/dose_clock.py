@@ -6,6 +6,7 @@ Imports the whole training stack. Knows one process of the group; knows no cycle
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -27,7 +28,7 @@ _RATE: Final = "dose/learning_rate"
 LEAST_TO_LOOK_AT: Final = 4
 
 Sums = Callable[[Sequence[Example]], tuple[list[float], list[float]]]
-"""Summed log-probs, in nats, of the chosen answers of some pairs and of their rejected ones."""
+"""Summed log-probs, in nats, of the chosen answers of some examples and of their rejected ones, if there are any."""
 
 
 class DoseClock(TrainerCallback):
@@ -69,7 +70,8 @@ class DoseClock(TrainerCallback):
         self._reference_sums = reference_sums
         self._keep = keep
         self.seconds = 0.0
-        self._references: dict[str, tuple[float, float]] = {}
+        # By the example itself: several of them may have one prompt, and its id.
+        self._references: dict[Example, tuple[float, ...]] = {}
         self._lr_sum = 0.0
         self._lr = 0.0
 
@@ -80,7 +82,7 @@ class DoseClock(TrainerCallback):
             return {}
         look = self.dose.looks[-1]
         names = ("margin", "margin_se", "accuracy", "chosen", "rejected", "loss", "divergence")
-        return {f"held_out/{name}": getattr(look, name) for name in names}
+        return {f"held_out/{name}": value for name in names if (value := getattr(look, name)) is not None}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for entry in state.log_history:  # of before a restart
@@ -143,43 +145,47 @@ class DoseClock(TrainerCallback):
     def _look(self, num: int, *, step: int) -> Look:
         pairs = self._held_out(num)
         assert len(pairs) == num, (len(pairs), num)
-        if new := [pair for pair in pairs if pair.id not in self._references]:
-            for pair, of_chosen, of_rejected in zip(
-                new, *self._in_shares(self._reference_sums, pairs=new), strict=True
-            ):
-                self._references[pair.id] = (of_chosen, of_rejected)
-        chosen, rejected = self._in_shares(self._sums, pairs=pairs)
+        if new := [pair for pair in pairs if pair not in self._references]:
+            before = self._by_pair(self._reference_sums, pairs=new)
+            self._references.update(zip(new, before, strict=True))
+        now = self._by_pair(self._sums, pairs=pairs)
+        before = [self._references[pair] for pair in pairs]
         if odd := [
             pair.id
-            for pair, *sums in zip(pairs, chosen, rejected, strict=True)
-            if not all(map(math.isfinite, (*sums, *self._references[pair.id])))
+            for pair, *sums in zip(pairs, now, before, strict=True)
+            if not all(map(math.isfinite, itertools.chain(*sums)))
         ]:
             more = f" and {len(odd) - 5} more" if len(odd) > 5 else ""
             raise FloatingPointError(
                 f"step {step}: the log-probs of held-out pairs are no numbers: {', '.join(odd[:5])}{more}. "
                 "Lower train.learning_rate, or look at these pairs' log-probs"
             )
-        references = [self._references[pair.id] for pair in pairs]
+        ratios = [
+            [after - reference for after, reference in zip(*sums, strict=True)]
+            for sums in zip(now, before, strict=True)
+        ]
         return look_at(
-            [now - before for now, (before, _) in zip(chosen, references, strict=True)],
-            rejected=[now - before for now, (_, before) in zip(rejected, references, strict=True)],
+            [of_pair[0] for of_pair in ratios],
+            rejected=[of_pair[1] for of_pair in ratios if len(of_pair) == 2],
             step=step,
             lr_sum=self._lr_sum,
             beta=self._beta,
         )
 
     @staticmethod
-    def _in_shares(sums: Sums, *, pairs: Sequence[Example]) -> tuple[list[float], list[float]]:
-        """The sums of all pairs, of which each process computes its share."""
+    def _by_pair(sums: Sums, *, pairs: Sequence[Example]) -> list[tuple[float, ...]]:
+        """The sums of all pairs, of which each process computes its share: of the chosen answer and the rejected one,
+        or of a single answer."""
         rank, size = distributed.get_rank(), distributed.get_world_size()
         if size == 1:
-            return sums(pairs)
+            return _together(*sums(pairs))
         num_each = -(-len(pairs) // size)
         # Every process computes as many, because with parameters in shards each forward pass is common work.
         own = [pairs[min(rank + size * turn, len(pairs) - 1)] for turn in range(num_each)]
         shares: list[Any] = [None] * size
-        distributed.all_gather_object(shares, sums(own))
-        chosen, rejected = (
-            [shares[index % size][side][index // size] for index in range(len(pairs))] for side in (0, 1)
-        )
-        return chosen, rejected
+        distributed.all_gather_object(shares, _together(*sums(own)))
+        return [shares[index % size][index // size] for index in range(len(pairs))]
+
+
+def _together(chosen: Sequence[float], rejected: Sequence[float]) -> list[tuple[float, ...]]:
+    return list(zip(chosen, rejected, strict=True)) if rejected else [(value,) for value in chosen]

@@ -1,8 +1,9 @@
-"""TRL's DPO trainer on our pairs: on their token ids, with their reference log-probs, and with one sequence a pair.
+"""TRL's DPO trainer on our examples: on their token ids, with their reference log-probs, and one sequence a pair.
 
 TRL keeps the optimizer loop, the losses it has, logging and DeepSpeed. Four things are added: the batch
 (`csr_ray.training.collate`), the forward pass (`actors.train.shared_step`), the reference (the engine's own
-log-probs) and the objectives that TRL lacks (`csr_ray.training.objectives`). Imports the training stack, of which
+log-probs) and the objectives that TRL lacks (`csr_ray.training.objectives`). TRL's loss is one of pairs; of examples
+with a single answer the whole loss is ours. Imports the training stack, of which
 DeepSpeed only where its files or shards are (`actors.train.shards`). Knows one process of the group; knows no cycles.
 """
 
@@ -38,11 +39,12 @@ from csr_ray.ports import OnStep
 from csr_ray.records import Ask, Example
 from csr_ray.training.collate import PairCollator, pair_rows
 from csr_ray.training.dose import Dose
-from csr_ray.training.objectives import dpo_loss, dpo_positive_loss, nll_loss
+from csr_ray.training.objectives import dpo_loss, dpo_positive_loss, nll_loss, sft_loss, weighted_sft_loss
 
 # What TRL's DPO loss and metrics read of the head.
 _HEAD_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 _REFERENCE_KEYS = ("ref_chosen_logps", "ref_rejected_logps")
+_WEIGHTS = "weights"  # a batch of single answers has them in the place of references
 _KEPT_WEIGHTS = "csr_ray_kept.safetensors"
 _NLL_TERM = "loss_nll"  # what the chosen answers' NLL adds to the loss
 
@@ -219,7 +221,7 @@ class PairTrainer(DPOTrainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         # The base class casts every float of the batch to the training dtype; in bfloat16 a reference of -80 nats
         # would be off by up to a quarter nat.
-        kept = {key: inputs.pop(key).to(self.args.device) for key in _REFERENCE_KEYS if key in inputs}
+        kept = {key: inputs.pop(key).to(self.args.device) for key in (*_REFERENCE_KEYS, _WEIGHTS) if key in inputs}
         return {**super()._prepare_inputs(inputs), **kept}
 
     def compute_loss(
@@ -227,6 +229,10 @@ class PairTrainer(DPOTrainer):
     ) -> Any:
         pair_index = inputs.pop("pair_index")
         forward, inputs = self._forward(model, inputs=inputs)
+        if _WEIGHTS in inputs:
+            loss = self._imitation_loss(forward, inputs=inputs)
+            self._look_at_losses(loss, nll=torch.zeros_like(loss), pair_index=pair_index)
+            return loss
         self._set_reference(forward, inputs=inputs, pair_index=pair_index)
         loss = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
         loss, nll = self._objective(loss, log_probs=forward.log_probs, inputs=inputs)
@@ -295,16 +301,50 @@ class PairTrainer(DPOTrainer):
     def _sums(self, forward: Any, *, inputs: dict[str, Any]) -> torch.Tensor:
         return self._token_logps(forward, inputs=inputs).float().sum(dim=1)
 
+    @classmethod
+    def _token_logps(cls, forward: Any, *, inputs: dict[str, Any]) -> torch.Tensor:
+        return cls._outputs(forward, inputs=inputs).log_probs
+
     @staticmethod
-    def _token_logps(forward: Any, *, inputs: dict[str, Any]) -> torch.Tensor:
-        kept = {key: value for key, value in inputs.items() if key not in ("completion_mask", *_REFERENCE_KEYS)}
+    def _outputs(forward: Any, *, inputs: dict[str, Any]) -> Any:
+        left_out = ("completion_mask", _WEIGHTS, *_REFERENCE_KEYS)
+        kept = {key: value for key, value in inputs.items() if key not in left_out}
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        return forward(**kept, labels=labels, fused_lm_head=True, use_cache=False).log_probs
+        return forward(**kept, labels=labels, fused_lm_head=True, use_cache=False)
+
+    def _imitation_loss(self, forward: Any, *, inputs: dict[str, Any]) -> torch.Tensor:
+        """The loss of a batch of single answers, which TRL's trainer of pairs does not have; it has no reference.
+
+        The metrics are those of TRL that mean something here: entropy, mean_token_accuracy and logps/chosen.
+        """
+        outputs = self._outputs(forward, inputs=inputs)
+        is_answer = inputs["completion_mask"][:, 1:].bool()
+        num_tokens = is_answer.sum(dim=1)
+        logp = outputs.log_probs.float().sum(dim=1)
+        with torch.no_grad():
+            sums = torch.stack(
+                [
+                    (outputs.entropy.float() * is_answer).sum(),
+                    (outputs.is_top1 & is_answer).sum().float(),
+                    num_tokens.sum().float(),
+                    logp.sum(),
+                    torch.tensor(float(len(logp)), device=logp.device),
+                ]
+            )
+            entropy, right, tokens, said, answers = self.accelerator.reduce(sums).tolist()
+        for name, value in (
+            ("entropy", entropy / tokens),
+            ("mean_token_accuracy", right / tokens),
+            ("logps/chosen", said / answers),
+        ):
+            self._metrics["train"][name].append(value)
+        loss = weighted_sft_loss if self._train.objective == "weighted_sft" else sft_loss
+        return loss(logp, num_tokens=num_tokens, weights=inputs[_WEIGHTS]).mean()
 
     def _objective(
         self, loss: torch.Tensor, *, log_probs: torch.Tensor, inputs: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """TRL's loss, or ours where TRL has none, plus `train.nll_weight` times the chosen answers' NLL.
+        """TRL's loss of pairs, or ours where TRL has none, plus `train.nll_weight` times the chosen answers' NLL.
 
         Returns:
             The whole, and the NLL's part of it.
@@ -316,6 +356,9 @@ class PairTrainer(DPOTrainer):
         logps = (chosen, rejected, inputs["ref_chosen_logps"], inputs["ref_rejected_logps"])
         if train.objective == "dpo_positive":
             loss = dpo_positive_loss(*logps, beta=train.beta, penalty=train.positive_penalty).mean()
+        elif train.objective == "weighted_sft":
+            num_tokens = inputs["completion_mask"].sum(dim=1).chunk(2)[0]
+            loss = weighted_sft_loss(chosen, num_tokens=num_tokens, weights=torch.ones_like(chosen)).mean()
         elif _is_ours(train):
             loss = dpo_loss(*logps, beta=train.beta, label_smoothing=train.label_smoothing).mean()
         nll = train.nll_weight * nll_loss(chosen).mean()
@@ -331,7 +374,8 @@ class PairTrainer(DPOTrainer):
 
     @torch.no_grad()
     def sums_of_pairs(self, pairs: Sequence[Example]) -> tuple[list[float], list[float]]:
-        """Summed log-probs, in nats, of the chosen and of the rejected answers, under the policy as it is now.
+        """Summed log-probs, in nats, of the chosen and of the rejected answers, under the policy as it is now; of
+        single answers there are no rejected ones.
 
         All processes call it, with as many pairs.
         """
@@ -358,7 +402,7 @@ class PairTrainer(DPOTrainer):
 
         Returns:
             One tensor for each answer, with one log-prob for each token: all chosen answers in the order of the
-            pairs, whatever order the batch has, then all rejected ones.
+            pairs, whatever order the batch has, then all rejected ones, if there are any.
         """
         batch = self._prepare_inputs(collator(pair_rows(pairs)))
         order = batch.pop("pair_index")
@@ -368,7 +412,7 @@ class PairTrainer(DPOTrainer):
         is_answer = inputs["completion_mask"][:, 1:].bool()
         rows = [row[mask].float().cpu() for row, mask in zip(logps, is_answer, strict=True)]
         halves = rows[: len(pairs)], rows[len(pairs) :]
-        return [half[order.index(index)] for half in halves for index in range(len(pairs))]
+        return [half[order.index(index)] for half in halves if half for index in range(len(pairs))]
 
     def try_backward(self, pairs: Sequence[Example], *, collator: PairCollator) -> None:
         """Compute the LoRA's gradients in the form that `collator` lays out, and drop them.
@@ -481,4 +525,6 @@ def _preference_loss(logs: Mapping[str, Any]) -> float:
 
 
 def _is_ours(train: Train) -> bool:
-    return train.objective == "dpo_positive" or bool(train.label_smoothing)
+    return train.objective in ("dpo_positive", "weighted_sft") or (
+        train.objective == "sigmoid" and bool(train.label_smoothing)
+    )

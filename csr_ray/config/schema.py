@@ -333,10 +333,11 @@ class Train(Section):
         "that may differ from run to run; this pays where generators and trainer have hardware of "
         "their own",
     )
-    objective: Literal["sigmoid", "sigmoid_average", "ipo", "dpo_positive", "sft"] = Field(
+    objective: Literal["sigmoid", "sigmoid_average", "ipo", "dpo_positive", "sft", "weighted_sft"] = Field(
         "sigmoid",
         description="sigmoid: DPO; sigmoid_average: DPO on log-probs averaged over tokens; ipo: IPO; "
-        "dpo_positive: DPO-Positive; sft: the likelihood of the chosen answer alone",
+        "dpo_positive: DPO-Positive; sft: the likelihood of the chosen answer alone, as a mean over the batch's "
+        "tokens; weighted_sft: as a mean over its answers, each averaged over its tokens. A method may name its own",
     )
     beta: float = Field(
         0.1, gt=0, le=10, description="beta of the objective: how strongly the policy is held to the reference"

@@ -6,10 +6,15 @@ which it was sampled. Knows the model's own processor and chat template; knows n
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+
+# Stands for any question; where its answer begins does not depend on it.
+_SOME_QUESTION = "What is it?"
 
 
 def prompt_text(processor: ProcessorMixin, *, question: str) -> str:
@@ -33,6 +38,40 @@ def prompt_ids(processor: ProcessorMixin, *, question: str) -> list[int]:
     text = prompt_text(processor, question=question)
     tokenizer = processor.tokenizer
     return list(tokenizer(text, add_special_tokens=needs_special_tokens(tokenizer, text=text))["input_ids"])
+
+
+def answer_ids(processor: ProcessorMixin, *, answer: str, ends: Collection[int]) -> list[int]:
+    """Token ids of an answer that the policy has not given, as it would have: behind `prompt_text`, and ended.
+
+    The chat template says what stands before the answer, mostly a space, and which token ends it. Where it writes an
+    answer otherwise than behind the prompt of a question, a space is put before it; where it ends an answer with none
+    of `ends`, the tokenizer's end token does.
+
+    Args:
+        ends: the tokens that may end an answer.
+    """
+    answer = answer.strip()
+    tokenizer = processor.tokenizer
+    prompt = prompt_text(processor, question=_SOME_QUESTION)
+    turns = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _SOME_QUESTION}]},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+    ]
+    said = processor.apply_chat_template(turns)
+    assert isinstance(said, str)
+    before, found, behind = said.removeprefix(prompt).partition(answer)
+    if not said.startswith(prompt) or not found:
+        before, behind = "" if prompt[-1:].isspace() else " ", said.rpartition(answer)[2]
+    has_start = needs_special_tokens(tokenizer, text=prompt)
+    of_prompt, of_both = (
+        list(tokenizer(text, add_special_tokens=has_start)["input_ids"])
+        for text in (prompt, f"{prompt}{before}{answer}")
+    )
+    ids = of_both[len(of_prompt) :]
+    if of_both[: len(of_prompt)] != of_prompt:  # a token goes over the border; an engine would not write it
+        ids = list(tokenizer(f"{before}{answer}", add_special_tokens=False)["input_ids"])
+    closing = tokenizer(behind, add_special_tokens=False)["input_ids"] if behind else []
+    return [*ids, next((token for token in closing if token in ends), tokenizer.eos_token_id)]
 
 
 def needs_special_tokens(tokenizer: PreTrainedTokenizerBase, *, text: str) -> bool:

@@ -112,7 +112,7 @@ def _target(path: Sequence[Candidate], *, role: str, reward: float) -> Target:
         role=role,
         text=answer_text(path),
         token_ids=tuple(token for candidate in path for token in candidate.token_ids),
-        logp=sum(candidate.logp for candidate in path),
+        logp=sum(candidate.logp or 0.0 for candidate in path),  # the policy has said each of them
         reward=reward,
         nodes=tuple(candidate.node for candidate in path),
         num_sentences=sum(bool(candidate.text) for candidate in path),

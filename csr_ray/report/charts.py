@@ -135,6 +135,8 @@ def histogram(
     parts = [_y_axis(frame, ticks=[tick / 100 for tick in ticks], show=lambda value: f"{100 * value:g} %")]
     parts += _x_ticks(frame, title=x_title)
     for values, style in ((rejected, "rejected"), (chosen, "chosen")):
+        if not np.isfinite(values).any():
+            continue  # answers that are imitated have no others beside them
         shares = shares_by_bin(values, edges=edges)
         base = frame.y(0.0)
         steps = [f"M{frame.x(edges[0]):.1f} {base:.1f}"]

@@ -139,7 +139,7 @@ def _row(label: str, dose: Mapping[str, Any], *, target_margin: float | None) ->
         target_margin = number(dose["target_margin"])
     looks = [
         {name: value for name in ("step", "num_pairs", *_CURVES[:1], *_CURVES[2:], "chosen", "rejected")
-         if (value := number(look.get(name))) is not None}
+         if (value := number(look.get("chosen" if _is_single(look) and name == "rejected" else name))) is not None}
         for look in (listed if isinstance(listed, list) else [])
         if isinstance(look, dict)
     ]  # fmt: skip
@@ -170,6 +170,11 @@ def _row(label: str, dose: Mapping[str, Any], *, target_margin: float | None) ->
             title=f"{label}: accuracy and loss on held-out pairs",
         ),
     )
+
+
+def _is_single(look: Mapping[str, Any]) -> bool:
+    """Whether single answers were looked at, which have no others beside them."""
+    return "rejected" in look and look["rejected"] is None
 
 
 def _chart(

@@ -396,7 +396,7 @@ def _one_round(entry: object, *, position: int, methods: object) -> RoundFigures
         eval=measured,
         intervals=_intervals(section(entry, key="eval_intervals")),
         changes=_changes(section(entry, key="eval_change"), measured=measured),
-        chosen_reward=number(pairs.get("chosen_reward")),
+        chosen_reward=number(pairs.get("answer_reward", pairs.get("chosen_reward"))),
         rejected_reward=number(pairs.get("rejected_reward")),
         num_pairs=_count(pairs.get("made")),
         dropped={reason: int(n) for reason, n in _numbers(section(pairs, key="dropped")).items() if n},

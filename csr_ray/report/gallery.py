@@ -146,7 +146,8 @@ def _pair(
         "image": thumbnails.add(row.get("image")),
         "margin": _rounded(chosen_reward - rejected_reward) if both else None,  # type: ignore[operator]
         "chosen": _answer(row, side="chosen", nodes=of.nodes, scale=scale),
-        "rejected": _answer(row, side="rejected", nodes=of.nodes, scale=scale),
+        # There is none where answers are imitated.
+        "rejected": None if "rejected" not in row else _answer(row, side="rejected", nodes=of.nodes, scale=scale),
     }
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -35,12 +35,17 @@ PAIR_COLUMNS = (
     "id", "image", "prompt", "chosen", "rejected", "chosen_reward", "rejected_reward",
     "chosen_logp", "rejected_logp", "chosen_nodes", "rejected_nodes",
 )  # fmt: skip
+# Of a file of single answers, with their names on the page, where they are chosen ones without rejected ones.
+ANSWER_COLUMNS = {
+    "answer": "chosen", "reward": "chosen_reward", "logp": "chosen_logp", "answer_nodes": "chosen_nodes",
+}  # fmt: skip
 NODE_COLUMNS = ("id", "node", "text", "token_ids", "logp", "self_score", "image_score", "reward")
 FIRST_QUARANTINED = 6
 # A number of thousands of digits is a ValueError, and a thousand opening brackets end the recursion.
 _JSON_ERRORS = (ValueError, RecursionError)
 
 NodeRows = dict[tuple[str, int], dict[str, Any]]
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,8 @@ class RoundData:
 
     Attributes:
         chosen_rewards, rejected_rewards: float64 [num_pairs], NaN where the file has none.
-        shown: rows of `pairs.parquet` (as dicts) picked for the gallery, smallest margin first.
+        shown: rows of `pairs.parquet` (as dicts) picked for the gallery, smallest margin first; of a round of single
+            answers, of `examples.parquet`, the smallest reward first.
         nodes: rows of `candidates/` for the prompts of `shown`, by (id, node).
     """
 
@@ -179,13 +185,15 @@ def _read_round(folder: Path, *, num_shown: int, scores: list[np.ndarray], notes
     num_pairs: int | None = None
     chosen = rejected = np.zeros(0)
     shown: tuple[dict[str, Any], ...] = ()
-    path = folder / "pairs.parquet"
+    path, single = folder / "pairs.parquet", folder / "examples.parquet"
+    path = path if path.exists() or not single.exists() else single
     if path.exists():
         try:
             _check_is_file(path)
             chosen, rejected = _read_rewards(path)
             num_pairs = len(chosen)
-            shown = _read_shown(path, positions=spread_over_margins(chosen - rejected, num=num_shown))
+            order = chosen if path is single else chosen - rejected
+            shown = _read_shown(path, positions=spread_over_margins(order, num=num_shown))
         except (pa.ArrowException, OSError) as error:
             notes.append(f"{folder.name}/{path.name} could not be read: {_one_line(error)}")
     nodes, num_nodes = _read_nodes(folder, ids=[str(row.get("id")) for row in shown], scores=scores, notes=notes)
@@ -202,8 +210,9 @@ def _read_round(folder: Path, *, num_shown: int, scores: list[np.ndarray], notes
 
 def _read_rewards(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with pq.ParquetFile(path) as file:
-        columns = [name for name in ("chosen_reward", "rejected_reward") if name in file.schema_arrow.names]
-        table = file.read(columns=columns)
+        columns = [name for name in ("reward", "chosen_reward", "rejected_reward") if name in file.schema_arrow.names]
+        table = _as_pairs(file.read(columns=columns))
+        columns = table.column_names
         num_rows = file.metadata.num_rows
     arrays = [
         _floats(table.column(name)) if name in columns else np.full(num_rows, np.nan)
@@ -218,12 +227,18 @@ def _read_shown(path: Path, *, positions: np.ndarray) -> tuple[dict[str, Any], .
     with pq.ParquetFile(path) as file:
         start = 0
         # Rows may carry whole images, so only a few are in memory at once.
-        for batch in file.iter_batches(batch_size=IMAGE_BATCH_ROWS, columns=_present(file, wanted=PAIR_COLUMNS)):
+        columns = _present(file, wanted=(*PAIR_COLUMNS, *ANSWER_COLUMNS))
+        for batch in map(_as_pairs, file.iter_batches(batch_size=IMAGE_BATCH_ROWS, columns=columns)):
             here = wanted[(wanted >= start) & (wanted < start + batch.num_rows)]
             taken = batch.take(pa.array(here - start, type=pa.int64())).to_pylist() if len(here) else []
             rows.update(zip(here.tolist(), taken, strict=True))
             start += batch.num_rows
     return tuple(rows[position] for position in positions.tolist())
+
+
+def _as_pairs(rows: Rows) -> Rows:
+    """Rows of single answers under the names that a pair's chosen answer has; others as they are."""
+    return rows.rename_columns([ANSWER_COLUMNS.get(name, name) for name in rows.schema.names])
 
 
 def _read_nodes(

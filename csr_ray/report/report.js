@@ -9,15 +9,18 @@
   const byId = (id) => document.getElementById(id);
   const more = byId("more"), count = byId("count"), tip = byId("tip");
   const low = byId("margin-low"), high = byId("margin-high");
-  const margins = data.pairs.map((pair) => pair.margin).filter((margin) => margin !== null);
+  const known = data.pairs.map((pair) => pair.margin).filter((margin) => margin !== null);
+  const margins = known.length ? known : [0];
   // Ends are rounded outwards, so that the full range keeps every pair.
   const smallest = Math.floor(Math.min(...margins) * 10) / 10, largest = Math.ceil(Math.max(...margins) * 10) / 10;
+  // Answers that are imitated have no rejected ones beside them.
+  const sides = (pair) => (pair.rejected ? [pair.chosen, pair.rejected] : [pair.chosen]);
   const state = { round: "", text: "", order: "down", low: smallest, high: largest };
   let matches = [], numShown = 0;
 
   for (const pair of data.pairs) {
     const words = [pair.id, pair.prompt];
-    for (const side of [pair.chosen, pair.rejected]) words.push(...side.sentences.map((sentence) => sentence.text));
+    for (const side of sides(pair)) words.push(...side.sentences.map((sentence) => sentence.text));
     pair.words = words.join(" ").toLowerCase();
   }
 
@@ -69,7 +72,7 @@
     top.append(element("h3", "", pair.prompt), element("span", "margin", "margin " + oneDecimal(pair.margin)));
     const origin = element("p", "muted small", "round " + (pair.round + 1) + " · " + pair.id);
     const answers = element("div", "answers");
-    answers.append(answer("chosen", pair.chosen), answer("rejected", pair.rejected));
+    answers.append(...sides(pair).map((side) => answer(side === pair.chosen ? "chosen" : "rejected", side)));
     words.append(top, origin, answers);
     made.append(picture(pair), words);
     return made;

@@ -39,7 +39,7 @@ def build(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View) -
         yield from _decide(state, cycle, units, view=view)
         if state.config.train.streaming:
             return
-    yield str(state.folder.pairs(cycle))
+    yield str(state.folder.examples(cycle))
 
 
 def _decide(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View) -> Iterator[str]:
@@ -66,7 +66,8 @@ def _decide(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View)
     _commit(state, cycle, total, digest, seconds=seconds + time.perf_counter() - started_s)
     if num_unread:
         view.say(
-            f"{state.folder.pairs(cycle)}: {num_unread} pictures cannot be read any more, and are only named there",
+            f"{state.folder.examples(cycle)}: {num_unread} pictures cannot be read any more, and are only named "
+            "there",
             is_warning=True,
         )
     view.say(_in_words(cycle, total))
@@ -99,7 +100,9 @@ def _join(state: RunState, cycle: Cycle, units: Iterable[Unit]) -> tuple[Outcome
     in_order = sorted(units, key=lambda unit: unit.position)
     paths = (state.folder.example_unit(cycle, unit=unit.name) for unit in in_order)
     with contextlib.closing(EmbeddedPictures()) as pictures:
-        total, digest = join_example_units(state.folder.pairs(cycle), units=paths, pictures=pictures)
+        total, digest = join_example_units(
+            state.folder.examples(cycle), units=paths, pictures=pictures, num_answers=cycle.phase.num_answers
+        )
         return total, digest, pictures.num_unread
 
 
@@ -116,7 +119,7 @@ def _commit(state: RunState, cycle: Cycle, total: Outcome, digest: Digest, *, se
         # With these the checker can tell whether a prompt of the file is in no unit of the cycle.
         prompts=int(units.total("prompts") + units.total("failed")),
         source=_source(state.config.data.prompts),
-        files=plain_files({state.folder.pairs(cycle): digest}, root=state.folder.root),
+        files=plain_files({state.folder.examples(cycle): digest}, root=state.folder.root),
     )
 
 
@@ -150,7 +153,13 @@ def _build_unit(state: RunState, cycle: Cycle, unit: Unit) -> tuple[Path, Outcom
         for example in result:
             outcome.count(example)
             examples.append(example)
-    write_example_unit(path, examples=examples, outcome=outcome, candidates=candidates)
+    write_example_unit(
+        path,
+        examples=examples,
+        outcome=outcome,
+        candidates=candidates,
+        num_answers=cycle.phase.num_answers,
+    )
     return path, outcome
 
 
@@ -161,8 +170,11 @@ def remove_example_units(state: RunState, cycle: Cycle) -> None:
 
 def _in_words(cycle: Cycle, outcome: Outcome) -> str:
     rewards = ", ".join(
-        f"{outcome.mean(f'{role}_reward'):.1f} {role}" for role in ("chosen", "rejected") if outcome.made
+        f"{outcome.mean(f'{role}_reward'):.1f} {role}"
+        for role in ("chosen", "rejected", "answer")
+        if f"{role}_reward" in outcome.sums
     )
+    what = "pairs" if cycle.phase.num_answers == 2 else "answers"
     rates = "".join(f"; {name.replace('_', ' ')} {hits} of {tries}" for name, (hits, tries) in outcome.rates.items())
     dropped = f"; dropped {outcome.dropped}" if outcome.dropped else ""
-    return f"{cycle}: {outcome.made} pairs, reward {rewards}{rates}{dropped}"
+    return f"{cycle}: {outcome.made} {what}{', reward ' * bool(rewards)}{rewards}{rates}{dropped}"

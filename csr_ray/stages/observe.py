@@ -92,7 +92,7 @@ class JournalMetrics:
         out = self._exporter
         match entry["kind"]:
             case "examples":
-                for side in ("chosen", "rejected"):
+                for side in ("chosen", "rejected", "answer"):
                     if (reward := entry.get(f"{side}_reward")) is not None:
                         out.set("csr_ray_pair_reward", reward, side=side, **_cycle(entry))
             case "train":

@@ -157,6 +157,7 @@ def cycle_figures(journal: Journal, cycle: Cycle) -> JsonDict:
                 key: examples.get(key)
                 for key in ("chosen_sentences", "rejected_sentences", "chosen_reward", "rejected_reward")
             },
+            **{key: examples[key] for key in ("answer_sentences", "answer_reward") if key in examples},
         },
         "train": {
             "pairs": trained.get("num_pairs"),

@@ -93,9 +93,12 @@ def _dose_in_words(trained: TrainResult) -> str:
     words = f"  {trained.dose['reason']}"
     if kept is None:
         return f"{words}: the policy stays as it was"
+    is_paired = kept["rejected"] is not None
     if best_step < trained.num_steps:
-        words += f", whose weights are taken: a held-out margin of {kept['margin']:.2f} nats"
-    return f"{words}; {100 * kept['accuracy']:.0f} % of {kept['num_pairs']} held-out pairs ranked right"
+        gain = "a held-out margin of" if is_paired else "held-out answers likelier by"
+        words += f", whose weights are taken: {gain} {kept['margin']:.2f} nats"
+    what = "pairs ranked right" if is_paired else "answers have become likelier"
+    return f"{words}; {100 * kept['accuracy']:.0f} % of {kept['num_pairs']} held-out {what}"
 
 
 def _order(state: RunState, turn: Turn, *, adapter: str) -> TrainOrder:

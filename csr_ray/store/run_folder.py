@@ -109,8 +109,12 @@ class RunFolder:
         return self.example_units(cycle) / f"unit_{unit}.parquet"
 
     def pairs(self, cycle: Cycle) -> Path:
-        """The file with all examples of the cycle, once all of them are built."""
+        """The file with all examples of a cycle whose examples are pairs, once all of them are built."""
         return self.cycle(cycle) / "pairs.parquet"
+
+    def examples(self, cycle: Cycle) -> Path:
+        """The file with all examples of the cycle: of pairs, or of single answers (`Phase.num_answers`)."""
+        return self.pairs(cycle) if cycle.phase.num_answers == 2 else self.cycle(cycle) / "examples.parquet"
 
     def adapter(self, cycle: Cycle) -> Path:
         return self.cycle(cycle) / "adapter"

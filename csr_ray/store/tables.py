@@ -55,6 +55,8 @@ _PLAIN_CANDIDATE_FIELDS = (
 )  # fmt: skip
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+# What `datasets.load_dataset("parquet")` reads to know that `image` is a picture.
+_IMAGE_METADATA = {"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})}
 _PAIRS = pa.schema(
     [
         ("id", pa.string()),
@@ -76,9 +78,28 @@ _PAIRS = pa.schema(
         ("image_change", pa.string()),
         ("image_seed", pa.int64()),
     ],
-    # What `datasets.load_dataset("parquet")` reads to know that `image` is a picture.
-    metadata={"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})},
+    metadata=_IMAGE_METADATA,
 )
+_ANSWERS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        ("prompt", _MESSAGES),
+        ("answer", _MESSAGES),
+        ("weight", pa.float64()),
+        ("reward", pa.float64()),
+        ("logp", pa.float64()),
+        ("answer_ids", pa.list_(pa.int32())),
+        ("answer_nodes", pa.list_(pa.int32())),
+        ("policy_version", pa.int32()),
+        ("method", pa.string()),
+        ("seed", pa.int64()),
+        ("image_change", pa.string()),
+        ("image_seed", pa.int64()),
+    ],
+    metadata=_IMAGE_METADATA,
+)
+_SCHEMAS = {1: _ANSWERS, 2: _PAIRS}  # by the number of answers of an example
 _OUTCOME, _OUTCOME_DIGEST, _CANDIDATES_DIGEST = (
     b"csr_ray_outcome", b"csr_ray_outcome_digest", b"csr_ray_candidates_digest",
 )  # fmt: skip
@@ -89,7 +110,6 @@ _ROWS_A_GROUP = 4096
 # Of the pictures in a group: a group is held whole while it is written.
 _PICTURE_BYTES_A_GROUP = 64 * 2**20
 _PICTURES_AT_ONCE = 64  # of a unit, which may be large
-_EXAMPLE_COLUMNS = [name if name != "image" else "image.path" for name in _PAIRS.names]  # without their pictures
 _GROUPS_KEPT = 64
 
 
@@ -180,6 +200,8 @@ class Outcome:
         self.made += 1
         for target in example.targets:
             for name, value in (("sentences", float(target.num_sentences)), ("reward", target.reward)):
+                if value is None:
+                    continue
                 key = f"{target.role}_{name}"
                 self.sums[key] = self.sums.get(key, 0.0) + value
 
@@ -204,13 +226,16 @@ class Outcome:
         return self.sums.get(name, 0.0) / max(self.made, 1)
 
 
-def write_example_unit(path: Path, *, examples: Sequence[Example], outcome: Outcome, candidates: str = "") -> None:
-    """Write the examples of one unit of rollouts.
+def write_example_unit(
+    path: Path, *, examples: Sequence[Example], outcome: Outcome, candidates: str = "", num_answers: int = 2
+) -> None:
+    """Write the examples of one unit of rollouts, each of which has `num_answers` answers.
 
     The file's metadata has the outcome of all of the unit, and the digest of the file of candidates that all this
     follows from (empty: nobody will ask for it).
     """
-    table = pa.Table.from_pylist([_pair_row(example) for example in examples], schema=_PAIRS)
+    assert all(example.num_answers == num_answers for example in examples), f"{path}: {num_answers} answers expected"
+    table = pa.Table.from_pylist([_example_row(example) for example in examples], schema=_SCHEMAS[num_answers])
     text = json.dumps({name: getattr(outcome, name) for name in Outcome.__dataclass_fields__})
     sealed = Digest.of_bytes(text.encode()).xxh3
     named = {_OUTCOME: text, _OUTCOME_DIGEST: sealed, _CANDIDATES_DIGEST: candidates}
@@ -243,9 +268,14 @@ def _outcome(schema: pa.Schema) -> Outcome:
 
 
 def join_example_units(
-    path: Path, *, units: Iterable[Path], pictures: Callable[[Sequence[str]], Sequence[bytes | None]] | None = None
+    path: Path,
+    *,
+    units: Iterable[Path],
+    pictures: Callable[[Sequence[str]], Sequence[bytes | None]] | None = None,
+    num_answers: int = 2,
 ) -> tuple[Outcome, Digest]:
-    """Write all examples of a cycle to one file, in the layout of TRL's vision DPO (an Image column, and messages).
+    """Write all examples of a cycle to one file: pairs in the layout of TRL's vision DPO (an Image column, and
+    messages), single answers in the same spirit.
 
     Returns the sum of the units' outcomes and the file's digest. The sum is added up in the units' order, on which a
     sum of floats depends.
@@ -271,9 +301,10 @@ def join_example_units(
         nonlocal digest
         with temporary.open("wb") as raw:
             file = DigestingFile(raw)
-            with pq.ParquetWriter(file, _PAIRS, compression="zstd", write_page_checksum=True) as writer:
+            schema = _SCHEMAS[num_answers]
+            with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
                 for table in _grouped(tables()):
-                    writer.write_table(table.replace_schema_metadata(_PAIRS.metadata))
+                    writer.write_table(table.replace_schema_metadata(schema.metadata))
             digest = file.digest
 
     write_atomically(path, write=write)
@@ -307,7 +338,7 @@ def _with_pictures(table: pa.Table, *, pictures: Callable[[Sequence[str]], Seque
 def read_examples(path: Path) -> list[Example]:
     """Read all examples of a file that `write_example_unit` or `join_example_units` has written."""
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        return [_example(row) for row in file.read(columns=_EXAMPLE_COLUMNS, use_threads=False).to_pylist()]
+        return [_example(row) for row in file.read(columns=_example_columns(file), use_threads=False).to_pylist()]
 
 
 class ExampleReader:
@@ -339,14 +370,20 @@ class ExampleReader:
         key = (path, group)
         if key not in self._groups:
             with pq.ParquetFile(path) as file:
-                self._groups[key] = file.read_row_group(group, columns=_EXAMPLE_COLUMNS)
+                self._groups[key] = file.read_row_group(group, columns=_example_columns(file))
             if len(self._groups) > _GROUPS_KEPT:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(key)
         return self._groups[key]
 
 
-def _pair_row(example: Example) -> dict[str, Any]:
+def _example_columns(file: pq.ParquetFile) -> list[str]:
+    """The columns of a file of examples without the bytes of their pictures."""
+    names = (_ANSWERS if "answer" in file.schema_arrow.names else _PAIRS).names
+    return [name if name != "image" else "image.path" for name in names]
+
+
+def _example_row(example: Example) -> dict[str, Any]:
     picture = example.ask.picture
     row: dict[str, Any] = {
         "id": example.id,
@@ -358,6 +395,16 @@ def _pair_row(example: Example) -> dict[str, Any]:
         "image_change": picture.change or None,
         "image_seed": picture.seed if picture.change else None,
     }
+    if example.num_answers == 1:
+        target = example.preferred
+        return row | {
+            "answer": [{"role": "assistant", "content": target.text}],
+            "weight": example.weight,
+            "reward": target.reward,
+            "logp": target.logp,
+            "answer_ids": target.token_ids,
+            "answer_nodes": target.nodes,
+        }
     for role in _ROLES:
         target = example.target(role)
         row |= {
@@ -372,6 +419,7 @@ def _pair_row(example: Example) -> dict[str, Any]:
 
 def _example(row: Mapping[str, Any]) -> Example:
     picture = Picture(path=row["image"]["path"], change=row["image_change"] or "", seed=row["image_seed"] or 0)
+    is_pair = "answer" not in row
     return Example(
         id=row["id"],
         ask=Ask(picture=picture, text=row["prompt"][0]["content"]),
@@ -380,15 +428,16 @@ def _example(row: Mapping[str, Any]) -> Example:
                 role=role,
                 text=row[role][0]["content"],
                 token_ids=tuple(row[f"{role}_ids"]),
-                logp=row[f"{role}_logp"],
-                reward=row[f"{role}_reward"],
+                logp=row[f"{role}_logp" if is_pair else "logp"],
+                reward=row[f"{role}_reward" if is_pair else "reward"],
                 nodes=tuple(row[f"{role}_nodes"]),
             )
-            for role in _ROLES
+            for role in (_ROLES if is_pair else ("answer",))
         ),
         policy_version=row["policy_version"],
         method=row["method"],
         seed=row["seed"],
+        weight=1.0 if is_pair else row["weight"],
     )
 
 

@@ -1,15 +1,17 @@
-"""From preference pairs to the batch that TRL's DPO trainer works on, without re-tokenising any answer.
+"""From training examples to the batch that TRL's DPO trainer works on, without re-tokenising any answer.
 
 What was sampled is what is trained: the answers' token ids are used as they came from the engine, only the prompt
 goes through the model's own processor (`csr_ray.data.chat`). Knows processors and batch layout; knows nothing of
 trainers.
 
 Legend: P is the number of pairs, T the length of the longest [prompt | answer] of the batch, in tokens. Rows 0..P-1
-hold the chosen answers, rows P..2P-1 the rejected ones.
+hold the chosen answers, rows P..2P-1 the rejected ones. Of examples with a single answer, which all examples of a
+batch are or none, there are rows 0..P-1 alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -111,15 +113,23 @@ def pair_rows(pairs: Sequence[Example]) -> list[dict[str, Any]]:
 
 
 def pair_row(pair: Example, *, index: int) -> dict[str, Any]:
-    """The row of one pair. By the keys `image`, `prompt`, `chosen` and `rejected` TRL recognises vision pairs."""
-    picture, chosen, rejected = pair.ask.picture, pair.chosen, pair.rejected
-    return {
+    """The row of one pair, or of one answer, which is the chosen one then, without a rejected one.
+
+    By the keys `image`, `prompt`, `chosen` and `rejected` TRL recognises vision pairs.
+    """
+    picture, chosen = pair.ask.picture, pair.preferred
+    row = {
         "index": index,
         "image": picture.path,
         "change": picture.change,
         "change_seed": picture.seed,
         "prompt": pair.ask.text,
         "chosen": list(chosen.token_ids),
+    }
+    if pair.num_answers == 1:
+        return row | {"rejected": [], "weight": pair.weight}
+    rejected = pair.rejected
+    return row | {
         "rejected": list(rejected.token_ids),
         "chosen_logp": chosen.logp,
         "rejected_logp": rejected.logp,
@@ -143,7 +153,8 @@ class PairCollator:
             rejected half, in the processor's own layout;
         token_type_ids, mm_token_type_ids: [2P, T] if the processor makes them, 0 on answers;
         ref_chosen_logps, ref_rejected_logps: [P] float32, the log-probs (nats, summed over an answer's tokens) that
-            the engine returned while sampling;
+            the engine returned while sampling, NaN for an answer that it has not given;
+        weights: [P] float32, of single answers, in the place of the log-probs;
         pair_index: list of P ints, the rows' `index`; no tensor, because reading one back from a GPU waits for it.
 
     Attributes:
@@ -156,10 +167,9 @@ class PairCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         prompts = self.prompts([row_ask(row) for row in rows])
-        answers = [row["chosen"] for row in rows] + [row["rejected"] for row in rows]
+        answers = [row["chosen"] for row in rows] + [row["rejected"] for row in rows if row["rejected"]]
         batch: dict[str, Any] = self.batch(prompts, answers=answers)
-        batch["ref_chosen_logps"] = torch.tensor([row["chosen_logp"] for row in rows], dtype=torch.float32)
-        batch["ref_rejected_logps"] = torch.tensor([row["rejected_logp"] for row in rows], dtype=torch.float32)
+        batch |= _references(rows)
         batch["pair_index"] = [row["index"] for row in rows]
         return batch
 
@@ -223,7 +233,7 @@ class SharedPrefixCollator(PairCollator):
     Returns a dict with
         input_ids, attention_mask, completion_mask: [2P, 1 + A], the prompt's last token and the answer, as TRL's loss
             wants them; the pairs may stand in another order than the rows;
-        ref_chosen_logps, ref_rejected_logps, pair_index: [P] as in `PairCollator`;
+        ref_chosen_logps, ref_rejected_logps or weights, and pair_index: [P] as in `PairCollator`;
         shared: what the model gets, a dict of input_ids, positions, pair, branch, sources (see `SharedPrefixLayout`),
             targets ([N], the token that each source predicts), num_pairs (an int), kinds (a dict) and images (a dict
             of what the processor made of them, each image once).
@@ -252,7 +262,8 @@ class SharedPrefixCollator(PairCollator):
             pad_token_id=self._pad_token_id(),
             multiple=self.multiple,
         )
-        last = torch.stack([pairs[item].prefix[-1] for item in order]).repeat(2)
+        num_answers = len(layout.answers) // len(pairs)
+        last = torch.stack([pairs[item].prefix[-1] for item in order]).repeat(num_answers)
         is_answer = layout.is_answer.long()
         ones, zeros = torch.ones_like(last), torch.zeros_like(last)
         answers = layout.answers.masked_fill(~layout.is_answer, self._pad_token_id())
@@ -260,8 +271,7 @@ class SharedPrefixCollator(PairCollator):
             "input_ids": torch.cat([last[:, None], answers], dim=1),
             "attention_mask": torch.cat([ones[:, None], is_answer], dim=1),
             "completion_mask": torch.cat([zeros[:, None], is_answer], dim=1),
-            "ref_chosen_logps": torch.tensor([rows[item]["chosen_logp"] for item in order], dtype=torch.float32),
-            "ref_rejected_logps": torch.tensor([rows[item]["rejected_logp"] for item in order], dtype=torch.float32),
+            **_references([rows[item] for item in order]),
             "pair_index": [rows[item]["index"] for item in order],
             "shared": {
                 "input_ids": layout.input_ids,
@@ -295,6 +305,19 @@ class SharedPrefixCollator(PairCollator):
                 )
             )
         return pairs
+
+
+def _references(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    """What stands beside the answers of some rows: the reference's log-probs of pairs, the weights of single ones."""
+    if not rows[0]["rejected"]:
+        return {"weights": torch.tensor([row["weight"] for row in rows], dtype=torch.float32)}
+    logps = {side: [row[f"{side}_logp"] for row in rows] for side in ("chosen", "rejected")}
+    return {
+        f"ref_{side}_logps": torch.tensor(
+            [math.nan if logp is None else logp for logp in of_side], dtype=torch.float32
+        )
+        for side, of_side in logps.items()
+    }
 
 
 def _rows_per_image(images: Mapping[str, torch.Tensor], *, num_images: int) -> dict[str, list[int]] | None:

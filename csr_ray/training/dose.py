@@ -5,6 +5,9 @@ units that mean the same for every model: how far the log-ratio of chosen agains
 an answer, on pairs of the same phase that are not trained on. This module decides; it is plain arithmetic on a few
 numbers, the same in every process of a group, and after a restart it comes to the same end from the same numbers.
 
+Where an objective only makes answers likelier there is no margin; those that are held out tell by their own
+likelihood how far it goes.
+
 Legend: the log-ratio of an answer is log p(answer) under the policy in training minus log p(answer) under the
 reference, summed over its tokens; the margin of a pair is that of its chosen answer minus that of its rejected one.
 Knows nothing of torch, trainers or files.
@@ -76,10 +79,12 @@ class Look:
 
     Attributes:
         lr_sum: sum of the learning rates of all steps so far, which is how far the weights may have moved.
-        margin, margin_se: mean over the pairs, and its standard error, in nats an answer.
-        accuracy: share of pairs whose margin is positive.
-        chosen, rejected: mean log-ratio of these answers, in nats.
-        loss: of DPO at the config's beta, whatever the objective is.
+        margin, margin_se: mean over the pairs, and its standard error, in nats an answer; of single answers, the
+            mean log-ratio.
+        accuracy: share of pairs whose margin is positive; of single answers, of those that have become likelier.
+        chosen, rejected: mean log-ratio of these answers, in nats; single answers are chosen ones, and then there are
+            no rejected ones.
+        loss: of DPO at the config's beta, whatever the objective is; of single answers, minus their mean log-ratio.
     """
 
     step: int
@@ -89,7 +94,7 @@ class Look:
     margin_se: float
     accuracy: float
     chosen: float
-    rejected: float
+    rejected: float | None
     loss: float
 
     @property
@@ -97,17 +102,25 @@ class Look:
         """How much less likely the reference's answers have become, in nats an answer.
 
         The mean of minus the log-ratio over answers that the reference gave estimates its KL divergence from the
-        policy. Here the answers are the best and the worst of those that it gave.
+        policy. Here the answers are the best and the worst of those that it gave, or the ones to be imitated, be
+        they its own or not.
         """
-        return -(self.chosen + self.rejected) / 2
+        return -self.chosen if self.rejected is None else -(self.chosen + self.rejected) / 2
 
     def to_plain(self) -> JsonDict:
         return asdict(self)
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, float]) -> Look:
-        whole = {name: int(plain[name]) for name in ("step", "num_pairs")}
-        return cls(**{name: float(plain[name]) for name in cls.__dataclass_fields__ if name not in whole}, **whole)  # type: ignore[arg-type]
+    def from_plain(cls, plain: Mapping[str, Any]) -> Look:
+        whole = ("step", "num_pairs")
+        return cls(
+            **{name: int(plain[name]) for name in whole},
+            **{
+                name: None if plain[name] is None else float(plain[name])  # type: ignore[arg-type]
+                for name in cls.__dataclass_fields__
+                if name not in whole
+            },
+        )
 
 
 def has_taught(dose: Mapping[str, Any]) -> bool:
@@ -123,12 +136,13 @@ def has_taught(dose: Mapping[str, Any]) -> bool:
 
 
 def look_at(chosen: Sequence[float], *, rejected: Sequence[float], step: int, lr_sum: float, beta: float) -> Look:
-    """The figures of held-out pairs.
+    """The figures of held-out pairs, or of single answers.
 
     Args:
-        chosen, rejected: log-ratios, one of each for a pair, in nats.
+        chosen, rejected: log-ratios, one of each for a pair, in nats; no rejected ones of single answers.
     """
-    margins = [ours - theirs for ours, theirs in zip(chosen, rejected, strict=True)]
+    is_paired = bool(rejected)
+    margins = [ours - theirs for ours, theirs in zip(chosen, rejected, strict=True)] if is_paired else list(chosen)
     num = len(margins)
     assert num, "no pairs held out"
     mean = math.fsum(margins) / num
@@ -141,8 +155,8 @@ def look_at(chosen: Sequence[float], *, rejected: Sequence[float], step: int, lr
         margin_se=math.sqrt(variance / num),
         accuracy=sum(margin > 0 for margin in margins) / num,
         chosen=math.fsum(chosen) / num,
-        rejected=math.fsum(rejected) / num,
-        loss=math.fsum(_softplus(-beta * margin) for margin in margins) / num,
+        rejected=math.fsum(rejected) / num if is_paired else None,
+        loss=math.fsum(_softplus(-beta * margin) for margin in margins) / num if is_paired else -mean,
     )
 
 
@@ -156,8 +170,9 @@ class DosePlan:
     """What ends a phase's training.
 
     Attributes:
-        margin: the training ends when the held-out margin has come to this, in nats; None: the rejected answers have
-            no part in the objective (`sft`), so how likely the chosen ones are alone tells how it goes.
+        margin: the training ends when the held-out margin has come to this, in nats; None: rejected answers have no
+            part in the objective (`csr_ray.records.IMITATIONS`), so how likely the chosen ones are alone tells how it
+            goes.
         divergence: it ends when `Look.divergence` has come to this, in nats.
         patience: it ends after so many looks in a row at which the held-out loss was no lower than before; without a
             margin that loss is minus the log-ratio of the chosen answers.
@@ -238,6 +253,8 @@ class Dose:
         return ""
 
     def _used_up(self, look: Look) -> str:
+        if look.rejected is None:
+            return f"train.max_epochs was reached; held-out answers are {look.chosen:.2f} nats likelier"
         of = "" if self._plan.margin is None else f" of {self._plan.margin:g}"
         return f"train.max_epochs was reached at a held-out margin of {look.margin:.2f}{of} nats"
 

@@ -129,9 +129,13 @@ def nll_loss(logp: torch.Tensor) -> torch.Tensor:
     return -logp
 
 
-def sft_loss(logp: torch.Tensor, *, num_tokens: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of an answer, scaled so that the mean over the batch is the mean over all its tokens."""
-    return -logp * len(logp) / num_tokens.sum()
+def sft_loss(logp: torch.Tensor, *, num_tokens: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Cross-entropy of an answer, scaled so that the mean over the batch is the mean over all its tokens.
+
+    With `weights` [P] each answer's part of that mean is multiplied by its weight.
+    """
+    parts = -logp * len(logp) / num_tokens.sum()
+    return parts if weights is None else weights * parts
 
 
 def weighted_sft_loss(logp: torch.Tensor, *, num_tokens: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

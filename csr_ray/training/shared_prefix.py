@@ -1,5 +1,7 @@
 """One sequence a pair: [image + prompt | chosen | rejected], the prompt computed once for both answers.
 
+A single answer that is imitated is a pair without the rejected one.
+
 Positions restart where the rejected answer begins, and a mask lets each answer see the prompt and itself only, so
 the log-probs are those of two separate sequences (prefix sharing, arXiv 2410.20305). The last token of an answer
 predicts nothing and is left out. Several pairs may share a row instead of being padded. Knows token ids, positions
@@ -29,7 +31,7 @@ class PairTokens:
         positions: [axes, T] position ids of the prefix as the model's own position scheme has them.
         kinds: what else the processor returned for each token of the prefix, such as token_type_ids; [T] each. Tokens
             of answers get 0.
-        chosen, rejected: ids of the answers, end token included.
+        chosen, rejected: ids of the answers, end token included; `rejected` is empty where there is one answer.
     """
 
     prefix: torch.Tensor
@@ -40,7 +42,11 @@ class PairTokens:
 
     @property
     def num_tokens(self) -> int:
-        return len(self.prefix) + len(self.chosen) - 1 + len(self.rejected) - 1
+        return len(self.prefix) + sum(len(answer) - 1 for answer in self.answers)
+
+    @property
+    def answers(self) -> tuple[Sequence[int], ...]:
+        return (self.chosen, self.rejected) if self.rejected else (self.chosen,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +61,9 @@ class SharedPrefixLayout:
         kinds: as in `PairTokens`, [R, L] each.
         sources: [N] the flat position (row * L + column) that predicts each answer token: all chosen answers in pair
             order, then all rejected ones. Where an answer begins this is the prompt's last token, for both.
-        is_answer: [2P, A] bool, where those N values belong in a table with one row for each answer.
-        answers: [2P, A] ids of the answers' tokens, 0 where there is no token.
+        is_answer: [2P, A] bool, or [P, A] of single answers, where those N values belong in a table with one row for
+            each answer.
+        answers: [2P, A] or [P, A] ids of the answers' tokens, 0 where there is no token.
     """
 
     input_ids: torch.Tensor
@@ -99,7 +106,7 @@ def pack(lengths: Sequence[int], *, budget: int | None, keep_order: bool = False
 
 
 def lay_out(rows: Sequence[Sequence[PairTokens]], *, pad_token_id: int, multiple: int = 1) -> SharedPrefixLayout:
-    """Put pairs into rows; the pairs are numbered as they stand, row after row.
+    """Put pairs, or single answers, into rows; they are numbered as they stand, row after row.
 
     Args:
         multiple: rows are padded to the next multiple of so many tokens.
@@ -125,7 +132,7 @@ def lay_out(rows: Sequence[Sequence[PairTokens]], *, pad_token_id: int, multiple
                 kinds[key][row, start:prefix_end] = kind
             first_position = int(pair.positions.max()) + 1
             at = prefix_end
-            for which, answer in ((CHOSEN, pair.chosen), (REJECTED, pair.rejected)):
+            for which, answer in zip((CHOSEN, REJECTED), pair.answers, strict=False):
                 end = at + len(answer) - 1
                 input_ids[row, at:end] = torch.tensor(list(answer[:-1]), dtype=torch.long)
                 positions[:, row, at:end] = torch.arange(first_position, first_position + end - at)
@@ -136,7 +143,7 @@ def lay_out(rows: Sequence[Sequence[PairTokens]], *, pad_token_id: int, multiple
             owner[row, start:at] = number
             number += 1
             start = at
-    answers = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    answers = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs if pair.rejected]
     return SharedPrefixLayout(
         input_ids=input_ids,
         positions=positions,

@@ -300,6 +300,54 @@ def test_objectives_that_trl_has_are_trls_and_ours(
     assert loss.mean().item() == pytest.approx(theirs.loss, rel=RELATIVE)
 
 
+def _single(pairs: Sequence[Example]) -> list[Example]:
+    """The chosen answers alone, to be imitated."""
+    return [
+        dataclasses.replace(pair, targets=(dataclasses.replace(pair.chosen, role="answer", logp=None),))
+        for pair in pairs
+    ]
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_single_answers_give_trls_sft_loss_and_gradients(llava: Family, tmp_path: Path, is_shared: bool) -> None:
+    theirs = _by_trl(llava, directory=tmp_path, loss_type=["sft"])
+    train = Train(beta=BETA, objective="sft", dtype="float32")
+    trainer = _trainer(llava, directory=tmp_path, train=train, budget=100, loss_type=["sft"])
+    separate = PairCollator(processor=llava.processor, load_picture=load_picture)
+    collate = trainer.data_collator if is_shared else separate
+    examples = _single(llava.pairs)
+    batch = collate(pair_rows(examples))
+    num_tokens = sum(len(example.preferred.token_ids) for example in examples)
+    assert batch["completion_mask"].sum() == num_tokens and len(batch["input_ids"]) == len(examples)
+    ours = _computed(trainer, batch)
+    _assert_same(ours, theirs)
+    for name in ("mean_token_accuracy", "logps/chosen"):
+        assert ours.metrics[name] == pytest.approx(theirs.metrics[name], rel=RELATIVE)
+    trainer.model_wrapped = trainer.model
+    logps = trainer.answer_logps(examples, collator=collate)
+    assert [len(row) for row in logps] == [len(example.preferred.token_ids) for example in examples]
+    chosen, rejected = trainer.sums_of_pairs(examples)
+    assert chosen == pytest.approx([float(row.sum()) for row in logps], rel=RELATIVE) and rejected == []
+
+
+@pytest.mark.parametrize("objective", ["sft", "weighted_sft"])
+def test_an_answers_weight_is_its_part_of_the_loss(llava: Family, tmp_path: Path, objective: str) -> None:
+    train = Train(beta=BETA, objective=objective, dtype="float32")
+    trainer = _trainer(llava, directory=tmp_path, train=train, budget=100, loss_type=["sft"])
+    weights = torch.tensor([0.25, 1.0, 2.0, 1.0])
+    examples = [
+        dataclasses.replace(example, weight=weight)
+        for example, weight in zip(_single(llava.pairs), weights.tolist(), strict=True)
+    ]
+    trainer.model_wrapped = trainer.model
+    logp = torch.stack([row.sum() for row in trainer.answer_logps(examples, collator=trainer.data_collator)])
+    num_tokens = torch.tensor([len(example.preferred.token_ids) for example in examples])
+    loss = {"sft": objectives.sft_loss, "weighted_sft": objectives.weighted_sft_loss}[objective]
+    expected = loss(logp, num_tokens=num_tokens, weights=weights).mean().item()
+    # The collator may lay them out in another order than they come in.
+    assert _computed(trainer, trainer.data_collator(pair_rows(examples))).loss == pytest.approx(expected, rel=1e-3)
+
+
 def _sums(trainer: Any, family: Family) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """(policy chosen, policy rejected, reference chosen, reference rejected), (chosen tokens, rejected tokens)."""
     trainer.model_wrapped = trainer.model

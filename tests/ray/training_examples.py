@@ -30,7 +30,8 @@ def altered(
 
 def write_examples(path: Path, examples: Sequence[Example]) -> str:
     """A file of examples as the loop writes it; returns its name."""
-    write_example_unit(path, examples=examples, outcome=Outcome(made=len(examples)))
+    num_answers = examples[0].num_answers if examples else 2
+    write_example_unit(path, examples=examples, outcome=Outcome(made=len(examples)), num_answers=num_answers)
     return str(path)
 
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fakes import preference_pair
+from fakes import preference_pair, single_answer
 from PIL import Image
 from tiny_models import NUM_IMAGE_TOKENS, build_tiny_llava
 
@@ -212,6 +213,32 @@ def test_judging_does_not_decode_the_picture_and_training_names_one_damaged_sinc
     assert judge(pair) == "unreadable_image"
     path.unlink()
     assert judge(pair) == "unreadable_image"
+
+
+SINGLE = (
+    single_answer(id="a", ids=(10, 11, 12, 2), image="red", prompt="What is in image a?"),
+    single_answer(id="b", ids=(30, 2), image="blue", prompt="What is in image b?", weight=0.5),
+)
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_single_answers_have_weights_and_no_row_of_a_second_answer(processor: Any, is_shared: bool) -> None:
+    make = SharedPrefixCollator if is_shared else PairCollator
+    batch = make(processor=processor, load_picture=_load)(pair_rows(SINGLE))
+    assert _rows_of(batch, mask="completion_mask", want=1) == [[10, 11, 12, 2], [30, 2]]
+    assert batch["weights"].tolist() == [1.0, 0.5]
+    assert not {"ref_chosen_logps", "ref_rejected_logps"} & set(batch)
+    images = batch["shared"]["images"] if is_shared else batch
+    assert len(images["pixel_values"]) == 2
+    judge = PairJudge(processor=processor, picture_size=_size, max_length=64)
+    assert [judge(example) for example in SINGLE] == [None, None]
+
+
+def test_an_answer_that_the_policy_has_not_given_has_no_reference(processor: Any) -> None:
+    pair = _pair("a", chosen=(30, 2), rejected=(40, 2))
+    pair = replace(pair, targets=(replace(pair.chosen, logp=None), pair.rejected))
+    batch = PairCollator(processor=processor, load_picture=_load)(pair_rows([pair]))
+    assert batch["ref_chosen_logps"].isnan().all() and batch["ref_rejected_logps"].tolist() == [-2.25]
 
 
 class _PatchProcessor:

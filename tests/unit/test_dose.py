@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from csr_ray.training.dose import (
     Dose,
     DosePlan,
     Look,
+    has_taught,
     held_out_share,
     is_held_out,
     look_at,
@@ -119,6 +121,21 @@ def test_a_phase_without_rejected_answers_goes_by_the_chosen_ones() -> None:
     assert (rising.looks[-1].step, rising.best_step) == (60, 60)
     turning = train(lambda step: 3.0 - abs(step - 24) / 8)
     assert turning.reason == "the held-out loss was lowest after step 24" and turning.looks[-1].step == 36
+
+
+def test_single_answers_go_by_how_likely_they_have_become() -> None:
+    seen = look_at([3.0, 1.0, -1.0], rejected=[], step=6, lr_sum=1e-3, beta=0.1)
+    assert (seen.margin, seen.chosen, seen.rejected, seen.loss) == (1.0, 1.0, None, -1.0)
+    assert seen.accuracy == pytest.approx(2 / 3) and seen.divergence == -1.0
+    assert Look.from_plain(json.loads(json.dumps(seen.to_plain()))) == seen
+    dose = Dose(_plan(margin=None, patience=2))
+    for step, gain in ((6, 1.0), (12, 2.0), (18, 1.5), (24, 1.8)):
+        dose.observe(look_at([gain] * 9, rejected=[], step=step, lr_sum=1.0, beta=0.1))
+    assert dose.reason == "the held-out loss was lowest after step 12" and dose.factor == 1.0
+    assert has_taught(dose.to_plain(learning_rate=1e-4))
+    short = Dose(_plan(margin=None, max_steps=6))
+    short.observe(look_at([1.0] * 9, rejected=[], step=6, lr_sum=1.0, beta=0.1))
+    assert short.reason == "train.max_epochs was reached; held-out answers are 1.00 nats likelier"
 
 
 def test_pairs_that_are_all_alike_are_numbers_like_any_others() -> None:

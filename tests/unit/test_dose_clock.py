@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 
 import pytest
-from fakes import preference_pair
+from fakes import preference_pair, single_answer
 
 from actors.train import dose_clock
 from actors.train.dose_clock import DoseClock
@@ -28,23 +28,29 @@ PAIRS = [
 ]
 
 
-def look(sums: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> Dose:
-    """The dose after one look, at which the pairs named in `sums` have these log-probs and all others -1."""
+def look(
+    sums: dict[str, float], monkeypatch: pytest.MonkeyPatch, *, examples: Sequence[Example] = tuple(PAIRS)
+) -> Dose:
+    """The dose after one look, at which the examples named in `sums` have these log-probs and all others -1."""
     monkeypatch.setattr(dose_clock.distributed, "get_world_size", lambda: 1)
     monkeypatch.setattr(dose_clock.distributed, "get_rank", lambda: 0)
 
     def now(pairs: Sequence[Example]) -> tuple[list[float], list[float]]:
-        return [sums.get(pair.id, -1.0) for pair in pairs], [-2.0] * len(pairs)
+        return [sums.get(pair.id, -1.0) for pair in pairs], [-2.0] * sum(pair.num_answers == 2 for pair in pairs)
+
+    def before(pairs: Sequence[Example]) -> tuple[list[float], list[float]]:
+        # Of several answers to one prompt each has a reference of its own.
+        return [-1.0 - pair.preferred.token_ids[0] for pair in pairs], [-1.0] * len(now(pairs)[1])
 
     plan = DosePlan(margin=9.0, divergence=9.0, patience=9, lr_sum=None, steps_a_pass=9, max_steps=9, finds_rate=True)
     clock = DoseClock(
         Dose(plan),
         batch_size=8,
         beta=0.1,
-        num_held_out=lambda: len(PAIRS),
-        held_out=lambda num: PAIRS[:num],
+        num_held_out=lambda: len(examples),
+        held_out=lambda num: list(examples[:num]),
         sums=now,
-        reference_sums=lambda pairs: ([-1.0] * len(pairs), [-1.0] * len(pairs)),
+        reference_sums=before,
         keep=lambda: None,
     )
     state = SimpleNamespace(global_step=4, max_steps=9, log_history=[])
@@ -54,7 +60,16 @@ def look(sums: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> Dose:
 
 def test_a_look_is_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     (seen,) = look({"p1": 8.0}, monkeypatch).looks
-    assert seen.num_pairs == 9 and seen.margin == pytest.approx(2.0)
+    assert seen.num_pairs == 9 and seen.margin == pytest.approx(5.0)
+
+
+def test_a_look_at_single_answers_knows_several_of_one_prompt_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [single_answer(id=f"p{number // 2}", ids=(number, 2)) for number in range(8)]
+    (seen,) = look({}, monkeypatch, examples=answers).looks
+    assert (seen.num_pairs, seen.rejected) == (8, None)
+    assert seen.chosen == pytest.approx(3.5), "the mean of 0 to 7"
+    with pytest.raises(FloatingPointError, match=r"no numbers: p3, p3\. "):
+        look({"p3": math.nan}, monkeypatch, examples=answers)
 
 
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])

@@ -9,6 +9,7 @@ import queue
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,7 @@ from journals import entries_of
 from rich.console import Console
 
 from csr_ray import loop
+from csr_ray.app.check import check_run
 from csr_ray.app.compare import compare
 from csr_ray.app.console import ConsoleView
 from csr_ray.errors import ActorFailure, ConfigError, NoDataError
@@ -38,7 +40,7 @@ from csr_ray.store.atomic import new_folder
 from csr_ray.store.journal import Journal
 from csr_ray.store.marked_answers import read_marked_answers
 from csr_ray.store.run_folder import RunFolder
-from csr_ray.store.tables import write_rollouts
+from csr_ray.store.tables import read_examples, write_rollouts
 from csr_ray.store.units import unit_name
 
 PROMPTS = [Prompt(id=f"p{number}", image=f"{number}.png", text="Describe.") for number in range(5)]
@@ -671,6 +673,39 @@ def test_of_two_phases_each_trains_a_version_and_writes_into_a_folder_of_its_own
     assert [entry["policy_version"] for entry in summary["rounds"]] == [2, 4]
     assert summary["rounds"][0]["pairs"]["made"] == 10
     assert [line["version"] for line in Journal(driver.folder.journal).all("eval")] == [0, 2, 4]
+
+
+class Imitates(Csr):
+    """The best answers of CSR's trees, to be imitated, half as much as others would be."""
+
+    def phases(self, round_index: int):
+        return (Phase(objective="sft", num_answers=1),)
+
+    def examples(self, phase, rollout):
+        (pair,) = super().examples(phase, rollout)
+        return [replace(pair, targets=(replace(pair.chosen, role="answer"),), weight=0.5)]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_single_answers_go_the_way_of_pairs_into_a_file_of_their_own(tmp_path, monkeypatch, streaming: bool) -> None:
+    def build(config):
+        return Imitates(search=config.search, reward=config.reward, pairs=config.pairs)
+
+    monkeypatch.setattr("csr_ray.methods.csr.build", build)
+    driver = Driver(tmp_path, train={"streaming": streaming})
+    summary = driver.run()
+    assert driver.trainer.trained == [0, 1]
+    assert not list(tmp_path.glob("round_*/pairs.parquet"))
+    examples = read_examples(tmp_path / "round_001/examples.parquet")
+    assert {(example.preferred.text, example.weight, example.num_answers) for example in examples} == {
+        ("Good.", 0.5, 1)
+    }
+    made = summary["rounds"][0]["pairs"]
+    assert made["made"] == made["answer_sentences"] * 5 == 5 and made["answer_reward"] > 0
+    assert made["chosen_reward"] is None
+    assert "5 answers, reward" in driver.said.getvalue()
+    assert {finding.file for finding in check_run(tmp_path).damage} <= {"config.yaml"}, "fakes have no config file"
+    assert not list(tmp_path.glob("round_*/examples"))
 
 
 def test_the_driver_lets_go_of_a_rollout_when_its_unit_is_committed(tmp_path, monkeypatch) -> None:

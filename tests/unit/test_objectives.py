@@ -81,6 +81,8 @@ def test_likelihood_terms() -> None:
     logp, num_tokens = torch.tensor([-10.0, -8.0]), torch.tensor([5, 4])
     assert nll_loss(logp).tolist() == [10, 8]
     assert sft_loss(logp, num_tokens=num_tokens).mean().item() == pytest.approx(18 / 9), "the mean over tokens"
+    of_halves = sft_loss(logp, num_tokens=num_tokens, weights=torch.tensor([0.5, 1.0]))
+    assert of_halves.mean().item() == pytest.approx(13 / 9), "each answer's part of that mean times its weight"
     weighted = weighted_sft_loss(logp, num_tokens=num_tokens, weights=torch.tensor([1.0, 3.0]))
     assert weighted.tolist() == pytest.approx([2, 6])
 

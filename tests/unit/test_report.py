@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from csr_ray.config.schema import Cluster, GpuKindKeys
 from csr_ray.counters import Usage
 from csr_ray.errors import UserError
 from csr_ray.machine.cost import cost
+from csr_ray.records import Ask, Example, Picture, Target
 from csr_ray.report import write_report
 from csr_ray.report.gallery import NUM_COLOURS, RewardScale
 from csr_ray.report.read import MAX_SHOWN_A_ROUND, spread_over_margins
+from csr_ray.store.tables import Outcome, write_example_unit
 
 # ---- what the page shows -------------------------------------------------------------------------------------------
 
@@ -161,6 +164,32 @@ def test_images_are_found_as_path_or_bytes_and_stored_once(tmp_path: Path, form:
     assert len(found["images"]) == 1
     assert found["images"][0]["tiny"]
     assert found["images"][0]["uri"].startswith("data:image/png;base64,")
+
+
+def test_answers_that_are_imitated_stand_alone_on_the_page(tmp_path: Path) -> None:
+    write_round(tmp_path)
+    (tmp_path / "round_000" / "pairs.parquet").unlink()
+    answer = Target(role="answer", text="A red circle. 0", token_ids=(1,), logp=-1.5, reward=3.0, nodes=(0,))
+    examples = [
+        Example(
+            id=f"p{number}",
+            ask=Ask(picture=Picture(path="nowhere.png"), text="What is this?"),
+            targets=(replace(answer, reward=float(number)),),
+            policy_version=0,
+            method="sft",
+            seed=0,
+        )
+        for number in range(3)
+    ]
+    path = tmp_path / "round_000" / "examples.parquet"
+    write_example_unit(path, examples=examples, outcome=Outcome(made=3), num_answers=1)
+    html = page(tmp_path)
+    found = gallery_of(html)["pairs"]
+    assert [(pair["chosen"]["reward"], pair["rejected"], pair["margin"]) for pair in found] == [
+        (number, None, None) for number in (0.0, 1.0, 2.0)
+    ]
+    assert found[0]["chosen"]["sentences"][0]["text"] == "A red circle. 0"
+    assert "could not be read" not in words(html)
 
 
 def test_a_large_run_stays_a_small_page(tmp_path: Path) -> None:

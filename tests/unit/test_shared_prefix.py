@@ -58,6 +58,16 @@ def test_every_answer_token_is_predicted_by_the_token_before_it(rows: list[list[
     assert spread(values, is_answer=layout.is_answer).sum(dim=1).tolist() == [6, 4, 11, 34]
 
 
+def test_a_single_answer_has_no_tokens_and_no_row_of_a_second() -> None:
+    one, other = _pair(3, chosen=(1, 2, 3), rejected=()), _pair(2, chosen=(6,), rejected=(), first=200)
+    assert [pair.num_tokens for pair in (one, other)] == [5, 2]
+    layout = lay_out([[one, other]], pad_token_id=0)
+    assert layout.input_ids.tolist() == [[100, 101, 102, 1, 2, 200, 201]]
+    assert layout.branch.tolist() == [[0, 0, 0, 1, 1, 0, 0]]
+    assert layout.answers.tolist() == [[1, 2, 3], [6, 0, 0]]
+    assert layout.input_ids.flatten()[layout.sources].tolist() == [102, 1, 2, 201]
+
+
 def test_positions_of_answers_go_on_after_the_largest_of_any_axis() -> None:
     pair = PairTokens(
         prefix=torch.arange(3),

@@ -5,17 +5,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-from fakes import preference_pair
+from fakes import preference_pair, single_answer
 
 from actors.train.checkpoints import example_key
 from actors.train.examples import ArrivalSampler, ExampleStream
 from actors.train.stream import HELD_OUT, JudgedFile, JudgedSoFar, OpenStream
 from csr_ray.records import Example
-from csr_ray.store.tables import ExampleReader, Outcome, join_example_units, write_example_unit
+from csr_ray.store.tables import (
+    ExampleReader,
+    Outcome,
+    join_example_units,
+    read_examples,
+    read_outcome,
+    write_example_unit,
+)
 
 
 def _judge(example: Example) -> str | None:
@@ -196,6 +204,27 @@ def test_any_example_is_found_in_a_file_of_many_groups(tmp_path: Path, monkeypat
     assert [reader.example(str(joined), row=row).id for row in order] == ["32", "00", "12", "20", "00", "31", "10"]
     with pytest.raises(IndexError):
         reader.example(str(joined), row=12)
+
+
+def test_single_answers_are_read_as_they_were_written(tmp_path: Path) -> None:
+    said = single_answer(id="a", ids=(5, 2), text="A cat.", image="cat.png", prompt="What?", weight=0.25)
+    judged = replace(said, targets=(replace(said.preferred, logp=-1.5, reward=3.0, nodes=(2,)),), seed=7)
+    unit, joined = tmp_path / "unit.parquet", tmp_path / "examples.parquet"
+    outcome = Outcome()
+    for example in (said, judged):
+        outcome.count(example)
+    write_example_unit(unit, examples=[said, judged], outcome=outcome, candidates="c", num_answers=1)
+    empty = tmp_path / "empty.parquet"
+    write_example_unit(empty, examples=[], outcome=Outcome(dropped={"no": 1}), candidates="c", num_answers=1)
+    assert read_outcome(unit, candidates="c") == outcome and outcome.mean("answer_reward") == 1.5
+    total, _ = join_example_units(joined, units=[empty, unit], num_answers=1)
+    assert (total.made, total.dropped) == (2, {"no": 1})
+    assert read_examples(joined) == [said, judged]
+    reader = ExampleReader()
+    assert [reader.example(str(joined), row=row) for row in (1, 0)] == [judged, said]
+    assert {"id", "image", "prompt", "answer", "weight", "reward", "logp", "policy_version", "method", "seed"} <= set(
+        pq.read_schema(joined).names
+    )
 
 
 def _keys(*ids: str, folder: Path) -> list[bytes]:
