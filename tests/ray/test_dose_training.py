@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from training_process import start_training_process
 
 from actors.train.group import TrainerGroup
 from csr_ray.config.schema import Train
-from csr_ray.records import Cycle, Example, TrainOrder, TrainResult
+from csr_ray.records import Cycle, Example, Phase, TrainOrder, TrainResult
 from csr_ray.training.dose import is_held_out
 
 NUM_TRAINED = 80
@@ -86,6 +87,7 @@ def _train(
     is_whole: bool = True,
     order: dict[str, Any] | None = None,
     num_missing: int = 0,
+    phase: Phase = Phase(),  # noqa: B008 # frozen
 ) -> TrainResult:
     from actors.train.cycle import CycleTrainer
 
@@ -97,7 +99,7 @@ def _train(
     units = [pairs] if is_whole else [pairs[start : start + 16] for start in range(0, len(pairs), 16)]
     files = [write_examples(output_dir.parent / f"unit_{at}.parquet", unit) for at, unit in enumerate(units)]
     asked = TrainOrder(
-        cycle=Cycle(round_index=0),
+        cycle=Cycle(round_index=0, phase=phase),
         output_dir=str(output_dir),
         num_examples_at_most=len(pairs) + num_missing,
         is_whole=is_whole,
@@ -140,6 +142,29 @@ def test_it_trains_until_the_held_out_margin_is_reached(plain: TrainResult, pair
     assert plain.dose["lr_sum"] == pytest.approx(plain.num_steps * 3e-4)
     assert plain.dose["learning_rate"] == 3e-4
     assert plain.metrics["held_out/margin"] == looks[-1]["margin"]
+
+
+def test_single_answers_are_trained_until_the_held_out_ones_become_no_likelier(
+    training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path
+) -> None:
+    """Several answers to one prompt each count for themselves."""
+    answers = [
+        replace(pair, targets=(replace(target, role="answer", logp=None, reward=None),))
+        for pair in pairs
+        for target in (pair.chosen, pair.rejected)
+    ]
+    phase = Phase(objective="sft", num_answers=1, max_examples_a_prompt=2)
+    result = training_process.submit(
+        _train, model, answers, tmp_path / "adapter", {"max_epochs": 2}, phase=phase
+    ).result(timeout=300)
+    assert result.num_pairs == 2 * NUM_TRAINED and math.isfinite(result.loss_last)
+    assert result.loss_last < result.loss_first
+    looks = result.dose["looks"]
+    assert {look["num_pairs"] for look in looks} == {2 * _num_held_out(pairs)}
+    assert looks[-1]["chosen"] > 0 and all(look["rejected"] is None for look in looks)
+    assert result.dose["learning_rate"] == 3e-4 and "held out" in result.dose["reason"].replace("-", " ")
+    assert {probe.answer_ids for probe in result.probes} <= {answer.preferred.token_ids for answer in answers}
+    assert not [name for name in result.metrics if "rejected" in name]
 
 
 def test_the_margin_is_that_of_the_adapter_that_is_handed_over(
