@@ -543,7 +543,9 @@ class Message:
 
     Attributes:
         role: who says it: "system" (what the judge is to be), "user" (who asks) or "assistant" (the judge itself).
+        image: a picture that is seen before the text, as a URL of the kind data:image/png;base64,...; empty: none.
     """
 
     role: Literal["system", "user", "assistant"]
     text: str
+    image: str = ""

@@ -64,7 +64,7 @@ def print_methods(*, console: Console) -> None:
     )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for heading in ("method", "source", "needs", "rollouts a prompt", "objective", "config"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading == "config")
     for method in methods_as_plain():
         cells = (
             method["name"],

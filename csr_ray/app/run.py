@@ -52,6 +52,7 @@ from csr_ray.records import Rejection
 from csr_ray.report import write_report
 from csr_ray.report.terminal import print_round_table
 from csr_ray.stages.close import summarise
+from csr_ray.stages.judge import check_judge_answers
 from csr_ray.stages.observe import JournalMetrics, ObservedView
 from csr_ray.stages.recover import finish_again, has_quarantine, is_sound, named_files, recover, set_aside
 from csr_ray.stages.state import RunState
@@ -187,6 +188,7 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
         config = resolve_world(given, folder=cached_world(world_spec(given.world)))
     check_paths(config)
     _start_folder(folder, config=given)
+    check_judge_answers(state)
     config = placed(config)
     state = replace(state, config=config)
     keep_no_spare_memory()

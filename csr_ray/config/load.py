@@ -366,6 +366,7 @@ def _with_preset(tree: dict[str, Any]) -> dict[str, Any]:
     sections = {key for key, field in Config.model_fields.items() if _section_of(field.annotation)} - {
         "scorer",
         *_NO_KEYS,
+        "judge",
     }
     return {key: ({} if value is None and key in sections else value) for key, value in merged.items()}
 

@@ -1118,6 +1118,7 @@ class Config(Section):
     scorers: Scorers = Scorers()
     cluster: Cluster = Cluster()
     eval: Eval = Eval()
+    judge: Judge | None = None
 
     @property
     def of_each_method(self) -> tuple[Config, ...]:

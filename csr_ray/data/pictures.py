@@ -6,6 +6,8 @@ which actor gets a picture, know it by its `key`, which names the change, too.
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Callable
 from functools import cache
@@ -19,6 +21,7 @@ from csr_ray.data.images import image_size, load_image
 from csr_ray.records import Picture
 
 NUM_NOISE_STEPS: Final = 1000
+_MOST_SENT_PX: Final = 1024
 
 
 def load_picture(picture: Picture) -> Image.Image:
@@ -30,6 +33,19 @@ def load_picture(picture: Picture) -> Image.Image:
     image = load_image(picture.path)
     name, _, strength = picture.change.partition(":")
     return _change(picture)(image, strength, picture.seed) if name else image
+
+
+def data_url(picture: Picture) -> str:
+    """The picture as a data: URL, for a judge at an endpoint; of a large one a copy of a thousand pixels a side.
+
+    Raises:
+        UnreadableError: see `load_picture`.
+    """
+    image = load_picture(picture)
+    image.thumbnail((_MOST_SENT_PX, _MOST_SENT_PX))
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode('ascii')}"
 
 
 def picture_size(picture: Picture) -> tuple[int, int]:

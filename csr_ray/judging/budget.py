@@ -15,6 +15,8 @@ from csr_ray.records import JsonDict, Message
 
 # Of each message, what an endpoint's template may add to it.
 _TOKENS_A_MESSAGE = 16
+# More than endpoints take for a picture of a thousand pixels a side.
+_TOKENS_A_PICTURE = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +46,12 @@ class Spent:
 
 
 def most_input_tokens(messages: Sequence[Message]) -> int:
-    """As many tokens as messages can have: no tokenizer makes more of a text than it has bytes."""
-    return sum(len(message.text.encode()) + _TOKENS_A_MESSAGE for message in messages)
+    """As many tokens as messages can have: no tokenizer makes more of a text than it has bytes, and no endpoint more
+    of a picture than `_TOKENS_A_PICTURE`."""
+    return sum(
+        len(message.text.encode()) + _TOKENS_A_MESSAGE + (_TOKENS_A_PICTURE if message.image else 0)
+        for message in messages
+    )
 
 
 class Budget:

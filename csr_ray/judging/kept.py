@@ -23,7 +23,10 @@ def inquiry_key(model: str, *, messages: Sequence[Message], temperature: float, 
     """Names a question: the same model asked the same in the same way has the same key."""
     asked = {
         "model": model,
-        "messages": [asdict(message) for message in messages],
+        # Without a picture as before there could be one, so that answers of then are found.
+        "messages": [
+            {key: value for key, value in asdict(message).items() if value or key != "image"} for message in messages
+        ],
         "temperature": float(temperature),
         "max_tokens": max_tokens,
     }

@@ -230,7 +230,7 @@ class OpenAIJudge:
         try:
             answer = await self._client.chat.completions.create(
                 model=self._keys.model,
-                messages=[{"role": message.role, "content": message.text} for message in messages],
+                messages=[{"role": message.role, "content": _content(message)} for message in messages],
                 temperature=temperature,
                 timeout=max(0.001, min(self._keys.timeout_s, self._ends_s - time.monotonic())),
                 **{self._limit_key: max_tokens},
@@ -321,3 +321,10 @@ class OpenAIJudge:
         """One short line without secrets."""
         words = " ".join(str(said).split()) or type(said).__name__
         return without_secret(without_credentials(words), self._key)[:_MOST_CHARACTERS]
+
+
+def _content(message: Message) -> str | list[dict[str, Any]]:
+    if not message.image:
+        return message.text
+    picture = {"type": "image_url", "image_url": {"url": message.image}}
+    return [picture, {"type": "text", "text": message.text}]

@@ -10,11 +10,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from csr_ray.config.schema import Config
 from csr_ray.methods.sequence import MethodSequence
-from csr_ray.ports import Engine, Scorer
+from csr_ray.ports import Engine, Judge, Scorer
 from csr_ray.records import Example, Phase, Prompt, Rollout
 
 
@@ -81,6 +81,35 @@ class Method(Protocol):
 
         Summed over the rollouts of a cycle, they stand in the journal, in summary.json and on the page.
         """
+        ...
+
+
+@runtime_checkable
+class AsksJudge(Protocol):
+    """A method that may ask the judge of the config's section `judge` about a rollout.
+
+    The driver does that when a rollout comes from its generator and before it is committed: so there is one pace, one
+    budget, and one file of paid answers, which lies in the run folder.
+    """
+
+    @property
+    def asks_judge(self) -> bool: ...
+
+    async def judged(self, rollout: Rollout, *, judge: Judge) -> Rollout:
+        """The rollout with what the judge says of it. Many are judged at once.
+
+        A question that the judge does not answer (JudgeFailure) is noted in the rollout, so that `examples` can drop
+        it by a reason; that it cannot be asked at all is nobody's to catch.
+        """
+        ...
+
+
+@runtime_checkable
+class AsksOtherwise(Protocol):
+    """A method whose trained policy is asked in other words than the user's: evaluations of it do so, too."""
+
+    def asked(self, question: str) -> str:
+        """The question in these words."""
         ...
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from csr_ray.config.schema import turn_of
-from csr_ray.ports import Engine, Scorer
+from csr_ray.ports import Engine, Judge, Scorer
 from csr_ray.records import Example, Phase, Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -41,6 +41,19 @@ class MethodSequence:
     @property
     def needs_scorer(self) -> bool:
         return any(method.needs_scorer for method in self.methods)
+
+    @property
+    def asks_judge(self) -> bool:
+        """See `csr_ray.methods.base.AsksJudge`."""
+        return any(_asks_judge(method) for method in self.methods)
+
+    async def judged(self, rollout: Rollout, *, judge: Judge) -> Rollout:
+        """See `csr_ray.methods.base.AsksJudge`; a rollout of a method that asks no judge stays as it is."""
+        method: Any = self._of_version(rollout.policy_version)
+        if not _asks_judge(method):
+            return rollout
+        found: Rollout = await method.judged(rollout, judge=judge)
+        return found
 
     def of_round(self, round_index: int) -> Method:
         """The method whose turn this round is."""
@@ -78,3 +91,7 @@ class MethodSequence:
             if version < 0:
                 return self.of_round(round_index)
         raise AssertionError(f"{self.name}: no phase begins with this policy version")
+
+
+def _asks_judge(method: Method) -> bool:
+    return bool(getattr(method, "asks_judge", False))

@@ -23,8 +23,8 @@ from pydantic import Field, model_validator
 from csr_ray.config.schema import Config, Section
 from csr_ray.methods.base import About, Dropped
 from csr_ray.ports import Engine, Scorer
-from csr_ray.records import Ask, Candidate, Example, Phase, Prompt, Rollout, RolloutStats, Sentence, Target
-from csr_ray.rollout.served import sentences_of
+from csr_ray.records import Ask, Candidate, Example, Phase, Prompt, Rollout, RolloutStats, Sentence
+from csr_ray.rollout.whole_answers import candidate_of, numbered, target_of
 
 ABOUT: Final = About(
     title="self-improvement by a critic that sees the reference answer",
@@ -115,10 +115,10 @@ class Sima:
             roles = list(_ORDERS) if keys.orders == "both" else list(_ORDERS)[:1]
             critiques = await asyncio.gather(*(self._critique(role, prompt, said, engine=engine) for role in roles))
         answers = [
-            _candidate(sentence, role=role, node=node)
+            candidate_of(sentence, role=role, node=node)
             for node, (role, sentence) in enumerate(zip(("greedy", "sampled"), said, strict=True))
         ]
-        candidates = tuple([*_rewarded(answers, critiques=critiques), *_numbered(critiques, start=len(answers))])
+        candidates = tuple([*_rewarded(answers, critiques=critiques), *numbered(critiques, start=len(answers))])
         num_tokens = sum(len(candidate.token_ids) for candidate in candidates)
         stats = RolloutStats(num_tokens=num_tokens, seconds=time.perf_counter() - started_s)
         return Rollout(prompt=prompt, candidates=candidates, policy_version=policy_version, seed=seed, stats=stats)
@@ -135,7 +135,7 @@ class Sima:
             seed=0,
         )
         verdict = parse_verdict(critique.text)
-        return _candidate(critique, role=role, asked=asked, scores={"verdict": verdict}, final=False)
+        return candidate_of(critique, role=role, asked=asked, scores={"verdict": verdict}, final=False)
 
     def _counted(self, role: str, *, truth: str, first: str, second: str) -> Candidate:
         """The rule's verdict: fewer named things that the reference does not name."""
@@ -165,7 +165,7 @@ class Sima:
         example = Example(
             id=rollout.prompt.id,
             ask=rollout.prompt.ask,
-            targets=(_target(winner, role="chosen"), _target(loser, role="rejected")),
+            targets=(target_of(winner, role="chosen"), target_of(loser, role="rejected")),
             policy_version=rollout.policy_version,
             method=self.name,
             seed=rollout.seed,
@@ -223,27 +223,6 @@ def _template() -> str:
     return (Path(__file__).parent / "templates" / "sima_critic.txt").read_text(encoding="utf-8").rstrip("\n")
 
 
-def _candidate(
-    sentence: Sentence,
-    *,
-    role: str,
-    node: int = 0,
-    asked: str | None = None,
-    scores: Mapping[str, float | None] | None = None,
-    final: bool = True,
-) -> Candidate:
-    return Candidate(
-        node=node,
-        text=sentence.text,
-        token_ids=sentence.token_ids,
-        logp=sum(sentence.logps),
-        role=role,
-        asked=asked,
-        scores=scores or {},
-        final=final,
-    )
-
-
 def _critiques(rollout: Rollout) -> list[Candidate]:
     return [candidate for candidate in rollout.candidates if candidate.role in _ORDERS]
 
@@ -260,25 +239,3 @@ def _rewarded(answers: Sequence[Candidate], *, critiques: Sequence[Candidate]) -
     if not winners:
         return list(answers)
     return [replace(answer, reward=winners.count(answer.node) / len(winners)) for answer in answers]
-
-
-def _numbered(candidates: Sequence[Candidate], *, start: int) -> list[Candidate]:
-    return [replace(candidate, node=start + place) for place, candidate in enumerate(candidates)]
-
-
-def _target(answer: Candidate, *, role: str) -> Target:
-    assert answer.reward is not None
-    return Target(
-        role=role,
-        text=answer.text,
-        token_ids=answer.token_ids,
-        logp=answer.logp,
-        reward=answer.reward,
-        nodes=(answer.node,),
-        num_sentences=num_sentences(answer.text),
-    )
-
-
-def num_sentences(text: str) -> int:
-    """Sentences of a whole answer; an end that no full stop marks counts as well."""
-    return len(sentences_of(text))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from csr_ray.evaluation.comparison import changes, intervals, shared
 from csr_ray.evaluation.suite import Suite, run_items
-from csr_ray.ports import Generators
-from csr_ray.records import JsonDict, MarkedAnswer
+from csr_ray.methods.base import AsksOtherwise, Method
+from csr_ray.ports import Answering, Generators
+from csr_ray.records import Answer, JsonDict, MarkedAnswer, Question
 from csr_ray.stages.close import keep_account
 from csr_ray.stages.kept_answers import KeptAnswers
 from csr_ray.stages.state import RunState
@@ -36,7 +38,8 @@ def evaluate(
         suite = suite.first(limit)
     started_s = time.perf_counter()
     with view.stage("evaluate", total=suite.num_answers, unit="answers", round_index=round_index) as stage:
-        answering = KeptAnswers(generators, path=state.folder.answers(version), version=version)
+        asked = generators if round_index is None else _Asked(generators, method=state.method_of_round(round_index))
+        answering = KeptAnswers(asked, path=state.folder.answers(version), version=version)
 
         def on_answer() -> None:
             stage.advance()
@@ -58,6 +61,22 @@ def evaluate(
     with contextlib.suppress(OSError):  # of no use any more, and in nobody's way
         state.folder.answers(version).unlink()
     view.metrics(version=version, metrics=metrics)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """`csr_ray.ports.Answering` that puts a question in the words in which the method asks a trained policy."""
+
+    answering: Answering
+    method: Method
+
+    def answer(
+        self, questions: Sequence[Question], *, temperature: float, max_tokens: int, seed: int
+    ) -> Iterator[Answer]:
+        method = self.method
+        if isinstance(method, AsksOtherwise):
+            questions = [replace(question, text=method.asked(question.text)) for question in questions]
+        return self.answering.answer(questions, temperature=temperature, max_tokens=max_tokens, seed=seed)
 
 
 def _certainty(state: RunState, marked: Sequence[MarkedAnswer], *, version: int) -> JsonDict:

@@ -15,6 +15,7 @@ from csr_ray.errors import LockLost, PicturesGone, StorageError
 from csr_ray.ports import Generators
 from csr_ray.records import Cycle, Prompt, Rejection, Rollout, Unit
 from csr_ray.stages.close import keep_account
+from csr_ray.stages.judge import judged
 from csr_ray.stages.state import RunState
 from csr_ray.stages.summary import live_figures
 from csr_ray.stages.turn import Turn
@@ -59,7 +60,7 @@ def roll_out(
         try:
             prompts = units.prompts(until=lambda: state.stop.is_asked)
             rolled = generators.rollout(prompts, cycle=cycle, control=turn.answered(), num=num_left)
-            results = state.stop.until_grace_ends(units.with_refused(rolled))
+            results = state.stop.until_grace_ends(units.with_refused(judged(state, rolled, view=view)))
             for result in sieve.sift(results):
                 num_left -= 1
                 stage.advance(tokens=result.stats.num_tokens if isinstance(result, Rollout) else 0)

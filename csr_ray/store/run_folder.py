@@ -63,6 +63,11 @@ class RunFolder:
         return self.root / "eval" / f"version_{version:03d}.parquet"
 
     @property
+    def judge_replies(self) -> Path:
+        """What a judge at an endpoint has answered about rollouts, so that nothing is paid for twice."""
+        return self.root / "judge.jsonl"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

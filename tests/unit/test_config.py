@@ -62,7 +62,7 @@ def complaint(tmp_path: Path, *overrides: str, text: str | None = None) -> str:
         ("train.deepspeed_stage=4", ["train.deepspeed_stage = 4", "0, 1, 2 or 3"]),
         ("search.preset=papers", ["search.preset = 'papers'", "'default', 'paper' or 'reference'"]),
         ("method=dpo", ["method = 'dpo'", "'csr'"]),
-        ("method=[csr, dpo]", ["method = ['csr', 'dpo']: 'dpo' is unknown", "'csr', 'sima'"]),
+        ("method=[csr, dpo]", ["method = ['csr', 'dpo']: 'dpo' is unknown", "'csr'", "'sima'"]),
         ("method=[]", ["method = []", "[sima, csr]"]),
         ("method=[{sima: 1, csr: 2}]", ["{'sima': 1, 'csr': 2} is no method", "[{sima: 1}, {csr: 2}]"]),
         ("method=[{sima: 0}, csr]", ["sima has 0 rounds", "from 1 on"]),

@@ -30,8 +30,12 @@ def test_every_method_says_what_it_is_and_has_a_config(name: str) -> None:
 def test_every_config_of_a_method_runs_on_the_demos_world_into_a_folder_of_its_own(path: Path) -> None:
     config = load_config(path)
     assert config.run.dir == f"runs/{path.stem}"
-    for section in ("world", "policy", "generators"):
+    for section in ("world", "generators"):
         assert getattr(config, section) == getattr(THE_DEMO, section), section
+    # A method that puts words before the question may need more room.
+    room = config.policy.max_model_len
+    assert room is not None and room >= (THE_DEMO.policy.max_model_len or 0)
+    assert config.policy.model_copy(update={"max_model_len": THE_DEMO.policy.max_model_len}) == THE_DEMO.policy
     assert config.scorer in (None, THE_DEMO.scorer)
     assert config.train.dtype == THE_DEMO.train.dtype
     for key in ("benchmarks", "data", "max_tokens"):
@@ -95,7 +99,7 @@ def test_of_one_method_it_says_more_with_every_key_and_its_default(capsys, tmp_p
 
 def test_a_method_that_is_none_is_one_line_with_the_nearest_name(capsys) -> None:
     assert main(["methods", "simo"]) == 2
-    assert capsys.readouterr().err.startswith("csr-ray: method = 'simo': unknown; did you mean sima? allowed: 'csr'")
+    assert capsys.readouterr().err.startswith("csr-ray: method = 'simo': unknown; did you mean sima? allowed: '")
 
 
 def test_a_file_that_is_no_config_names_no_method(tmp_path: Path) -> None:

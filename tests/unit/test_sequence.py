@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -29,7 +31,7 @@ from csr_ray.methods.base import method_of
 from csr_ray.methods.csr import Csr
 from csr_ray.methods.sequence import MethodSequence
 from csr_ray.methods.sima import Sima
-from csr_ray.records import Ask, Phase, Prompt, Sentence
+from csr_ray.records import Ask, Phase, Prompt, Rollout, Sentence
 from csr_ray.report import write_report
 from csr_ray.report.terminal import print_round_table
 from csr_ray.stages import gate
@@ -136,6 +138,22 @@ def test_what_holds_for_one_of_them_holds_for_all() -> None:
     assert not sequence_of(config_of(["sima", "sima"])).needs_scorer
     with pytest.raises(ConfigError, match=r"^scorer\.model: missing"):
         method_of(parse_config({**{key: LEAST[key] for key in ("data", "policy")}, "method": ["sima", "csr"]}))
+
+
+def test_a_judge_is_asked_about_rollouts_of_the_method_that_asks_one() -> None:
+    class Asking(Csr):
+        asks_judge = True
+
+        async def judged(self, rollout: Rollout, *, judge: object) -> Rollout:
+            return replace(rollout, seed=rollout.seed + 1)
+
+    csr, sima = sequence_of(config_of(["csr", "sima"])).methods
+    asking = Asking(search=csr.search, reward=csr.reward, pairs=csr.pairs)
+    both = MethodSequence(methods=(asking, sima), rounds=(1,))
+    assert both.asks_judge and not sequence_of(config_of(["csr", "sima"])).asks_judge
+    rollouts = [Rollout(prompt=PROMPTS[0], candidates=(), policy_version=version, seed=7) for version in (0, 1)]
+    judged = [asyncio.run(both.judged(rollout, judge=None)) for rollout in rollouts]  # type: ignore[arg-type]
+    assert [rollout.seed for rollout in judged] == [8, 7]
 
 
 def test_the_gate_lets_answers_be_as_long_as_any_of_the_methods() -> None:
@@ -251,7 +269,7 @@ def test_a_damaged_adapter_of_the_first_method_is_trained_again_with_all_that_st
 
 def test_a_dose_is_known_from_rounds_of_the_same_method_alone(tmp_path: Path) -> None:
     driver = driver_of(tmp_path, method=("sima", "csr"), run={"rounds": 4})
-    look = {"step": 4, "margin": 1.3, "margin_se": 0.3, "accuracy": 0.9, "num_pairs": 9}
+    look = {"step": 4, "margin": 1.3, "margin_se": 0.3, "accuracy": 0.9, "num_pairs": 9, "rejected": -0.6}
 
     def dose(rate: float) -> Mapping[str, object]:
         return {"learning_rate": rate, "lr_sum": 10 * rate, "best_step": 4, "looks": [look], "reason": "it is enough"}
