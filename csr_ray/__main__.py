@@ -47,6 +47,23 @@ _PLAN_EXAMPLES = """examples:
   csr-ray plan configs/llava15-7b.yaml --prompts 12856 --gpus 8 --gpu A100  the layouts of eight A100s, fastest first
   csr-ray plan configs/llava15-7b.yaml --prompts 12856 --gpus 8 --gpu H100 cluster.gpu_kinds.H100.usd_per_hour=2.2
 """
+_ANNOTATE_HELP = """\
+People judge two answers of a run at a time on a page of this machine: the picture, the question, one key a verdict.
+Each has a name, goes on where they were, and can take back what they said. The run may still be going on.
+
+Verdicts go to RUN_DIR/annotations/NAME.jsonl. At the end (Ctrl-C), or with --export, what a majority decided becomes
+pairs in the layout of the run's own, and the terminal says who judged how much, how far people agree with each other,
+and how often the run's reward makes their choice. docs/annotate.md has the file formats.
+"""
+_ANNOTATE_EXAMPLES = """examples:
+  csr-ray annotate runs/tiny-world                          the pairs of the last round, all of them
+  csr-ray annotate runs/tiny-world --round 1 --limit 100    a hundred pairs of the first round, drawn by --seed
+  csr-ray annotate runs/tiny-world --from candidates        two answers drawn for each prompt, by no reward
+  csr-ray annotate runs/tiny-world --no-scores              without colours, so that CLIP's opinion sways nobody
+  csr-ray annotate runs/tiny-world --export people.parquet  no page; the pairs that people have decided by now
+
+keys on the page: 1 or left arrow: left is better, 2 or right arrow: right is better, 3 or t: tie, s: skip, u: undo
+"""
 _BENCHMARK_HELP = "pope, chair, world, or another one that csr-ray benchmarks lists"
 _FLAGS_WITH_A_VALUE = ("--gpus", "--gpu", "--gpus-per-node", "--prompts", "--rates", "--json", "--config")
 
@@ -326,6 +343,43 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run_dir", metavar="RUN_DIR", help="folder or URL")
     report.set_defaults(run=_report)
 
+    annotate = commands.add_parser(
+        "annotate",
+        help="people judge answers of RUN_DIR on a local page, and decide pairs",
+        description=_ANNOTATE_HELP,
+        epilog=_ANNOTATE_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    annotate.add_argument("run_dir", metavar="RUN_DIR", help="folder of a run, finished or not; no URL")
+    annotate.add_argument(
+        "--round",
+        type=_at_least_one,
+        default=None,
+        metavar="N",
+        help="1 is the first (round_000); default the last one whose pairs are decided",
+    )
+    annotate.add_argument(
+        "--from",
+        dest="source",
+        choices=("pairs", "candidates"),
+        default="pairs",
+        help="pairs (default): the chosen and the rejected answer; candidates: two answers drawn for each prompt",
+    )
+    annotate.add_argument("--limit", type=_at_least_one, default=None, metavar="N", help="N items, drawn by --seed")
+    annotate.add_argument(
+        "--seed", type=_natural, default=0, metavar="N", help="of order, sides and draws; default 0"
+    )
+    annotate.add_argument("--no-scores", action="store_true", help="do not colour sentences by their CLIP scores")
+    annotate.add_argument("--port", type=_port, default=0, metavar="N", help="of the page; default any free one")
+    annotate.add_argument(
+        "--export",
+        type=_path_here,
+        default=None,
+        metavar="OUT.parquet",
+        help="write there what people have decided so far, and serve no page",
+    )
+    annotate.set_defaults(run=_annotate)
+
     doctor = commands.add_parser(
         "doctor", help="what this machine or cluster can run, and what is missing; or whether a config fits it"
     )
@@ -590,6 +644,12 @@ def _natural(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text}: a port, 1 to 65535, or 0 for any free one")
+    return int(text)
+
+
 def _whole(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text}: a whole number, or 0 for the CPU")
@@ -705,6 +765,26 @@ def _report(arguments: argparse.Namespace) -> int:
     from csr_ray.app.place import report
 
     print(report(arguments.run_dir))
+    return EXIT_DONE
+
+
+def _annotate(arguments: argparse.Namespace) -> int:
+    from csr_ray.app.annotate import Asked, annotate, export
+    from csr_ray.app.console import UnattendedConsole
+
+    console = UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140)
+    if arguments.export is not None:
+        export(arguments.run_dir, output=_lasting(arguments.export, flag="--export"), console=console)
+        return EXIT_DONE
+    asked = Asked(
+        round_number=arguments.round,
+        from_candidates=arguments.source == "candidates",
+        limit=arguments.limit,
+        seed=arguments.seed,
+        shows_scores=not arguments.no_scores,
+        port=arguments.port,
+    )
+    annotate(arguments.run_dir, asked=asked, console=console)
     return EXIT_DONE
 
 

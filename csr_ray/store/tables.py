@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -309,6 +309,44 @@ def join_example_units(
 
     write_atomically(path, write=write)
     return total, digest
+
+
+def write_annotated_pairs(
+    path: Path,
+    *,
+    examples: Sequence[Example],
+    annotators: Sequence[Sequence[str]],
+    pictures: Mapping[str, bytes],
+) -> None:
+    """Write pairs that people decided, in the layout of `join_example_units`, and who decided each (`annotators`).
+
+    Args:
+        pictures: by name, the bytes of those that are to stand in the file.
+    """
+    schema = _PAIRS.append(pa.field("annotators", pa.list_(pa.string())))
+    rows = [
+        {
+            **(row := _pair_row(example)),
+            "image": {"bytes": pictures.get(row["image"]["path"]), "path": row["image"]["path"]},
+            "annotators": list(names),
+        }
+        for example, names in zip(examples, annotators, strict=True)
+    ]
+    content = _parquet(pa.Table.from_pylist(rows, schema=schema), compression="zstd")
+    write_atomically(path, write=lambda temporary: temporary.write_bytes(content))
+
+
+def picture_bytes(path: Path, *, names: Collection[str]) -> dict[str, bytes]:
+    """By name, those of these pictures whose bytes stand in a file of pairs, which may hold none or all of them."""
+    found: dict[str, bytes] = {}
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=_PICTURES_AT_ONCE, columns=["image"]):
+            for picture in batch.column("image").to_pylist():
+                if picture["bytes"] and picture["path"] in names:
+                    found[picture["path"]] = picture["bytes"]
+            if len(found) == len(names):
+                break
+    return found
 
 
 def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

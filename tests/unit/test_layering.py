@@ -38,6 +38,7 @@ LEVELS = (
     ("methods",),
     ("stages",),
     ("loop", "report", "tracking"),
+    ("annotation",),
     ("app",),
     ("__main__",),
 )
