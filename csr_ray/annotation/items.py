@@ -309,10 +309,14 @@ def _phase_names(journal: Path) -> dict[int, str]:
 
 def _draw(rollout: Rollout, *, seed: int) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     by_text: dict[str, tuple[int, ...]] = {}
+    known_ids = set()
     for path in rollout.answers():
         # A judge's words are no answer to the prompt.
         if all(node.asked is None for node in path) and (text := answer_text(path).strip()):
-            by_text.setdefault(text, tuple(node.node for node in path))
+            ids = tuple(token for node in path for token in node.token_ids)
+            if text not in by_text and ids not in known_ids:  # a pair of the same tokens teaches nothing
+                by_text[text] = tuple(node.node for node in path)
+                known_ids.add(ids)
     if len(by_text) < 2:
         return None
     first, second = random.Random(f"{seed} {rollout.prompt.id}").sample(sorted(by_text.values()), 2)

@@ -34,7 +34,8 @@ def lines_of(run: Path, name: str) -> list[str]:
 
 
 def judged(number: int) -> str:
-    return f"document.body.innerText.includes('{number} of 6 judged')"
+    """Of the page as a whole, whose script has run."""
+    return f"document.readyState === 'complete' && document.body.innerText.includes('{number} of 6 judged')"
 
 
 def test_a_person_judges_by_single_keys_and_takes_one_back(run: Path, browser: HeadlessBrowser) -> None:
@@ -90,7 +91,7 @@ def test_a_key_that_is_held_is_one_verdict(run: Path, browser: HeadlessBrowser) 
 
 
 def test_colours_can_be_put_away_and_stay_away(run: Path, browser: HeadlessBrowser) -> None:
-    is_plain = "getComputedStyle(document.querySelector('.sentence')).backgroundColor === 'rgba(0, 0, 0, 0)'"
+    is_plain = "document.readyState === 'complete' && getComputedStyle(document.querySelector('.sentence')).backgroundColor === 'rgba(0, 0, 0, 0)'"
     with serving(run) as server:
         browser.open(f"{server.url}?name=dee", until=judged(0))
         assert not browser.value(is_plain)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from annotated_runs import rollout_of, write_run
+from checked_runs import finished_run
 from fakes import tiny_config
 from rich.console import Console
 
@@ -140,11 +142,20 @@ def test_prompts_with_one_answer_critics_words_and_damaged_units_are_left_out_an
     plain = {"token_ids": (1,), "logp": -1.0}
     critic = Candidate(node=1, text="The first is better.", role="critic", asked="Which is better?", **plain)
     alone = (Candidate(node=0, text="A red circle.", role="greedy", **plain), critic)
-    one = rollout.__class__(prompt=rollout.prompt, candidates=alone, policy_version=0, seed=1)
-    write_rollouts(folder / "candidates" / "unit_a.parquet", rollouts=[one])
+    write_rollouts(folder / "candidates" / "unit_a.parquet", rollouts=[replace(rollout, candidates=alone)])
     (folder / "candidates" / "unit_b.parquet").write_bytes(b"PAR1 but not for long")
     items, dropped = candidate_items(Place(0, "main", folder), reward=None, seed=0)
     assert not items and dropped == Counter({ONE_ANSWER: 1, UNREADABLE: 1})
+
+
+def test_answers_of_the_same_tokens_are_no_pair(tmp_path: Path) -> None:
+    folder = tmp_path / "round_000"
+    plain = {"role": "annotated", "token_ids": (), "logp": 0.0}  # of a file: words alone
+    both = tuple(Candidate(node=node, text=f"Answer {node}.", **plain) for node in (0, 1))
+    rollout = replace(rollout_of(1, image="x.png"), candidates=both)
+    write_rollouts(folder / "candidates" / "unit_a.parquet", rollouts=[rollout])
+    items, dropped = candidate_items(Place(0, "main", folder), reward=None, seed=0)
+    assert not items and dropped == Counter({ONE_ANSWER: 1})
 
 
 def test_pairs_that_read_the_same_are_left_out(run: Path) -> None:
@@ -191,9 +202,7 @@ def test_sentences_have_their_scores_and_colours(run: Path) -> None:
 
 def test_an_answer_that_the_candidates_do_not_tell_is_one_sentence(run: Path) -> None:
     item = items_of(run)[0]
-    other = item.example.chosen.__class__(
-        role="chosen", text="Another.", token_ids=(1,), logp=0, reward=0, nodes=(0,)
-    )
+    other = replace(item.example.chosen, text="Another.", nodes=(0,))
     assert [s.text for s in SentenceScores([item.place]).sentences(item, target=other)] == ["Another."]
 
 
@@ -430,6 +439,26 @@ def test_pictures_that_the_run_s_pairs_hold_are_in_the_export_too(run: Path, tmp
     export(str(run), output=tmp_path / "out.parquet", console=QUIET)
     (row,) = pq.read_table(tmp_path / "out.parquet").to_pylist()
     assert row["image"]["bytes"] == b"picture p2"
+
+
+def test_a_run_as_the_loop_leaves_it_is_judged_and_stays_sound(tmp_path: Path) -> None:
+    driver = finished_run(tmp_path / "run")
+    run = driver.folder.root
+    places = find_places(driver.folder)
+    assert [(place.round_index, place.phase) for place in places] == [(0, "main"), (1, "main")]
+    (place,) = places_of_round(places, number=None, from_candidates=False)
+    items, _ = pair_items(place)
+    assert place.round_index == 1 and items and all(item.is_ranked for item in items)
+    scores = SentenceScores([place])
+    assert all(
+        s.image_score is not None for s in scores.sentences(items[0], target=items[0].example.chosen) if s.text
+    )
+    for item in items:
+        Annotations(run / "annotations").add("ada", verdict=verdict_on(item, "right"))
+    export(str(run), output=run / "annotations" / "pairs.parquet", console=QUIET)
+    people = read_examples(run / "annotations" / "pairs.parquet")
+    assert [example.chosen.text for example in people] == [item.example.rejected.text for item in items]
+    assert driver.check().sound
 
 
 # ---- the command ----
