@@ -22,7 +22,7 @@ import xxhash
 
 from csr_ray.config.schema import Reward
 from csr_ray.errors import ConfigError
-from csr_ray.methods.csr import answer_text
+from csr_ray.methods.csr import answer_text, path_target
 from csr_ray.records import Candidate, Example, Rollout, Target
 from csr_ray.report.gallery import RewardScale, reward_scale
 from csr_ray.rollout.reward import answer_reward, middle_reward
@@ -177,7 +177,7 @@ def pair_items(place: Place) -> tuple[list[Item], Counter[str]]:
         if example.chosen.text == example.rejected.text:
             dropped[SAME_TEXT] += 1
             continue
-        items.append(Item(place=place, example=example, is_ranked=example.margin > 0))
+        items.append(Item(place=place, example=example, is_ranked=(example.margin or 0.0) > 0))
     return items, dropped
 
 
@@ -338,7 +338,7 @@ def _drawn_item(
         id=rollout.prompt.id,
         ask=rollout.prompt.ask,
         targets=tuple(
-            target_of(path, role=role, reward=value)
+            path_target(path, role=role, reward=value)
             for role, (value, path) in zip(("chosen", "rejected"), ranked, strict=True)
         ),
         policy_version=rollout.policy_version,
@@ -355,19 +355,6 @@ def _rewards(paths: Sequence[Sequence[Candidate]], *, rollout: Rollout, config: 
         return [None] * len(paths)
     middle = middle_reward(rollout.answers())
     return [answer_reward(path, config=config, middle=middle) for path in paths]
-
-
-def target_of(path: Sequence[Candidate], *, role: str, reward: float) -> Target:
-    """A path of candidates as one answer of an example."""
-    return Target(
-        role=role,
-        text=answer_text(path),
-        token_ids=tuple(token for candidate in path for token in candidate.token_ids),
-        logp=sum(candidate.logp for candidate in path),
-        reward=reward,
-        nodes=tuple(candidate.node for candidate in path),
-        num_sentences=sum(bool(candidate.text) for candidate in path),
-    )
 
 
 def _rollouts(place: Place, *, ids: set[str]) -> Iterator[Rollout]:

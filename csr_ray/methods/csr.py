@@ -89,8 +89,8 @@ class Csr:
             id=rollout.prompt.id,
             ask=rollout.prompt.ask,
             targets=(
-                _target(best, role="chosen", reward=best_reward),
-                _target(worst, role="rejected", reward=worst_reward),
+                path_target(best, role="chosen", reward=best_reward),
+                path_target(worst, role="rejected", reward=worst_reward),
             ),
             policy_version=rollout.policy_version,
             method=self.name,
@@ -107,7 +107,8 @@ def answer_text(path: Sequence[Candidate]) -> str:
     return " ".join(candidate.text for candidate in path if candidate.text)
 
 
-def _target(path: Sequence[Candidate], *, role: str, reward: float) -> Target:
+def path_target(path: Sequence[Candidate], *, role: str, reward: float) -> Target:
+    """A path of sentences as one answer of an example."""
     return Target(
         role=role,
         text=answer_text(path),

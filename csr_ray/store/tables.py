@@ -326,7 +326,7 @@ def write_annotated_pairs(
     schema = _PAIRS.append(pa.field("annotators", pa.list_(pa.string())))
     rows = [
         {
-            **(row := _pair_row(example)),
+            **(row := _example_row(example)),
             "image": {"bytes": pictures.get(row["image"]["path"]), "path": row["image"]["path"]},
             "annotators": list(names),
         }
