@@ -419,6 +419,7 @@ def _one_line(error: ValidationError, *, section: type[Section], prefix: str = "
 def print_keys() -> None:
     """Every key with its default and meaning, section by section; operational ones have a star."""
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(highlight=False)
     for name, field in Config.model_fields.items():
@@ -426,7 +427,8 @@ def print_keys() -> None:
         if name in _NO_KEYS:
             continue
         if section is None:
-            console.print(f"[bold]{name}[/bold] = {field.default!r}  {field.description}", markup=True)
+            about = escape(f"{field.default!r}  {field.description}")
+            console.print(f"[bold]{name}[/bold] = {about}", markup=True)
         else:
             _print_section(name, section=section, console=console)
     for method in method_names():

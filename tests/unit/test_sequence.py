@@ -23,7 +23,7 @@ from test_loop import Driver, cycle, merged_model  # noqa: F401 - a fixture that
 from csr_ray.app import forecast
 from csr_ray.app.plan import make_plan, print_plan
 from csr_ray.app.run import _check_same_config
-from csr_ray.config.load import parse_config, to_plain
+from csr_ray.config.load import parse_config, print_keys, to_plain
 from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError, DamageError
 from csr_ray.machine.workload import gate_answer_tokens
@@ -86,6 +86,13 @@ def test_a_list_is_kept_as_it_is_read_and_each_method_has_its_own_section() -> N
     assert (sima.method, sima.method_keys.orders) == ("sima", "fixed")  # type: ignore[attr-defined]
     assert (csr.method, csr.method_keys.model_dump()) == ("csr", {})
     assert config_of("csr").of_each_method == (config_of("csr"),)
+
+
+def test_the_list_of_keys_says_how_several_are_written_and_nothing_of_how_they_are_held(capsys) -> None:
+    print_keys()
+    lines = capsys.readouterr().out.splitlines()
+    assert "a list of such names, [sima, csr], of which" in " ".join(" ".join(lines).split())
+    assert not {"sequence", "method_keys"} & {line.split(" ")[0] for line in lines}
 
 
 def test_a_section_of_a_method_that_has_no_turn_is_refused() -> None:
