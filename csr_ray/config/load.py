@@ -141,30 +141,7 @@ def parse_config(tree: dict[str, Any]) -> Config:
     """Validate a tree of plain values. Raises ConfigError with one line."""
     _refuse_bombs(tree)
     _refuse_credentials(tree)
-    tree = _with_preset(tree)
-    turns = _turns(tree.get("method", Config.model_fields["method"].default))
-    names = [name for name, _ in turns]
-    method = ", ".join(names)
-    for other in method_names():
-        if other not in names and other in tree:
-            raise ConfigError(
-                f"{other}: a section of method {other}, but method = {method}; leave it out, or set method={other}"
-            )
-    for key in _NO_KEYS:
-        if key in tree:
-            raise ConfigError(f"{key}: unknown key; the keys of a method stand in the section {names[0]}")
-    keys = {name: _method_keys(name, given=tree.pop(name, None)) for name in dict.fromkeys(names)}
-    tree["method"] = method
-    if len(turns) == 1:
-        tree[_METHOD_KEYS] = keys[method]
-    else:
-        tree["sequence"] = tuple(
-            # The last one's own number is only what the run has as its rounds if nothing else is said.
-            MethodRounds(name=name, rounds=num if place < len(turns) else None, keys=keys[name])
-            for place, (name, num) in enumerate(turns, 1)
-        )
-    if any(num is not None for _, num in turns) and isinstance(tree.setdefault("run", {}), dict):
-        tree["run"] = {"rounds": sum(num or 1 for _, num in turns), **tree["run"]}
+    tree = _with_methods(_with_preset(tree))
     try:
         return Config.model_validate(_lists_to_tuples(tree))
     except ValidationError as error:
@@ -264,6 +241,35 @@ def _refuse_credentials(value: Any, *, key: str = "") -> None:
             f"{key} = {without_credentials(value)!r}: a password, key or signature in a URL would stand in the run "
             "folder and in logs; give it to the machine (environment variables, or the store's own config file)"
         )
+
+
+def _with_methods(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with what `method` and the sections of methods say as `Config` holds it."""
+    tree = dict(tree)
+    turns = _turns(tree.get("method", Config.model_fields["method"].default))
+    names = [name for name, _ in turns]
+    method = ", ".join(names)
+    for other in method_names():
+        if other not in names and other in tree:
+            raise ConfigError(
+                f"{other}: a section of method {other}, but method = {method}; leave it out, or set method={other}"
+            )
+    for key in _NO_KEYS:
+        if key in tree:
+            raise ConfigError(f"{key}: unknown key; the keys of a method stand in the section {names[0]}")
+    keys = {name: _method_keys(name, given=tree.pop(name, None)) for name in dict.fromkeys(names)}
+    tree["method"] = method
+    if len(turns) == 1:
+        tree[_METHOD_KEYS] = keys[method]
+    else:
+        # Of the last one's own number only the sum below takes notice: it has all rounds that are left.
+        rounds = [num for _, num in turns[:-1]] + [None]
+        tree["sequence"] = tuple(
+            MethodRounds(name=name, rounds=num, keys=keys[name]) for name, num in zip(names, rounds, strict=True)
+        )
+    if any(num is not None for _, num in turns) and isinstance(tree.setdefault("run", {}), dict):
+        tree["run"] = {"rounds": sum(num or 1 for _, num in turns), **tree["run"]}
+    return tree
 
 
 def _turns(given: Any) -> list[tuple[str, int | None]]:
