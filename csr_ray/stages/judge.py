@@ -82,7 +82,13 @@ def check_judge_answers(state: RunState) -> None:
 
 
 def _is_all_judged(state: RunState) -> bool:
-    cycles = (cycle for index in range(state.config.run.rounds) for cycle in state.cycles(index))
+    """Whether the examples are decided of every round whose method asks the judge; of several methods not all do."""
+    cycles = (
+        cycle
+        for index in range(state.config.run.rounds)
+        if getattr(state.method_of_round(index), "asks_judge", False)
+        for cycle in state.cycles(index)
+    )
     return all(state.journal.find("examples", **cycle.key) for cycle in cycles)
 
 

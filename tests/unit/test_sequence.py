@@ -35,6 +35,7 @@ from csr_ray.records import Ask, Phase, Prompt, Rollout, Sentence
 from csr_ray.report import write_report
 from csr_ray.report.terminal import print_round_table
 from csr_ray.stages import gate
+from csr_ray.stages.judge import check_judge_answers
 from csr_ray.store.journal import Journal
 from csr_ray.store.run_folder import RunFolder
 
@@ -163,6 +164,15 @@ def test_a_judge_is_asked_about_rollouts_of_the_method_that_asks_one() -> None:
     assert [rollout.seed for rollout in judged] == [8, 7]
 
 
+def test_a_judge_has_to_be_there_only_while_a_round_is_left_that_asks_it(tmp_path: Path) -> None:
+    keys = {"judge": {"url": "http://127.0.0.1:9/v1", "model": "m", "key_env": "NO_SUCH_KEY_IS_SET"}}
+    driver = driver_of(tmp_path, method=("annotated", "csr"), **keys)
+    with pytest.raises(ConfigError, match=r"^judge\.key_env"):
+        check_judge_answers(driver.state())
+    driver.state().journal.commit("examples", **cycle(0).key, made=1, dropped={})
+    check_judge_answers(driver.state())
+
+
 def test_the_gate_lets_answers_be_as_long_as_any_of_the_methods() -> None:
     assert gate_answer_tokens(config_of(["sima", "csr"], sima={"max_answer_tokens": 9})) == 512
     given = {"search": {"max_answer_tokens": 64}, "sima": {"max_answer_tokens": 300}}
@@ -186,10 +196,12 @@ def engine_that_speaks(monkeypatch) -> None:
     monkeypatch.setattr("fakes.TwoAnswerEngine", SpeakingEngine)
 
 
-def driver_of(folder: Path, *, method: object = ("sima", "csr"), kind: type[Driver] = Driver, **sections: dict):
+def driver_of(
+    folder: Path, *, method: Sequence[str] = ("sima", "csr"), kind: type[Driver] = Driver, **sections: dict
+):
     driver = kind(folder)
-    given = {"run": {"rounds": 2}, **SECTIONS, **sections}
-    driver.config = tiny_config(folder, method=list(method) if isinstance(method, tuple) else method, **given)
+    given = {"run": {"rounds": 2}, **(SECTIONS if "sima" in method else {}), **sections}
+    driver.config = tiny_config(folder, method=list(method), **given)
     driver.prompts = PROMPTS if kind is Driver else MANY_PROMPTS
     return driver
 
