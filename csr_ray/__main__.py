@@ -218,6 +218,20 @@ def _parser() -> argparse.ArgumentParser:
         "all three (world; by default the embedded world's); of another benchmark its release",
     )
     evaluate.add_argument("--limit", type=_at_least_one, default=None, metavar="N", help="first N images only")
+    evaluate.add_argument(
+        "--ask",
+        default="plain",
+        choices=("plain", "describe_first"),
+        help="describe_first: the model describes the image first, and reads its description with the question",
+    )
+    evaluate.add_argument(
+        "--decoding",
+        nargs="+",
+        default=("plain",),
+        metavar=("KIND", "key=value"),
+        help="plain (default), vdd, rescore or post_hoc, and keys of the section decoding (csr-ray config), as in "
+        "--decoding vdd alpha=0.5 without=unk; docs/vdd.md",
+    )
     evaluate.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="default float32")
     evaluate.add_argument("--actors", type=_at_least_one, default=1, metavar="N", help="engines; default 1")
     evaluate.add_argument(
@@ -580,6 +594,8 @@ def _eval(arguments: argparse.Namespace) -> int:
         kept=arguments.out,
         judged_by=_judge_of(arguments),
         output=arguments.json,
+        ask=arguments.ask,
+        decoding=arguments.decoding,
         chair={f"chair_{name}": value for name, value in _chair_files(arguments).items() if value},
     )
     return EXIT_DONE
@@ -591,6 +607,8 @@ def _eval_suite(arguments: argparse.Namespace) -> int:
     for flag in ("data", "judge_url", "judge_model", "judge_key_env", "judge_prompt", "judge"):
         if getattr(arguments, flag):
             raise ConfigError(f"--{flag.replace('_', '-')}: lmms-eval has data and judges of its own; leave it out")
+    if arguments.ask != "plain" or tuple(arguments.decoding) != ("plain",):
+        raise ConfigError("--ask, --decoding: lmms-eval asks in its own way; leave them out")
     if arguments.actors != 1 or arguments.autoscales:
         raise ConfigError("--actors, --autoscales: a suite is asked of one server on this machine; leave them out")
     found = evaluate_by_lmms_eval(

@@ -16,6 +16,7 @@ from csr_ray.counters import Counters, Usage
 from csr_ray.records import (
     Answer,
     Ask,
+    Contrast,
     Cycle,
     Message,
     Picture,
@@ -51,9 +52,24 @@ class Engine(Protocol):
         ...
 
     async def answer(
-        self, ask: Ask, *, temperature: float, max_tokens: int, seed: int, top_p: float = 1.0
+        self,
+        ask: Ask,
+        *,
+        temperature: float,
+        max_tokens: int,
+        seed: int,
+        top_p: float = 1.0,
+        contrast: Contrast | None = None,
     ) -> Sentence:
-        """One whole answer; greedy at temperature 0."""
+        """One whole answer; greedy at temperature 0.
+
+        Args:
+            contrast: what is taken off each token's logits (VDD decoding). Log-probs are the policy's own anyhow.
+        """
+        ...
+
+    async def first_tokens(self, ask: Ask, *, num: int) -> list[tuple[str, int, float]]:
+        """The most likely first tokens of an answer, best first: text, token id and log-prob of each."""
         ...
 
     async def answer_logp(self, ask: Ask, *, answer_ids: Sequence[int]) -> float:

@@ -16,6 +16,8 @@ Fault = Literal["input", "policy", "machine"]
 
 IMITATIONS: Final = ("sft", "weighted_sft")
 """The objectives (`train.objective`) that make an answer likelier and need no other to compare it with."""
+REMOVED, UNK = "removed", "unk"
+"""Changes of a picture that leave none: the prompt has no place for one, or the unknown token stands in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,8 @@ class Picture:
 
     Attributes:
         path: path or fsspec URL of the image file.
-        change: name and strength of a change (`csr_ray.data.images`), such as "noise:500"; empty: as it is.
+        change: name and strength of a change (`csr_ray.data.pictures`), such as "noise:500"; empty: as it is. With
+            `REMOVED` or `UNK` no picture is shown at all.
         seed: of the change, where it is a random one.
     """
 
@@ -36,6 +39,11 @@ class Picture:
     def key(self) -> str:
         """Names the picture in every cache and route: a noised image never meets the clean one's features."""
         return f"{self.path}|{self.change}|{self.seed}" if self.change else self.path
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the model gets to see anything; a prompt without a picture is text alone."""
+        return self.change not in (REMOVED, UNK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,12 +362,79 @@ class Unit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """VDD decoding: what the policy would say without the picture is taken off what it says with it.
+
+    The logits of a token are (1 + alpha) l - alpha l', of which l is with the picture and l' the mean over the
+    changes; tokens less likely than `cutoff` times the most likely one, by l alone, are out (Zhang et al. 2024,
+    arXiv 2403.05262).
+
+    Attributes:
+        changes: what takes the picture's place (`Picture.change`), one forward pass for each.
+    """
+
+    changes: tuple[str, ...] = (REMOVED,)
+    alpha: float = 1.0
+    cutoff: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rescoring:
+    """VDD without its decoding: of `samples` answers drawn at `temperature` the one with the best contrasted score.
+
+    The score is (1 + alpha) log p(answer | picture) - alpha log p(answer | no picture), the latter a mean over the
+    changes.
+    """
+
+    changes: tuple[str, ...] = (REMOVED,)
+    alpha: float = 1.0
+    samples: int = 5
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Post-Hoc debias of a question with given choices: their probabilities against those without the picture.
+
+    Attributes:
+        changes: what takes the picture's place (`Picture.change`); of several the probabilities are added.
+        affine: "divide" by the probability without the picture, or "subtract" it.
+        top: of how many of the most likely first tokens the choices are read.
+        smoothing: what is added to every probability without the picture.
+    """
+
+    changes: tuple[str, ...] = (REMOVED,)
+    affine: Literal["divide", "subtract"] = "divide"
+    top: int = 10
+    smoothing: float = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class WayToAsk:
+    """How a question is put to a policy, and how its answer is decoded (`csr_ray.evaluation.ways_to_ask`).
+
+    Attributes:
+        decoding: None: as the policy itself says it.
+        describe_first: the policy describes the picture first, and reads its description with the question.
+    """
+
+    decoding: Contrast | Rescoring | Calibration | None = None
+    describe_first: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Question:
-    """One single-turn question to be answered without search (evaluation)."""
+    """One single-turn question to be answered without search (evaluation).
+
+    Attributes:
+        choices: the answers that there are, such as yes and no; empty: any.
+    """
 
     id: str
     image: str
     text: str
+    choices: tuple[str, ...] = ()
+    way: WayToAsk = WayToAsk()
 
     @property
     def ask(self) -> Ask:

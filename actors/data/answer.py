@@ -19,7 +19,7 @@ from actors.process.counters import Counting
 from actors.process.exporter import RayExporter
 from actors.process.fitness import Wanted
 from actors.process.logs import tail
-from csr_ray.config.schema import Generators, Policy
+from csr_ray.config.schema import Decoding, Generators, Policy
 from csr_ray.data.files import UnreadableError
 from csr_ray.errors import ActorFailure, UserError
 from csr_ray.evaluation.chunks import AnswerJob, calls_at_once
@@ -33,17 +33,25 @@ T = TypeVar("T")
 
 
 def answerers(
-    policy: Policy, *, generators: Generators, model: str, seed: int, wanted: Wanted | None, logs: Path
+    policy: Policy,
+    *,
+    generators: Generators,
+    decoding: Decoding = Decoding(),  # noqa: B008
+    model: str,
+    seed: int,
+    wanted: Wanted | None,
+    logs: Path,
 ) -> Workers:
     """The actors that answer questions, `generators.min` of them; a job is an `AnswerJob`.
 
     Args:
+        decoding: how answers may be decoded; each question says how it is.
         model: reference of the policy (`csr_ray.policy.source`).
         seed: what is sampled for a question follows from it and the question's id, as in a run's evaluation.
         wanted: what an actor's node has to have; None: it is the driver's.
         logs: folder of the actors' logs.
     """
-    settings = EngineSettings(policy=policy, generators=generators)
+    settings = EngineSettings(policy=policy, generators=generators, **EngineSettings.of_decoding(decoding))
     return Workers(
         make=Answerer,
         arguments={

@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from actors.generate.contrast import CONTRAST_CLASS
 from actors.generate.expand import COUPLED, MEMBER_LOGPROBS_BEYOND
-from csr_ray.config.schema import Search
 
 if TYPE_CHECKING:
     from actors.generate.engine import EngineSettings
@@ -46,7 +46,7 @@ def engine_arguments(settings: EngineSettings, *, model: str, on_cpu: bool) -> d
         "limit_mm_per_prompt": {"image": 1, "video": 0, "audio": 0},
         "enable_prefix_caching": True,
         "mm_processor_cache_gb": picture_cache_gib(generators.most_in_flight),
-        "max_logprobs": max(20, search.candidates + MEMBER_LOGPROBS_BEYOND),
+        "max_logprobs": max(20, search.candidates + MEMBER_LOGPROBS_BEYOND, settings.most_first_tokens),
         "worker_extension_cls": "actors.handover.loader.PolicyLoader",
         "seed": settings.seed,
         "disable_log_stats": True,  # vLLM's own loggers; ours is given when the engine is made
@@ -60,8 +60,8 @@ def engine_arguments(settings: EngineSettings, *, model: str, on_cpu: bool) -> d
         arguments["max_num_batched_tokens"] = generators.max_num_batched_tokens
     elif not on_cpu:
         arguments["max_num_batched_tokens"] = _BATCHED_TOKENS_ON_GPU
-    if search.expand in COUPLED:
-        arguments["logits_processors"] = [COUPLED[search.expand]]
+    if coupled := couplings(settings):
+        arguments["logits_processors"] = coupled
         arguments["async_scheduling"] = False
     if on_cpu:
         from vllm.v1.executor import UniProcExecutor
@@ -85,10 +85,16 @@ def engine_arguments(settings: EngineSettings, *, model: str, on_cpu: bool) -> d
     return arguments
 
 
-def engine_environment(search: Search) -> dict[str, str]:
+def couplings(settings: EngineSettings) -> list[str]:
+    """The logits processors, by name, of the requests that read each other while they run."""
+    expanded = [COUPLED[settings.search.expand]] if settings.search.expand in COUPLED else []
+    return [*expanded, *([CONTRAST_CLASS] if settings.contrasts else [])]
+
+
+def engine_environment(settings: EngineSettings) -> dict[str, str]:
     """Environment variables that have to be set before the engine's processes start."""
     # vLLM's second model runner (its choice on GPUs) has another interface for logits processors and refuses ours.
-    return {"VLLM_USE_V2_MODEL_RUNNER": "0"} if search.expand in COUPLED else {}
+    return {"VLLM_USE_V2_MODEL_RUNNER": "0"} if couplings(settings) else {}
 
 
 def temporary_environment(folder: Path, *, usual: Path, compiled: Path) -> dict[str, str]:

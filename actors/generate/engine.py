@@ -15,25 +15,27 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.generate.arguments import engine_arguments, engine_environment
 from actors.generate.capacity import Limit, Room, tree_tokens, trees_that_fit
+from actors.generate.contrast import ContrastDecoding
 from actors.generate.expand import Draft, Expansion, Tokens
 from actors.handover.hot_adapter import HotAdapter, refusal
 from actors.handover.proofs import COMPARED_TOKENS
 from actors.process.counters import Counting
 from actors.process.pulse import Progress
-from csr_ray.config.schema import Config, Generators, Policy, Search
+from csr_ray.config.schema import Config, Decoding, Generators, Policy, Search
 from csr_ray.counters import Counters
 from csr_ray.data.chat import answer_ids, prompt_ids
 from csr_ray.data.files import UnreadableError
 from csr_ray.data.pictures import load_picture
 from csr_ray.policy.processor import load_processor
 from csr_ray.policy.source import local_folder
-from csr_ray.records import Ask, Picture, Sentence
+from csr_ray.records import REMOVED, UNK, Ask, Contrast, Picture, Sentence
+from csr_ray.rollout.contrast import pictures_without
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -87,6 +89,9 @@ class EngineSettings:
 
     Attributes:
         search: how continuations are drawn.
+        contrasts: whether answers may be decoded by VDD.
+        most_first_tokens: of how many tokens `VllmEngine.first_tokens` may be asked.
+        rollout_contrast: by which a method's whole answers are decoded; None: as the policy itself says them.
         seed: vLLM's own seed; requests that sample bring their own.
         sleeps: whether the engine gives its GPU to others now and then (`VllmEngine.sleep`).
         max_lora_rank, lora_targets: rank and layers of the LoRA that the engine makes room for with
@@ -96,6 +101,9 @@ class EngineSettings:
     policy: Policy
     generators: Generators
     search: Search = field(default_factory=Search)
+    contrasts: bool = False
+    most_first_tokens: int = 0
+    rollout_contrast: Contrast | None = None
     seed: int = 0
     sleeps: bool = False
     max_lora_rank: int = 0
@@ -108,11 +116,21 @@ class EngineSettings:
             policy=config.policy,
             generators=config.generators,
             search=config.search,
+            **cls.of_decoding(config.decoding),
             seed=config.run.seed,
             sleeps=config.cluster.layout == "colocated",
             max_lora_rank=config.served_rank(phases_a_round=phases_a_round) if is_hot else 0,
             lora_targets=config.train.lora_targets,
         )
+
+    @staticmethod
+    def of_decoding(decoding: Decoding) -> dict[str, Any]:
+        """The settings that follow from how answers are decoded, by name."""
+        return {
+            "contrasts": decoding.kind == "vdd",
+            "most_first_tokens": decoding.top_tokens,
+            "rollout_contrast": decoding.contrast if decoding.rollouts else None,
+        }
 
 
 class VllmEngine:
@@ -137,7 +155,7 @@ class VllmEngine:
         self._hot: HotAdapter | None = None
         if settings.generators.publish == "adapter":
             self._hot = HotAdapter(max_rank=settings.max_lora_rank, targets=settings.lora_targets)
-        self._ids: dict[str, list[int]] = {}
+        self._ids: dict[tuple[str, str], list[int]] = {}
         self._images: OrderedDict[Picture, Image] = OrderedDict()
         self._requests = itertools.count()
         self._llm: Any = None
@@ -148,7 +166,7 @@ class VllmEngine:
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        os.environ.update(engine_environment(self._search))
+        os.environ.update(engine_environment(self._settings))
         self._model = str(await asyncio.to_thread(local_folder, self._model))
         self._processor = await asyncio.to_thread(load_processor, self._model)
         from actors.generate.engine_stats import stat_logger
@@ -170,9 +188,13 @@ class VllmEngine:
         tokenizer = self._processor.tokenizer
         ends = _end_tokens(self._model, tokenizer=tokenizer)
         tokens = Tokens.of(tokenizer, search=self._search, ends=ends, unused=_image_token(self._llm.model_config))
-        self._expansion = Expansion(
-            self._search, tokens, on_broken=lambda: self._counting.add(Counters(groups_redone=1))
+        self._expansion = Expansion(self._search, tokens, on_broken=self._count_broken)
+        self._contrast = ContrastDecoding(
+            tokens.broken, self._settings.generators.max_num_seqs, on_broken=self._count_broken
         )
+
+    def _count_broken(self) -> None:
+        self._counting.add(Counters(groups_redone=1))
 
     async def _limit(self) -> Limit:
         """How many trees the KV cache holds, for pictures of about a megapixel."""
@@ -219,7 +241,7 @@ class VllmEngine:
 
         return await self._expansion.children(
             decode,
-            prompt_ids=self._prompt_ids(ask.text),
+            prompt_ids=self._prompt_ids(ask.text, change=ask.picture.change),
             prefix_ids=prefix_ids,
             num=num,
             max_tokens=max_tokens,
@@ -227,9 +249,20 @@ class VllmEngine:
         )
 
     async def answer(
-        self, ask: Ask, *, temperature: float, max_tokens: int, seed: int, top_p: float = 1.0
+        self,
+        ask: Ask,
+        *,
+        temperature: float,
+        max_tokens: int,
+        seed: int,
+        top_p: float = 1.0,
+        contrast: Contrast | None = None,
     ) -> Sentence:
         """See `csr_ray.ports.Engine`."""
+        if contrast is not None:
+            return await self._contrasted(
+                ask, contrast=contrast, temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed
+            )
         outputs = await self._generate(
             ask,
             n=1,
@@ -240,6 +273,32 @@ class VllmEngine:
             logprobs=0,
         )
         return self._sentence(outputs[0])
+
+    async def _contrasted(self, ask: Ask, *, contrast: Contrast, **how: Any) -> Sentence:
+        """An answer by VDD decoding.
+
+        Raises:
+            ValueError: this engine was not started for it.
+        """
+        if not self._settings.contrasts:
+            raise ValueError("this engine was started without VDD decoding; set decoding.kind=vdd")
+        changed = pictures_without(ask.picture, changes=contrast.changes)
+        asks = [ask, *(replace(ask, picture=picture) for picture in changed)]
+
+        async def decode(
+            suffix: Sequence[int], members: Sequence[int], options: Sequence[dict[str, Any]]
+        ) -> list[Draft]:
+            finals = await self._finals_of([asks[member] for member in members], suffix=suffix, options=options)
+            return [self._draft(final, final.outputs[0]) for final in finals]
+
+        draft = await self._contrast.answer(decode, contrast=contrast, **how)
+        return Sentence(text=self._text(draft.ids), token_ids=draft.ids, logps=draft.logps, ended=draft.ended)
+
+    async def first_tokens(self, ask: Ask, *, num: int) -> list[tuple[str, int, float]]:
+        """See `csr_ray.ports.Engine`."""
+        (output,) = await self._generate(ask, n=1, max_tokens=1, temperature=0.0, logprobs=num)
+        ranked = _most_probable(output.logprobs[0])[:num]
+        return [(str(self._processor.tokenizer.decode([token])), token, logp) for token, logp in ranked]
 
     def token_ids(self, text: str) -> tuple[int, ...]:
         """See `csr_ray.ports.Engine`."""
@@ -379,26 +438,49 @@ class VllmEngine:
         (final,) = await self._finals(ask, suffix=suffix, options=[options])
         return final
 
-    def _prompt_ids(self, text: str) -> list[int]:
-        if text not in self._ids:
+    def _prompt_ids(self, text: str, *, change: str = "") -> list[int]:
+        """The prompt's tokens; of a picture that is not shown without the image's, or with the unknown one for it.
+
+        Raises:
+            ValueError: the tokenizer has no unknown token.
+        """
+        kind = change if change in (REMOVED, UNK) else ""
+        if (text, kind) not in self._ids:
             if len(self._ids) >= _TEXTS_KEPT:
                 self._ids.clear()
-            self._ids[text] = prompt_ids(self._processor, question=text)
-        return self._ids[text]
+            ids = prompt_ids(self._processor, question=text, has_picture=kind != REMOVED)
+            if kind == UNK:
+                if (unknown := self._processor.tokenizer.unk_token_id) is None:
+                    raise ValueError(
+                        "decoding.without: this policy's tokenizer has no unknown token; set decoding.without=none"
+                    )
+                image = _image_token(self._llm.model_config)
+                ids = [unknown if token == image else token for token in ids]
+            self._ids[text, kind] = ids
+        return self._ids[text, kind]
 
     async def _finals(self, ask: Ask, *, suffix: Sequence[int], options: Sequence[dict[str, Any]]) -> list[Any]:
-        """Submit one request for each set of options, in this order and behind the same prompt, and await them all.
+        """Submit one request for each set of options, in this order and behind one prompt, and await them all."""
+        return await self._finals_of([ask] * len(options), suffix=suffix, options=options)
 
-        The prompt is rendered (and its image looked up) once for all of them.
+    async def _finals_of(
+        self, asks: Sequence[Ask], *, suffix: Sequence[int], options: Sequence[dict[str, Any]]
+    ) -> list[Any]:
+        """Submit one request for each set of options and what it asks, in this order, and await them all.
+
+        Each prompt is rendered (and its image looked up) once for all of its requests.
         """
-        image = await self._image(ask.picture)
-        prompt = [*self._prompt_ids(ask.text), *suffix]
+        images = {ask: await self._image(ask.picture) for ask in dict.fromkeys(asks)}
+        prompts = {ask: [*self._prompt_ids(ask.text, change=ask.picture.change), *suffix] for ask in images}
         finals: dict[int, Any] = {}
         for _ in range(_TRIES):
             left = [number for number in range(len(options)) if number not in finals]
-            rendered = await self._render(prompt, image=image, key=ask.picture.key)
+            rendered = {
+                ask: await self._render(prompts[ask], image=images[ask], key=ask.picture.key)
+                for ask in dict.fromkeys(asks[number] for number in left)
+            }
             # A rendered prompt is submitted without a pause on the way, so tasks that start in order submit in order.
-            done = await asyncio.gather(*(self._run(rendered, options[number]) for number in left))
+            done = await asyncio.gather(*(self._run(rendered[asks[number]], options[number]) for number in left))
             # The engine's process may have lost a picture that this one thinks it has: the two caches of processed
             # pictures see them in different orders. vLLM notices, returns an error, and takes the picture next time.
             finals |= {
@@ -412,15 +494,14 @@ class VllmEngine:
             raise RuntimeError(f"vLLM refused a request {_TRIES} times (finish_reason 'error'); its log says why")
         return [finals[number] for number in range(len(options))]
 
-    async def _render(self, token_ids: Sequence[int], *, image: Image, key: str) -> Any:
+    async def _render(self, token_ids: Sequence[int], *, image: Image | None, key: str) -> Any:
         from vllm.inputs import TokensPrompt
         from vllm.renderers.inputs.preprocess import parse_model_prompt
 
-        prompt = TokensPrompt(
-            prompt_token_ids=list(token_ids),
-            multi_modal_data={"image": image},
-            multi_modal_uuids={"image": hashlib.blake2b(key.encode(), digest_size=16).hexdigest()},
-        )
+        prompt = TokensPrompt(prompt_token_ids=list(token_ids))
+        if image is not None:
+            prompt["multi_modal_data"] = {"image": image}
+            prompt["multi_modal_uuids"] = {"image": hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}
         (rendered,) = await self._llm.renderer.render_cmpl_async([parse_model_prompt(self._llm.model_config, prompt)])
         return rendered
 
@@ -468,8 +549,13 @@ class VllmEngine:
             last=_most_probable(output.logprobs[-1]) if ids else (),
         )
 
-    async def _image(self, picture: Picture) -> Image:
-        """The decoded picture, kept while its prompt is at work; the engine's own cache has the processed form."""
+    async def _image(self, picture: Picture) -> Image | None:
+        """The decoded picture, kept while its prompt is at work; the engine's own cache has the processed form.
+
+        None: there is none to show.
+        """
+        if not picture.is_shown:
+            return None
         if picture not in self._images:
             image = await asyncio.to_thread(load_picture, picture)
             self._images[picture] = image
@@ -479,10 +565,13 @@ class VllmEngine:
         self._images.move_to_end(picture)
         return self._images[picture]
 
+    def _text(self, ids: Sequence[int]) -> str:
+        return str(self._processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
     def _sentence(self, output: Any) -> Sentence:
         ids = tuple(output.token_ids)
         return Sentence(
-            text=self._processor.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+            text=self._text(ids),
             token_ids=ids,
             logps=tuple(entry[token].logprob for entry, token in zip(output.logprobs, ids, strict=True)),
             ended=output.finish_reason == "stop",

@@ -33,8 +33,9 @@ COUPLING_CLASS: Final = "actors.generate.hamming:HammingGroups"
 COUPLED: Final[Mapping[str, str]] = {"diverse_greedy": COUPLING_CLASS}
 """The values of `search.expand` whose requests read each other's tokens while they run, and what couples them.
 
-Their engine runs without async scheduling and on vLLM's first model runner (`actors.generate.arguments`). Whoever
-adds a coupled decode, as VDD or contrastive decoding would be, names it here and needs nothing else.
+Their engine runs without async scheduling and on vLLM's first model runner (`actors.generate.arguments`), and so does
+one that contrasts answers (`actors.generate.contrast`). Whoever adds another coupled way names it here and needs
+nothing else.
 """
 MEMBER_LOGPROBS_BEYOND: Final = 4
 """How many more log-probs a member of a diverse group asks for than there are members: one, and three to spare."""

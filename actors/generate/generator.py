@@ -25,7 +25,9 @@ from actors.score.client import ScorerPool
 from csr_ray.counters import Counters
 from csr_ray.errors import EngineFailure, StalePolicyError
 from csr_ray.methods.base import Method
+from csr_ray.ports import Engine
 from csr_ray.records import Answer, Cycle, Probe, Prompt, Question, Rejection, Rollout
+from csr_ray.rollout.contrasting import ContrastingEngine
 from csr_ray.rollout.search import derive_seed
 from csr_ray.rollout.served import answer_as_served
 from csr_ray.spans import Recorded
@@ -65,6 +67,10 @@ class GeneratorActor:
         self._counting = TracedCounting.of(f"generator {slot}", exporter=exporter, is_traced=is_traced)
         self._host = EngineHost(settings, model=model, counting=self._counting, wanted=wanted, log=log)
         self._engine = self._host.engine
+        contrast = settings.rollout_contrast
+        self._asked: Engine = (
+            self._engine if contrast is None else ContrastingEngine(engine=self._engine, contrast=contrast)
+        )
         self._scorers = ScorerPool(wait_s=scorer_wait_s)
         self._heart = Heart(self._engine.progress, what="its engine")
         self._version: int | None = None
@@ -128,7 +134,7 @@ class GeneratorActor:
         return await method.rollout(
             cycle.phase,
             prompt,
-            engine=self._engine,
+            engine=self._asked,
             scorer=self._scorers,
             policy_version=version,
             seed=derive_seed(self._seed, *cycle.seed_parts, prompt.id),

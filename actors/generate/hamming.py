@@ -15,8 +15,8 @@ decodes the group again, one member after the other (then `earlier` carries the 
 Members read each other's tokens at every step, so a step has to know how the last one ended. With async scheduling
 vLLM plans a step before it has seen the last one's stops: a member that has ended gets one row more, whose token is
 thrown away. Such phantom rows are recognised here and ignored, but any other coupled decode (two passes over one
-answer, as in VDD or contrastive decoding) meets them too, and is one step behind wherever it reads a partner's token
-from the engine. So engines with a coupled expansion run without async scheduling; `actors.generate.expand.COUPLED`
+answer, as in `actors.generate.contrast`) meets them too, and is one step behind wherever it reads a partner's token
+from the engine. So engines with a coupled decode run without async scheduling; `actors.generate.arguments.couplings`
 is the one place that says which those are. This module does not know trees, sentences, or how a group is submitted.
 """
 

@@ -17,6 +17,7 @@ from actors.process.counters import Counting
 from actors.process.fitness import Wanted, check_this_node
 from actors.process.leftovers import note_shared_memory, own_folder, sweep
 from actors.process.logs import log_to_file
+from csr_ray.evaluation.ways_to_ask import answer_question
 from csr_ray.machine.cores import whole_cores
 from csr_ray.machine.placement import generator_threads
 from csr_ray.records import Question, Sentence
@@ -70,8 +71,12 @@ class EngineHost:
 
     async def answer(self, question: Question, *, temperature: float, max_tokens: int, seed: int) -> Sentence:
         """Answer a question once, without search; what is sampled follows from `seed` and the question's id."""
-        return await self.engine.answer(
-            question.ask, temperature=temperature, max_tokens=max_tokens, seed=derive_seed(seed, question.id)
+        return await answer_question(
+            question,
+            engine=self.engine,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            seed=derive_seed(seed, question.id),
         )
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from csr_ray.app.doctor import (
 from csr_ray.app.doctor_fit import Cluster as LiveCluster
 from csr_ray.app.doctor_fit import fit_checks
 from csr_ray.app.driver_log import logged
-from csr_ray.app.evaluate import evaluate, print_evaluation, what_is_asked
+from csr_ray.app.evaluate import evaluate, print_evaluation, said_of, what_is_asked
 from csr_ray.app.flags import named
 from csr_ray.app.inputs import (
     check_paths,
@@ -41,7 +41,7 @@ from csr_ray.app.paths import picture_for_nodes, placed_data, placed_path, place
 from csr_ray.app.run import world_spec
 from csr_ray.app.score import print_scores, score, what_is_scored
 from csr_ray.app.stop import SignalStop
-from csr_ray.config.load import load_config, parse_config
+from csr_ray.config.load import load_config, parse_config, parse_settings
 from csr_ray.config.schema import Cluster, Config, Data, Scorer, Scorers, World
 from csr_ray.data.prompts import PromptFile
 from csr_ray.data.rows import CAPTION_TEXTS
@@ -115,6 +115,8 @@ def evaluate_model(
     kept: Path | None = None,
     judged_by: JudgeFlags = JudgeFlags(),  # noqa: B008
     output: Path,
+    ask: str = "plain",
+    decoding: Sequence[str] = ("plain",),
     chair: Mapping[str, Any] | None = None,
 ) -> None:
     """Do what `csr-ray eval` does: measure any model folder with the questions and metrics of a run's evaluation.
@@ -130,6 +132,8 @@ def evaluate_model(
         kept: folder of the answers, from which the same call goes on; None: they are not kept.
         judged_by: the judge of a benchmark that has one. Its answers are kept in `kept`, or beside `output`.
         output: the JSON file to write; without `kept` logs go to a hidden folder beside it.
+        ask: as `eval.ask`.
+        decoding: `decoding.kind`, and further keys of that section, each as key=value.
         chair: the keys of `eval` that name the published CHAIR's files and form; None: the own table.
 
     Raises:
@@ -170,9 +174,11 @@ def evaluate_model(
                 "benchmarks": [benchmark] if benchmark in BENCHMARKS else [],
                 "data": placed_path(data),
                 "sampled": benchmark == "world",
+                "ask": ask,
                 **({"limit": limit} if limit else {}),
                 **(chair or {}),
             },
+            "decoding": parse_settings("decoding", settings=[f"kind={decoding[0]}", *decoding[1:]]),
         }
     )
     check_engine_has_gpu(config.generators, needs_gpu=serves_on_gpus())
@@ -188,6 +194,7 @@ def evaluate_model(
     else:
         suite = load_asked(benchmark, data=placed_path(data), unpack=unpacked, limit=limit)
         suite.check_images(data=data)
+    suite = suite.in_way(config.way_to_ask)
     reference = checked_reference(model)
     with contextlib.ExitStack() as held:
         ends = "; the same command goes on where it was"
@@ -215,6 +222,7 @@ def evaluate_model(
         workers = answerers(
             config.policy,
             generators=config.generators,
+            decoding=config.decoding,
             model=reference,
             seed=_EVAL_SEED,
             wanted=wanted,
@@ -231,7 +239,7 @@ def evaluate_model(
             on_answered=actors_held.close,
             judge=judge,
         )
-    write_result(output, value=found.to_plain())
+    write_result(output, value={**found.to_plain(), **said_of(config.way_to_ask)})
     print_evaluation(found, console=UnattendedConsole(highlight=False))
 
 

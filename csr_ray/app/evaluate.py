@@ -19,13 +19,15 @@ from csr_ray.errors import NoDataError
 from csr_ray.evaluation.benchmarks.questions import Asked
 from csr_ray.evaluation.chunks import AnswerJob, by_image
 from csr_ray.evaluation.comparison import certainty
-from csr_ray.evaluation.suite import Suite
+from csr_ray.evaluation.suite import Asking, Suite
 from csr_ray.judging.session import JudgeSession
 from csr_ray.policy.source import local_folder, revision_of
-from csr_ray.records import JsonDict
+from csr_ray.records import Calibration, Contrast, JsonDict, Rescoring, WayToAsk
 from csr_ray.stages.view import View
 from csr_ray.store.digests import Digest
 from csr_ray.store.parts import PartFolder, Work
+
+_KINDS = {type(None): "plain", Contrast: "vdd", Rescoring: "rescore", Calibration: "post_hoc"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +155,7 @@ def what_is_asked(suite: Suite | Asked, *, model: str, reference: str, dtype: st
         "model_files": _stamps(local_folder(reference), by_content=is_copy) if is_folder else [],
         "dtype": dtype,
         "seed": seed,
-        "questions": _digest([asdict(asking) for asking in suite.askings()]),
+        "questions": _digest([_plain(asking) for asking in suite.askings()]),
     }
 
 
@@ -163,6 +165,24 @@ def _stamps(folder: Path, *, by_content: bool) -> list[tuple[str, int, int | str
         digests = [Digest.of_file(path) for path in files]
         return [(path.name, found.num_bytes, found.xxh3) for path, found in zip(files, digests, strict=True)]
     return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
+
+def _plain(asking: Asking) -> JsonDict:
+    """What is asked; of questions that are asked plainly nothing but what earlier versions of this program knew."""
+    plain = asdict(asking)
+    for question, asked in zip(plain["questions"], asking.questions, strict=True):
+        if asked.way == WayToAsk():
+            del question["way"], question["choices"]
+    return plain
+
+
+def said_of(way: WayToAsk) -> JsonDict:
+    """What a result says of the way in which was asked, under `way`; nothing where that is the plain one."""
+    if way == WayToAsk():
+        return {}
+    kind = _KINDS[type(way.decoding)]
+    keys = {} if way.decoding is None else asdict(way.decoding)
+    return {"way": {"decoding": {"kind": kind, **keys}, "describe_first": way.describe_first}}
 
 
 def _digest(content: Sequence[JsonDict]) -> str:

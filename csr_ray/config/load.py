@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import yaml
 from pydantic import ValidationError
 
-from csr_ray.config.schema import Config, Judge, MethodRounds, Section
+from csr_ray.config.schema import Config, Decoding, Judge, MethodRounds, Section
 from csr_ray.errors import ConfigError
 from csr_ray.redaction import has_credentials, without_credentials
 
@@ -157,16 +157,7 @@ def parse_judge(tree: dict[str, Any], *, settings: Sequence[str] = ()) -> Judge:
     Raises:
         ConfigError: one line, in which a key is called judge.KEY. A value that may be a secret is not repeated.
     """
-    tree = dict(tree)
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or key not in Judge.model_fields:
-            known = ", ".join(Judge.model_fields)
-            raise ConfigError(f"judge.{key}: expected key=value with a key out of {known}")
-        try:
-            tree[key] = _read_yaml(value)
-        except ValueError as error:
-            raise ConfigError(f"judge.{key}: value is not YAML: {error}") from error
+    tree = {**tree, **parse_settings("judge", settings=settings)}
     try:
         return Judge.model_validate(tree)
     except ValidationError as error:
@@ -174,6 +165,26 @@ def parse_judge(tree: dict[str, Any], *, settings: Sequence[str] = ()) -> Judge:
         if first["type"] == "value_error":
             raise ConfigError(f"judge.{str(first['msg']).removeprefix('Value error, ')}") from None
         raise ConfigError(_one_line(error, section=Judge, prefix="judge.")) from None
+
+
+def parse_settings(section: str, *, settings: Sequence[str]) -> dict[str, Any]:
+    """The keys of a section, each given as key=value, with their values read as YAML but not validated.
+
+    Raises:
+        ConfigError: one line, in which a key is called SECTION.KEY. A value that may be a secret is not repeated.
+    """
+    sections: dict[str, type[Section]] = {"judge": Judge, "decoding": Decoding}
+    fields = sections[section].model_fields
+    tree = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or key not in fields:
+            raise ConfigError(f"{section}.{key}: expected key=value with a key out of {', '.join(fields)}")
+        try:
+            tree[key] = _read_yaml(value)
+        except ValueError as error:
+            raise ConfigError(f"{section}.{key}: value is not YAML: {error}") from error
+    return tree
 
 
 def to_plain(config: Config) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializeAsAny, field_validator, model_validator
 
+from csr_ray.records import REMOVED, UNK, Calibration, Contrast, Rescoring, WayToAsk
 from csr_ray.redaction import has_credentials, without_credentials
 
 # Ranks that vLLM makes room for (its `MaxLoRARanks`).
@@ -1023,6 +1024,11 @@ class Eval(Section):
         True, description="describe the images at temperature 1, too, which gives the metrics that end in `_t1`"
     )
     max_tokens: int = Field(256, ge=1, description="most tokens of an answer that describes an image")
+    ask: Literal["plain", "describe_first"] = Field(
+        "plain",
+        description="plain: the question alone; describe_first: the policy describes the image first, and reads its "
+        "own description with the question (STIC's describe-and-respond), which costs two answers",
+    )
     chair_synonyms: str | None = Field(
         None,
         description="the published synonym file (data/synonyms.txt of LisaAnne/Hallucination), with which chair "
@@ -1060,6 +1066,95 @@ class Eval(Section):
         if self.benchmarks and self.data is None:
             raise ValueError("data = null contradicts benchmarks: name the folder with the benchmark's files")
         return self
+
+
+class Decoding(Section):
+    """How the policy's answers are decoded where they are measured: against what it would say without the picture.
+
+    Zhang et al. 2024, arXiv 2403.05262; docs/vdd.md says what each way is, and what it costs.
+    """
+
+    kind: Literal["plain", "vdd", "rescore", "post_hoc"] = Field(
+        "plain",
+        description="plain: as the policy itself says it. vdd: each token by logits from which those without the "
+        "picture are taken off. rescore: of decoding.samples answers drawn the one that such logits favour. "
+        "post_hoc: yes/no and multiple choice by the choices' probabilities against those without the picture; other "
+        "questions are answered as with plain",
+    )
+    without: Literal["none", "unk", "both", "noise"] = Field(
+        "none",
+        description="what stands for the picture where it is not shown. none: nothing; unk: the unknown token; both: "
+        "none and unk together; noise: the picture under diffusion noise (VCD)",
+    )
+    noise_step: int = Field(
+        500,
+        ge=0,
+        le=999,
+        description="without = noise: step of the noise schedule, of 1000; 999 leaves almost nothing",
+    )
+    alpha: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="vdd, rescore: how much is taken off: (1 + alpha) l - alpha l'; l' without the picture",
+    )
+    cutoff: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="vdd: the paper's beta, the adaptive plausibility cut-off: a token less likely than this share "
+        "of the most likely one, by the policy alone, is never taken (0.2 in the released scripts for POPE and MMMU)",
+    )
+    samples: int = Field(5, ge=1, le=64, description="rescore: how many answers are drawn")
+    temperature: float = Field(1.0, gt=0, le=5, description="rescore: at which temperature they are drawn")
+    affine: Literal["divide", "subtract"] = Field(
+        "divide",
+        description="post_hoc: divide the choices' probabilities by those without the picture, or subtract these",
+    )
+    top_tokens: int = Field(
+        10, ge=1, le=1000, description="post_hoc: of how many of the most likely first tokens the choices are read"
+    )
+    smoothing: float = Field(
+        1e-4, gt=0, le=1, description="post_hoc: what is added to each probability without the picture"
+    )
+    rollouts: bool = Field(
+        False,
+        description="kind = vdd: a method's whole answers are decoded so, too, where it asks for answers in its "
+        "rollouts; trees of sentences know no such decoding",
+    )
+
+    @model_validator(mode="after")
+    def _rollouts_have_a_decoding(self) -> Decoding:
+        if self.rollouts and self.kind != "vdd":
+            raise ValueError(f"rollouts = true contradicts kind = {self.kind}: rollouts are decoded by vdd alone")
+        return self
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What takes the picture's place (`change` of `csr_ray.records.Picture`)."""
+        return {
+            "none": (REMOVED,),
+            "unk": (UNK,),
+            "both": (REMOVED, UNK),
+            "noise": (f"noise:{self.noise_step}",),
+        }[self.without]
+
+    @property
+    def contrast(self) -> Contrast:
+        return Contrast(changes=self.changes, alpha=self.alpha, cutoff=self.cutoff)
+
+    @property
+    def in_short(self) -> Contrast | Rescoring | Calibration | None:
+        """What of the section counts with this kind; None: plain."""
+        if self.kind == "plain":
+            return None
+        if self.kind == "vdd":
+            return self.contrast
+        if self.kind == "rescore":
+            return Rescoring(
+                changes=self.changes, alpha=self.alpha, samples=self.samples, temperature=self.temperature
+            )
+        return Calibration(changes=self.changes, affine=self.affine, top=self.top_tokens, smoothing=self.smoothing)
 
 
 class MethodRounds(Section):
@@ -1119,6 +1214,7 @@ class Config(Section):
     cluster: Cluster = Cluster()
     eval: Eval = Eval()
     judge: Judge | None = None
+    decoding: Decoding = Decoding()
 
     @property
     def of_each_method(self) -> tuple[Config, ...]:
@@ -1140,6 +1236,11 @@ class Config(Section):
         if not self.sequence:
             return self.method
         return self.sequence[turn_of(round_index, rounds=self.rounds_before_the_last)[0]].name
+
+    @property
+    def way_to_ask(self) -> WayToAsk:
+        """How the questions of an evaluation are put, and their answers decoded."""
+        return WayToAsk(decoding=self.decoding.in_short, describe_first=self.eval.ask == "describe_first")
 
     def served_rank(self, *, phases_a_round: int = 1) -> int:
         """The rank that an engine with `generators.publish: adapter` makes room for: the sum over all phases.
@@ -1163,4 +1264,13 @@ class Config(Section):
     def _adapters_fit(self) -> Config:
         if self.generators.publish == "adapter":
             self.served_rank()
+        return self
+
+    @model_validator(mode="after")
+    def _rollouts_can_be_contrasted(self) -> Config:
+        if self.decoding.rollouts and self.method == "csr":
+            raise ValueError(
+                "decoding.rollouts = true contradicts method = csr: trees of sentences know no such decoding; leave "
+                "it out, and decoding.kind counts where answers are measured"
+            )
         return self

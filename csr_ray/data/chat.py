@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 _SOME_QUESTION = "What is it?"
 
 
-def prompt_text(processor: ProcessorMixin, *, question: str) -> str:
+def prompt_text(processor: ProcessorMixin, *, question: str, has_picture: bool = True) -> str:
     """The question behind the image, in the model's chat template, up to where the answer begins.
+
+    Args:
+        has_picture: whether there is an image; without one the question stands alone.
 
     Raises:
         ValueError: the processor has no chat template.
@@ -27,15 +30,15 @@ def prompt_text(processor: ProcessorMixin, *, question: str) -> str:
         raise ValueError(
             f"policy.model: its {type(processor).__name__} has no chat template; add a chat_template.jinja to it"
         )
-    content = [{"type": "image"}, {"type": "text", "text": question}]
+    content = [*([{"type": "image"}] if has_picture else []), {"type": "text", "text": question}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     assert isinstance(text, str)
     return text
 
 
-def prompt_ids(processor: ProcessorMixin, *, question: str) -> list[int]:
+def prompt_ids(processor: ProcessorMixin, *, question: str, has_picture: bool = True) -> list[int]:
     """Token ids of `prompt_text`, with ONE token for the image; the engine expands it to as many as it needs."""
-    text = prompt_text(processor, question=question)
+    text = prompt_text(processor, question=question, has_picture=has_picture)
     tokenizer = processor.tokenizer
     return list(tokenizer(text, add_special_tokens=needs_special_tokens(tokenizer, text=text))["input_ids"])
 

@@ -22,7 +22,7 @@ from csr_ray.evaluation.chair import CHAIR_METRICS, mark_captions
 from csr_ray.evaluation.chair_truth import OWN_TABLE, OfficialFiles, coco_image_id, coco_truth, official_files
 from csr_ray.evaluation.item_marks import MarkedItems, items_of
 from csr_ray.evaluation.marks import quotients
-from csr_ray.evaluation.pope import METRICS, mark_answers
+from csr_ray.evaluation.pope import LABELS, METRICS, mark_answers
 from csr_ray.evaluation.pope_splits import (
     SplitQuestion,
     has_splits,
@@ -34,7 +34,7 @@ from csr_ray.evaluation.pope_splits import (
 )
 from csr_ray.evaluation.world import WorldMarking, mark_descriptions
 from csr_ray.ports import Answering
-from csr_ray.records import JsonDict, Mark, MarkedAnswer, Question
+from csr_ray.records import JsonDict, Mark, MarkedAnswer, Question, WayToAsk
 from csr_ray.store.objects import is_url, local_path
 from csr_ray.world.mentions import VOCABULARY_FILE, kinds_of
 from csr_ray.world.vocabulary import KINDS
@@ -115,6 +115,14 @@ class Suite:
             self,
             describe=tuple(question for question in self.describe if question.image in images),
             yes_no=tuple(question for question in self.yes_no if question.image in images),
+        )
+
+    def in_way(self, way: WayToAsk) -> Suite:
+        """The same questions, asked in another way."""
+        return replace(
+            self,
+            describe=tuple(replace(question, way=way) for question in self.describe),
+            yes_no=tuple(replace(question, way=way) for question in self.yes_no),
         )
 
     def askings(self) -> tuple[Asking, ...]:
@@ -308,7 +316,7 @@ def load_suite(config: Eval) -> Suite:
         truth=truth,
         mark=mark,
         named=(OWN_TABLE if files is None else files.named) if "chair" in config.benchmarks else {},
-        yes_no=tuple(Question(id=f"q{row.id}", image=row.image, text=row.text) for row in questions),
+        yes_no=tuple(Question(id=f"q{row.id}", image=row.image, text=row.text, choices=LABELS) for row in questions),
         labels={f"q{row.id}": row.label for row in questions},
         split_of={f"q{row.id}": row.split for row in questions if row.split},
         sampled=config.sampled and bool(describe),

@@ -36,10 +36,12 @@ def evaluate(
     limit = state.config.eval.limit_between
     if limit is not None and 0 < version < state.version_after(state.config.run.rounds - 1):
         suite = suite.first(limit)
+    suite = suite.in_way(state.way_to_ask(version))
+    served = 0 if state.is_training_free else version
     started_s = time.perf_counter()
     with view.stage("evaluate", total=suite.num_answers, unit="answers", round_index=round_index) as stage:
         asked = generators if round_index is None else _Asked(generators, method=state.method_of_round(round_index))
-        answering = KeptAnswers(asked, path=state.folder.answers(version), version=version)
+        answering = KeptAnswers(asked, path=state.folder.answers(version), version=served)
 
         def on_answer() -> None:
             stage.advance()

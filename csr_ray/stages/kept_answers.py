@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from csr_ray.ports import Answering
-from csr_ray.records import Answer, JsonDict, Question
+from csr_ray.records import Answer, JsonDict, Question, WayToAsk
 from csr_ray.store.atomic import make_folder, storage_errors, write_all
 from csr_ray.store.lines import FIRST, DamagedLine, bodies, seal
 
@@ -38,11 +38,11 @@ class KeptAnswers:
         known = self._known(asked)
         left = []
         for question in questions:
-            if (answer := known.get((question.id, question.text))) is not None:
+            if (answer := known.get((question.id, question.text, repr(question.way)))) is not None:
                 yield answer
             else:
                 left.append(question)
-        text_of = {question.id: question.text for question in left}
+        by_id = {question.id: question for question in left}
         synced_s = time.monotonic()
         with storage_errors(self._path):
             make_folder(self._path.parent)
@@ -53,7 +53,8 @@ class KeptAnswers:
                     {
                         "kind": "answer",
                         "asked": asked,
-                        "text_asked": text_of[answer.id],
+                        "text_asked": by_id[answer.id].text,
+                        "way_asked": repr(by_id[answer.id].way),
                         "id": answer.id,
                         "text": answer.text,
                         "token_ids": list(answer.token_ids),
@@ -74,7 +75,7 @@ class KeptAnswers:
                         synced_s = time.monotonic()
                 yield answer
 
-    def _known(self, asked: JsonDict) -> dict[tuple[str, str], Answer]:
+    def _known(self, asked: JsonDict) -> dict[tuple[str, str, str], Answer]:
         if not self._path.exists():
             return {}
         if not self._path.is_file():  # a pipe would never end
@@ -89,7 +90,8 @@ class KeptAnswers:
                     continue
                 for entry in entries:
                     if entry["asked"] == asked and entry["policy_version"] == self._version:
-                        known[entry["id"], entry["text_asked"]] = Answer(
+                        way = entry.get("way_asked", repr(WayToAsk()))  # an earlier version knew no other way
+                        known[entry["id"], entry["text_asked"], way] = Answer(
                             id=entry["id"],
                             text=entry["text"],
                             token_ids=tuple(entry["token_ids"]),

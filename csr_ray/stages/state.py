@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from csr_ray.config.schema import Config
 from csr_ray.machine.cost import cost, in_words
 from csr_ray.methods.base import Method, method_of
 from csr_ray.methods.sequence import MethodSequence
-from csr_ray.records import Cycle, JsonDict
+from csr_ray.records import Cycle, JsonDict, WayToAsk
 from csr_ray.stages.meter import Meter
 from csr_ray.stages.refusals import ended, is_finished
 from csr_ray.stages.stop import NeverAsked, Stop
@@ -88,9 +88,24 @@ class RunState:
             for position, phase in enumerate(self.method.phases(round_index))
         ]
 
+    @property
+    def is_training_free(self) -> bool:
+        """Whether the method trains nothing: what it changes is how the base policy's answers are decoded."""
+        return not any(self.method.phases(index) for index in range(self.config.run.rounds))
+
     def version_after(self, round_index: int) -> int:
-        """The policy version that a round ends with: versions count the trained phases."""
+        """The policy version that a round ends with: versions count the trained phases.
+
+        Of a method that trains nothing it is 1: the base policy's weights, decoded as the method says.
+        """
+        if self.is_training_free:
+            return 1
         return sum(len(self.method.phases(index)) for index in range(round_index + 1))
+
+    def way_to_ask(self, version: int) -> WayToAsk:
+        """How a policy version is asked where it is measured. What is compared with a decoding is the plain base."""
+        way = self.config.way_to_ask
+        return replace(way, decoding=None) if self.is_training_free and version == 0 else way
 
     @property
     def adapters(self) -> list[str]:

@@ -83,8 +83,9 @@ def summary(
 def _round(journal: Journal, *, cycles: Sequence[Cycle], wall_s: float) -> JsonDict:
     """The entry of one round; if it has several phases, their sums, and each phase's own entry under `phases`."""
     phases = [cycle_figures(journal, cycle) for cycle in cycles]
-    version = max((cycle.policy_version + 1 for cycle in cycles), default=0)
-    evaluated = journal.find("eval", version=version) if cycles else None
+    # A round without phases trains nothing, and 1 is the base policy decoded in another way.
+    version = max((cycle.policy_version + 1 for cycle in cycles), default=1)
+    evaluated = journal.find("eval", version=version)
     stages = {name: sum(phase["stages"][name] for phase in phases) for name in _STAGES}
     stages["eval"] = evaluated["seconds"] if evaluated else 0.0
     # The wall clock of a resumed round covers only what was left to do, so its stages may add up to more.

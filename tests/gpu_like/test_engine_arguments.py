@@ -111,8 +111,22 @@ def test_on_a_cpu() -> None:
     [("sample", {}), ("first_token", {}), ("diverse_greedy", {"VLLM_USE_V2_MODEL_RUNNER": "0"})],
 )
 def test_the_engines_environment(expand: str, environment: dict[str, str]) -> None:
-    search = load_config(ROOT / "configs/llava15-7b.yaml", overrides=[f"search.expand={expand}"]).search
-    assert engine_environment(search) == environment
+    overrides = [f"search.expand={expand}"]
+    settings = EngineSettings.of(load_config(ROOT / "configs/llava15-7b.yaml", overrides=overrides))
+    assert engine_environment(settings) == environment
+
+
+def test_an_engine_that_contrasts_is_coupled_and_plain_evaluations_are_not() -> None:
+    settings = EngineSettings.of(load_config(ROOT / "configs/llava15-7b.yaml", overrides=["decoding.kind=vdd"]))
+    arguments = engine_arguments(settings, model="m", on_cpu=False)
+    assert arguments["logits_processors"] == ["actors.generate.contrast_rows:ContrastedRows"]
+    assert arguments["async_scheduling"] is False
+    assert engine_environment(settings) == {"VLLM_USE_V2_MODEL_RUNNER": "0"}
+    for kind in ("plain", "rescore", "post_hoc"):
+        settings = EngineSettings.of(
+            load_config(ROOT / "configs/llava15-7b.yaml", overrides=[f"decoding.kind={kind}"])
+        )
+        assert "logits_processors" not in engine_arguments(settings, model="m", on_cpu=False)
 
 
 @pytest.mark.parametrize(("num_trees", "gib"), [(1, 1.0), (32, 1.0), (64, 2.0), (128, 4.0)])
@@ -172,7 +186,7 @@ def vllm_says(models: dict[str, str]) -> dict[tuple[str, str, str], dict[str, An
                     hot = HotAdapter(max_rank=settings.max_lora_rank, targets=settings.lora_targets)
                     arguments |= hot.engine_arguments()
                     hot.close()
-                cases[machine, config, way] = (machine, arguments, engine_environment(settings.search))
+                cases[machine, config, way] = (machine, arguments, engine_environment(settings))
     least = {"model": models["llava15-7b"], "limit_mm_per_prompt": {"image": 1, "video": 0, "audio": 0}}
     first_runner = {"VLLM_USE_V2_MODEL_RUNNER": "0"}
     cases["1xH100", "least", "plain"] = ("1xH100", least, {})

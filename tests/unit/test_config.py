@@ -38,7 +38,7 @@ def complaint(tmp_path: Path, *overrides: str, text: str | None = None) -> str:
     [
         # unknown keys
         ("run.round=2", ["run.round = 2: unknown key", "did you mean rounds?", "allowed here: dir, grace_s, rounds"]),
-        ("colour=red", ["colour = 'red': unknown key", "allowed here: cluster, data, eval, gate, generators"]),
+        ("colour=red", ["colour = 'red': unknown key", "allowed here: cluster, data, decoding, eval, gate"]),
         ("nowhere.key=1", ["nowhere", "unknown key"]),
         ("run..x=1", ["unknown key"]),
         # wrong types

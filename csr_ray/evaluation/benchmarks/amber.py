@@ -201,7 +201,8 @@ class Amber(Benchmark):
                 continue
             name = str(query.get("image") or "")
             image = find_image(folder, name, places=("image", "images", "../image", "")) if name else ""
-            by_id[key] = Item(id=key, text=str(query.get("query", "")), image=image, truth=truth)
+            choices = ("Yes", "No") if truth.answer else ()
+            by_id[key] = Item(id=key, text=str(query.get("query", "")), image=image, truth=truth, choices=choices)
         if not by_id:
             raise ConfigError(f"--data {path}: no annotation of amber; put the benchmark's own file there")
         return Items(by_id=by_id, skipped=skipped, shared=_lexicon(folder))

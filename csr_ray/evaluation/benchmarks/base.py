@@ -33,12 +33,14 @@ class Item:
         text: as it is put to a model, the protocol's suffix included. The chat template is added where it is served.
         image: the image's path; where only marking is asked for it may be relative and lead nowhere.
         truth: what the benchmark needs to mark an answer; a type of its own.
+        choices: the answers that there are, such as the options' letters; empty: any.
     """
 
     id: str
     text: str
     image: str
     truth: Any
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

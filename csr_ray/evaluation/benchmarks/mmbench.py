@@ -75,7 +75,11 @@ class MmBench(Benchmark):
             question = "\n".join(part for part in (hint, row["question"]) if part)
             places[key] = place
             by_id[key] = Item(
-                id=key, text=choice_prompt(question, options=list(truth.options.values())), image=place, truth=truth
+                id=key,
+                text=choice_prompt(question, options=list(truth.options.values())),
+                image=place,
+                truth=truth,
+                choices=tuple(truth.options),
             )
         if not by_id:
             said = "; ".join(skipped) or "no row"

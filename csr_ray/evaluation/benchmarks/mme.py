@@ -25,6 +25,7 @@ from csr_ray.evaluation.benchmarks.base import (
     nothing_counts,
 )
 from csr_ray.evaluation.benchmarks.files import find_image, read_text
+from csr_ray.evaluation.pope import LABELS
 from csr_ray.judging.session import JudgeSession
 
 PERCEPTION = (
@@ -97,7 +98,9 @@ class Mme(Benchmark):
             if key in by_id:
                 skipped["second question with these words about this image"] += 1
                 continue
-            by_id[key] = Item(id=key, text=_asked(truth.question), image=_image(path, truth), truth=truth)
+            by_id[key] = Item(
+                id=key, text=_asked(truth.question), image=_image(path, truth), truth=truth, choices=LABELS
+            )
         if not by_id:
             raise ConfigError(f"--data {path}: no question of mme; expected {self.data}")
         return Items(by_id=by_id, skipped=skipped)

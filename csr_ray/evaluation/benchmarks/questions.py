@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from csr_ray.evaluation.benchmarks.base import Benchmark, Items
 from csr_ray.evaluation.benchmarks.marking import marked_result
 from csr_ray.evaluation.suite import Answers, Asking
 from csr_ray.judging.session import JudgeSession
-from csr_ray.records import Question
+from csr_ray.records import Question, WayToAsk
 from csr_ray.store.objects import is_url, local_path
 
 _FEW_IMAGES: Final = 100
@@ -26,6 +26,7 @@ class Asked:
 
     benchmark: Benchmark
     items: Items
+    way: WayToAsk = field(default_factory=WayToAsk)
 
     @property
     def images(self) -> list[str]:
@@ -36,7 +37,11 @@ class Asked:
         """The same benchmark on the first `num_images` images only."""
         images = set(self.images[:num_images])
         kept = {key: item for key, item in self.items.by_id.items() if item.image in images}
-        return Asked(self.benchmark, replace(self.items, by_id=kept))
+        return replace(self, items=replace(self.items, by_id=kept))
+
+    def in_way(self, way: WayToAsk) -> Asked:
+        """The same questions, asked in another way."""
+        return replace(self, way=way)
 
     def check_images(self, *, data: str) -> None:
         """Refuse a release whose images are not there at all, before anything is started.
@@ -56,7 +61,8 @@ class Asked:
 
     def askings(self) -> tuple[Asking, ...]:
         questions = tuple(
-            Question(id=item.id, image=item.image, text=item.text) for item in self.items.by_id.values()
+            Question(id=item.id, image=item.image, text=item.text, choices=item.choices, way=self.way)
+            for item in self.items.by_id.values()
         )
         return (Asking(self.benchmark.name, questions, temperature=0.0, max_tokens=self.benchmark.max_tokens),)
 

@@ -97,7 +97,9 @@ class ScienceQa(Benchmark):
                 continue
             place = find_image(folder, f"{key}/{problem['image']}", places=("images/test", "test", "images", ""))
             truth = ScienceTruth(answer=problem["answer"], num_options=len(problem["choices"]))
-            by_id[key] = Item(id=key, text=prompts.get(key) or _asked(problem), image=place, truth=truth)
+            choices = tuple(LETTERS[: truth.num_options])
+            text = prompts.get(key) or _asked(problem)
+            by_id[key] = Item(id=key, text=text, image=place, truth=truth, choices=choices)
         if not by_id:
             raise ConfigError(f"--data {folder}: no test question with an image; put the benchmark's own files there")
         note = _OWN_PROMPTS if unpack is not None and not prompts else None

@@ -12,7 +12,7 @@ from csr_ray.data.prompts import read_json_rows
 from csr_ray.errors import ConfigError
 from csr_ray.evaluation.benchmarks.base import Benchmark, Item, Items, Marks, id_of, mean
 from csr_ray.evaluation.benchmarks.files import find_file, find_image, read_json, read_text
-from csr_ray.evaluation.benchmarks.letters import choice_prompt
+from csr_ray.evaluation.benchmarks.letters import LETTERS, choice_prompt
 from csr_ray.judging.session import JudgeSession
 
 _FRAMES = "llava-seed-bench.jsonl"
@@ -75,7 +75,7 @@ class Seed(Benchmark):
                 continue
             place = find_image(file.parent, name or str(record["data_id"]), places=("", "SEED-Bench-image", "images"))
             text = choice_prompt(record["question"], options=[str(record[choice]) for choice in _CHOICES])
-            by_id[key] = Item(id=key, text=text, image=place, truth=truth)
+            by_id[key] = Item(id=key, text=text, image=place, truth=truth, choices=tuple(LETTERS[: len(_CHOICES)]))
         if not by_id:
             raise ConfigError(f"--data {file}: no question of seed; put the benchmark's own file there")
         return Items(by_id=by_id, skipped=skipped)
