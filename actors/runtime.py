@@ -200,7 +200,7 @@ class Runtime:
             )
             if exporter.run and (address := metrics_address()):
                 view.say(f"metrics for Prometheus: {address} (docs/observability.md)")
-            demands = demands_of(config, needs_scorer=method.needs_scorer)
+            demands = demands_of(config, needs_scorer=method.needs_scorer, trains=_trains(method, config=config))
             scorer = config.scorer.model if method.needs_scorer and config.scorer is not None else None
             with _closed_if_refused(connection):
                 wanted = _wanted(model, scorer=scorer, picture=picture, archives=archives)
@@ -240,8 +240,10 @@ class Runtime:
                 notice=view.say,
                 exporter=exporter,
             )
-            # Ray places them some seconds after they are asked for, and a pool that grows would take their room.
-            serving.room.keep_for(demands_of(config, needs_scorer=False)[-1], until=lambda: group.is_placed)
+            trains = _trains(method, config=config)
+            if trains:
+                # Ray places them some seconds after they are asked for, and a pool that grows would take their room.
+                serving.room.keep_for(demands_of(config, needs_scorer=False)[-1], until=lambda: group.is_placed)
             trainer = InTurns(group, generators=serving.generators) if takes_turns else group
             runtime = cls(config, serving=serving, trainer=trainer, exporter=exporter, trace=trace)
             if trace is not None:
@@ -250,7 +252,8 @@ class Runtime:
             try:
                 serving.generators.wait_until_ready()
                 # Not before: it is needed a rollout later, and its imports would keep the engine waiting.
-                trainer.start()
+                if trains:
+                    trainer.start()
             except BaseException:
                 runtime.close()
                 raise
@@ -281,6 +284,11 @@ def _precisions(policy: Policy, *, generators: Generators, train: Train) -> list
     ]
 
 
+def _trains(method: Method, *, config: Config) -> bool:
+    """Whether any round has a phase; a method that only decodes in another way has none."""
+    return any(method.phases(index) for index in range(config.run.rounds))
+
+
 def _phases_a_round(method: Method, *, config: Config) -> int:
     """The number of phases of the round that has the most of them, and at least 1."""
     return max([1, *(len(method.phases(index)) for index in range(config.run.rounds))])
@@ -301,7 +309,7 @@ def connect_run(
     if is_private:
         config = _laid_out(config, method=method, model=model, nodes=[this_machine()], view=view)
     connection = _connect(
-        demands_of(config, needs_scorer=method.needs_scorer),
+        demands_of(config, needs_scorer=method.needs_scorer, trains=_trains(method, config=config)),
         object_store=_object_store_bytes(config, model=model),
         view=view,
         on_ray_lost=on_ray_lost,
@@ -310,7 +318,7 @@ def connect_run(
         if not is_private:
             config = _laid_out(config, method=method, model=model, nodes=_nodes(), view=view)
         check_engine_has_gpu(config.generators, needs_gpu=serves_on_gpus())
-        demands = demands_of(config, needs_scorer=method.needs_scorer)
+        demands = demands_of(config, needs_scorer=method.needs_scorer, trains=_trains(method, config=config))
         check_room(demands, autoscales=config.cluster.autoscales, config=config)
     return config, connection
 

@@ -131,9 +131,18 @@ def print_plan(plan: Plan, *, console: Console | None = None, nodes: Sequence[No
         ("train worker", str(config.train.workers), config.train.cpus_per_worker, config.train.gpus_per_worker,
          f"DPO, LoRA r{config.train.lora_rank}, DeepSpeed ZeRO-{config.train.deepspeed_stage}, {config.train.dtype}"),
     )  # fmt: skip
-    for role, actors, cpus, gpus, what in rows:
+    method = method_of(config)
+    trains = any(method.phases(index) for index in range(config.run.rounds))
+    for role, actors, cpus, gpus, what in rows if trains else rows[:1]:
         table.add_row(role, actors, f"{cpus:g}", f"{gpus:g}", what)
     console.print(table)
+    if not trains:
+        console.print(
+            f"evaluation: {', '.join(config.eval.benchmarks) or 'none'}, once plain and once with decoding.kind = "
+            f"{config.decoding.kind}; nothing is rolled out or trained",
+            soft_wrap=True,
+        )
+        return
     for words in _rounds_in_words(plan):
         console.print(words)
     console.print(f"evaluation: {', '.join(config.eval.benchmarks) or 'none'}")

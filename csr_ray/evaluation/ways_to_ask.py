@@ -1,6 +1,6 @@
 """How a question is put to a policy, and how its answer is decoded, by an engine that does one request at a time.
 
-Describe and respond (STIC, Deng et al. 2024, arXiv 2405.19716, section 3.3): the policy describes the picture first,
+Describe and respond (STIC, Deng et al. 2024, arXiv 2405.19716): the policy describes the picture first,
 greedily, and reads its description in front of the question. Post-Hoc debias and rescoring
 (`csr_ray.rollout.contrast`) are requests that are put together here; VDD decoding is done within the engine.
 docs/vdd.md and docs/evaluation.md.

@@ -49,14 +49,19 @@ class ActorOptions:
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def demands_of(config: Config, *, needs_scorer: bool) -> tuple[Demand, ...]:
-    """What a run asks for, in the order in which its actors are started."""
+def demands_of(config: Config, *, needs_scorer: bool, trains: bool = True) -> tuple[Demand, ...]:
+    """What a run asks for, in the order in which its actors are started.
+
+    Args:
+        trains: whether the method has anything to train; without, no workers are asked for.
+    """
     train, scorers = config.train, config.scorers
     demands = []
     if needs_scorer:
         demands.append(scorer_demand(scorers))
     demands += generator_demands(config.generators)
-    demands.append(train_demand(train))
+    if trains:
+        demands.append(train_demand(train))
     return tuple(demands)
 
 

@@ -29,7 +29,7 @@ def pictures_without(picture: Picture, *, changes: Sequence[str]) -> tuple[Pictu
 
 
 def contrasted(shown: Tensor, hidden: Tensor, *, alpha: Tensor, cutoff: Tensor) -> Tensor:
-    """VDD's logits: (1 + alpha) l - alpha l', and -inf where l < max l + log cutoff (section 3.3 of the paper).
+    """VDD's logits: (1 + alpha) l - alpha l', and -inf where l < max l + log cutoff.
 
     The cut-off goes by the policy's own logits, before anything is taken off them.
 
@@ -101,7 +101,7 @@ def calibrated(
     affine: Literal["divide", "subtract"],
     smoothing: float,
 ) -> dict[str, float]:
-    """Post-Hoc debias: q = W p + b, its sum being 1 (section 3.2 of the paper).
+    """Post-Hoc debias: q = W p + b, its sum being 1.
 
     divide: W = diag(p')^-1 and b = 0; subtract: W = 1 and b = -p'. p' is `hidden` with `smoothing` added to each.
 

@@ -20,12 +20,18 @@ from actors.process.counters import Counting
 from csr_ray.app.run import world_spec
 from csr_ray.config.schema import World
 from csr_ray.data.pictures import load_picture
+from csr_ray.evaluation.ways_to_ask import answer_question
 from csr_ray.records import (
     REMOVED,
     UNK,
+    Ask,
+    Calibration,
     Contrast,
+    Picture,
     Question,
+    Rescoring,
     Sentence,
+    WayToAsk,
 )
 from csr_ray.rollout.contrast import pictures_without
 from csr_ray.world.build import cached_world
@@ -86,6 +92,11 @@ def plain(policy: Path) -> Iterator[PlainVdd]:
     torch.set_num_threads(1)
     yield PlainVdd(policy)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def wanted(questions: list[Question], plain: PlainVdd) -> dict[str, list[Said]]:
+    return {way: [expected(plain, question, way=way) for question in questions] for way in WAYS}
 
 
 def expected(plain: PlainVdd, question: Question, *, way: str) -> Said:
@@ -160,9 +171,8 @@ def check(found: list[Sentence], wanted: list[Said], *, way: str) -> int:
 
 
 def test_contrasted_answers_are_those_of_two_forward_passes(
-    policy: Path, questions: list[Question], plain: PlainVdd
+    policy: Path, questions: list[Question], plain: PlainVdd, wanted: dict[str, list[Said]]
 ) -> None:
-    wanted = {way: [expected(plain, question, way=way) for question in questions] for way in WAYS}
     as_usual = [plain_answer(plain, question) for question in questions]
     assert sum(said.ids != usual for said, usual in zip(wanted["strong"], as_usual, strict=True)) > 1
 
@@ -201,3 +211,100 @@ async def check_in_turn(engine: Engine, questions: list[Question], wanted: list[
     check(await engine.answers(questions[:3], way="both"), wanted[:3], way="both")
     engine.vllm._contrast = replace(engine.vllm._contrast, together=True)
     assert engine.counting.take().groups_redone == 0
+
+
+def test_an_engine_that_tears_groups_apart_says_the_same(
+    policy: Path, questions: list[Question], wanted: dict[str, list[Said]]
+) -> None:
+    """Five sequences at once, groups of two and three, and requests of others between them."""
+
+    async def run() -> None:
+        engine = await started(policy, max_num_seqs=5, kv_cache_gib=0.02)
+        try:
+            usual = [
+                engine.vllm.answer(question.ask, temperature=1.0, max_tokens=5 + number, seed=number)
+                for number, question in enumerate(questions * 3)
+            ]
+            ways = ("both", "none", "sampled")
+            found = await asyncio.gather(*(engine.answers(questions, way=way) for way in ways), *usual)
+            for way, answers in zip(ways, found, strict=False):
+                check(answers, wanted[way], way=way)
+            assert engine.counting.take().groups_redone > 0, "this test never saw a group torn apart"
+        finally:
+            engine.vllm.close()
+
+    asyncio.run(run())
+
+
+def test_other_ways_to_ask_and_what_an_engine_refuses(
+    world: Path, policy: Path, questions: list[Question], plain: PlainVdd
+) -> None:
+    yes_no = [question for question in questions if question.choices]
+
+    async def run() -> None:
+        # The world's own tokenizer, and an engine that was not started for VDD.
+        config = tiny_config(
+            policy={"model": str(world / "policy"), "dtype": "float32", "max_model_len": 256},
+            generators={"kv_cache_gib": 0.25},
+            decoding={"kind": "post_hoc"},
+        )
+        engine = VllmEngine(EngineSettings.of(config), model=world / "policy", counting=Counting(actor="generator"))
+        await engine.start()
+
+        async def said(question: Question, **way: object) -> Sentence:
+            asked = replace(question, way=WayToAsk(**way))  # type: ignore[arg-type]
+            return await answer_question(asked, engine=engine, temperature=0.0, max_tokens=8, seed=0)
+
+        try:
+            for question in yes_no:
+                shown = first_choice(
+                    plain, plain.inputs(question.text, image=Image.open(question.image).convert("RGB"))
+                )
+                hidden = first_choice(plain, plain.inputs(question.text, image=None))
+                scores = [p / (q + 1e-4) for p, q in zip(shown, hidden, strict=True)]
+                if abs(scores[0] / scores[1] - 1) > 1e-2:
+                    answer = await said(question, decoding=Calibration())
+                    assert answer.text == ("yes", "no")[scores.index(max(scores))]
+                await check_rescored(plain, question, answer=await said(question, decoding=Rescoring(samples=3)))
+            described = await said(questions[0], describe_first=True)
+            assert described.token_ids
+            with pytest.raises(ValueError, match=r"no unknown token; set decoding\.without=none"):
+                await said(yes_no[0], decoding=Calibration(changes=(UNK,)))
+            with pytest.raises(ValueError, match=r"started without VDD decoding; set decoding\.kind=vdd"):
+                await said(questions[0], decoding=Contrast())
+            # A question alone is the same whatever picture was taken from it.
+            alone = [
+                await engine.answer(
+                    Ask(picture=Picture(path=question.image, change=REMOVED), text="Describe the image."),
+                    temperature=0.0,
+                    max_tokens=8,
+                    seed=0,
+                )
+                for question in questions[:3]
+            ]
+            assert len({answer.token_ids for answer in alone}) == 1
+        finally:
+            engine.close()
+
+    asyncio.run(run())
+
+
+def first_choice(plain: PlainVdd, inputs: dict[str, torch.Tensor]) -> list[float]:
+    """How likely yes and no are as the first token, their sum being 1; the most likely spelling counts alone."""
+    shares = plain.logits(inputs, ids=[]).softmax(dim=-1)
+    found = {"yes": 0.0, "no": 0.0}
+    for token in shares.topk(10).indices.tolist():
+        text = plain.tokenizer.decode([token]).lower().strip()
+        if found.get(text) == 0.0:
+            found[text] = float(shares[token])
+    total = sum(found.values())
+    assert total > 0.5
+    return [share / total for share in found.values()]
+
+
+async def check_rescored(plain: PlainVdd, question: Question, *, answer: Sentence) -> None:
+    """Its log-probs are the policy's own, as transformers has them."""
+    shown = plain.inputs(question.text, image=Image.open(question.image).convert("RGB"))
+    for place, (token, logp) in enumerate(zip(answer.token_ids, answer.logps, strict=True)):
+        logps = plain.logits(shown, ids=list(answer.token_ids[:place])).log_softmax(dim=-1)
+        assert float(logps[token]) == pytest.approx(logp, abs=1e-3)
