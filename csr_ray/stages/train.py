@@ -93,7 +93,7 @@ def _dose_in_words(trained: TrainResult) -> str:
     words = f"  {trained.dose['reason']}"
     if kept is None:
         return f"{words}: the policy stays as it was"
-    is_paired = kept["rejected"] is not None
+    is_paired = kept.get("rejected", 0.0) is not None
     if best_step < trained.num_steps:
         gain = "a held-out margin of" if is_paired else "held-out answers likelier by"
         words += f", whose weights are taken: {gain} {kept['margin']:.2f} nats"
