@@ -12,6 +12,7 @@ from pathlib import Path
 
 from csr_ray.data.embedded import EmbeddedPictures
 from csr_ray.errors import NoDataError
+from csr_ray.judging.kept import ReplyFile
 from csr_ray.methods.base import Dropped
 from csr_ray.records import Cycle, JsonDict, Unit
 from csr_ray.stages.state import RunState
@@ -119,8 +120,15 @@ def _commit(state: RunState, cycle: Cycle, total: Outcome, digest: Digest, *, se
         # With these the checker can tell whether a prompt of the file is in no unit of the cycle.
         prompts=int(units.total("prompts") + units.total("failed")),
         source=_source(state.config.data.prompts),
+        **_judge(state),
         files=plain_files({state.folder.examples(cycle): digest}, root=state.folder.root),
     )
+
+
+def _judge(state: RunState) -> JsonDict:
+    """What a judge at an endpoint has cost in this run so far; empty: there is none."""
+    path = state.folder.judge_replies
+    return {"judge": ReplyFile(path).spent.to_plain()} if path.is_file() else {}
 
 
 def _source(prompts: str) -> JsonDict | None:

@@ -74,10 +74,17 @@ def summary(
         "cost": {
             **cost(used(journal), cluster=config.cluster),
             "tokens": _tokens(journal, [cycle for index in range(config.run.rounds) for cycle in cycles_of(index)]),
+            **_judge(journal),
         },
         "ended": _ended(journal, retries=config.gate.retries, cycles_of=cycles_of),
         "finished": is_finished(journal, rounds=config.run.rounds, retries=config.gate.retries),
     }
+
+
+def _judge(journal: Journal) -> JsonDict:
+    """What a judge at an endpoint has cost in this run, as of the last phase whose examples are decided."""
+    known = [entry["judge"] for entry in journal.all("examples") if "judge" in entry]
+    return {"judge": known[-1]} if known else {}
 
 
 def _round(journal: Journal, *, cycles: Sequence[Cycle], wall_s: float) -> JsonDict:
