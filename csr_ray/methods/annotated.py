@@ -22,6 +22,7 @@ from typing import Final, Literal
 from pydantic import Field, model_validator
 
 from csr_ray.config.schema import Config, Section
+from csr_ray.data.files import UnreadableError
 from csr_ray.data.pictures import data_url
 from csr_ray.errors import ConfigError, JudgeFailure
 from csr_ray.evaluation.annotations import RatedAnswer, read_annotations
@@ -220,12 +221,12 @@ class Annotated:
             return rollout
         asked = self._asked_of_judge(rollout)
         picture = rollout.prompt.ask.picture
-        image = await asyncio.to_thread(data_url, picture) if self.keys.shows_picture else ""
-        messages = [replace(message, image=image) for message in _messages(rollout)]
         reply = Candidate(node=0, text="", token_ids=(), logp=None, role=_JUDGE, asked=asked, final=False)
         try:
+            image = await asyncio.to_thread(data_url, picture) if self.keys.shows_picture else ""
+            messages = [replace(message, image=image) for message in _messages(rollout)]
             text = await judge.reply(messages, temperature=0.0, max_tokens=self.keys.max_judge_tokens)
-        except JudgeFailure as error:
+        except (JudgeFailure, UnreadableError) as error:
             return _judged(rollout, replace(reply, text=str(error)), has_replied=False)
         return _judged(rollout, replace(reply, text=text))
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -408,6 +408,19 @@ def test_questions_without_an_answer_are_counted_and_stop_nothing(server: JudgeS
     assert sum(hits for hits, _ in rates) == 3 and sum(tries for _, tries in rates) == 6
     lost = [one.candidates[-1].text for one in done if isinstance(one, Rollout) and made(keys, one) == NO_REPLY]
     assert any("400" in text for text in lost)
+
+
+def test_a_picture_that_is_gone_by_then_costs_its_own_prompt_only(server: JudgeServer, tmp_path: Path) -> None:
+    keys = endpoint(server)
+    server.plan(say=SAID)
+    gone = replace(PROMPT, id="gone", image=str(tmp_path / "gone.png"))
+    done, _ = through(
+        state_of(keys, tmp_path), [*unjudged(tmp_path, keys, num=1), rolled(keys, BEST, *WORSE, prompt=gone)]
+    )
+    assert {one.prompt.id: made(keys, one) == NO_REPLY for one in done if isinstance(one, Rollout)} == {
+        "p0": False,
+        "gone": True,
+    }
 
 
 def test_a_judge_that_is_gone_ends_it_and_says_how_to_go_on(server: JudgeServer, tmp_path: Path) -> None:
