@@ -55,6 +55,8 @@ def answer_ids(processor: ProcessorMixin, *, answer: str, ends: Collection[int])
     """
     answer = answer.strip()
     tokenizer = processor.tokenizer
+    if not answer:  # which a policy gives by ending it at once
+        return [tokenizer.eos_token_id]
     prompt = prompt_text(processor, question=_SOME_QUESTION)
     turns = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _SOME_QUESTION}]},

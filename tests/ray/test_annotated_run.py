@@ -80,7 +80,7 @@ def test_an_answer_of_the_policy_is_encoded_as_it_was_sampled(tmp_path: Path) ->
         (rollout.prompt.id, candidate)
         for rollout in _rollouts(first)
         for candidate in rollout.candidates
-        if candidate.text.endswith(".")
+        if candidate.text.endswith(".") and "\ufffd" not in candidate.text  # bytes that are no text have no way back
     ]
     rated.write_text(
         "\n".join(json.dumps({"id": id, "answer": one.text, **one.scores}) for id, one in said), encoding="utf-8"

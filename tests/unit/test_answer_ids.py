@@ -36,6 +36,10 @@ def test_a_space_stands_between_the_prompt_and_an_answer_and_the_end_token_behin
     assert _read(llava, ids).endswith(f"ASSISTANT: {ANSWER}{llava.tokenizer.eos_token}")
 
 
+def test_an_empty_answer_is_an_end(llava: Any) -> None:
+    assert answer_ids(llava, answer=" ", ends=[llava.tokenizer.eos_token_id]) == [llava.tokenizer.eos_token_id]
+
+
 def test_what_the_template_writes_before_an_answer_stands_before_it(llava: Any) -> None:
     kept = llava.chat_template
     said = "{{ message['content'][-1]['text'] }}"
