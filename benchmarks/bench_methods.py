@@ -24,6 +24,7 @@ from whole_runs import Runs, WholeRun, in_a_line, read_run
 
 from csr_ray.config.load import YAML_ERRORS, load_config
 from csr_ray.errors import EXIT_FAILED, ConfigError
+from csr_ray.methods.base import method_of
 
 _CONFIGS = Path("configs/methods")
 _TRIED_PROMPTS = 16
@@ -55,24 +56,25 @@ def main() -> None:
     for row in rows:  # a wrong key is told now, and not after hours
         load_config(row.config, overrides=[*shared, *row.overrides])
     runs = Runs(num_at_once=1)
-    tried = {row.name: trial_of(row, root=arguments.dir, shared=shared) for row in rows}
+    tried = {row.name: trial_of(row, root=arguments.dir, shared=shared) for row in rows if rolls_out(row)}
     if not arguments.no_run:
         runs.make(list(tried.values()))
     plans: dict[tuple[str, int], WholeRun] = {}
     faults: dict[tuple[str, int], str] = {}
     for seed in arguments.seeds:
         for row in rows:
+            own: list[str] = []
             try:
-                num_prompts = prompts_a_round(row, trial=tried[row.name], budget=arguments.budget)
+                if row.name in tried:
+                    num_prompts = prompts_a_round(row, trial=tried[row.name], budget=arguments.budget)
+                    own = [f"data.per_round={num_prompts}"]
             except FileNotFoundError:
                 faults[row.name, seed] = runs.faults.get(tried[row.name], "not run yet")
                 continue
             except (ValueError, KeyError, TypeError, OSError, *YAML_ERRORS) as error:
                 faults[row.name, seed] = in_a_line(str(error))
                 continue
-            plans[row.name, seed] = plan_of(
-                row, seed=seed, root=arguments.dir, shared=[*shared, f"data.per_round={num_prompts}"]
-            )
+            plans[row.name, seed] = plan_of(row, seed=seed, root=arguments.dir, shared=[*shared, *own])
     if not arguments.no_run and not runs.is_stopped:
         runs.make(list(plans.values()))
     if runs.is_stopped:
@@ -143,6 +145,11 @@ def chosen_rows(rows: Sequence[Row], *, only: str) -> list[Row]:
         if name not in known:
             raise ConfigError(f"--only {name}: no such row; there are {', '.join(known)}")
     return [row for row in rows if not names or row.name in names]
+
+
+def rolls_out(row: Row) -> bool:
+    """Whether the row's method has rollouts at all; one that only decodes in another way has none."""
+    return bool(method_of(load_config(row.config, overrides=row.overrides)).phases(0))
 
 
 def trial_of(row: Row, *, root: Path, shared: Sequence[str]) -> WholeRun:

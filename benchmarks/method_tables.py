@@ -25,7 +25,7 @@ class MethodFigures:
     Attributes:
         rates: rates in percent and sentences an answer, by the names of the columns; None where not measured.
         tokens: that all rollouts generated.
-        judge_tokens: that a judge read and wrote.
+        judge_tokens: that a judge at an endpoint read and wrote.
         train_s: seconds in which the trainer trained, over all rounds.
         ended: why the run ended before its last round; empty: it did not.
     """
@@ -89,7 +89,7 @@ def figures_of(summary: JsonDict) -> tuple[MethodFigures, MethodFigures]:
     after = MethodFigures(
         rates=_rates(last),
         tokens=float(sum(entry["rollout"].get("tokens") or 0 for entry in rounds)),
-        judge_tokens=float(sum(_judge_tokens(entry) for entry in rounds)),
+        judge_tokens=_judge_tokens(summary),
         train_s=float(sum((entry["train"] or {}).get("seconds") or 0 for entry in rounds)),
         ended=str(ended["reason"]) if ended else "",
     )
@@ -104,8 +104,10 @@ def _rates(entry: Mapping[str, Any]) -> dict[str, float | None]:
     return found
 
 
-def _judge_tokens(entry: Mapping[str, Any]) -> float:
-    return float((entry.get("judge") or {}).get("tokens") or 0)
+def _judge_tokens(summary: JsonDict) -> float:
+    """What a judge at an endpoint has read and written; other judges are the policy, a rule or a file."""
+    spent = (summary.get("cost") or {}).get("judge") or {}
+    return float(spent.get("input_tokens", 0) + spent.get("output_tokens", 0))
 
 
 def method_table(runs: Sequence[MethodRun]) -> str:

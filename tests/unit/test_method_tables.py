@@ -99,6 +99,13 @@ def test_every_config_and_every_lambda_is_a_row_and_only_those_that_are_named_ar
         bench_methods.chosen_rows(rows, only="simo")
 
 
+def test_a_method_that_only_decodes_is_not_tried_and_what_a_judge_was_paid_for_counts() -> None:
+    rows = {row.name: row for row in bench_methods.all_rows(ROOT / "configs" / "methods")}
+    assert not bench_methods.rolls_out(rows["vdd"]) and bench_methods.rolls_out(rows["sima"])
+    judged = {**summary(evaluated(0.1)), "cost": {"judge": {"input_tokens": 900, "output_tokens": 100}}}
+    assert method_tables.figures_of(judged)[1].judge_tokens == 1000.0
+
+
 def finish(run: Any, content: dict[str, Any]) -> None:
     run.folder.mkdir(parents=True)
     (run.folder / "summary.json").write_text(json.dumps(content))
