@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from csr_ray.config.schema import Config
+from csr_ray.errors import ConfigError
 from csr_ray.methods.sequence import MethodSequence
 from csr_ray.ports import Engine, Judge, Scorer
 from csr_ray.records import Example, Phase, Prompt, Rollout
@@ -120,10 +121,14 @@ def method_of(config: Config) -> Method:
         ConfigError: the config lacks something that the method needs.
     """
     if config.sequence:
-        return MethodSequence(
-            methods=tuple(method_of(one) for one in config.of_each_method),
-            rounds=config.rounds_before_the_last,
-        )
+        methods = tuple(method_of(one) for one in config.of_each_method)
+        for one in methods:
+            if not one.phases(0):
+                raise ConfigError(
+                    f"method = {config.method!r}: {one.name} trains nothing, so no other method can go on from it; "
+                    f"leave it out, and measure it by itself with method={one.name}"
+                )
+        return MethodSequence(methods=methods, rounds=config.rounds_before_the_last)
     module = importlib.import_module(f"csr_ray.methods.{config.method}")
     method: Method = module.build(config)
     return method

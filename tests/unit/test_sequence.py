@@ -164,6 +164,12 @@ def test_a_judge_is_asked_about_rollouts_of_the_method_that_asks_one() -> None:
     assert [rollout.seed for rollout in judged] == [8, 7]
 
 
+def test_a_method_that_trains_nothing_has_no_turn() -> None:
+    config = config_of(["csr", "vdd"], decoding={"kind": "vdd"})
+    with pytest.raises(ConfigError, match=r"^method = 'csr, vdd': vdd trains nothing.*with method=vdd$"):
+        method_of(config)
+
+
 def test_a_judge_has_to_be_there_only_while_a_round_is_left_that_asks_it(tmp_path: Path) -> None:
     keys = {"judge": {"url": "http://127.0.0.1:9/v1", "model": "m", "key_env": "NO_SUCH_KEY_IS_SET"}}
     driver = driver_of(tmp_path, method=("annotated", "csr"), **keys)
