@@ -29,9 +29,10 @@ from csr_ray.errors import ConfigError, UserError
 from csr_ray.evaluation.answers import BENCHMARKS, score_answers
 from csr_ray.evaluation.chair import chair_metrics
 from csr_ray.evaluation.pope import parse_yes_no
-from csr_ray.methods.sima import named_objects, num_sentences, parse_verdict
+from csr_ray.methods.sima import named_objects, parse_verdict
 from csr_ray.records import Prompt, Rejection
 from csr_ray.redaction import has_credentials, without_credentials
+from csr_ray.rollout.whole_answers import num_sentences
 from csr_ray.store.journal import Journal
 from csr_ray.store.quarantine import Quarantine
 
