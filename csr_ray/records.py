@@ -308,6 +308,9 @@ class Phase:
             objective has to be one of `IMITATIONS`.
         has_reference: every answer was said by the policy that rolls out, so the log-prob that is its reference
             travels with it. If not, the trainer computes the references, whatever `train.reference` says.
+        accumulates: it is trained on the examples of the same phase in all earlier rounds, too. Those are of earlier
+            policy versions, which is right for single answers alone: they have no reference.
+        needs_truth: prompts without a truth give it nothing; where no prompt has one, nothing is started.
     """
 
     name: str = "main"
@@ -316,8 +319,11 @@ class Phase:
     probing: Probing | None = None
     num_answers: Literal[1, 2] = 2
     has_reference: bool = True
+    accumulates: bool = False
+    needs_truth: bool = False
 
     def __post_init__(self) -> None:
+        assert self.num_answers == 1 or not self.accumulates, f"phase {self.name}: pairs of earlier policies"
         is_known = self.num_answers == 2 or self.objective in IMITATIONS
         assert is_known, f"phase {self.name}: objective {self.objective} needs pairs, and it has single answers"
 

@@ -33,7 +33,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from actors.train.causality import sees_ahead
 from actors.train.checkpoints import Checkpoint, CheckpointFolder, training_key
 from actors.train.dose_clock import LEAST_TO_LOOK_AT, DoseClock
-from actors.train.examples import ExampleStream, HeldExamples, Verdict
+from actors.train.examples import ExampleStream, HeldExamples, Provenance, Verdict
 from actors.train.pair_trainer import CheckpointClock, PairTrainer, StepClock
 from actors.train.reach import Reach, SharedDisk
 from actors.train.settings import training_arguments
@@ -43,7 +43,7 @@ from actors.train.stream import HELD_OUT, ExampleSource
 from actors.train.threads import loader_threads, num_local_workers
 from csr_ray.config.schema import Train
 from csr_ray.data.pictures import load_picture, picture_size
-from csr_ray.errors import ConfigError, PicturesGone, StalePolicyError
+from csr_ray.errors import ConfigError, PicturesGone
 from csr_ray.machine.cores import whole_cores
 from csr_ray.policy.processor import load_processor
 from csr_ray.policy.weights import merged_by_module
@@ -423,6 +423,7 @@ class CycleTrainer:
         if distributed.get_rank() != 0:
             return None
         usable = PairJudge(processor=self._processor, picture_size=picture_size, max_length=self._train.max_length)
+        provenance = Provenance(version=version, accumulates=phase.accumulates)
         needs_logps = phase.num_answers == 2 and phase.has_reference and self._train.reference != "recompute"
 
         def judge(example: Example) -> str | None:
@@ -432,11 +433,8 @@ class CycleTrainer:
             return reason
 
         def judge_alone(example: Example) -> str | None:
-            if example.policy_version != version:
-                raise StalePolicyError(
-                    f"example {example.id} is of policy version {example.policy_version}; the version in training, "
-                    f"{version}, learns from its own rollouts only"
-                )
+            if (reason := provenance(example)) is not None:
+                return reason
             has_logps = all(target.logp is not None for target in example.targets)
             assert has_logps or not needs_logps, f"example {example.id}: its phase should say has_reference=False"
             return usable(example)

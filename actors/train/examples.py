@@ -11,19 +11,60 @@ import time
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.utils.data import Dataset, Sampler
 
 from actors.train.checkpoints import KEY_BYTES, example_key
 from actors.train.stream import ExampleSource
+from csr_ray.errors import StalePolicyError
 from csr_ray.records import Example
+from csr_ray.store.digests import short_hash
 from csr_ray.store.tables import ExampleReader
 from csr_ray.training.collate import pair_row
 
 Verdict = Callable[[Example], str | None]
 """Says of an example why it cannot be trained on; None if it can."""
+
+
+TRAINED_BEFORE: Final = "same_as_of_an_earlier_round"
+"""Why an example of a phase that accumulates is not trained on twice."""
+
+
+class Provenance:
+    """Says of an example, by the policy version that it is of, whether a cycle may train on it.
+
+    A phase that accumulates takes those of earlier versions, too, and each answer to a question once. They have to be
+    shown in the order of their files.
+
+    Raises:
+        StalePolicyError: by calls, when it is of a version that the cycle has no business with.
+    """
+
+    def __init__(self, *, version: int, accumulates: bool) -> None:
+        self._version = version
+        self._accumulates = accumulates
+        self._known: set[int] = set()
+
+    def __call__(self, example: Example) -> str | None:
+        if not self._accumulates:
+            if example.policy_version != self._version:
+                raise StalePolicyError(
+                    f"example {example.id} is of policy version {example.policy_version}; the version in training, "
+                    f"{self._version}, learns from its own rollouts only"
+                )
+            return None
+        if example.policy_version > self._version:
+            raise StalePolicyError(
+                f"example {example.id} is of policy version {example.policy_version}, which is later than the "
+                f"version in training, {self._version}"
+            )
+        key = short_hash(repr((example.id, example.ask.text, example.preferred.token_ids)))
+        if key in self._known:
+            return TRAINED_BEFORE
+        self._known.add(key)
+        return None
 
 
 class HeldExamples(Dataset[dict[str, Any]]):

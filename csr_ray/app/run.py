@@ -13,7 +13,7 @@ import os
 import platform
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
@@ -48,7 +48,7 @@ from csr_ray.methods.base import Method, method_of
 from csr_ray.metrics import Exporter, run_name
 from csr_ray.policy.source import revision_of
 from csr_ray.ports import Machinery
-from csr_ray.records import Rejection
+from csr_ray.records import Prompt, Rejection
 from csr_ray.report import write_report
 from csr_ray.report.terminal import print_round_table
 from csr_ray.stages.close import summarise
@@ -402,6 +402,8 @@ def _dry_run(config: Config, *, method: Method, view: View) -> None:
     prompts, rejections = read_prompts(data.prompts, images=data.images, limit=data.limit, urls=data.urls)
     refused = [reason for prompt in prompts if (reason := method.refuses(prompt)) is not None]
     num_usable = len(prompts) - len(refused)
+    if num_usable:
+        _check_truth(method, prompts, source=data.prompts)
     print_plan(make_plan(config, num_prompts=num_usable), nodes=_nodes_to_plan_for(config, view=view))
     first = f"; first reason: {(refused or [rejections[0].reason])[0]}" if refused or rejections else ""
     print(f"prompts: {num_usable} usable, {len(rejections) + len(refused)} would be set aside{first}")
@@ -448,9 +450,21 @@ def _prompts(state: RunState, *, reader: Reader, view: View) -> PromptFile:
             f"data.prompts = {data.prompts!r}: no usable prompt ({num_set_aside} set aside in "
             f"{state.folder.quarantine}){reasons}"
         )
+    _check_truth(state.method, prompts.take(), source=data.prompts)
     if num_set_aside:
         view.say(f"{num_set_aside} input{'s' * (num_set_aside > 1)} set aside, see {state.folder.quarantine}")
     return prompts
+
+
+def _check_truth(method: Method, prompts: Iterable[Prompt], *, source: str) -> None:
+    """Raise ConfigError if a phase of the method needs truths, and not one prompt has any."""
+    phase = next((phase for phase in method.phases(0) if phase.needs_truth), None)
+    if phase is not None and not any(prompt.truth for prompt in prompts):
+        raise ConfigError(
+            f"data.prompts = {source!r}: no prompt has a truth, and phase {phase.name} of method = {method.name!r} "
+            "trains on nothing else; give the prompts a column `truth`, or leave that phase out (csr-ray methods "
+            f"{method.name} lists the keys)"
+        )
 
 
 def _open_prompts(

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Final
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from csr_ray.data.files import UnreadableError
 from csr_ray.data.images import image_size, load_image
@@ -100,4 +100,46 @@ def _kept_shares() -> np.ndarray:
     return np.cumprod(1.0 - betas)
 
 
-CHANGES: Final[dict[str, Callable[[Image.Image, str, int], Image.Image]]] = {"noise": noised}
+def coarsened(image: Image.Image, strength: str, seed: int) -> Image.Image:
+    """Shrink the image until its shorter side has `strength` pixels, and bring it back to its size.
+
+    STIC's released generate_pref.py leaves it small, and the model's processor enlarges it. Here it has its own size
+    again, because some processors refuse tiny images, and others give them fewer tokens than the clean one has.
+    """
+    width, height = image.size
+    shrink = int(strength) / min(width, height)
+    if shrink >= 1:
+        return image
+    small = image.resize((max(1, round(shrink * width)), max(1, round(shrink * height))), Image.Resampling.BILINEAR)
+    return small.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def jittered(image: Image.Image, strength: str, seed: int) -> Image.Image:
+    """Change brightness and hue at random, at most by `strength`, which is "BRIGHTNESS,HUE".
+
+    Brightness is multiplied by something in 1 - BRIGHTNESS .. 1 + BRIGHTNESS, and the hue is turned by something in
+    -HUE .. HUE of a whole turn, in an order that is drawn, too.
+    """
+    brightness, hue = map(float, strength.split(","))
+    rng = np.random.default_rng(seed)
+    factor = rng.uniform(max(0.0, 1.0 - brightness), 1.0 + brightness)
+    turn = rng.uniform(-hue, hue)
+
+    def brightened(picture: Image.Image) -> Image.Image:
+        return ImageEnhance.Brightness(picture).enhance(factor)
+
+    def turned(picture: Image.Image) -> Image.Image:
+        pixels = np.array(picture.convert("HSV"))
+        pixels[..., 0] += np.uint8(round(turn * 256) % 256)  # an angle: it goes on at 0 behind 255
+        return Image.fromarray(pixels, mode="HSV").convert("RGB")
+
+    for change in rng.permutation([0, 1]):
+        image = (brightened, turned)[change](image)
+    return image
+
+
+CHANGES: Final[dict[str, Callable[[Image.Image, str, int], Image.Image]]] = {
+    "noise": noised,
+    "resize": coarsened,
+    "jitter": jittered,
+}

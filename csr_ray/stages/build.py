@@ -33,14 +33,38 @@ def build(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View) -
     When all units are built their examples are joined in one file, and then a line of the journal says how many
     examples there are, and how many rollouts gave none for which reason.
 
+    A phase that accumulates may have none of its own in a round, and then yields no file.
+
     Raises:
-        NoDataError: no rollout of the cycle gives an example.
+        NoDataError: no rollout of the cycle gives an example, and none of an earlier round does for it.
     """
     if not state.journal.find("examples", **cycle.key):
         yield from _decide(state, cycle, units, view=view)
         if state.config.train.streaming:
             return
-    yield str(state.folder.examples(cycle))
+    decided = state.journal.find("examples", **cycle.key)
+    assert decided is not None
+    if decided["made"]:
+        yield str(state.folder.examples(cycle))
+
+
+def earlier_examples(state: RunState, cycle: Cycle) -> list[tuple[str, int]]:
+    """The files of examples that the cycle is trained on beside its own, and how many examples each has.
+
+    They are those of the same phase in all earlier rounds, if the phase accumulates; oldest first.
+    """
+    if not cycle.phase.accumulates:
+        return []
+    lost = {name for entry in state.journal.all("lost") for name in entry["names"]}
+    found = []
+    for index in range(cycle.round_index):
+        for earlier in state.cycles(index):
+            decided = state.journal.find("examples", **earlier.key)
+            path = state.folder.examples(earlier)
+            is_lost = path.relative_to(state.folder.root).as_posix() in lost
+            if earlier.phase.name == cycle.phase.name and decided and decided["made"] and not is_lost:
+                found.append((str(path), int(decided["made"])))
+    return found
 
 
 def _decide(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View) -> Iterator[str]:
@@ -56,7 +80,8 @@ def _decide(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View)
         seconds += time.perf_counter() - started_s
         if outcome.made and state.config.train.streaming:
             yield str(path)
-    if not made:
+    earlier = earlier_examples(state, cycle)
+    if not made and not earlier:
         raise NoDataError(
             f"{cycle}: no rollout gave a training example ({dict(dropped) or 'no rollouts'}); "
             f"inputs set aside: {state.folder.quarantine}"
@@ -71,7 +96,8 @@ def _decide(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View)
             "there",
             is_warning=True,
         )
-    view.say(_in_words(cycle, total))
+    more = f"; trained with {sum(num for _, num in earlier)} of earlier rounds" if earlier else ""
+    view.say(_in_words(cycle, total) + more)
 
 
 def build_again(state: RunState, cycle: Cycle) -> bool:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from csr_ray.ports import Trainer
 from csr_ray.records import Cycle, JsonDict, TrainOrder, TrainResult
+from csr_ray.stages.build import earlier_examples
 from csr_ray.stages.close import keep_account
 from csr_ray.stages.refusals import refusals
 from csr_ray.stages.state import RunState
@@ -24,18 +25,27 @@ def train(state: RunState, turn: Turn, files: Iterable[str], *, trainer: Trainer
     """Train on files of examples as they come; returns when the cycle's adapter lies in its place.
 
     If all examples are built before the first file comes, the order says so (`TrainOrder.is_whole`), and the trainer
-    waits for the end of the stream before its first step.
+    waits for the end of the stream before its first step. Those of earlier rounds, for a phase that accumulates, come
+    before the first file.
     """
     cycle = turn.cycle
     adapter = state.folder.adapter(cycle)
     if entry := state.journal.find("train", **cycle.key):
         return TrainResult.from_plain(entry, adapter=str(adapter))
     is_open = False
+
+    def begin() -> None:
+        trainer.begin(_order(state, turn, adapter=str(adapter)))
+        if earlier := earlier_examples(state, cycle):
+            trainer.offer([path for path, _ in earlier])
+
     for file in files:
         if not is_open:
-            trainer.begin(_order(state, turn, adapter=str(adapter)))
+            begin()
             is_open = True
         trainer.offer([file])
+    if not is_open:  # the cycle has no example of its own
+        begin()
     with view.stage("train", total=None, unit="steps", round_index=cycle.round_index) as stage:
 
         def on_step(step: int, num_steps: int, loss: float, metrics: Mapping[str, float] = _NOTHING, /) -> None:
@@ -103,12 +113,13 @@ def _dose_in_words(trained: TrainResult) -> str:
 
 def _order(state: RunState, turn: Turn, *, adapter: str) -> TrainOrder:
     decided = state.journal.find("examples", **turn.cycle.key)
-    drawn_from = turn.num_prompts * turn.cycle.phase.max_examples_a_prompt
+    num_earlier = sum(num for _, num in earlier_examples(state, turn.cycle))
+    drawn_from = num_earlier + turn.num_prompts * turn.cycle.phase.max_examples_a_prompt
     found = _known_dose(state, turn.cycle)
     return TrainOrder(
         cycle=turn.cycle,
         output_dir=adapter,
-        num_examples_at_most=drawn_from if decided is None else decided["made"],
+        num_examples_at_most=drawn_from if decided is None else num_earlier + decided["made"],
         num_drawn_from=drawn_from,
         is_whole=decided is not None,
         learning_rate=found.get("learning_rate"),

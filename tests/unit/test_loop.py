@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import queue
 import threading
@@ -28,6 +29,7 @@ from csr_ray.app.console import ConsoleView
 from csr_ray.errors import ActorFailure, ConfigError, NoDataError
 from csr_ray.evaluation.marks import quotients
 from csr_ray.evaluation.suite import Suite
+from csr_ray.methods.base import Dropped
 from csr_ray.methods.csr import Csr
 from csr_ray.policy.weights import Rounding
 from csr_ray.records import Candidate, Cycle, JsonDict, Phase, Prompt, Question, Rollout, Unit
@@ -706,6 +708,72 @@ def test_single_answers_go_the_way_of_pairs_into_a_file_of_their_own(tmp_path, m
     assert "5 answers, reward" in driver.said.getvalue()
     assert {finding.file for finding in check_run(tmp_path).damage} <= {"config.yaml"}, "fakes have no config file"
     assert not list(tmp_path.glob("round_*/examples"))
+
+
+class Collects(Imitates):
+    """Accepts the answers to the first two prompts in the first round, and in the second none."""
+
+    def phases(self, round_index: int):
+        return (Phase(objective="sft", num_answers=1, accumulates=True),)
+
+    def examples(self, phase, rollout):
+        is_accepted = rollout.policy_version == 0 and rollout.prompt.id in ("p0", "p1")
+        return super().examples(phase, rollout) if is_accepted else Dropped("not_accepted")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_phase_that_accumulates_is_trained_on_earlier_rounds_too_also_if_it_has_none_of_its_own(
+    tmp_path, monkeypatch, streaming: bool
+) -> None:
+    def build(config):
+        return Collects(search=config.search, reward=config.reward, pairs=config.pairs)
+
+    monkeypatch.setattr("csr_ray.methods.csr.build", build)
+    driver = Driver(tmp_path, train={"streaming": streaming})
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(fail_at=1)
+    assert sorted(itertools.chain(*driver.trainer.offered[0])) == ["p0", "p1"]
+    summary = driver.run()
+    assert driver.trainer.trained == [1]
+    (order,) = driver.trainer.orders
+    assert (order.num_examples_at_most, order.num_drawn_from, order.is_whole) == (2, 2 + 5, True)
+    assert driver.trainer.offered[1] == [["p0", "p1"]]
+    assert [entry["pairs"]["made"] for entry in summary["rounds"]] == [2, 0]
+    assert summary["rounds"][1]["pairs"]["dropped"] == {"not_accepted": 5}
+    assert {finding.file for finding in check_run(tmp_path).damage} <= {"config.yaml"}, "fakes have no config file"
+
+
+def test_a_phase_that_accumulates_and_has_nothing_yet_ends_the_run_in_one_line(tmp_path, monkeypatch) -> None:
+    class Refuses(Collects):
+        def examples(self, phase, rollout):
+            return Dropped("not_accepted")
+
+    monkeypatch.setattr(
+        "csr_ray.methods.csr.build",
+        lambda config: Refuses(search=config.search, reward=config.reward, pairs=config.pairs),
+    )
+    with pytest.raises(NoDataError, match=r"round 1: no rollout gave a training example .*'not_accepted': 5"):
+        Driver(tmp_path).run()
+
+
+def test_what_is_lost_of_an_earlier_round_is_not_asked_for(tmp_path, monkeypatch) -> None:
+    class Repeats(Collects):
+        def examples(self, phase, rollout):
+            return Imitates.examples(self, phase, rollout)
+
+    monkeypatch.setattr(
+        "csr_ray.methods.csr.build",
+        lambda config: Repeats(search=config.search, reward=config.reward, pairs=config.pairs),
+    )
+    driver = Driver(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        driver.run(fail_at=1)
+    assert [len(ids) for ids in driver.trainer.offered[1]] == [5, 5]
+    (tmp_path / "round_000/examples.parquet").unlink()
+    for unit in (tmp_path / "round_000/candidates").iterdir():
+        unit.unlink()
+    driver.run()
+    assert [len(ids) for ids in driver.trainer.offered[1]] == [5]
 
 
 def test_the_driver_lets_go_of_a_rollout_when_its_unit_is_committed(tmp_path, monkeypatch) -> None:

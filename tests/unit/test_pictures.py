@@ -36,6 +36,32 @@ def test_a_noised_picture_is_the_same_every_time_and_another_by_seed(path: str) 
     assert np.abs(slight - plain).max() <= 10, "one step is almost the image itself"
 
 
+def test_a_resized_picture_has_its_size_but_no_more_detail_than_the_small_one(tmp_path: Path) -> None:
+    lines = np.zeros((60, 80, 3), dtype=np.uint8)
+    lines[:, ::2] = 255
+    Image.fromarray(lines).save(tmp_path / "lines.png")
+    picture = Picture(path=str(tmp_path / "lines.png"), change="resize:20")
+    coarse = np.asarray(load_picture(picture)).astype(int)
+    assert coarse.shape == lines.shape and picture_size(picture) == (80, 60)
+    assert np.abs(coarse[:, 4:-4] - 127).max() < 40, "black and white lines of a pixel each become gray"
+    as_it_is = np.asarray(load_picture(Picture(path=picture.path, change="resize:60")))
+    assert np.array_equal(as_it_is, lines)
+
+
+def test_jitter_changes_brightness_and_hue_within_its_limits_and_by_its_seed(path: str) -> None:
+    def jittered(strength: str, seed: int) -> np.ndarray:
+        return np.asarray(load_picture(Picture(path=path, change=f"jitter:{strength}", seed=seed))).astype(int)
+
+    assert np.array_equal(jittered("0.5,0.3", 1), jittered("0.5,0.3", 1))
+    assert not np.array_equal(jittered("0.5,0.3", 1), jittered("0.5,0.3", 2))
+    plain = np.asarray(load_picture(Picture(path=path))).astype(int)[0, 0]
+    assert np.abs(jittered("0,0", 1)[0, 0] - plain).max() <= 3, "nothing but the way to HSV and back"
+    red = [jittered("0.5,0", seed)[0, 0] / plain for seed in range(40)]
+    assert 0.45 < np.min(red) < 0.7 and np.max(red) > 1.2, "each channel by the same factor, 255 at most"
+    hues = {tuple(jittered("0,0.3", seed)[0, 0]) for seed in range(20)}
+    assert len(hues) > 10 and {max(hue) for hue in hues} <= {199, 200, 201}, "colours turn, and stay as bright"
+
+
 def test_the_size_of_a_changed_picture_is_the_images_and_an_unknown_change_has_none(path: str) -> None:
     assert (
         picture_size(Picture(path=path, change="noise:500", seed=1)) == picture_size(Picture(path=path)) == (32, 24)
@@ -45,7 +71,7 @@ def test_the_size_of_a_changed_picture_is_the_images_and_an_unknown_change_has_n
 
 
 def test_what_cannot_be_done_names_the_picture(path: str) -> None:
-    with pytest.raises(ValueError, match=r"plain\.png: no change is called 'blur'; there are noise"):
+    with pytest.raises(ValueError, match=r"plain\.png: no change is called 'blur'; there are noise, resize, jitter"):
         load_picture(Picture(path=path, change="blur:3"))
     with pytest.raises(ValueError, match="noise step 1000: 0 to 999"):
         load_picture(Picture(path=path, change="noise:1000"))

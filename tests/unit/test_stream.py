@@ -13,8 +13,9 @@ import pytest
 from fakes import preference_pair, single_answer
 
 from actors.train.checkpoints import example_key
-from actors.train.examples import ArrivalSampler, ExampleStream
+from actors.train.examples import TRAINED_BEFORE, ArrivalSampler, ExampleStream, Provenance
 from actors.train.stream import HELD_OUT, JudgedFile, JudgedSoFar, OpenStream
+from csr_ray.errors import StalePolicyError
 from csr_ray.records import Example
 from csr_ray.store.tables import (
     ExampleReader,
@@ -295,3 +296,26 @@ def test_a_whole_order_goes_on_though_some_of_its_examples_are_not_trained_on(tm
     assert _ids(stream) == ["c", "a", "b"]
     assert [example.id for example in stream.held_out(stream.num_held_out)] == ["held"]
     assert stream.dropped == {"too_long": 1}
+
+
+def test_a_cycle_trains_on_its_own_version_only_or_on_earlier_ones_and_each_answer_once() -> None:
+    def answer(id: str, *ids: int, version: int) -> Example:
+        return single_answer(id=id, ids=ids, policy_version=version)
+
+    own = Provenance(version=1, accumulates=False)
+    assert own(answer("a", 5, 2, version=1)) is None
+    with pytest.raises(StalePolicyError, match="example a is of policy version 0; the version in training, 1"):
+        own(answer("a", 5, 2, version=0))
+    all_so_far = Provenance(version=1, accumulates=True)
+    verdicts = [
+        all_so_far(example)
+        for example in (
+            answer("a", 5, 2, version=0),
+            answer("a", 6, 2, version=0),
+            answer("a", 5, 2, version=1),
+            answer("b", 5, 2, version=1),
+        )
+    ]
+    assert verdicts == [None, None, TRAINED_BEFORE, None]
+    with pytest.raises(StalePolicyError, match="example c is of policy version 2, which is later"):
+        all_so_far(answer("c", 5, 2, version=2))
