@@ -203,7 +203,8 @@ class Trainer(Protocol):
         """Every file has been offered: end the stream, and wait for the adapter.
 
         Raises:
-            StalePolicyError: an example is of another policy version than the cycle's.
+            StalePolicyError: an example is of another policy version than the cycle's; of a phase that accumulates,
+                of a later one.
         """
         ...
 

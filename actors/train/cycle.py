@@ -291,7 +291,8 @@ class CycleTrainer:
         Raises:
             ValueError: no example can be trained on.
             PicturesGone: not one picture can be opened any more.
-            StalePolicyError: an example is of another policy version than the one that is trained.
+            StalePolicyError: an example is of another policy version than the one that is trained (of a phase that
+                accumulates: of a later one).
             FloatingPointError: the loss is not a number; names the step and the examples.
         """
         started = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from csr_ray.config.schema import Config
@@ -111,13 +112,21 @@ def _round(journal: Journal, *, cycles: Sequence[Cycle], wall_s: float) -> JsonD
 
 
 def _together(phases: Sequence[JsonDict]) -> JsonDict:
-    """One entry out of several phases: the sums of `_SUMMED`, the first phase's first loss, else the last phase's."""
+    """One entry out of several phases: sums of counts and seconds, the first phase's first loss, else the last
+    phase's."""
     if not phases:
         return {}
     whole: JsonDict = {name: dict(section) for name, section in phases[-1].items()}
     for section, key in _SUMMED:
         whole[section][key] = sum(phase[section][key] or 0 for phase in phases)
     whole["train"]["loss_first"] = phases[0]["train"]["loss_first"]
+    dropped, rates = Counter[str](), {}
+    for phase in phases:
+        dropped.update(phase["pairs"]["dropped"] or {})
+        for name, rate in phase["pairs"]["rates"].items():
+            known = rates.get(name, {"hits": 0, "of": 0})
+            rates[name] = {key: known[key] + rate[key] for key in ("hits", "of")}
+    whole["pairs"] |= {"dropped": dict(dropped), "rates": rates}
     return whole
 
 

@@ -141,7 +141,8 @@ def test_of_two_phases_counts_add_up_and_the_version_is_the_last_ones(journal: J
     """Versions count trained phases: after one round of two phases the policy is of version 2."""
     second = {"round": 0, "phase": "second"}
     journal.commit("rollout", **unit(0, phase="second", tokens=40))
-    journal.commit("examples", **second, seconds=0.5, made=2, dropped={})
+    rates = {"parsed": [1, 2], "described": [2, 2]}
+    journal.commit("examples", **second, seconds=0.5, made=2, dropped={"same_text": 2, "mute": 1}, rates=rates)
     journal.commit("train", **second, seconds=10.0, num_pairs=2, num_steps=1, loss_first=0.5, loss_last=0.4)
     journal.commit("publish", **second, version=2, bytes=600, seconds=1.0, max_probe_gap=0.0)
     journal.commit("eval", version=2, metrics={"chair_s": 0.125}, seconds=5.0)
@@ -152,6 +153,8 @@ def test_of_two_phases_counts_add_up_and_the_version_is_the_last_ones(journal: J
     assert (entry["policy_version"], entry["eval"]["chair_s"]) == (2, 0.125)
     assert (entry["rollout"]["tokens"], entry["pairs"]["made"], entry["train"]["seconds"]) == (400, 5, 30.0)
     assert (entry["train"]["loss_first"], entry["train"]["loss_last"]) == (0.69, 0.4)
+    assert entry["pairs"]["dropped"] == {"same_text": 3, "mute": 1}
+    assert entry["pairs"]["rates"] == {"parsed": {"hits": 4, "of": 6}, "described": {"hits": 2, "of": 2}}
     assert [(phase["phase"], phase["rollout"]["tokens"]) for phase in entry["phases"]] == [
         ("main", 360),
         ("second", 40),

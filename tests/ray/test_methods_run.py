@@ -1,0 +1,116 @@
+"""Methods on real vLLM and DeepSpeed from their configs: what each rolls out, and what it trains on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from csr_ray.app.run import run_config
+from csr_ray.config.load import load_config
+from csr_ray.records import Cycle, Example, Rollout
+from csr_ray.stages.state import RunState
+from csr_ray.store.journal import Journal
+from csr_ray.store.run_folder import RunFolder
+from csr_ray.store.tables import read_examples, read_rollouts
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "methods"
+SMALL = (
+    "world.quick=true",
+    "world.num_train_images=32",
+    "world.num_heldout_images=48",
+    "eval.benchmarks=[]",
+    "run.rounds=1",
+    "gate.enabled=false",  # of so few prompts its verdict is chance
+)
+
+
+class Ran:
+    """A finished run: its summary, and by phase what was rolled out and trained on."""
+
+    def __init__(self, root: Path, name: str, *overrides: str) -> None:
+        self.folder = RunFolder(root)
+        given = [*SMALL, *overrides, f"run.dir={root}"]
+        assert run_config(str(CONFIGS / f"{name}.yaml"), overrides=given, fresh=False, dry_run=False) == 0
+        self.summary: dict[str, Any] = json.loads(self.folder.summary.read_text())
+        assert self.summary["finished"] and not self.summary["ended"]
+        state = RunState(
+            config=load_config(self.folder.config),
+            folder=self.folder,
+            journal=Journal(self.folder.journal),
+            model="",
+            versions={},
+        )
+        self.state = state
+        self.cycles = [cycle for index in range(state.config.run.rounds) for cycle in state.cycles(index)]
+
+    def rollouts(self, cycle: Cycle) -> list[Rollout]:
+        units = self.state.journal.units(**cycle.key)
+        return [one for name in units.names for one in read_rollouts(self.folder.candidates(cycle, unit=name))]
+
+    def examples(self, cycle: Cycle) -> list[Example]:
+        return read_examples(self.folder.examples(cycle))
+
+
+def test_stic_trains_a_version_in_each_of_its_two_phases(tmp_path: Path) -> None:
+    ran = Ran(tmp_path / "run", "stic")
+    (entry,) = ran.summary["rounds"]
+    assert (ran.summary["method"], entry["policy_version"]) == ("stic", 2)
+    main, infused = ran.cycles
+    rollouts = ran.rollouts(main)
+    assert {candidate.role for rollout in rollouts for candidate in rollout.candidates} == {
+        "good_prompt", "bad_prompt", "resized", "jittered",
+    }  # fmt: skip
+    pairs = ran.examples(main)
+    assert 0 < len(pairs) <= len(rollouts) == 32
+    assert all(pair.chosen.logp is None and pair.rejected.logp is None for pair in pairs)
+    assert not any(pair.ask.picture.change for pair in pairs), "spoilt pictures are for the rejected answers alone"
+    answers = ran.examples(infused)
+    assert len(answers) == 32 and {answer.policy_version for answer in answers} == {1}
+    assert all(answer.ask.text.startswith("Image description:\n") for answer in answers)
+    truths = {rollout.prompt.id: rollout.prompt.truth for rollout in rollouts}
+    assert all(answer.preferred.text == truths[answer.id] for answer in answers)
+    trained = [phase["train"] for phase in entry["phases"]]
+    assert [phase["pairs"] for phase in trained] == [len(pairs), len(answers)]
+    # Policy and reference are the same in the first step, so they were compared under the same question.
+    assert trained[0]["loss_first"] == pytest.approx(0.693, abs=0.01)
+    assert trained[1]["steps"] == 4 and trained[1]["loss_first"] > 0
+    assert "longer chosen" in ran.folder.report.read_text()
+
+
+def test_the_clip_filter_imitates_the_answer_that_clip_likes_best(tmp_path: Path) -> None:
+    ran = Ran(tmp_path / "run", "clip-filter")
+    (entry,) = ran.summary["rounds"]
+    assert (ran.summary["method"], entry["policy_version"]) == ("clip_filter", 1)
+    assert entry["score"]["sentences"] > 0
+    (cycle,) = ran.cycles
+    rollouts = {rollout.prompt.id: rollout for rollout in ran.rollouts(cycle)}
+    assert all(len(rollout.candidates) == 8 for rollout in rollouts.values())
+    examples = ran.examples(cycle)
+    assert len(examples) == entry["train"]["pairs"] > 0
+    for example in examples:
+        scores = [candidate.image_score for candidate in rollouts[example.id].candidates]
+        assert example.preferred.reward == max(score for score in scores if score is not None)
+
+
+def test_illume_trains_on_what_was_accepted_in_both_rounds(tmp_path: Path) -> None:
+    # A quick policy is far from the truth more often than 0.7 lets pass.
+    ran = Ran(tmp_path / "run", "illume", "run.rounds=2", "data.per_round=16", "illume.min_rouge=0.4")
+    assert ran.summary["method"] == "illume"
+    first, second = ran.cycles
+    made = [ran.examples(cycle) for cycle in (first, second)]
+    assert all(made), "accepted answers in both rounds"
+    accepted = {
+        (rollout.prompt.id, candidate.text)
+        for cycle in (first, second)
+        for rollout in ran.rollouts(cycle)
+        for candidate in rollout.candidates
+        if candidate.scores["accepted"] == 1
+    }
+    assert accepted == {(example.id, example.preferred.text) for some in made for example in some}
+    num_trained = [entry["train"]["pairs"] for entry in ran.summary["rounds"]]
+    assert num_trained == [len(made[0]), len(made[0]) + len(made[1])]
