@@ -403,7 +403,7 @@ def _dry_run(config: Config, *, method: Method, view: View) -> None:
     refused = [reason for prompt in prompts if (reason := method.refuses(prompt)) is not None]
     num_usable = len(prompts) - len(refused)
     if num_usable:
-        _check_truth(method, prompts, source=data.prompts)
+        _check_truth(method, prompts, source=data.prompts, rounds=config.run.rounds)
     print_plan(make_plan(config, num_prompts=num_usable), nodes=_nodes_to_plan_for(config, view=view))
     first = f"; first reason: {(refused or [rejections[0].reason])[0]}" if refused or rejections else ""
     print(f"prompts: {num_usable} usable, {len(rejections) + len(refused)} would be set aside{first}")
@@ -450,15 +450,16 @@ def _prompts(state: RunState, *, reader: Reader, view: View) -> PromptFile:
             f"data.prompts = {data.prompts!r}: no usable prompt ({num_set_aside} set aside in "
             f"{state.folder.quarantine}){reasons}"
         )
-    _check_truth(state.method, prompts.take(), source=data.prompts)
+    _check_truth(state.method, prompts.take(), source=data.prompts, rounds=state.config.run.rounds)
     if num_set_aside:
         view.say(f"{num_set_aside} input{'s' * (num_set_aside > 1)} set aside, see {state.folder.quarantine}")
     return prompts
 
 
-def _check_truth(method: Method, prompts: Iterable[Prompt], *, source: str) -> None:
-    """Raise ConfigError if a phase of the method needs truths, and not one prompt has any."""
-    phase = next((phase for phase in method.phases(0) if phase.needs_truth), None)
+def _check_truth(method: Method, prompts: Iterable[Prompt], *, source: str, rounds: int) -> None:
+    """Raise ConfigError if a phase of the run needs truths, and not one prompt has any."""
+    phases = (phase for index in range(rounds) for phase in method.phases(index))
+    phase = next((phase for phase in phases if phase.needs_truth), None)
     if phase is not None and not any(prompt.truth for prompt in prompts):
         raise ConfigError(
             f"data.prompts = {source!r}: no prompt has a truth, and phase {phase.name} of method = {method.name!r} "

@@ -51,7 +51,8 @@ def build(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View) -
 def earlier_examples(state: RunState, cycle: Cycle) -> list[tuple[str, int]]:
     """The files of examples that the cycle is trained on beside its own, and how many examples each has.
 
-    They are those of the same phase in all earlier rounds, if the phase accumulates; oldest first.
+    They are those of the same phase in all earlier rounds, if the phase accumulates; oldest first. A phase that is
+    another one, of another method say, has other examples, whatever it is called.
     """
     if not cycle.phase.accumulates:
         return []
@@ -62,7 +63,7 @@ def earlier_examples(state: RunState, cycle: Cycle) -> list[tuple[str, int]]:
             decided = state.journal.find("examples", **earlier.key)
             path = state.folder.examples(earlier)
             is_lost = path.relative_to(state.folder.root).as_posix() in lost
-            if earlier.phase.name == cycle.phase.name and decided and decided["made"] and not is_lost:
+            if earlier.phase == cycle.phase and decided and decided["made"] and not is_lost:
                 found.append((str(path), int(decided["made"])))
     return found
 

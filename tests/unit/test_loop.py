@@ -756,6 +756,23 @@ def test_a_phase_that_accumulates_and_has_nothing_yet_ends_the_run_in_one_line(t
         Driver(tmp_path).run()
 
 
+def test_what_an_earlier_round_made_for_another_phase_is_left_alone(tmp_path, monkeypatch) -> None:
+    class First(Collects):
+        def phases(self, round_index: int):
+            return (Phase(objective="sft", num_answers=1, accumulates=round_index == 1),)
+
+        def examples(self, phase, rollout):
+            return Imitates.examples(self, phase, rollout)
+
+    monkeypatch.setattr(
+        "csr_ray.methods.csr.build",
+        lambda config: First(search=config.search, reward=config.reward, pairs=config.pairs),
+    )
+    driver = Driver(tmp_path)
+    driver.run()
+    assert [len(ids) for ids in driver.trainer.offered[1]] == [5]
+
+
 def test_what_is_lost_of_an_earlier_round_is_not_asked_for(tmp_path, monkeypatch) -> None:
     class Repeats(Collects):
         def examples(self, phase, rollout):

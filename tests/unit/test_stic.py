@@ -197,10 +197,10 @@ def test_where_no_prompt_has_a_truth_the_second_phase_is_not_started(
     method = method_of(config(stages=stages))
     prompts = PromptList([replace(PROMPT, id=str(at), truth=truth) for at, truth in enumerate(truths)])
     if starts:
-        _check_truth(method, prompts.take(), source="p.jsonl")
+        _check_truth(method, prompts.take(), source="p.jsonl", rounds=2)
         return
     with pytest.raises(ConfigError, match=r"data.prompts = 'p.jsonl': no prompt has a truth, and phase infused of"):
-        _check_truth(method, prompts.take(), source="p.jsonl")
+        _check_truth(method, prompts.take(), source="p.jsonl", rounds=2)
 
 
 def test_prompts_without_a_truth_are_of_use_to_the_first_phase() -> None:
