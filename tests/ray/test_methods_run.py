@@ -98,8 +98,9 @@ def test_the_clip_filter_imitates_the_answer_that_clip_likes_best(tmp_path: Path
 
 
 def test_illume_trains_on_what_was_accepted_in_both_rounds(tmp_path: Path) -> None:
+    few = ("data.per_round=16", "illume.temperatures=[0.1, 0.9]", "illume.num_answers=1", "train.epochs=1")
     # A quick policy is far from the truth more often than 0.7 lets pass.
-    ran = Ran(tmp_path / "run", "illume", "run.rounds=2", "data.per_round=16", "illume.min_rouge=0.4")
+    ran = Ran(tmp_path / "run", "illume", "run.rounds=2", "illume.min_rouge=0.4", *few)
     assert ran.summary["method"] == "illume"
     first, second = ran.cycles
     made = [ran.examples(cycle) for cycle in (first, second)]
