@@ -120,7 +120,8 @@ def _together(phases: Sequence[JsonDict]) -> JsonDict:
     for section, key in _SUMMED:
         whole[section][key] = sum(phase[section][key] or 0 for phase in phases)
     whole["train"]["loss_first"] = phases[0]["train"]["loss_first"]
-    dropped, rates = Counter[str](), {}
+    dropped = Counter[str]()
+    rates: JsonDict = {}
     for phase in phases:
         dropped.update(phase["pairs"]["dropped"] or {})
         for name, rate in phase["pairs"]["rates"].items():
