@@ -339,6 +339,19 @@ def _parser() -> argparse.ArgumentParser:
     benchmarks = commands.add_parser("benchmarks", help="every benchmark, the files it reads and what it measures")
     benchmarks.set_defaults(run=_benchmarks)
 
+    edits = commands.add_parser(
+        "edit-truths",
+        help="a judge writes POVID's rejected answers: edits of the prompts' truths, with invented things",
+        description="Let a judge rewrite the truth of every prompt with plausible hallucinations, into the file that "
+        "povid.rejected names. Starting the same command again goes on where it was.",
+    )
+    edits.add_argument("prompts", metavar="PROMPTS", help="as data.prompts, see csr-ray config; with a column truth")
+    edits.add_argument("--images", default=None, metavar="DIR", help="folder that relative image names start from")
+    edits.add_argument("--limit", type=_at_least_one, default=None, metavar="N", help="first N prompts only")
+    edits.add_argument("--out", required=True, type=_path_here, metavar="FILE", help="JSONL of id and rejected")
+    _add_judge(edits)
+    edits.set_defaults(run=_edit_truths)
+
     methods = commands.add_parser("methods", help="every method: its source, what it needs, and its configs")
     methods.add_argument("name", nargs="?", default=None, metavar="NAME", help="say more of this one, with its keys")
     methods.add_argument("--json", type=_path_here, default=None, metavar="OUT", help="write the same there")
@@ -716,6 +729,26 @@ def _score_answers(arguments: argparse.Namespace) -> int:
         )
     write_result(output, value=result)
     print_figures(result, console=UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140))
+    return EXIT_DONE
+
+
+def _edit_truths(arguments: argparse.Namespace) -> int:
+    from csr_ray.app.edits import write_edits
+    from csr_ray.app.flags import named
+    from csr_ray.app.judge import JUDGE_FLAGS, replies_file
+
+    output = _lasting(arguments.out, flag="--out")
+    with named(JUDGE_FLAGS):
+        session = _judge_of(arguments).session(replies_file(output))
+        if session is None:
+            raise ConfigError("--judge-url: missing; name the endpoint that writes the edits, and --judge-model")
+        counts = write_edits(
+            arguments.prompts, output=output, session=session, images=arguments.images, limit=arguments.limit
+        )
+    num_edited = counts.pop("edited")
+    print(f"{output}: {num_edited:,} edits")
+    for reason, num in counts.most_common():
+        print(f"  {num:,} without one: {reason}")
     return EXIT_DONE
 
 

@@ -455,10 +455,11 @@ class CycleTrainer:
         training: str = "",
         dose: Dose | None = None,
     ) -> PairTrainer:
-        # The made-up pairs of a rehearsal have no log-probs of an engine either, so there is nothing to compare.
         own = {"objective": phase.objective} if phase and phase.objective else {}
-        own |= {"reference": "recompute"} if is_rehearsal or (phase and not phase.has_reference) else {}
         train = self._train.model_copy(update=own)
+        # The made-up pairs of a rehearsal have no log-probs of an engine either, so there is nothing to compare.
+        if is_rehearsal or (phase and not phase.has_reference) or train.objective == "dpo_noise":
+            train = train.model_copy(update={"reference": "recompute"})
         assert self._policy is not None
         epochs = train.max_epochs if dose is not None else train.epochs or 1
         if self._uses_flex:

@@ -32,19 +32,31 @@ from trl.trainer.utils import add_fused_lm_head
 from actors.train.checkpoints import CheckpointFolder, Progress
 from actors.train.examples import ArrivalSampler, ExampleStream, HeldExamples
 from actors.train.loader import AheadLoader
-from actors.train.shared_step import Recording, SharedPrefixForward, keep_only_sources
+from actors.train.noisy_step import NoisyForward
+from actors.train.shared_step import Recording, SharedPrefixForward, keep_only_sources, shared_inputs
 from csr_ray.config.schema import Train
 from csr_ray.errors import ReferenceGapError
 from csr_ray.ports import OnStep
 from csr_ray.records import Ask, Example
 from csr_ray.training.collate import PairCollator, pair_rows
 from csr_ray.training.dose import Dose
-from csr_ray.training.objectives import dpo_loss, dpo_positive_loss, nll_loss, sft_loss, weighted_sft_loss
+from csr_ray.training.noise import NoisyCollator
+from csr_ray.training.objectives import (
+    dpo_loss,
+    dpo_positive_loss,
+    nll_loss,
+    sft_loss,
+    two_rejected_dpo_loss,
+    weighted_sft_loss,
+)
 
 # What TRL's DPO loss and metrics read of the head.
 _HEAD_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 _REFERENCE_KEYS = ("ref_chosen_logps", "ref_rejected_logps")
 _WEIGHTS = "weights"  # a batch of single answers has them in the place of references
+_NOISE = "noise"  # what a batch of `train.objective = dpo_noise` has besides
+_REFERENCE_OF_NOISE = "ref_noisy_logps"
+_NOT_FOR_THE_MODEL = ("completion_mask", "shared", _WEIGHTS, _NOISE, _REFERENCE_OF_NOISE, *_REFERENCE_KEYS)
 _KEPT_WEIGHTS = "csr_ray_kept.safetensors"
 _NLL_TERM = "loss_nll"  # what the chosen answers' NLL adds to the loss
 
@@ -79,11 +91,14 @@ class PairTrainer(DPOTrainer):
         dose: Dose | None = None,
     ) -> None:
         self._dose = dose
+        self._train = train
+        self._passes = 0  # over the examples that have ended
+        self._noise_seed = args.seed
         self._kept: dict[str, torch.Tensor] | None = None
         super().__init__(
             policy,
             args=args,
-            data_collator=collator,
+            data_collator=self._training_collator(collator),
             train_dataset=Dataset.from_list([examples[0]]),
             processing_class=collator.processor,
             peft_config=lora,
@@ -94,7 +109,6 @@ class PairTrainer(DPOTrainer):
         # reference instead: the engine's own log-probs, or those of a second forward of ours.
         self.precompute_ref_logps = True
         self.reference_gaps: list[float] = []
-        self._train = train
         self._examples = examples
         self._collator = collator
         self.use_flex = use_flex
@@ -108,6 +122,21 @@ class PairTrainer(DPOTrainer):
         # float32: between 16 and 32 bfloat16 has steps of 0.125.
         add_fused_lm_head(self.model.get_base_model(), cast_lm_head_to_fp32=True, outputs=_HEAD_OUTPUTS)
         self.remove_callback(PrinterCallback)
+
+    def _training_collator(self, collator: PairCollator) -> Callable[..., dict[str, Any]]:
+        """What makes the batches that are trained on; looks at pairs (`sums_of_pairs`) need the plain ones."""
+        if self._train.objective != "dpo_noise":
+            return collator
+        assert self._train.reference == "recompute", (
+            "no engine has a log-prob of what a noisy picture would have it say"
+        )
+        return NoisyCollator(
+            collator, step=self._train.noise_step, seed=self._noise_seed, passes=lambda: self._passes
+        )
+
+    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
+        self._passes = epoch
+        super()._run_epoch(epoch=epoch, **kwargs)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         scheduler = super().create_scheduler(num_training_steps, optimizer)
@@ -234,7 +263,10 @@ class PairTrainer(DPOTrainer):
             self._look_at_losses(loss, nll=torch.zeros_like(loss), pair_index=pair_index)
             return loss
         self._set_reference(forward, inputs=inputs, pair_index=pair_index)
+        of_noise = inputs.pop(_REFERENCE_OF_NOISE, None)
         loss = super().compute_loss(forward, inputs, return_outputs, num_items_in_batch)
+        if of_noise is not None:
+            loss = self._noise_loss(forward, inputs=inputs, reference=of_noise)
         loss, nll = self._objective(loss, log_probs=forward.log_probs, inputs=inputs)
         self._look_at_losses(loss, nll=nll, pair_index=pair_index)
         return loss
@@ -260,11 +292,25 @@ class PairTrainer(DPOTrainer):
 
     def _forward(self, model: Any, *, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The stand-in that TRL's loss calls as its model, and the batch without the keys that TRL does not know."""
-        shared = inputs.get("shared")
-        rest = {key: value for key, value in inputs.items() if key != "shared"}
+        shared, noise = inputs.get("shared"), inputs.get(_NOISE)
+        rest = {key: value for key, value in inputs.items() if key not in ("shared", _NOISE)}
+        if noise is not None:
+            return self._noisy_forward(model, inputs=inputs), rest
         if shared is None:
             return Recording(model), rest
         return SharedPrefixForward(model, shared=shared, use_flex=self.use_flex), rest
+
+    def _noisy_forward(self, model: Any, *, inputs: Mapping[str, Any]) -> NoisyForward:
+        noise = inputs[_NOISE]
+        if "shared" in inputs:
+            clean = shared_inputs(inputs["shared"], use_flex=self.use_flex)
+            noisy = {**clean, **noise["images"]}
+        else:
+            clean = {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_MODEL}
+            num_pairs = len(clean["input_ids"]) // 2  # the rejected rows have no part in it
+            of_tokens = {key: value[:num_pairs] for key, value in clean.items() if key not in noise["images"]}
+            noisy = {**of_tokens, **noise["images"]}
+        return NoisyForward(model, inputs=clean, noisy=noisy, noise=noise, collision=self._train.noise_collision)
 
     def _set_reference(self, forward: Any, *, inputs: dict[str, Any], pair_index: Sequence[int]) -> None:
         """As `train.reference` says, put a recomputed reference into the batch or compare it with the one there."""
@@ -276,6 +322,8 @@ class PairTrainer(DPOTrainer):
             chosen, rejected = self._sums(forward, inputs=inputs).chunk(2)
         if reference == "recompute":
             inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = chosen, rejected
+            if isinstance(forward, NoisyForward):
+                inputs[_REFERENCE_OF_NOISE] = forward.noisy_logps
             return
         num_tokens = inputs["completion_mask"].sum(dim=1)
         given = torch.cat([inputs[key] for key in _REFERENCE_KEYS])
@@ -307,8 +355,7 @@ class PairTrainer(DPOTrainer):
 
     @staticmethod
     def _outputs(forward: Any, *, inputs: dict[str, Any]) -> Any:
-        left_out = ("completion_mask", _WEIGHTS, *_REFERENCE_KEYS)
-        kept = {key: value for key, value in inputs.items() if key not in left_out}
+        kept = {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_MODEL}
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         return forward(**kept, labels=labels, fused_lm_head=True, use_cache=False)
 
@@ -340,6 +387,36 @@ class PairTrainer(DPOTrainer):
             self._metrics["train"][name].append(value)
         loss = weighted_sft_loss if self._train.objective == "weighted_sft" else sft_loss
         return loss(logp, num_tokens=num_tokens, weights=inputs[_WEIGHTS]).mean()
+
+    def _noise_loss(
+        self, forward: NoisyForward, *, inputs: Mapping[str, Any], reference: torch.Tensor
+    ) -> torch.Tensor:
+        """POVID's second stage: the chosen answer against its pair's rejected one and against the noisy tokens.
+
+        Args:
+            reference: [P] log-probs of the reference's own noisy tokens.
+        """
+        train = self._train
+        assert (
+            forward.log_probs is not None and forward.noisy_logps is not None and forward.num_collisions is not None
+        )
+        chosen, rejected = forward.log_probs.float().sum(dim=1).chunk(2)
+        with torch.no_grad():
+            num_places = inputs["completion_mask"].chunk(2)[0].sum()
+            sums = torch.stack([forward.num_collisions.float(), num_places.float(), forward.noisy_logps.sum()])
+            collisions, places, noisy = self.accelerator.reduce(sums).tolist()
+        self._metrics["train"]["noise/same_token"].append(collisions / places)
+        self._metrics["train"]["logps/noise_a_token"].append(noisy / places)
+        return two_rejected_dpo_loss(
+            chosen,
+            rejected,
+            forward.noisy_logps,
+            inputs["ref_chosen_logps"],
+            inputs["ref_rejected_logps"],
+            reference,
+            beta=train.beta,
+            second_weight=train.noise_weight,
+        ).mean()
 
     def _objective(
         self, loss: torch.Tensor, *, log_probs: torch.Tensor, inputs: dict[str, Any]
@@ -433,7 +510,7 @@ class PairTrainer(DPOTrainer):
     def step(self, pairs: Sequence[Example], *, collator: PairCollator) -> None:
         """One optimizer step in the form that `collator` lays out. All processes call it, after `train`."""
         self.accelerator.gradient_state._set_sync_gradients(True)
-        self.training_step(self.model_wrapped, collator(pair_rows(pairs)))
+        self.training_step(self.model_wrapped, self._training_collator(collator)(pair_rows(pairs)))
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[Callable[..., Any]]:

@@ -38,17 +38,7 @@ class SharedPrefixForward:
 
     def __init__(self, model: Callable[..., Any], *, shared: Mapping[str, Any], use_flex: bool) -> None:
         self._model = model
-        positions = shared["positions"]
-        pair, branch = shared["pair"], shared["branch"]
-        mask = block_mask(pair, branch, num_pairs=shared["num_pairs"]) if use_flex else visibility(pair, branch)
-        self._inputs = {
-            "input_ids": shared["input_ids"],
-            "position_ids": positions[0] if len(positions) == 1 else positions,
-            "attention_mask": mask,
-            "answer_sources": shared["sources"],
-            **shared["kinds"],
-            **shared["images"],
-        }
+        self._inputs = {**shared_inputs(shared, use_flex=use_flex), "answer_sources": shared["sources"]}
         self._targets = shared["targets"][None]
         self.log_probs: torch.Tensor | None = None
         """[2P, A] log-probs of the last call, chosen answers first; 0 behind an answer's end."""
@@ -58,12 +48,35 @@ class SharedPrefixForward:
         # The head gets answer tokens only, so no logits are made of image and prompt, and the head makes those of the
         # answers tile by tile.
         output = self._model(**self._inputs, shift_labels=self._targets, fused_lm_head=True, use_cache=False)
-        for field in _FIELDS:
-            value = getattr(output, field)
-            if value is not None:
-                setattr(output, field, spread(value[0], is_answer=is_answer))
+        spread_fields(output, is_answer=is_answer)
         self.log_probs = output.log_probs
         return output
+
+
+def shared_inputs(shared: Mapping[str, Any], *, use_flex: bool) -> dict[str, Any]:
+    """What a model gets of `SharedPrefixCollator`'s `shared`, but for the positions that predict answer tokens."""
+    positions = shared["positions"]
+    pair, branch = shared["pair"], shared["branch"]
+    mask = block_mask(pair, branch, num_pairs=shared["num_pairs"]) if use_flex else visibility(pair, branch)
+    return {
+        "input_ids": shared["input_ids"],
+        "position_ids": positions[0] if len(positions) == 1 else positions,
+        "attention_mask": mask,
+        **shared["kinds"],
+        **shared["images"],
+    }
+
+
+def spread_fields(output: Any, *, is_answer: torch.Tensor) -> None:
+    """Bring what the head gave, one value a token as [1, N], into TRL's shape [2P, A]; what is behind is left out.
+
+    Args:
+        is_answer: [2P, A] bool, where those values belong.
+    """
+    for field in _FIELDS:
+        value = getattr(output, field)
+        if value is not None:
+            setattr(output, field, spread(value[0], is_answer=is_answer))
 
 
 class Recording:

@@ -334,11 +334,15 @@ class Train(Section):
         "that may differ from run to run; this pays where generators and trainer have hardware of "
         "their own",
     )
-    objective: Literal["sigmoid", "sigmoid_average", "ipo", "dpo_positive", "sft", "weighted_sft"] = Field(
-        "sigmoid",
-        description="sigmoid: DPO; sigmoid_average: DPO on log-probs averaged over tokens; ipo: IPO; "
-        "dpo_positive: DPO-Positive; sft: the likelihood of the chosen answer alone, as a mean over the batch's "
-        "tokens; weighted_sft: as a mean over its answers, each averaged over its tokens. A method may name its own",
+    objective: Literal["sigmoid", "sigmoid_average", "ipo", "dpo_positive", "dpo_noise", "sft", "weighted_sft"] = (
+        Field(
+            "sigmoid",
+            description="sigmoid: DPO; sigmoid_average: DPO on log-probs averaged over tokens; ipo: IPO; "
+            "dpo_positive: DPO-Positive; dpo_noise: DPO against two rejected answers, the pair's and what a noisy "
+            "copy of its picture would have the policy say; sft: the likelihood of the chosen answer alone, as a "
+            "mean over the batch's tokens; weighted_sft: as a mean over its answers, each averaged over its tokens. "
+            "A method may name its own",
+        )
     )
     beta: float = Field(
         0.1, gt=0, le=10, description="beta of the objective: how strongly the policy is held to the reference"
@@ -354,6 +358,23 @@ class Train(Section):
         ge=0,
         description="objective = dpo_positive: factor on each nat by which the log-prob of a chosen answer falls "
         "below the reference's",
+    )
+    noise_step: int = Field(
+        500,
+        ge=0,
+        le=999,
+        description="objective = dpo_noise: step of a diffusion of 1000 after which the noisy pictures are taken",
+    )
+    noise_weight: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="objective = dpo_noise: share of the loss that is against the noisy picture's tokens",
+    )
+    noise_collision: Literal["keep", "second_best"] = Field(
+        "keep",
+        description="objective = dpo_noise: what is rejected where the noisy picture's likeliest token is that of "
+        "the chosen answer. keep: that token all the same (paper); second_best: the likeliest other one",
     )
     nll_weight: float = Field(
         0.0,

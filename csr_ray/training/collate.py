@@ -120,6 +120,7 @@ def pair_row(pair: Example, *, index: int) -> dict[str, Any]:
     picture, chosen = pair.ask.picture, pair.preferred
     row = {
         "index": index,
+        "id": pair.id,
         "image": picture.path,
         "change": picture.change,
         "change_seed": picture.seed,
@@ -134,6 +135,11 @@ def pair_row(pair: Example, *, index: int) -> dict[str, Any]:
         "chosen_logp": chosen.logp,
         "rejected_logp": rejected.logp,
     }
+
+
+def image_part(prompts: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What of a processor's output belongs to the images, in the processor's own layout."""
+    return {key: value for key, value in prompts.items() if key not in _TOKEN_KEYS}
 
 
 def row_ask(row: Mapping[str, Any]) -> Ask:
@@ -251,7 +257,7 @@ class SharedPrefixCollator(PairCollator):
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         prompts = self.prompts([row_ask(row) for row in rows])
         pairs = self._pair_tokens(prompts, rows=rows)
-        images = {key: value for key, value in prompts.items() if key not in _TOKEN_KEYS}
+        images = image_part(prompts)
         counts = _rows_per_image(images, num_images=len(rows))
         packed = pack([pair.num_tokens for pair in pairs], budget=self.budget, keep_order=counts is None)
         order = [item for row in packed for item in row]
