@@ -252,3 +252,22 @@ def test_looks_at_held_out_pairs_have_no_noise(llava: Path, pairs: list[Example]
     trainer = _trainer(llava, pairs=pairs, directory=tmp_path, train=_train())
     assert "noise" in trainer.data_collator(pair_rows(pairs))
     assert "noise" not in trainer._collator(pair_rows(pairs))
+
+
+def test_each_pass_of_a_training_has_noise_of_its_own(
+    llava: Path, pairs: list[Example], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, int]] = []
+    noisy = NoisyCollator._noisy
+
+    def noted(self: NoisyCollator, row: dict[str, Any]) -> Any:
+        ask = noisy(self, row)
+        seen.append((row["id"], ask.picture.seed))
+        return ask
+
+    monkeypatch.setattr(NoisyCollator, "_noisy", noted)
+    trainer = _trainer(llava, pairs=pairs, directory=tmp_path, train=_train())
+    trainer.args.num_train_epochs, trainer.args.save_strategy = 3, "no"
+    trainer.train()
+    expected = [(pair.id, noise_seed(SEED, example_id=pair.id, passes=at)) for at in range(3) for pair in pairs]
+    assert sorted(seen) == sorted(expected) and len(set(seen)) == 3 * len(pairs)
