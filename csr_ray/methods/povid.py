@@ -25,8 +25,9 @@ from csr_ray.data.rows import decode_text, read_json_rows
 from csr_ray.errors import ConfigError
 from csr_ray.methods.base import About, Dropped
 from csr_ray.ports import Engine, Scorer
-from csr_ray.records import Candidate, Example, Phase, Prompt, Rollout, RolloutStats, Target
+from csr_ray.records import Candidate, Example, Phase, Prompt, Rollout, RolloutStats
 from csr_ray.rollout.served import sentences_of
+from csr_ray.rollout.whole_answers import target_of
 
 ABOUT: Final = About(
     title="truth against invented things, in words and by a noisy picture",
@@ -143,7 +144,7 @@ class Povid:
         example = Example(
             id=rollout.prompt.id,
             ask=rollout.prompt.ask,
-            targets=(_target(truth, role="chosen"), _target(edited, role="rejected")),
+            targets=(target_of(truth, role="chosen"), target_of(edited, role="rejected")),
             policy_version=rollout.policy_version,
             method=self.name,
             seed=rollout.seed,
@@ -222,15 +223,3 @@ def _as_mentioned(name: str, *, mention: re.Match[str]) -> str:
         return name + plural
     fitting = "an" if name[0].lower() in "aeiou" else "a"
     return f"{fitting.capitalize() if article[0].isupper() else fitting} {name}{plural}"
-
-
-def _target(answer: Candidate, *, role: str) -> Target:
-    return Target(
-        role=role,
-        text=answer.text,
-        token_ids=answer.token_ids,
-        logp=answer.logp,
-        reward=answer.reward,
-        nodes=(answer.node,),
-        num_sentences=len(sentences_of(answer.text)),
-    )
