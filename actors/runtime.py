@@ -234,6 +234,7 @@ class Runtime:
                 logs=logs,
                 seed=config.run.seed,
                 merges=config.generators.publish == "merge",
+                visual_tokens=config.policy.visual_tokens,
                 takes_turns=takes_turns,
                 wait_s=config.cluster.wait_s,
                 what_is_pending=serving.room.pending,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from actors.generate.contrast import CONTRAST_CLASS
 from actors.generate.expand import COUPLED, MEMBER_LOGPROBS_BEYOND
+from csr_ray.policy.visual_tokens import merged_config, merging_classes
 
 if TYPE_CHECKING:
     from actors.generate.engine import EngineSettings
@@ -26,12 +27,15 @@ _SOCKET_PATH_BYTES: Final = 107
 _SOCKET_NAME_BYTES: Final = 37
 
 
-def engine_arguments(settings: EngineSettings, *, model: str, on_cpu: bool) -> dict[str, Any]:
+def engine_arguments(
+    settings: EngineSettings, *, model: str, on_cpu: bool, visual_tokens: int | None = None
+) -> dict[str, Any]:
     """Arguments of vLLM's `AsyncEngineArgs`, without those of a LoRA (`HotAdapter.engine_arguments`).
 
     Args:
         model: folder of the base policy.
         on_cpu: whether vLLM runs on its CPU platform.
+        visual_tokens: of a picture that are kept; None: all.
     """
     generators, search = settings.generators, settings.search
     # One image a prompt: a modality not named here would count as allowed, and be warmed up and kept room for.
@@ -54,8 +58,12 @@ def engine_arguments(settings: EngineSettings, *, model: str, on_cpu: bool) -> d
         "enforce_eager": on_cpu,
         "tensor_parallel_size": max(1, int(generators.gpus)),
         # Logits of 16 to 32 lie 0.125 apart in bfloat16, and log-probs would be made of those.
-        "hf_overrides": {"head_dtype": "float32"},
+        "hf_overrides": {"head_dtype": "float32", **merged_config(visual_tokens)},
     }
+    if visual_tokens is not None:
+        # vLLM registers the class in every process of the engine, wherever the package comes from: an entry point of
+        # the group vllm.general_plugins is found only where the package is installed, and not in a job's copy of it.
+        arguments["model_class_overrides"] = merging_classes(visual_tokens)
     if generators.max_num_batched_tokens is not None:
         arguments["max_num_batched_tokens"] = generators.max_num_batched_tokens
     elif not on_cpu:

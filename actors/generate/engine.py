@@ -34,6 +34,7 @@ from csr_ray.data.files import UnreadableError
 from csr_ray.data.pictures import load_picture
 from csr_ray.policy.processor import load_processor
 from csr_ray.policy.source import local_folder
+from csr_ray.policy.visual_tokens import kept_tokens
 from csr_ray.records import REMOVED, UNK, Ask, Contrast, Picture, Sentence
 from csr_ray.rollout.contrast import pictures_without
 
@@ -168,11 +169,14 @@ class VllmEngine:
 
         os.environ.update(engine_environment(self._settings))
         self._model = str(await asyncio.to_thread(local_folder, self._model))
-        self._processor = await asyncio.to_thread(load_processor, self._model)
+        kept = await asyncio.to_thread(kept_tokens, self._model, asked=self._settings.policy.visual_tokens)
+        self._processor = await asyncio.to_thread(load_processor, self._model, visual_tokens=kept)
         from actors.generate.engine_stats import stat_logger
 
         arguments = AsyncEngineArgs(
-            **engine_arguments(self._settings, model=self._model, on_cpu=current_platform.is_cpu()),
+            **engine_arguments(
+                self._settings, model=self._model, on_cpu=current_platform.is_cpu(), visual_tokens=kept
+            ),
             **(self._hot.engine_arguments() if self._hot else {}),
         )
         try:

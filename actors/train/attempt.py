@@ -60,6 +60,7 @@ class Setup:
     seed: int
     model: str
     merges: bool
+    visual_tokens: int | None
     takes_turns: bool
     adapters: tuple[str, ...]
     storage: Path
@@ -212,6 +213,7 @@ class Attempt:
             "seed": self._setup.seed,
             "model": self._setup.model,
             "merges": self._setup.merges,
+            "visual_tokens": self._setup.visual_tokens,
             "takes_turns": self._setup.takes_turns,
             "adapters": self._setup.adapters,
             "mailbox": self._mailbox,

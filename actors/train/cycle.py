@@ -46,6 +46,8 @@ from csr_ray.data.pictures import load_picture, picture_size
 from csr_ray.errors import ConfigError, PicturesGone
 from csr_ray.machine.cores import whole_cores
 from csr_ray.policy.processor import load_processor
+from csr_ray.policy.token_merging import merge_before
+from csr_ray.policy.visual_tokens import kept_tokens
 from csr_ray.policy.weights import merged_by_module
 from csr_ray.ports import OnStep
 from csr_ray.records import IMITATIONS, Ask, Example, Phase, Picture, Probe, Target, TrainOrder, TrainResult
@@ -81,15 +83,22 @@ class CycleTrainer:
         seed: of the run.
         merges: whether earlier phases' adapters are merged into the weights, or add to them unmerged
             (`csr_ray.training.unmerged`).
+        visual_tokens: `policy.visual_tokens`.
+
+    Raises:
+        ConfigError: the model cannot have its visual tokens merged.
     """
 
-    def __init__(self, train: Train, *, model: Path, seed: int, merges: bool = True) -> None:
+    def __init__(
+        self, train: Train, *, model: Path, seed: int, merges: bool = True, visual_tokens: int | None = None
+    ) -> None:
         self._train = train
         self._merges = merges
         self._seed = seed
         self._model = model
         _join_group(use_gpu=train.gpus_per_worker > 0)
-        self._processor = load_processor(model)
+        self._visual_tokens = kept_tokens(model, asked=visual_tokens)
+        self._processor = load_processor(model, visual_tokens=self._visual_tokens)
         self._loader_threads = loader_threads(train, num_cores=whole_cores(), num_local_workers=num_local_workers())
         self._policy: PreTrainedModel | None = None
         self._policy_adapters: tuple[str, ...] = ()
@@ -252,7 +261,9 @@ class CycleTrainer:
         self.release()
         dtype = getattr(torch, self._train.dtype)
         earlier = [Path(adapter) for adapter in adapters]
-        policy = load_policy(self._model, adapters=earlier, dtype=dtype, merges=self._merges)
+        policy = load_policy(
+            self._model, adapters=earlier, dtype=dtype, merges=self._merges, visual_tokens=self._visual_tokens
+        )
         lora_pattern(policy, targets=self._train.lora_targets)
         self._policy, self._policy_adapters = policy, tuple(adapters)
 
@@ -607,11 +618,24 @@ def reference_metrics(gaps: Sequence[float]) -> dict[str, float]:
     return {"reference_gap/mean": sum(gaps) / len(gaps), "reference_gap/max": max(gaps)}
 
 
-def load_policy(model: Path, *, adapters: Sequence[Path], dtype: torch.dtype, merges: bool = True) -> PreTrainedModel:
-    """The base plus adapters in `dtype`, as the generators have it: merged with one rounding, or unmerged."""
+def load_policy(
+    model: Path,
+    *,
+    adapters: Sequence[Path],
+    dtype: torch.dtype,
+    merges: bool = True,
+    visual_tokens: int | None = None,
+) -> PreTrainedModel:
+    """The base plus adapters in `dtype`, as the generators have it: merged with one rounding, or unmerged.
+
+    Args:
+        visual_tokens: of a picture that are kept; None: all.
+    """
     policy = AutoModelForImageTextToText.from_pretrained(
         model, dtype=dtype, use_safetensors=True, trust_remote_code=False
     )
+    if visual_tokens is not None:
+        merge_before(policy.base_model.multi_modal_projector, kept=visual_tokens)
     if not merges:
         add_unmerged(policy, adapters=adapters)
         return policy

@@ -80,6 +80,7 @@ class TrainerGroup:
         seed: of the run.
         logs: folder of the workers' logs; Ray Train's own records go into a folder in it.
         merges: whether earlier phases' adapters are merged into the weights, as `generators.publish` says.
+        visual_tokens: `policy.visual_tokens`.
         takes_turns: the workers have nothing on their GPUs but from `finish` until it returns, and while they start.
         wait_s: how long the workers may be without a place in the cluster, in seconds.
         what_is_pending: what the cluster says of who has no place yet, in words.
@@ -97,6 +98,7 @@ class TrainerGroup:
         logs: Path,
         seed: int = 0,
         merges: bool = True,
+        visual_tokens: int | None = None,
         takes_turns: bool = False,
         wait_s: float = math.inf,
         what_is_pending: Callable[[], str] = str,
@@ -107,6 +109,7 @@ class TrainerGroup:
         self._exporter.sample(self._set_gauges)
         self._config = config
         self._merges = merges
+        self._visual_tokens = visual_tokens
         self._takes_turns = takes_turns
         self._wait_s, self._what_is_pending = wait_s, what_is_pending
         self._has_been_ready = False
@@ -331,6 +334,7 @@ class TrainerGroup:
             seed=self._seed,
             model=self._model,
             merges=self._merges,
+            visual_tokens=self._visual_tokens,
             takes_turns=self._takes_turns,
             adapters=adapters,
             storage=self._logs / "train",

@@ -116,8 +116,8 @@ class MailboxSource:
 def train_loop(setup: Mapping[str, Any]) -> None:
     """What Ray Train runs in every worker process.
 
-    `setup` has the keys train, seed, model, merges, takes_turns, adapters (those of the first order), mailbox, token
-    and run (by which its metrics name it; "": there are none).
+    `setup` has the keys train, seed, model, merges, visual_tokens, takes_turns, adapters (those of the first order),
+    mailbox, token and run (by which its metrics name it; "": there are none).
     """
     from ray import train
 
@@ -132,6 +132,7 @@ def train_loop(setup: Mapping[str, Any]) -> None:
             seed=setup["seed"],
             model=local_folder(setup["model"]),
             merges=setup["merges"],
+            visual_tokens=setup["visual_tokens"],
             takes_turns=setup["takes_turns"],
             adapters=setup["adapters"],
             mailbox=mailbox,
@@ -198,6 +199,7 @@ def _serve(
     seed: int,
     model: Path,
     merges: bool,
+    visual_tokens: int | None,
     takes_turns: bool,
     adapters: tuple[str, ...],
     mailbox: Mailbox,
@@ -210,7 +212,7 @@ def _serve(
     prepare_process(config)
     from actors.train.cycle import CycleTrainer
 
-    trainer = CycleTrainer(config, model=model, seed=seed, merges=merges)
+    trainer = CycleTrainer(config, model=model, seed=seed, merges=merges, visual_tokens=visual_tokens)
     pulse().at("its rehearsal")
     trainer.rehearse()
     if takes_turns:

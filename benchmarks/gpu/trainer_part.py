@@ -96,7 +96,7 @@ def pair_flops(
     )
     lora = shape.num_lora_weights(rank=rank, targets=_LORA_TARGETS)
     head = shape.vocab * shape.hidden * (num_chosen + num_rejected)
-    tower = 2.0 * (shape.num_weights - shape.num_text_weights) * shape.image_tokens
+    tower = 2.0 * (shape.num_weights - shape.num_text_weights) * shape.tower_tokens
     seen = [num * num_prefix + num * (num + 1) / 2 for num in (num_chosen, num_rejected)]
     own = num_prefix * (num_prefix + 1) / 2
     if is_shared:

@@ -368,7 +368,7 @@ def doctor_config(path: str, *, overrides: Sequence[str]) -> tuple[list[Check], 
             cluster=LiveCluster(address=address, nodes=nodes, free=free, pending=pending, faults=faults),
             needs_scorer=method.needs_scorer,
             engine_needs_gpu=serves_on_gpus(),
-            shape=shape_of_model(config.policy.model),
+            shape=shape_of_model(config.policy.model, visual_tokens=config.policy.visual_tokens),
             num_weights=count_weights(folder) if folder.is_dir() else 0,
         )
     return checks, all(check.state != "missing" for check in checks)

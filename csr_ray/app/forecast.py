@@ -297,7 +297,7 @@ def _on_this_machine(
     clip = _clip_cost(config, work=work) if method.needs_scorer else None
     rates = cpu_rates(
         config,
-        shape=shape_of_model(config.policy.model),
+        shape=shape_of_model(config.policy.model, visual_tokens=config.policy.visual_tokens),
         work=work,
         clip=clip,
         gflops=gflops,
@@ -320,7 +320,9 @@ def _on_this_machine(
         usd_per_hour=None if price is None else price * cores,
         is_streaming=False,  # on the same cores nothing is gained by that
     )
-    shape = shape_of_model(config.policy.model)  # None before the embedded world is built
+    shape = shape_of_model(
+        config.policy.model, visual_tokens=config.policy.visual_tokens
+    )  # None before the embedded world is built
     memory = {} if shape is None else cpu_bytes(config, shape=shape)
     choice = Choice(name="this machine's CPUs", config=config, overrides={}, memory=memory)
     if max(config.generators.min, config.scorers.min, config.train.workers) > 1:
@@ -357,7 +359,7 @@ def _on_gpus(
     notes: list[str],
 ) -> Planned:
     machine = _machine(config, asked=asked, method=method, notes=notes)
-    shape = shape_of_model(config.policy.model)
+    shape = shape_of_model(config.policy.model, visual_tokens=config.policy.visual_tokens)
     if shape is None:
         raise ConfigError(
             f"policy.model = {config.policy.model!r}: its shape is not known here; name a folder of it on this "

@@ -17,6 +17,7 @@ from csr_ray.errors import ConfigError
 from csr_ray.policy.clip_source import check_clip_source
 from csr_ray.policy.source import is_hub_id, local_folder, reference_of
 from csr_ray.policy.stored import listed
+from csr_ray.policy.visual_tokens import kept_tokens
 from csr_ray.store.objects import is_url, local_path, open_store
 
 _WORLD = "${world}"
@@ -53,6 +54,8 @@ def check_paths(config: Config) -> None:
     data = config.data
     if not in_world(config.policy.model):
         check_policy(config.policy.model)
+        if (folder := Path(os.path.expanduser(config.policy.model))).is_dir():
+            kept_tokens(folder, asked=config.policy.visual_tokens)
     if config.scorer is not None and not in_world(config.scorer.model):
         check_clip_source(config.scorer.model)
     if _is_missing(data.prompts) and not Path(os.path.expanduser(data.prompts)).exists():
@@ -110,14 +113,19 @@ def check_policy(model: str) -> None:
         raise ConfigError(f"policy.model = {model!r}: not a Hugging Face model folder; missing: {', '.join(missing)}")
 
 
-def checked_reference(model: str, *, revision: str | None = None) -> str:
+def checked_reference(model: str, *, revision: str | None = None, visual_tokens: int | None = None) -> str:
     """The reference of a model (`csr_ray.policy.source`) whose files have been looked at.
+
+    Args:
+        visual_tokens: `policy.visual_tokens`.
 
     Raises:
         ConfigError: it is none that can be used.
     """
     reference = reference_of(model, revision=revision)
-    check_policy(str(local_folder(reference)))
+    folder = local_folder(reference)
+    check_policy(str(folder))
+    kept_tokens(folder, asked=visual_tokens)
     return reference
 
 

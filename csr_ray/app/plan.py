@@ -206,7 +206,7 @@ def _gate_in_words(config: Config, *, num_prompts: int | None) -> str:
 def _memory_lines(config: Config) -> list[str]:
     """What of a GPU's memory an engine and a train worker need; nothing where no GPU is used or no shape is known."""
     uses_gpus = config.generators.gpus or config.cluster.layout not in ("given", "cpu")
-    shape = shape_of_model(config.policy.model) if uses_gpus else None
+    shape = shape_of_model(config.policy.model, visual_tokens=config.policy.visual_tokens) if uses_gpus else None
     if shape is None:
         return []
     needed = {

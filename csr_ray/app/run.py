@@ -504,7 +504,11 @@ def _state(config: Config, *, folder: RunFolder, journal: Journal, stop: Stop) -
 def _model_of_run(config: Config, *, journal: Journal) -> str:
     """The base model's reference. A resumed run keeps the revision of a hub model that it began with."""
     known = journal.find("model")
-    reference = checked_reference(config.policy.model, revision=known["revision"] if known else None)
+    reference = checked_reference(
+        config.policy.model,
+        revision=known["revision"] if known else None,
+        visual_tokens=config.policy.visual_tokens,
+    )
     if known is None:
         journal.commit("model", name=config.policy.model, revision=revision_of(reference))
     return reference

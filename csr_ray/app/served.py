@@ -24,6 +24,7 @@ from typing import Any
 
 from csr_ray.data.chat import needs_special_tokens, prompt_text
 from csr_ray.errors import ActorFailure
+from csr_ray.policy.visual_tokens import kept_tokens, merging_classes
 
 NAME = "policy"
 _HOST = "127.0.0.1"
@@ -91,6 +92,8 @@ def server_command(folder: Path, *, dtype: str, gpus: int, port: int, template: 
     }
     if template is not None:
         flags["--chat-template"] = template
+    if classes := merging_classes(kept_tokens(folder, asked=None)):
+        flags["--model-class-overrides"] = json.dumps(classes)
     switches = ["--disable-uvicorn-access-log"] + ["--enforce-eager"] * (not gpus)
     words = [str(word) for flag in flags.items() for word in flag]
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words, *switches]

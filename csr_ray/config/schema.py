@@ -156,6 +156,13 @@ class Policy(Section):
     max_model_len: int | None = Field(
         None, ge=64, description="longest sequence in tokens, image included; null: what the model itself allows"
     )
+    visual_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="how many tokens of a picture the language model gets, in rollouts and in training: the tower's "
+        "most similar tokens are merged until so many are left (LLaVA only); null: as many as the model was trained "
+        "with, which are all unless its config.json says otherwise",
+    )
 
 
 class Scorer(Section):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class ModelShape:
         num_text_weights: of the language model, its embedding and its output head.
         num_weights: of all of it, the vision tower included.
         image_tokens: of a picture, as the language model sees it.
+        tower_tokens: the same before any are merged (`policy.visual_tokens`), which the tower's work is counted by.
     """
 
     hidden: int
@@ -73,6 +74,7 @@ class ModelShape:
     num_text_weights: int
     num_weights: int
     image_tokens: int
+    tower_tokens: int
 
     @property
     def kv_width(self) -> int:
@@ -97,14 +99,21 @@ class ModelShape:
         return rank * self.layers * sum(sum(sizes[target]) for target in targets if target in sizes)
 
 
-def shape_of_model(model: str) -> ModelShape | None:
-    """The shape of a Hugging Face folder, or of a released model by its hub id; None if it is not known here."""
+def shape_of_model(model: str, *, visual_tokens: int | None = None) -> ModelShape | None:
+    """The shape of a Hugging Face folder, or of a released model by its hub id; None if it is not known here.
+
+    Args:
+        visual_tokens: `policy.visual_tokens`; None: what the folder says, and otherwise all.
+    """
     file = Path(os.path.expanduser(model)) / "config.json"
     try:
         config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else _RELEASED.get(model)
         shape = shape_of_config(config) if config is not None else None
+        kept = visual_tokens or (config or {}).get("visual_tokens")
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return None
+    if shape is not None and kept:
+        shape = replace(shape, image_tokens=min(kept, shape.image_tokens))
     counted = count_weights(file.parent) if shape is not None and file.is_file() else 0
     return _counted(shape, num_weights=counted) if shape is not None and counted else shape
 
@@ -179,4 +188,5 @@ def _shape(text: Mapping[str, Any], *, num_vision: int, image_tokens: int, has_b
         num_text_weights=num_text,
         num_weights=num_text + num_vision,
         image_tokens=image_tokens,
+        tower_tokens=image_tokens,
     )

@@ -163,7 +163,7 @@ def _step_s(
 
 def vision_flops(shape: ModelShape) -> float:
     """Of one picture through the policy's tower: two for each weight and token of it."""
-    return 2.0 * (shape.num_weights - shape.num_text_weights) * shape.image_tokens
+    return 2.0 * (shape.num_weights - shape.num_text_weights) * shape.tower_tokens
 
 
 def prompt_flops(shape: ModelShape, *, nodes: float) -> float:

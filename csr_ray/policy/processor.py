@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from csr_ray.policy.visual_tokens import kept_tokens
+
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
@@ -15,16 +17,28 @@ if TYPE_CHECKING:
 _WITH_CLASS_TOKEN = ("clip_vision_model",)
 
 
-def load_processor(model: str | Path) -> ProcessorMixin:
+def load_processor(model: str | Path, *, visual_tokens: int | None = None) -> ProcessorMixin:
     """The processor of a model folder.
 
     LLaVA's and LLaVA-NeXT's processors need to know the tower to count image tokens. Repositories from before
     transformers asked for that lack the keys: without `patch_size` the processor divides by None, and without
     `num_additional_image_tokens` it counts one token too few. vLLM takes these from the model's config, and so do we.
+
+    Args:
+        visual_tokens: `policy.visual_tokens`; a prompt gets as many image tokens as the policy keeps.
+
+    Raises:
+        ConfigError: the model cannot have its visual tokens merged.
     """
     from transformers import AutoConfig, AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
+    kept = kept_tokens(model, asked=visual_tokens)
+    if kept is None:
+        processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
+    else:
+        from csr_ray.policy.merged_processor import MergedLlavaProcessor
+
+        processor = MergedLlavaProcessor.from_pretrained(model, visual_tokens=kept, trust_remote_code=False)
     if hasattr(processor, "patch_size") and hasattr(processor, "vision_feature_select_strategy"):
         _fill_in(processor, config=AutoConfig.from_pretrained(model, trust_remote_code=False))
     return processor

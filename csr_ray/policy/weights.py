@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +28,7 @@ from csr_ray.store.atomic import new_folder
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_CONFIG = "config.json"
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PEFT_PREFIX = "base_model.model."
@@ -399,11 +401,16 @@ def checksum(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
 
 
-def save_merged(base: Path, *, adapters: Sequence[Path], output: Path) -> Rounding:
+def save_merged(
+    base: Path, *, adapters: Sequence[Path], output: Path, config_lines: Mapping[str, Any] | None = None
+) -> Rounding:
     """Write base plus adapters as a whole model folder, with the same files, shards, names and dtypes as `base`.
 
     The folder appears at `output` whole, and replaces a model that is already there. Returns what rounding to the
     base's dtypes left of the adapters.
+
+    Args:
+        config_lines: what its config.json says otherwise than the base's.
 
     Raises:
         ValueError: see `merged_tensors`.
@@ -417,6 +424,9 @@ def save_merged(base: Path, *, adapters: Sequence[Path], output: Path) -> Roundi
                 shutil.copy2(path, staging / path.name)
             elif path.is_dir():
                 shutil.copytree(path, staging / path.name)
+        if config_lines:
+            config = json.loads((base / _CONFIG).read_text(encoding="utf-8"))
+            (staging / _CONFIG).write_text(json.dumps({**config, **config_lines}, indent=2) + "\n", encoding="utf-8")
         merged = dict(merged_tensors(base, adapters=adapters, rounding=rounding))
         for shard in sorted(shards):
             _write_shard(shard, merged=merged, output=staging / shard.name)

@@ -34,6 +34,7 @@ def save_model(state: RunState, *, view: View) -> None:
     Of a run that ended early, what is left of the refused training is removed: its actors are gone by now.
     """
     from csr_ray.policy.source import local_folder
+    from csr_ray.policy.visual_tokens import merged_config
     from csr_ray.policy.weights import combined_tensors, save_combined, save_merged
 
     is_unmerged = state.config.generators.publish == "adapter"
@@ -42,7 +43,12 @@ def save_model(state: RunState, *, view: View) -> None:
         version = state.version_after(state.config.run.rounds - 1)
         adapters = [Path(adapter) for adapter in state.adapters[:version]]
         state.journal.before_commit()  # it replaces what another driver may have written, if this one was held up
-        rounding = save_merged(local_folder(state.model), adapters=adapters, output=state.folder.model)
+        rounding = save_merged(
+            local_folder(state.model),
+            adapters=adapters,
+            output=state.folder.model,
+            config_lines=merged_config(state.config.policy.visual_tokens),
+        )
         if is_unmerged:
             save_combined(combined_tensors(adapters), output=state.folder.adapter_of_all)
         end = state.ended

@@ -67,7 +67,7 @@ try:
     places = [kinds[node] for node in ray.get([actor.where.remote() for actor in actors], timeout=120)]
 
     attempt = Attempt(Setup(
-        train=config.train, seed=0, model="nowhere", merges=True, takes_turns=False, adapters=(),
+        train=config.train, seed=0, model="nowhere", merges=True, visual_tokens=None, takes_turns=False, adapters=(),
         storage=logs / "train", logs=logs, token=Token.leave(logs),
     ))
     until_s, trained = time.monotonic() + 60, []

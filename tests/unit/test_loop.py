@@ -49,7 +49,7 @@ PROMPTS = [Prompt(id=f"p{number}", image=f"{number}.png", text="Describe.") for 
 SUITE = Suite(yes_no=(Question(id="q1", image="1.png", text="Is it?"),), labels={"q1": "yes"})
 
 
-def save_fake_model(base, *, adapters, output: Path) -> Rounding:
+def save_fake_model(base, *, adapters, output: Path, config_lines) -> Rounding:
     """The fakes have no weights to merge."""
     with new_folder(output) as staging:
         (staging / "model.safetensors").write_bytes(bytes([len(adapters)]) * 100)

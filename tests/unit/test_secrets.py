@@ -111,7 +111,7 @@ def test_rows_and_environment_leave_no_secret_in_the_run_folder(
 def test_a_whole_run_writes_nothing_of_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("csr_ray.policy.weights.save_merged", lambda base, *, adapters, output: _no_rounding(output))
+    monkeypatch.setattr("csr_ray.policy.weights.save_merged", lambda base, *, output, **_: _no_rounding(output))
     for name in ENVIRONMENT:
         monkeypatch.setenv(name, SECRET)
     driver = Driver(tmp_path / "run")
