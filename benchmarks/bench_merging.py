@@ -185,7 +185,11 @@ async def _truth(engine: VllmEngine, *, suite: Suite) -> dict[str, Interval]:
     )
     texts = {question.id: answer.text for question, answer in zip(questions, answers, strict=True)}
     marks = suite.mark(texts, truth=suite.truth).values()
-    return {name: ratio_interval(*zip(*(mark.counts[name] for mark in marks), strict=True), seed=0) for name in NAMES}
+    counts = {name: [mark.counts[name] for mark in marks] for name in NAMES}
+    return {
+        name: ratio_interval([above for above, _ in pairs], denominators=[below for _, below in pairs], seed=0)
+        for name, pairs in counts.items()
+    }
 
 
 def table(measured: Sequence[Measured]) -> str:
