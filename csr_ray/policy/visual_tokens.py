@@ -1,9 +1,9 @@
 """How many tokens of a picture a policy keeps: what the config asks, what a model folder says of itself, and vLLM.
 
 A run with `policy.visual_tokens` saves its model with two changed lines of config.json: `visual_tokens`, and the name
-of an architecture that vLLM does not have. So an engine which would not merge refuses the folder, and never serves all
-the tokens by mistake. Merging itself is `csr_ray.policy.token_merging`. Knows model configs; knows no tensors and no
-engine.
+of an architecture that vLLM does not have. So an engine which would not merge refuses the folder, and never serves
+all the tokens by mistake. Merging itself is `csr_ray.policy.token_merging`. Knows model configs; knows no tensors and
+no engine.
 """
 
 from __future__ import annotations
