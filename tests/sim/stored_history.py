@@ -725,7 +725,7 @@ class Silent:
 def saved_without_weights() -> Iterator[None]:
     """There are no weights to merge, so the model says which adapters it is made of."""
 
-    def save(base: Path, *, adapters: list[Path], output: Path) -> weights.Rounding:
+    def save(base: Path, *, adapters: list[Path], output: Path, config_lines: JsonDict) -> weights.Rounding:
         made_of = [Weights.read(adapter).digest for adapter in adapters]
         with new_folder(output) as staging:
             (staging / "model.safetensors").write_bytes(json.dumps(made_of).encode())
