@@ -6,13 +6,12 @@ to the same prompt, of several people, count as their mean.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
-from csr_ray.data.files import UnreadableError, open_file
+from csr_ray.data.json_lines import records_of
+from csr_ray.data.parsing import is_unicode
 from csr_ray.errors import ConfigError
 from csr_ray.judging.attributes import ATTRIBUTES, scores_of
 
@@ -35,16 +34,12 @@ def read_annotations(path: str, *, key: str) -> Mapping[str, Sequence[RatedAnswe
     Raises:
         ConfigError: the file cannot be read, or has no usable line.
     """
-    try:
-        with open_file(path) as file:
-            lines = file.read().decode("utf-8", errors="replace").splitlines()
-    except (OSError, UnreadableError) as error:
-        raise ConfigError(f"{key} = {path!r}: cannot be read: {error}") from None
     rated: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for line in lines:
-        if (row := _row(line)) is None:
+    for row in records_of(path, key=key):
+        answer = row.get("answer")
+        if not isinstance(answer, str) or not answer.strip() or not is_unicode(answer):
             continue
-        of_answer = rated.setdefault(str(row["id"]), {}).setdefault(row["answer"].strip(), [])
+        of_answer = rated.setdefault(row["id"], {}).setdefault(answer.strip(), [])
         if (scores := scores_of(row)) is not None:
             of_answer.append(scores)
     if not any(scores for answers in rated.values() for scores in answers.values()):
@@ -54,15 +49,6 @@ def read_annotations(path: str, *, key: str) -> Mapping[str, Sequence[RatedAnswe
         prompt_id: [RatedAnswer(text, _mean(scores)) for text, scores in answers.items()]
         for prompt_id, answers in rated.items()
     }
-
-
-def _row(line: str) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    is_record = isinstance(row, dict) and isinstance(row.get("id"), str | int) and isinstance(row.get("answer"), str)
-    return row if is_record and row["answer"].strip() else None
 
 
 def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float] | None:

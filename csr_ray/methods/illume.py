@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Annotated, Final
 from pydantic import Field
 
 from csr_ray.config.schema import Config, Section
-from csr_ray.data.files import UnreadableError, open_file
+from csr_ray.data.json_lines import records_of
 from csr_ray.errors import ConfigError
 from csr_ray.evaluation.rouge import rouge_l
 from csr_ray.methods.base import About, Dropped
@@ -203,22 +202,9 @@ def read_accepted(path: str) -> frozenset[tuple[str, str]]:
     Raises:
         ConfigError: the file cannot be read, or has no usable line.
     """
-    try:
-        with open_file(path) as file:
-            lines = file.read().decode("utf-8", errors="replace").splitlines()
-    except (OSError, UnreadableError) as error:
-        raise ConfigError(f"illume.accepted = {path!r}: cannot be read: {error}") from None
-    found = frozenset(row for line in lines if (row := _row(line)) is not None)
+    rows = records_of(path, key="illume.accepted")
+    texts = ((row["id"], row.get("text")) for row in rows)
+    found = frozenset((key, text.strip()) for key, text in texts if isinstance(text, str) and text.strip())
     if not found:
         raise ConfigError(f"illume.accepted = {path!r}: not one line is a JSON object with id and text")
     return found
-
-
-def _row(line: str) -> tuple[str, str] | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
-        return None
-    return (str(row["id"]), row["text"].strip()) if isinstance(row.get("id"), str | int) else None

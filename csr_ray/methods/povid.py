@@ -20,8 +20,8 @@ from typing import Any, Final, Literal
 from pydantic import Field, model_validator
 
 from csr_ray.config.schema import Config, Section
+from csr_ray.data.json_lines import records_of
 from csr_ray.data.parsing import is_unicode
-from csr_ray.data.rows import decode_text, read_json_rows
 from csr_ray.errors import ConfigError
 from csr_ray.methods.base import About, Dropped
 from csr_ray.ports import Engine, Scorer
@@ -190,16 +190,10 @@ def read_edits(path: Path) -> dict[str, str]:
     Raises:
         ConfigError: the file cannot be read, or has no edited answer.
     """
-    try:
-        text = decode_text(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"povid.rejected = {str(path)!r}: cannot be read: {error.strerror}") from error
     edits: dict[str, str] = {}
-    for row in read_json_rows(text, name=str(path)):
-        value = row.value if isinstance(row.value, dict) else {}
-        edited = _edited_of(value)
-        if edited and isinstance(value.get("id"), str | int):
-            edits.setdefault(str(value["id"]), edited)
+    for row in records_of(str(path), key="povid.rejected"):
+        if edited := _edited_of(row):
+            edits.setdefault(row["id"], edited)
     if not edits:
         raise ConfigError(
             f"povid.rejected = {str(path)!r}: no row has an `id` and a text `rejected`; look at its keys"

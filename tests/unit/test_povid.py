@@ -118,7 +118,7 @@ def test_edits_of_a_file_are_found_by_id_and_the_others_are_dropped_by_a_reason(
 
 
 def test_a_file_that_gives_nothing_is_one_line_before_anything_starts(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^povid\.rejected = '.*gone\.jsonl': cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"^povid\.rejected = '.*gone\.jsonl': cannot be read: no such file"):
         read_edits(tmp_path / "gone.jsonl")
     with pytest.raises(ConfigError, match=r"no row has an `id` and a text `rejected`"):
         by_file(tmp_path / "edits.jsonl", {"id": "p", "answer": "A moon."}, {"id": 3})
