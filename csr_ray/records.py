@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 JsonDict = dict[str, Any]
 Fault = Literal["input", "policy", "machine"]
 
-IMITATIONS: Final = ("sft", "weighted_sft")
+IMITATIONS: Final = ("sft", "weighted_sft", "two_views")
 """The objectives (`train.objective`) that make an answer likelier and need no other to compare it with."""
 REMOVED, UNK = "removed", "unk"
 """Changes of a picture that leave none: the prompt has no place for one, or the unknown token stands in it."""
@@ -233,6 +233,8 @@ class Example:
         ask: the question that is trained under, which may be another than the rollout's.
         policy_version, seed: of the rollout that it comes from.
         weight: of the answer in the objective, where it is the only one; of a pair always 1.
+        view: the change (`Picture.change`) of a second view of the picture, which is trained on beside the plain one
+            by the objective "two_views"; empty: there is none.
     """
 
     id: str
@@ -242,12 +244,14 @@ class Example:
     method: str
     seed: int
     weight: float = 1.0
+    view: str = ""
 
     def __post_init__(self) -> None:
         roles = [target.role for target in self.targets]
         if roles == ["answer"]:
             assert 0 < self.weight < math.inf, f"example {self.id}: weight {self.weight}"
             return
+        assert not self.view, f"example {self.id}: a pair with a second view"
         assert sorted(roles) == ["chosen", "rejected"], f"example {self.id}: targets {roles}, a pair or one answer"
         assert self.chosen.token_ids != self.rejected.token_ids, f"example {self.id}: chosen equals rejected"
         assert self.weight == 1.0, f"example {self.id}: a pair of weight {self.weight}"

@@ -34,6 +34,7 @@ from actors.train.examples import ArrivalSampler, ExampleStream, HeldExamples
 from actors.train.loader import AheadLoader
 from actors.train.noisy_step import NoisyForward
 from actors.train.shared_step import Recording, SharedPrefixForward, keep_only_sources, shared_inputs
+from actors.train.view_step import two_views
 from csr_ray.config.schema import Train
 from csr_ray.errors import ReferenceGapError
 from csr_ray.ports import OnStep
@@ -47,8 +48,10 @@ from csr_ray.training.objectives import (
     nll_loss,
     sft_loss,
     two_rejected_dpo_loss,
+    two_views_loss,
     weighted_sft_loss,
 )
+from csr_ray.training.views import TwoViewCollator
 
 # What TRL's DPO loss and metrics read of the head.
 _HEAD_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
@@ -56,7 +59,8 @@ _REFERENCE_KEYS = ("ref_chosen_logps", "ref_rejected_logps")
 _WEIGHTS = "weights"  # a batch of single answers has them in the place of references
 _NOISE = "noise"  # what a batch of `train.objective = dpo_noise` has besides
 _REFERENCE_OF_NOISE = "ref_noisy_logps"
-_NOT_FOR_THE_MODEL = ("completion_mask", "shared", _WEIGHTS, _NOISE, _REFERENCE_OF_NOISE, *_REFERENCE_KEYS)
+_VIEWS = "views"  # and one of `train.objective = two_views`
+_NOT_FOR_THE_MODEL = ("completion_mask", "shared", _WEIGHTS, _NOISE, _REFERENCE_OF_NOISE, _VIEWS, *_REFERENCE_KEYS)
 _KEPT_WEIGHTS = "csr_ray_kept.safetensors"
 _NLL_TERM = "loss_nll"  # what the chosen answers' NLL adds to the loss
 
@@ -125,6 +129,8 @@ class PairTrainer(DPOTrainer):
 
     def _training_collator(self, collator: PairCollator) -> Callable[..., dict[str, Any]]:
         """What makes the batches that are trained on; looks at pairs (`sums_of_pairs`) need the plain ones."""
+        if self._train.objective == "two_views":
+            return TwoViewCollator(collator)
         if self._train.objective != "dpo_noise":
             return collator
         assert self._train.reference == "recompute", (
@@ -257,6 +263,10 @@ class PairTrainer(DPOTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         pair_index = inputs.pop("pair_index")
+        if _VIEWS in inputs:
+            loss = self._two_views_loss(model, inputs=inputs)
+            self._look_at_losses(loss, nll=torch.zeros_like(loss), pair_index=pair_index)
+            return loss
         forward, inputs = self._forward(model, inputs=inputs)
         if _WEIGHTS in inputs:
             loss = self._imitation_loss(forward, inputs=inputs)
@@ -301,16 +311,20 @@ class PairTrainer(DPOTrainer):
         return SharedPrefixForward(model, shared=shared, use_flex=self.use_flex), rest
 
     def _noisy_forward(self, model: Any, *, inputs: Mapping[str, Any]) -> NoisyForward:
-        noise = inputs[_NOISE]
+        noise, clean = inputs[_NOISE], self._model_inputs(inputs)
         if "shared" in inputs:
-            clean = shared_inputs(inputs["shared"], use_flex=self.use_flex)
             noisy = {**clean, **noise["images"]}
         else:
-            clean = {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_MODEL}
             num_pairs = len(clean["input_ids"]) // 2  # the rejected rows have no part in it
             of_tokens = {key: value[:num_pairs] for key, value in clean.items() if key not in noise["images"]}
             noisy = {**of_tokens, **noise["images"]}
         return NoisyForward(model, inputs=clean, noisy=noisy, noise=noise, collision=self._train.noise_collision)
+
+    def _model_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model gets of a batch, in either form of the step, but for what is asked of it."""
+        if "shared" in inputs:
+            return shared_inputs(inputs["shared"], use_flex=self.use_flex)
+        return {key: value for key, value in inputs.items() if key not in _NOT_FOR_THE_MODEL}
 
     def _set_reference(self, forward: Any, *, inputs: dict[str, Any], pair_index: Sequence[int]) -> None:
         """As `train.reference` says, put a recomputed reference into the batch or compare it with the one there."""
@@ -369,24 +383,51 @@ class PairTrainer(DPOTrainer):
         num_tokens = is_answer.sum(dim=1)
         logp = outputs.log_probs.float().sum(dim=1)
         with torch.no_grad():
-            sums = torch.stack(
-                [
-                    (outputs.entropy.float() * is_answer).sum(),
-                    (outputs.is_top1 & is_answer).sum().float(),
-                    num_tokens.sum().float(),
-                    logp.sum(),
-                    torch.tensor(float(len(logp)), device=logp.device),
-                ]
+            self._note_imitation(
+                entropy=(outputs.entropy.float() * is_answer).sum(),
+                num_right=(outputs.is_top1 & is_answer).sum(),
+                num_tokens=num_tokens.sum(),
+                logp=logp,
             )
-            entropy, right, tokens, said, answers = self.accelerator.reduce(sums).tolist()
+        loss = weighted_sft_loss if self._train.objective == "weighted_sft" else sft_loss
+        return loss(logp, num_tokens=num_tokens, weights=inputs[_WEIGHTS]).mean()
+
+    def _note_imitation(
+        self, *, entropy: torch.Tensor, num_right: torch.Tensor, num_tokens: torch.Tensor, logp: torch.Tensor
+    ) -> None:
+        """Write TRL's metrics of imitated answers from sums over a batch; `logp` [P] is of each answer."""
+        num_answers = torch.tensor(float(len(logp)), device=logp.device)
+        sums = torch.stack([entropy, num_right.float(), num_tokens.float(), logp.sum(), num_answers])
+        entropies, right, tokens, said, answers = self.accelerator.reduce(sums).tolist()
         for name, value in (
-            ("entropy", entropy / tokens),
+            ("entropy", entropies / tokens),
             ("mean_token_accuracy", right / tokens),
             ("logps/chosen", said / answers),
         ):
             self._metrics["train"][name].append(value)
-        loss = weighted_sft_loss if self._train.objective == "weighted_sft" else sft_loss
-        return loss(logp, num_tokens=num_tokens, weights=inputs[_WEIGHTS]).mean()
+
+    def _two_views_loss(self, model: Any, *, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """The loss of answers that are imitated with two views of their pictures, which are to agree."""
+        seen = two_views(model, inputs=self._model_inputs(inputs), views=inputs[_VIEWS])
+        with torch.no_grad():
+            self._note_imitation(
+                entropy=seen.entropy.sum(),
+                num_right=seen.num_right.sum(),
+                num_tokens=seen.num_tokens.sum(),
+                logp=seen.plain_logp,
+            )
+            sums = torch.stack([seen.divergence.sum(), seen.painted_logp.sum(), seen.num_tokens.sum()])
+            divergence, painted, tokens = self.accelerator.reduce(sums).tolist()
+        self._metrics["train"]["views/divergence_a_token"].append(divergence / tokens)
+        self._metrics["train"]["views/painted_logp_a_token"].append(painted / tokens)
+        return two_views_loss(
+            seen.plain_logp,
+            seen.painted_logp,
+            seen.divergence,
+            num_tokens=seen.num_tokens,
+            view_weight=self._train.view_weight,
+            consistency_weight=self._train.consistency_weight,
+        ).mean()
 
     def _noise_loss(
         self, forward: NoisyForward, *, inputs: Mapping[str, Any], reference: torch.Tensor

@@ -15,7 +15,7 @@ from csr_ray.config.schema import Train
 
 # TRL's names of the objectives. One that TRL lacks runs as its sigmoid, and `actors.train.pair_trainer` replaces the
 # loss.
-_LOSSES = {"sigmoid_average": "sigmoid_norm", "ipo": "ipo", "sft": "sft", "weighted_sft": "sft"}
+_LOSSES = {"sigmoid_average": "sigmoid_norm", "ipo": "ipo", "sft": "sft", "weighted_sft": "sft", "two_views": "sft"}
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 

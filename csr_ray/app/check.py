@@ -372,12 +372,12 @@ class _Check:
             plain = yaml.safe_load(path.read_text(encoding="utf-8"))
             self._has_config = isinstance(plain, dict)
             config = parse_config(plain)
-            self._method = method_of(config)
             if uses_world(config):
                 from csr_ray.app.run import world_spec
                 from csr_ray.world.build import world_folder
 
                 config = resolve_world(config, folder=world_folder(world_spec(config.world)))
+            self._method = method_of(config)
             self._config = config
         except (OSError, *YAML_ERRORS) as error:
             self._damaged("config.yaml", f"cannot be used ({type(error).__name__}): no look at the prompts")

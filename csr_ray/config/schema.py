@@ -341,15 +341,16 @@ class Train(Section):
         "that may differ from run to run; this pays where generators and trainer have hardware of "
         "their own",
     )
-    objective: Literal["sigmoid", "sigmoid_average", "ipo", "dpo_positive", "dpo_noise", "sft", "weighted_sft"] = (
-        Field(
-            "sigmoid",
-            description="sigmoid: DPO; sigmoid_average: DPO on log-probs averaged over tokens; ipo: IPO; "
-            "dpo_positive: DPO-Positive; dpo_noise: DPO against two rejected answers, the pair's and what a noisy "
-            "copy of its picture would have the policy say; sft: the likelihood of the chosen answer alone, as a "
-            "mean over the batch's tokens; weighted_sft: as a mean over its answers, each averaged over its tokens. "
-            "A method may name its own",
-        )
+    objective: Literal[
+        "sigmoid", "sigmoid_average", "ipo", "dpo_positive", "dpo_noise", "sft", "weighted_sft", "two_views"
+    ] = Field(
+        "sigmoid",
+        description="sigmoid: DPO; sigmoid_average: DPO on log-probs averaged over tokens; ipo: IPO; "
+        "dpo_positive: DPO-Positive; dpo_noise: DPO against two rejected answers, the pair's and what a noisy "
+        "copy of its picture would have the policy say; sft: the likelihood of the chosen answer alone, as a "
+        "mean over the batch's tokens; weighted_sft: as a mean over its answers, each averaged over its tokens. "
+        "A method may name its own; two_views, for one: the likelihood of an answer with two views of its picture, "
+        "and that they agree (method: vancl)",
     )
     beta: float = Field(
         0.1, gt=0, le=10, description="beta of the objective: how strongly the policy is held to the reference"
@@ -382,6 +383,17 @@ class Train(Section):
         "keep",
         description="objective = dpo_noise: what is rejected where the noisy picture's likeliest token is that of "
         "the chosen answer. keep: that token all the same (paper); second_best: the likeliest other one",
+    )
+    view_weight: float = Field(
+        1.0,
+        ge=0,
+        description="objective = two_views: factor of the answer's likelihood with the second view of its picture",
+    )
+    consistency_weight: float = Field(
+        1.0,
+        ge=0,
+        description="objective = two_views: factor of KL(second view || plain view), by which the plain view learns "
+        "to see what the second one shows",
     )
     nll_weight: float = Field(
         0.0,

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageDraw, ImageEnhance
 
 from csr_ray.data.files import UnreadableError
 from csr_ray.data.images import image_size, load_image
@@ -138,8 +138,26 @@ def jittered(image: Image.Image, strength: str, seed: int) -> Image.Image:
     return image
 
 
+def painted(image: Image.Image, strength: str, seed: int) -> Image.Image:
+    """Draw a frame around each region of `strength`, which is "LEFT,TOP,RIGHT,BOTTOM,RRGGBB;..." in pixels.
+
+    VANCL (arXiv 2310.14785) fills the boxes; a frame leaves the colours of what is inside as they are, because
+    answers may name them. It is a 32nd of the image's shorter side wide, and lies inside the box.
+    """
+    drawn = image.copy()
+    pen = ImageDraw.Draw(drawn)
+    width_px = max(1, round(min(image.size) / 32))
+    for region in strength.split(";"):
+        *sides, colour = region.split(",")
+        left, top, right, bottom = (round(float(side)) for side in sides)
+        corners = (left, top, max(left, right - 1), max(top, bottom - 1))
+        pen.rectangle(corners, outline=f"#{colour}", width=width_px)
+    return drawn
+
+
 CHANGES: Final[dict[str, Callable[[Image.Image, str, int], Image.Image]]] = {
     "noise": noised,
     "resize": coarsened,
     "jitter": jittered,
+    "paint": painted,
 }

@@ -45,22 +45,30 @@ class Sft:
     async def rollout(
         self, phase: Phase, prompt: Prompt, *, engine: Engine, scorer: Scorer, policy_version: int, seed: int
     ) -> Rollout:
-        """The reference answer, in the tokens in which the policy would give it."""
-        text = str(prompt.truth).strip()
-        answer = Candidate(node=0, text=text, token_ids=engine.answer_ids(text), logp=None, role=TRUTH)
-        return Rollout(prompt=prompt, candidates=(answer,), policy_version=policy_version, seed=seed)
+        return truth_rollout(prompt, engine=engine, policy_version=policy_version, seed=seed)
 
     def examples(self, phase: Phase, rollout: Rollout) -> Sequence[Example] | Dropped:
-        (answer,) = rollout.candidates
-        example = Example(
-            id=rollout.prompt.id,
-            ask=rollout.prompt.ask,
-            targets=(target_of(answer, role="answer"),),
-            policy_version=rollout.policy_version,
-            method=self.name,
-            seed=rollout.seed,
-        )
-        return (example,)
+        return (truth_example(rollout, method=self.name),)
 
     def rates(self, rollout: Rollout) -> Mapping[str, tuple[int, int]]:
         return {}
+
+
+def truth_rollout(prompt: Prompt, *, engine: Engine, policy_version: int, seed: int) -> Rollout:
+    """The reference answer, in the tokens in which the policy would give it; the policy says nothing."""
+    text = str(prompt.truth).strip()
+    answer = Candidate(node=0, text=text, token_ids=engine.answer_ids(text), logp=None, role=TRUTH)
+    return Rollout(prompt=prompt, candidates=(answer,), policy_version=policy_version, seed=seed)
+
+
+def truth_example(rollout: Rollout, *, method: str) -> Example:
+    """What imitates the answer of a `truth_rollout`."""
+    (answer,) = rollout.candidates
+    return Example(
+        id=rollout.prompt.id,
+        ask=rollout.prompt.ask,
+        targets=(target_of(answer, role="answer"),),
+        policy_version=rollout.policy_version,
+        method=method,
+        seed=rollout.seed,
+    )

@@ -96,6 +96,7 @@ _ANSWERS = pa.schema(
         ("seed", pa.int64()),
         ("image_change", pa.string()),
         ("image_seed", pa.int64()),
+        ("image_view", pa.string()),
     ],
     metadata=_IMAGE_METADATA,
 )
@@ -291,6 +292,7 @@ def join_example_units(
         for unit in units:
             table = _read(unit)
             total.add(_outcome(table.schema))
+            table = _with_new_columns(table, schema=_SCHEMAS[num_answers])
             if pictures is None:
                 yield table
                 continue
@@ -361,6 +363,14 @@ def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             held, num_rows, num_picture_bytes = [], 0, 0
     if held:
         yield pa.concat_tables(held)
+
+
+def _with_new_columns(table: pa.Table, *, schema: pa.Schema) -> pa.Table:
+    """A unit that was written before its schema had its last columns, with nothing in them."""
+    for column in schema:
+        if column.name not in table.schema.names:
+            table = table.append_column(column, pa.nulls(len(table), column.type))
+    return table
 
 
 def _with_pictures(table: pa.Table, *, pictures: Callable[[Sequence[str]], Sequence[bytes | None]]) -> pa.Table:
@@ -438,6 +448,7 @@ def _example_row(example: Example) -> dict[str, Any]:
         return row | {
             "answer": [{"role": "assistant", "content": target.text}],
             "weight": example.weight,
+            "image_view": example.view or None,
             "reward": target.reward,
             "logp": target.logp,
             "answer_ids": target.token_ids,
@@ -476,6 +487,7 @@ def _example(row: Mapping[str, Any]) -> Example:
         method=row["method"],
         seed=row["seed"],
         weight=1.0 if is_pair else row["weight"],
+        view=row.get("image_view") or "",
     )
 
 

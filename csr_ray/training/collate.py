@@ -124,6 +124,7 @@ def pair_row(pair: Example, *, index: int) -> dict[str, Any]:
         "image": picture.path,
         "change": picture.change,
         "change_seed": picture.seed,
+        "view": pair.view,
         "prompt": pair.ask.text,
         "chosen": list(chosen.token_ids),
     }

@@ -16,6 +16,7 @@ import xxhash
 
 from csr_ray.records import Ask, Picture
 from csr_ray.training.collate import PairCollator, image_part, row_ask
+from csr_ray.training.views import answer_sources, answer_targets
 
 
 class NoisyCollator:
@@ -44,16 +45,10 @@ class NoisyCollator:
         batch = self._collator(rows)
         by_index = {row["index"]: row for row in rows}
         asks = [self._noisy(by_index[index]) for index in batch["pair_index"]]
-        if "shared" in batch:
-            sources, targets = batch["shared"]["sources"], batch["shared"]["targets"]
-        else:
-            is_answer = batch["completion_mask"].bool()
-            targets = batch["input_ids"][is_answer]
-            sources = is_answer.flatten().nonzero().flatten() - 1
         batch["noise"] = {
             "images": image_part(self._collator.prompts(asks)),
-            "sources": sources,
-            "targets": targets,
+            "sources": answer_sources(batch),
+            "targets": answer_targets(batch),
             "num_chosen": sum(len(row["chosen"]) for row in rows),
         }
         return batch

@@ -146,6 +146,30 @@ def weighted_sft_loss(logp: torch.Tensor, *, num_tokens: torch.Tensor, weights: 
     return -weights * logp / num_tokens
 
 
+def two_views_loss(
+    plain_logp: torch.Tensor,
+    painted_logp: torch.Tensor,
+    divergence: torch.Tensor,
+    *,
+    num_tokens: torch.Tensor,
+    view_weight: float,
+    consistency_weight: float,
+) -> torch.Tensor:
+    """Cross-entropy of an answer with either view of its picture, and how far the plain view is from the painted one.
+
+    All three are means over the batch's tokens, as in `sft_loss`. VANCL (arXiv 2310.14785) has the two flows with
+    their own cross-entropies and holds them together; the painted one is left out at inference.
+
+    Args:
+        divergence: [P] KL(painted || plain) of the next token, summed over an answer's places, without a gradient on
+            the painted side.
+    """
+    plain = sft_loss(plain_logp, num_tokens=num_tokens)
+    painted = sft_loss(painted_logp, num_tokens=num_tokens)
+    apart = sft_loss(-divergence, num_tokens=num_tokens)
+    return plain + view_weight * painted + consistency_weight * apart
+
+
 def _margin(
     policy_chosen_logp: torch.Tensor,
     policy_rejected_logp: torch.Tensor,

@@ -13,21 +13,25 @@ from typing import Any
 from csr_ray.world.data import sample_scenes, split_rng
 from csr_ray.world.language import describe, pope_questions
 from csr_ray.world.mentions import VOCABULARY_FILE
-from csr_ray.world.scenes import Scene, draw_scene, truth_of
+from csr_ray.world.scenes import Scene, draw_scene, regions_of, truth_of
 from csr_ray.world.variant import Variety
 
 
 def write_train(directory: Path, *, seed: int, num_images: int, variety: Variety) -> None:
     """Write images/ and prompts.jsonl: what the policy improves itself on. It has no truth.
 
-    prompts_with_truth.jsonl has the same prompts with a true description each, for methods whose judge is shown one.
+    prompts_with_truth.jsonl has the same prompts with a true description each, for methods whose judge is shown one,
+    and with the regions of the things that are there.
     """
     scenes = sample_scenes(seed, split="train", num=num_images, variety=variety)
     names = _write_images(directory, scenes=scenes, prefix="train", variety=variety)
     _write_prompts(directory, names=names, variety=variety)
     rng = split_rng(seed, split="truth", variety=variety)
     truths = [" ".join(describe(scene, rng=rng, variety=variety, hallucinate=False)) for scene in scenes]
-    rows = [{**row, "truth": truth} for row, truth in zip(_prompt_rows(names, variety=variety), truths, strict=True)]
+    rows = [
+        {**row, "truth": truth, "regions": regions_of(scene)}
+        for row, truth, scene in zip(_prompt_rows(names, variety=variety), truths, scenes, strict=True)
+    ]
     _write_jsonl(directory / "prompts_with_truth.jsonl", rows=rows)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -99,6 +99,25 @@ def draw_scene(scene: Scene, *, variety: Variety) -> Image.Image:
 def truth_of(scene: Scene) -> list[dict[str, str]]:
     """Return what is in the scene as the records of truth.jsonl (kind, colour, place)."""
     return [{"kind": item.kind, "colour": item.colour, "place": item.place} for item in scene.objects]
+
+
+def regions_of(scene: Scene) -> list[dict[str, Any]]:
+    """Return where the things of a scene are: kinds as labels, and boxes [left, top, right, bottom] in pixels."""
+    return [
+        {
+            "label": item.kind,
+            "box": [
+                round(side, 1)
+                for side in (
+                    item.centre_px[0] - item.radius_px,
+                    item.centre_px[1] - item.radius_px,
+                    item.centre_px[0] + item.radius_px,
+                    item.centre_px[1] + item.radius_px,
+                )
+            ],
+        }
+        for item in scene.objects
+    ]
 
 
 def _sample_colour(rng: np.random.Generator, *, variety: Variety) -> str:

@@ -115,3 +115,14 @@ def test_illume_trains_on_what_was_accepted_in_both_rounds(tmp_path: Path) -> No
     assert accepted == {(example.id, example.preferred.text) for some in made for example in some}
     num_trained = [entry["train"]["pairs"] for entry in ran.summary["rounds"]]
     assert num_trained == [len(made[0]), len(made[0]) + len(made[1])]
+
+
+def test_vancl_trains_on_the_truth_with_two_views_of_each_picture(tmp_path: Path) -> None:
+    ran = Ran(tmp_path / "run", "vancl")
+    (entry,) = ran.summary["rounds"]
+    assert (ran.summary["method"], entry["policy_version"]) == ("vancl", 1)
+    (cycle,) = ran.cycles
+    examples = ran.examples(cycle)
+    assert len(examples) == entry["train"]["pairs"] == 32
+    assert all(example.view.startswith("paint:") and not example.ask.picture.change for example in examples)
+    assert entry["train"]["metrics"]["views/divergence_a_token"] > 0
