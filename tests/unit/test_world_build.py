@@ -70,6 +70,7 @@ def test_the_folder_has_every_part_and_says_what_made_it(trainings: Trainings, t
     scenes = sample_scenes(SPEC.seed, split="train", num=5, variety=DEMO)
     for row, with_truth, scene in zip(plain, true, scenes, strict=True):
         assert set(mentioned_kinds(with_truth.pop("truth"))) == set(scene.kinds), "all that is there, no more"
+        assert {region["label"] for region in with_truth.pop("regions")} == set(scene.kinds)
         assert with_truth == row
     assert record["hash"] == SPEC.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["world"]
@@ -87,7 +88,33 @@ def test_a_finished_world_is_found_again_without_training(trainings: Trainings) 
 )
 def test_every_field_of_the_spec_leads_to_another_folder(trainings: Trainings, name: str) -> None:
     other = replace(SPEC, **{name: getattr(SPEC, name) + 1})
-    assert cached_world(SPEC, progress=False) != cached_world(other, progress=False)
+    first, second = (cached_world(spec, progress=False) for spec in (SPEC, other))
+    assert first != second
+    is_number_of_images = name.startswith("num_")
+    assert trainings.num_started == (1 if is_number_of_images else 2), "images decide nothing about the models"
+    assert (second / "policy/weights").is_file() and (second / "clip/weights").is_file()
+    assert len(list((second / "train/images").iterdir())) == other.num_train_images
+    records = [json.loads((world / "world.json").read_text()) for world in (first, second)]
+    assert (records[0]["models"] == records[1]["models"]) == is_number_of_images
+    assert set(records[1]["training"]) == {"clip", "policy"}
+
+
+@pytest.mark.parametrize("harm", ["record", "model"])
+def test_a_damaged_world_gives_no_models(trainings: Trainings, harm: str) -> None:
+    first = cached_world(SPEC, progress=False)
+    if harm == "record":
+        (first / "world.json").write_text("[]")
+    else:
+        (first / "policy/weights").unlink()
+        (first / "policy").rmdir()
+    second = cached_world(replace(SPEC, num_train_images=6), progress=False)
+    assert trainings.num_started == 2
+    assert (second / "policy/weights").is_file() and (second / "clip/weights").is_file()
+
+
+def test_a_world_outside_the_cache_is_trained(trainings: Trainings, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        build_world(tmp_path / name, spec=SPEC, progress=False)
     assert trainings.num_started == 2
 
 
