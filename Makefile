@@ -15,7 +15,7 @@ help:
 	@echo "make install   create $(VENV) with the $(ENGINE) engine (does nothing when up to date)"
 	@echo "make demo      train a tiny hallucinating model, improve it by three rounds of CSR, write a report"
 	@echo "make test      every test this machine can run      (make test-unit: the fast ones)"
-	@echo "make test-long the tests that also have a long form, in that form"
+	@echo "make test-long the tests that take minutes, and those that also have a long form, in that form (half an hour)"
 	@echo "make test-gpu  what nobody has seen yet: the first machine with a GPU, from a kernel to 7B shapes (an hour)"
 	@echo "make chaos     kill and stop the parts of real runs at random (N=50 of them), and see that nothing is lost"
 	@echo "make bad-inputs  read some 200 bad pictures and prompt files, and write what became of each"
@@ -53,14 +53,17 @@ ON_ONE_GPU := generators.gpus=0.4 generators.gpu_memory_utilization=0.35 scorers
 demo: install
 	@$(BIN)/csr-ray run configs/tiny-world.yaml $(if $(filter gpu,$(ENGINE)),$(ON_ONE_GPU))
 
+# As many of the fast tests at a time as there are cores; those that start a Ray of their own need all cores.
 test: install
-	@$(BIN)/python -m pytest tests
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 tests/unit tests/sim tests/gpu_like
+	@$(BIN)/python -m pytest tests/ray tests/gpu
 
 test-unit: install
-	@$(BIN)/python -m pytest tests/unit
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 tests/unit
 
 test-long: install
 	@CSR_RAY_LONG_TESTS=1 $(BIN)/python -m pytest tests/ray/test_released_trees.py
+	@CSR_RAY_LONG_TESTS=1 $(BIN)/python -m pytest tests/ray -m long
 
 # Without a GPU the tests would be skipped one by one; here that is an error.
 test-gpu: install

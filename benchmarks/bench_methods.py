@@ -7,7 +7,8 @@ is set so that the budget is kept. A method that needs few tokens has as many pr
 may stay below it.
 
 Every run has its folder, DIR/ROW/seedN, and its output in a .log beside it. A finished run is not run again and an
-interrupted one goes on, so the same command makes the rest, and `--only` makes the table one method at a time.
+interrupted one goes on, so the same command makes the rest, and `--only` makes the table one method at a time. With
+`--kept FILE` what is finished goes on on another machine, too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kept_runs import keep, restore
 from method_tables import BASE, MethodRun, figures_of, method_table, plot, rows_of
 from result_file import add_json_flag, told_in_a_line, versions_of, write_result
 from whole_runs import Runs, WholeRun, in_a_line, read_run
@@ -32,7 +34,7 @@ _TRIED_PROMPTS = 16
 _LAMBDAS = ("0", "0.1", "0.5", "0.9", "1")
 _EXAMPLES = """examples:
   the whole table, hours on two cores, and its plot:
-    python benchmarks/bench_methods.py --json methods.json --plot docs/methods.svg
+    python benchmarks/bench_methods.py --kept benchmarks/baselines/methods.jsonl --plot docs/methods.svg
   one method, or two, with one seed:
     python benchmarks/bench_methods.py --only csr,sima --seeds 0
   the table of what is finished so far, starting nothing:
@@ -55,6 +57,8 @@ def main() -> None:
     shared = [f"eval.limit={arguments.images}", "eval.limit_between=1", *arguments.set]
     for row in rows:  # a wrong key is told now, and not after hours
         load_config(row.config, overrides=[*shared, *row.overrides])
+    if arguments.kept is not None and (num_kept := restore(arguments.kept, root=arguments.dir)):
+        print(f"{num_kept} finished runs out of {arguments.kept}", flush=True)
     runs = Runs(num_at_once=1)
     tried = {row.name: trial_of(row, root=arguments.dir, shared=shared) for row in rows if rolls_out(row)}
     if not arguments.no_run:
@@ -77,6 +81,8 @@ def main() -> None:
             plans[row.name, seed] = plan_of(row, seed=seed, root=arguments.dir, shared=[*shared, *own])
     if not arguments.no_run and not runs.is_stopped:
         runs.make(list(plans.values()))
+    if arguments.kept is not None:
+        keep(arguments.kept, runs=[*tried.values(), *plans.values()], root=arguments.dir)
     if runs.is_stopped:
         print("stopped; the same command goes on where it was; --no-run prints the table so far", file=sys.stderr)
         sys.exit(EXIT_FAILED)
@@ -113,6 +119,7 @@ def _arguments() -> argparse.Namespace:
     add("--images", type=int, default=300, metavar="N", help="held-out images (default 300)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override of all runs; may be repeated")
     add("--dir", type=Path, default=Path("runs/methods"), help="folder of the runs (default runs/methods)")
+    add("--kept", type=Path, metavar="FILE.jsonl", help="finished runs are kept there, and not run again elsewhere")
     add("--plot", type=Path, metavar="FILE.svg", help="write CHAIR_s against recall as a picture")
     add("--no-run", action="store_true", help="start nothing; the table of the runs that are finished")
     add_json_flag(parser)

@@ -56,7 +56,7 @@ def _run(base: Path, *overrides: str, root: Path) -> RunFolder:
 
 # At the first rate the update is well above the rounding steps of these weights, at the second far below: their own
 # size is about 0.05, where bfloat16 has steps of 2.4e-4, and a round here has two optimizer steps.
-@pytest.mark.parametrize(("rate", "is_told"), [(5e-3, False), (1e-6, True)])
+@pytest.mark.parametrize(("rate", "is_told"), [(5e-3, False), pytest.param(1e-6, True, marks=pytest.mark.long)])
 def test_merged_rounds_are_proved_and_what_rounding_swallows_is_told(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], rate: float, is_told: bool
 ) -> None:

@@ -55,6 +55,7 @@ def cluster() -> Iterator[Cluster]:
     made.shutdown()
 
 
+@pytest.mark.long
 def test_a_node_goes_and_another_comes_in_the_middle_of_a_round(cluster: Cluster, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     lines: list[tuple[float, str]] = []

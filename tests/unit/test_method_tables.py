@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))  # scripts, not a package
 
 import bench_methods  # noqa: E402
+import kept_runs  # noqa: E402
 import method_tables  # noqa: E402
 from method_tables import MethodRun  # noqa: E402
 
@@ -136,3 +137,29 @@ def test_the_base_is_told_once_a_seed_and_what_is_not_there_says_why(tmp_path: P
         ("sima", 1, "failed: x"),
         ("sima", 2, "no trial"),
     ]
+
+
+def test_finished_runs_go_on_on_another_machine_by_a_file(tmp_path: Path) -> None:
+    file, here, there = tmp_path / "kept.jsonl", tmp_path / "here", tmp_path / "there"
+    plans = {root: bench_methods.plan_of(ROW, seed=1, root=root, shared=["eval.limit=300"]) for root in (here, there)}
+    plan = plans[here]
+    plan.folder.mkdir(parents=True)
+    told = {**summary(evaluated(0.3)), "cost": {"judge": {"input_tokens": 7, "output_tokens": 5}}}
+    told["rounds"][0] |= {"round": 0, "pairs": {"made": 4, "rates": {"scored": {"hits": 3, "of": 4}}, "more": 1}}
+    told["rounds"][0]["eval"]["intervals"] = {"chair_s": [0.2, 0.4]}
+    (plan.folder / "summary.json").write_text(json.dumps({**told, "page": "much"}))
+    plain = to_plain(load_config(plan.config, overrides=plan.overrides))
+    (plan.folder / "config.yaml").write_text(yaml.safe_dump(plain))
+    unfinished = bench_methods.plan_of(ROW, seed=2, root=here, shared=[])
+
+    kept_runs.keep(file, runs=[plan, unfinished], root=here)
+    assert len(file.read_text().splitlines()) == 1
+    assert kept_runs.restore(file, root=there) == 1 and kept_runs.restore(file, root=there) == 0
+    found, _ = kept_runs.read_run(plans[there])
+    assert method_tables.figures_of(found) == method_tables.figures_of(told)
+    assert found["rounds"][0]["pairs"] == {"made": 4, "rates": {"scored": {"hits": 3, "of": 4}}}
+    kept_runs.keep(file, runs=[plans[there]], root=there)
+    assert [json.loads(line)["folder"] for line in file.read_text().splitlines()] == ["sima/seed1"]
+    other = bench_methods.plan_of(ROW, seed=1, root=there, shared=["eval.limit=200"])
+    with pytest.raises(ValueError, match="other settings"):
+        kept_runs.read_run(other)
