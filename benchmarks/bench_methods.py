@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kept_runs import keep, restore
-from method_tables import BASE, MethodRun, figures_of, method_table, plot, rows_of
+from method_tables import BASE, MethodRun, figures_of, judge_table, method_table, plot, rows_of
 from result_file import add_json_flag, told_in_a_line, versions_of, write_result
 from whole_runs import Runs, WholeRun, in_a_line, read_run
 
@@ -90,6 +90,7 @@ def main() -> None:
     print(f"\nbudget {arguments.budget:,} generated tokens, {arguments.images:,} held-out images\n")
     print(method_table(told))
     print("\nMeans over the seeds, each with its own world; in brackets 95 % intervals, bootstraps over the seeds.")
+    print(f"\nWhat the methods say of their judges, all rounds and seeds:\n\n{judge_table(told)}")
     if arguments.plot is not None:
         arguments.plot.write_text(plot(told), encoding="utf-8")
     write_result(

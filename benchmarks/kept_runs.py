@@ -60,7 +60,7 @@ def keep(file: Path, *, runs: Sequence[WholeRun], root: Path) -> None:
 def _told(summary: JsonDict) -> JsonDict:
     """Of a summary what tables read: evaluations, tokens, rates of the judge, seconds of training, costs."""
     return {
-        **_of(summary, ("finished", "ended", "method", "machine", "versions", "cost")),
+        **_of(summary, ("finished", "ended", "method", "machine", "versions", "cost", "eval_seconds")),
         "base": {"eval": _plain(summary["base"]["eval"])},
         "rounds": [
             {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
@@ -27,14 +27,18 @@ class MethodFigures:
         tokens: that all rollouts generated.
         judge_tokens: that a judge at an endpoint read and wrote.
         train_s: seconds in which the trainer trained, over all rounds.
+        eval_s: seconds that the last evaluation took; None where nobody wrote them down.
         ended: why the run ended before its last round; empty: it did not.
+        told: what the method says of its judge, by name: how often it was so, and out of how many times.
     """
 
     rates: Mapping[str, float | None]
     tokens: float = 0.0
     judge_tokens: float = 0.0
     train_s: float = 0.0
+    eval_s: float | None = None
     ended: str = ""
+    told: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +73,7 @@ _COLUMNS = {
     "tokens": _Column("generated tokens, thousands", lambda figures: figures.tokens / 1e3, 0),
     "judge_tokens": _Column("judge's tokens, thousands", lambda figures: figures.judge_tokens / 1e3, 0),
     "train_s": _Column("training, s", lambda figures: figures.train_s, 0),
+    "eval_s": _Column("last evaluation, s", lambda figures: figures.eval_s, 0),
 }
 _PERCENT = ("chair_s", "chair_s_t1", "recall", "recall_t1", "repeat", "pope_acc")
 
@@ -85,15 +90,23 @@ def figures_of(summary: JsonDict) -> tuple[MethodFigures, MethodFigures]:
     if not base or base.get("chair_s") is None:
         raise ValueError("its evaluation has no chair_s; eval.benchmarks has to name world")
     last = next((entry["eval"] for entry in reversed(rounds) if entry["eval"]), base)
+    seconds = {int(version): value for version, value in (summary.get("eval_seconds") or {}).items()}
+    told: dict[str, tuple[int, int]] = {}
+    for entry in rounds:
+        for name, rate in ((entry.get("pairs") or {}).get("rates") or {}).items():
+            hits, of = told.get(name, (0, 0))
+            told[name] = (hits + rate["hits"], of + rate["of"])
     ended = summary.get("ended")
     after = MethodFigures(
         rates=_rates(last),
         tokens=float(sum(entry["rollout"].get("tokens") or 0 for entry in rounds)),
         judge_tokens=_judge_tokens(summary),
         train_s=float(sum((entry["train"] or {}).get("seconds") or 0 for entry in rounds)),
+        eval_s=seconds.get(max(seconds)) if seconds else None,
         ended=str(ended["reason"]) if ended else "",
+        told=told,
     )
-    return MethodFigures(rates=_rates(base)), after
+    return MethodFigures(rates=_rates(base), eval_s=seconds.get(0)), after
 
 
 def _rates(entry: Mapping[str, Any]) -> dict[str, float | None]:
@@ -123,6 +136,22 @@ def method_table(runs: Sequence[MethodRun]) -> str:
             (f"{name}, seed {run.seed}", run.fault, *[""] * (len(rows[0]) - 2))
             for run in of_row
             if run.figures is None
+        ]
+    return markdown(rows)
+
+
+def judge_table(runs: Sequence[MethodRun]) -> str:
+    """What every method says of its judge, over all its runs: a Markdown row for each rate."""
+    rows: list[Sequence[str]] = [("method", "rate", "so often", "of", "%")]
+    for name, of_row in by_row(runs).items():
+        sums: dict[str, tuple[int, int]] = {}
+        for run in of_row:
+            for rate, (hits, of) in (run.figures.told if run.figures else {}).items():
+                known = sums.get(rate, (0, 0))
+                sums[rate] = (known[0] + hits, known[1] + of)
+        rows += [
+            (name, rate, f"{hits:,}", f"{of:,}", f"{100 * hits / of:.1f}" if of else _NOTHING)
+            for rate, (hits, of) in sorted(sums.items())
         ]
     return markdown(rows)
 
@@ -159,7 +188,7 @@ def rows_of(runs: Sequence[MethodRun]) -> list[dict[str, Any]]:
             values = [value for figures in done if (value := column.of(figures)) is not None]
             if values:
                 low, high = _interval(values) or (None, None)
-                unit = "%" if key in _PERCENT else "s" if key == "train_s" else key
+                unit = "%" if key in _PERCENT else "s" if key in ("train_s", "eval_s") else key
                 scale = 1e3 if key in ("tokens", "judge_tokens") else 1.0
                 row = {"name": f"{name}/{key}", "value": scale * statistics.mean(values), "unit": unit}
                 ends = {"low": low and scale * low, "high": high and scale * high}

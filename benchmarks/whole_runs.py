@@ -41,6 +41,8 @@ class WholeRun:
 def read_run(run: WholeRun) -> tuple[JsonDict, dict[str, Any]]:
     """The content of a run's summary.json and of its config.yaml.
 
+    The summary has `eval_seconds` besides: by the policy's version, how long its evaluation took.
+
     Raises:
         FileNotFoundError: it was not run yet.
         ValueError: the folder holds a run of other settings, whose figures would be believed under this one's name.
@@ -51,7 +53,16 @@ def read_run(run: WholeRun) -> tuple[JsonDict, dict[str, Any]]:
     rows = [row for row in differing_keys(theirs, wanted) if not is_operational(row.split(":", 1)[0])]
     if rows:
         raise ValueError(f"{run.folder} holds a run of other settings ({'; '.join(rows)})")
+    summary.setdefault("eval_seconds", _eval_seconds(run.folder))
     return summary, theirs
+
+
+def _eval_seconds(folder: Path) -> dict[str, float]:
+    with suppress(OSError):
+        lines = (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()
+        entries = [json.loads(line) for line in lines if '"kind": "eval"' in line]
+        return {str(entry["version"]): float(entry["seconds"]) for entry in entries}
+    return {}
 
 
 def is_finished(folder: Path) -> bool:

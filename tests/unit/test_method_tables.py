@@ -43,6 +43,17 @@ def test_a_run_is_told_from_its_base_its_last_evaluation_and_what_all_rounds_too
     base, after = method_tables.figures_of(summary(evaluated(0.3), evaluated(0.1), None))
     assert (base.rates["chair_s"], after.rates["chair_s"], after.rates["sentences"]) == (50.0, 10.0, 2.5)
     assert (base.tokens, after.tokens, after.train_s, after.ended) == (0.0, 3000.0, 15.0, "")
+    assert (base.eval_s, after.eval_s, after.told) == (None, None, {})
+
+
+def test_rates_of_a_judge_are_added_up_and_evaluations_are_timed() -> None:
+    told = {**summary(evaluated(0.3), evaluated(0.1)), "eval_seconds": {"0": 9.0, "10": 30.0, "2": 20.0}}
+    for entry, hits in zip(told["rounds"], (3, 2), strict=True):
+        entry["pairs"] = {"rates": {"scored": {"hits": hits, "of": 4}}}
+    base, after = method_tables.figures_of(told)
+    assert (base.eval_s, after.eval_s, after.told) == (9.0, 30.0, {"scored": (5, 8)})
+    runs = [MethodRun(row="dpo", seed=seed, figures=after) for seed in (0, 1)]
+    assert method_tables.judge_table(runs).splitlines()[-1] == "| dpo | scored | 10 | 16 | 62.5 |"
 
 
 @pytest.mark.parametrize("change", [{"finished": False}, {"base": {"eval": None}}])
