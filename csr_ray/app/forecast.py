@@ -34,7 +34,7 @@ from csr_ray.machine.placement import demands_of
 from csr_ray.machine.rates import Rates
 from csr_ray.machine.roofline import Machine, gpu_rates
 from csr_ray.machine.workload import Workload, workload_of
-from csr_ray.methods.base import Method, method_of
+from csr_ray.methods.base import Method, answers_a_prompt, asks_judge, method_of
 from csr_ray.training.dose import held_out_share
 
 # Planned for where a config asks for GPUs and nobody says which.
@@ -184,9 +184,11 @@ def make_forecast(path: str, *, overrides: Sequence[str], asked: Asked) -> Plann
         prompts = measured.summary["rounds"][-1]["rollout"]["prompts"]
         expected = _workload(measured.config, num_prompts=prompts, phases=phases)
         work, own_work = measured.workload(work, own=expected), measured.workload(expected, own=expected)
-    elif flat := [one.method for one in config.of_each_method if not method_of(one).needs_scorer]:
-        names = ", ".join(dict.fromkeys(flat))
-        notes.append(f"assumed: of method {names} a prompt takes 4 whole answers, its verdicts among them")
+    else:
+        notes += _answers_in_words(config)
+    if asking := [one.method for one in config.of_each_method if asks_judge(method_of(one))]:
+        names = ", ".join(dict.fromkeys(asking))
+        notes.append(f"the judge of {names} is asked {work.prompts:,} times a round; no time or price here has it")
     if config.sequence:
         notes.append(f"assumed: each round is like the mean of the rounds of {config.method}, and scored as a whole")
     if _is_for_cpus(config):
@@ -196,15 +198,26 @@ def make_forecast(path: str, *, overrides: Sequence[str], asked: Asked) -> Plann
     return _on_gpus(config, asked=asked, method=method, work=work, own_work=own_work, measured=measured, notes=notes)
 
 
+def _answers_in_words(config: Config) -> list[str]:
+    """What is counted of a prompt where no run has been measured, a note for each method without a tree."""
+    notes = []
+    for one in {one.method: one for one in config.of_each_method}.values():
+        answers = answers_a_prompt(method_of(one))
+        if answers is not None:
+            what = f"{answers:g} whole answers a phase, verdicts among them" if answers else "nothing"
+            notes.append(f"counted: for a prompt the policy of {one.method} writes {what}")
+    return notes
+
+
 def _workload(config: Config, *, num_prompts: int, phases: int) -> Workload:
     """What a run has to do, with the pairs that its dose is found by; of several methods, with the mean tree."""
-    has_tree = {one.method: method_of(one).needs_scorer for one in config.of_each_method}
+    written = {one.method: answers_a_prompt(method_of(one)) for one in config.of_each_method}
     turns = [config.method_of_round(index) for index in range(config.run.rounds)]
 
     def counted(held_out: float) -> Workload:
         works = {
-            name: workload_of(config, num_prompts=num_prompts, has_tree=tree, phases=phases, held_out=held_out)
-            for name, tree in has_tree.items()
+            name: workload_of(config, num_prompts=num_prompts, answers=answers, phases=phases, held_out=held_out)
+            for name, answers in written.items()
         }
         nodes = sum(works[name].nodes for name in turns) / len(turns)
         return replace(works[turns[0]], nodes=nodes)

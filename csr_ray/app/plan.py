@@ -36,7 +36,7 @@ from csr_ray.machine.workload import (
     nodes_a_prompt,
     sentence_tokens,
 )
-from csr_ray.methods.base import method_of
+from csr_ray.methods.base import answers_a_prompt, method_of
 
 _GIB = 2**30
 _CLIP_MARKS = 2  # tokens that CLIP puts around a sentence
@@ -88,7 +88,8 @@ def make_plan(config: Config, *, num_prompts: int | None) -> Plan:
     per_round = config.data.per_round or num_prompts
     if num_prompts is not None and per_round is not None:
         per_round = min(per_round, num_prompts)
-    if not method_of(config).needs_scorer:  # what is known of a tree is not known of other rollouts
+    # What is known of a tree is not known of other rollouts.
+    if not any(answers_a_prompt(method_of(one)) is None for one in config.of_each_method):
         return Plan(
             config=config,
             num_prompts_a_round=per_round,
@@ -129,7 +130,8 @@ def print_plan(plan: Plan, *, console: Console | None = None, nodes: Sequence[No
          config.generators.gpus, f"vLLM, {config.policy.model}, {config.policy.dtype}"),
         *_scorer_rows(config),
         ("train worker", str(config.train.workers), config.train.cpus_per_worker, config.train.gpus_per_worker,
-         f"DPO, LoRA r{config.train.lora_rank}, DeepSpeed ZeRO-{config.train.deepspeed_stage}, {config.train.dtype}"),
+         f"{_objectives(config)}, LoRA r{config.train.lora_rank}, DeepSpeed ZeRO-{config.train.deepspeed_stage}, "
+         f"{config.train.dtype}"),
     )  # fmt: skip
     method = method_of(config)
     trains = any(method.phases(index) for index in range(config.run.rounds))
@@ -158,6 +160,14 @@ def print_plan(plan: Plan, *, console: Console | None = None, nodes: Sequence[No
         console.print(line)
 
 
+def _objectives(config: Config) -> str:
+    """What is trained, in a word: preferences, answers to be imitated, or both in turn."""
+    method = method_of(config)
+    phases = [phase for index in range(config.run.rounds) for phase in method.phases(index)]
+    kinds = {2: "DPO", 1: "SFT"}
+    return " and ".join(dict.fromkeys(kinds[phase.num_answers] for phase in phases))
+
+
 def _rounds_in_words(plan: Plan) -> Iterator[str]:
     """What a round takes; of several methods a line for each."""
     config = plan.config
@@ -168,7 +178,10 @@ def _rounds_in_words(plan: Plan) -> Iterator[str]:
     for one in {one.method: one for one in config.of_each_method}.values():
         whose = f" of {one.method} ({turns[one.method]} of {config.run.rounds})" if config.sequence else ""
         tree = ""
-        if plan.nodes_a_prompt is not None and method_of(one).needs_scorer:
+        answers = answers_a_prompt(method_of(one))
+        if answers is not None:
+            tree = f"{answers:g} whole answers each in a phase, " if answers else "nothing to generate, "
+        elif plan.nodes_a_prompt is not None:
             tree = (
                 f"up to {plan.nodes_a_prompt} sentences each, {tokens} tokens to generate "
                 f"(at {EXPECTED_SENTENCES} sentences an answer), "

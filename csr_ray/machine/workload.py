@@ -18,9 +18,6 @@ _WORLD_YES_NO = 2  # questions about an image
 # Of an evaluation whose files are not on this machine: POPE as released has three files of six questions about 500
 # images, and CHAIR is measured on 500 images by most (Li et al. 2023, Rohrbach et al. 2018).
 _POPE_QUESTIONS, _IMAGES = 18, 500
-# What a method without a tree is taken to generate for a prompt, in whole answers: two, and two verdicts of the same
-# length on them.
-_FLAT_ANSWERS = 4
 _YES_NO_TOKENS = 2  # "yes" and the end
 # What the gate asks of a prompt: the most likely answer and a drawn one, each of no more tokens than this.
 GATE_ANSWERS, _GATE_TOKENS = 2, 512
@@ -144,26 +141,27 @@ def gate_answers(config: Config, *, num_prompts: int) -> int:
 
 
 def workload_of(
-    config: Config, *, num_prompts: int, has_tree: bool, phases: int = 1, held_out: float = 0.0
+    config: Config, *, num_prompts: int, answers: float | None, phases: int = 1, held_out: float = 0.0
 ) -> Workload:
     """What a run of this config has to do.
 
     Args:
         num_prompts: usable prompts of the file; `data.per_round` and `data.limit` take from these.
-        has_tree: the method grows a tree of sentences, which a scorer judges.
+        answers: whole answers that the policy writes for a prompt in a phase; None: it grows a tree of sentences.
         phases: of a round.
         held_out: share of a cycle's pairs that is looked at, and not trained on.
     """
     there = min(num_prompts, config.data.limit or num_prompts)
     prompts = min(there, config.data.per_round or there)
-    answers = gate_answers(config, num_prompts=there)
+    to_gate = gate_answers(config, num_prompts=there)
     search, train = config.search, config.train
     tokens: float = sentence_tokens(search)
     sentences = min(search.max_sentences, EXPECTED_SENTENCES)
-    nodes: float = nodes_a_prompt(search) if has_tree else _FLAT_ANSWERS * sentences
+    tree: float = nodes_a_prompt(search)
     if config.world.enabled:
         tokens, sentences = min(tokens, _WORLD_TOKENS), min(sentences, _WORLD_SENTENCES)
-        nodes = min(nodes, _WORLD_NODES) if has_tree else _FLAT_ANSWERS * sentences
+        tree = min(tree, _WORLD_NODES)
+    nodes = tree if answers is None else answers * sentences
     return Workload(
         rounds=config.run.rounds,
         phases=phases,
@@ -176,8 +174,8 @@ def workload_of(
         steps=(train.epochs or 1) * -(-round(prompts * (1 - held_out)) // train.batch_size),
         evaluations=_evaluations(config, answer_tokens=sentences * tokens),
         held_out=held_out,
-        gate_answers=answers,
-        gate_tokens=answers * min(sentences * tokens, gate_answer_tokens(config)),
+        gate_answers=to_gate,
+        gate_tokens=to_gate * min(sentences * tokens, gate_answer_tokens(config)),
     )
 
 

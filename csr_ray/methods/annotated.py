@@ -149,6 +149,10 @@ class Annotated:
     def asks_judge(self) -> bool:
         return self.keys.judge == "endpoint"
 
+    @property
+    def answers_a_prompt(self) -> float:
+        return 0.0 if self.keys.judge == "file" else self.keys.num_answers + (self.keys.judge == "policy")
+
     def phases(self, round_index: int) -> Sequence[Phase]:
         match self.keys.target:
             case "dpo":

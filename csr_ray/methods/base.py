@@ -106,6 +106,17 @@ class AsksJudge(Protocol):
 
 
 @runtime_checkable
+class WritesAnswers(Protocol):
+    """A method without a tree of sentences: `csr-ray plan` counts its rollouts by whole answers."""
+
+    @property
+    def answers_a_prompt(self) -> float:
+        """Whole answers, and verdicts on them, that the policy writes for a prompt in a phase, as a mean over the
+        phases of a round; 0 where it writes none."""
+        ...
+
+
+@runtime_checkable
 class AsksOtherwise(Protocol):
     """A method whose trained policy is asked in other words than the user's: evaluations of it do so, too."""
 
@@ -132,6 +143,16 @@ def method_of(config: Config) -> Method:
     module = importlib.import_module(f"csr_ray.methods.{config.method}")
     method: Method = module.build(config)
     return method
+
+
+def answers_a_prompt(method: Method) -> float | None:
+    """What `WritesAnswers` says of a method of one name; None: it grows a tree of sentences."""
+    return method.answers_a_prompt if isinstance(method, WritesAnswers) else None
+
+
+def asks_judge(method: Method) -> bool:
+    """Whether a rollout of the method is shown to the judge of the config's section `judge`."""
+    return isinstance(method, AsksJudge) and method.asks_judge
 
 
 def about_of(name: str) -> About | None:

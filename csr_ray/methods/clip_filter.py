@@ -75,6 +75,10 @@ class ClipFilter:
     name: str = "clip_filter"
     needs_scorer: bool = True
 
+    @property
+    def answers_a_prompt(self) -> float:
+        return float(self.keys.num_answers)
+
     def phases(self, round_index: int) -> Sequence[Phase]:
         return (Phase(objective="sft", num_answers=1),)
 

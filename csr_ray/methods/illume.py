@@ -97,6 +97,10 @@ class Illume:
     name: str = "illume"
     needs_scorer: bool = False
 
+    @property
+    def answers_a_prompt(self) -> float:
+        return float(len(self.keys.temperatures) * self.keys.num_answers)
+
     def phases(self, round_index: int) -> Sequence[Phase]:
         keys = self.keys
         most = len(keys.temperatures) * keys.num_answers

@@ -97,6 +97,10 @@ class Povid:
     name: str = "povid"
     needs_scorer: bool = False
 
+    @property
+    def answers_a_prompt(self) -> float:
+        return 0.0
+
     def phases(self, round_index: int) -> Sequence[Phase]:
         text = Phase(name="text", has_reference=False)
         noise = Phase(name="noise", objective="dpo_noise", has_reference=False)

@@ -36,6 +36,10 @@ class Sft:
     name: str = "sft"
     needs_scorer: bool = False
 
+    @property
+    def answers_a_prompt(self) -> float:
+        return 0.0
+
     def phases(self, round_index: int) -> Sequence[Phase]:
         return (Phase(objective="sft", num_answers=1),)
 

@@ -88,6 +88,12 @@ class Sima:
     name: str = "sima"
     needs_scorer: bool = False
 
+    @property
+    def answers_a_prompt(self) -> float:
+        if self.keys.critic != "policy":
+            return 2.0
+        return 4.0 if self.keys.orders == "both" else 3.0
+
     def phases(self, round_index: int) -> Sequence[Phase]:
         return (Phase(),)
 

@@ -91,6 +91,10 @@ class Stic:
     name: str = "stic"
     needs_scorer: bool = False
 
+    @property
+    def answers_a_prompt(self) -> float:
+        return {"both": 1.5, "first": 2.0, "second": 1.0}[self.keys.stages]
+
     def phases(self, round_index: int) -> Sequence[Phase]:
         return {"both": (FIRST, SECOND), "first": (FIRST,), "second": (SECOND,)}[self.keys.stages]
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import colorsys
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from pydantic import Field
@@ -33,9 +35,6 @@ ABOUT: Final = About(
     rollouts="none",
     objective="SFT on the truth with both views, and KL(painted || plain)",
 )
-
-
-_WORLD: Final = "${world}"
 
 
 class Keys(Section):
@@ -63,8 +62,11 @@ def build(config: Config) -> Vancl:
     assert isinstance(keys, Keys), keys
     key = "data.prompts" if keys.regions is None else "vancl.regions"
     path = config.data.prompts if keys.regions is None else keys.regions
-    # A world that may not be built yet is looked into when it has its place.
-    return Vancl(paint=None if _WORLD in path else read_paint(path, key=key))
+    if "://" not in path:
+        path = os.path.abspath(os.path.expanduser(path))
+    if not config.world.enabled:  # which may not be built yet
+        read_paint(path, key=key)
+    return Vancl(path=path, key=key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +74,17 @@ class Vancl:
     """See `csr_ray.methods.base.Method`.
 
     Attributes:
-        paint: by a prompt's id, how its picture is painted (`csr_ray.data.pictures.painted`); None: where this stands
-            has no place yet, so nobody knows.
+        path, key: the file with the regions, which is read when it is first needed, and the key that names it.
     """
 
-    paint: Mapping[str, str] | None = field(repr=False)
+    path: str
+    key: str
     name: str = "vancl"
     needs_scorer: bool = False
+
+    @property
+    def answers_a_prompt(self) -> float:
+        return 0.0
 
     def phases(self, round_index: int) -> Sequence[Phase]:
         return (Phase(objective="two_views", num_answers=1),)
@@ -86,7 +92,7 @@ class Vancl:
     def refuses(self, prompt: Prompt) -> str | None:
         if not prompt.truth or not prompt.truth.strip():
             return "truth is missing; vancl imitates it with both views of the picture"
-        has_regions = self.paint is None or prompt.id in self.paint
+        has_regions = prompt.id in read_paint(self.path, key=self.key)
         return None if has_regions else "regions are missing or unusable; vancl paints them"
 
     async def rollout(
@@ -95,14 +101,14 @@ class Vancl:
         return truth_rollout(prompt, engine=engine, policy_version=policy_version, seed=seed)
 
     def examples(self, phase: Phase, rollout: Rollout) -> Sequence[Example] | Dropped:
-        assert self.paint is not None, "the world has its place before anything is trained"
         example = truth_example(rollout, method=self.name)
-        return (replace(example, view=self.paint[rollout.prompt.id]),)
+        return (replace(example, view=read_paint(self.path, key=self.key)[rollout.prompt.id]),)
 
     def rates(self, rollout: Rollout) -> Mapping[str, tuple[int, int]]:
         return {}
 
 
+@lru_cache(maxsize=2)
 def read_paint(path: str, *, key: str) -> dict[str, str]:
     """How to paint the picture of each prompt, by its id; rows without usable regions are passed over.
 

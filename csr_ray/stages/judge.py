@@ -18,7 +18,7 @@ from csr_ray.errors import JudgeFailure, JudgeGone
 from csr_ray.judging.budget import Spent
 from csr_ray.judging.kept import ReplyFile
 from csr_ray.judging.openai_judge import OpenAIJudge
-from csr_ray.methods.base import AsksJudge
+from csr_ray.methods.base import AsksJudge, asks_judge
 from csr_ray.records import Message, Rejection, Rollout
 from csr_ray.stages.state import RunState
 from csr_ray.stages.view import View
@@ -37,7 +37,7 @@ def judged(
         JudgeGone: it has stopped answering. What it answered until then is kept.
     """
     method, keys = state.method, state.config.judge
-    if not isinstance(method, AsksJudge) or not method.asks_judge:
+    if not isinstance(method, AsksJudge) or not asks_judge(method):
         yield from results
         return
     assert keys is not None, "the method has seen that there is a judge"
@@ -69,7 +69,7 @@ def check_judge_answers(state: RunState) -> None:
         ConfigError: its key, URL or model is wrong.
     """
     method, keys = state.method, state.config.judge
-    if not isinstance(method, AsksJudge) or not method.asks_judge or _is_all_judged(state):
+    if not asks_judge(method) or _is_all_judged(state):
         return
     assert keys is not None
     # Never the same question twice, or what was kept would answer it.

@@ -288,7 +288,7 @@ def test_a_plan_made_of_the_first_rounds_rates_predicts_the_whole_run(finished: 
     run = measured_run(str(finished.root), key="run.dir")
     assert run is not None and run.num_starts == 2, "it was killed once"
     first = run.first(1)
-    expected = workload_of(run.config, num_prompts=32, has_tree=True)
+    expected = workload_of(run.config, num_prompts=32, answers=None)
     work = first.workload(expected, own=expected)
     assumed = cpu_rates(run.config, shape=None, work=work, clip=None, gflops=125.0, num_cores=2)
     rates = first.rates(work, assumed=assumed)

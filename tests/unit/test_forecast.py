@@ -60,7 +60,7 @@ def planned(*overrides: str, config: str = LLAVA, gpus: int = 8, kind: str = "A1
 
 
 def work(**values: object) -> Workload:
-    return workload_of(tiny_config(**values), num_prompts=100, has_tree=True)  # type: ignore[arg-type]
+    return workload_of(tiny_config(**values), num_prompts=100, answers=None)  # type: ignore[arg-type]
 
 
 def test_a_run_is_the_sum_of_its_stages() -> None:
@@ -103,7 +103,7 @@ def test_a_generator_reads_its_weights_and_every_sequence_s_cache_in_each_step()
     shape = shape_of_model(config.policy.model)
     assert shape is not None
     h100 = machine("H100")
-    found = decode(config, shape=shape, machine=h100, work=workload_of(config, num_prompts=10**6, has_tree=True))
+    found = decode(config, shape=shape, machine=h100, work=workload_of(config, num_prompts=10**6, answers=None))
     token = 2 * 32 * 4096 * 2
     cache = 0.9 * 80e9 - OTHER_BYTES - 2 * shape.num_weights
     trees = int(cache / (token * tree_tokens(config, shape=shape)))
@@ -121,7 +121,7 @@ def test_two_gpus_an_engine_hold_more_trees_and_step_faster() -> None:
     )
     shape = shape_of_model(config.policy.model)
     assert shape is not None
-    todo = workload_of(config, num_prompts=10**5, has_tree=True)
+    todo = workload_of(config, num_prompts=10**5, answers=None)
     one = decode(config, shape=shape, machine=machine("L4"), work=todo)
     two = decode(split, shape=shape, machine=machine("L4"), work=todo)
     assert two.batch > 2 * one.batch
@@ -483,7 +483,7 @@ def test_gpu_rates_name_their_assumptions() -> None:
     config = load_config(LLAVA, overrides=["gate.enabled=true"])
     shape = shape_of_model(config.policy.model)
     assert shape is not None
-    todo = workload_of(config, num_prompts=100, has_tree=True)
+    todo = workload_of(config, num_prompts=100, answers=None)
     rates = gpu_rates(config, shape=shape, machine=machine("H100", num_gpus=8), work=todo, clip=None)
     assert all(cost.source.startswith("assumed: ") for name, cost in rates.items() if name != "evaluate")
 

@@ -340,7 +340,9 @@ def test_the_printed_plan_has_a_line_for_each_method() -> None:
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert "sima, csr: 3 rounds into" in printed
     of_sima, of_csr = (line for line in printed.splitlines() if line.startswith("a round"))
-    assert of_sima.startswith("a round of sima (1 of 3): 40 prompts, about 5 optimizer steps")
+    assert of_sima.startswith(
+        "a round of sima (1 of 3): 40 prompts, 4 whole answers each in a phase, about 5 optimizer steps"
+    )
     assert of_csr.startswith("a round of csr (2 of 3): 40 prompts, up to 80 sentences each")
     assert "scorer" in printed
 
@@ -358,7 +360,7 @@ def test_a_forecast_takes_a_round_to_be_the_mean_of_all(monkeypatch) -> None:
     both = planned(METHODS["both"])
     assert both.needs_scorer
     assert [note for note in both.notes if "mean of the rounds of sima, csr" in note]
-    assert [note for note in both.notes if "of method sima a prompt takes 4 whole answers" in note]
+    assert [note for note in both.notes if "for a prompt the policy of sima writes 4 whole answers a phase" in note]
 
 
 METHODS: Mapping[str, object] = {"sima": "sima", "csr": "csr", "both": ["sima", "csr"]}
