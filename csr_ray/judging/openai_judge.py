@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
 _GOES_ON = "start the same command again: it goes on where it was"
 _MOST_CHARACTERS = 300
-# So many questions in a row without an answer, each after all its tries, and there is nobody there any more.
+# So many questions in a row without a connection, each after all its tries, and nobody is there any more.
 _MOST_LOST_IN_A_ROW = 5
 # Where nobody has ever answered, the URL is more likely wrong than the endpoint busy.
 _FIRST_TRIES = 3
@@ -160,7 +160,7 @@ class OpenAIJudge:
                 if self._ends_early(error, num_tries=attempt + 1):
                     raise self._wrong_url(str(error)) from None
                 if attempt >= self._keys.retries:
-                    self._lose(str(error))
+                    self._lose(error)
                     raise JudgeFailure(f"no answer after {attempt + 1} tries: {error}") from None
                 wait_s = error.wait_s
                 if wait_s is None:
@@ -170,8 +170,8 @@ class OpenAIJudge:
                 _log.info("the judge is asked again in %.1f s: %s", wait_s, error)
                 await self._sleep(wait_s)
                 attempt += 1
-            except JudgeFailure as error:
-                self._lose(str(error))
+            except JudgeFailure:
+                self._num_lost_in_a_row = 0  # whoever refuses a question is there
                 raise
             else:
                 self._num_lost_in_a_row = 0
@@ -183,12 +183,14 @@ class OpenAIJudge:
             return False
         return num_tries >= min(_FIRST_TRIES, self._keys.retries + 1)
 
-    def _lose(self, said: str) -> None:
-        self._num_lost_in_a_row += 1
+    def _lose(self, error: _Passing) -> None:
+        """Count a question without an answer; somebody who answers anything at all is there."""
+        self._num_lost_in_a_row = self._num_lost_in_a_row + 1 if isinstance(error, _NobodyThere) else 0
         if self._num_lost_in_a_row >= _MOST_LOST_IN_A_ROW:
             raise JudgeGone(
-                f"judge.url = {self._keys.url!r}: {self._num_lost_in_a_row} questions in a row have no answer, each "
-                f"after {self._keys.retries + 1} tries, the last one because: {said}; see to the endpoint, then "
+                f"judge.url = {self._keys.url!r}: for {self._num_lost_in_a_row} questions in a row there is no "
+                f"connection, each after {self._keys.retries + 1} tries, the last one because: {error}; see to the "
+                f"endpoint, then "
                 f"{_GOES_ON}"
             )
 

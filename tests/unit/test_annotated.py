@@ -425,7 +425,7 @@ def test_a_picture_that_is_gone_by_then_costs_its_own_prompt_only(server: JudgeS
 
 def test_a_judge_that_is_gone_ends_it_and_says_how_to_go_on(server: JudgeServer, tmp_path: Path) -> None:
     keys = endpoint(server, concurrency=1, retries=0)
-    server.plan(*["500"] * 9, say=SAID)
+    server.plan(f"say {SAID}", *["drop"] * 9, say=SAID)
     with pytest.raises(JudgeGone, match="start the same command again"):
         through(state_of(keys, tmp_path), unjudged(tmp_path, keys, num=9))
 

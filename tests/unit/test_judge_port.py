@@ -104,17 +104,35 @@ def test_what_the_endpoint_refuses_for_good_is_not_asked_again(server: JudgeServ
     assert len(server.asked()) == 1
 
 
-def test_five_lost_questions_in_a_row_end_it(server: JudgeServer, tmp_path: Path) -> None:
-    server.plan(*["500"] * 100)
+@pytest.mark.parametrize("trouble", ["500", "429 0", "422", "html", "torn"])
+def test_troubles_of_somebody_who_is_there_end_nothing(server: JudgeServer, tmp_path: Path, trouble: str) -> None:
+    server.plan(*[trouble] * 12, say="at last")
+
+    async def go() -> str:
+        async with OpenAIJudge(keys_of(server, retries=0), replies=ReplyFile(tmp_path / "judge.jsonl")) as judge:
+            judge._has_answered = True
+            for number in range(12):
+                with pytest.raises(JudgeFailure):
+                    await judge.reply([Message("user", str(number))], temperature=0, max_tokens=1)
+            return await judge.reply([Message("user", "one more")], temperature=0, max_tokens=1)
+
+    assert asyncio.run(go()) == "at last"
+
+
+def test_five_questions_in_a_row_without_a_connection_end_it(server: JudgeServer, tmp_path: Path) -> None:
+    server.plan("say yes", *["drop"] * 4, "500", *["drop"] * 100)
 
     async def go() -> None:
         async with OpenAIJudge(keys_of(server, retries=0), replies=ReplyFile(tmp_path / "judge.jsonl")) as judge:
-            for number in range(4):
+            await judge.reply([Message("user", "the first")], temperature=0, max_tokens=1)
+            for number in range(9):  # one of them is refused, by somebody
                 with pytest.raises(JudgeFailure):
                     await judge.reply([Message("user", str(number))], temperature=0, max_tokens=1)
             await judge.reply([Message("user", "one more")], temperature=0, max_tokens=1)
 
-    with pytest.raises(JudgeGone, match=r"5 questions in a row have no answer.*start the same command again"):
+    with pytest.raises(
+        JudgeGone, match=r"for 5 questions in a row there is no connection.*start the same command again"
+    ):
         asyncio.run(go())
 
 
