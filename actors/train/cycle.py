@@ -469,7 +469,8 @@ class CycleTrainer:
         own = {"objective": phase.objective} if phase and phase.objective else {}
         train = self._train.model_copy(update=own)
         # The made-up pairs of a rehearsal have no log-probs of an engine either, so there is nothing to compare.
-        if is_rehearsal or (phase and not phase.has_reference) or train.objective == "dpo_noise":
+        is_of_others = train.objective == "dpo_noise" or train.rejected_logp != "labels"
+        if is_rehearsal or (phase and not phase.has_reference) or is_of_others:
             train = train.model_copy(update={"reference": "recompute"})
         assert self._policy is not None
         epochs = train.max_epochs if dose is not None else train.epochs or 1

@@ -33,6 +33,7 @@ from actors.train.checkpoints import CheckpointFolder, Progress
 from actors.train.examples import ArrivalSampler, ExampleStream, HeldExamples
 from actors.train.loader import AheadLoader
 from actors.train.noisy_step import NoisyForward
+from actors.train.other_tokens_step import OtherTokensForward
 from actors.train.shared_step import Recording, SharedPrefixForward, keep_only_sources, shared_inputs
 from actors.train.view_step import two_views
 from csr_ray.config.schema import Train
@@ -51,7 +52,7 @@ from csr_ray.training.objectives import (
     two_views_loss,
     weighted_sft_loss,
 )
-from csr_ray.training.views import TwoViewCollator
+from csr_ray.training.views import TwoViewCollator, answer_sources, answer_targets
 
 # What TRL's DPO loss and metrics read of the head.
 _HEAD_OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
@@ -267,7 +268,7 @@ class PairTrainer(DPOTrainer):
             loss = self._two_views_loss(model, inputs=inputs)
             self._look_at_losses(loss, nll=torch.zeros_like(loss), pair_index=pair_index)
             return loss
-        forward, inputs = self._forward(model, inputs=inputs)
+        forward, inputs = self._loss_forward(model, inputs=inputs)
         if _WEIGHTS in inputs:
             loss = self._imitation_loss(forward, inputs=inputs)
             self._look_at_losses(loss, nll=torch.zeros_like(loss), pair_index=pair_index)
@@ -299,6 +300,20 @@ class PairTrainer(DPOTrainer):
                     f"step {self.state.global_step + 1}: the loss is {number}; pairs of the batch: {ids}. "
                     f"Lower train.learning_rate, or look at these pairs' log-probs"
                 )
+
+    def _loss_forward(self, model: Any, *, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """`_forward`, but with the rejected tokens that the loss is to have; looks at pairs are at their own."""
+        if self._train.rejected_logp == "labels" or _WEIGHTS in inputs or _NOISE in inputs:
+            return self._forward(model, inputs=inputs)
+        chosen_mask = inputs["completion_mask"].chunk(2)[0]
+        forward = OtherTokensForward(
+            model,
+            inputs=self._model_inputs(inputs),
+            sources=answer_sources(inputs),
+            targets=answer_targets(inputs),
+            num_chosen=int(chosen_mask.sum()),
+        )
+        return forward, {key: value for key, value in inputs.items() if key != "shared"}
 
     def _forward(self, model: Any, *, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The stand-in that TRL's loss calls as its model, and the batch without the keys that TRL does not know."""

@@ -384,6 +384,12 @@ class Train(Section):
         description="objective = dpo_noise: what is rejected where the noisy picture's likeliest token is that of "
         "the chosen answer. keep: that token all the same (paper); second_best: the likeliest other one",
     )
+    rejected_logp: Literal["labels", "top1_or_2"] = Field(
+        "labels",
+        description="what the loss takes for a rejected answer's log-prob. labels: that of its own tokens (papers); "
+        "top1_or_2: at each of its places that of the likeliest other token, as the released trainers of SIMA and "
+        "STIC do, so that it is the words before each place alone that come from the rejected answer",
+    )
     view_weight: float = Field(
         1.0,
         ge=0,
@@ -638,6 +644,11 @@ class Train(Section):
         if self.label_smoothing and self.objective != "sigmoid":
             raise ValueError(
                 f"label_smoothing = {self.label_smoothing} contradicts objective = {self.objective}: only sigmoid has"
+            )
+        if self.rejected_logp != "labels" and self.objective in ("dpo_noise", "sft", "weighted_sft", "two_views"):
+            raise ValueError(
+                f"rejected_logp = {self.rejected_logp} contradicts objective = {self.objective}: it has no rejected "
+                "answer, or one more"
             )
         if self.offload_optimizer and self.deepspeed_stage == 0:
             raise ValueError(

@@ -26,7 +26,7 @@ FILES = {
     "heldout/questions.jsonl": "cb9e10b15c5b9fbd",
     "heldout/truth.jsonl": "4663929a0dc7917d",
     "train/prompts.jsonl": "74aa900654720394",
-    "train/prompts_with_truth.jsonl": "36023e82b710b93d",
+    "train/prompts_with_truth.jsonl": "a5a030d9d217ffa2",
 }
 
 
