@@ -40,7 +40,7 @@ _CHUNK_BYTES: Final = 1 << 20
 _FILES_WITHOUT_A_LINE: Final = 8
 # Whatever the journal does not name, but a start needs, or a person wants to see.
 _LOOSE: Final = re.compile(
-    r"config\.yaml|summary\.json|quarantine\.jsonl|report\.html|eval/[^/]+\.jsonl|logs/.+|trace/[^/]+"
+    r"config\.yaml|summary\.json|quarantine\.jsonl|judge\.jsonl|report\.html|eval/[^/]+\.jsonl|logs/.+|trace/[^/]+"
     r"|round_\d+/([^/]+/)?checkpoints/.+"
 )
 

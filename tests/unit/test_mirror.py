@@ -335,6 +335,7 @@ def test_what_no_line_names_follows_and_goes_when_it_is_gone(
         files = {
             folder.config: "method: csr",
             folder.answers(0): "an answer\n",
+            folder.judge_replies: "paid\n",
             folder.round(0) / "checkpoints" / "checkpoint-2" / "state.bin": "state",
             folder.round(0) / "second" / "checkpoints" / "checkpoint-2" / "state.bin": "state",
         }
@@ -365,6 +366,7 @@ def test_what_no_line_names_follows_and_goes_when_it_is_gone(
         place = take(folder_of(url_of(tmp_path)), say=lambda line: None)
         there = folder_of(url_of(tmp_path)).round(0) / "second" / "checkpoints" / "checkpoint-2" / "state.bin"
         assert there.read_text() == "state"
+        assert folder_of(url_of(tmp_path)).judge_replies.read_text() == "paid\n", "nothing is paid for twice"
         place.release()
 
 
