@@ -2,8 +2,8 @@
 
 A row is a config of `configs/methods`, or one of CSR's variations; each is run once a seed (`run.seed` and
 `world.seed`), and the base model is a row, too. The budget is in tokens that the policy generates in all rollouts of
-a run: before its first run, a row is tried with a few prompts, which tells its tokens a prompt, and `data.per_round`
-is set so that the budget is kept. A method that needs few tokens has as many prompts a round as the world has, and
+a run: before its first run, a row that generates any is tried with a few prompts, which tells its tokens a prompt, and
+`data.per_round` is set so that the budget is kept. A method that needs few tokens has as many prompts a round as the world has, and
 may stay below it.
 
 Every run has its folder, DIR/ROW/seedN, and its output in a .log beside it. A finished run is not run again and an
@@ -26,7 +26,7 @@ from whole_runs import Runs, WholeRun, in_a_line, read_run
 
 from csr_ray.config.load import YAML_ERRORS, load_config
 from csr_ray.errors import EXIT_FAILED, ConfigError
-from csr_ray.methods.base import method_of
+from csr_ray.methods.base import answers_a_prompt, method_of
 
 _CONFIGS = Path("configs/methods")
 _TRIED_PROMPTS = 16
@@ -44,11 +44,16 @@ _EXAMPLES = """examples:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: a name, a config, and what is set besides."""
+    """A row of the table: a name, a config, and what is set besides.
+
+    Attributes:
+        costs_as: the row by whose trial its tokens a prompt are known; empty: its own.
+    """
 
     name: str
     config: str
     overrides: tuple[str, ...] = ()
+    costs_as: str = ""
 
 
 def main() -> None:
@@ -60,9 +65,17 @@ def main() -> None:
     if arguments.kept is not None and (num_kept := restore(arguments.kept, root=arguments.dir)):
         print(f"{num_kept} finished runs out of {arguments.kept}", flush=True)
     runs = Runs(num_at_once=1)
-    tried = {row.name: trial_of(row, root=arguments.dir, shared=shared) for row in rows if rolls_out(row)}
+    by_name = {row.name: row for row in all_rows()}
+    tried = {
+        row.name: trial_of(by_name[row.costs_as or row.name], root=arguments.dir, shared=shared)
+        for row in rows
+        if generates(row)
+    }
     if not arguments.no_run:
-        runs.make(list(tried.values()))
+        trials = Runs(num_at_once=2)  # nothing of them is timed
+        trials.make(list(dict.fromkeys(tried.values())))
+        runs.faults |= trials.faults
+        runs.is_stopped = trials.is_stopped
     plans: dict[tuple[str, int], WholeRun] = {}
     faults: dict[tuple[str, int], str] = {}
     for seed in arguments.seeds:
@@ -82,7 +95,7 @@ def main() -> None:
     if not arguments.no_run and not runs.is_stopped:
         runs.make(list(plans.values()))
     if arguments.kept is not None:
-        keep(arguments.kept, runs=[*tried.values(), *plans.values()], root=arguments.dir)
+        keep(arguments.kept, runs=[*dict.fromkeys(tried.values()), *plans.values()], root=arguments.dir)
     if runs.is_stopped:
         print("stopped; the same command goes on where it was; --no-run prints the table so far", file=sys.stderr)
         sys.exit(EXIT_FAILED)
@@ -138,7 +151,8 @@ def all_rows(configs: Path = _CONFIGS) -> list[Row]:
     """Every config of the folder under its own name, and CSR by the weight of the image."""
     found = [Row(path.stem, str(path)) for path in sorted(configs.glob("*.yaml"))]
     csr = str(configs / "csr.yaml")
-    return [*found, *(Row(f"csr-lambda-{value}", csr, (f"reward.weight={value}",)) for value in _LAMBDAS)]
+    lambdas = (Row(f"csr-lambda-{value}", csr, (f"reward.weight={value}",), costs_as="csr") for value in _LAMBDAS)
+    return [*found, *lambdas]
 
 
 def chosen_rows(rows: Sequence[Row], *, only: str) -> list[Row]:
@@ -155,9 +169,11 @@ def chosen_rows(rows: Sequence[Row], *, only: str) -> list[Row]:
     return [row for row in rows if not names or row.name in names]
 
 
-def rolls_out(row: Row) -> bool:
-    """Whether the row's method has rollouts at all; one that only decodes in another way has none."""
-    return bool(method_of(load_config(row.config, overrides=row.overrides)).phases(0))
+def generates(row: Row) -> bool:
+    """Whether the policy generates anything in the row's rollouts: one that decodes in another way has none."""
+    config = load_config(row.config, overrides=row.overrides)
+    methods = [method_of(one) for one in config.of_each_method]
+    return any(bool(method.phases(0)) and answers_a_prompt(method) != 0 for method in methods)
 
 
 def trial_of(row: Row, *, root: Path, shared: Sequence[str]) -> WholeRun:

@@ -113,7 +113,9 @@ def test_every_config_and_every_lambda_is_a_row_and_only_those_that_are_named_ar
 
 def test_a_method_that_only_decodes_is_not_tried_and_what_a_judge_was_paid_for_counts() -> None:
     rows = {row.name: row for row in bench_methods.all_rows(ROOT / "configs" / "methods")}
-    assert not bench_methods.rolls_out(rows["vdd"]) and bench_methods.rolls_out(rows["sima"])
+    generating = {name for name, row in rows.items() if bench_methods.generates(row)}
+    assert {"sima", "csr-lambda-1", "sima-then-csr"} <= generating and not generating & {"vdd", "sft", "povid"}
+    assert rows["csr-lambda-1"].costs_as == "csr"
     judged = {**summary(evaluated(0.1)), "cost": {"judge": {"input_tokens": 900, "output_tokens": 100}}}
     assert method_tables.figures_of(judged)[1].judge_tokens == 1000.0
 
