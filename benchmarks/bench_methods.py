@@ -2,9 +2,9 @@
 
 A row is a config of `configs/methods`, or one of CSR's variations; each is run once a seed (`run.seed` and
 `world.seed`), and the base model is a row, too. The budget is in tokens that the policy generates in all rollouts of
-a run: before its first run, a row that generates any is tried with a few prompts, which tells its tokens a prompt, and
-`data.per_round` is set so that the budget is kept. A method that needs few tokens has as many prompts a round as the world has, and
-may stay below it.
+a run: before its first run, a row that generates any is tried with a few prompts, which tells its tokens a prompt,
+and `data.per_round` is set so that the budget is kept. A method that needs few tokens has as many prompts a round as
+the world has, and may stay below it.
 
 Every run has its folder, DIR/ROW/seedN, and its output in a .log beside it. A finished run is not run again and an
 interrupted one goes on, so the same command makes the rest, and `--only` makes the table one method at a time. With
@@ -30,8 +30,8 @@ from csr_ray.methods.base import answers_a_prompt, method_of
 
 _CONFIGS = Path("configs/methods")
 _TRIED_PROMPTS = 16
-# CSR's weight of the image, from the policy's own opinion alone to the picture's alone.
-_LAMBDAS = ("0", "0.1", "0.5", "0.9", "1")
+# CSR's weight of the image, besides that of csr.yaml (0.5) and of self-rewarding.yaml (0, the policy's own opinion).
+_LAMBDAS = ("0.1", "0.9", "1")
 _EXAMPLES = """examples:
   the whole table, hours on two cores, and its plot:
     python benchmarks/bench_methods.py --kept benchmarks/baselines/methods.jsonl --plot docs/methods.svg
@@ -152,7 +152,9 @@ def all_rows(configs: Path = _CONFIGS) -> list[Row]:
     found = [Row(path.stem, str(path)) for path in sorted(configs.glob("*.yaml"))]
     csr = str(configs / "csr.yaml")
     lambdas = (Row(f"csr-lambda-{value}", csr, (f"reward.weight={value}",), costs_as="csr") for value in _LAMBDAS)
-    return [*found, *lambdas]
+    # What the paper's sum of rewards does if nobody stops it.
+    paper = str(configs / "csr-paper.yaml")
+    return [*found, *lambdas, Row("csr-paper-ungated", paper, ("gate.enabled=false",), costs_as="csr-paper")]
 
 
 def chosen_rows(rows: Sequence[Row], *, only: str) -> list[Row]:
