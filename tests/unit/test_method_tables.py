@@ -102,7 +102,8 @@ def test_the_plot_has_a_point_and_a_name_for_every_row_with_figures() -> None:
 
 def test_every_config_and_every_lambda_is_a_row_and_only_those_that_are_named_are_made() -> None:
     rows = bench_methods.all_rows(ROOT / "configs" / "methods")
-    assert "sima" in [row.name for row in rows] and rows[-1].overrides == ("reward.weight=1",)
+    assert "sima" in [row.name for row in rows] and rows[-2].overrides == ("reward.weight=1",)
+    assert rows[-1].overrides == ("gate.enabled=false",) and rows[-1].costs_as == "csr-paper"
     assert [row.name for row in bench_methods.chosen_rows(rows, only="csr-lambda-0.1, sima")] == [
         "sima",
         "csr-lambda-0.1",
