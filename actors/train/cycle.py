@@ -96,7 +96,7 @@ class CycleTrainer:
         self._merges = merges
         self._seed = seed
         self._model = model
-        _join_group(use_gpu=train.gpus_per_worker > 0)
+        join_group(use_gpu=train.gpus_per_worker > 0)
         self._visual_tokens = kept_tokens(model, asked=visual_tokens)
         self._processor = load_processor(model, visual_tokens=self._visual_tokens)
         self._loader_threads = loader_threads(train, num_cores=whole_cores(), num_local_workers=num_local_workers())
@@ -680,7 +680,7 @@ def save_adapter(model: PeftModel, *, output_dir: Path) -> None:
     distributed.barrier()  # nobody reports an adapter that is not there yet
 
 
-def _join_group(*, use_gpu: bool) -> None:
+def join_group(*, use_gpu: bool) -> None:
     transformers.logging.set_verbosity_warning()
     if use_gpu:
         PartialState()

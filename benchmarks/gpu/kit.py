@@ -8,6 +8,8 @@ same --json, what is done already is left alone.
     rates               what the card does at best: large products, copies
     step_7b_ours        csr_ray's step at LLaVA-1.5-7B's shapes, LoRA of rank 128, 576 image tokens
     step_7b_trl         the step of TRL's own trainer on the same pairs; left out where TRL is not installed
+    zero2_7b, zero2_7b_compiled     rounds of the program's own trainer under DeepSpeed, decoder layers compiled or not;
+                        left out where DeepSpeed is not installed
     attention           FlexAttention against the dense mask: exactness and speed
     handover            merges and digests of weights, on the device and on the host, against copies
     clip                CLIP ViT-L/14-336; left out where open_clip is not installed
@@ -45,6 +47,12 @@ PARTS: Mapping[str, tuple[str, Mapping[str, str], Sequence[str]]] = {
     "rates": ("rates_part", {}, ()),
     "step_7b_ours": ("trainer_part", {"model": "7b", "side": "ours"}, ("trl", "peft", "pydantic")),
     "step_7b_trl": ("trainer_part", {"model": "7b", "side": "trl"}, ("trl", "peft", "pydantic")),
+    "zero2_7b": ("deepspeed_part", {"model": "7b", "layers": "plain"}, ("trl", "peft", "pydantic", "deepspeed")),
+    "zero2_7b_compiled": (
+        "deepspeed_part",
+        {"model": "7b", "layers": "compiled"},
+        ("trl", "peft", "pydantic", "deepspeed"),
+    ),
     "attention": ("attention_part", {}, ()),
     "handover": ("handover_part", {}, ("xxhash",)),
     "clip": ("clip_part", {}, ("open_clip",)),
