@@ -8,8 +8,8 @@ same --json, what is done already is left alone.
     rates               what the card does at best: large products, copies
     step_7b_ours        csr_ray's step at LLaVA-1.5-7B's shapes, LoRA of rank 128, 576 image tokens
     step_7b_trl         the step of TRL's own trainer on the same pairs; left out where TRL is not installed
-    zero2_7b, zero2_7b_compiled     rounds of the program's own trainer under DeepSpeed, decoder layers compiled or not;
-                        left out where DeepSpeed is not installed
+    zero2_7b            rounds of the program's own trainer under DeepSpeed; left out where DeepSpeed is not installed
+    zero2_7b_compiled   the same with compiled decoder layers
     attention           FlexAttention against the dense mask: exactness and speed
     handover            merges and digests of weights, on the device and on the host, against copies
     clip                CLIP ViT-L/14-336; left out where open_clip is not installed

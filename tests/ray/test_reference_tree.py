@@ -164,7 +164,7 @@ def check(config: Config, trees: Sequence[Rollout], released: Released) -> None:
     assert len(trees) == NUM_PROMPTS and num_nodes > 5 * NUM_PROMPTS and num_pairs > NUM_PROMPTS // 2
 
 
-@pytest.mark.parametrize("kind", ["roomy", "tight"])
+@pytest.mark.parametrize("kind", ["roomy", pytest.param("tight", marks=pytest.mark.long)])
 def test_the_reference_preset_grows_the_plain_loops_trees(
     world: Path, prompts: list[Prompt], released: Released, kind: str
 ) -> None:

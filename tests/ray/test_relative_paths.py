@@ -118,6 +118,7 @@ def test_a_driver_that_stands_elsewhere_than_the_actors(place: Place, tmp_path: 
     assert evaluated.returncode == 0, evaluated.stdout[-4000:] + evaluated.stderr[-4000:]
 
 
+@pytest.mark.long
 def test_a_job_names_pictures_by_what_was_submitted_and_its_pairs_hold_them(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

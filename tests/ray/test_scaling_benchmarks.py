@@ -39,6 +39,7 @@ def run(script: str, *flags: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_rollouts_scale_over_nodes_and_say_how_well(cluster: Cluster, tmp_path: Path) -> None:
     out = tmp_path / "rollout.json"
     done = run("bench_rollout.py", "--address", cluster.address, "--quick", "--json", str(out))

@@ -169,6 +169,7 @@ def test_who_has_no_token_or_another_is_refused(jobs: Jobs) -> None:
         assert refused.returncode and "token" in said.lower(), said[-2000:]
 
 
+@pytest.mark.long
 def test_a_job_is_stopped_with_grace_and_the_same_command_goes_on(jobs: Jobs, scrapes: Scrapes) -> None:
     folder = RunFolder(jobs.runs / "runs/small")
     submitted_s = time.monotonic()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from two_disks import ROOT, TwoDisks, two_disks
 
 from csr_ray.app.run import world_spec
@@ -65,6 +66,7 @@ def _kinds(journal: Path) -> list[str]:
     return [json.loads(line)["kind"] for line in journal.read_text().splitlines()] if journal.exists() else []
 
 
+@pytest.mark.long
 def test_a_train_worker_on_a_node_without_the_runs_folder(tmp_path: Path) -> None:
     hidden = tmp_path / "runs"
     hidden.mkdir()
@@ -100,6 +102,7 @@ def test_a_train_worker_on_a_node_without_the_runs_folder(tmp_path: Path) -> Non
         _look(folder, nodes)
 
 
+@pytest.mark.long
 def test_workers_on_two_disks_put_their_checkpoints_together(tiny_llava: Path, tmp_path: Path) -> None:
     """One worker sees the run's folder and the other does not; each writes its own part of the optimizer's state."""
     hidden = tmp_path / "runs"
