@@ -73,6 +73,7 @@ class RoundFigures:
         intervals: 95 % intervals of figures of `eval`, by key.
         changes: of figures of `eval` since the base model, by key.
         rates: what the method says of its judge, by name: how often it was so, and out of how many times.
+        imitates: what was made are single answers to be imitated, not pairs.
         score_wait_share: share of a rollout's time spent waiting for scores, 0..1. Rollouts wait side by side while
             others decode, so it is no part of the wall time.
         stages: wall seconds by `Stage.key`, in the order of `STAGES`; they do not overlap, and zeros are left out.
@@ -87,6 +88,7 @@ class RoundFigures:
     chosen_reward: float | None = None
     rejected_reward: float | None = None
     num_pairs: int | None = None
+    imitates: bool = False
     dropped: Mapping[str, int] = field(default_factory=dict)
     rates: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     num_prompts: int | None = None
@@ -303,9 +305,14 @@ def headline(rows: Sequence[RoundFigures], *, is_over: bool = False) -> str:
     return "; ".join(clauses) + "."
 
 
+def _kind(rounds: Sequence[RoundFigures]) -> str:
+    kinds = {row.imitates for row in rounds if row.num_pairs}
+    return {False: "preference pairs", True: "answers to imitate"}[kinds.pop()] if len(kinds) == 1 else "examples"
+
+
 def _headline_without_eval(rounds: Sequence[RoundFigures]) -> str:
     num_pairs = sum(row.num_pairs or 0 for row in rounds)
-    text = f"{len(rounds)} round{'s' if len(rounds) > 1 else ''} made {num_pairs:,} preference pairs"
+    text = f"{len(rounds)} round{'s' if len(rounds) > 1 else ''} made {num_pairs:,} {_kind(rounds)}"
     rewarded = [row for row in rounds if row.chosen_reward is not None]
     if len(rewarded) > 1:
         first, last = rewarded[0], rewarded[-1]
@@ -399,6 +406,7 @@ def _one_round(entry: object, *, position: int, methods: object) -> RoundFigures
         chosen_reward=number(pairs.get("answer_reward", pairs.get("chosen_reward"))),
         rejected_reward=number(pairs.get("rejected_reward")),
         num_pairs=_count(pairs.get("made")),
+        imitates="answer_sentences" in pairs,
         dropped={reason: int(n) for reason, n in _numbers(section(pairs, key="dropped")).items() if n},
         rates=_rates(section(pairs, key="rates")),
         num_prompts=_count(rollout.get("prompts")),

@@ -289,7 +289,8 @@ def _unfinished_notes(run: Run, *, rows: Sequence[RoundFigures], num_finished: i
     for row in rows[1:]:
         if row.index != ended and not _is_finished(row, run=run):
             done = [f"{row.num_nodes:,} nodes"] if row.num_nodes else []
-            done += [f"{row.num_pairs:,} pairs"] if row.num_pairs is not None else []
+            what = "answers" if row.imitates else "pairs"
+            done += [f"{row.num_pairs:,} {what}"] if row.num_pairs is not None else []
             notes.append(f"Round {row.label} is not finished: {' and '.join(done) or 'nothing'} so far.")
     planned = number(section(run.config, key="run").get("rounds"))
     if planned and num_finished < planned:

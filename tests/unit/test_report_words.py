@@ -320,3 +320,12 @@ def test_terminal_says_on_how_many_images_when_rounds_differ() -> None:
 def test_page_says_by_which_table_chair_is_counted(tmp_path: Path, named: dict[str, str], said: str) -> None:
     write_summary(tmp_path, summary={**summary_of({**EVAL, "num_images": 300}), "chair": named})
     assert said in words(page(tmp_path)).replace("&#39;", "'")
+
+
+def test_answers_that_are_imitated_are_not_called_pairs(tmp_path: Path) -> None:
+    single = summary_of({"chair_s": float("nan")}, base=None)
+    single["rounds"][0]["pairs"]["answer_sentences"] = 2.5
+    assert headline(round_figures(single)) == "1 round made 4 answers to imitate; nothing was evaluated."
+    both = summary_of({"chair_s": float("nan")}, {"chair_s": float("nan")}, base=None)
+    both["rounds"][1]["pairs"]["answer_sentences"] = 2.5
+    assert headline(round_figures(both)).startswith("2 rounds made 8 examples; ")
