@@ -72,6 +72,7 @@ def test_merged_rounds_are_proved_and_what_rounding_swallows_is_told(
     assert ("generators.publish=adapter serves and trains it unrounded" in said) == is_told
 
 
+@pytest.mark.long
 def test_beside_the_base_even_the_smallest_round_arrives(base: Path, tmp_path: Path) -> None:
     overrides = ("train.learning_rate=1e-6", "generators.publish=adapter")
     folder = _run(base, *overrides, root=tmp_path / "run")

@@ -218,6 +218,7 @@ def test_a_training_that_was_killed_comes_to_the_same_end(
         assert torch.allclose(_adapter(result)[name], expected, rtol=1e-3, atol=1e-5), name
 
 
+@pytest.mark.long
 def test_a_training_that_was_killed_after_its_last_step_comes_to_the_same_end(
     plain: TrainResult, model: Path, pairs: list[Example], tmp_path: Path
 ) -> None:
@@ -265,6 +266,7 @@ def test_pairs_that_teach_nothing_leave_the_policy_as_it_was(
         assert all(not tensor.any() for name, tensor in _adapter(result).items() if "lora_B" in name)
 
 
+@pytest.mark.long
 def test_the_kept_weights_outlive_the_process(model: Path, pairs: list[Example], tmp_path: Path) -> None:
     """Killed after a look that was worse than the one before: the best are in the checkpoint alone."""
     settings = {"patience": 1, "learning_rate": 3e-3, "checkpoint_steps": 1}

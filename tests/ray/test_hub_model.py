@@ -50,6 +50,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return hub_cache(tmp_path_factory.mktemp("hub"), policy=world / "policy")
 
 
+@pytest.mark.long
 def test_a_hub_id_goes_the_whole_way_and_the_run_remembers_its_revision(cache: Path, tmp_path: Path) -> None:
     run = ("run", str(CONFIG), *SMALL, f"run.dir={tmp_path / 'run'}")
     done = csr_ray(*run, cache=cache, cwd=tmp_path)

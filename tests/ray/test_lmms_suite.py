@@ -81,6 +81,7 @@ def greedy_answers(policy: Path, *, rows: list[dict], pictures: Path) -> list[st
     return [answer.strip() for answer in answers]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lmms_eval")
 def test_lmms_eval_measures_the_policy_offline_and_its_figures_are_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -125,6 +126,7 @@ def test_lmms_eval_measures_the_policy_offline_and_its_figures_are_ours(
     assert theirs == pytest.approx({metric: ours[metric.removesuffix("_score")] for metric in theirs})
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lmms_eval")
 def test_requests_that_fail_are_no_figures_as_it_writes_them(tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(tmp_path / "a.png")

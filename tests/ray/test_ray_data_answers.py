@@ -166,6 +166,7 @@ def test_a_bad_picture_is_set_aside_and_an_engine_that_dies_is_replaced(
             assert (row["answer"], tuple(row["token_ids"])) == (answer.text, answer.token_ids)
 
 
+@pytest.mark.long
 def test_a_model_that_does_not_load_ends_it_with_the_engines_own_words(
     tmp_path: Path, world: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -24,6 +24,7 @@ SMALL = (
 )
 
 
+@pytest.mark.long
 def test_a_round_of_sima_runs_from_its_config(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     assert run_config(str(CONFIG), overrides=[*SMALL, f"run.dir={folder.root}"], fresh=False, dry_run=False) == 0

@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent / "chaos"))
 
 from soak import Sample, soak, trends_of
@@ -43,6 +45,7 @@ def test_the_driver_may_remember_its_journal_and_no_more() -> None:
     assert [grows(60_000), grows(2_000_000)] == [False, True]
 
 
+@pytest.mark.long
 def test_nothing_is_left_of_a_whole_run() -> None:
     done = soak(until_s=time.monotonic() + 550, every_s=2.0, overrides=["run.rounds=1"])
     assert done.exit_code == 0, "\n".join(done.last_lines)

@@ -215,6 +215,7 @@ async def check_in_turn(engine: Engine, questions: list[Question], wanted: list[
     assert engine.counting.take().groups_redone == 0
 
 
+@pytest.mark.long
 def test_an_engine_that_tears_groups_apart_says_the_same(
     policy: Path, questions: list[Question], wanted: Callable[[str], list[Said]]
 ) -> None:
