@@ -23,9 +23,9 @@ def small_trainer(
     train: Train,
     form: str = "shared_prefix",
     loss_type: str = "sigmoid",
+    seed: int = 0,
 ) -> Any:
     """A `PairTrainer` whose LoRA is not at zero: every layer of it has a gradient, and the reference differs."""
-    from peft import LoraConfig
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from trl import DPOConfig
 
@@ -41,12 +41,12 @@ def small_trainer(
             processor=processor, load_picture=load_picture, positions=family_positions(policy), budget=4096
         )
     torch.manual_seed(1)
-    targets = r".*\blanguage_model\..*\.(q_proj|v_proj|o_proj|down_proj)"
     return PairTrainer(
         policy,
         args=DPOConfig(
             output_dir=str(directory),
             beta=train.beta,
+            seed=seed,
             loss_type=[loss_type],
             per_device_train_batch_size=8,
             max_length=None,
@@ -59,8 +59,16 @@ def small_trainer(
         train=train,
         examples=HeldExamples(examples),
         collator=collator,
-        lora=LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM"),
+        lora=small_lora(),
     )
+
+
+def small_lora() -> Any:
+    """Not at zero, so that the reference is another policy."""
+    from peft import LoraConfig
+
+    targets = r".*\blanguage_model\..*\.(q_proj|v_proj|o_proj|down_proj)"
+    return LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
 
 
 def plain_logps(trainer: Any, example: Example, *, answer: Sequence[int], image: Image.Image) -> torch.Tensor:

@@ -12,13 +12,14 @@ import pytest
 import torch
 from fakes import preference_pair
 from PIL import Image
+from small_trainers import small_lora, small_trainer
 from tiny_models import FAMILIES, build_tiny_gemma3
 from training_examples import altered
 
 from csr_ray.config.schema import Train
 from csr_ray.data.pictures import load_picture
 from csr_ray.records import Example
-from csr_ray.training.collate import PairCollator, SharedPrefixCollator, image_part, pair_rows, row_ask
+from csr_ray.training.collate import PairCollator, image_part, pair_rows, row_ask
 from csr_ray.training.noise import NoisyCollator, noise_seed
 
 BETA, SEED, PASSES = 0.2, 5, 3
@@ -67,52 +68,12 @@ def _policy(model: Path) -> Any:
     return AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
 
 
-def _lora() -> Any:
-    """Not at zero, so that the reference is another policy, with noisy tokens of its own."""
-    from peft import LoraConfig
-
-    targets = r".*\blanguage_model\..*\.(q_proj|v_proj|o_proj|down_proj)"
-    return LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False, task_type="CAUSAL_LM")
-
-
 def _plain(processor: Any) -> PairCollator:
     return PairCollator(processor=processor, load_picture=load_picture)
 
 
 def _trainer(model: Path, *, pairs: list[Example], directory: Path, train: Train, form: str = "shared_prefix") -> Any:
-    from transformers import AutoProcessor
-    from trl import DPOConfig
-
-    from actors.train.examples import HeldExamples
-    from actors.train.pair_trainer import PairTrainer
-    from actors.train.shared_step import family_positions
-
-    policy, processor = _policy(model), AutoProcessor.from_pretrained(model)
-    collator = _plain(processor)
-    if form == "shared_prefix":
-        collator = SharedPrefixCollator(
-            processor=processor, load_picture=load_picture, positions=family_positions(policy), budget=4096
-        )
-    torch.manual_seed(1)
-    return PairTrainer(
-        policy,
-        args=DPOConfig(
-            output_dir=str(directory),
-            beta=BETA,
-            seed=SEED,
-            per_device_train_batch_size=8,
-            max_length=None,
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            remove_unused_columns=False,
-            report_to=[],
-        ),
-        train=train,
-        examples=HeldExamples(pairs),
-        collator=collator,
-        lora=_lora(),
-    )
+    return small_trainer(model, examples=pairs, directory=directory, train=train, form=form, seed=SEED)
 
 
 def _computed(trainer: Any, pairs: list[Example]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -146,7 +107,7 @@ def _by_plain_forwards(
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(model)
-    policy = get_peft_model(_policy(model), _lora()).train()
+    policy = get_peft_model(_policy(model), small_lora()).train()
     lora = {name: p.detach() for name, p in like.model.named_parameters() if p.requires_grad}
     policy.load_state_dict(lora, strict=False)
     tokens: list[torch.Tensor] = []
