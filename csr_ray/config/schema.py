@@ -645,6 +645,8 @@ class Train(Section):
             raise ValueError(
                 f"label_smoothing = {self.label_smoothing} contradicts objective = {self.objective}: only sigmoid has"
             )
+        if self.objective == "two_views":
+            raise ValueError("objective = two_views: the method vancl alone has second views, and names it itself")
         if self.rejected_logp != "labels" and self.objective in ("dpo_noise", "sft", "weighted_sft", "two_views"):
             raise ValueError(
                 f"rejected_logp = {self.rejected_logp} contradicts objective = {self.objective}: it has no rejected "
