@@ -47,7 +47,10 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return FAMILIES[request.param](tmp_path_factory.mktemp(request.param) / "model", seed=0)
 
 
-TRAIN = Train(objective="two_views", dtype="float32", view_weight=VIEW_WEIGHT, consistency_weight=CONSISTENCY_WEIGHT)
+# As a phase of the method names it.
+TRAIN = Train(dtype="float32", view_weight=VIEW_WEIGHT, consistency_weight=CONSISTENCY_WEIGHT).model_copy(
+    update={"objective": "two_views"}
+)
 
 
 def _framed(example: Example) -> Image.Image:

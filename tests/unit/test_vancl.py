@@ -179,3 +179,8 @@ def test_the_loss_is_the_sum_of_three_means_over_tokens() -> None:
     assert loss.item() == pytest.approx(1.3 + 0.5 * 0.7 + 2 * 0.2)
     alone = two_views_loss(plain, painted_logp, apart, num_tokens=num_tokens, view_weight=0.0, consistency_weight=0.0)
     assert torch.equal(alone, sft_loss(plain, num_tokens=num_tokens))
+
+
+def test_two_views_are_not_asked_of_a_method_that_has_none() -> None:
+    with pytest.raises(ConfigError, match="objective = two_views: the method vancl alone"):
+        tiny_config(train={"objective": "two_views"})
