@@ -41,6 +41,7 @@ class Trouble:
         away: nobody is there at all.
         away_after: so many requests pass, and then nobody is there.
         refuses: says of a path whether it is always refused.
+        loses: says of a request whether it is done without a reply.
         denies_writes: answers 403 to whatever would change something.
         watch: is told of every request.
         forgets_conditions: writes over what is there, whatever the request says.
@@ -59,6 +60,7 @@ class Trouble:
     seen: Counter[str] = field(default_factory=Counter)
     denies_writes: bool = False
     refuses: Callable[[str], bool] = lambda path: False
+    loses: Callable[[str, str], bool] = lambda method, path: False
     watch: Callable[[str, str], None] = lambda method, path: None
 
     def __post_init__(self) -> None:
@@ -74,6 +76,7 @@ class Trouble:
                 self.away_after -= 1
                 self.away = self.away or self.away_after < 0
             kind = "denied" if self.denies_writes and method != "GET" and method != "HEAD" else kind
+            kind = "lost" if self.loses(method, path) else kind
             kind = "away" if self.away else "refused" if self.refuses(path) else kind
             self.seen[kind] += 1
             self.seen[f"{method} {'list' if '?list-type' in path else 'object'}"] += 1

@@ -161,15 +161,16 @@ def _refuse_without_conditions(store: ObjectStore) -> None:
     """Ask the store once whether it keeps to the one condition on which lock and journal rest."""
     probe = f"{LOCK_FOLDER}/probe-{time.time_ns():x}"
     try:
-        first = store.create(probe, b"1")
-        second = store.create(probe, b"2")
+        # A first write whose answer was lost has been sent twice, and then finds itself there.
+        store.create(probe, b"1")
+        wrote_over = store.create(probe, b"2")
     finally:
         with contextlib.suppress(StoreError):
             store.remove([probe])
-    if second or not first:
+    if wrote_over:
         raise ConfigError(
             f"run.dir = {store.url!r}: this store writes over an object although asked not to (If-None-Match), so "
-            " two drivers could spoil each other's run; name a folder, or a store that knows conditional writes"
+            "two drivers could spoil each other's run; name a folder, or a store that knows conditional writes"
         )
 
 

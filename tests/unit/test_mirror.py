@@ -484,6 +484,17 @@ def test_a_store_that_knows_no_conditions_is_refused(door: Door, tmp_path: Path)
     assert not store_of(door, tmp_path).list()
 
 
+def test_a_first_write_that_is_sent_twice_is_not_held_against_the_store(door: Door, tmp_path: Path) -> None:
+    """The answer to a write may be lost; the driver's second one then finds what the first has written."""
+
+    door.trouble = trouble = Trouble(loses=lambda method, path: method == "PUT" and not trouble.seen["PUT object"])
+    run = UrlDriver(url_of(tmp_path), place=tmp_path)
+    with on_machine(tmp_path / "a"):
+        run.run_here()
+    assert trouble.seen["lost"] == 1
+    assert (run.check().damage, run.check().next) == FINISHED
+
+
 def test_what_was_refused_at_the_end_of_a_run_is_gone_there_and_comes_back_to_no_machine(
     door: Door, tmp_path: Path
 ) -> None:
