@@ -64,7 +64,7 @@ def main() -> None:
         load_config(row.config, overrides=[*shared, *row.overrides])
     if arguments.kept is not None and (num_kept := restore(arguments.kept, root=arguments.dir)):
         print(f"{num_kept} finished runs out of {arguments.kept}", flush=True)
-    runs = Runs(num_at_once=1)
+    runs = Runs(num_at_once=arguments.at_once)
     by_name = {row.name: row for row in all_rows()}
     tried = {
         row.name: trial_of(by_name[row.costs_as or row.name], root=arguments.dir, shared=shared)
@@ -132,6 +132,13 @@ def _arguments() -> argparse.Namespace:
     )
     add("--images", type=int, default=300, metavar="N", help="held-out images (default 300)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override of all runs; may be repeated")
+    add(
+        "--at-once",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs side by side: sooner done, but their seconds are of a shared machine (default 1)",
+    )
     add("--dir", type=Path, default=Path("runs/methods"), help="folder of the runs (default runs/methods)")
     add("--kept", type=Path, metavar="FILE.jsonl", help="finished runs are kept there, and not run again elsewhere")
     add("--plot", type=Path, metavar="FILE.svg", help="write CHAIR_s against recall as a picture")
