@@ -156,7 +156,7 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 def all_rows(configs: Path = _CONFIGS) -> list[Row]:
     """Every config of the folder under its own name, and CSR by the weight of the image."""
-    found = [Row(path.stem, str(path)) for path in sorted(configs.glob("*.yaml"))]
+    found = [Row(path.stem, str(path)) for path in sorted(configs.glob("*.yaml"), key=lambda path: path.stem)]
     csr = str(configs / "csr.yaml")
     lambdas = (Row(f"csr-lambda-{value}", csr, (f"reward.weight={value}",), costs_as="csr") for value in _LAMBDAS)
     # What the paper's sum of rewards does if nobody stops it.

@@ -24,7 +24,7 @@ def print_round_table(summary: Mapping[str, Any], *, console: Console | None = N
     """
     console = console or Console()
     rows = round_figures(summary)
-    work = [column for column in WORK if column[0] != "gate" or any("gate" in row.stages for row in rows)]
+    work = _work(rows)
     tables = [_table(rows, columns=[*QUALITY, *work])]
     if Measurement.get(console, console.options.update(max_width=1000), tables[0]).maximum > console.width:
         tables = [_table(rows, columns=columns) for columns in (QUALITY, work)]
@@ -83,13 +83,24 @@ QUALITY: tuple[Column, ...] = (
     ("yes/no", _share("pope_acc")),
     ("sent.", _number(lambda row: row.eval.get("sentences"), form=".1f")),
 )
-WORK: tuple[Column, ...] = (
-    ("reward\nchosen", _number(lambda row: row.chosen_reward, form=".1f")),
-    ("reward\nreject.", _number(lambda row: row.rejected_reward, form=".1f")),
-    ("pairs", _number(lambda row: row.num_pairs, form=",d")),
-    ("rollout", _seconds(lambda row: row.stages.get("rollout"))),
-    ("train", _seconds(lambda row: row.train_s)),
-    ("publish", _seconds(lambda row: row.stages.get("publish"))),
-    ("gate", _seconds(lambda row: row.stages.get("gate"))),
-    ("eval", _seconds(lambda row: row.stages.get("eval"))),
-)
+
+
+def _work(rows: Sequence[RoundFigures]) -> list[Column]:
+    """What the rounds made and how long it took; without what none of them has."""
+    kinds = {row.imitates for row in rows if row.num_pairs}
+    made = "answers" if kinds == {True} else "examples" if len(kinds) > 1 else "pairs"
+    columns: list[Column] = []
+    if any(row.chosen_reward is not None for row in rows):
+        columns.append(("reward\nchosen", _number(lambda row: row.chosen_reward, form=".1f")))
+        columns.append(("reward\nreject.", _number(lambda row: row.rejected_reward, form=".1f")))
+    columns.append((made, _number(lambda row: row.num_pairs, form=",d")))
+    columns.append(("rollout", _stage("rollout")))
+    columns.append(("train", _seconds(lambda row: row.train_s)))
+    columns.append(("publish", _stage("publish")))
+    if any("gate" in row.stages for row in rows):
+        columns.append(("gate", _stage("gate")))
+    return [*columns, ("eval", _stage("eval"))]
+
+
+def _stage(name: str) -> Callable[[RoundFigures], str]:
+    return _seconds(lambda row: row.stages.get(name))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fakes import sentence, tiny_config
-from judge_server import KEY, JudgeServer, judge_server
+from judge_server import KEY, JudgeServer
 from PIL import Image
 
 from csr_ray.config.load import load_config
@@ -323,18 +323,6 @@ def test_a_file_that_is_of_no_use_is_said_before_anything_starts(
 
 
 # ---- a judge at an endpoint ----
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[JudgeServer]:
-    with judge_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(process: JudgeServer) -> JudgeServer:
-    process.plan()
-    return process
 
 
 def endpoint(server: JudgeServer, **keys: Any) -> Config:

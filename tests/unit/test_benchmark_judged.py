@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from judge_server import KEY, JudgeServer, judge_server
+from judge_server import KEY, JudgeServer
 
 from csr_ray.__main__ import main
 from csr_ray.config.load import parse_judge
@@ -21,18 +20,6 @@ from csr_ray.evaluation.benchmarks.mmhal import TYPES, parse_rating
 from csr_ray.judging.session import JudgeSession
 
 JUDGED = ("mm-vet", "llava-bench", "mmhal")
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[JudgeServer]:
-    with judge_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(process: JudgeServer) -> JudgeServer:
-    process.plan()
-    return process
 
 
 def session_of(server: JudgeServer, folder: Path, *, prompt: Path | None = None, **keys: Any) -> JudgeSession:

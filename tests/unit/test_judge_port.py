@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from judge_server import KEY, JudgeServer, judge_server
+from judge_server import KEY, JudgeServer
 from pydantic import ValidationError
 
 from csr_ray.config.schema import Judge as JudgeKeys
@@ -24,18 +23,6 @@ from csr_ray.records import Message
 ASK = (Message("system", "You judge."), Message("user", "Is it right?"))
 # What the server says that each of its answers took.
 INPUT_TOKENS, OUTPUT_TOKENS = 100, 10
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[JudgeServer]:
-    with judge_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(process: JudgeServer) -> JudgeServer:
-    process.plan()
-    return process
 
 
 def keys_of(server: JudgeServer, **keys: Any) -> JudgeKeys:

@@ -299,7 +299,7 @@ def test_terminal_table_fits_and_is_whole(width: int, num_tables: int) -> None:
 
 
 def test_terminal_table_of_an_empty_summary_is_all_dashes() -> None:
-    assert any(line.split() == ["base", *["-"] * 13] for line in printed({}, width=100))
+    assert any(line.split() == ["base", *["-"] * 11] for line in printed({}, width=100))
 
 
 def test_terminal_says_on_how_many_images_when_rounds_differ() -> None:
@@ -322,10 +322,19 @@ def test_page_says_by_which_table_chair_is_counted(tmp_path: Path, named: dict[s
     assert said in words(page(tmp_path)).replace("&#39;", "'")
 
 
+def heads_of_work(summary: dict[str, Any]) -> list[str]:
+    """The columns of the terminal's second table, that of what was made."""
+    (head,) = (line for line in printed(summary, width=80) if line.startswith("round") and "rollout" in line)
+    return head.split()[1:]  # below "reward", where there is such a column, stand "chosen" and "reject."
+
+
 def test_answers_that_are_imitated_are_not_called_pairs(tmp_path: Path) -> None:
     single = summary_of({"chair_s": float("nan")}, base=None)
     single["rounds"][0]["pairs"]["answer_sentences"] = 2.5
     assert headline(round_figures(single)) == "1 round made 4 answers to imitate; nothing was evaluated."
+    assert heads_of_work(single)[:2] == ["chosen", "reject."], "the summary has rewards"
+    single["rounds"][0]["pairs"] = {"made": 4, "answer_sentences": 2.5}
+    assert heads_of_work(single)[:2] == ["answers", "rollout"]
     both = summary_of({"chair_s": float("nan")}, {"chair_s": float("nan")}, base=None)
     both["rounds"][1]["pairs"]["answer_sentences"] = 2.5
     assert headline(round_figures(both)).startswith("2 rounds made 8 examples; ")
