@@ -127,9 +127,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--only", default="", metavar="NAME,NAME", help="these rows alone (default: all)")
     add("--seeds", type=_seeds, default=(0, 1, 2), help="of runs and worlds (default 0,1,2)")
-    add(
-        "--budget", type=int, default=250_000, metavar="TOKENS", help="that a run generates at most (default 250,000)"
-    )
+    add("--budget", type=int, default=250_000, metavar="TOKENS", help="that a run is to generate (default 250,000)")
     add("--images", type=int, default=300, metavar="N", help="held-out images (default 300)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override of all runs; may be repeated")
     add(
@@ -186,9 +184,17 @@ def generates(row: Row) -> bool:
 
 
 def trial_of(row: Row, *, root: Path, shared: Sequence[str]) -> WholeRun:
-    """The run that tells how many tokens a prompt costs: one round of few prompts, trained over once."""
+    """The run that tells how many tokens a prompt costs: a round of few prompts of each method, trained over once."""
     folder = root / row.name / "trial"
-    short = ("run.rounds=1", f"data.per_round={_TRIED_PROMPTS}", "train.epochs=1", "gate.enabled=false")
+    turns = [one.method for one in load_config(row.config, overrides=row.overrides).of_each_method]
+    several = ["method=[" + ", ".join(f"{{{name}: 1}}" for name in turns) + "]"] if len(turns) > 1 else []
+    short = (
+        *several,
+        f"run.rounds={len(turns)}",
+        f"data.per_round={_TRIED_PROMPTS}",
+        "train.epochs=1",
+        "gate.enabled=false",
+    )
     return WholeRun(
         named=f"{row.name}, tokens a prompt",
         config=row.config,
@@ -208,14 +214,17 @@ def prompts_a_round(row: Row, *, trial: WholeRun, budget: int) -> int:
     config = load_config(row.config, overrides=row.overrides)
     if not summary.get("finished") or not summary["rounds"]:
         raise ValueError(f"{trial.folder}: the trial is not finished")
-    rollout = summary["rounds"][0]["rollout"]
-    if not rollout.get("prompts"):
+    rollouts = [entry["rollout"] for entry in summary["rounds"]]
+    if not all(rollout.get("prompts") for rollout in rollouts):
         raise ValueError(f"{trial.folder}: no prompt of the trial was rolled out")
+    # A round's prompts are counted once in each of its phases, so they are taken from what was asked for.
+    names = [one.method for one in config.of_each_method]
+    of_method = {
+        name: (rollout.get("tokens") or 0) / _TRIED_PROMPTS for name, rollout in zip(names, rollouts, strict=True)
+    }
+    tokens = sum(of_method[config.method_of_round(index)] for index in range(config.run.rounds))
     num_most = config.world.num_train_images
-    tokens = (rollout.get("tokens") or 0) / rollout["prompts"]
-    if not tokens:
-        return num_most
-    return max(1, min(num_most, round(budget / config.run.rounds / tokens)))
+    return max(1, min(num_most, round(budget / tokens))) if tokens else num_most
 
 
 def plan_of(row: Row, *, seed: int, root: Path, shared: Sequence[str]) -> WholeRun:

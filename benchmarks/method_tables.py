@@ -89,17 +89,21 @@ def figures_of(summary: JsonDict) -> tuple[MethodFigures, MethodFigures]:
     base, rounds = summary["base"]["eval"], summary["rounds"]
     if not base or base.get("chair_s") is None:
         raise ValueError("its evaluation has no chair_s; eval.benchmarks has to name world")
+    ended = summary.get("ended")
+    if ended and ended["version"] and not ended.get("eval"):
+        raise ValueError("it ended early, and was made by a csr_ray that does not measure what is left of such a run")
     last = next((entry["eval"] for entry in reversed(rounds) if entry["eval"]), base)
+    if ended:
+        last = ended["eval"] if ended["version"] else base
     seconds = {int(version): value for version, value in (summary.get("eval_seconds") or {}).items()}
     told: dict[str, tuple[int, int]] = {}
     for entry in rounds:
         for name, rate in ((entry.get("pairs") or {}).get("rates") or {}).items():
             hits, of = told.get(name, (0, 0))
             told[name] = (hits + rate["hits"], of + rate["of"])
-    ended = summary.get("ended")
     after = MethodFigures(
         rates=_rates(last),
-        tokens=float(sum(entry["rollout"].get("tokens") or 0 for entry in rounds)),
+        tokens=float((summary.get("cost") or {}).get("tokens") or 0),  # those of a round that was refused, too
         judge_tokens=_judge_tokens(summary),
         train_s=float(sum((entry["train"] or {}).get("seconds") or 0 for entry in rounds)),
         eval_s=seconds.get(max(seconds)) if seconds else None,

@@ -7,6 +7,7 @@ train     files of examples         an adapter: policy version v + 1           t
 publish   the adapter               a receipt with a proof from each           every generator
 gate      a share of the prompts    a verdict; a worse policy is taken back    publish
 evaluate  held-out questions        metrics of version v + 1                   publish
+          (the last one once more, if it was asked about a part of them)       the end of the run
 
 A cycle is one phase of a round (CSR has one phase, so there a cycle is a round). Stages hand on the names of what
 they have committed, not its content. Each is a file of `csr_ray.stages`: it returns what the journal already holds,
@@ -49,12 +50,12 @@ def run(
     if state.is_finished:
         return summarise(state)
     if not state.are_rounds_done:
-        _run_rounds(state, prompts=prompts, suite=suite, start_machinery=start_machinery, view=view)
+        _run_to_the_end(state, prompts=prompts, suite=suite, start_machinery=start_machinery, view=view)
     save_model(state, view=view)
     return summarise(state)
 
 
-def _run_rounds(
+def _run_to_the_end(
     state: RunState,
     *,
     prompts: Prompts,
@@ -63,28 +64,39 @@ def _run_rounds(
     view: View,
 ) -> None:
     machinery = start_machinery(state.adapters)
-    generators, trainer = machinery.generators, machinery.trainer
     state.meter.begin(machinery.usage)
     try:
-        evaluate(state, suite=suite, generators=generators, version=0, view=view)
+        evaluate(state, suite=suite, generators=machinery.generators, version=0, view=view)
         for index in range(state.config.run.rounds):
-            with state.round_clock(index):
-                for cycle in state.cycles(index):
-                    turn = Turn(state, prompts, cycle=cycle)
-                    probe(state, turn, version=cycle.policy_version, generators=generators, view=view)
-                    rolling = roll_out(state, turn, generators=generators, check=trainer.check, view=view)
-                    with closing(rolling) as units:  # at an error, too, while the machinery is still there
-                        files = build(state, cycle, units, view=view)
-                        trained = train(state, turn, files, trainer=trainer, view=view)
-                    publish(state, cycle, trained, generators=generators, view=view)
-                    while not accept(state, turn, trained, machinery=machinery, view=view):
-                        if state.ended:
-                            return
-                        files = build(state, cycle, (), view=view)  # those that there are
-                        trained = train(state, turn, files, trainer=trainer, view=view)
-                        publish(state, cycle, trained, generators=generators, view=view)
-                version = state.version_after(index)
-                evaluate(state, suite=suite, generators=generators, version=version, round_index=index, view=view)
-            close_round(state, index=index, view=view)
+            if not state.ended:
+                _run_round(state, index=index, prompts=prompts, suite=suite, machinery=machinery, view=view)
+        if (end := state.ended) is not None:
+            left, round_index = end["version"], state.round_of(end["version"])
+            generators = machinery.generators
+            evaluate(state, suite=suite, generators=generators, version=left, round_index=round_index, view=view)
     finally:
         machinery.close()
+
+
+def _run_round(
+    state: RunState, *, index: int, prompts: Prompts, suite: Suite, machinery: Machinery, view: View
+) -> None:
+    generators, trainer = machinery.generators, machinery.trainer
+    with state.round_clock(index):
+        for cycle in state.cycles(index):
+            turn = Turn(state, prompts, cycle=cycle)
+            probe(state, turn, version=cycle.policy_version, generators=generators, view=view)
+            rolling = roll_out(state, turn, generators=generators, check=trainer.check, view=view)
+            with closing(rolling) as units:  # at an error, too, while the machinery is still there
+                files = build(state, cycle, units, view=view)
+                trained = train(state, turn, files, trainer=trainer, view=view)
+            publish(state, cycle, trained, generators=generators, view=view)
+            while not accept(state, turn, trained, machinery=machinery, view=view):
+                if state.ended:
+                    return
+                files = build(state, cycle, (), view=view)  # those that there are
+                trained = train(state, turn, files, trainer=trainer, view=view)
+                publish(state, cycle, trained, generators=generators, view=view)
+        version = state.version_after(index)
+        evaluate(state, suite=suite, generators=generators, version=version, round_index=index, view=view)
+    close_round(state, index=index, view=view)

@@ -35,6 +35,7 @@ from csr_ray.data.files import WEB, scheme_of
 from csr_ray.data.prompts import PromptFile
 from csr_ray.errors import EXIT_DONE, EXIT_FAILED, ConfigError, UserError
 from csr_ray.methods.base import Method, method_of
+from csr_ray.stages.refusals import is_evaluated_whole
 from csr_ray.store.atomic import write_json
 
 Entry = dict[str, Any]
@@ -518,9 +519,12 @@ class _Check:
         if (end := self._end(entries)) is not None:
             is_saved = any(entry["kind"] == "finished" and entry.get("ended") for entry in entries)
             is_saved = is_saved or _is_done(entries, rounds=config.run.rounds)
+            version = end["verdict"]["version"] - 1
+            is_known = is_evaluated_whole([entry for entry in entries if entry["kind"] == "eval"], version=version)
+            if not is_saved and not is_known and config.eval.benchmarks:
+                return f"evaluate policy version {version}, with which the run ended, and save the model"
             if not is_saved or ("finished", None, None) in self._again:
                 return "save the model" + " again" * is_saved
-            version = end["verdict"]["version"] - 1
             where = _name(end["round"], end["phase"])
             return f"nothing: the run ended early in {where}, with policy version {version}"
         done = {(entry["kind"], entry.get("round"), entry.get("phase")) for entry in entries} - self._again
@@ -607,6 +611,8 @@ def _void(entries: list[Entry], again: Entry) -> list[Entry]:
     what = again["what"]
     if what == "model":
         return [entry for entry in entries if entry["kind"] != "finished"]
+    if what == "eval":
+        return [entry for entry in entries if entry["kind"] != "eval" or entry["version"] != again["version"]]
     key = (again["round"], again["phase"])
 
     def is_of(entry: Entry, *kinds: str) -> bool:

@@ -259,9 +259,21 @@ def ending(summary: Mapping[str, Any]) -> str:
         return ""
     index, version, phase = number(ended.get("round")), number(ended.get("version")), ended.get("phase")
     where = "a phase" if index is None else f"round {index + 1:.0f}{phase_in_words(phase)}"
-    left = "" if version is None else f" Its model is policy version {version:.0f}{', the base' * (version == 0)}."
+    left = "" if version is None else f" Its model is policy version {version:.0f}{', the base' * (version == 0)}"
+    left += _of_no_round(summary, ended=ended) + "." * bool(left)
     more = "Nothing more is trained in this run, whatever run.rounds says."
     return f"This run ended early: {where} was {ended.get('reason') or 'refused'}.{left} {more}"
+
+
+def _of_no_round(summary: Mapping[str, Any], *, ended: Mapping[str, Any]) -> str:
+    """How good the policy is that an early end left in the middle of a round, which has no row of its own."""
+    entries = summary.get("rounds")
+    rounds = entries if isinstance(entries, list) else []
+    known = {0.0, *(number(entry.get("policy_version")) for entry in rounds if isinstance(entry, Mapping))}
+    wrong, recall = (number(section(ended, key="eval").get(name)) for name in ("chair_s", "recall"))
+    if wrong is None or number(ended.get("version")) in known:
+        return ""
+    return f": {percent(wrong)} of its answers hallucinate, at a recall of {percent(recall)}"
 
 
 def phase_in_words(phase: object) -> str:

@@ -28,14 +28,18 @@ def evaluate(
     Every answer is kept with its mark in `eval/version_NNN.parquet`.
 
     There is nothing to do without benchmarks, or if the journal has this version's metrics; answers that an earlier
-    start of the run has got are not asked for again. Between the first and the
-    last version `eval.limit_between` images are used.
+    start of the run has got are not asked for again. Between the first and the last version `eval.limit_between`
+    images are used. The last is that with which the run ends: of one that ended early, whose last policy was in
+    between till then, what was said of a few images is voided and all are asked about.
     """
-    if suite.is_empty or state.journal.find("eval", version=version):
+    known = state.journal.find("eval", version=version)
+    is_between = 0 < version < state.version_after(state.config.run.rounds - 1) and state.ended is None
+    limit = state.config.eval.limit_between if is_between else None
+    if suite.is_empty or (known is not None and (limit is not None or known.get("limit") is None)):
         return
-    limit = state.config.eval.limit_between
-    if limit is not None and 0 < version < state.version_after(state.config.run.rounds - 1):
-        suite = suite.first(limit)
+    if limit is not None:
+        suite, whole = suite.first(limit), suite.num_answers
+        limit = limit if suite.num_answers < whole else None
     suite = suite.in_way(state.way_to_ask(version))
     served = 0 if state.is_training_free else version
     started_s = time.perf_counter()
@@ -49,11 +53,15 @@ def evaluate(
 
         answers = suite.ask(answering, seed=state.config.run.seed, on_answer=on_answer)
         metrics, marked = suite.marks(answers), suite.marked(answers)
+        if known is not None:  # before its file is written over
+            why = f"the run has ended with this version, of which {known['limit']} images were asked about"
+            state.journal.again([{"what": "eval", "version": version, "reason": why}])
         digest = write_marked_answers(state.folder.marked_answers(version), answers=marked)
     state.journal.commit(
         "eval",
         version=version,
         metrics=metrics,
+        **({} if limit is None else {"limit": limit}),
         **_certainty(state, marked, version=version),
         **({"chair": suite.chair()} if suite.named else {}),
         seconds=time.perf_counter() - started_s,

@@ -6,6 +6,7 @@ The lines that void them carry the verdict.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from csr_ray.records import Cycle, JsonDict
 from csr_ray.store.journal import Journal
@@ -33,6 +34,11 @@ def ended(journal: Journal, *, retries: int) -> JsonDict | None:
             version = entry["verdict"]["version"] - 1
             return {"round": phase[0], "phase": phase[1], "version": version, "reason": entry["reason"]}
     return None
+
+
+def is_evaluated_whole(evaluations: Iterable[JsonDict], *, version: int) -> bool:
+    """Whether one of these lines says that a policy version was asked about all images, not a share of them."""
+    return any(entry["version"] == version and entry.get("limit") is None for entry in evaluations)
 
 
 def is_finished(journal: Journal, *, rounds: int, retries: int) -> bool:

@@ -13,7 +13,7 @@ from csr_ray.methods.base import Method, method_of
 from csr_ray.methods.sequence import MethodSequence
 from csr_ray.records import Cycle, JsonDict, WayToAsk
 from csr_ray.stages.meter import Meter
-from csr_ray.stages.refusals import ended, is_finished
+from csr_ray.stages.refusals import ended, is_evaluated_whole, is_finished
 from csr_ray.stages.stop import NeverAsked, Stop
 from csr_ray.store.journal import Journal
 from csr_ray.store.quarantine import Quarantine
@@ -66,10 +66,11 @@ class RunState:
 
     @property
     def are_rounds_done(self) -> bool:
-        """Whether nothing is left but to save the model."""
-        return bool(self.ended) or all(
-            self.journal.find("round", round=index) for index in range(self.config.run.rounds)
-        )
+        """Whether nothing is left but to save the model; a run that ended early evaluates its last policy first."""
+        if (end := self.ended) is not None:
+            known = is_evaluated_whole(self.journal.all("eval"), version=end["version"])
+            return known or not self.config.eval.benchmarks
+        return all(self.journal.find("round", round=index) for index in range(self.config.run.rounds))
 
     @property
     def ended(self) -> JsonDict | None:
@@ -101,6 +102,11 @@ class RunState:
         if self.is_training_free:
             return 1
         return sum(len(self.method.phases(index)) for index in range(round_index + 1))
+
+    def round_of(self, version: int) -> int | None:
+        """The round in which a policy version is made; None of the base model."""
+        rounds = range(self.config.run.rounds)
+        return next((index for index in rounds if 0 < version <= self.version_after(index)), None)
 
     def way_to_ask(self, version: int) -> WayToAsk:
         """How a policy version is asked where it is measured. What is compared with a decoding is the plain base."""

@@ -216,7 +216,10 @@ def _gate(journal: Journal, cycle: Cycle, *, refused: Sequence[JsonDict]) -> Jso
 
 
 def _ended(journal: Journal, *, retries: int, cycles_of: Callable[[int], Sequence[Cycle]]) -> JsonDict | None:
-    """Where the run ended early, and all verdicts of that round, which is not among the rounds that are done."""
+    """Where the run ended early, how good the policy is that is left, and all verdicts of that round.
+
+    The round is not among those that are done, and the policy may be that of one of its phases.
+    """
     end = ended(journal, retries=retries)
     if end is None:
         return None
@@ -225,7 +228,8 @@ def _ended(journal: Journal, *, retries: int, cycles_of: Callable[[int], Sequenc
         for cycle in cycles_of(end["round"])
         for verdict in _verdicts(journal, cycle)
     ]
-    return {**end, "verdicts": verdicts}
+    evaluated = journal.find("eval", version=end["version"])
+    return {**end, "verdicts": verdicts, "eval": _eval(evaluated), **_certainty(evaluated)}
 
 
 def _verdicts(journal: Journal, cycle: Cycle) -> list[JsonDict]:

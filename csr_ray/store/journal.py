@@ -12,6 +12,7 @@ Nothing is ever taken out of the journal. What has to be done again is voided by
     examples   the line of a phase's examples
     train      a phase's training, and all lines behind it: what was done with what it made. Where it was refused, the
                line has the `verdict`, which counts until an earlier training is voided
+    eval       the evaluation of a policy version (`version`): it is asked about everything now
     model      that the run is finished, because its merged model is not there any more
 """
 
@@ -259,6 +260,9 @@ class _Voided:
         if entry["what"] == "model":
             self._before[("finished",)] = number
             return
+        if entry["what"] == "eval":
+            self._before[("eval", entry["version"])] = number
+            return
         cycle = (entry["round"], entry["phase"])
         if entry["what"] == "train" and cycle in self._trained:
             self._stretches.append((self._trained[cycle], number))
@@ -278,6 +282,8 @@ class _Voided:
         if entry["kind"] == "again" and "verdict" in entry and self._is_within(number):
             return None
         if entry["kind"] == "finished" and number < self._before.get(("finished",), 0):
+            return None
+        if entry["kind"] == "eval" and number < self._before.get(("eval", entry["version"]), 0):
             return None
         if entry["kind"] not in ("examples", "rollout", "lost"):
             return entry

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from actors.data.runs import open_run
 from csr_ray.app.run import run_config
 from csr_ray.config.load import load_config
+from csr_ray.errors import ConfigError
 from csr_ray.records import Cycle, Example, Rollout
 from csr_ray.stages.state import RunState
 from csr_ray.store.journal import Journal
@@ -95,6 +97,11 @@ def test_the_clip_filter_imitates_the_answer_that_clip_likes_best(tmp_path: Path
     for example in examples:
         scores = [candidate.image_score for candidate in rollouts[example.id].candidates]
         assert example.preferred.reward == max(score for score in scores if score is not None)
+    kept = open_run(ran.folder.root)
+    rows = {row["id"]: row["answer"][0]["content"] for row in kept.answers().take_all()}
+    assert rows == {example.id: example.preferred.text for example in examples}
+    with pytest.raises(ConfigError, match="no pairs are committed yet"):
+        kept.pairs()
 
 
 def test_illume_trains_on_what_was_accepted_in_both_rounds(tmp_path: Path) -> None:

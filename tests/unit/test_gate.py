@@ -16,12 +16,15 @@ from test_loop import Driver as LoopDriver
 from test_loop import cycle, merged_model  # noqa: F401 - a fixture that every test here uses
 
 from csr_ray.app.check import check_run
+from csr_ray.config.load import to_plain
 from csr_ray.errors import LockLost
+from csr_ray.evaluation.suite import Suite
 from csr_ray.methods.base import Dropped
 from csr_ray.methods.csr import Csr
-from csr_ray.records import Example, Phase, Prompt, Rejection, Rollout, Target
+from csr_ray.records import Example, Phase, Prompt, Question, Rejection, Rollout, Target
 from csr_ray.stages.gate import gate_prompts
 from csr_ray.store.journal import Journal
+from csr_ray.store.marked_answers import read_marked_answers
 from csr_ray.training.dose import is_held_out
 
 PROMPTS = [Prompt(id=f"p{number:03d}", image=f"{number}.png", text="Describe.") for number in range(40)]
@@ -183,6 +186,66 @@ def test_a_run_that_is_killed_after_any_line_comes_to_the_same_verdicts(
         assert driver.state().adapters == [
             path.replace("whole", f"killed_{number}") for path in whole.state().adapters
         ]
+
+
+def yes_no_suite(num_images: int) -> Suite:
+    questions = tuple(Question(id=f"q{number}", image=f"{number}.png", text="Is it?") for number in range(num_images))
+    return Suite(yes_no=questions, labels={question.id: "yes" for question in questions})
+
+
+class FewBetween(Driver):
+    """Three images are asked about before and after the run, and one in between; version 2 is always worse."""
+
+    suite = yes_no_suite(3)
+    health = by_dose(0.0, version=2)
+
+    def __init__(self, directory: Path, *, rounds: int, unit: int = 40) -> None:
+        evaluated = {"benchmarks": ["world"], "data": "heldout", "limit_between": 1}
+        super().__init__(directory, run={"rounds": rounds, "unit": unit}, eval=evaluated)
+        self.folder.config.write_text(yaml.safe_dump(to_plain(self.config)))
+
+
+def test_what_is_left_of_a_run_that_ended_early_is_asked_about_everything(tmp_path: Path) -> None:
+    driver = FewBetween(tmp_path, rounds=3)
+    summary = driver.run()
+    assert summary["finished"] and summary["ended"]["version"] == 1
+    assert [entry["eval"]["num_images"] for entry in (summary["base"], *summary["rounds"])] == [3, 3]
+    assert summary["ended"]["eval"] == summary["rounds"][0]["eval"]
+    assert len(read_marked_answers(driver.folder.marked_answers(1))) == 3
+    assert check_run(tmp_path).damage == []
+    assert driver.run()["ended"] == summary["ended"] and len(driver.starts) == 1
+
+
+def test_a_phase_that_is_left_of_a_round_is_measured_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Csr, "phases", lambda method, round_index: (Phase(), Phase(name="second")))
+    summary = FewBetween(tmp_path, rounds=1).run()
+    assert (summary["ended"]["phase"], summary["ended"]["version"]) == ("second", 1)
+    assert summary["rounds"] == [] and summary["ended"]["eval"]["num_images"] == 3
+
+
+def test_an_early_end_is_measured_wherever_the_run_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Driver, "prompts", PROMPTS[:9])
+    whole = FewBetween(tmp_path / "whole", rounds=2, unit=9)
+    expected = whole.run()
+    lines = _lines(whole.folder.root)
+    first_refusal = next(number for number, line in enumerate(lines) if line["kind"] == "again")
+    next_steps = set()
+    for number in range(first_refusal, len(lines)):
+        driver = FewBetween(tmp_path / f"killed_{number}", rounds=2, unit=9)
+        with monkeypatch.context() as patch:
+            die_after_line(patch, number)
+            with pytest.raises(KeyboardInterrupt):
+                driver.run()
+        report = check_run(driver.folder.root)
+        next_steps.add(report.next)
+        assert report.damage == [], number
+        summary = driver.run()
+        assert summary["ended"] == expected["ended"] and summary["finished"], number
+        assert [entry["eval"] for entry in summary["rounds"]] == [entry["eval"] for entry in expected["rounds"]]
+        assert check_run(driver.folder.root).damage == []
+    assert "evaluate policy version 1, with which the run ended, and save the model" in next_steps
 
 
 def test_the_prompts_are_those_that_no_phase_trains_on(tmp_path: Path) -> None:

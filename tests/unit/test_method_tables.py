@@ -31,18 +31,19 @@ def evaluated(chair: float, *, recall: float = 0.9) -> dict[str, Any]:
     return {**shares, "pope_acc": 0.8, "sentences": 2.5}
 
 
-def summary(*evals: dict[str, Any] | None, tokens: int = 1000, prompts: int = 10) -> dict[str, Any]:
+def summary(*evals: dict[str, Any] | None, tokens: int = 1600, prompts: int = 16) -> dict[str, Any]:
     rounds = [
         {"rollout": {"tokens": tokens, "prompts": prompts}, "train": {"seconds": 5.0}, "eval": entry}
         for entry in evals
     ]
-    return {"finished": True, "base": {"eval": evaluated(0.5)}, "rounds": rounds, "ended": None}
+    cost = {"tokens": tokens * len(evals)}
+    return {"finished": True, "base": {"eval": evaluated(0.5)}, "rounds": rounds, "ended": None, "cost": cost}
 
 
 def test_a_run_is_told_from_its_base_its_last_evaluation_and_what_all_rounds_took() -> None:
     base, after = method_tables.figures_of(summary(evaluated(0.3), evaluated(0.1), None))
     assert (base.rates["chair_s"], after.rates["chair_s"], after.rates["sentences"]) == (50.0, 10.0, 2.5)
-    assert (base.tokens, after.tokens, after.train_s, after.ended) == (0.0, 3000.0, 15.0, "")
+    assert (base.tokens, after.tokens, after.train_s, after.ended) == (0.0, 4800.0, 15.0, "")
     assert (base.eval_s, after.eval_s, after.told) == (None, None, {})
 
 
@@ -83,13 +84,20 @@ def test_a_row_is_a_mean_with_an_interval_and_a_failed_run_keeps_its_line() -> N
         3,
     )
     tokens = next(row for row in method_tables.rows_of(runs) if row["name"] == "csr/tokens")
-    assert tokens["value"] == 1000.0 and tokens["low"] is None
+    assert tokens["value"] == 1600.0 and tokens["low"] is None
 
 
 def test_a_run_that_ended_early_says_so_in_its_row() -> None:
-    ended = {**summary(evaluated(0.1)), "ended": {"reason": "reward 40 to 20"}}
-    runs = [MethodRun(row="paper", seed=0, figures=method_tables.figures_of(ended)[1])]
-    assert "1 ended early: reward 40 to 20" in method_tables.method_table(runs)
+    end = {"reason": "reward 40 to 20", "version": 1, "eval": evaluated(0.25)}
+    ended = {**summary(evaluated(0.1)), "ended": end, "cost": {"tokens": 2000}}
+    after = method_tables.figures_of(ended)[1]
+    assert after.rates["chair_s"] == 25.0, "of all images, and not of the few that a round in between is asked about"
+    assert after.tokens == 2000.0, "those of the round that was refused, too"
+    assert "1 ended early: reward 40 to 20" in method_tables.method_table([MethodRun(row="a", seed=0, figures=after)])
+    with pytest.raises(ValueError, match="does not measure what is left"):
+        method_tables.figures_of({**ended, "ended": {**end, "eval": None}})
+    nothing = {**ended, "rounds": [], "ended": {**end, "version": 0, "eval": None}}
+    assert method_tables.figures_of(nothing)[1].rates["chair_s"] == 50.0, "the base's"
 
 
 def test_the_plot_has_a_point_and_a_name_for_every_row_with_figures() -> None:
@@ -139,6 +147,20 @@ def test_the_budget_says_how_many_prompts_a_round_has(budget: int, num: int, tmp
     assert bench_methods.prompts_a_round(ROW, trial=trial, budget=budget) == num
 
 
+def test_a_sequence_is_tried_with_each_method_and_each_has_its_rounds_in_the_budget(
+    tmp_path: Path,
+) -> None:
+    """A round of SIMA at 100 tokens a prompt and two of CSR at 200 are 500 tokens."""
+    rows = {row.name: row for row in bench_methods.all_rows(ROOT / "configs" / "methods")}
+    trial = bench_methods.trial_of(rows["sima-then-csr"], root=tmp_path, shared=[])
+    told = summary(None, None)
+    told["rounds"][1]["rollout"]["tokens"] = 3200
+    finish(trial, told)
+    config = load_config(trial.config, overrides=trial.overrides)
+    assert [config.method_of_round(index) for index in range(config.run.rounds)] == ["sima", "csr"]
+    assert bench_methods.prompts_a_round(rows["sima-then-csr"], trial=trial, budget=100_000) == 200
+
+
 def test_the_base_is_told_once_a_seed_and_what_is_not_there_says_why(tmp_path: Path) -> None:
     plans = {("sima", seed): bench_methods.plan_of(ROW, seed=seed, root=tmp_path, shared=[]) for seed in (0, 1, 2)}
     finish(plans["sima", 0], summary(evaluated(0.1)))
@@ -174,6 +196,15 @@ def test_finished_runs_go_on_on_another_machine_by_a_file(tmp_path: Path) -> Non
     assert found["rounds"][0]["pairs"] == {"made": 4, "rates": {"scored": {"hits": 3, "of": 4}}}
     kept_runs.keep(file, runs=[plans[there]], root=there)
     assert [json.loads(line)["folder"] for line in file.read_text().splitlines()] == ["sima/seed1"]
+    changed = [json.loads(line) for line in file.read_text().splitlines()]
+    changed[0]["settings"]["train"]["beta"] = 0.7
+    file.write_text(json.dumps(changed[0]) + "\n")
+    kept_runs.restore(file, root=tmp_path / "changed")
+    believed = bench_methods.plan_of(ROW, seed=1, root=tmp_path / "changed", shared=["eval.limit=300"])
+    with pytest.raises(ValueError, match="other settings"):
+        kept_runs.read_run(believed)
     other = bench_methods.plan_of(ROW, seed=1, root=there, shared=["eval.limit=200"])
+    kept_runs.keep(file, runs=[other], root=there)
+    assert json.loads(file.read_text())["settings"]["eval"]["limit"] == 300, "it is not kept as another run"
     with pytest.raises(ValueError, match="other settings"):
         kept_runs.read_run(other)

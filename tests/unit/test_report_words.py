@@ -12,7 +12,7 @@ from report_runs import EVAL, page, summary_of, words, write_summary
 from rich.console import Console
 
 from csr_ray.report.charts import spread_labels
-from csr_ray.report.figures import headline, round_figures
+from csr_ray.report.figures import ending, headline, round_figures
 from csr_ray.report.terminal import print_round_table
 
 # ---- headline ------------------------------------------------------------------------------------------------------
@@ -320,6 +320,14 @@ def test_terminal_says_on_how_many_images_when_rounds_differ() -> None:
 def test_page_says_by_which_table_chair_is_counted(tmp_path: Path, named: dict[str, str], said: str) -> None:
     write_summary(tmp_path, summary={**summary_of({**EVAL, "num_images": 300}), "chair": named})
     assert said in words(page(tmp_path)).replace("&#39;", "'")
+
+
+def test_an_early_end_in_the_middle_of_a_round_tells_how_good_the_policy_is_that_it_left() -> None:
+    told = summary_of({"chair_s": 0.3})
+    told["ended"] = {"round": 1, "phase": "infused", "version": 2, "reason": "refused", "eval": {"chair_s": 0.2}}
+    assert "policy version 2: 20.0 % of its answers hallucinate, at a recall of –. Nothing" in ending(told)
+    told["rounds"][0]["policy_version"] = 2  # which has a row of its own
+    assert "policy version 2. Nothing" in ending(told)
 
 
 def heads_of_work(summary: dict[str, Any]) -> list[str]:
