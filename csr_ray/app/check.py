@@ -35,7 +35,6 @@ from csr_ray.data.files import WEB, scheme_of
 from csr_ray.data.prompts import PromptFile
 from csr_ray.errors import EXIT_DONE, EXIT_FAILED, ConfigError, UserError
 from csr_ray.methods.base import Method, method_of
-from csr_ray.stages.refusals import is_evaluated_whole
 from csr_ray.store.atomic import write_json
 
 Entry = dict[str, Any]
@@ -520,7 +519,8 @@ class _Check:
             is_saved = any(entry["kind"] == "finished" and entry.get("ended") for entry in entries)
             is_saved = is_saved or _is_done(entries, rounds=config.run.rounds)
             version = end["verdict"]["version"] - 1
-            is_known = is_evaluated_whole([entry for entry in entries if entry["kind"] == "eval"], version=version)
+            of_version = [entry for entry in entries if entry["kind"] == "eval" and entry["version"] == version]
+            is_known = any(entry.get("limit") is None for entry in of_version)
             if not is_saved and not is_known and config.eval.benchmarks:
                 return f"evaluate policy version {version}, with which the run ended, and save the model"
             if not is_saved or ("finished", None, None) in self._again:
