@@ -60,7 +60,9 @@ class Keys(Section):
         "names fewer of sima.objects that are not in the reference; for policies too small to write a critique",
     )
     objects: tuple[str, ...] = Field(
-        (), description="critic = objects: names of things, singular; plurals in -s count"
+        (),
+        description="names of things, singular; plurals in -s count. critic = objects judges by them; with "
+        "critic = policy the rate truth_agrees says how often it judges so, too",
     )
     temperature: float = Field(0.8, gt=0, le=5, description="of the sampled answer")
     top_p: float = Field(0.9, gt=0, le=1, description="nucleus of the sampled answer")
@@ -145,8 +147,7 @@ class Sima:
 
     def _counted(self, role: str, *, truth: str, first: str, second: str) -> Candidate:
         """The rule's verdict: fewer named things that the reference does not name."""
-        absent = [named_objects(text, objects=self.keys.objects) - named_objects(truth, objects=self.keys.objects)
-                  for text in (first, second)]  # fmt: skip
+        absent = [self._absent(text, truth=truth) for text in (first, second)]
         counts = [len(things) for things in absent]
         verdict = _NO_DIFFERENCE if counts[0] == counts[1] else 1 if counts[0] < counts[1] else 2
         listed = [", ".join(sorted(things)) or "nothing" for things in absent]
@@ -154,6 +155,10 @@ class Sima:
         return Candidate(
             node=0, text=text, token_ids=(), logp=0.0, role=role, scores={"verdict": float(verdict)}, final=False
         )
+
+    def _absent(self, text: str, *, truth: str) -> set[str]:
+        """The things that a text names and the reference does not."""
+        return named_objects(text, objects=self.keys.objects) - named_objects(truth, objects=self.keys.objects)
 
     def examples(self, phase: Phase, rollout: Rollout) -> Sequence[Example] | Dropped:
         """The winner against the other answer, or why nobody won."""
@@ -182,7 +187,9 @@ class Sima:
         """How far the critic can be trusted: does it answer, does it agree with itself, does it like a place?
 
         `first_won` far from a half is a liking for the first place; `sampled_won` and `shorter_won` are said of the
-        pairs that are trained on.
+        pairs that are trained on. With `sima.objects` a critic that is no rule is held to the rule: `truth_agrees`
+        says how often it prefers the answer that names fewer things which the reference does not name, of its
+        verdicts on answers that differ in that.
         """
         critiques = _critiques(rollout)
         winners = [winner for critique in critiques if (winner := _winner(critique)) is not None]
@@ -193,6 +200,13 @@ class Sima:
             "tied": (num_parsed - len(winners), num_parsed),
             "first_won": (sum(critique.scores["verdict"] == 1 for critique in critiques), len(winners)),
         }
+        if self.keys.critic != "objects" and self.keys.objects and winners:
+            absent = [
+                len(self._absent(said.text, truth=str(rollout.prompt.truth))) for said in rollout.candidates[:2]
+            ]
+            better = _GREEDY if absent[_GREEDY] < absent[_SAMPLED] else _SAMPLED
+            differ = absent[_GREEDY] != absent[_SAMPLED]
+            rates["truth_agrees"] = (differ * sum(one == better for one in winners), differ * len(winners))
         if self.keys.orders == "both":
             both = len(winners) == len(_ORDERS)
             rates["orders_agree"] = (int(both and len(set(winners)) == 1), int(both))

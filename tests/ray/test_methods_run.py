@@ -11,7 +11,7 @@ import pytest
 from actors.data.runs import open_run
 from csr_ray.app.run import run_config
 from csr_ray.config.load import load_config
-from csr_ray.errors import ConfigError
+from csr_ray.errors import ConfigError, NoDataError
 from csr_ray.records import Cycle, Example, Rollout
 from csr_ray.stages.state import RunState
 from csr_ray.store.journal import Journal
@@ -102,6 +102,26 @@ def test_the_clip_filter_imitates_the_answer_that_clip_likes_best(tmp_path: Path
     assert rows == {example.id: example.preferred.text for example in examples}
     with pytest.raises(ConfigError, match="no pairs are committed yet"):
         kept.pairs()
+
+
+def test_answers_of_a_rollout_may_be_decoded_against_the_missing_picture(tmp_path: Path) -> None:
+    """A cut-off of 1 leaves the likeliest token alone, so that all answers of a prompt are one; plain ones differ."""
+    vdd = ("decoding.kind=vdd", "decoding.rollouts=true", "decoding.cutoff=1")
+    with pytest.raises(NoDataError, match="'answers_equal': 8"):
+        Ran(tmp_path / "run", "clip-filter", *vdd, "data.per_round=8")
+
+
+@pytest.mark.parametrize("name", ["csr", "csr-paper", "csr-reference", "self-rewarding"])
+def test_each_config_of_csr_grows_trees_and_trains_on_their_ends(tmp_path: Path, name: str) -> None:
+    ran = Ran(tmp_path / "run", name, "data.per_round=16", "train.epochs=1")
+    assert ran.state.config.method == "csr"
+    (cycle,) = ran.cycles
+    rollouts, pairs = ran.rollouts(cycle), ran.examples(cycle)
+    assert len(rollouts) == 16 and 0 < len(pairs) == ran.summary["rounds"][0]["train"]["pairs"]
+    assert any(candidate.parent is not None for rollout in rollouts for candidate in rollout.candidates)
+    for pair in pairs:
+        assert pair.chosen.reward is not None and pair.rejected.reward is not None
+        assert pair.chosen.reward > pair.rejected.reward
 
 
 def test_illume_trains_on_what_was_accepted_in_both_rounds(tmp_path: Path) -> None:

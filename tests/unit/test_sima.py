@@ -124,6 +124,18 @@ def test_who_wins_and_what_is_said_of_the_critic(
     assert ("orders_agree" in rates) == (orders == "both")
 
 
+@pytest.mark.parametrize(
+    ("critiques", "agrees"), [(("[[1]]", "[[2]]"), (2, 2)), (("[[2]]", "[[2]]"), (1, 2)), (("hm", "[[1]]"), (0, 1))]
+)
+def test_a_critic_is_held_to_what_the_reference_names(critiques: tuple[str, str], agrees: tuple[int, int]) -> None:
+    """The greedy answer names a moon, which the reference does not; the sampled one is first in the first order."""
+    keys = {"objects": ["star", "moon", "ring"]}
+    assert method_of(config(**keys)).rates(rolled(Critic(critiques=critiques), keys=keys))["truth_agrees"] == agrees
+    equal = Critic(critiques=critiques, sampled="There is a moon in blue.")
+    assert method_of(config(**keys)).rates(rolled(equal, keys=keys))["truth_agrees"][1] == 0
+    assert "truth_agrees" not in method_of(config()).rates(rolled(Critic(critiques=critiques), keys={}))
+
+
 def test_equal_answers_are_a_tie_and_cost_no_critique() -> None:
     critic = Critic(sampled=GREEDY)
     rollout = rolled(critic, keys={})
