@@ -82,23 +82,30 @@ class Session:
         )
         return item_page(shown, state=state)
 
-    def judge(self, name: str, *, number: int, verdict: str, sent: str | None, now_s: float) -> bool:
-        """Keep a verdict on the item of this number; False if there is none. The second on one item is ignored.
+    def judge(self, name: str, *, number: int, verdict: str, sent: str | None, now_s: float) -> str:
+        """Keep a verdict on the item of this number, unless this person has judged it already.
 
         Args:
+            number: of an item that there is.
             sent: what the page says of when it was made, seconds since 1970.
+
+        Returns:
+            What the person has to know: that another verdict stands, as from a second tab. Empty if this one does.
 
         Raises:
             StorageError: it cannot be kept.
         """
-        if number >= len(self.items):
-            return False
         item = self.items[number]
         sides = left_and_right(item, name=name, seed=self._seed)
         seconds = _seconds_since(sent, now_s=now_s)
         line = Verdict.of(item, sides=sides, verdict=verdict, seconds=seconds, time=_utc(now_s))
-        self.annotations.add(name, verdict=line)
-        return True
+        if self.annotations.add(name, verdict=line):
+            return ""
+        stands = self.annotations.of(name).get(item.key)
+        if stands is None or stands.says_the_same_as(line):
+            return ""
+        id = item.example.id
+        return f"{id} was judged already: {_LAST[stands.verdict]}. That stays; to change it, undo until {id} comes."
 
     def undo(self, name: str, *, now_s: float) -> None:
         """Take back what this person said last in this session's items, if they said anything.

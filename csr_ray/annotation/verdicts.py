@@ -90,6 +90,10 @@ class Verdict:
         """Digest of the answer that was found better; None where neither was."""
         return {"left": self.left_digest, "right": self.right_digest}.get(self.verdict)
 
+    def says_the_same_as(self, other: Verdict) -> bool:
+        """Of the same two answers, on whichever side each of them stood."""
+        return self.better == other.better and (self.better is not None or self.verdict == other.verdict)
+
     def to_plain(self) -> JsonDict:
         """As its line has it."""
         return {
@@ -203,9 +207,13 @@ class Annotations:
     def by_person(self) -> dict[str, dict[ItemKey, Verdict]]:
         """What counts of everybody who has said something, by name and item."""
         with self._lock:
-            names = [path.stem for path in sorted(self.folder.glob("*.jsonl")) if person_of(path.stem) == path.stem]
-            found = {name: self.of(name) for name in names}
+            found = {name: self.of(name) for name in self._names()}
         return {name: verdicts for name, verdicts in found.items() if verdicts}
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anybody has ever said something, taken back since or not."""
+        return bool(self._names())
 
     def of(self, name: str) -> dict[ItemKey, Verdict]:
         """What counts of one person, in the order in which it was said."""
@@ -231,6 +239,9 @@ class Annotations:
     def num_bad_lines(self) -> int:
         with self._lock:
             return sum(file.num_bad_lines for file in self._files.values())
+
+    def _names(self) -> list[str]:
+        return [path.stem for path in sorted(self.folder.glob("*.jsonl")) if person_of(path.stem) == path.stem]
 
     def _file(self, name: str) -> VerdictFile:
         assert person_of(name) == name, name

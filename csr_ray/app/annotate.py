@@ -86,10 +86,10 @@ def annotate(run_dir: str, *, asked: Asked, console: Console) -> None:
         with _ended_by_signals():
             server.serve_forever(poll_interval=0.2)
     annotations = Annotations(run.root / FOLDER)
-    if not annotations.by_person():
-        console.print("No verdict was given; nothing is written.", markup=False)
-        return
-    export(run_dir, output=annotations.folder / PAIRS, console=console)
+    if annotations.by_person():
+        export(run_dir, output=annotations.folder / PAIRS, console=console)
+    else:
+        _nothing_stands(annotations, console=console)
 
 
 @contextlib.contextmanager
@@ -106,15 +106,18 @@ def opened_server(run: RunFolder, *, asked: Asked, console: Console) -> Iterator
     of = f" of {len(found):,}" if len(items) < len(found) else ""
     left_out = f"; left out: {_reasons(dropped)}" if dropped else ""
     what = "two answers drawn for each prompt" if asked.from_candidates else "pairs"
+    annotations = Annotations(run.root / FOLDER)
+    index = places[0].round_index
+    begun = "" if asked.round_number is not None else _begun_elsewhere(annotations, round_index=index)
     console.print(
-        f"{run.name}: {len(items):,}{of} items of round {places[0].round_index + 1} ({what}){left_out}",
+        f"{run.name}: {len(items):,}{of} items of round {index + 1} ({what}){begun}{left_out}",
         soft_wrap=True,
         markup=False,
     )
     session = Session(
         run,
         items=items,
-        annotations=Annotations(run.root / FOLDER),
+        annotations=annotations,
         data=None if config is None else config.data,
         seed=asked.seed,
         shows_scores=asked.shows_scores,
@@ -140,7 +143,8 @@ def export(run_dir: str, *, output: Path, console: Console) -> None:
     opinions = annotations.by_person()
     if not opinions:
         raise NoDataError(
-            f"RUN_DIR = {run.shown}: nobody has judged anything yet; start the same without --export first"
+            f"RUN_DIR = {run.shown}: no verdict stands (nobody has judged anything yet, or all is taken back); start "
+            "the same without --export first"
         )
     config = _config_of(run)
     nodes = {
@@ -155,6 +159,26 @@ def export(run_dir: str, *, output: Path, console: Console) -> None:
     _print_people(opinions, console=console)
     _print_agreement(opinions, items=items, console=console)
     _print_exported(exported, output=output, num_bad_lines=annotations.num_bad_lines, console=console)
+
+
+def _nothing_stands(annotations: Annotations, *, console: Console) -> None:
+    """Say that there is no verdict. Pairs that an earlier session has written must not outlive their verdicts."""
+    pairs = annotations.folder / PAIRS
+    said = "Every verdict is taken back" if annotations.has_begun else "No verdict was given"
+    if pairs.exists():
+        write_decided_pairs(pairs, exported=Exported(), pictures={})
+        console.print(f"{said}; {pairs} has no pair any more.", soft_wrap=True, markup=False)
+    else:
+        console.print(f"{said}; nothing is written.", markup=False)
+
+
+def _begun_elsewhere(annotations: Annotations, *, round_index: int) -> str:
+    """That people have judged items of another round, and none of this one yet; empty if they have."""
+    begun = {key.round_index for verdicts in annotations.by_person().values() for key in verdicts}
+    if not begun or round_index in begun:
+        return ""
+    last = max(begun) + 1
+    return f"; people have begun round {last}: --round {last} goes on with it"
 
 
 def _local_run(run_dir: str) -> RunFolder:

@@ -172,8 +172,12 @@ class _Handler(BaseHTTPRequestHandler):
                 number, verdict = form.get("item", ""), form.get("verdict")
                 if not re.fullmatch("[0-9]{1,9}", number) or verdict not in CHOICES:
                     return _said(HTTPStatus.BAD_REQUEST, f"A verdict is one of: {', '.join(CHOICES)}.")
-                if not session.judge(name, number=int(number), verdict=verdict, sent=form.get("sent"), now_s=now_s):
+                if int(number) >= len(session.items):
                     return _said(HTTPStatus.NOT_FOUND, "There is no such item.")
+                note = session.judge(name, number=int(number), verdict=verdict, sent=form.get("sent"), now_s=now_s)
+                if note:
+                    page = session.page(name, now_s=now_s, note=note)
+                    return _Reply(HTTPStatus.CONFLICT, page.encode())
             else:
                 return _said(HTTPStatus.NOT_FOUND, "There is nothing here.")
         except StorageError as error:

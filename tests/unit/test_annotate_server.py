@@ -351,10 +351,26 @@ def test_undo_goes_back_step_by_step_also_after_the_end(run: Path) -> None:
 
 def test_pressing_twice_is_one_verdict(run: Path) -> None:
     with browsing(run) as browser:
-        for verdict in ("left", "left", "right"):
-            assert browser.post("verdict?name=ada", item="0", verdict=verdict)[0] == 303
+        for _ in range(3):
+            assert browser.post("verdict?name=ada", item="0", verdict="left")[0] == 303
         assert len((run / "annotations" / "ada.jsonl").read_text().splitlines()) == 1
         assert "1 of 4 judged" in browser.get("?name=ada")[1]
+
+
+@pytest.mark.parametrize("first, words", [("left", "left is better"), ("tie", "a tie"), ("skip", "skipped")])
+def test_another_verdict_of_a_second_tab_is_not_kept_and_the_page_says_so(run: Path, first: str, words: str) -> None:
+    with browsing(run) as browser:
+        found = re.search(r"round 1 · (p\d)", browser.get("?name=ada")[1])
+        assert found
+        browser.post("verdict?name=ada", item="0", verdict=first)
+        status, page, _ = browser.post("verdict?name=ada", item="0", verdict="right")
+        assert status == 409 and 'role="alert"' in page and "1 of 4 judged" in page
+        assert (
+            f"{found[1]} was judged already: {words}. That stays; to change it, undo until {found[1]} comes" in page
+        )
+        assert [json.loads(line)["verdict"] for line in (run / "annotations" / "ada.jsonl").open()] == [first]
+        browser.post("undo?name=ada")
+        assert browser.post("verdict?name=ada", item="0", verdict="right")[0] == 303
 
 
 def test_what_is_no_verdict_is_refused(run: Path) -> None:
