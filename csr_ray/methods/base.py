@@ -35,7 +35,7 @@ class About:
         source: who described it and when, as it is cited.
         arxiv: the number of that paper there; None: it is not there.
         needs: what there has to be besides prompts and a policy: a reference answer with each prompt ("truth"),
-            somebody who judges in words ("judge"), CLIP ("scorer").
+            somebody who judges in words ("judge"), CLIP ("scorer"), a file of what people have decided ("people").
         rollouts: what is generated for a prompt.
         objective: what is minimised in training.
     """
@@ -45,7 +45,7 @@ class About:
     rollouts: str
     objective: str
     arxiv: str | None = None
-    needs: tuple[Literal["truth", "judge", "scorer"], ...] = ()
+    needs: tuple[Literal["truth", "judge", "scorer", "people"], ...] = ()
 
 
 class Method(Protocol):
