@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from csr_ray.annotation.agreement import agreements
-from csr_ray.annotation.items import Item, SentenceScores, left_and_right
+from csr_ray.annotation.items import NO_ANSWER, Item, SentenceScores, left_and_right
 from csr_ray.annotation.page import ShownItem, ShownPicture, ShownState, done_page, item_page, shown_picture
 from csr_ray.annotation.verdicts import UNDO, Annotations, Verdict
 from csr_ray.config.schema import Data
@@ -26,6 +26,7 @@ from csr_ray.store.tables import picture_bytes
 
 _MAX_SECONDS = 24 * 3600.0
 _PICTURES_KEPT = 16
+_ALONE = {"left": "accepted", "right": "refused", "tie": "neither", "skip": "skipped"}
 _LAST = {"left": "left is better", "right": "right is better", "tie": "a tie", "skip": "skipped"}
 
 
@@ -49,6 +50,7 @@ class Session:
         shows_scores: bool,
     ) -> None:
         self.run_name = run.name
+        self.asks_of_one = any(item.is_alone for item in items)
         self.items = items
         self.annotations = annotations
         self._run, self._data, self._seed = run, data, seed
@@ -76,7 +78,8 @@ class Session:
             where=str(item.place),
             question=item.example.ask.text,
             left=self._scores.sentences(item, target=left),
-            right=self._scores.sentences(item, target=right),
+            right=[] if right is None else self._scores.sentences(item, target=right),
+            is_alone=right is None,
             picture=self.picture(number),
             sent_at_s=round(now_s, 1),
         )
@@ -105,7 +108,7 @@ class Session:
         if stands is None or stands.says_the_same_as(line):
             return ""
         id = item.example.id
-        return f"{id} was judged already: {_LAST[stands.verdict]}. That stays; to change it, undo until {id} comes."
+        return f"{id} was judged already: {_in_words(stands)}. That stays; to change it, undo until {id} comes."
 
     def undo(self, name: str, *, now_s: float) -> None:
         """Take back what this person said last in this session's items, if they said anything.
@@ -131,10 +134,11 @@ class Session:
             name=name,
             num_done=sum(key in self._numbers for key in opinions.get(name, ())),
             num_items=len(self.items),
-            last="" if last is None else f"Noted of {last.id}: {_LAST[last.verdict]}. Undo takes it back.",
+            last="" if last is None else f"Noted of {last.id}: {_in_words(last)}. Undo takes it back.",
             people={name: len(verdicts) for name, verdicts in opinions.items()},
             agreements=agreements(opinions),
             scale=self._scores.scale if self._shows_scores else None,
+            asks_of_one=self.asks_of_one,
             note=note,
         )
 
@@ -174,6 +178,10 @@ class Session:
             found += [Path(self._data.images)] if self._data.images else []
             found.append(Path(self._data.prompts).parent)
         return [*found, self._run.root]
+
+
+def _in_words(verdict: Verdict) -> str:
+    return (_ALONE if verdict.right_digest == NO_ANSWER else _LAST)[verdict.verdict]
 
 
 def _decoded(content: bytes | None) -> Image.Image | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from csr_ray.annotation.items import Item, ItemKey, digest
+from csr_ray.annotation.items import NO_ANSWER, Item, ItemKey, digest
 from csr_ray.errors import ConfigError
 from csr_ray.records import JsonDict, Target
 from csr_ray.store.atomic import make_folder, storage_errors, sync_folder, write_all
@@ -23,8 +23,11 @@ from csr_ray.store.atomic import make_folder, storage_errors, sync_folder, write
 CHOICES: Final = ("left", "right", "tie", "skip")
 UNDO: Final = "undo"
 FOLDER: Final = "annotations"
+ANSWERS_FOLDER: Final = f"{FOLDER}/answers"
+ACCEPTED: Final = f"{FOLDER}/accepted.jsonl"
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+# Not the name of the file that stands beside those of people.
+_NAME = re.compile(r"(?!accepted$)[a-z0-9][a-z0-9_-]{0,39}")
 
 
 def person_of(text: str) -> str | None:
@@ -47,7 +50,7 @@ class Verdict:
     Attributes:
         left_nodes, right_nodes: the candidates that the answers consist of, as they stood on the page.
         left_digest, right_digest: of the texts (`csr_ray.annotation.items.digest`).
-        verdict: one of `CHOICES`, or `UNDO`.
+        verdict: one of `CHOICES`, or `UNDO`. Of an answer alone, "left" accepts it and "right" refuses it.
         seconds: from when the page was sent to when the verdict came; None: unknown.
         time: when it came, UTC, in ISO 8601.
     """
@@ -65,7 +68,7 @@ class Verdict:
 
     @classmethod
     def of(
-        cls, item: Item, *, sides: tuple[Target, Target], verdict: str, seconds: float | None, time: str
+        cls, item: Item, *, sides: tuple[Target, Target | None], verdict: str, seconds: float | None, time: str
     ) -> Verdict:
         left, right = sides
         return cls(
@@ -73,9 +76,9 @@ class Verdict:
             phase=item.key.phase,
             id=item.key.id,
             left_nodes=left.nodes,
-            right_nodes=right.nodes,
+            right_nodes=() if right is None else right.nodes,
             left_digest=digest(left.text),
-            right_digest=digest(right.text),
+            right_digest=NO_ANSWER if right is None else digest(right.text),
             verdict=verdict,
             seconds=seconds,
             time=time,

@@ -157,7 +157,12 @@ class _Handler(BaseHTTPRequestHandler):
         if (name := person_of(given)) is not None:
             page = session.page(name, now_s=time.time())
         else:
-            page = name_page(run=session.run_name, people=session.people(), refused=given)
+            page = name_page(
+                run=session.run_name,
+                people=session.people(),
+                asks_of_one=session.asks_of_one,
+                refused=given,
+            )
         return _Reply(HTTPStatus.OK, page.encode())
 
     def _post(self, path: str, *, form: dict[str, str]) -> _Reply:
