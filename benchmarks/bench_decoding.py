@@ -1,8 +1,8 @@
 """What do the ways of decoding without training give, and what do they cost? (docs/vdd.md)
 
 One engine answers the questions of the embedded world in each way: as the policy itself says it, by VDD against no
-picture, the unknown token, both or a noisy picture, by rescoring, and by Post-Hoc debias. The world's tokenizer has no
-unknown token, so that for padding serves as one.
+picture, the unknown token, both or a noisy picture, by rescoring, and by Post-Hoc debias. The world's tokenizer has
+no unknown token, so that for padding serves as one.
 
 Columns of the first table, each figure with its 95 % interval:
 
@@ -12,7 +12,7 @@ Columns of the first table, each figure with its 95 % interval:
 Columns of the second, medians of the turns in which the ways took their work one after the other:
 
     CPU s               of the engine's process for greedy descriptions, and for sampled ones; as a multiple of plain
-    groups redone       of all contrasted answers: requests that the engine did not keep together, and were asked again
+    groups redone       of all answers: contrasted requests that the engine tore apart, and that were asked again
 
 At last the answers of VDD are held to a loop in transformers that makes every forward pass anew: how many tokens were
 compared, and how many are the loop's. An answer counts up to where the loop comes within rounding of another token.

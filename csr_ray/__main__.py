@@ -59,6 +59,7 @@ _ANNOTATE_EXAMPLES = """examples:
   csr-ray annotate runs/tiny-world                          the pairs of the last round, all of them
   csr-ray annotate runs/tiny-world --round 1 --limit 100    a hundred pairs of the first round, drawn by --seed
   csr-ray annotate runs/tiny-world --from candidates        two answers drawn for each prompt, by no reward
+  csr-ray annotate runs/illume --from answers               single answers, accepted or refused (illume.accepted)
   csr-ray annotate runs/tiny-world --no-scores              without colours, so that CLIP's opinion sways nobody
   csr-ray annotate runs/tiny-world --export people.parquet  no page; the pairs that people have decided by now
 
@@ -383,14 +384,15 @@ def _parser() -> argparse.ArgumentParser:
         type=_at_least_one,
         default=None,
         metavar="N",
-        help="1 is the first (round_000); default the last one whose pairs are decided",
+        help="1 is the first (round_000); default the last one whose pairs are decided, of answers the last there is",
     )
     annotate.add_argument(
         "--from",
         dest="source",
-        choices=("pairs", "candidates"),
+        choices=("pairs", "candidates", "answers"),
         default="pairs",
-        help="pairs (default): the chosen and the rejected answer; candidates: two answers drawn for each prompt",
+        help="pairs (default): the chosen and the rejected answer; candidates: two answers drawn for each prompt; "
+        "answers: every answer by itself, to be accepted or refused (illume.accepted)",
     )
     annotate.add_argument("--limit", type=_at_least_one, default=None, metavar="N", help="N items, drawn by --seed")
     annotate.add_argument(
@@ -402,8 +404,8 @@ def _parser() -> argparse.ArgumentParser:
         "--export",
         type=_path_here,
         default=None,
-        metavar="OUT.parquet",
-        help="write there what people have decided so far, and serve no page",
+        metavar="OUT",
+        help="write there what people have decided so far (Parquet; --from answers: JSON lines), and serve no page",
     )
     annotate.set_defaults(run=_annotate)
 
@@ -825,11 +827,13 @@ def _annotate(arguments: argparse.Namespace) -> int:
 
     console = UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140)
     if arguments.export is not None:
-        export(arguments.run_dir, output=_lasting(arguments.export, flag="--export"), console=console)
+        output = _lasting(arguments.export, flag="--export")
+        export(arguments.run_dir, output=output, of_answers=arguments.source == "answers", console=console)
         return EXIT_DONE
     asked = Asked(
         round_number=arguments.round,
         from_candidates=arguments.source == "candidates",
+        from_answers=arguments.source == "answers",
         limit=arguments.limit,
         seed=arguments.seed,
         shows_scores=not arguments.no_scores,

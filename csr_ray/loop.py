@@ -2,7 +2,7 @@
 
 stage     consumes                  produces                                   waits for
 roll out  prompts                   committed units of judged rollouts         a free slot of a generator
-build     units of rollouts         examples, or a counted reason why not      nothing
+build     units of rollouts         examples, or a counted reason why not      people, if they are the judges
 train     files of examples         an adapter: policy version v + 1           the cycle's last unit, or each alone
 publish   the adapter               a receipt with a proof from each           every generator
 gate      a share of the prompts    a verdict; a worse policy is taken back    publish
@@ -32,6 +32,7 @@ from csr_ray.stages.state import RunState
 from csr_ray.stages.train import train
 from csr_ray.stages.turn import Turn
 from csr_ray.stages.view import View
+from csr_ray.stages.wait_for_people import when_judged
 
 
 def run(
@@ -88,7 +89,7 @@ def _run_round(
             probe(state, turn, version=cycle.policy_version, generators=generators, view=view)
             rolling = roll_out(state, turn, generators=generators, check=trainer.check, view=view)
             with closing(rolling) as units:  # at an error, too, while the machinery is still there
-                files = build(state, cycle, units, view=view)
+                files = build(state, cycle, when_judged(state, cycle, units), view=view)
                 trained = train(state, turn, files, trainer=trainer, view=view)
             publish(state, cycle, trained, generators=generators, view=view)
             while not accept(state, turn, trained, machinery=machinery, view=view):

@@ -1,7 +1,8 @@
-"""What people decided as preference pairs, in the layout of every other judge's."""
+"""What people decided: preference pairs in the layout of every other judge's, or which answers are accepted."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from csr_ray.annotation.agreement import Opinions, decide
-from csr_ray.annotation.items import Item, ItemKey, digest
-from csr_ray.records import Example
+from csr_ray.annotation.items import NO_ANSWER, Item, ItemKey, digest
+from csr_ray.records import Example, JsonDict
+from csr_ray.store.atomic import write_atomically
 from csr_ray.store.tables import write_annotated_pairs
 
 METHOD: Final = "annotate"
@@ -62,6 +64,49 @@ def write_decided_pairs(path: Path, *, exported: Exported, pictures: Mapping[str
         StorageError: it cannot be written.
     """
     write_annotated_pairs(path, examples=exported.examples, annotators=exported.annotators, pictures=pictures)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecidedAnswers:
+    """Single answers that people have accepted or refused, as rows of a file, and how many others, by reason."""
+
+    rows: tuple[JsonDict, ...] = ()
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def num_accepted(self) -> int:
+        return sum(row["accepted"] for row in self.rows)
+
+
+def decided_answers(opinions: Opinions, *, items: Mapping[ItemKey, Item]) -> DecidedAnswers:
+    """A row for each answer that a majority accepts or refuses, in the order of rounds."""
+    rows, dropped = [], Counter[str]()
+    for key in _in_order(opinions):
+        decision = decide(key, opinions=opinions)
+        item = items.get(key)
+        if decision.better is None or item is None:
+            dropped[decision.reason or NOT_FOUND] += 1
+            continue
+        row = {
+            "id": item.example.id,
+            "text": item.example.preferred.text,
+            "accepted": decision.better != NO_ANSWER,
+            "policy_version": item.example.policy_version,
+            "annotators": list(decision.people),
+        }
+        rows.append(row)
+    return DecidedAnswers(rows=tuple(rows), dropped=dict(dropped))
+
+
+def write_decided_answers(path: Path, *, decided: DecidedAnswers) -> None:
+    """Write JSON lines, in a file that appears whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in decided.rows)
+    content = text.encode("utf-8", "surrogatepass")
+    write_atomically(path, write=lambda temporary: temporary.write_bytes(content))
 
 
 def _in_order(opinions: Opinions) -> list[ItemKey]:

@@ -29,6 +29,8 @@ from csr_ray.rollout.reward import answer_reward, middle_reward
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.store.tables import read_examples, read_rollouts
 
+NO_ANSWER = ""
+"""Stands for the other answer where there is one alone: a digest that no text has."""
 SAME_TEXT = "answers read the same"
 ONE_ANSWER = "fewer than two different answers"
 UNREADABLE = "file cannot be read"
@@ -39,11 +41,12 @@ _READ_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, Ass
 
 @dataclass(frozen=True)
 class ItemKey:
-    """Names two answers to one prompt, whichever of them stands on the left.
+    """Names two answers to one prompt, whichever of them stands on the left; or one answer alone.
 
     Attributes:
         round_index: from 0, as in `summary.json`.
-        answers: digests of the two texts, so that a run which was started anew in the same folder has other keys.
+        answers: digests of the two texts, of which one is `NO_ANSWER` where there is no second. A run that was
+            started anew in the same folder has other texts, and so other keys.
     """
 
     round_index: int
@@ -74,11 +77,11 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """Two answers to one prompt.
+    """Two answers to one prompt, of which one is better; or one answer alone, to be accepted or refused.
 
     Attributes:
-        example: the two as a preference pair. Where `is_ranked`, the run's own reward prefers the chosen one;
-            otherwise the run prefers none, and both have a reward of 0.
+        example: the two as a preference pair, or the one answer. Where `is_ranked`, the run's own reward prefers the
+            chosen one; otherwise the run prefers none, and both have a reward of 0.
         path: the picture as the run calls it.
     """
 
@@ -92,8 +95,12 @@ class Item:
             self.place.round_index,
             self.place.phase,
             self.example.id,
-            frozenset(digest(target.text) for target in self.example.targets),
+            frozenset([digest(target.text) for target in self.example.targets] + [NO_ANSWER] * self.is_alone),
         )
+
+    @property
+    def is_alone(self) -> bool:
+        return self.example.num_answers == 1
 
     def target(self, text_digest: str) -> Target:
         """The answer of this digest."""
@@ -205,6 +212,25 @@ def candidate_items(place: Place, *, reward: Reward | None, seed: int) -> tuple[
     return list(items.values()), dropped
 
 
+def answer_items(place: Place) -> tuple[list[Item], Counter[str]]:
+    """Every whole answer that the policy drew in a phase, each text to a prompt once, and what was left out."""
+    items: dict[ItemKey, Item] = {}
+    dropped = Counter[str]()
+    for path in place.units():
+        try:
+            rollouts = read_rollouts(path)
+        except _READ_ERRORS:
+            dropped[UNREADABLE] += 1
+            continue
+        for rollout in rollouts:
+            for answer in rollout.answers():
+                is_drawn = all(node.asked is None and node.logp is not None for node in answer)
+                if is_drawn and answer_text(answer).strip():
+                    item = _answer_item(rollout, answer, place=place)
+                    items.setdefault(item.key, item)
+    return list(items.values()), dropped
+
+
 def in_drawn_order(items: Iterable[Item], *, seed: int, limit: int | None) -> list[Item]:
     """The items in an order drawn by `seed`, so that the first n that people judge stand for all; each once."""
     by_key = {item.key: item for item in items}
@@ -212,11 +238,14 @@ def in_drawn_order(items: Iterable[Item], *, seed: int, limit: int | None) -> li
     return ordered[:limit]
 
 
-def left_and_right(item: Item, *, name: str, seed: int) -> tuple[Target, Target]:
+def left_and_right(item: Item, *, name: str, seed: int) -> tuple[Target, Target | None]:
     """The answers as this person sees them: which stands on the left is drawn for each item and person.
 
-    A person who prefers a side then disagrees with others, instead of agreeing with all who prefer it, too.
+    A person who prefers a side then disagrees with others, instead of agreeing with all who prefer it, too. An answer
+    alone has nothing on its right.
     """
+    if item.is_alone:
+        return item.example.preferred, None
     chosen, rejected = item.example.chosen, item.example.rejected
     first = _drawn_number("side", seed, name, item.key) % 2 == 0
     return (chosen, rejected) if first else (rejected, chosen)
@@ -346,6 +375,18 @@ def _drawn_item(
         seed=rollout.seed,
     )
     return Item(place=place, example=example, is_ranked=is_ranked)
+
+
+def _answer_item(rollout: Rollout, answer: Sequence[Candidate], *, place: Place) -> Item:
+    example = Example(
+        id=rollout.prompt.id,
+        ask=rollout.prompt.ask,
+        targets=(path_target(answer, role="answer", reward=0.0),),
+        policy_version=rollout.policy_version,
+        method="",
+        seed=rollout.seed,
+    )
+    return Item(place=place, example=example, is_ranked=False)
 
 
 def _rewards(paths: Sequence[Sequence[Candidate]], *, rollout: Rollout, config: Reward | None) -> list[float | None]:

@@ -48,6 +48,7 @@ class ShownItem:
         number: by which the server knows it.
         where: round and phase, in words.
         left, right: the answers' sentences.
+        is_alone: there is one answer, to be accepted or refused, and nothing on the right.
         sent_at_s: when the page was made, seconds since 1970.
     """
 
@@ -57,6 +58,7 @@ class ShownItem:
     question: str
     left: Sequence[Sentence]
     right: Sequence[Sentence]
+    is_alone: bool
     picture: ShownPicture | None
     sent_at_s: float
 
@@ -73,6 +75,7 @@ class ShownState:
         people: by name, how many verdicts count, skipped items included.
         agreements: of every two people with an item in common.
         scale: of the colours; None: no sentence has an image score, or none is to be shown.
+        asks_of_one: see `name_page`.
         note: something that the person should know, such as that the disk is full.
     """
 
@@ -84,16 +87,18 @@ class ShownState:
     people: Mapping[str, int]
     agreements: Sequence[Agreement]
     scale: RewardScale | None
+    asks_of_one: bool = False
     note: str = ""
 
 
-def name_page(*, run: str, people: Mapping[str, int], refused: str = "") -> str:
+def name_page(*, run: str, people: Mapping[str, int], asks_of_one: bool = False, refused: str = "") -> str:
     """The first screen.
 
     Args:
+        asks_of_one: answers come one by one, to be accepted or refused.
         refused: what was given and cannot be a name.
     """
-    return _render("name", run=run, people=people, refused=refused)
+    return _render("name", run=run, people=people, asks_of_one=asks_of_one, refused=refused)
 
 
 def item_page(item: ShownItem, *, state: ShownState) -> str:

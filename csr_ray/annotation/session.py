@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from csr_ray.annotation.agreement import agreements
-from csr_ray.annotation.items import Item, SentenceScores, left_and_right
+from csr_ray.annotation.items import NO_ANSWER, Item, SentenceScores, left_and_right
 from csr_ray.annotation.page import ShownItem, ShownPicture, ShownState, done_page, item_page, shown_picture
 from csr_ray.annotation.verdicts import UNDO, Annotations, Verdict
 from csr_ray.config.schema import Data
@@ -26,6 +26,7 @@ from csr_ray.store.tables import picture_bytes
 
 _MAX_SECONDS = 24 * 3600.0
 _PICTURES_KEPT = 16
+_ALONE = {"left": "accepted", "right": "refused", "tie": "neither", "skip": "skipped"}
 _LAST = {"left": "left is better", "right": "right is better", "tie": "a tie", "skip": "skipped"}
 
 
@@ -49,6 +50,7 @@ class Session:
         shows_scores: bool,
     ) -> None:
         self.run_name = run.name
+        self.asks_of_one = any(item.is_alone for item in items)
         self.items = items
         self.annotations = annotations
         self._run, self._data, self._seed = run, data, seed
@@ -76,29 +78,37 @@ class Session:
             where=str(item.place),
             question=item.example.ask.text,
             left=self._scores.sentences(item, target=left),
-            right=self._scores.sentences(item, target=right),
+            right=[] if right is None else self._scores.sentences(item, target=right),
+            is_alone=right is None,
             picture=self.picture(number),
             sent_at_s=round(now_s, 1),
         )
         return item_page(shown, state=state)
 
-    def judge(self, name: str, *, number: int, verdict: str, sent: str | None, now_s: float) -> bool:
-        """Keep a verdict on the item of this number; False if there is none. The second on one item is ignored.
+    def judge(self, name: str, *, number: int, verdict: str, sent: str | None, now_s: float) -> str:
+        """Keep a verdict on the item of this number, unless this person has judged it already.
 
         Args:
+            number: of an item that there is.
             sent: what the page says of when it was made, seconds since 1970.
+
+        Returns:
+            What the person has to know: that another verdict stands, as from a second tab. Empty if this one does.
 
         Raises:
             StorageError: it cannot be kept.
         """
-        if number >= len(self.items):
-            return False
         item = self.items[number]
         sides = left_and_right(item, name=name, seed=self._seed)
         seconds = _seconds_since(sent, now_s=now_s)
         line = Verdict.of(item, sides=sides, verdict=verdict, seconds=seconds, time=_utc(now_s))
-        self.annotations.add(name, verdict=line)
-        return True
+        if self.annotations.add(name, verdict=line):
+            return ""
+        stands = self.annotations.of(name).get(item.key)
+        if stands is None or stands.says_the_same_as(line):
+            return ""
+        id = item.example.id
+        return f"{id} was judged already: {_in_words(stands)}. That stays; to change it, undo until {id} comes."
 
     def undo(self, name: str, *, now_s: float) -> None:
         """Take back what this person said last in this session's items, if they said anything.
@@ -124,10 +134,11 @@ class Session:
             name=name,
             num_done=sum(key in self._numbers for key in opinions.get(name, ())),
             num_items=len(self.items),
-            last="" if last is None else f"Noted of {last.id}: {_LAST[last.verdict]}. Undo takes it back.",
+            last="" if last is None else f"Noted of {last.id}: {_in_words(last)}. Undo takes it back.",
             people={name: len(verdicts) for name, verdicts in opinions.items()},
             agreements=agreements(opinions),
             scale=self._scores.scale if self._shows_scores else None,
+            asks_of_one=self.asks_of_one,
             note=note,
         )
 
@@ -167,6 +178,10 @@ class Session:
             found += [Path(self._data.images)] if self._data.images else []
             found.append(Path(self._data.prompts).parent)
         return [*found, self._run.root]
+
+
+def _in_words(verdict: Verdict) -> str:
+    return (_ALONE if verdict.right_digest == NO_ANSWER else _LAST)[verdict.verdict]
 
 
 def _decoded(content: bytes | None) -> Image.Image | None:

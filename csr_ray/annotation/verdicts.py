@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from csr_ray.annotation.items import Item, ItemKey, digest
+from csr_ray.annotation.items import NO_ANSWER, Item, ItemKey, digest
 from csr_ray.errors import ConfigError
 from csr_ray.records import JsonDict, Target
 from csr_ray.store.atomic import make_folder, storage_errors, sync_folder, write_all
@@ -23,8 +23,11 @@ from csr_ray.store.atomic import make_folder, storage_errors, sync_folder, write
 CHOICES: Final = ("left", "right", "tie", "skip")
 UNDO: Final = "undo"
 FOLDER: Final = "annotations"
+ANSWERS_FOLDER: Final = f"{FOLDER}/answers"
+ACCEPTED: Final = f"{FOLDER}/accepted.jsonl"
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+# Not the name of the file that stands beside those of people.
+_NAME = re.compile(r"(?!accepted$)[a-z0-9][a-z0-9_-]{0,39}")
 
 
 def person_of(text: str) -> str | None:
@@ -47,7 +50,7 @@ class Verdict:
     Attributes:
         left_nodes, right_nodes: the candidates that the answers consist of, as they stood on the page.
         left_digest, right_digest: of the texts (`csr_ray.annotation.items.digest`).
-        verdict: one of `CHOICES`, or `UNDO`.
+        verdict: one of `CHOICES`, or `UNDO`. Of an answer alone, "left" accepts it and "right" refuses it.
         seconds: from when the page was sent to when the verdict came; None: unknown.
         time: when it came, UTC, in ISO 8601.
     """
@@ -65,7 +68,7 @@ class Verdict:
 
     @classmethod
     def of(
-        cls, item: Item, *, sides: tuple[Target, Target], verdict: str, seconds: float | None, time: str
+        cls, item: Item, *, sides: tuple[Target, Target | None], verdict: str, seconds: float | None, time: str
     ) -> Verdict:
         left, right = sides
         return cls(
@@ -73,9 +76,9 @@ class Verdict:
             phase=item.key.phase,
             id=item.key.id,
             left_nodes=left.nodes,
-            right_nodes=right.nodes,
+            right_nodes=() if right is None else right.nodes,
             left_digest=digest(left.text),
-            right_digest=digest(right.text),
+            right_digest=NO_ANSWER if right is None else digest(right.text),
             verdict=verdict,
             seconds=seconds,
             time=time,
@@ -89,6 +92,10 @@ class Verdict:
     def better(self) -> str | None:
         """Digest of the answer that was found better; None where neither was."""
         return {"left": self.left_digest, "right": self.right_digest}.get(self.verdict)
+
+    def says_the_same_as(self, other: Verdict) -> bool:
+        """Of the same two answers, on whichever side each of them stood."""
+        return self.better == other.better and (self.better is not None or self.verdict == other.verdict)
 
     def to_plain(self) -> JsonDict:
         """As its line has it."""
@@ -203,9 +210,13 @@ class Annotations:
     def by_person(self) -> dict[str, dict[ItemKey, Verdict]]:
         """What counts of everybody who has said something, by name and item."""
         with self._lock:
-            names = [path.stem for path in sorted(self.folder.glob("*.jsonl")) if person_of(path.stem) == path.stem]
-            found = {name: self.of(name) for name in names}
+            found = {name: self.of(name) for name in self._names()}
         return {name: verdicts for name, verdicts in found.items() if verdicts}
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anybody has ever said something, taken back since or not."""
+        return bool(self._names())
 
     def of(self, name: str) -> dict[ItemKey, Verdict]:
         """What counts of one person, in the order in which it was said."""
@@ -231,6 +242,9 @@ class Annotations:
     def num_bad_lines(self) -> int:
         with self._lock:
             return sum(file.num_bad_lines for file in self._files.values())
+
+    def _names(self) -> list[str]:
+        return [path.stem for path in sorted(self.folder.glob("*.jsonl")) if person_of(path.stem) == path.stem]
 
     def _file(self, name: str) -> VerdictFile:
         assert person_of(name) == name, name

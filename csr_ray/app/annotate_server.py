@@ -157,7 +157,12 @@ class _Handler(BaseHTTPRequestHandler):
         if (name := person_of(given)) is not None:
             page = session.page(name, now_s=time.time())
         else:
-            page = name_page(run=session.run_name, people=session.people(), refused=given)
+            page = name_page(
+                run=session.run_name,
+                people=session.people(),
+                asks_of_one=session.asks_of_one,
+                refused=given,
+            )
         return _Reply(HTTPStatus.OK, page.encode())
 
     def _post(self, path: str, *, form: dict[str, str]) -> _Reply:
@@ -172,8 +177,12 @@ class _Handler(BaseHTTPRequestHandler):
                 number, verdict = form.get("item", ""), form.get("verdict")
                 if not re.fullmatch("[0-9]{1,9}", number) or verdict not in CHOICES:
                     return _said(HTTPStatus.BAD_REQUEST, f"A verdict is one of: {', '.join(CHOICES)}.")
-                if not session.judge(name, number=int(number), verdict=verdict, sent=form.get("sent"), now_s=now_s):
+                if int(number) >= len(session.items):
                     return _said(HTTPStatus.NOT_FOUND, "There is no such item.")
+                note = session.judge(name, number=int(number), verdict=verdict, sent=form.get("sent"), now_s=now_s)
+                if note:
+                    page = session.page(name, now_s=now_s, note=note)
+                    return _Reply(HTTPStatus.CONFLICT, page.encode())
             else:
                 return _said(HTTPStatus.NOT_FOUND, "There is nothing here.")
         except StorageError as error:

@@ -8,7 +8,7 @@ the method has keys of its own, a class `Keys`, whose section of the config is c
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -35,7 +35,7 @@ class About:
         source: who described it and when, as it is cited.
         arxiv: the number of that paper there; None: it is not there.
         needs: what there has to be besides prompts and a policy: a reference answer with each prompt ("truth"),
-            somebody who judges in words ("judge"), CLIP ("scorer").
+            somebody who judges in words ("judge"), CLIP ("scorer"), a file of what people have decided ("people").
         rollouts: what is generated for a prompt.
         objective: what is minimised in training.
     """
@@ -45,7 +45,7 @@ class About:
     rollouts: str
     objective: str
     arxiv: str | None = None
-    needs: tuple[Literal["truth", "judge", "scorer"], ...] = ()
+    needs: tuple[Literal["truth", "judge", "scorer", "people"], ...] = ()
 
 
 class Method(Protocol):
@@ -102,6 +102,22 @@ class AsksJudge(Protocol):
         A question that the judge does not answer (JudgeFailure) is noted in the rollout, so that `examples` can drop
         it by a reason; that it cannot be asked at all is nobody's to catch.
         """
+        ...
+
+
+@runtime_checkable
+class AwaitsPeople(Protocol):
+    """A method that may leave it to people which answers are trained on, once the answers are drawn.
+
+    Then `examples` follows from the rollout and from what people had said when the run was started, so it is asked
+    anew at every start until the phase is decided; after that nobody asks again.
+    """
+
+    @property
+    def awaits_people(self) -> bool: ...
+
+    def awaits(self, rollouts: Iterable[Rollout]) -> str | None:
+        """What people have left undone on a phase that consists of these rollouts; None: it can be decided."""
         ...
 
 

@@ -12,9 +12,8 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Final
 
 from pydantic import Field
@@ -59,8 +58,9 @@ class Keys(Section):
     )
     accepted: str | None = Field(
         None,
-        description="JSON lines with id (the prompt's) and text: answers that a person has accepted. An answer is "
-        "accepted then if it is there, and min_rouge has no say; null: by min_rouge",
+        description="JSON lines with id (the prompt's) and text: answers that a person has accepted, or, with "
+        "accepted: false, refused (csr-ray annotate RUN_DIR --from answers). min_rouge has no say then, and a phase "
+        "waits for lines on its answers; the file need not be there before. null: by min_rouge",
     )
     accumulate: bool = Field(
         True, description="a round is trained on what all earlier rounds have accepted, too; false: on its own alone"
@@ -82,18 +82,32 @@ class Keys(Section):
 def build(config: Config) -> Illume:
     keys = config.method_keys
     assert isinstance(keys, Keys), keys
-    if keys.accepted is not None and _WORLD not in keys.accepted:
-        path = keys.accepted if "://" in keys.accepted else os.path.abspath(os.path.expanduser(keys.accepted))
-        keys = keys.model_copy(update={"accepted": path})  # actors work in other folders
-        read_accepted(path)
-    return Illume(keys=keys)
+    # Read once a start: whatever happens to the file meanwhile, all of a phase is decided by the same words.
+    return Illume(keys=keys, said=None if keys.accepted is None else read_accepted(keys.accepted))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What a person said of one answer to one prompt.
+
+    Attributes:
+        policy_versions: under which it was drawn when they said so; None among them: whichever it was.
+    """
+
+    is_accepted: bool
+    policy_versions: frozenset[int | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Illume:
-    """See `csr_ray.methods.base.Method`."""
+    """See `csr_ray.methods.base.Method` and `csr_ray.methods.base.AwaitsPeople`.
+
+    Attributes:
+        said: what people have said of answers, by the prompt's id and the text; None: `min_rouge` decides.
+    """
 
     keys: Keys
+    said: Mapping[tuple[str, str], Said] | None = field(default=None, repr=False)
     name: str = "illume"
     needs_scorer: bool = False
 
@@ -120,7 +134,7 @@ class Illume:
     async def rollout(
         self, phase: Phase, prompt: Prompt, *, engine: Engine, scorer: Scorer, policy_version: int, seed: int
     ) -> Rollout:
-        """The answers that differ, each with how it was judged, so that nobody has to ask again."""
+        """The answers that differ, each with how near it is to the truth, and what follows unless people decide."""
         started_s = time.perf_counter()
         num_tokens = 0
         if self._is_answer_only(prompt):
@@ -158,16 +172,35 @@ class Illume:
     def _judged(self, answer: Candidate, *, prompt: Prompt) -> Candidate:
         text = answer.text.strip()
         rouge = rouge_l(text, reference=prompt.truth) if prompt.truth else None
-        if self.keys.accepted is not None:
-            is_accepted = (prompt.id, text) in read_accepted(self.keys.accepted)
-        else:
+        scores: dict[str, float | None] = {"rouge_l": rouge}
+        if self.said is None:
             assert rouge is not None, prompt.id
-            is_accepted = len(text) >= _LEAST_CHARS and rouge >= self.keys.min_rouge
-        return replace(answer, scores={"rouge_l": rouge, _ACCEPTED: float(is_accepted)}, reward=rouge)
+            scores[_ACCEPTED] = float(len(text) >= _LEAST_CHARS and rouge >= self.keys.min_rouge)
+        return replace(answer, scores=scores, reward=rouge)
+
+    @property
+    def awaits_people(self) -> bool:
+        return self.said is not None
+
+    def awaits(self, rollouts: Iterable[Rollout]) -> str | None:
+        """A file without one line on an answer of this phase. Answers of earlier rounds may be given again, so a line
+        that names a policy version is of the answer that this one gave."""
+        if self.said is None:
+            return None
+        is_drawn = False
+        for rollout in rollouts:
+            for answer in rollout.candidates:
+                if answer.role != _SAMPLE:
+                    continue
+                is_drawn = True
+                said = self.said.get((rollout.prompt.id, answer.text.strip()))
+                if said is not None and not said.policy_versions.isdisjoint((None, rollout.policy_version)):
+                    return None
+        return f"illume.accepted = {self.keys.accepted!r} has no row on an answer of this phase" if is_drawn else None
 
     def examples(self, phase: Phase, rollout: Rollout) -> Sequence[Example] | Dropped:
         """Every accepted answer, or the short truth of a row of answer only."""
-        accepted = _accepted(rollout)
+        accepted = self._accepted(rollout)
         return [self._example(rollout, answer) for answer in accepted] if accepted else Dropped(NOT_ACCEPTED)
 
     def _example(self, rollout: Rollout, answer: Candidate) -> Example:
@@ -186,29 +219,47 @@ class Illume:
         num_drawn = sum(candidate.role == _SAMPLE for candidate in rollout.candidates)
         if not num_drawn:
             return {"answer_only": (1, 1)}
-        num_accepted = len(_accepted(rollout))
+        num_accepted = len(self._accepted(rollout))
         rates = {"accepted": (num_accepted, num_drawn), "has_accepted": (int(num_accepted > 0), 1)}
         return rates if not self.keys.answer_only_words else {**rates, "answer_only": (0, 1)}
 
+    def _accepted(self, rollout: Rollout) -> list[Candidate]:
+        return [answer for answer in rollout.candidates if self._is_accepted(answer, id=rollout.prompt.id)]
 
-def _accepted(rollout: Rollout) -> list[Candidate]:
-    return [
-        candidate
-        for candidate in rollout.candidates
-        if candidate.role == _ANSWER_ONLY or candidate.scores.get(_ACCEPTED) == 1
-    ]
+    def _is_accepted(self, answer: Candidate, *, id: str) -> bool:
+        if answer.role == _ANSWER_ONLY:
+            return True
+        if self.said is None:
+            return answer.scores.get(_ACCEPTED) == 1
+        said = self.said.get((id, answer.text.strip()))
+        return said is not None and said.is_accepted
 
 
-@lru_cache(maxsize=2)
-def read_accepted(path: str) -> frozenset[tuple[str, str]]:
-    """What a person has accepted, as (id of the prompt, text). Lines that are no such record are passed over.
+def read_accepted(path: str) -> dict[tuple[str, str], Said]:
+    """What people have said, by the prompt's id and the text; of several lines on one answer the last one counts.
+
+    A file of this machine that is not there, or empty, says nothing yet. Lines that are no such record are passed
+    over.
 
     Raises:
-        ConfigError: the file cannot be read, or has no usable line.
+        ConfigError: the file cannot be read, or has lines, and no usable one.
     """
-    rows = records_of(path, key="illume.accepted")
-    texts = ((row["id"], row.get("text")) for row in rows)
-    found = frozenset((key, text.strip()) for key, text in texts if isinstance(text, str) and text.strip())
+    if _WORLD in path or ("://" not in path and _says_nothing(os.path.expanduser(path))):
+        return {}
+    found: dict[tuple[str, str], Said] = {}
+    for row in records_of(path if "://" in path else os.path.expanduser(path), key="illume.accepted"):
+        text, accepted, version = row.get("text"), row.get("accepted", True), row.get("policy_version")
+        if not isinstance(text, str) or not text.strip() or not isinstance(accepted, bool):
+            continue
+        if version is not None and type(version) is not int:
+            continue
+        key = (row["id"], text.strip())
+        earlier = found[key].policy_versions if key in found else frozenset[int | None]()
+        found[key] = Said(is_accepted=accepted, policy_versions=earlier | {version})
     if not found:
         raise ConfigError(f"illume.accepted = {path!r}: not one line is a JSON object with id and text")
     return found
+
+
+def _says_nothing(path: str) -> bool:
+    return not os.path.lexists(path) or (os.path.isfile(path) and os.path.getsize(path) == 0)

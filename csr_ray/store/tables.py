@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -383,9 +383,9 @@ def _with_pictures(table: pa.Table, *, pictures: Callable[[Sequence[str]], Seque
     return table.set_column(at, table.schema.field(at), pa.array(rows, table.schema.field(at).type))
 
 
-def read_examples(path: Path) -> list[Example]:
-    """Read all examples of a file that `write_example_unit` or `join_example_units` has written."""
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+def read_examples(source: Path | IO[bytes]) -> list[Example]:
+    """Read all examples of a file that one of the functions above has written."""
+    with pq.ParquetFile(source, page_checksum_verification=True) as file:
         return [_example(row) for row in file.read(columns=_example_columns(file), use_threads=False).to_pylist()]
 
 

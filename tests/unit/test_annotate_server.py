@@ -21,9 +21,12 @@ import pyarrow.parquet as pq
 import pytest
 from annotated_runs import serving, write_run
 from PIL import Image
+from rich.console import Console
 
-from csr_ray.annotation.verdicts import Annotations
-from csr_ray.app.annotate_server import MAX_BODY_BYTES, is_own_host, is_own_page
+from csr_ray.annotation.verdicts import Annotations, person_of
+from csr_ray.app.annotate import Asked, annotate, export
+from csr_ray.app.annotate_server import MAX_BODY_BYTES, AnnotationServer, is_own_host, is_own_page
+from csr_ray.methods.illume import read_accepted
 from csr_ray.store.lock import lock_folder
 from csr_ray.store.run_folder import RunFolder
 
@@ -351,10 +354,26 @@ def test_undo_goes_back_step_by_step_also_after_the_end(run: Path) -> None:
 
 def test_pressing_twice_is_one_verdict(run: Path) -> None:
     with browsing(run) as browser:
-        for verdict in ("left", "left", "right"):
-            assert browser.post("verdict?name=ada", item="0", verdict=verdict)[0] == 303
+        for _ in range(3):
+            assert browser.post("verdict?name=ada", item="0", verdict="left")[0] == 303
         assert len((run / "annotations" / "ada.jsonl").read_text().splitlines()) == 1
         assert "1 of 4 judged" in browser.get("?name=ada")[1]
+
+
+@pytest.mark.parametrize("first, words", [("left", "left is better"), ("tie", "a tie"), ("skip", "skipped")])
+def test_another_verdict_of_a_second_tab_is_not_kept_and_the_page_says_so(run: Path, first: str, words: str) -> None:
+    with browsing(run) as browser:
+        found = re.search(r"round 1 · (p\d)", browser.get("?name=ada")[1])
+        assert found
+        browser.post("verdict?name=ada", item="0", verdict=first)
+        status, page, _ = browser.post("verdict?name=ada", item="0", verdict="right")
+        assert status == 409 and 'role="alert"' in page and "1 of 4 judged" in page
+        assert (
+            f"{found[1]} was judged already: {words}. That stays; to change it, undo until {found[1]} comes" in page
+        )
+        assert [json.loads(line)["verdict"] for line in (run / "annotations" / "ada.jsonl").open()] == [first]
+        browser.post("undo?name=ada")
+        assert browser.post("verdict?name=ada", item="0", verdict="right")[0] == 303
 
 
 def test_what_is_no_verdict_is_refused(run: Path) -> None:
@@ -472,3 +491,57 @@ def test_a_session_without_a_verdict_leaves_nothing(run: Path) -> None:
     with browsing(run) as browser:
         browser.get("?name=ada")
     assert sorted(run.rglob("*")) == before
+
+
+# ---- single answers ----
+
+
+def test_single_answers_are_accepted_or_refused_and_become_the_rows_that_illume_reads(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", num_rounds=2)
+    (run / "round_001" / "pairs.parquet").unlink()
+    with browsing(run, from_answers=True) as browser:
+        assert "Is the answer to be accepted?" in browser.get("")[1]
+        said = {}
+        for verdict in ("left", "right", "skip", "left"):
+            page = browser.get("?name=ada")[1]
+            assert "1</kbd> Accept" in page and "2</kbd> Refuse" in page and "Tie" not in page
+            assert page.count('<section class="answer"') == 1 and "The answer</h2>" in page
+            (id,) = re.findall(r"round 2 · (p\d)", page)
+            said[id, "red circle" in page] = verdict
+            after = browser.judge("ada", verdict)
+        assert "4 of 8 judged" in after and ": accepted. Undo takes it back." in after
+        number = re.search(r'name="item" value="(\d+)"', browser.get("?name=ada")[1])
+        assert number
+        status, page, _ = browser.post("verdict?name=ada", item=str(int(number[1]) - 1), verdict="right")
+        assert status == 409 and "was judged already: accepted." in page
+    output = run / "annotations" / "accepted.jsonl"
+    console = Console(record=True, width=200, file=io.StringIO())
+    export(str(run), output=output, of_answers=True, console=console)
+    shown = " ".join(console.export_text().split())
+    assert "accepted, by the majority 2" in shown and "refused 1" in shown and "left out: only skipped 1" in shown
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert {(row["id"], "red circle" in row["text"]): row["accepted"] for row in rows} == {
+        key: verdict == "left" for key, verdict in said.items() if verdict != "skip"
+    }
+    assert all(row["policy_version"] == 0 and row["annotators"] == ["ada"] for row in rows)
+    found = read_accepted(str(output))
+    assert {key: one.is_accepted for key, one in found.items()} == {
+        (row["id"], row["text"]): row["accepted"] for row in rows
+    }
+    assert Annotations(run / "annotations").by_person() == {}, "they are no verdicts on pairs"
+    assert person_of("accepted") is None, "whose file would be that of the answers"
+
+
+def test_accepted_answers_that_are_all_taken_back_are_none(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with browsing(run, from_answers=True) as browser:
+        browser.judge("ada", "left")
+    output = run / "annotations" / "accepted.jsonl"
+    monkeypatch.setattr(AnnotationServer, "serve_forever", lambda self, **_: None)
+    annotate(str(run), asked=Asked(from_answers=True), console=Console(quiet=True))
+    assert len(output.read_text().splitlines()) == 1
+    monkeypatch.undo()
+    with browsing(run, from_answers=True) as browser:
+        browser.post("undo?name=ada")
+    monkeypatch.setattr(AnnotationServer, "serve_forever", lambda self, **_: None)
+    annotate(str(run), asked=Asked(from_answers=True), console=Console(quiet=True))
+    assert output.read_bytes() == b"" and read_accepted(str(output)) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from dataclasses import replace
@@ -44,7 +45,8 @@ from csr_ray.annotation.items import (
     places_of_round,
 )
 from csr_ray.annotation.verdicts import UNDO, Annotations, Verdict, VerdictFile, person_of
-from csr_ray.app.annotate import Asked, export, opened_server
+from csr_ray.app.annotate import Asked, annotate, export, opened_server
+from csr_ray.app.annotate_server import AnnotationServer
 from csr_ray.errors import ConfigError, NoDataError
 from csr_ray.records import Candidate
 from csr_ray.store.run_folder import RunFolder
@@ -475,6 +477,51 @@ def test_what_is_printed_at_the_end(run: Path, tmp_path: Path, capsys: pytest.Ca
     assert "majority 2 100 %" in words
     assert "pairs, by the majority 2" in words
     assert "left out: people disagree 1" in words and "left out: tie 1" in words
+
+
+def ended_session(run: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What `csr-ray annotate` prints where it is ended as soon as it listens."""
+    monkeypatch.setattr(AnnotationServer, "serve_forever", lambda self, **_: None)
+    console = Console(record=True, width=200, quiet=False, file=io.StringIO())
+    annotate(str(run), asked=Asked(), console=console)
+    return " ".join(console.export_text().split())
+
+
+def test_where_all_is_taken_back_the_pairs_of_before_are_taken_back_too(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item, annotations = items_of(run)[0], Annotations(run / "annotations")
+    assert ended_session(run, monkeypatch).endswith("No verdict was given; nothing is written.")
+    assert not annotations.folder.exists()
+    annotations.add("ada", verdict=verdict_on(item, "left"))
+    ended_session(run, monkeypatch)
+    pairs = run / "annotations" / "pairs.parquet"
+    before = pq.read_table(pairs)
+    assert before.num_rows == 1
+    annotations.add("ada", verdict=verdict_on(item, UNDO))
+    said = ended_session(run, monkeypatch)
+    assert pq.read_table(pairs).num_rows == 0 and pq.read_schema(pairs) == before.schema
+    assert f"Every verdict is taken back; {pairs} has no pair any more." in said and "nothing is written" not in said
+
+
+def test_a_person_who_took_all_back_before_any_pairs_were_written_leaves_none(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    item, annotations = items_of(run)[0], Annotations(run / "annotations")
+    annotations.add("ada", verdict=verdict_on(item, "left"))
+    annotations.add("ada", verdict=verdict_on(item, UNDO))
+    assert ended_session(run, monkeypatch).endswith("Every verdict is taken back; nothing is written.")
+    assert not (run / "annotations" / "pairs.parquet").exists()
+
+
+def test_verdicts_on_another_round_are_said_where_the_round_was_not_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "run", num_rounds=2)
+    places = find_places(RunFolder(run))
+    assert "--round" not in ended_session(run, monkeypatch)
+    Annotations(run / "annotations").add("ada", verdict=verdict_on(pair_items(places[0])[0][0], "left"))
+    assert "round 2 (pairs); people have begun round 1: --round 1 goes on with it" in ended_session(run, monkeypatch)
 
 
 def test_nothing_judged_yet_is_exit_code_3(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import queue
+import re
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,16 @@ from unittest import mock
 
 import pyarrow.parquet as pq
 import pytest
-from fakes import FakeGenerators, FakeMachinery, FakeTrainer, PromptList, scale_of, tiny_config
+from fakes import (
+    FakeGenerators,
+    FakeMachinery,
+    FakeTrainer,
+    PromptList,
+    TwoAnswerEngine,
+    scale_of,
+    sentence,
+    tiny_config,
+)
 from journals import entries_of
 from rich.console import Console
 
@@ -754,6 +764,49 @@ def test_a_phase_that_accumulates_and_has_nothing_yet_ends_the_run_in_one_line(t
     )
     with pytest.raises(NoDataError, match=r"round 1: no rollout gave a training example .*'not_accepted': 5"):
         Driver(tmp_path).run()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_phase_whose_answers_people_accept_waits_for_them_and_keeps_to_what_they_said(
+    tmp_path, monkeypatch, streaming: bool
+) -> None:
+    async def answer(self, ask, *, temperature, max_tokens, seed, top_p=1.0):
+        return sentence("Good." if seed % 2 else "Bad.", ids=(5 + seed % 2, 2), ended=True)
+
+    monkeypatch.setattr(TwoAnswerEngine, "answer", answer, raising=False)
+    accepted, run = tmp_path / "accepted.jsonl", tmp_path / "run"
+
+    def started(*rows: tuple[str, int, bool]) -> Driver:
+        """The same command again, after people have said so much: of a prompt, a policy version, and what."""
+        plain = [
+            {"id": id, "text": text, "policy_version": version, "accepted": is_accepted}
+            for id, version, is_accepted in rows
+            for text in ("Good.", "Bad.")
+        ]
+        accepted.write_text("".join(json.dumps(row) + "\n" for row in plain))
+        return Driver(run, method="illume", illume={"accepted": str(accepted)}, train={"streaming": streaming})
+
+    def ends(driver: Driver, words: str) -> list[tuple[int, str]]:
+        with pytest.raises(NoDataError, match=words):
+            driver.run()
+        return sorted(driver.generators.grown)
+
+    waits = r": illume\.accepted = .* has no row on an answer of this phase; let people accept or refuse some.* again"
+    assert len(ends(started(), "^round 1" + waits)) == 5, "everything is drawn before anybody is asked"
+    assert ends(started(), re.escape(f"csr-ray annotate {run} --from answers")) == []
+    # A verdict is not kept for longer than it stands.
+    assert ends(started(("p0", 0, False)), "^round 1: no rollout gave a training example") == []
+    first = [("p0", 0, True), ("p1", 0, False)]
+    assert len(ends(started(*first), "^round 2" + waits)) == 5
+    examples = run / "round_000" / "examples.parquet"
+    before = examples.read_bytes()
+    assert {example.id for example in read_examples(examples)} == {"p0"}
+    driver = started(("p0", 0, False), ("p1", 0, True), ("p2", 1, True))
+    summary = driver.run()
+    assert driver.generators.grown == [] and examples.read_bytes() == before, "what is decided stays so"
+    assert {example.id for example in read_examples(run / "round_001" / "examples.parquet")} == {"p1", "p2"}
+    assert summary["rounds"][1]["pairs"]["dropped"] == {"no_answer_accepted": 3}
+    assert {finding.file for finding in check_run(run).damage} <= {"config.yaml"}, "fakes have no config file"
 
 
 def test_what_an_earlier_round_made_for_another_phase_is_left_alone(tmp_path, monkeypatch) -> None:

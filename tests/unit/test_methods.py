@@ -23,7 +23,8 @@ def test_every_method_says_what_it_is_and_has_a_config(name: str) -> None:
     about = about_of(name)
     assert about is not None
     assert all((about.title, about.source, about.rollouts, about.objective))
-    assert configs_by_method()[name]
+    # What people have decided is of a run of theirs, so no config can name it beforehand (docs/annotate.md).
+    assert configs_by_method().get(name) or "people" in about.needs
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -13,7 +13,7 @@ from fakes import TableScorer, sentence, tiny_config
 
 from csr_ray.config.load import parse_config, to_plain
 from csr_ray.errors import ConfigError
-from csr_ray.methods.base import Dropped, Method, method_of
+from csr_ray.methods.base import AwaitsPeople, Dropped, Method, method_of
 from csr_ray.records import Ask, Example, Phase, Prompt, Rollout, Sentence
 from csr_ray.store.tables import read_rollouts, write_rollouts
 
@@ -162,23 +162,74 @@ def test_what_nobody_accepts_is_counted() -> None:
     assert made(one, short) == "no_answer_accepted", "an answer has three characters at least"
 
 
-def test_a_person_accepts_by_a_file_and_rouge_has_no_say(tmp_path: Path) -> None:
+def lines(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_person_accepts_by_a_file_after_the_answers_are_drawn_and_rouge_has_no_say(tmp_path: Path) -> None:
     path = tmp_path / "accepted.jsonl"
-    rows = [{"id": "p", "text": f" {SQUARE} "}, {"id": "q", "text": BOTH}, {"id": "p"}, ["p", STAR]]
-    path.write_text("\n".join([*map(json.dumps, rows), "no json"]))
-    one = method("illume", accepted=str(path))
     prompt = replace(PROMPT, truth=None)
-    assert one.refuses(prompt) is None
-    rollout = rolled(one, [BOTH, SQUARE], prompt=prompt)
-    (example,) = made(one, rollout)
-    assert isinstance(example, Example) and example.preferred.text == SQUARE
+    before = method("illume", accepted=str(path))
+    assert before.refuses(prompt) is None, "the file may come later than the answers"
+    rollout = rolled(before, [BOTH, SQUARE], prompt=prompt)
     assert [candidate.reward for candidate in rollout.candidates] == [None, None]
-    path.write_text("\n")
-    with pytest.raises(ConfigError, match=r"illume.accepted = '.*none.jsonl': cannot be read"):
-        method("illume", accepted=str(tmp_path / "none.jsonl"))
-    (tmp_path / "empty.jsonl").write_text('{"id": 1}\n')
-    with pytest.raises(ConfigError, match=r"empty.jsonl': not one line is a JSON object with id and text"):
-        method("illume", accepted=str(tmp_path / "empty.jsonl"))
+    assert made(before, rollout) == "no_answer_accepted"
+    lines(path, {"id": "p", "text": f" {SQUARE} "}, {"id": "q", "text": BOTH}, {"id": "p"}, ["p", STAR])
+    path.write_text(path.read_text() + "no json")
+    write_rollouts(tmp_path / "unit.parquet", rollouts=[rollout])
+    (stored,) = read_rollouts(tmp_path / "unit.parquet")
+    one = method("illume", accepted=str(path))
+    (example,) = made(one, stored)
+    assert isinstance(example, Example) and example.preferred.text == SQUARE
+    assert one.rates(stored) == {"accepted": (1, 2), "has_accepted": (1, 1)}
+    lines(path, {"id": "p", "text": BOTH})
+    assert made(one, stored) == [example], "a start keeps to the file as it was then"
+
+
+def test_a_person_may_refuse_too_and_the_last_word_on_an_answer_counts(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "accepted.jsonl",
+        {"id": "p", "text": BOTH, "accepted": True},
+        {"id": "p", "text": SQUARE, "accepted": False},
+        {"id": "p", "text": BOTH, "accepted": False},
+        {"id": "p", "text": STAR, "accepted": "no"},
+        {"id": "p", "text": MOON, "policy_version": "2"},
+    )
+    one = method("illume", accepted=str(path))
+    assert made(one, rolled(one, [BOTH, SQUARE, STAR, MOON])) == "no_answer_accepted"
+
+
+def test_a_file_of_accepted_answers_that_is_none_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"wrong.jsonl': not one line is a JSON object with id and text"):
+        method("illume", accepted=str(lines(tmp_path / "wrong.jsonl", {"id": 1})))
+    with pytest.raises(ConfigError, match=r"illume.accepted = '.*': cannot be read: a folder"):
+        method("illume", accepted=str(tmp_path))
+    (tmp_path / "empty.jsonl").touch()
+    rollout = rolled(method("illume"), [BOTH])
+    assert made(method("illume", accepted=str(tmp_path / "empty.jsonl")), rollout) == "no_answer_accepted"
+
+
+def test_a_phase_waits_until_somebody_has_judged_one_of_its_answers(tmp_path: Path) -> None:
+    path = tmp_path / "accepted.jsonl"
+    rollouts = [rolled(method("illume"), [BOTH, SQUARE])]
+    assert rollouts[0].policy_version == 2
+
+    def waits(*rows: object) -> str | None:
+        one = method("illume", accepted=str(lines(path, *rows)))
+        assert isinstance(one, AwaitsPeople)
+        return one.awaits(rollouts)
+
+    row = {"id": "p", "text": BOTH}
+    assert waits() == f"illume.accepted = {str(path)!r} has no row on an answer of this phase"
+    assert waits({"id": "p", "text": MOON}) is not None and waits({"id": "q", "text": BOTH}) is not None
+    assert waits({**row, "policy_version": 1}) is not None, "an answer of an earlier round that is given again"
+    assert waits({**row, "policy_version": 1}, {**row, "policy_version": 2, "accepted": False}) is None
+    assert waits(row) is None
+    assert method("illume").awaits(rollouts) is None, "nobody is asked"  # type: ignore[attr-defined]
+    short = rolled(method("illume", answer_only_words=2), [], prompt=replace(PROMPT, truth="Yes"))
+    one = method("illume", accepted=str(path), answer_only_words=2)
+    assert one.awaits([short]) is None, "nothing was drawn"  # type: ignore[attr-defined]
 
 
 def test_without_a_truth_and_a_person_a_prompt_is_refused() -> None:
