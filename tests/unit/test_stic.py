@@ -199,7 +199,10 @@ def test_where_no_prompt_has_a_truth_the_second_phase_is_not_started(
     if starts:
         _check_truth(method, prompts.take(), source="p.jsonl", rounds=2)
         return
-    with pytest.raises(ConfigError, match=r"data.prompts = 'p.jsonl': no prompt has a truth, and phase infused of"):
+    needs = {"both": "phase infused of", "second": r"method = 'stic' needs it \(truth is missing; stic's second"}[
+        stages
+    ]
+    with pytest.raises(ConfigError, match=f"data.prompts = 'p.jsonl': no prompt has a truth, and {needs}"):
         _check_truth(method, prompts.take(), source="p.jsonl", rounds=2)
 
 
