@@ -29,7 +29,7 @@ from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
 from csr_ray.app.inputs import check_paths, checked_reference, resolve_world, uses_world
 from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job, settle_of_job
-from csr_ray.app.paths import pictures_on_disk, placed
+from csr_ray.app.paths import pictures_on_disk, placed, stamp_anywhere
 from csr_ray.app.place import folder_of, found_at, move_aside_at_url, opened_to_read, read_at, settled, take
 from csr_ray.app.plan import make_plan, print_plan
 from csr_ray.app.stop import SignalStop
@@ -512,9 +512,20 @@ def _open_prompts(
         urls=data.urls,
         reader=reader,
         index_folder=cache_folder() / "prompts" if is_large(data.prompts) else None,
-        refuses_what=json.dumps([[one.method, to_plain(one).get(one.method)] for one in config.of_each_method]),
+        refuses_what=json.dumps([_what_refuses(one) for one in config.of_each_method]),
         on_rows=on_rows,
     )
+
+
+def _what_refuses(config: Config) -> list[Any]:
+    """What a method's `refuses` goes by: its keys, and how the files that they name are told from what they were.
+
+    Any key may name a file, and the one that does not has no stamp.
+    """
+    keys = config.method_keys.model_dump(mode="json")
+    names = [value for value in keys.values() if isinstance(value, str) and "\0" not in value]
+    stamps = [stamp_anywhere(name if "://" in name else os.path.expanduser(name)) for name in names]
+    return [config.method, keys, stamps]
 
 
 def _rejections_of_reader(config: Config) -> Iterator[Rejection]:
