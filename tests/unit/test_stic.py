@@ -69,7 +69,7 @@ def test_a_round_is_preferences_and_then_truths_behind_descriptions() -> None:
     first, second = method_of(config()).phases(0)
     assert (first.name, first.objective, first.num_answers, first.has_reference) == ("main", None, 2, False)
     assert (second.name, second.objective, second.num_answers, second.needs_truth) == ("infused", "sft", 1, True)
-    assert method_of(config(stages="first")).phases(0) == (FIRST,)
+    assert method_of(config(stages="first")).phases(0) == (replace(FIRST, nll_weight=1 / 1024),)
     assert method_of(config(stages="second")).phases(0) == (SECOND,)
 
 
@@ -180,6 +180,16 @@ def test_rollouts_and_examples_of_both_phases_come_back_from_their_files(tmp_pat
         join_example_units(file, units=[unit], num_answers=num)
         (back,) = read_examples(file)
         assert (back.ask, back.preferred.token_ids) == (example.ask, example.preferred.token_ids)
+
+
+def test_the_first_phase_has_the_papers_nll_term_whatever_other_methods_have() -> None:
+    first, second = method_of(config()).phases(0)
+    assert (first.own_keys, second.own_keys) == ({"nll_weight": 1 / 1024}, {"objective": "sft"})
+    (first,) = method_of(config(stages="first", nll_weight=0)).phases(0)
+    assert first.own_keys == {"nll_weight": 0.0}, "0 is named, too"
+    both = method_of(tiny_config(method=["stic", "csr"], train={"nll_weight": 0.3}))  # type: ignore[arg-type]
+    assert [phase.own_keys for phase in both.phases(0)] == [{"nll_weight": 1 / 1024}, {"objective": "sft"}]
+    assert [phase.own_keys for phase in both.phases(1)] == [{}], "csr goes by train.nll_weight"
 
 
 @pytest.mark.parametrize(
