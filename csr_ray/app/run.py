@@ -27,6 +27,7 @@ from rich.console import Console
 from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
+from csr_ray.app.idle_keys import check_idle_keys
 from csr_ray.app.inputs import check_paths, checked_reference, resolve_world, uses_world
 from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job, settle_of_job
 from csr_ray.app.paths import pictures_on_disk, placed, stamp_anywhere
@@ -97,6 +98,7 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
     _check_run_dir(given.run.dir)
     folder = folder_of(given.run.dir)
     method = method_of(given)
+    check_idle_keys(given)
     check_trackers(given.run.trackers)
     if dry_run:
         _dry_run(given, method=method, view=view)

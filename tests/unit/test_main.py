@@ -170,6 +170,30 @@ def test_dry_run_checks_the_paths(
     assert "policy.model = './none'" in error_line(capsys)
 
 
+# ---- what would do nothing ----
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("sft", ["decoding.rollouts=true", "decoding.kind=vdd"]),
+        ("sima-then-csr", ["decoding.rollouts=true", "decoding.kind=vdd"]),
+        ("sft", ["train.rejected_logp=top1_or_2"]),
+        ("povid", ["train.label_smoothing=0.2", "povid.stages=noise"]),
+        ("vdd", ["eval.benchmarks=[]"]),
+        ("post-hoc", ["eval.benchmarks=[chair]"]),
+    ],
+)
+def test_a_key_that_would_do_nothing_ends_a_run_before_anything_starts(
+    name: str, overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(Path(TINY_WORLD).parent / "methods" / f"{name}.yaml")
+    for more in (["--dry-run"], []):
+        assert main(["run", config, f"run.dir={tmp_path / 'run'}", *overrides, *more]) == 2
+        assert error_line(capsys).startswith(f"csr-ray: {overrides[0].split('=')[0]} = ")
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+
 # ---- truths ----
 
 NEEDS_TRUTH: dict[str, dict[str, Any]] = {
