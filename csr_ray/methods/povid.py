@@ -34,7 +34,7 @@ ABOUT: Final = About(
     source="Zhou et al. 2024",
     arxiv="2402.11411",
     needs=("truth",),
-    rollouts="nothing",
+    rollouts="none",
     objective="DPO, the truth against an edit of it; then also against what a noisy picture would have it say",
 )
 NO_EDIT: Final = "no_edit_of_the_truth"
