@@ -36,6 +36,7 @@ _READ_BY: Final[Mapping[str, tuple[_Reads, str]]] = {
     "noise_step": (_is_of("dpo_noise"), "has the objective dpo_noise"),
     "noise_weight": (_is_of("dpo_noise"), "has the objective dpo_noise"),
     "noise_collision": (_is_of("dpo_noise"), "has the objective dpo_noise"),
+    "noise_overflow": (_is_of("dpo_noise"), "has the objective dpo_noise"),
     "view_weight": (_is_of("two_views"), "has the objective two_views"),
     "consistency_weight": (_is_of("two_views"), "has the objective two_views"),
     "rejected_logp": (_has_own_rejected_answers, "compares an answer with one rejected answer"),

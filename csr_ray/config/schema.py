@@ -384,6 +384,12 @@ class Train(Section):
         description="objective = dpo_noise: what is rejected where the noisy picture's likeliest token is that of "
         "the chosen answer. keep: that token all the same (paper); second_best: the likeliest other one",
     )
+    noise_overflow: Literal["clamp", "wrap"] = Field(
+        "clamp",
+        description="objective = dpo_noise: what becomes of noisy pixels that are no colour any more. clamp: the "
+        "nearest one that is (paper); wrap: as bytes they come round from the other end, as in the released code, "
+        "which is harsher noise",
+    )
     rejected_logp: Literal["labels", "top1_or_2"] = Field(
         "labels",
         description="what the loss takes for a rejected answer's log-prob. labels: that of its own tokens (papers); "

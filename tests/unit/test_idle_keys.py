@@ -78,6 +78,7 @@ def test_whole_answers_are(method: Any) -> None:
         ("stic", {"stages": "second"}, "label_smoothing", 0.2),
         ("stic", {}, "nll_weight", 0.2),
         ("csr", {}, "noise_step", 10),
+        ("povid", {"stages": "text"}, "noise_overflow", "wrap"),
         ("csr", {}, "view_weight", 0.5),
         ("csr", {}, "positive_penalty", 5.0),
         (["sft", "illume"], {}, "label_smoothing", 0.2),
