@@ -315,6 +315,7 @@ class Phase:
         accumulates: it is trained on the examples of the same phase in all earlier rounds, too. Those are of earlier
             policy versions, which is right for single answers alone: they have no reference.
         needs_truth: prompts without a truth give it nothing; where no prompt has one, nothing is started.
+        nll_weight: factor of the chosen answers' NLL in the loss of its pairs; None: what `train.nll_weight` says.
     """
 
     name: str = "main"
@@ -325,11 +326,18 @@ class Phase:
     has_reference: bool = True
     accumulates: bool = False
     needs_truth: bool = False
+    nll_weight: float | None = None
 
     def __post_init__(self) -> None:
         assert self.num_answers == 1 or not self.accumulates, f"phase {self.name}: pairs of earlier policies"
         is_known = self.num_answers == 2 or self.objective in IMITATIONS
         assert is_known, f"phase {self.name}: objective {self.objective} needs pairs, and it has single answers"
+
+    @property
+    def own_keys(self) -> dict[str, Any]:
+        """The keys of the config's section `train` that the phase itself names, with their values."""
+        named = {"objective": self.objective, "nll_weight": self.nll_weight}
+        return {key: value for key, value in named.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -466,8 +466,7 @@ class CycleTrainer:
         training: str = "",
         dose: Dose | None = None,
     ) -> PairTrainer:
-        own = {"objective": phase.objective} if phase and phase.objective else {}
-        train = self._train.model_copy(update=own)
+        train = self._train.model_copy(update=phase.own_keys if phase else {})
         # The made-up pairs of a rehearsal have no log-probs of an engine either, so there is nothing to compare.
         is_of_others = train.objective == "dpo_noise" or train.rejected_logp != "labels"
         if is_rehearsal or (phase and not phase.has_reference) or is_of_others:

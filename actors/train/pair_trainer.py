@@ -138,7 +138,11 @@ class PairTrainer(DPOTrainer):
             "no engine has a log-prob of what a noisy picture would have it say"
         )
         return NoisyCollator(
-            collator, step=self._train.noise_step, seed=self._noise_seed, passes=lambda: self._passes
+            collator,
+            step=self._train.noise_step,
+            overflow=self._train.noise_overflow,
+            seed=self._noise_seed,
+            passes=lambda: self._passes,
         )
 
     def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:

@@ -27,6 +27,7 @@ from csr_ray.app.doctor_fit import fit_checks
 from csr_ray.app.driver_log import logged
 from csr_ray.app.evaluate import evaluate, print_evaluation, said_of, what_is_asked
 from csr_ray.app.flags import named
+from csr_ray.app.idle_keys import check_idle_keys
 from csr_ray.app.inputs import (
     check_paths,
     check_policy,
@@ -330,6 +331,7 @@ def doctor_config(path: str, *, overrides: Sequence[str]) -> tuple[list[Check], 
     """
     given = load_config(path, overrides=overrides)
     method = method_of(given)
+    check_idle_keys(given)
     config = resolve_world(given, folder=world_folder(world_spec(given.world))) if uses_world(given) else given
     address = cluster_address() or ""
     requirements = tested_requirements()

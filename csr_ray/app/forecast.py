@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from csr_ray.app.idle_keys import check_idle_keys
 from csr_ray.app.inputs import resolve_world, uses_world
 from csr_ray.app.measured import MeasuredRun, measured_run
 from csr_ray.app.run import world_spec
@@ -169,6 +170,7 @@ def make_forecast(path: str, *, overrides: Sequence[str], asked: Asked) -> Plann
     if asked.kind is not None and asked.num_gpus is None:
         raise ConfigError(f"--gpu = {asked.kind!r} without --gpus: say how many of them, as in --gpus 8")
     method = method_of(given)
+    check_idle_keys(given)
     config = given
     if uses_world(given):
         from csr_ray.world.build import world_folder

@@ -90,7 +90,7 @@ def print_method(name: str, *, console: Console) -> None:
         "",
         f"source     {_source(method)}",
         f"needs      {', '.join(method['needs']) or 'nothing but prompts and a policy'}",
-        f"rollouts   {method['rollouts']}, of each prompt",
+        f"rollouts   {method['rollouts']}" + (", of each prompt" if method["rollouts"] != "none" else ""),
         f"objective  {method['objective']}",
         *(f"config     {path}" for path in method["configs"]),
         "",

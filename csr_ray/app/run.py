@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,10 @@ from rich.console import Console
 from csr_ray.app.console import ConsoleView, UnattendedConsole
 from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
+from csr_ray.app.idle_keys import check_idle_keys
 from csr_ray.app.inputs import check_paths, checked_reference, resolve_world, uses_world
 from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job, settle_of_job
-from csr_ray.app.paths import pictures_on_disk, placed
+from csr_ray.app.paths import pictures_on_disk, placed, stamp_anywhere
 from csr_ray.app.place import folder_of, found_at, move_aside_at_url, opened_to_read, read_at, settled, take
 from csr_ray.app.plan import make_plan, print_plan
 from csr_ray.app.stop import SignalStop
@@ -96,6 +98,7 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
     _check_run_dir(given.run.dir)
     folder = folder_of(given.run.dir)
     method = method_of(given)
+    check_idle_keys(given)
     check_trackers(given.run.trackers)
     if dry_run:
         _dry_run(given, method=method, view=view)
@@ -391,6 +394,10 @@ def _dry_run(config: Config, *, method: Method, view: View) -> None:
         built = world_folder(world_spec(config.world))
         placed = resolve_world(config, folder=built)
         check_paths(placed if built.is_dir() else config)
+        if built.is_dir():
+            _check_truth(
+                method_of(placed), _all_prompts(placed), source=config.data.prompts, rounds=config.run.rounds
+            )
         console = Console(highlight=False)
         console.print("embedded world: built on the first run, then found in the cache")
         # A path says more than ${world}, also where nothing is there yet.
@@ -399,11 +406,10 @@ def _dry_run(config: Config, *, method: Method, view: View) -> None:
         return
     check_paths(config)
     data = config.data
-    prompts, rejections = read_prompts(data.prompts, images=data.images, limit=data.limit, urls=data.urls)
-    refused = [reason for prompt in prompts if (reason := method.refuses(prompt)) is not None]
-    num_usable = len(prompts) - len(refused)
-    if num_usable:
-        _check_truth(method, prompts, source=data.prompts, rounds=config.run.rounds)
+    sound, rejections = read_prompts(data.prompts, images=data.images, limit=data.limit, urls=data.urls)
+    refused = [reason for prompt in sound if (reason := method.refuses(prompt)) is not None]
+    num_usable = len(sound) - len(refused)
+    _check_truth(method, sound, source=data.prompts, rounds=config.run.rounds)
     print_plan(make_plan(config, num_prompts=num_usable), nodes=_nodes_to_plan_for(config, view=view))
     first = f"; first reason: {(refused or [rejections[0].reason])[0]}" if refused or rejections else ""
     print(f"prompts: {num_usable} usable, {len(rejections) + len(refused)} would be set aside{first}")
@@ -425,6 +431,7 @@ def _prompts(state: RunState, *, reader: Reader, view: View) -> PromptFile:
     A picture is looked at when its prompt's turn comes; here pictures are opened only until one can be read.
 
     Raises:
+        ConfigError: the method needs truths, and not one prompt has any.
         NoDataError: there is nothing usable.
     """
     data = state.config.data
@@ -443,6 +450,9 @@ def _prompts(state: RunState, *, reader: Reader, view: View) -> PromptFile:
     if not has_readable:
         if unreadable and any(state.journal.units(**cycle.key).names for cycle in cycles):
             raise PicturesGone.all_of_them(reason=unreadable[0].reason)
+        if not prompts.num:
+            everything = _all_prompts(state.config, reader=reader)
+            _check_truth(state.method, everything, source=data.prompts, rounds=state.config.run.rounds)
         first = next(prompts.rejections(), None) or next(iter(unreadable), None)
         num_set_aside += state.quarantine.add(unreadable)
         reasons = f"; first reason: {first.reason}" if first else "; the file has no rows"
@@ -457,15 +467,35 @@ def _prompts(state: RunState, *, reader: Reader, view: View) -> PromptFile:
 
 
 def _check_truth(method: Method, prompts: Iterable[Prompt], *, source: str, rounds: int) -> None:
-    """Raise ConfigError if a phase of the run needs truths, and not one prompt has any."""
+    """Raise ConfigError if the method, or a phase of the run, needs truths, and not one prompt has any.
+
+    Args:
+        prompts: also those that the method refuses; of none at all nothing is said here.
+    """
+    prompts = iter(prompts)
+    first = next(prompts, None)
+    if first is None or any(prompt.truth and prompt.truth.strip() for prompt in chain([first], prompts)):
+        return
+    reason = method.refuses(first)
+    if reason is not None and reason != method.refuses(replace(first, truth="There is one.")):
+        raise ConfigError(
+            f"data.prompts = {source!r}: no prompt has a truth, and method = {method.name!r} needs it ({reason}); "
+            "give the prompts a column `truth`, or name another method"
+        )
     phases = (phase for index in range(rounds) for phase in method.phases(index))
     phase = next((phase for phase in phases if phase.needs_truth), None)
-    if phase is not None and not any(prompt.truth for prompt in prompts):
+    if phase is not None:
         raise ConfigError(
             f"data.prompts = {source!r}: no prompt has a truth, and phase {phase.name} of method = {method.name!r} "
             "trains on nothing else; give the prompts a column `truth`, or leave that phase out (csr-ray methods "
             f"{method.name} lists the keys)"
         )
+
+
+def _all_prompts(config: Config, *, reader: Reader | None = None) -> Iterator[Prompt]:
+    """The prompts of a config, also those that its method refuses."""
+    data = config.data
+    return PromptFile(data.prompts, images=data.images, limit=None, urls=data.urls, reader=reader).take()
 
 
 def _open_prompts(
@@ -484,9 +514,20 @@ def _open_prompts(
         urls=data.urls,
         reader=reader,
         index_folder=cache_folder() / "prompts" if is_large(data.prompts) else None,
-        refuses_what=json.dumps([[one.method, to_plain(one).get(one.method)] for one in config.of_each_method]),
+        refuses_what=json.dumps([_what_refuses(one) for one in config.of_each_method]),
         on_rows=on_rows,
     )
+
+
+def _what_refuses(config: Config) -> list[Any]:
+    """What a method's `refuses` goes by: its keys, and how the files that they name are told from what they were.
+
+    Any key may name a file, and the one that does not has no stamp.
+    """
+    keys = config.method_keys.model_dump(mode="json")
+    names = [value for value in keys.values() if isinstance(value, str) and "\0" not in value]
+    stamps = [stamp_anywhere(name if "://" in name else os.path.expanduser(name)) for name in names]
+    return [config.method, keys, stamps]
 
 
 def _rejections_of_reader(config: Config) -> Iterator[Rejection]:

@@ -384,6 +384,12 @@ class Train(Section):
         description="objective = dpo_noise: what is rejected where the noisy picture's likeliest token is that of "
         "the chosen answer. keep: that token all the same (paper); second_best: the likeliest other one",
     )
+    noise_overflow: Literal["clamp", "wrap"] = Field(
+        "clamp",
+        description="objective = dpo_noise: what becomes of noisy pixels that are no colour any more. clamp: the "
+        "nearest one that is (paper); wrap: as bytes they come round from the other end, as in the released code, "
+        "which is harsher noise",
+    )
     rejected_logp: Literal["labels", "top1_or_2"] = Field(
         "labels",
         description="what the loss takes for a rejected answer's log-prob. labels: that of its own tokens (papers); "
@@ -404,8 +410,8 @@ class Train(Section):
     nll_weight: float = Field(
         0.0,
         ge=0,
-        description="factor of -log p(chosen answer), summed over its tokens, that joins the objective, so that "
-        "a policy which unlearns the rejected answers keeps the chosen ones; STIC uses 1/1024",
+        description="factor of -log p(chosen answer), summed over its tokens, that joins the objective of pairs, so "
+        "that a policy which unlearns the rejected answers keeps the chosen ones; STIC has a key of its own for it",
     )
     dose: Literal["auto", "epochs"] = Field(
         "auto",
@@ -1317,13 +1323,4 @@ class Config(Section):
     def _adapters_fit(self) -> Config:
         if self.generators.publish == "adapter":
             self.served_rank()
-        return self
-
-    @model_validator(mode="after")
-    def _rollouts_can_be_contrasted(self) -> Config:
-        if self.decoding.rollouts and self.method == "csr":
-            raise ValueError(
-                "decoding.rollouts = true contradicts method = csr: trees of sentences know no such decoding; leave "
-                "it out, and decoding.kind counts where answers are measured"
-            )
         return self

@@ -71,12 +71,17 @@ def _change(picture: Picture) -> Callable[[Image.Image, str, int], Image.Image]:
 def noised(image: Image.Image, strength: str, seed: int) -> Image.Image:
     """Add diffusion noise to the raw pixels in 0..1, as after step `strength` of POVID's schedule.
 
-    The schedule has 1000 steps; it is that of POVID's released vcd_add_noise.py.
+    The schedule has 1000 steps; it is that of POVID's released vcd_add_noise.py. What leaves 0..1 is held at its
+    ends; with `strength` "STEP,wrap" it is cast to bytes as in the released trainer, where 256 is 0 and -1 is 255.
     """
-    signal, noise = noise_coefficients(int(strength))
+    step, _, overflow = strength.partition(",")
+    signal, noise = noise_coefficients(int(step))
     pixels = np.asarray(image, dtype=np.float64) / 255.0
     drawn = np.random.default_rng(seed).standard_normal(pixels.shape)
-    changed = np.clip(signal * pixels + noise * drawn, 0.0, 1.0)
+    changed = signal * pixels + noise * drawn
+    if overflow == "wrap":
+        return Image.fromarray((np.trunc(255.0 * changed).astype(np.int64) % 256).astype(np.uint8))
+    changed = np.clip(changed, 0.0, 1.0)
     return Image.fromarray(np.rint(255.0 * changed).astype(np.uint8))
 
 

@@ -9,12 +9,12 @@ copy of each picture, and what the policy would then have said at each place of 
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
@@ -34,7 +34,7 @@ ABOUT: Final = About(
     source="Zhou et al. 2024",
     arxiv="2402.11411",
     needs=("truth",),
-    rollouts="nothing",
+    rollouts="none",
     objective="DPO, the truth against an edit of it; then also against what a noisy picture would have it say",
 )
 NO_EDIT: Final = "no_edit_of_the_truth"
@@ -42,6 +42,7 @@ EQUAL: Final = "edit_equals_truth"
 
 # The words stand for the two candidates of a rollout, the numbers for their places.
 _TRUTH, _EDITED = "truth", "edited"
+_WORLD: Final = "${world}"
 
 
 class Keys(Section):
@@ -78,7 +79,10 @@ class Keys(Section):
 def build(config: Config) -> Povid:
     keys = config.method_keys
     assert isinstance(keys, Keys), keys
-    edits = read_edits(Path(keys.rejected)) if keys.edit == "file" and keys.rejected is not None else {}
+    edits: Mapping[str, str] = {}
+    if keys.edit == "file" and keys.rejected is not None and _WORLD not in keys.rejected:
+        path = keys.rejected
+        edits = read_edits(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
     return Povid(keys=keys, edits=edits, seed=config.run.seed)
 
 
@@ -107,9 +111,11 @@ class Povid:
         return {"both": (text, noise), "text": (text,), "noise": (noise,)}[self.keys.stages]
 
     def refuses(self, prompt: Prompt) -> str | None:
-        return (
-            None if prompt.truth and prompt.truth.strip() else "truth is missing; povid prefers it to an edit of it"
-        )
+        if not prompt.truth or not prompt.truth.strip():
+            return "truth is missing; povid prefers it to an edit of it"
+        if self.keys.edit == "file" and prompt.id not in self.edits:
+            return "povid.rejected has no edit of its truth"
+        return None
 
     async def rollout(
         self, phase: Phase, prompt: Prompt, *, engine: Engine, scorer: Scorer, policy_version: int, seed: int
@@ -186,7 +192,7 @@ def with_an_invented_thing(text: str, *, objects: Sequence[str], seed: str) -> s
     return changed if replaces else f"{text} {changed}"
 
 
-def read_edits(path: Path) -> dict[str, str]:
+def read_edits(path: str) -> dict[str, str]:
     """The edited answers of a file by the prompt's id; rows without an id or a text are passed over.
 
     A row has `rejected`, or as in POVID's own file `rejected_conversations`, whose last turn is the answer.
@@ -195,13 +201,11 @@ def read_edits(path: Path) -> dict[str, str]:
         ConfigError: the file cannot be read, or has no edited answer.
     """
     edits: dict[str, str] = {}
-    for row in records_of(str(path), key="povid.rejected"):
+    for row in records_of(path, key="povid.rejected"):
         if edited := _edited_of(row):
             edits.setdefault(row["id"], edited)
     if not edits:
-        raise ConfigError(
-            f"povid.rejected = {str(path)!r}: no row has an `id` and a text `rejected`; look at its keys"
-        )
+        raise ConfigError(f"povid.rejected = {path!r}: no row has an `id` and a text `rejected`; look at its keys")
     return edits
 
 

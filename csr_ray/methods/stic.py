@@ -73,6 +73,12 @@ class Keys(Section):
         description="rejected answers that no bad prompt led to are said of a spoilt picture; false: of the clean "
         "one to the short request, as the released code does it, which passes no flag on",
     )
+    nll_weight: float = Field(
+        1 / 1024,
+        ge=0,
+        description="the paper's alpha: factor of -log p(chosen answer), summed over its tokens, in the first "
+        "phase's loss, where train.nll_weight has no say; 0: DPO alone",
+    )
     temperature: float = Field(0.2, ge=0, le=5, description="of every answer")
     max_answer_tokens: int = Field(1024, ge=1, description="token limit of an answer and of a description")
 
@@ -96,7 +102,8 @@ class Stic:
         return {"both": 1.5, "first": 2.0, "second": 1.0}[self.keys.stages]
 
     def phases(self, round_index: int) -> Sequence[Phase]:
-        return {"both": (FIRST, SECOND), "first": (FIRST,), "second": (SECOND,)}[self.keys.stages]
+        first = replace(FIRST, nll_weight=self.keys.nll_weight)
+        return {"both": (first, SECOND), "first": (first,), "second": (SECOND,)}[self.keys.stages]
 
     def refuses(self, prompt: Prompt) -> str | None:
         is_of_use = prompt.truth or self.keys.stages != "second"

@@ -35,6 +35,9 @@ ABOUT: Final = About(
     rollouts="none",
     objective="SFT on the truth with both views, and KL(painted || plain)",
 )
+NO_REGIONS: Final = "no_regions_any_more"
+
+_WORLD: Final = "${world}"
 
 
 class Keys(Section):
@@ -64,7 +67,7 @@ def build(config: Config) -> Vancl:
     path = config.data.prompts if keys.regions is None else keys.regions
     if "://" not in path:
         path = os.path.abspath(os.path.expanduser(path))
-    if not config.world.enabled:  # which may not be built yet
+    if _WORLD not in path:  # which may not be built yet
         read_paint(path, key=key)
     return Vancl(path=path, key=key)
 
@@ -101,8 +104,11 @@ class Vancl:
         return truth_rollout(prompt, engine=engine, policy_version=policy_version, seed=seed)
 
     def examples(self, phase: Phase, rollout: Rollout) -> Sequence[Example] | Dropped:
-        example = truth_example(rollout, method=self.name)
-        return (replace(example, view=read_paint(self.path, key=self.key)[rollout.prompt.id]),)
+        """The truth with both views; of a prompt whose regions have been taken out of the file since, nothing."""
+        view = read_paint(self.path, key=self.key).get(rollout.prompt.id)
+        if view is None:
+            return Dropped(NO_REGIONS)
+        return (replace(truth_example(rollout, method=self.name), view=view),)
 
     def rates(self, rollout: Rollout) -> Mapping[str, tuple[int, int]]:
         return {}

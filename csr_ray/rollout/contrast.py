@@ -101,9 +101,11 @@ def calibrated(
     affine: Literal["divide", "subtract"],
     smoothing: float,
 ) -> dict[str, float]:
-    """Post-Hoc debias: q = W p + b, its sum being 1.
+    """Post-Hoc debias: q = W p + b, of which the largest is the answer.
 
-    divide: W = diag(p')^-1 and b = 0; subtract: W = 1 and b = -p'. p' is `hidden` with `smoothing` added to each.
+    divide: W = diag(p')^-1 and b = 0, and q is divided by its sum. subtract: W = 1 and b = -p'; the smoothing leaves
+    the sum of these differences just below 0, so they are not divided by it. p' is `hidden` with `smoothing` added to
+    each.
 
     Args:
         shown: p, the choices' probabilities with the picture.

@@ -31,13 +31,16 @@ class NoisyCollator:
 
     Args:
         step: of the diffusion, 0 to 999.
+        overflow: `train.noise_overflow`.
         seed: of the training; another for each round.
         passes: how many passes over the examples have ended. A pair comes up once in a pass.
     """
 
-    def __init__(self, collator: PairCollator, *, step: int, seed: int, passes: Callable[[], int]) -> None:
+    def __init__(
+        self, collator: PairCollator, *, step: int, seed: int, passes: Callable[[], int], overflow: str = "clamp"
+    ) -> None:
         self._collator = collator
-        self._step = step
+        self._change = f"noise:{step}" + (",wrap" if overflow == "wrap" else "")
         self._seed = seed
         self._passes = passes
 
@@ -57,7 +60,7 @@ class NoisyCollator:
         ask = row_ask(row)
         assert not ask.picture.change, f"example {row['id']}: its picture is changed already"
         seed = noise_seed(self._seed, example_id=row["id"], passes=self._passes())
-        return Ask(picture=Picture(path=ask.picture.path, change=f"noise:{self._step}", seed=seed), text=ask.text)
+        return Ask(picture=Picture(path=ask.picture.path, change=self._change, seed=seed), text=ask.text)
 
 
 def noise_seed(seed: int, *, example_id: str, passes: int) -> int:

@@ -56,7 +56,7 @@ def test_each_truth_is_edited_once_and_what_has_no_edit_is_counted(
 ) -> None:
     server.plan("say [[A moon. 0]]", "say sorry", "say [[A star. 2]]", say="[[A moon.\nAnd more.]]")
     assert edit(prompts, server) == 0
-    assert read_edits(prompts.with_name("edits.jsonl")) == {"p0": "A moon. 0", "p3": "A moon.\nAnd more."}
+    assert read_edits(str(prompts.with_name("edits.jsonl"))) == {"p0": "A moon. 0", "p3": "A moon.\nAnd more."}
     said = capsys.readouterr().out
     assert "2 edits" in said
     for reason in ("1 without one: truth is missing", "1 without one: edit equals truth", "between [[ and ]]"):

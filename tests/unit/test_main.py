@@ -170,6 +170,87 @@ def test_dry_run_checks_the_paths(
     assert "policy.model = './none'" in error_line(capsys)
 
 
+# ---- what would do nothing ----
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("sft", ["decoding.rollouts=true", "decoding.kind=vdd"]),
+        ("sima-then-csr", ["decoding.rollouts=true", "decoding.kind=vdd"]),
+        ("sft", ["train.rejected_logp=top1_or_2"]),
+        ("povid", ["train.label_smoothing=0.2", "povid.stages=noise"]),
+        ("vdd", ["eval.benchmarks=[]"]),
+        ("post-hoc", ["eval.benchmarks=[chair]"]),
+    ],
+)
+def test_a_key_that_would_do_nothing_ends_a_run_before_anything_starts(
+    name: str, overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(Path(TINY_WORLD).parent / "methods" / f"{name}.yaml")
+    for more in (["--dry-run"], []):
+        assert main(["run", config, f"run.dir={tmp_path / 'run'}", *overrides, *more]) == 2
+        assert error_line(capsys).startswith(f"csr-ray: {overrides[0].split('=')[0]} = ")
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+
+# ---- truths ----
+
+NEEDS_TRUTH: dict[str, dict[str, Any]] = {
+    "sft": {},
+    "sima": {},
+    "vancl": {},
+    "povid": {"povid": {"edit": "rule", "objects": ["star", "moon"]}},
+    "illume": {},
+    "annotated": {"annotated": {"judge": "oracle", "objects": ["star", "moon"]}},
+    "stic": {},
+    "second": {"method": "stic", "stic": {"stages": "second"}},
+    "sequence": {"method": ["sima", "csr"]},
+}
+
+
+@pytest.mark.parametrize("name", NEEDS_TRUTH)
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_method_that_needs_truths_and_has_none_ends_a_run_before_anything_starts(
+    name: str, more: list[str], tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = Path(own_data["data"]["prompts"])
+    regions = [{"box": [0, 0, 4, 4], "label": "star"}]
+    rows = [{**json.loads(row), "regions": regions} for row in prompts.read_text().splitlines()]
+    prompts.write_text("\n".join(map(json.dumps, rows)))
+    config = config_file(tmp_path, {"method": name, **own_data, **NEEDS_TRUTH[name]})
+    assert main(["run", config, *more]) == 2
+    line = error_line(capsys)
+    assert f"data.prompts = '{prompts}': no prompt has a truth, and " in line
+    assert "give the prompts a column `truth`, or " in line
+    rows[0]["truth"] = "A star."
+    prompts.write_text("\n".join(map(json.dumps, rows)))
+    assert main(["run", config, "--dry-run"]) == 0, "one prompt with a truth is enough"
+
+
+def test_prompts_that_are_refused_for_another_reason_are_no_lack_of_truths(
+    tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(own_data["data"]["prompts"]).write_text('{"id": "there", "image": "there.png"}\n')
+    for more, code in (([], 3), (["--dry-run"], 0)):
+        assert main(["run", config_file(tmp_path, {"method": "sft", **own_data}), *more]) == code
+    assert "no usable prompt" in capsys.readouterr().err
+
+
+def test_dry_run_of_a_built_world_sees_that_its_prompts_have_no_truth(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sft = str(Path(TINY_WORLD).parent / "methods" / "sft.yaml")
+    train = tmp_path / "world" / "train"
+    train.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(train / "a.png")
+    (train / "prompts.jsonl").write_text('{"id": "a", "image": "a.png", "prompt": "What?"}\n')
+    monkeypatch.setattr(build, "world_folder", lambda spec: tmp_path / "world")
+    monkeypatch.setattr(run_module, "check_paths", lambda config: None)
+    assert main(["run", sft, "--dry-run", "data.prompts=${world}/train/prompts.jsonl"]) == 2
+    assert "data.prompts = '${world}/train/prompts.jsonl': no prompt has a truth" in error_line(capsys)
+
+
 def test_a_scorer_that_would_not_be_what_it_says_ends_a_run_before_anything_starts(
     tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

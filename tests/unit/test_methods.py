@@ -99,6 +99,13 @@ def test_of_one_method_it_says_more_with_every_key_and_its_default(capsys, tmp_p
     assert "no keys of its own" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["povid", "sft", "vancl", "vdd", "post_hoc"])
+def test_a_method_that_rolls_nothing_out_says_so_in_one_word(name: str, capsys) -> None:
+    assert methods_as_plain(name)[0]["rollouts"] == "none"
+    assert main(["methods", name]) == 0
+    assert "rollouts   none\n" in capsys.readouterr().out
+
+
 def test_a_method_that_is_none_is_one_line_with_the_nearest_name(capsys) -> None:
     assert main(["methods", "simo"]) == 2
     assert capsys.readouterr().err.startswith("csr-ray: method = 'simo': unknown; did you mean sima? allowed: '")

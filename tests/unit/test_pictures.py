@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from csr_ray.data.pictures import load_picture, noise_coefficients, picture_size
 from csr_ray.records import Picture
+from csr_ray.training.noise import NoisyCollator
 
 
 @pytest.fixture
@@ -34,6 +36,25 @@ def test_a_noised_picture_is_the_same_every_time_and_another_by_seed(path: str) 
     assert not np.array_equal(first, plain)
     slight = np.asarray(load_picture(Picture(path=path, change="noise:1", seed=1))).astype(int)
     assert np.abs(slight - plain).max() <= 10, "one step is almost the image itself"
+
+
+def test_noise_that_wraps_differs_only_where_a_byte_ran_over(path: str) -> None:
+    def noised(change: str) -> np.ndarray:
+        return np.asarray(load_picture(Picture(path=path, change=change, seed=1))).astype(int)
+
+    held, wrapped = noised("noise:500"), noised("noise:500,wrap")
+    ran_over = (held == 0) | (held == 255)
+    assert 0.1 < ran_over.mean() < 0.9
+    assert np.abs(held - wrapped)[~ran_over].max() == 1, "cut off instead of rounded, as a cast does"
+    white, black = (np.median(wrapped[held == end]) for end in (255, 0))
+    assert white < 120 and black > 130, "what is too white is dark, and what is too dark is light"
+
+
+@pytest.mark.parametrize(("overflow", "change"), [("clamp", "noise:500"), ("wrap", "noise:500,wrap")])
+def test_the_trainer_shows_pictures_with_the_noise_that_it_is_told(path: str, overflow: str, change: str) -> None:
+    row = {"id": "a", "image": path, "change": "", "change_seed": 0, "prompt": "What?"}
+    collator = NoisyCollator(mock.Mock(), step=500, overflow=overflow, seed=1, passes=lambda: 0)
+    assert collator._noisy(row).picture.change == change
 
 
 def test_a_resized_picture_has_its_size_but_no_more_detail_than_the_small_one(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ import json
 import re
 from pathlib import Path
 
+import fsspec
 import pytest
 from fakes import tiny_config
 
+from csr_ray.app.inputs import resolve_world
 from csr_ray.config.load import load_config
 from csr_ray.errors import ConfigError
 from csr_ray.methods.base import Dropped, Method, method_of
@@ -117,9 +119,31 @@ def test_edits_of_a_file_are_found_by_id_and_the_others_are_dropped_by_a_reason(
     assert {pairs[name] for name in ("empty", "odd", "nobody")} == {"no_edit_of_the_truth"}
 
 
+def test_a_prompt_without_an_edit_in_the_file_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    method = by_file(tmp_path / "edits.jsonl", {"id": "p", "rejected": "A moon."})
+    assert method.refuses(PROMPT) is None
+    other = Prompt(id="other", image="i.png", text="Describe.", truth=TRUTH)
+    assert method.refuses(other) == "povid.rejected has no edit of its truth"
+    assert by_rule().refuses(other) is None, "a rule needs no file"
+
+
+def test_the_file_may_be_a_url_or_in_the_home_or_in_the_embedded_world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = json.dumps({"id": "p", "rejected": "A moon."})
+    (tmp_path / "edits.jsonl").write_text(row)
+    fsspec.filesystem("memory").pipe("/edits/edits.jsonl", row.encode())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place in ("memory://edits/edits.jsonl", "~/edits.jsonl"):
+        assert method_of(tiny_config(method="povid", povid={"rejected": place})).refuses(PROMPT) is None
+    in_world = tiny_config(method="povid", world={"enabled": True}, povid={"rejected": "${world}/edits.jsonl"})
+    assert method_of(in_world).name == "povid", "nothing is read before the world is there"
+    assert method_of(resolve_world(in_world, folder=tmp_path)).refuses(PROMPT) is None
+
+
 def test_a_file_that_gives_nothing_is_one_line_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^povid\.rejected = '.*gone\.jsonl': cannot be read: no such file"):
-        read_edits(tmp_path / "gone.jsonl")
+        read_edits(str(tmp_path / "gone.jsonl"))
     with pytest.raises(ConfigError, match=r"no row has an `id` and a text `rejected`"):
         by_file(tmp_path / "edits.jsonl", {"id": "p", "answer": "A moon."}, {"id": 3})
 

@@ -19,6 +19,7 @@ from fakes import tiny_config
 from PIL import Image
 from tars import write_tar
 
+from csr_ray.app import run as app_run
 from csr_ray.app.run import _reader
 from csr_ray.config.schema import Data
 from csr_ray.data.images import check_image, load_image
@@ -28,6 +29,7 @@ from csr_ray.data.reading import LocalReader, Piece, Rules, read_job, scan_piece
 from csr_ray.data.rows import RowFile
 from csr_ray.data.sources import is_large
 from csr_ray.errors import ConfigError
+from csr_ray.methods.base import method_of
 from csr_ray.records import Prompt, Rejection
 from csr_ray.stages.state import RunState
 from csr_ray.stages.turn import Turn
@@ -285,6 +287,29 @@ def test_an_index_of_something_else_is_not_used(
     forbid_walks(monkeypatch)
     with pytest.raises(pytest.fail.Exception, match="walked"):
         PromptFile(str(path), **{**options, **(changed if isinstance(changed, dict) else {})})
+
+
+def test_an_index_is_not_used_once_a_file_that_the_method_refuses_by_was_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CSR_RAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(app_run, "is_large", lambda source: True)
+    prompts, edits = tmp_path / "p.jsonl", tmp_path / "edits.jsonl"
+    rows = [{"id": str(at), "image": "a.png", "prompt": "What?", "truth": "A star."} for at in range(3)]
+    prompts.write_text("\n".join(map(json.dumps, rows)))
+    config = tiny_config(method="povid", data={"prompts": str(prompts)}, povid={"rejected": str(edits)})
+
+    def usable() -> list[str]:
+        opened = app_run._open_prompts(config, method=method_of(config))
+        assert len(list(opened.rejections())) + opened.num == 3
+        return [prompt.id for prompt in opened.take()]
+
+    for ids in (["0", "1"], ["1"], ["0", "1", "2"]):
+        edits.write_text("\n".join(json.dumps({"id": one, "rejected": "A moon."}) for one in ids))
+        assert usable() == ids
+    with monkeypatch.context() as unchanged:
+        forbid_walks(unchanged)
+        assert usable() == ["0", "1", "2"]
 
 
 def damage(kept: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_round_is_preferences_and_then_truths_behind_descriptions() -> None:
     first, second = method_of(config()).phases(0)
     assert (first.name, first.objective, first.num_answers, first.has_reference) == ("main", None, 2, False)
     assert (second.name, second.objective, second.num_answers, second.needs_truth) == ("infused", "sft", 1, True)
-    assert method_of(config(stages="first")).phases(0) == (FIRST,)
+    assert method_of(config(stages="first")).phases(0) == (replace(FIRST, nll_weight=1 / 1024),)
     assert method_of(config(stages="second")).phases(0) == (SECOND,)
 
 
@@ -182,6 +182,16 @@ def test_rollouts_and_examples_of_both_phases_come_back_from_their_files(tmp_pat
         assert (back.ask, back.preferred.token_ids) == (example.ask, example.preferred.token_ids)
 
 
+def test_the_first_phase_has_the_papers_nll_term_whatever_other_methods_have() -> None:
+    first, second = method_of(config()).phases(0)
+    assert (first.own_keys, second.own_keys) == ({"nll_weight": 1 / 1024}, {"objective": "sft"})
+    (first,) = method_of(config(stages="first", nll_weight=0)).phases(0)
+    assert first.own_keys == {"nll_weight": 0.0}, "0 is named, too"
+    both = method_of(tiny_config(method=["stic", "csr"], train={"nll_weight": 0.3}))  # type: ignore[arg-type]
+    assert [phase.own_keys for phase in both.phases(0)] == [{"nll_weight": 1 / 1024}, {"objective": "sft"}]
+    assert [phase.own_keys for phase in both.phases(1)] == [{}], "csr goes by train.nll_weight"
+
+
 @pytest.mark.parametrize(
     ("stages", "truths", "starts"),
     [
@@ -199,7 +209,10 @@ def test_where_no_prompt_has_a_truth_the_second_phase_is_not_started(
     if starts:
         _check_truth(method, prompts.take(), source="p.jsonl", rounds=2)
         return
-    with pytest.raises(ConfigError, match=r"data.prompts = 'p.jsonl': no prompt has a truth, and phase infused of"):
+    needs = {"both": "phase infused of", "second": r"method = 'stic' needs it \(truth is missing; stic's second"}[
+        stages
+    ]
+    with pytest.raises(ConfigError, match=f"data.prompts = 'p.jsonl': no prompt has a truth, and {needs}"):
         _check_truth(method, prompts.take(), source="p.jsonl", rounds=2)
 
 

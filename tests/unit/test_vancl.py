@@ -15,7 +15,7 @@ from PIL import Image
 
 from csr_ray.data.pictures import load_picture, painted
 from csr_ray.errors import ConfigError
-from csr_ray.methods.base import method_of
+from csr_ray.methods.base import Dropped, method_of
 from csr_ray.methods.vancl import read_paint, regions_of
 from csr_ray.records import Candidate, Example, Picture, Prompt, Rollout, Target
 from csr_ray.store.tables import Outcome, join_example_units, read_examples, write_example_unit
@@ -75,6 +75,30 @@ def test_a_file_without_regions_is_refused_before_anything_starts(tmp_path: Path
         method_of(tiny_config(method="vancl", data={"prompts": path}))
     with pytest.raises(ConfigError, match=r"vancl\.regions = .*cannot be read"):
         method_of(tiny_config(method="vancl", vancl={"regions": str(tmp_path / "no.jsonl")}))
+
+
+def test_a_bad_file_of_regions_is_told_before_the_embedded_world_is_there(tmp_path: Path) -> None:
+    def built(**keys: Any) -> Any:
+        world = {"enabled": True}
+        return method_of(tiny_config(method="vancl", world=world, data={"prompts": "${world}/p.jsonl"}, **keys))
+
+    with pytest.raises(ConfigError, match=r"vancl\.regions = .*cannot be read"):
+        built(vancl={"regions": str(tmp_path / "no.jsonl")})
+    for keys in ({}, {"vancl": {"regions": "${world}/regions.jsonl"}}):
+        assert built(**keys).name == "vancl", "what is in the world is looked at when it is there"
+
+
+def test_a_prompt_whose_regions_were_taken_away_is_dropped_by_a_reason(tmp_path: Path) -> None:
+    path = Path(lines(tmp_path / "r.jsonl", row("a"), row("b")))
+    method = method_of(tiny_config(method="vancl", vancl={"regions": str(path)}))
+    (phase,) = method.phases(0)
+    truth = Candidate(node=0, text="A star.", token_ids=(4, 5), logp=None, role="truth")
+    prompt = Prompt(id="a", image="a.png", text="What?", truth="A star.")
+    rollout = Rollout(prompt=prompt, candidates=(truth,), policy_version=0, seed=1)
+    assert not isinstance(method.examples(phase, rollout), Dropped)
+    lines(path, row("b"))
+    read_paint.cache_clear()  # as in the process that goes on with the run
+    assert method.examples(phase, rollout) == Dropped("no_regions_any_more")
 
 
 def test_prompts_without_truth_or_regions_are_refused(tmp_path: Path) -> None:

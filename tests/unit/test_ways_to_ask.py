@@ -156,11 +156,9 @@ def test_a_training_free_method_needs_its_decoding() -> None:
         method_of(config_with(method="post_hoc", decoding={"kind": "vdd"}))
 
 
-def test_rollouts_are_decoded_by_vdd_alone_and_never_in_trees() -> None:
+def test_rollouts_are_decoded_by_vdd_alone() -> None:
     with pytest.raises(ConfigError, match="rollouts = true contradicts kind = plain"):
         config_with(method="sima", decoding={"rollouts": True})
-    with pytest.raises(ConfigError, match=r"decoding\.rollouts = true contradicts method = csr"):
-        config_with(decoding={"rollouts": True, "kind": "vdd"})
     assert config_with(method="sima", decoding={"rollouts": True, "kind": "vdd"}).decoding.rollouts
 
 
