@@ -20,7 +20,8 @@ from typing import Any
 
 import yaml
 
-from csr_ray.config.load import differing_keys, is_operational, load_config, to_plain
+from csr_ray.config.load import differing_keys, is_operational, load_config, parse_config, to_plain
+from csr_ray.errors import ConfigError
 from csr_ray.records import JsonDict
 
 
@@ -41,7 +42,8 @@ class WholeRun:
 def read_run(run: WholeRun) -> tuple[JsonDict, dict[str, Any]]:
     """The content of a run's summary.json and of its config.yaml.
 
-    The summary has `eval_seconds` besides: by the policy's version, how long its evaluation took.
+    The summary has `eval_seconds` besides: by the policy's version, how long its evaluation took. A key younger
+    than the run counts as set to its default, since a new key changes nothing before it is set.
 
     Raises:
         FileNotFoundError: it was not run yet.
@@ -50,6 +52,8 @@ def read_run(run: WholeRun) -> tuple[JsonDict, dict[str, Any]]:
     summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
     theirs = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
     wanted = to_plain(load_config(run.config, overrides=run.overrides))
+    with suppress(ConfigError):  # of a key that is there no more the comparison tells
+        theirs = to_plain(parse_config(theirs))
     rows = [row for row in differing_keys(theirs, wanted) if not is_operational(row.split(":", 1)[0])]
     if rows:
         raise ValueError(f"{run.folder} holds a run of other settings ({'; '.join(rows)})")

@@ -161,6 +161,21 @@ def test_a_sequence_is_tried_with_each_method_and_each_has_its_rounds_in_the_bud
     assert bench_methods.prompts_a_round(rows["sima-then-csr"], trial=trial, budget=100_000) == 200
 
 
+def test_a_run_that_is_older_than_a_key_goes_by_its_default_and_one_with_a_key_of_the_past_is_refused(
+    tmp_path: Path,
+) -> None:
+    plan = bench_methods.plan_of(ROW, seed=0, root=tmp_path, shared=[])
+    finish(plan, summary(evaluated(0.1)))
+    kept = yaml.safe_load((plan.folder / "config.yaml").read_text())
+    del kept["train"]["label_smoothing"]
+    (plan.folder / "config.yaml").write_text(yaml.safe_dump(kept))
+    assert kept_runs.read_run(plan)[0]["finished"]
+    kept["train"]["hurry"] = 3
+    (plan.folder / "config.yaml").write_text(yaml.safe_dump(kept))
+    with pytest.raises(ValueError, match=r"train\.hurry: 3 != None"):
+        kept_runs.read_run(plan)
+
+
 def test_the_base_is_told_once_a_seed_and_what_is_not_there_says_why(tmp_path: Path) -> None:
     plans = {("sima", seed): bench_methods.plan_of(ROW, seed=seed, root=tmp_path, shared=[]) for seed in (0, 1, 2)}
     finish(plans["sima", 0], summary(evaluated(0.1)))
