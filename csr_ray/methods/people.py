@@ -27,7 +27,7 @@ ABOUT: Final = About(
     title="DPO on the pairs that people have decided",
     source="this project; DPO is of Rafailov et al. 2023",
     needs=("people",),
-    rollouts="nothing",
+    rollouts="none",
     objective="DPO, the answer that people prefer against the other",
 )
 EQUAL: Final = "answers_equal"

@@ -111,9 +111,27 @@ def test_answers_of_a_rollout_may_be_decoded_against_the_missing_picture(tmp_pat
         Ran(tmp_path / "run", "clip-filter", *vdd, "data.per_round=8")
 
 
-@pytest.mark.parametrize("name", ["csr", "csr-paper", "csr-reference", "self-rewarding"])
+@pytest.mark.parametrize("name", ["csr-paper", "csr-reference", "self-rewarding"])
 def test_each_config_of_csr_grows_trees_and_trains_on_their_ends(tmp_path: Path, name: str) -> None:
-    ran = Ran(tmp_path / "run", name, "data.per_round=16", "train.epochs=1")
+    check_trees(Ran(tmp_path / "run", name, "data.per_round=16", "train.epochs=1"))
+
+
+def test_people_decide_which_end_of_a_tree_another_run_prefers(tmp_path: Path) -> None:
+    """The file of pairs is in the layout of what `csr-ray annotate` writes: that of the run that was judged."""
+    grown = Ran(tmp_path / "grown", "csr", "data.per_round=16", "train.epochs=1")
+    check_trees(grown)
+    decided = grown.examples(grown.cycles[0])
+    file = grown.folder.pairs(grown.cycles[0])
+    ran = Ran(tmp_path / "run", "csr", "method=people", f"people.pairs={file}", "train.epochs=1")
+    (entry,) = ran.summary["rounds"]
+    assert (ran.summary["method"], entry["policy_version"], entry["rollout"]["tokens"]) == ("people", 1, 0)
+    pairs = {pair.id: (pair.chosen.text, pair.rejected.text) for pair in ran.examples(ran.cycles[0])}
+    assert pairs == {pair.id: (pair.chosen.text, pair.rejected.text) for pair in decided}
+    assert entry["train"]["pairs"] == len(decided)
+    assert entry["train"]["loss_first"] == pytest.approx(0.693, abs=0.01), "the trainer computes the reference"
+
+
+def check_trees(ran: Ran) -> None:
     assert ran.state.config.method == "csr"
     (cycle,) = ran.cycles
     rollouts, pairs = ran.rollouts(cycle), ran.examples(cycle)
