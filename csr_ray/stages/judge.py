@@ -41,7 +41,7 @@ def judged(
         yield from results
         return
     assert keys is not None, "the method has seen that there is a judge"
-    with _at_work(keys, state=state) as (judge, loop):
+    with _at_work(keys, state=state, is_checked=True) as (judge, loop):
         pending: set[Future[Rollout]] = set()
         try:
             for result in results:
@@ -74,7 +74,7 @@ def check_judge_answers(state: RunState) -> None:
     assert keys is not None
     # Never the same question twice, or what was kept would answer it.
     asked = Message("user", f"Say yes. ({time.time_ns()})")
-    with _at_work(keys, state=state) as (judge, loop):
+    with _at_work(keys, state=state, is_checked=False) as (judge, loop):
         try:
             asyncio.run_coroutine_threadsafe(judge.reply([asked], temperature=0.0, max_tokens=16), loop).result()
         except (JudgeFailure, JudgeGone):
@@ -93,12 +93,14 @@ def _is_all_judged(state: RunState) -> bool:
 
 
 @contextmanager
-def _at_work(keys: JudgeKeys, *, state: RunState) -> Iterator[tuple[OpenAIJudge, asyncio.AbstractEventLoop]]:
+def _at_work(
+    keys: JudgeKeys, *, state: RunState, is_checked: bool
+) -> Iterator[tuple[OpenAIJudge, asyncio.AbstractEventLoop]]:
     """The judge, and the loop of a thread of its own in which it is asked."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="judge", daemon=True)
     thread.start()
-    judge = OpenAIJudge(keys, replies=ReplyFile(state.folder.judge_replies))
+    judge = OpenAIJudge(keys, replies=ReplyFile(state.folder.judge_replies), is_checked=is_checked)
     try:
         asyncio.run_coroutine_threadsafe(judge.__aenter__(), loop).result()
         try:
