@@ -261,6 +261,7 @@ class Annotated:
         """See `csr_ray.methods.base.AsksJudge`."""
         if not self._is_worth_judging(rollout):
             return rollout
+        rollout = replace(rollout, candidates=tuple(_answers(rollout)))  # without what was said in place of an answer
         reply = self._no_reply(rollout)
         picture = rollout.prompt.ask.picture
         try:
@@ -272,6 +273,10 @@ class Annotated:
         except UnreadableError as error:
             return _judged(rollout, replace(reply, text=str(error)), failure=NO_PICTURE)
         return _judged(rollout, replace(reply, text=text))
+
+    def lacks_answer(self, rollout: Rollout) -> bool:
+        """See `csr_ray.methods.base.AsksJudge`."""
+        return self.asks_judge and bool(_failure(rollout))
 
     def examples(self, phase: Phase, rollout: Rollout) -> Sequence[Example] | Dropped:
         """What `annotated.target` makes of the scores, or why it makes nothing."""

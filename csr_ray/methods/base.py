@@ -100,8 +100,13 @@ class AsksJudge(Protocol):
         """The rollout with what the judge says of it. Many are judged at once.
 
         A question that the judge does not answer (JudgeFailure) is noted in the rollout, so that `examples` can drop
-        it by a reason; that it cannot be asked at all is nobody's to catch.
+        it by a reason; that it cannot be asked at all is nobody's to catch. A rollout that lacks its answer may be
+        given again.
         """
+        ...
+
+    def lacks_answer(self, rollout: Rollout) -> bool:
+        """Whether the judge was asked about the rollout and has not answered; it may when it is asked again."""
         ...
 
 

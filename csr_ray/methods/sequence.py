@@ -55,6 +55,11 @@ class MethodSequence:
         found: Rollout = await method.judged(rollout, judge=judge)
         return found
 
+    def lacks_answer(self, rollout: Rollout) -> bool:
+        """See `csr_ray.methods.base.AsksJudge`."""
+        method: Any = self._of_version(rollout.policy_version)
+        return _asks_judge(method) and bool(method.lacks_answer(rollout))
+
     def of_round(self, round_index: int) -> Method:
         """The method whose turn this round is."""
         return self.methods[turn_of(round_index, rounds=self.rounds)[0]]
