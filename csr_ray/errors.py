@@ -7,6 +7,7 @@ it. Everything else is a fault of ours or of the cluster.
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -100,8 +101,19 @@ class ScorerFailure(ActorFailure):
         return f"scorer {self.index} died: {self.reason}"
 
 
+JudgeFailureKind = Literal["timed_out", "busy", "failed", "garbled", "refused", "unreachable"]
+
+
 class JudgeFailure(RuntimeError):
-    """A judge did not answer one question, however often it was asked; it may when it is asked another day."""
+    """A judge did not answer one question, however often it was asked; it may when it is asked another day.
+
+    `kind` says what came in place of an answer: nothing in time, that it has too much to do (429), that it failed
+    (5xx), something that is no answer, that it does not want to (any other status), or not even a connection.
+    """
+
+    def __init__(self, said: str, *, kind: JudgeFailureKind) -> None:
+        super().__init__(said)
+        self.kind: JudgeFailureKind = kind
 
 
 class JudgeGone(UserError):

@@ -26,6 +26,7 @@ from csr_ray.stages.build import build
 from csr_ray.stages.close import close_round, save_model, summarise
 from csr_ray.stages.evaluate import evaluate
 from csr_ray.stages.gate import accept, probe
+from csr_ray.stages.judge import judge_again
 from csr_ray.stages.publish import publish
 from csr_ray.stages.roll_out import roll_out
 from csr_ray.stages.state import RunState
@@ -51,6 +52,7 @@ def run(
     if state.is_finished:
         return summarise(state)
     if not state.are_rounds_done:
+        judge_again(state, view=view)
         _run_to_the_end(state, prompts=prompts, suite=suite, start_machinery=start_machinery, view=view)
     save_model(state, view=view)
     return summarise(state)
@@ -91,12 +93,15 @@ def _run_round(
             with closing(rolling) as units:  # at an error, too, while the machinery is still there
                 files = build(state, cycle, when_judged(state, cycle, units), view=view)
                 trained = train(state, turn, files, trainer=trainer, view=view)
+            if trained is None:
+                return
             publish(state, cycle, trained, generators=generators, view=view)
             while not accept(state, turn, trained, machinery=machinery, view=view):
                 if state.ended:
                     return
                 files = build(state, cycle, (), view=view)  # those that there are
                 trained = train(state, turn, files, trainer=trainer, view=view)
+                assert trained is not None, "it was trained on them before"
                 publish(state, cycle, trained, generators=generators, view=view)
         version = state.version_after(index)
         evaluate(state, suite=suite, generators=generators, version=version, round_index=index, view=view)

@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-MODELS = ("tiny-judge", "other-judge")
+MODELS = ("tiny-judge", "other-judge", "policy")
 KEY = "sk-tHe-ReaL-kEy-0123456789"
 
 
@@ -97,6 +97,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._give(429, {"error": {"message": "too many", "code": "rate_limit_exceeded"}}, **wait)
         elif step == "quota":
             self._give(429, {"error": {"message": "pay first", "code": "insufficient_quota"}})
+        elif step.startswith("policy "):  # a status whose words name the model
+            said = f"Refused: a violation of the policy of {body['model']}."
+            self._give(int(step.split()[1]), {"error": {"message": said, "code": "content_policy_violation"}})
+        elif step == "400 model":
+            self._give(400, {"error": {"message": "it is not served here", "param": "model"}})
         elif step == "max_completion_tokens":
             if "max_tokens" in body:
                 said = "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."

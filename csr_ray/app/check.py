@@ -440,6 +440,9 @@ class _Check:
         refused = [entry for entry in entries if entry["kind"] == "refused"]
         for key in dict.fromkeys((entry["round"], entry["phase"]) for entry in refused):
             of_phase = _of_cycle(refused, key)
+            if not of_phase[-1]["reason"].startswith("refused: "):  # it was never trained
+                self._report.notes.append(f"{_name(*key)}: {of_phase[-1]['reason']}")
+                continue
             num = f"{len(of_phase)} training{'s were' if len(of_phase) > 1 else ' was'} refused; the last"
             self._report.notes.append(f"{_name(*key)}: {num}: {of_phase[-1]['reason'].removeprefix('refused: ')}")
 
@@ -621,12 +624,12 @@ def _void(entries: list[Entry], again: Entry) -> list[Entry]:
     if what == "examples":
         return [entry for entry in entries if not is_of(entry, "examples", "lost")]
     if what == "train":
+        # What was refused counts from here on, until an earlier phase is trained again.
+        refused = [{**again, "kind": "refused"}] if "verdict" in again else []
         trained = [number for number, entry in enumerate(entries) if is_of(entry, "train")]
         if not trained:
-            return entries
+            return [*entries, *refused]
         behind = [entry for entry in entries[trained[-1] :] if entry["kind"] not in _VOIDED_WITH_A_TRAINING]
-        # What the gate has refused counts from here on, until an earlier phase is trained again.
-        refused = [{**again, "kind": "refused"}] if "verdict" in again else []
         return entries[: trained[-1]] + behind + refused
     gone = set(again["ids"])
     left = []

@@ -46,7 +46,7 @@ from csr_ray.machine.fit import Node
 from csr_ray.machine.layout import seats_of
 from csr_ray.machine.placement import check_engine_has_gpu, serves_on_gpus
 from csr_ray.machine.private_ray import cluster_address, listen_on_this_machine_only
-from csr_ray.methods.base import Method, method_of
+from csr_ray.methods.base import ChecksPrompts, Method, method_of
 from csr_ray.metrics import Exporter, run_name
 from csr_ray.policy.source import revision_of
 from csr_ray.ports import Machinery
@@ -406,10 +406,14 @@ def _dry_run(config: Config, *, method: Method, view: View) -> None:
         return
     check_paths(config)
     data = config.data
-    sound, rejections = read_prompts(data.prompts, images=data.images, limit=data.limit, urls=data.urls)
-    refused = [reason for prompt in sound if (reason := method.refuses(prompt)) is not None]
-    num_usable = len(sound) - len(refused)
-    _check_truth(method, sound, source=data.prompts, rounds=config.run.rounds)
+    prompts, rejections = read_prompts(data.prompts, images=data.images, limit=data.limit, urls=data.urls)
+    reasons = [method.refuses(prompt) for prompt in prompts]
+    refused = [reason for reason in reasons if reason is not None]
+    usable = [prompt for prompt, reason in zip(prompts, reasons, strict=True) if reason is None]
+    num_usable = len(usable)
+    _check_truth(method, prompts, source=data.prompts, rounds=config.run.rounds)
+    if usable and isinstance(method, ChecksPrompts):
+        method.check_prompts(lambda: usable)
     print_plan(make_plan(config, num_prompts=num_usable), nodes=_nodes_to_plan_for(config, view=view))
     first = f"; first reason: {(refused or [rejections[0].reason])[0]}" if refused or rejections else ""
     print(f"prompts: {num_usable} usable, {len(rejections) + len(refused)} would be set aside{first}")
@@ -461,6 +465,8 @@ def _prompts(state: RunState, *, reader: Reader, view: View) -> PromptFile:
             f"{state.folder.quarantine}){reasons}"
         )
     _check_truth(state.method, prompts.take(), source=data.prompts, rounds=state.config.run.rounds)
+    if isinstance(state.method, ChecksPrompts):
+        state.method.check_prompts(prompts.take)
     if num_set_aside:
         view.say(f"{num_set_aside} input{'s' * (num_set_aside > 1)} set aside, see {state.folder.quarantine}")
     return prompts

@@ -1,7 +1,9 @@
 """A judge behind an endpoint that speaks as OpenAI's does: the real one, or vLLM, Ollama, any gateway.
 
 Asks again after failures that pass (429, 5xx, time-outs, answers that are none), keeps to a pace and to a budget, and
-says of those that do not pass which key of the config is at fault. Needs the `openai` package (the extra `judge`).
+says of those that do not pass which key of the config is at fault. Before anybody has answered the first such failure
+ends the work; later a single one costs its own question, because gateways have such moods, and only several in a row
+end it. Needs the `openai` package (the extra `judge`).
 """
 
 from __future__ import annotations
@@ -11,13 +13,13 @@ import importlib.util
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
 from csr_ray.config.schema import Judge as JudgeKeys
-from csr_ray.errors import ConfigError, JudgeFailure, JudgeGone
+from csr_ray.errors import ConfigError, JudgeFailure, JudgeFailureKind, JudgeGone
 from csr_ray.judging.budget import Budget, Spent, most_input_tokens
 from csr_ray.judging.kept import KeptReply, ReplyFile, inquiry_key
 from csr_ray.judging.pace import Pace, asked_wait_s, back_off_s
@@ -27,9 +29,11 @@ from csr_ray.redaction import without_credentials, without_secret
 _log = logging.getLogger(__name__)
 
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
+_KINDS: Mapping[int, JudgeFailureKind] = {408: "timed_out", 429: "busy"}
 _GOES_ON = "start the same command again: it goes on where it was"
 _MOST_CHARACTERS = 300
-# So many questions in a row without a connection, each after all its tries, and nobody is there any more.
+# So many questions in a row without a connection, each after all its tries, and nobody is there any more; so many in
+# a row that are refused for the same key of the config, and it is that key.
 _MOST_LOST_IN_A_ROW = 5
 # Where nobody has ever answered, the URL is more likely wrong than the endpoint busy.
 _FIRST_TRIES = 3
@@ -38,18 +42,25 @@ _FIRST_TRIES = 3
 class _Passing(Exception):
     """A failure that may be over when the question is asked again."""
 
-    def __init__(self, said: str, *, wait_s: float | None = None, may_be_paid: bool = False) -> None:
+    def __init__(
+        self, said: str, *, kind: JudgeFailureKind, wait_s: float | None = None, may_be_paid: bool = False
+    ) -> None:
         super().__init__(said)
+        self.kind = kind
         self.wait_s = wait_s
         self.may_be_paid = may_be_paid
 
 
-class _NobodyThere(_Passing):
-    """There is no connection."""
+class _ConfigAtFault(Exception):
+    """A status that a wrong key of the config gives, if it is given to every question.
 
+    Attributes:
+        end: what is said where it ends the work.
+    """
 
-class _NoAnswer(_Passing):
-    """Something came back that is no answer of such an endpoint."""
+    def __init__(self, end: ConfigError, *, said: str) -> None:
+        super().__init__(said)
+        self.end = end
 
 
 def check_judge(keys: JudgeKeys) -> None:
@@ -72,12 +83,14 @@ class OpenAIJudge:
 
     Args:
         replies: the file of its answers; what is in it is not asked again, and what it cost counts.
+        is_checked: it was asked once already at this start, so a wrong key, URL or model would have been said; what
+            looks like one now is taken for a trouble of the endpoint, until it lasts.
 
     Raises:
         ConfigError: see `check_judge`.
     """
 
-    def __init__(self, keys: JudgeKeys, *, replies: ReplyFile) -> None:
+    def __init__(self, keys: JudgeKeys, *, replies: ReplyFile, is_checked: bool = False) -> None:
         check_judge(keys)
         self._keys = keys
         self._key = os.environ.get(keys.key_env, "").strip() if keys.key_env else None
@@ -92,7 +105,8 @@ class OpenAIJudge:
         self._places = asyncio.Semaphore(keys.concurrency)
         self._under_way: dict[str, asyncio.Future[str]] = {}
         self._limit_key = "max_tokens"
-        self._has_answered = False
+        self._has_answered = is_checked
+        self._fault_in_a_row = ""  # what the last questions were lost by, if it may be the config or a dead endpoint
         self._num_lost_in_a_row = 0
         self._ends_s = float("inf")
 
@@ -161,7 +175,7 @@ class OpenAIJudge:
                     raise self._wrong_url(str(error)) from None
                 if attempt >= self._keys.retries:
                     self._lose(error)
-                    raise JudgeFailure(f"no answer after {attempt + 1} tries: {error}") from None
+                    raise JudgeFailure(f"no answer after {attempt + 1} tries: {error}", kind=error.kind) from None
                 wait_s = error.wait_s
                 if wait_s is None:
                     wait_s = back_off_s(attempt, first_s=self._keys.retry_wait_s, seed=key)
@@ -170,28 +184,37 @@ class OpenAIJudge:
                 _log.info("the judge is asked again in %.1f s: %s", wait_s, error)
                 await self._sleep(wait_s)
                 attempt += 1
+            except _ConfigAtFault as error:
+                # By the words before the colon, which name the key.
+                if not self._has_answered or self._is_lasting(str(error.end).partition(":")[0]):
+                    raise error.end from None
+                raise JudgeFailure(str(error), kind="refused") from None
             except JudgeFailure:
-                self._num_lost_in_a_row = 0  # whoever refuses a question is there
+                self._is_lasting("")  # whoever refuses a question is there
                 raise
             else:
-                self._num_lost_in_a_row = 0
+                self._is_lasting("")
                 return text
+
+    def _is_lasting(self, fault: str) -> bool:
+        """Count a question that was lost by this fault; returns whether so many were in a row. "": by none."""
+        self._num_lost_in_a_row = self._num_lost_in_a_row + 1 if fault == self._fault_in_a_row else 1
+        self._fault_in_a_row = fault
+        return bool(fault) and self._num_lost_in_a_row >= _MOST_LOST_IN_A_ROW
 
     def _ends_early(self, error: _Passing, *, num_tries: int) -> bool:
         """Whether no endpoint of this kind is at the URL, rather than one that has its troubles."""
-        if self._has_answered or not isinstance(error, _NobodyThere | _NoAnswer):
+        if self._has_answered or error.kind not in ("unreachable", "garbled"):
             return False
         return num_tries >= min(_FIRST_TRIES, self._keys.retries + 1)
 
     def _lose(self, error: _Passing) -> None:
         """Count a question without an answer; somebody who answers anything at all is there."""
-        self._num_lost_in_a_row = self._num_lost_in_a_row + 1 if isinstance(error, _NobodyThere) else 0
-        if self._num_lost_in_a_row >= _MOST_LOST_IN_A_ROW:
+        if self._is_lasting(error.kind if error.kind == "unreachable" else ""):
             raise JudgeGone(
                 f"judge.url = {self._keys.url!r}: for {self._num_lost_in_a_row} questions in a row there is no "
                 f"connection, each after {self._keys.retries + 1} tries, the last one because: {error}; see to the "
-                f"endpoint, then "
-                f"{_GOES_ON}"
+                f"endpoint, then {_GOES_ON}"
             )
 
     async def _paid(self, key: str, messages: Sequence[Message], *, temperature: float, max_tokens: int) -> str:
@@ -239,16 +262,17 @@ class OpenAIJudge:
             )
         except openai.APITimeoutError as error:
             if type(error.__cause__).__name__ == "ConnectTimeout":
-                raise _NobodyThere(f"no connection within judge.timeout_s = {self._keys.timeout_s:g} s") from None
+                said = f"no connection within judge.timeout_s = {self._keys.timeout_s:g} s"
+                raise _Passing(said, kind="unreachable") from None
             said = f"no answer within judge.timeout_s = {self._keys.timeout_s:g} s"
             # Whoever was reached has begun to answer, and may be paid for it.
-            raise _Passing(said, may_be_paid=True) from None
+            raise _Passing(said, kind="timed_out", may_be_paid=True) from None
         except openai.APIConnectionError as error:
-            raise _NobodyThere(self._clean(error.__cause__ or error)) from None
+            raise _Passing(self._clean(error.__cause__ or error), kind="unreachable") from None
         except openai.APIStatusError as error:
             raise await self._refusal(error) from None
         except (openai.OpenAIError, ValueError) as error:
-            raise _NoAnswer(f"not an answer: {self._clean(error)}", may_be_paid=True) from None
+            raise _Passing(f"not an answer: {self._clean(error)}", kind="garbled", may_be_paid=True) from None
         return self._read(answer)
 
     def _read(self, answer: Any) -> tuple[str, str, tuple[int, int] | None]:
@@ -260,7 +284,7 @@ class OpenAIJudge:
             text = None
         if not isinstance(text, str):
             shown = answer if isinstance(answer, str) else type(answer).__name__
-            raise _NoAnswer(f"not an answer: {self._clean(shown)!r}", may_be_paid=True)
+            raise _Passing(f"not an answer: {self._clean(shown)!r}", kind="garbled", may_be_paid=True)
         self._has_answered = True
         usage = getattr(answer, "usage", None)
         tokens = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
@@ -270,35 +294,41 @@ class OpenAIJudge:
 
     async def _refusal(self, error: Any) -> Exception:
         """What follows from a status that is no success."""
-        status, said = int(error.status_code), self._clean(self._words_of(error))
+        status, words = int(error.status_code), self._clean(self._words_of(error))
+        said = f"the endpoint answers {status}, {words}"
+        if (end := await self._config_at_fault(error, status=status, words=words)) is not None:
+            return _ConfigAtFault(end, said=said)
+        if status in _PASSING or status >= 500:
+            wait_s = asked_wait_s(error.response.headers)
+            return _Passing(f"it answers {status}, {words}", kind=_KINDS.get(status, "failed"), wait_s=wait_s)
+        if status == 400 and self._limit_key == "max_tokens" and "max_completion_tokens" in words:
+            self._limit_key = "max_completion_tokens"  # as OpenAI's newer models call it
+            return _Passing(words, kind="refused", wait_s=0.0)
+        return JudgeFailure(said, kind="refused")
+
+    async def _config_at_fault(self, error: Any, *, status: int, words: str) -> ConfigError | None:
+        """Which key of the config such a status speaks of; None: of none."""
         keys = self._keys
         if status in (401, 403):
             remedy = "look whether it is the key of this endpoint" if keys.key_env else "name the variable of its key"
-            return ConfigError(f"judge.key_env = {keys.key_env!r}: the endpoint answers {status}, {said}; {remedy}")
+            return ConfigError(f"judge.key_env = {keys.key_env!r}: the endpoint answers {status}, {words}; {remedy}")
         if status == 429 and error.code == "insufficient_quota":
-            return ConfigError(f"judge.key_env = {keys.key_env!r}: nothing is left to be paid with: {said}")
+            return ConfigError(f"judge.key_env = {keys.key_env!r}: nothing is left to be paid with: {words}")
+        # Why a question is refused (400) may name the model, too, so there only what is said for programs counts.
+        is_of_model = error.param == "model" or error.code == "model_not_found"
+        if status == 400 and is_of_model:
+            return ConfigError(f"judge.model = {keys.model!r}: {words}")
         if status in (404, 405) or status // 100 == 3:
-            if self._is_of_model(error):
+            if is_of_model or keys.model in self._words_of(error):
                 return ConfigError(f"judge.model = {keys.model!r}: {await self._known_models()}")
-            return self._wrong_url(f"it answers {status}, {said}")
-        if status in _PASSING or status >= 500:
-            return _Passing(f"it answers {status}, {said}", wait_s=asked_wait_s(error.response.headers))
-        if status == 400 and self._limit_key == "max_tokens" and "max_completion_tokens" in said:
-            self._limit_key = "max_completion_tokens"  # as OpenAI's newer models call it
-            return _Passing(said, wait_s=0.0)
-        if status == 400 and self._is_of_model(error):
-            return ConfigError(f"judge.model = {keys.model!r}: {said}")
-        return JudgeFailure(f"the endpoint answers {status}, {said}")
+            return self._wrong_url(f"it answers {status}, {words}")
+        return None
 
     @staticmethod
     def _words_of(error: Any) -> str:
         """What the endpoint itself said; the library's words where it said nothing that can be read."""
         said = error.body.get("message") if isinstance(error.body, dict) else None
         return said if isinstance(said, str) and said else str(error.message)
-
-    def _is_of_model(self, error: Any) -> bool:
-        said = self._words_of(error)
-        return error.param == "model" or error.code == "model_not_found" or self._keys.model in said
 
     async def _known_models(self) -> str:
         try:

@@ -13,18 +13,18 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from csr_ray.config.schema import Config, Section
 from csr_ray.data.files import UnreadableError
 from csr_ray.data.pictures import data_url
-from csr_ray.errors import ConfigError, JudgeFailure
+from csr_ray.errors import ConfigError, JudgeFailure, JudgeFailureKind, UserError
 from csr_ray.evaluation.annotations import RatedAnswer, read_annotations
 from csr_ray.evaluation.oracle import attributes_by_truth
 from csr_ray.judging.attributes import ATTRIBUTES, HIGHEST, QUALITY, listed, parse_verdicts, quality
@@ -33,6 +33,7 @@ from csr_ray.methods.base import About, Dropped
 from csr_ray.ports import Engine, Judge, Scorer
 from csr_ray.records import Ask, Candidate, Example, Message, Phase, Prompt, Rollout, RolloutStats
 from csr_ray.rollout.whole_answers import candidate_of, distinct, numbered, sample_answers, target_of
+from csr_ray.world.mentions import mentioned_kinds
 
 ABOUT: Final = About(
     title="a judge rates answers by five attributes (mllm-dpo)",
@@ -44,10 +45,16 @@ ABOUT: Final = About(
 )
 EQUAL: Final = "answers_equal"
 NO_REPLY: Final = "judge_did_not_answer"
+NO_PICTURE: Final = "picture_unreadable"
+TOO_LONG_TO_JUDGE: Final = "judge_prompt_too_long"
+TOO_LONG: Final = "answer_too_long"
 UNPARSED: Final = "verdict_unparsed"
 ONE_SCORED: Final = "one_answer_scored"
 NO_MARGIN: Final = "scores_too_close"
 NOT_PERFECT: Final = "no_perfect_answer"
+# Why the judge has said nothing: as its failures are called, or what kept it from being asked. They stand among the
+# scores of its candidate; rollouts of before there were such reasons have none, and are dropped as NO_REPLY.
+UNANSWERED: Final = (*(f"judge_{kind}" for kind in get_args(JudgeFailureKind)), NO_PICTURE, TOO_LONG_TO_JUDGE)
 
 _SAMPLE, _JUDGE = "sample", "judge"
 _FILE_KEY: Final = "annotated.file"
@@ -86,8 +93,8 @@ class Keys(Section):
         "complexity and verbosity (0 to 4); these answers take the place of drawn ones",
     )
     objects: tuple[str, ...] = Field(
-        (), description="judge = oracle: names of things, singular; plurals in -s count. With another judge and a "
-        "truth: what its agreement with the truth is measured by"
+        (), description="judge = oracle: names of things, singular; plurals in -s count, capitals do not. With "
+        "another judge and a truth: what its agreement with the truth is measured by"
     )  # fmt: skip
     least_difference: int = Field(
         2,
@@ -108,6 +115,15 @@ class Keys(Section):
         description="target = steerlm: what a trained policy is asked for when it is evaluated: helpfulness, "
         "correctness, coherence, complexity, verbosity",
     )
+
+    @field_validator("objects")
+    @classmethod
+    def _objects_are_words(cls, objects: tuple[str, ...]) -> tuple[str, ...]:
+        """In lower case, as the texts are that they are looked for in."""
+        words = tuple(name.strip().lower() for name in objects)
+        if not all(words):
+            raise ValueError(f"objects = {list(objects)} has a blank name: leave it out")
+        return words
 
     @model_validator(mode="after")
     def _judge_has_what_it_needs(self) -> Keys:
@@ -139,7 +155,7 @@ def build(config: Config) -> Annotated:
 
 @dataclass(frozen=True, kw_only=True)
 class Annotated:
-    """See `csr_ray.methods.base.Method`; `AsksJudge` and `AsksOtherwise`, too."""
+    """See `csr_ray.methods.base.Method`; `AsksJudge`, `AsksOtherwise` and `ChecksPrompts`, too."""
 
     keys: Keys
     name: str = "annotated"
@@ -171,6 +187,17 @@ class Annotated:
         if self.keys.judge == "file" and prompt.id not in self._rated:
             return "annotated.file has no answer to it"
         return None
+
+    def check_prompts(self, take: Callable[[], Iterable[Prompt]]) -> None:
+        """See `csr_ray.methods.base.ChecksPrompts`: where no truth names a thing, the oracle calls all perfect."""
+        objects = self.keys.objects
+        if self.keys.judge != "oracle":
+            return
+        if not any(mentioned_kinds(prompt.truth or "", kinds=objects) for prompt in take()):
+            raise ConfigError(
+                f"annotated.objects = {list(objects)}: no truth names any of them, so the oracle has nothing to "
+                "compare answers with; name things that the prompts' truths name, in the singular"
+            )
 
     def asked(self, question: str) -> str:
         """The question as a trained policy is asked it: under the attributes that are wanted."""
@@ -210,40 +237,59 @@ class Annotated:
                 },
             )
         elif keys.judge == "policy" and self._is_worth_judging(rollout):
-            asked = self._asked_of_judge(rollout)
-            said_of = await engine.answer(
-                Ask(picture=prompt.ask.picture, text=asked), temperature=0.0, max_tokens=keys.max_judge_tokens, seed=0
-            )
-            rollout = _judged(rollout, candidate_of(said_of, role=_JUDGE, asked=asked, final=False))
+            rollout = await self._judged_by_policy(rollout, engine=engine)
         num_tokens = sum(len(candidate.token_ids) for candidate in rollout.candidates if keys.judge != "file")
         stats = RolloutStats(num_tokens=num_tokens, seconds=time.perf_counter() - started_s)
         return replace(rollout, stats=stats)
+
+    async def _judged_by_policy(self, rollout: Rollout, *, engine: Engine) -> Rollout:
+        """The rollout with what the policy says of its own answers.
+
+        All answers at once may not fit into its context, which the engine says by a ValueError; the answers stay.
+        """
+        reply = self._no_reply(rollout)
+        asked = Ask(picture=rollout.prompt.ask.picture, text=str(reply.asked))
+        try:
+            said = await engine.answer(asked, temperature=0.0, max_tokens=self.keys.max_judge_tokens, seed=0)
+        except (UnreadableError, UserError):  # these are ValueErrors, too, and have nothing to do with length
+            raise
+        except ValueError as error:
+            return _judged(rollout, replace(reply, text=str(error)), failure=TOO_LONG_TO_JUDGE)
+        return _judged(rollout, candidate_of(said, role=_JUDGE, asked=reply.asked, final=False))
 
     async def judged(self, rollout: Rollout, *, judge: Judge) -> Rollout:
         """See `csr_ray.methods.base.AsksJudge`."""
         if not self._is_worth_judging(rollout):
             return rollout
-        asked = self._asked_of_judge(rollout)
+        rollout = replace(rollout, candidates=tuple(_answers(rollout)))  # without what was said in place of an answer
+        reply = self._no_reply(rollout)
         picture = rollout.prompt.ask.picture
-        reply = Candidate(node=0, text="", token_ids=(), logp=None, role=_JUDGE, asked=asked, final=False)
         try:
             image = await asyncio.to_thread(data_url, picture) if self.keys.shows_picture else ""
             messages = [replace(message, image=image) for message in _messages(rollout)]
             text = await judge.reply(messages, temperature=0.0, max_tokens=self.keys.max_judge_tokens)
-        except (JudgeFailure, UnreadableError) as error:
-            return _judged(rollout, replace(reply, text=str(error)), has_replied=False)
+        except JudgeFailure as error:
+            return _judged(rollout, replace(reply, text=str(error)), failure=f"judge_{error.kind}")
+        except UnreadableError as error:
+            return _judged(rollout, replace(reply, text=str(error)), failure=NO_PICTURE)
         return _judged(rollout, replace(reply, text=text))
+
+    def lacks_answer(self, rollout: Rollout) -> bool:
+        """See `csr_ray.methods.base.AsksJudge`."""
+        return self.asks_judge and bool(_failure(rollout))
 
     def examples(self, phase: Phase, rollout: Rollout) -> Sequence[Example] | Dropped:
         """What `annotated.target` makes of the scores, or why it makes nothing."""
         answers = distinct(_answers(rollout))
         if not self._is_worth_judging(rollout):
             return Dropped(EQUAL)
-        if any(said.scores["replied"] == 0 for said in rollout.candidates if said.role == _JUDGE):
-            return Dropped(NO_REPLY)
+        if failure := _failure(rollout):
+            return Dropped(failure)
         scored = [answer for answer in answers if answer.reward is not None]
-        if not scored:
-            return Dropped(UNPARSED)
+        if len(scored) < (2 if self.keys.target == "dpo" else 1):
+            if any(answer.scores.get(TOO_LONG) for answer in answers):
+                return Dropped(TOO_LONG)
+            return Dropped(ONE_SCORED if scored else UNPARSED)
         match self.keys.target:
             case "dpo":
                 return self._pair(rollout, scored=scored)
@@ -263,8 +309,6 @@ class Annotated:
 
     def _pair(self, rollout: Rollout, *, scored: Sequence[Candidate]) -> Sequence[Example] | Dropped:
         """The released code's rule: the best against one of those that are worse by 2 at least, each as likely."""
-        if len(scored) < 2:
-            return Dropped(ONE_SCORED)
         pair = best_and_worse(scored, least_difference=self.keys.least_difference, seed=rollout.seed)
         if pair is None:
             return Dropped(NO_MARGIN)
@@ -312,8 +356,11 @@ class Annotated:
         """Whether there is anything to prefer; a judge is not paid to say that equal answers are equal."""
         return self.keys.target != "dpo" or len(distinct(_answers(rollout))) > 1
 
-    def _asked_of_judge(self, rollout: Rollout) -> str:
-        return "\n\n".join(message.text for message in _messages(rollout))
+    @staticmethod
+    def _no_reply(rollout: Rollout) -> Candidate:
+        """What the judge is asked, as its candidate, in which it has said nothing yet."""
+        asked = "\n\n".join(message.text for message in _messages(rollout))
+        return Candidate(node=0, text="", token_ids=(), logp=None, role=_JUDGE, asked=asked, final=False)
 
     @property
     def _rated(self) -> Mapping[str, Sequence[RatedAnswer]]:
@@ -339,10 +386,20 @@ def conditioned(question: str, *, values: Mapping[str, float | None]) -> str:
 
 
 async def _rated(one: RatedAnswer, *, prompt: Prompt, engine: Engine) -> Candidate:
-    """An answer of the file, in the policy's tokens, with what the policy thinks of it, which is the reference."""
+    """An answer of the file, in the policy's tokens, with what the policy thinks of it, which is the reference.
+
+    One that does not fit into the policy's context has no reference and so counts as not rated.
+    """
     answer_ids = engine.answer_ids(one.text)
-    logp = await engine.answer_logp(prompt.ask, answer_ids=answer_ids)
-    scores = dict(one.scores or {})
+    logp: float | None = None
+    scores: dict[str, float] = {}
+    try:
+        logp = await engine.answer_logp(prompt.ask, answer_ids=answer_ids)
+        scores |= one.scores or {}
+    except (UnreadableError, UserError):  # these are ValueErrors, too, and have nothing to do with length
+        raise
+    except ValueError:
+        scores[TOO_LONG] = 1.0
     return Candidate(
         node=0, text=one.text, token_ids=answer_ids, logp=logp, role=_SAMPLE, scores=scores, reward=quality(scores)
     )
@@ -358,13 +415,26 @@ def _messages(rollout: Rollout) -> tuple[Message, ...]:
     return _template().messages({"question": question, "answers": listed([answer.text for answer in answers])})
 
 
-def _judged(rollout: Rollout, said: Candidate, *, has_replied: bool = True) -> Rollout:
-    """The rollout with the judge's words behind the answers, and the scores that they give to these."""
+def _failure(rollout: Rollout) -> str:
+    """Why the judge has said nothing, as it is counted by; "": it has, or it was not asked."""
+    said = next((one for one in rollout.candidates if one.role == _JUDGE), None)
+    if said is None or said.scores["replied"] != 0:
+        return ""
+    return next((reason for reason in UNANSWERED if said.scores.get(reason)), NO_REPLY)
+
+
+def _judged(rollout: Rollout, said: Candidate, *, failure: str = "") -> Rollout:
+    """The rollout with the judge's words behind the answers, and the scores that they give to these.
+
+    Args:
+        failure: one of `UNANSWERED`; the words are not the judge's then but say what went wrong.
+    """
     answers = distinct(_answers(rollout))
-    verdicts = parse_verdicts(said.text, num=len(answers)) if has_replied else [None] * len(answers)
+    verdicts = [None] * len(answers) if failure else parse_verdicts(said.text, num=len(answers))
     by_text = {answer.text: verdict for answer, verdict in zip(answers, verdicts, strict=True)}
     scored = _with_scores(rollout, by_text)
-    said = replace(said, node=len(rollout.candidates), scores={"replied": float(has_replied)})
+    outcome = {"replied": 0.0, failure: 1.0} if failure else {"replied": 1.0}
+    said = replace(said, node=len(rollout.candidates), scores=outcome)
     return replace(scored, candidates=(*scored.candidates, said))
 
 

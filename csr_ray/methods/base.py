@@ -8,7 +8,7 @@ the method has keys of its own, a class `Keys`, whose section of the config is c
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -100,8 +100,13 @@ class AsksJudge(Protocol):
         """The rollout with what the judge says of it. Many are judged at once.
 
         A question that the judge does not answer (JudgeFailure) is noted in the rollout, so that `examples` can drop
-        it by a reason; that it cannot be asked at all is nobody's to catch.
+        it by a reason; that it cannot be asked at all is nobody's to catch. A rollout that lacks its answer may be
+        given again.
         """
+        ...
+
+    def lacks_answer(self, rollout: Rollout) -> bool:
+        """Whether the judge was asked about the rollout and has not answered; it may when it is asked again."""
         ...
 
 
@@ -138,6 +143,22 @@ class AsksOtherwise(Protocol):
 
     def asked(self, question: str) -> str:
         """The question in these words."""
+        ...
+
+
+@runtime_checkable
+class ChecksPrompts(Protocol):
+    """A method that can see of the prompts as a whole, before anything starts, that they are of no use to it."""
+
+    def check_prompts(self, take: Callable[[], Iterable[Prompt]]) -> None:
+        """Look at the prompts, from the first on, only as far as need be.
+
+        Args:
+            take: those that the method does not refuse, each time it is called.
+
+        Raises:
+            ConfigError: one line that names the key which they contradict.
+        """
         ...
 
 

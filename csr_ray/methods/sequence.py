@@ -7,7 +7,7 @@ neither the loop nor the generators know that there are several.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,11 @@ class MethodSequence:
         found: Rollout = await method.judged(rollout, judge=judge)
         return found
 
+    def lacks_answer(self, rollout: Rollout) -> bool:
+        """See `csr_ray.methods.base.AsksJudge`."""
+        method: Any = self._of_version(rollout.policy_version)
+        return _asks_judge(method) and bool(method.lacks_answer(rollout))
+
     def of_round(self, round_index: int) -> Method:
         """The method whose turn this round is."""
         return self.methods[turn_of(round_index, rounds=self.rounds)[0]]
@@ -68,6 +73,13 @@ class MethodSequence:
         """A prompt has to be of use to all of them, because every round takes its prompts from the same ones."""
         reasons = (method.refuses(prompt) for method in self.methods)
         return next((reason for reason in reasons if reason is not None), None)
+
+    def check_prompts(self, take: Callable[[], Iterable[Prompt]]) -> None:
+        """See `csr_ray.methods.base.ChecksPrompts`."""
+        for method in self.methods:
+            check = getattr(method, "check_prompts", None)
+            if check is not None:
+                check(take)
 
     async def rollout(
         self, phase: Phase, prompt: Prompt, *, engine: Engine, scorer: Scorer, policy_version: int, seed: int

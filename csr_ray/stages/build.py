@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from csr_ray.data.embedded import EmbeddedPictures
@@ -33,7 +33,8 @@ def build(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View) -
     When all units are built their examples are joined in one file, and then a line of the journal says how many
     examples there are, and how many rollouts gave none for which reason.
 
-    A phase that accumulates may have none of its own in a round, and then yields no file.
+    A phase that accumulates may have none of its own in a round, and then yields no file. Neither does a phase behind
+    the first one that has none at all, where another start would find none either: the run ends there.
 
     Raises:
         NoDataError: no rollout of the cycle gives an example, and none of an earlier round does for it.
@@ -83,10 +84,7 @@ def _decide(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View)
             yield str(path)
     earlier = earlier_examples(state, cycle)
     if not made and not earlier:
-        raise NoDataError(
-            f"{cycle}: no rollout gave a training example ({dict(dropped) or 'no rollouts'}); "
-            f"inputs set aside: {state.folder.quarantine}"
-        )
+        _check_nothing_else_is_to_be_done(state, cycle, dropped)
     started_s = time.perf_counter()
     state.journal.before_commit()  # it writes what another driver may have written, if this one was held up
     total, digest, num_unread = _join(state, cycle, built)
@@ -99,6 +97,35 @@ def _decide(state: RunState, cycle: Cycle, units: Iterable[Unit], *, view: View)
         )
     more = f"; trained with {sum(num for _, num in earlier)} of earlier rounds" if earlier else ""
     view.say(_in_words(cycle, total) + more)
+
+
+def _check_nothing_else_is_to_be_done(state: RunState, cycle: Cycle, dropped: Mapping[str, int]) -> None:
+    """Of a phase without an example.
+
+    Raises:
+        NoDataError: another start may find some, or the user has to change something before there is a run at all.
+    """
+    remedy = ""
+    if num := int(state.journal.units(**cycle.key).total("unanswered")):
+        remedy = (
+            f"; the judge has not answered {num} of the questions about them: see to it, then start the same command "
+            "again, which asks them once more and rolls nothing out anew"
+        )
+    elif num := sum(
+        rejection.fault == "machine"
+        for line, rejection in state.journal.rejections()
+        if (line["round"], line["phase"]) == (cycle.round_index, cycle.phase.name)
+    ):
+        remedy = (
+            f"; of the prompts set aside, {num} had no fault of their own: start the same command again, which tries "
+            "them once more"
+        )
+    elif dropped and cycle.policy_version > 0:
+        return
+    raise NoDataError(
+        f"{cycle}: no rollout gave a training example ({dict(dropped) or 'no rollouts'}){remedy}; "
+        f"inputs set aside: {state.folder.quarantine}"
+    )
 
 
 def build_again(state: RunState, cycle: Cycle) -> bool:

@@ -1,7 +1,9 @@
 """Judge: asks a model at an endpoint about rollouts, on their way from the generators to their units.
 
 Only a method that says so (`csr_ray.methods.base.AsksJudge`) has such a judge. A rollout waits for its verdict while
-others are rolled out; a rollout that was judged is committed with what was said of it.
+others are rolled out; a rollout that was judged is committed with what was said of it. One that the judge has not
+answered about is committed, too, and counted in its unit's line (`unanswered`): the next start asks about it again,
+as long as the examples of its phase are not decided.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ from csr_ray.judging.budget import Spent
 from csr_ray.judging.kept import ReplyFile
 from csr_ray.judging.openai_judge import OpenAIJudge
 from csr_ray.methods.base import AsksJudge, asks_judge
-from csr_ray.records import Message, Rejection, Rollout
+from csr_ray.records import Cycle, JsonDict, Message, Rejection, Rollout
 from csr_ray.stages.state import RunState
 from csr_ray.stages.view import View
+from csr_ray.store.digests import plain_files
+from csr_ray.store.tables import read_rollouts, write_rollouts
 
 # Rollouts that wait for the judge, for each question that may be on its way; more would only fill the memory.
 _WAITING_A_QUESTION = 4
@@ -41,7 +45,7 @@ def judged(
         yield from results
         return
     assert keys is not None, "the method has seen that there is a judge"
-    with _at_work(keys, state=state) as (judge, loop):
+    with _at_work(keys, state=state, is_checked=True) as (judge, loop):
         pending: set[Future[Rollout]] = set()
         try:
             for result in results:
@@ -74,11 +78,67 @@ def check_judge_answers(state: RunState) -> None:
     assert keys is not None
     # Never the same question twice, or what was kept would answer it.
     asked = Message("user", f"Say yes. ({time.time_ns()})")
-    with _at_work(keys, state=state) as (judge, loop):
+    with _at_work(keys, state=state, is_checked=False) as (judge, loop):
         try:
             asyncio.run_coroutine_threadsafe(judge.reply([asked], temperature=0.0, max_tokens=16), loop).result()
         except (JudgeFailure, JudgeGone):
             return  # it has its troubles, which may pass
+
+
+def judge_again(state: RunState, *, view: View) -> None:
+    """Ask the judge about the committed rollouts that lack its answer, and commit those that it answers about now.
+
+    Nothing is rolled out for that; who dies between the two lines of a unit, the one that voids it and the new one,
+    has it rolled out again.
+
+    Raises:
+        ConfigError, JudgeGone: as of `judged`. What was answered until then is kept.
+    """
+    for index in range(state.config.run.rounds):
+        if not asks_judge(state.method_of_round(index)):
+            continue
+        for cycle in state.cycles(index):
+            if state.journal.units(**cycle.key).names and not state.journal.find("examples", **cycle.key):
+                _judge_cycle_again(state, cycle, view=view)
+
+
+def _judge_cycle_again(state: RunState, cycle: Cycle, *, view: View) -> None:
+    units: list[tuple[JsonDict, list[Rollout]]] = []
+    for line in state.journal.unit_lines(**cycle.key):
+        if not line.get("unanswered", 1):  # a run of before they were counted may have some anywhere
+            continue
+        rollouts = read_rollouts(state.folder.candidates(cycle, unit=line["unit"]))
+        if any(_lacks_answer(state, one) for one in rollouts):
+            units.append((line, rollouts))
+    waiting = [one for _, rollouts in units for one in rollouts if _lacks_answer(state, one)]
+    if not waiting:
+        return
+    view.say(f"{cycle}: the judge is asked again about the answers to {len(waiting)} prompts")
+    results = (one for one in judged(state, waiting, view=view) if isinstance(one, Rollout))
+    answered = {one.prompt.id: one for one in results if not _lacks_answer(state, one)}
+    changed = [
+        (line, [answered.get(one.prompt.id, one) for one in rollouts])
+        for line, rollouts in units
+        if any(one.prompt.id in answered for one in rollouts)
+    ]
+    reason = "the judge was asked again about what it had left unanswered"
+    state.journal.again({**cycle.key, "what": "unit", "unit": line["unit"], "reason": reason} for line, _ in changed)
+    for line, rollouts in changed:
+        path = state.folder.candidates(cycle, unit=line["unit"])
+        fields = {key: value for key, value in line.items() if key != "kind"}
+        files = plain_files({path: write_rollouts(path, rollouts=rollouts)}, root=state.folder.root)
+        state.journal.commit("rollout", **{**fields, **count_unanswered(state, cycle, rollouts), "files": files})
+
+
+def count_unanswered(state: RunState, cycle: Cycle, rollouts: Iterable[Rollout]) -> dict[str, int]:
+    """What the line of a unit says of how many of its rollouts lack the judge's answer; nothing where none judges."""
+    if not asks_judge(state.method_of_round(cycle.round_index)):
+        return {}
+    return {"unanswered": sum(_lacks_answer(state, rollout) for rollout in rollouts)}
+
+
+def _lacks_answer(state: RunState, rollout: Rollout) -> bool:
+    return isinstance(state.method, AsksJudge) and state.method.lacks_answer(rollout)
 
 
 def _is_all_judged(state: RunState) -> bool:
@@ -93,12 +153,14 @@ def _is_all_judged(state: RunState) -> bool:
 
 
 @contextmanager
-def _at_work(keys: JudgeKeys, *, state: RunState) -> Iterator[tuple[OpenAIJudge, asyncio.AbstractEventLoop]]:
+def _at_work(
+    keys: JudgeKeys, *, state: RunState, is_checked: bool
+) -> Iterator[tuple[OpenAIJudge, asyncio.AbstractEventLoop]]:
     """The judge, and the loop of a thread of its own in which it is asked."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="judge", daemon=True)
     thread.start()
-    judge = OpenAIJudge(keys, replies=ReplyFile(state.folder.judge_replies))
+    judge = OpenAIJudge(keys, replies=ReplyFile(state.folder.judge_replies), is_checked=is_checked)
     try:
         asyncio.run_coroutine_threadsafe(judge.__aenter__(), loop).result()
         try:

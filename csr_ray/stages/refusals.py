@@ -1,12 +1,13 @@
 """What the journal says of refused trainings, and of the end that they may put to a run.
 
-The lines that void them carry the verdict.
+The lines that void them carry the verdict. A phase without a single example is not trained at all, and such a line
+ends the run there in the same way.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from csr_ray.records import Cycle, JsonDict
 from csr_ray.store.journal import Journal
@@ -16,6 +17,22 @@ def refusals(journal: Journal, cycle: Cycle) -> list[JsonDict]:
     """The verdicts on the phase's trainings that were refused, oldest first."""
     voided = journal.all("again", what="train", **cycle.key)
     return [entry["verdict"] for entry in voided if "verdict" in entry]
+
+
+def end_without_examples(journal: Journal, cycle: Cycle, *, dropped: Mapping[str, int]) -> str:
+    """Commit that the run ends before this cycle, because there is nothing to train on; returns why."""
+    counted = ", ".join(f"{reason} {num}" for reason, num in dropped.items())
+    reason = f"left without a training example ({counted})"
+    verdict: JsonDict = {
+        "version": cycle.policy_version + 1,
+        "attempt": 1,
+        "findings": [],
+        "faults": ["no training example"],
+        "final": True,
+        "dose": {},
+    }
+    journal.again([{**cycle.key, "what": "train", "reason": reason, "verdict": verdict}])
+    return reason
 
 
 def ended(journal: Journal, *, retries: int) -> JsonDict | None:

@@ -15,7 +15,7 @@ from csr_ray.errors import LockLost, PicturesGone, StorageError
 from csr_ray.ports import Generators
 from csr_ray.records import Cycle, Prompt, Rejection, Rollout, Unit
 from csr_ray.stages.close import keep_account
-from csr_ray.stages.judge import judged
+from csr_ray.stages.judge import count_unanswered, judged
 from csr_ray.stages.state import RunState
 from csr_ray.stages.summary import live_figures
 from csr_ray.stages.turn import Turn
@@ -235,6 +235,7 @@ def _commit(state: RunState, cycle: Cycle, unit: _OpenUnit, *, seconds: float, c
         nodes=sum(len(rollout.candidates) for rollout in rollouts),
         seconds=seconds,
         **_costs(rollouts),
+        **count_unanswered(state, cycle, rollouts),
         counters=counters.to_plain(),
         files=plain_files({path: digest}, root=state.folder.root),
     )

@@ -11,7 +11,7 @@ from csr_ray.ports import Trainer
 from csr_ray.records import Cycle, JsonDict, TrainOrder, TrainResult
 from csr_ray.stages.build import earlier_examples
 from csr_ray.stages.close import keep_account
-from csr_ray.stages.refusals import refusals
+from csr_ray.stages.refusals import end_without_examples, refusals
 from csr_ray.stages.state import RunState
 from csr_ray.stages.turn import Turn
 from csr_ray.stages.view import View
@@ -21,8 +21,10 @@ from csr_ray.training.dose import has_taught
 _NOTHING: Mapping[str, float] = MappingProxyType({})
 
 
-def train(state: RunState, turn: Turn, files: Iterable[str], *, trainer: Trainer, view: View) -> TrainResult:
+def train(state: RunState, turn: Turn, files: Iterable[str], *, trainer: Trainer, view: View) -> TrainResult | None:
     """Train on files of examples as they come; returns when the cycle's adapter lies in its place.
+
+    None: there is not one example, and so the run has ended (`RunState.ended`) with the policy that there is.
 
     If all examples are built before the first file comes, the order says so (`TrainOrder.is_whole`), and the trainer
     waits for the end of the stream before its first step. Those of earlier rounds, for a phase that accumulates, come
@@ -45,6 +47,13 @@ def train(state: RunState, turn: Turn, files: Iterable[str], *, trainer: Trainer
             is_open = True
         trainer.offer([file])
     if not is_open:  # the cycle has no example of its own
+        if not earlier_examples(state, cycle):
+            decided = state.journal.find("examples", **cycle.key)
+            assert decided is not None
+            why = end_without_examples(state.journal, cycle, dropped=decided["dropped"])
+            version = cycle.policy_version
+            view.say(f"{cycle} was {why}. The run ends here, with policy version {version}", is_warning=True)
+            return None
         begin()
     with view.stage("train", total=None, unit="steps", round_index=cycle.round_index) as stage:
 

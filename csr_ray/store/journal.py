@@ -11,7 +11,8 @@ Nothing is ever taken out of the journal. What has to be done again is voided by
     prompts    rejections that are not final (`ids`): these prompts leave their units and are rolled out again
     examples   the line of a phase's examples
     train      a phase's training, and all lines behind it: what was done with what it made. Where it was refused, the
-               line has the `verdict`, which counts until an earlier training is voided
+               line has the `verdict`, which counts until an earlier training is voided; where there was nothing to
+               train on there is no training, and the line says only that the run ends there
     eval       the evaluation of a policy version (`version`): it is asked about everything now
     model      that the run is finished, because its merged model is not there any more
 """
@@ -97,12 +98,12 @@ class Journal:
     def rejections(self) -> Iterator[tuple[JsonDict, Rejection]]:
         """Each rejection of a rollout with the line that names it; the file is read once more for that."""
         if any(units.total("failed") for units in self._units.values()):  # else it need not be read
-            voided = _Voided()
-            for number, (entry, _) in enumerate(self._lines()):
-                voided.look(number, entry)
-            for entry in self._entries(voided):
-                if entry["kind"] == "rollout":
-                    yield from ((entry, Rejection(**rejected)) for rejected in entry.get("rejected", ()))
+            for entry in self._unit_lines():
+                yield from ((entry, Rejection(**rejected)) for rejected in entry.get("rejected", ()))
+
+    def unit_lines(self, *, round: int, phase: str) -> Iterator[JsonDict]:
+        """The lines of one cycle's committed units, oldest first; the file is read once more for that."""
+        return (entry for entry in self._unit_lines() if (entry["round"], entry["phase"]) == (round, phase))
 
     def commit(self, kind: str, **fields: object) -> JsonDict:
         """Append a line, make it durable and return it. Whatever it speaks of must be on disk already."""
@@ -155,6 +156,12 @@ class Journal:
             for kept in self._entries(voided):
                 self._add(kept)
         self._may_have_rest = self.path.exists() and self.path.stat().st_size > self._tail.num_bytes
+
+    def _unit_lines(self) -> Iterator[JsonDict]:
+        voided = _Voided()
+        for number, (entry, _) in enumerate(self._lines()):
+            voided.look(number, entry)
+        return (entry for entry in self._entries(voided) if entry["kind"] == "rollout")
 
     def _entries(self, voided: _Voided) -> Iterator[JsonDict]:
         """All lines that count, without what was voided of them."""

@@ -18,21 +18,25 @@ from PIL import Image
 
 from csr_ray.config.load import load_config
 from csr_ray.config.schema import Config
-from csr_ray.errors import ConfigError, JudgeGone
+from csr_ray.data.files import UnreadableError
+from csr_ray.errors import ConfigError, EngineFailure, JudgeGone, StorageError
 from csr_ray.evaluation.annotations import read_annotations
 from csr_ray.evaluation.oracle import attributes_by_truth
 from csr_ray.judging.attributes import ATTRIBUTES, parse_verdicts, quality
 from csr_ray.methods.annotated import (
     EQUAL,
     NO_MARGIN,
+    NO_PICTURE,
     NO_REPLY,
     NOT_PERFECT,
     ONE_SCORED,
+    TOO_LONG,
+    TOO_LONG_TO_JUDGE,
     UNPARSED,
     best_and_worse,
     conditioned,
 )
-from csr_ray.methods.base import AsksJudge, Dropped, method_of
+from csr_ray.methods.base import AsksJudge, ChecksPrompts, Dropped, method_of
 from csr_ray.records import Ask, Candidate, Example, Phase, Prompt, Rejection, Rollout, Sentence
 from csr_ray.stages.judge import check_judge_answers, judged
 from csr_ray.store.tables import read_rollouts, write_rollouts
@@ -137,6 +141,35 @@ def rated(*rewards: float) -> list[Candidate]:
     ]
 
 
+def test_names_of_things_count_however_they_are_written() -> None:
+    keys = config(objects=["Star", " MOON ", "cross"])
+    rollout = rolled(keys, BEST, *WORSE)
+    assert [answer.reward for answer in rollout.candidates] == [12.0, 8.0, 10.0]
+
+
+def test_objects_that_no_truth_names_are_said_before_anything_starts() -> None:
+    method = method_of(config(objects=["dog", "cat"]))
+    assert isinstance(method, ChecksPrompts)
+    with pytest.raises(
+        ConfigError, match=r"^annotated\.objects = \['dog', 'cat'\]: no truth names any of them.*singular"
+    ):
+        method.check_prompts(lambda: [PROMPT, replace(PROMPT, truth=None)])
+    method.check_prompts(lambda: [PROMPT, replace(PROMPT, truth="Dogs.")])
+    other = method_of(config(judge="policy", objects=["dog"]))
+    assert isinstance(other, ChecksPrompts)
+    other.check_prompts(lambda: [PROMPT])
+
+
+def test_the_objects_of_a_sequence_are_checked_and_a_name_that_is_none_is_refused() -> None:
+    own = {"judge": "oracle", "objects": ["dog"]}
+    method = method_of(tiny_config(method=["csr", "annotated"], annotated=own, run={"rounds": 2}))
+    assert isinstance(method, ChecksPrompts)
+    with pytest.raises(ConfigError, match=r"^annotated\.objects = \['dog'\]"):
+        method.check_prompts(lambda: [PROMPT])
+    with pytest.raises(ConfigError, match=r"objects = .*blank"):
+        config(objects=["star", " "])
+
+
 @pytest.mark.parametrize(
     ("rewards", "best", "worse"),
     [
@@ -170,17 +203,23 @@ class Speaker:
     answers: Sequence[str]
     verdict: str = ""
     asked: list[Ask] = field(default_factory=list)
+    trouble: Exception | None = None
+    most_tokens: int = 1000
 
     async def answer(
         self, ask: Ask, *, temperature: float, max_tokens: int, seed: int, top_p: float = 1.0
     ) -> Sentence:
         self.asked.append(ask)
         if temperature == 0.0:
+            if self.trouble is not None:
+                raise self.trouble
             return sentence(self.verdict, ids=(7, 8), ended=True)
         number = sum(one.text == ask.text for one in self.asked) - 1
         return sentence(self.answers[number], ids=(10 + number, 2), ended=True)
 
     async def answer_logp(self, ask: Ask, *, answer_ids: Sequence[int]) -> float:
+        if len(answer_ids) > self.most_tokens:
+            raise ValueError("The decoder prompt is longer than the maximum model length")
         return -float(len(answer_ids))
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
@@ -193,9 +232,9 @@ def config(**keys: object) -> Config:
     )
 
 
-def rolled(config: Config, *answers: str, says: str = "", prompt: Prompt = PROMPT) -> Rollout:
+def rolled(config: Config, *answers: str, says: str = "", prompt: Prompt = PROMPT, **more: Any) -> Rollout:
     method = method_of(config)
-    speaker = Speaker(answers, verdict=says)
+    speaker = Speaker(answers, verdict=says, **more)
     rollout = asyncio.run(
         method.rollout(
             method.phases(0)[0],
@@ -272,6 +311,23 @@ def test_the_policy_itself_may_judge_and_its_agreement_with_the_truth_is_counted
     assert rates["truth_agrees"] == (0, 1) and rates["scored"] == (2, 2) and rates["judge_replied"] == (1, 1)
 
 
+def test_a_prompt_too_long_for_the_policy_as_judge_costs_its_verdict_only() -> None:
+    keys = config(judge="policy")
+    trouble = ValueError("The decoder prompt (length 9000) is longer than the maximum model length of 4096")
+    rollout = rolled(keys, BEST, *WORSE, trouble=trouble)
+    assert [answer.text for answer in rollout.candidates[:-1]] == [BEST, *WORSE]
+    said = rollout.candidates[-1]
+    assert "maximum model length of 4096" in said.text and "Answer 1" in str(said.asked)
+    assert made(keys, rollout) == TOO_LONG_TO_JUDGE and rollout.stats.num_tokens == 6
+    assert method_of(keys).rates(rollout)["judge_replied"] == (0, 1)
+
+
+@pytest.mark.parametrize("trouble", [UnreadableError("gone", fault="machine"), StorageError("full"), EngineFailure()])
+def test_what_is_no_fault_of_the_prompts_length_is_not_taken_for_it(trouble: Exception) -> None:
+    with pytest.raises(type(trouble)):
+        rolled(config(judge="policy"), BEST, *WORSE, trouble=trouble)
+
+
 def test_equal_answers_are_not_paid_for() -> None:
     keys = config(judge="policy")
     assert len(rolled(keys, BEST, BEST, BEST).candidates) == 3
@@ -281,6 +337,7 @@ def test_equal_answers_are_not_paid_for() -> None:
 
 
 def file_of(tmp_path: Path, *lines: object) -> Path:
+    tmp_path.mkdir(exist_ok=True)
     path = tmp_path / "rated.jsonl"
     path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
     return path
@@ -308,6 +365,21 @@ def test_answers_and_ratings_of_a_file_take_the_place_of_drawn_ones(tmp_path: Pa
     assert method.refuses(PROMPT) is None
     other = Prompt(id="other", image="i.png", text="Describe.")
     assert method.refuses(other) == "annotated.file has no answer to it"
+
+
+def test_an_answer_of_a_file_that_is_too_long_for_the_policy_costs_itself_only(tmp_path: Path) -> None:
+    long, good, bad = "A star. " * 9, scores(4, 4, 4, 1, 1), scores(1, 1, 1, 1, 1)
+    lines = [{"id": "p", "answer": BEST, **good}, {"id": "p", "answer": long, **bad}]
+    keys = config(judge="file", file=str(file_of(tmp_path, *lines)))
+    assert made(keys, rolled(keys, most_tokens=30)) == TOO_LONG
+    lines.append({"id": "p", "answer": WORSE[0], **bad})
+    keys = config(judge="file", file=str(file_of(tmp_path / "more", *lines)))
+    rollout = rolled(keys, most_tokens=30)
+    (pair,) = made(keys, rollout)
+    assert (pair.chosen.text, pair.rejected.text) == (BEST, WORSE[0])
+    kept = rollout.candidates[1]
+    assert (kept.text, kept.logp, kept.reward) == (long.strip(), None, None)
+    assert method_of(keys).rates(rollout)["scored"] == (2, 3)
 
 
 @pytest.mark.parametrize(("content", "says"), [(None, "cannot be read"), ("{}\nno", "not one line")])
@@ -391,11 +463,21 @@ def test_questions_without_an_answer_are_counted_and_stop_nothing(server: JudgeS
     outcomes = Counter(
         found if isinstance(found := made(keys, one), str) else "pair" for one in done if isinstance(one, Rollout)
     )
-    assert outcomes == {NO_REPLY: 3, UNPARSED: 1, "pair": 2}
+    assert outcomes == {"judge_failed": 1, "judge_busy": 1, "judge_refused": 1, UNPARSED: 1, "pair": 2}
     rates = [state_of(keys, tmp_path).method.rates(one)["judge_replied"] for one in done]
     assert sum(hits for hits, _ in rates) == 3 and sum(tries for _, tries in rates) == 6
-    lost = [one.candidates[-1].text for one in done if isinstance(one, Rollout) and made(keys, one) == NO_REPLY]
-    assert any("400" in text for text in lost)
+    lost = [one for one in done if isinstance(one, Rollout) and made(keys, one) == "judge_refused"]
+    assert "400" in lost[0].candidates[-1].text
+    write_rollouts(tmp_path / "unit.parquet", rollouts=lost)
+    (kept,) = read_rollouts(tmp_path / "unit.parquet")
+    assert made(keys, kept) == "judge_refused", "the reason is in the file"
+
+
+def test_an_unanswered_question_of_before_there_were_reasons_keeps_its_name() -> None:
+    keys = config(judge="policy")
+    rollout = rolled(keys, BEST, *WORSE, says="?")
+    said = replace(rollout.candidates[-1], scores={"replied": 0.0})
+    assert made(keys, replace(rollout, candidates=(*rollout.candidates[:-1], said))) == NO_REPLY
 
 
 def test_a_picture_that_is_gone_by_then_costs_its_own_prompt_only(server: JudgeServer, tmp_path: Path) -> None:
@@ -405,7 +487,7 @@ def test_a_picture_that_is_gone_by_then_costs_its_own_prompt_only(server: JudgeS
     done, _ = through(
         state_of(keys, tmp_path), [*unjudged(tmp_path, keys, num=1), rolled(keys, BEST, *WORSE, prompt=gone)]
     )
-    assert {one.prompt.id: made(keys, one) == NO_REPLY for one in done if isinstance(one, Rollout)} == {
+    assert {one.prompt.id: made(keys, one) == NO_PICTURE for one in done if isinstance(one, Rollout)} == {
         "p0": False,
         "gone": True,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -96,8 +97,8 @@ def test_troubles_of_somebody_who_is_there_end_nothing(server: JudgeServer, tmp_
     server.plan(*[trouble] * 12, say="at last")
 
     async def go() -> str:
-        async with OpenAIJudge(keys_of(server, retries=0), replies=ReplyFile(tmp_path / "judge.jsonl")) as judge:
-            judge._has_answered = True
+        replies = ReplyFile(tmp_path / "judge.jsonl")
+        async with OpenAIJudge(keys_of(server, retries=0), replies=replies, is_checked=True) as judge:
             for number in range(12):
                 with pytest.raises(JudgeFailure):
                     await judge.reply([Message("user", str(number))], temperature=0, max_tokens=1)
@@ -121,6 +122,94 @@ def test_five_questions_in_a_row_without_a_connection_end_it(server: JudgeServer
         JudgeGone, match=r"for 5 questions in a row there is no connection.*start the same command again"
     ):
         asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind"),
+    [
+        ("slow 2", "timed_out"),
+        ("408", "timed_out"),
+        ("429", "busy"),
+        ("500", "failed"),
+        ("529", "failed"),
+        ("html", "garbled"),
+        ("torn", "garbled"),
+        ("empty", "garbled"),
+        ("422", "refused"),
+        ("drop", "unreachable"),
+    ],
+)
+def test_a_failure_says_what_came_in_place_of_an_answer(
+    server: JudgeServer, tmp_path: Path, trouble: str, kind: str
+) -> None:
+    server.plan("say yes", trouble)
+    failure = asyncio.run(last_failure(keys_of(server, retries=0, timeout_s=0.5), tmp_path, num=2))
+    assert failure.kind == kind
+
+
+async def last_failure(keys: JudgeKeys, folder: Path, *, num: int, **more: bool) -> JudgeFailure:
+    """Ask so many questions one after the other; the failure of the last one, where those before may fail, too."""
+    async with OpenAIJudge(keys, replies=ReplyFile(folder / "judge.jsonl"), **more) as judge:
+        for number in range(num - 1):
+            with contextlib.suppress(JudgeFailure):
+                await judge.reply([Message("user", str(number))], temperature=0, max_tokens=1)
+        with pytest.raises(JudgeFailure) as failure:
+            await judge.reply([Message("user", "the last")], temperature=0, max_tokens=1)
+    return failure.value
+
+
+ENDS = ["401", "403", "404", "405", "302", "quota", "400 model"]
+
+
+@pytest.mark.parametrize("trouble", ENDS)
+def test_whoever_has_answered_is_not_taken_for_wrong_for_a_single_status(
+    server: JudgeServer, tmp_path: Path, trouble: str
+) -> None:
+    server.plan("say yes", *[trouble] * 4, "say yes", *[trouble] * 4)
+    assert asyncio.run(last_failure(keys_of(server), tmp_path, num=10)).kind == "refused"
+    assert len(server.asked()) == 10, "it is not asked again"
+
+
+@pytest.mark.parametrize("trouble", ENDS)
+def test_five_questions_in_a_row_with_the_same_status_end_it(
+    server: JudgeServer, tmp_path: Path, trouble: str
+) -> None:
+    server.plan("say yes", *[trouble] * 4, "422", *[trouble] * 5)
+    with pytest.raises(ConfigError, match=r"^judge\.(key_env|model|url) = "):
+        asyncio.run(last_failure(keys_of(server), tmp_path, num=11))
+    assert len(server.asked()) == 11
+
+
+@pytest.mark.parametrize("model", ["tiny-judge", "policy"])
+@pytest.mark.parametrize("status", ["400", "403"])
+def test_a_refusal_that_names_the_model_is_of_the_question(
+    server: JudgeServer, tmp_path: Path, model: str, status: str
+) -> None:
+    server.plan("say yes", f"policy {status}")
+    keys = keys_of(server, model=model)
+    failure = asyncio.run(last_failure(keys, tmp_path, num=2, is_checked=True))
+    assert failure.kind == "refused" and "violation of the policy" in str(failure)
+
+
+def test_a_first_question_that_is_refused_in_words_that_name_the_model_ends_nothing(
+    server: JudgeServer, tmp_path: Path
+) -> None:
+    server.plan("policy 400")
+    assert asyncio.run(last_failure(keys_of(server), tmp_path, num=1)).kind == "refused"
+
+
+@pytest.mark.parametrize("trouble", ["html", "torn", "drop"])
+def test_garbage_or_an_outage_is_no_wrong_url_once_the_judge_was_checked(
+    server: JudgeServer, tmp_path: Path, trouble: str
+) -> None:
+    server.plan(*[trouble] * 3, "say at last")
+
+    async def go() -> str:
+        replies = ReplyFile(tmp_path / "judge.jsonl")
+        async with OpenAIJudge(keys_of(server), replies=replies, is_checked=True) as judge:
+            return await judge.reply(ASK, temperature=0, max_tokens=1)
+
+    assert asyncio.run(go()) == "at last"
 
 
 def test_a_resume_pays_nothing_twice(server: JudgeServer, tmp_path: Path) -> None:
@@ -276,7 +365,7 @@ def test_a_limit_without_prices_is_refused() -> None:
 
 
 def test_a_model_that_is_not_there_is_said_with_those_that_are(server: JudgeServer, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^judge\.model = 'nobody': .*it has tiny-judge, other-judge$"):
+    with pytest.raises(ConfigError, match=r"^judge\.model = 'nobody': .*it has tiny-judge, other-judge, policy$"):
         ask(keys_of(server, model="nobody"), tmp_path / "judge.jsonl")
 
 

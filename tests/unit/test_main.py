@@ -149,6 +149,20 @@ def test_dry_run_prints_the_plan_and_starts_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_objects_that_no_truth_names_are_said_in_one_line_before_anything_starts(
+    tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "with_truth.jsonl"
+    row = json.loads(Path(own_data["data"]["prompts"]).read_text().splitlines()[0])
+    prompts.write_text(json.dumps({**row, "truth": "A Dog sits."}))
+    data = {**own_data["data"], "prompts": str(prompts)}
+    for objects, code in (["CAT"], 2), (["CAT", "Dog"], 0):
+        own = {"method": "annotated", "annotated": {"judge": "oracle", "objects": objects}}
+        assert main(["run", config_file(tmp_path, {**own_data, **own, "data": data}), "--dry-run"]) == code
+        if code:
+            assert "annotated.objects = ['cat']: no truth names any of them" in error_line(capsys)
+
+
 def test_dry_run_of_the_embedded_world_builds_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", TINY_WORLD, "world.num_train_images=77", "--dry-run"]) == 0
     assert "a round: 77 prompts" in capsys.readouterr().out
