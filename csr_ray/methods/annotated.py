@@ -24,15 +24,21 @@ from pydantic import Field, field_validator, model_validator
 from csr_ray.config.schema import Config, Section
 from csr_ray.data.files import UnreadableError
 from csr_ray.data.pictures import data_url
-from csr_ray.errors import ConfigError, JudgeFailure, JudgeFailureKind, UserError
+from csr_ray.errors import ConfigError, JudgeFailure, JudgeFailureKind
 from csr_ray.evaluation.annotations import RatedAnswer, read_annotations
 from csr_ray.evaluation.oracle import attributes_by_truth
 from csr_ray.judging.attributes import ATTRIBUTES, HIGHEST, QUALITY, listed, parse_verdicts, quality
 from csr_ray.judging.template import Template, load_template
-from csr_ray.methods.base import About, Dropped
+from csr_ray.methods.base import About, DoesNotFit, Dropped, telling_what_does_not_fit
 from csr_ray.ports import Engine, Judge, Scorer
 from csr_ray.records import Ask, Candidate, Example, Message, Phase, Prompt, Rollout, RolloutStats
-from csr_ray.rollout.whole_answers import candidate_of, distinct, numbered, sample_answers, target_of
+from csr_ray.rollout.whole_answers import (
+    candidate_of,
+    distinct,
+    numbered,
+    sample_answers,
+    target_of,
+)
 from csr_ray.world.mentions import mentioned_kinds
 
 ABOUT: Final = About(
@@ -245,15 +251,14 @@ class Annotated:
     async def _judged_by_policy(self, rollout: Rollout, *, engine: Engine) -> Rollout:
         """The rollout with what the policy says of its own answers.
 
-        All answers at once may not fit into its context, which the engine says by a ValueError; the answers stay.
+        All answers at once may not fit into its context; then the answers stay.
         """
         reply = self._no_reply(rollout)
         asked = Ask(picture=rollout.prompt.ask.picture, text=str(reply.asked))
         try:
-            said = await engine.answer(asked, temperature=0.0, max_tokens=self.keys.max_judge_tokens, seed=0)
-        except (UnreadableError, UserError):  # these are ValueErrors, too, and have nothing to do with length
-            raise
-        except ValueError as error:
+            with telling_what_does_not_fit():
+                said = await engine.answer(asked, temperature=0.0, max_tokens=self.keys.max_judge_tokens, seed=0)
+        except DoesNotFit as error:
             return _judged(rollout, replace(reply, text=str(error)), failure=TOO_LONG_TO_JUDGE)
         return _judged(rollout, candidate_of(said, role=_JUDGE, asked=reply.asked, final=False))
 
@@ -394,11 +399,10 @@ async def _rated(one: RatedAnswer, *, prompt: Prompt, engine: Engine) -> Candida
     logp: float | None = None
     scores: dict[str, float] = {}
     try:
-        logp = await engine.answer_logp(prompt.ask, answer_ids=answer_ids)
+        with telling_what_does_not_fit():
+            logp = await engine.answer_logp(prompt.ask, answer_ids=answer_ids)
         scores |= one.scores or {}
-    except (UnreadableError, UserError):  # these are ValueErrors, too, and have nothing to do with length
-        raise
-    except ValueError:
+    except DoesNotFit:
         scores[TOO_LONG] = 1.0
     return Candidate(
         node=0, text=one.text, token_ids=answer_ids, logp=logp, role=_SAMPLE, scores=scores, reward=quality(scores)

@@ -21,10 +21,14 @@ from typing import Final, Literal
 from pydantic import Field, model_validator
 
 from csr_ray.config.schema import Config, Section
-from csr_ray.methods.base import About, Dropped
+from csr_ray.methods.base import About, DoesNotFit, Dropped, telling_what_does_not_fit
 from csr_ray.ports import Engine, Scorer
 from csr_ray.records import Ask, Candidate, Example, Phase, Prompt, Rollout, RolloutStats, Sentence
-from csr_ray.rollout.whole_answers import candidate_of, numbered, target_of
+from csr_ray.rollout.whole_answers import (
+    candidate_of,
+    numbered,
+    target_of,
+)
 
 ABOUT: Final = About(
     title="self-improvement by a critic that sees the reference answer",
@@ -38,6 +42,7 @@ EQUAL: Final = "answers_equal"
 TIE: Final = "critic_sees_no_difference"
 UNPARSED: Final = "verdict_unparsed"
 DISAGREE: Final = "orders_disagree"
+TOO_LONG: Final = "critic_prompt_too_long"
 
 # Positions of the answers in a rollout; critiques follow.
 _GREEDY, _SAMPLED = 0, 1
@@ -136,12 +141,14 @@ class Sima:
         if self.keys.critic == "objects":
             return self._counted(role, truth=str(prompt.truth), first=first, second=second)
         asked = critic_prompt(prompt.text, truth=str(prompt.truth), first=first, second=second)
-        critique = await engine.answer(
-            Ask(picture=prompt.ask.picture, text=asked),
-            temperature=0.0,
-            max_tokens=self.keys.max_critique_tokens,
-            seed=0,
-        )
+        ask = Ask(picture=prompt.ask.picture, text=asked)
+        try:
+            with telling_what_does_not_fit():
+                critique = await engine.answer(ask, temperature=0.0, max_tokens=self.keys.max_critique_tokens, seed=0)
+        except DoesNotFit as error:
+            silent = Sentence(text=str(error), token_ids=(), logps=(), ended=False)
+            scores = {"verdict": None, TOO_LONG: 1.0}
+            return candidate_of(silent, role=role, asked=asked, scores=scores, final=False)
         verdict = parse_verdict(critique.text)
         return candidate_of(critique, role=role, asked=asked, scores={"verdict": verdict}, final=False)
 
@@ -167,6 +174,8 @@ class Sima:
             return Dropped(EQUAL)
         winners = [_winner(critique) for critique in critiques]
         if None in winners:
+            if any(critique.scores.get(TOO_LONG) for critique in critiques):
+                return Dropped(TOO_LONG)
             undecided = any(critique.scores["verdict"] is None for critique in critiques)
             return Dropped(UNPARSED if undecided else TIE)
         if len(set(winners)) > 1:

@@ -12,6 +12,7 @@ from fakes import sentence, tiny_config
 
 from csr_ray.config.load import load_config
 from csr_ray.config.schema import Config
+from csr_ray.data.files import UnreadableError
 from csr_ray.errors import ConfigError
 from csr_ray.methods.base import Dropped, method_of
 from csr_ray.methods.sima import critic_prompt, named_objects, parse_verdict
@@ -29,12 +30,15 @@ class Critic:
     critiques: Sequence[str] = ()
     sampled: str = SAMPLED
     asked: list[Ask] = field(default_factory=list)
+    trouble: Exception | None = None
 
     async def answer(
         self, ask: Ask, *, temperature: float, max_tokens: int, seed: int, top_p: float = 1.0
     ) -> Sentence:
         if "Reference:" in ask.text:
             self.asked.append(ask)
+            if self.trouble is not None:
+                raise self.trouble
             return sentence(self.critiques[len(self.asked) - 1], ids=(7, 8, 2), ended=True)
         if temperature == 0.0:
             return sentence(GREEDY, ids=(5, 6, 2), ended=True)
@@ -134,6 +138,20 @@ def test_a_critic_is_held_to_what_the_reference_names(critiques: tuple[str, str]
     equal = Critic(critiques=critiques, sampled="There is a moon in blue.")
     assert method_of(config(**keys)).rates(rolled(equal, keys=keys))["truth_agrees"][1] == 0
     assert "truth_agrees" not in method_of(config()).rates(rolled(Critic(critiques=critiques), keys={}))
+
+
+def test_a_critic_s_prompt_that_does_not_fit_costs_the_verdict_only(tmp_path: Path) -> None:
+    trouble = ValueError("The decoder prompt (length 393) is longer than the maximum model length of 256")
+    critic = Critic(trouble=trouble)
+    rollout = rolled(critic, keys={})
+    assert [said.text for said in rollout.candidates[:2]] == [GREEDY, SAMPLED]
+    assert "maximum model length" in rollout.candidates[2].text and rollout.stats.num_tokens == 5
+    write_rollouts(tmp_path / "unit.parquet", rollouts=[rollout])
+    (again,) = read_rollouts(tmp_path / "unit.parquet")
+    assert outcome(again, keys={}) == "critic_prompt_too_long"
+    assert method_of(config()).rates(again)["parsed"] == (0, 2)
+    with pytest.raises(UnreadableError):
+        rolled(Critic(trouble=UnreadableError("gone", fault="machine")), keys={})
 
 
 def test_equal_answers_are_a_tie_and_cost_no_critique() -> None:
