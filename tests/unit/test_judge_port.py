@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -265,9 +266,10 @@ def test_no_more_are_under_way_than_allowed(server: JudgeServer, tmp_path: Path)
 
 
 def test_the_pace_is_kept(server: JudgeServer, tmp_path: Path) -> None:
-    ask(keys_of(server, requests_per_minute=600), tmp_path / "judge.jsonl", *map(str, range(6)))
-    times_s = sorted(asked["at_s"] for asked in server.asked())
-    assert times_s[-1] - times_s[0] >= 5 * 0.1 - 0.05
+    # From before the first is sent: on a busy machine that one may take longer on its way than those behind it.
+    begun_s = time.monotonic()
+    ask(keys_of(server, requests_per_minute=150), tmp_path / "judge.jsonl", *map(str, range(6)))
+    assert time.monotonic() - begun_s >= 5 * 0.4 - 0.01 and len(server.asked()) == 6
 
 
 PRICES = {"usd_per_million_input_tokens": 10.0, "usd_per_million_output_tokens": 100.0}
