@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 import yaml
 from fakes import tiny_config
 from journals import entries_of, write_journal
-from judge_server import JudgeServer, judge_server
+from judge_server import JudgeServer
 from PIL import Image
 from test_annotated import BEST, OBJECTS, SAID, WORSE, Speaker
 from test_early_end import _page as words_of_page
@@ -29,18 +29,6 @@ from csr_ray.stages import judge as judge_stage
 from csr_ray.store.tables import read_rollouts
 
 NUM = 5
-
-
-@pytest.fixture(scope="module")
-def process() -> Iterator[JudgeServer]:
-    with judge_server() as server:
-        yield server
-
-
-@pytest.fixture
-def server(process: JudgeServer) -> JudgeServer:
-    process.plan()
-    return process
 
 
 class Driver(LoopDriver):
