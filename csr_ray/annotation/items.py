@@ -188,6 +188,17 @@ def pair_items(place: Place) -> tuple[list[Item], Counter[str]]:
     return items, dropped
 
 
+def _readable_rollouts(place: Place, *, dropped: Counter[str]) -> Iterator[Rollout]:
+    """The committed rollouts of a phase; files that cannot be read are counted."""
+    for path in place.units():
+        try:
+            rollouts = read_rollouts(path)
+        except _READ_ERRORS:
+            dropped[UNREADABLE] += 1
+        else:
+            yield from rollouts
+
+
 def candidate_items(place: Place, *, reward: Reward | None, seed: int) -> tuple[list[Item], Counter[str]]:
     """Two whole answers of each prompt of a phase, drawn from those that differ, and what was left out, by reason.
 
@@ -197,18 +208,12 @@ def candidate_items(place: Place, *, reward: Reward | None, seed: int) -> tuple[
     """
     items: dict[str, Item] = {}
     dropped = Counter[str]()
-    for path in place.units():
-        try:
-            rollouts = read_rollouts(path)
-        except _READ_ERRORS:
-            dropped[UNREADABLE] += 1
-            continue
-        for rollout in rollouts:
-            drawn = _draw(rollout, seed=seed)
-            if drawn is None:
-                dropped[ONE_ANSWER] += 1
-            else:
-                items[rollout.prompt.id] = _drawn_item(rollout, nodes=drawn, place=place, reward=reward)
+    for rollout in _readable_rollouts(place, dropped=dropped):
+        drawn = _draw(rollout, seed=seed)
+        if drawn is None:
+            dropped[ONE_ANSWER] += 1
+        else:
+            items[rollout.prompt.id] = _drawn_item(rollout, nodes=drawn, place=place, reward=reward)
     return list(items.values()), dropped
 
 
@@ -216,18 +221,12 @@ def answer_items(place: Place) -> tuple[list[Item], Counter[str]]:
     """Every whole answer that the policy drew in a phase, each text to a prompt once, and what was left out."""
     items: dict[ItemKey, Item] = {}
     dropped = Counter[str]()
-    for path in place.units():
-        try:
-            rollouts = read_rollouts(path)
-        except _READ_ERRORS:
-            dropped[UNREADABLE] += 1
-            continue
-        for rollout in rollouts:
-            for answer in rollout.answers():
-                is_drawn = all(node.asked is None and node.logp is not None for node in answer)
-                if is_drawn and answer_text(answer).strip():
-                    item = _answer_item(rollout, answer, place=place)
-                    items.setdefault(item.key, item)
+    for rollout in _readable_rollouts(place, dropped=dropped):
+        for answer in rollout.answers():
+            is_drawn = all(node.asked is None and node.logp is not None for node in answer)
+            if is_drawn and answer_text(answer).strip():
+                item = _answer_item(rollout, answer, place=place)
+                items.setdefault(item.key, item)
     return list(items.values()), dropped
 
 
