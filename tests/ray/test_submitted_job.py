@@ -203,6 +203,7 @@ def test_a_job_is_stopped_with_grace_and_the_same_command_goes_on(jobs: Jobs, sc
     print(f"{first_s:.1f} s from submit to the first committed unit, {len(kept)} prompts kept at the stop")
 
 
+@pytest.mark.long
 def test_the_head_serves_what_the_catalogue_lists_and_the_dashboard_asks_for(jobs: Jobs, scrapes: Scrapes) -> None:
     """Of the run of the test before."""
     scrapes.end()
