@@ -137,14 +137,7 @@ def _hand_overs(
         config = _config("float32", model=str(model), num_generators=num_receivers, gpus=found.gpus)
         own = directory / f"receivers_{num_receivers}"
         pool = _pool(config, directory=own)
-        adapters: list[str] = []
-
-        def hand_over(
-            rank: int, *, pool: GeneratorPool = pool, adapters: list[str] = adapters, own: Path = own
-        ) -> Any:
-            adapters.append(_adapter(model, rank=rank, folder=own / f"adapter_{len(adapters)}"))
-            return _hand_over(pool, model=model, adapters=adapters, probes=probes, directory=own)
-
+        hand_over = _Handing(pool, model=model, probes=probes, directory=own)
         try:
             hand_over(min(arguments.ranks))  # each engine's first image pays for its processor's start
             _say("every engine has had its first hand-over, which is not counted")

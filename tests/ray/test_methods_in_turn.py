@@ -106,7 +106,7 @@ def test_mllm_dpo_asks_a_judge_at_an_endpoint_and_keeps_what_it_says(turns: Turn
     (cycle,) = turns.cycles("mllm-dpo")
     rollouts, pairs = ran.rollouts(cycle), ran.examples(cycle)
     assert len(rollouts) == NUM_PROMPTS and entry["score"]["sentences"] == 0 < entry["rollout"]["tokens"]
-    assert all(len(rollout.candidates) == 4 for rollout in rollouts)
+    assert [candidate.role for candidate in rollouts[0].candidates] == [*["sample"] * 4, "judge"]
     assert entry["pairs"]["dropped"]["verdict_unparsed"] == 1 and entry["pairs"]["made"] == len(pairs) > 0
     assert all(pair.margin is not None and pair.margin >= 2 for pair in pairs)
     rates = entry["pairs"]["rates"]
@@ -126,7 +126,9 @@ def test_an_answer_of_the_policy_is_encoded_as_it_was_sampled(turns: Turns, tmp_
         (rollout.prompt.id, candidate)
         for rollout in turns.ran.rollouts(cycle)
         for candidate in rollout.candidates
-        if candidate.text.endswith(".") and "\ufffd" not in candidate.text  # bytes that are no text have no way back
+        if candidate.role == "sample"
+        and candidate.text.endswith(".")
+        and "\ufffd" not in candidate.text  # bytes that are no text have no way back
     ]
     rated = tmp_path / "rated.jsonl"
     marks = ({name: value for name in ATTRIBUTES} for _ in said for value in (4, 1))
@@ -197,7 +199,7 @@ def test_illume_trains_on_what_was_accepted_in_both_rounds(turns: Turns) -> None
     }
     assert accepted == {(example.id, example.preferred.text) for some in made for example in some}
     num_trained = [entry["train"]["pairs"] for entry in ran.summary["rounds"][at : at + 2]]
-    assert num_trained == [len(made[0]), len(made[0]) + len(made[1])]
+    assert num_trained == [len(made[0]), len(accepted)], "what was accepted again about the same picture counts once"
 
 
 def test_vancl_trains_on_the_truth_with_two_views_of_each_picture(turns: Turns) -> None:
