@@ -118,6 +118,7 @@ lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@cd benchmarks && MYPYPATH=.. $(abspath $(BIN))/mypy --config-file ../setup.cfg --follow-imports silent *.py
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -33,6 +33,7 @@ import time
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -91,7 +92,7 @@ def run_one(path: Path, *, reader: str, index: Path, num_taken: int, started_s: 
         str(path), images=None, limit=None, reader=RayReader() if private else LocalReader(), index_folder=index
     )
     walk_s = time.perf_counter() - walk_s
-    stream = prompts.stream()
+    stream: Any = prompts.stream()
     first = next(stream)
     assert isinstance(first, Prompt), first
     first_s = time.time() - started_s
@@ -214,7 +215,7 @@ def on_a_cluster(given: argparse.Namespace) -> None:
                 rates.setdefault(f"walk_rows_per_s_{reader}", []).append(
                     prompts.num / (time.perf_counter() - started_s)
                 )
-                stream = prompts.stream()
+                stream: Any = prompts.stream()
                 next(stream)
                 started_s = time.perf_counter()
                 num = sum(1 for _ in islice(stream, _NUM_TAKEN))

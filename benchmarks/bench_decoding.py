@@ -139,7 +139,7 @@ async def measure(arguments: argparse.Namespace, *, directory: Path) -> tuple[di
         for name, side in sides.items():
             counting.take()
             side.figures = await figures_of(engine, suite=suite.in_way(side.way))
-            side.redone = (counting.take().groups_redone, suite.num_answers)
+            side.redone = (int(counting.take().groups_redone), suite.num_answers)
             print(f"{name}: asked", file=sys.stderr, flush=True)
         (process,) = [one for one in psutil.Process().children(recursive=True) if "EngineCore" in one.name()]
         for turn in range(arguments.turns):

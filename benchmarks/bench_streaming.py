@@ -33,6 +33,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPAT
 from result_file import add_json_flag, told_in_a_line, versions_of, write_result
 
 from actors.runtime import Runtime
+from actors.train.group import TrainerGroup
 from csr_ray.app.console import ConsoleView
 from csr_ray.app.run import world_spec
 from csr_ray.config.load import load_config
@@ -101,6 +102,7 @@ def measure(given: argparse.Namespace, *, world: Path, directory: Path) -> list[
             )
             # Every turn starts from the base policy, which the generators still serve.
             cycle = Cycle(round_index=number, policy_version=0)
+            assert isinstance(runtime.trainer, TrainerGroup)
             runtime.trainer._adapters = ()
             trainer = Overheard(runtime.trainer)
             started_s = time.perf_counter()
@@ -108,6 +110,7 @@ def measure(given: argparse.Namespace, *, world: Path, directory: Path) -> list[
             units = Timed(roll_out(state, turn, generators=runtime.generators, view=view))
             files = build(state, cycle, units, view=view)
             trained = train(state, turn, files, trainer=trainer, view=view)
+            assert trained is not None, "the base had something to train on"
             losses = trainer.losses
             turns.append(
                 {
@@ -159,6 +162,9 @@ class Overheard:
 
     def check(self) -> None:
         self.trainer.check()
+
+    def withdraw(self, version: int) -> None:
+        self.trainer.withdraw(version)
 
 
 def config_of(world: Path, folder: Path, *, is_on: bool) -> Config:

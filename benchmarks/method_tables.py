@@ -254,7 +254,7 @@ def plot(runs: Sequence[MethodRun]) -> str:
 def _labels(labels: list[tuple[float, float, str, str]], *, x: float, low: float, high: float) -> list[str]:
     """A name beside the plot for each point, in the points' order of height, and a thin line to it."""
     gap = min(16.0, (high - low) / max(1, len(labels)))
-    parts = []
+    parts: list[str] = []
     place = low
     for y, point_x, name, colour in sorted(labels):
         place = max(place, min(y, high - gap * (len(labels) - len(parts) // 2)))

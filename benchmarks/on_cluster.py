@@ -124,7 +124,7 @@ def joined(
         os.environ["RAY_ADDRESS"] = given.address
     is_private = not cluster_address()
     if is_private:
-        nodes = (this_machine(),)
+        nodes: tuple[Node, ...] = (this_machine(),)
         counts, gpus = _chosen(given, demands_of=demands_of, nodes=nodes, gpus=gpus)
         needed = sum(demand.num * demand.cpus for demand in demands_of(counts[-1], gpus)) + 1
     else:

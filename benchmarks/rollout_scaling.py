@@ -154,8 +154,8 @@ def measure(
                 found.counts, repeats=repeats, rate_of=lambda num: grow(num, of_each=num_prompts), unit=UNIT
             )
         finally:
-            for pool in (*fewer.values(), whole):
-                pool._supervisor.close()
+            for each in (*fewer.values(), whole):
+                each._supervisor.close()
             for some in fewer.values():
                 some.let_go()
             whole.close()

@@ -16,7 +16,7 @@ import pickle
 import random
 import time
 from array import array
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -109,7 +109,7 @@ class Account:
     end_s: float = 0.0
     gate_s: float = 0.0
     gate_driver_s: float = 0.0
-    driver_s: Counter[str] = field(default_factory=Counter)
+    driver_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     ray_s: float = 0.0
     looking_s: float = 0.0
     num: Counter[str] = field(default_factory=Counter)

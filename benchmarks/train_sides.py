@@ -89,7 +89,7 @@ def our_side(
     trainer = PairTrainer(
         policy,
         args=settings,
-        train=Train(beta=settings.beta, dtype=dtype),
+        train=Train.model_validate({"beta": settings.beta, "dtype": dtype}),
         examples=HeldExamples(pairs),
         collator=SharedPrefixCollator(
             processor=processor,

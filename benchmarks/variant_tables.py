@@ -329,9 +329,9 @@ def _keeps(measure: Measure, value: float, *, bound: float) -> bool:
 
 def variant_table(outcomes: Sequence[Outcome]) -> str:
     """A Markdown row a variant (means over its seeds), one a run that has no figures, then all runs and the worst."""
-    heads = ("variant", "runs", "CHAIR_s, %", "falls by, %", "CHAIR_s at T = 1, %", "falls by, %", "recall, %")
-    heads += ("loses, points", "recall at T = 1, %", "loses, points", "repeats, %", "yes/no, %", "changes by, points")
-    heads += ("rounds kept", "refused", "ended early", "steps of the rounds")
+    heads: tuple[str, ...] = ("variant", "runs", "CHAIR_s, %", "falls by, %", "CHAIR_s at T = 1, %", "falls by, %")
+    heads += ("recall, %", "loses, points", "recall at T = 1, %", "loses, points", "repeats, %", "yes/no, %")
+    heads += ("changes by, points", "rounds kept", "refused", "ended early", "steps of the rounds")
     rows: list[Sequence[str]] = [(*heads, "gate + looks, % of the first round, of later ones")]
     for variant, runs in by_variant(outcomes).items():
         rows.append((str(variant), *_means(runs, is_whole=False)))
