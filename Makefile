@@ -15,7 +15,7 @@ help:
 	@echo "make install   create $(VENV) with the $(ENGINE) engine (does nothing when up to date)"
 	@echo "make demo      train a tiny hallucinating model, improve it by three rounds of CSR, write a report"
 	@echo "make test      every test this machine can run      (make test-unit: the fast ones)"
-	@echo "make test-long the tests that take minutes, and those that also have a long form, in that form (half an hour)"
+	@echo "make test-long the tests that take minutes, and those that also have a long form, in that form (an hour)"
 	@echo "make test-gpu  what nobody has seen yet: the first machine with a GPU, from a kernel to 7B shapes (an hour)"
 	@echo "make chaos     kill and stop the parts of real runs at random (N=50 of them), and see that nothing is lost"
 	@echo "make bad-inputs  read some 200 bad pictures and prompt files, and write what became of each"

@@ -29,6 +29,8 @@ SMALL = (
     *("generators.min=1", "generators.max=3", "generators.in_flight=2", "generators.idle_s=4"),
 )
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:

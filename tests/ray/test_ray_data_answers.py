@@ -130,6 +130,7 @@ def test_it_answers_as_the_pool_does_and_a_second_start_goes_on(
     assert "holds the answers of something else (dtype differ)" in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_a_bad_picture_is_set_aside_and_an_engine_that_dies_is_replaced(
     tmp_path: Path, suite: Suite, policy: Policy, from_pool: Any
 ) -> None:

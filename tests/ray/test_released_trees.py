@@ -127,7 +127,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("kind", WAYS)
+@pytest.mark.parametrize("kind", ["roomy", pytest.param("tight", marks=pytest.mark.long)])
 def test_the_real_engine_grows_the_released_trees(kind: str) -> None:
     """All prompts at once and one at a time, side by side and in the forced in-turn mode, roomy and in few slots."""
     configs = {size: config_of(size) for size in SIZES}

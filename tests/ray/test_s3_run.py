@@ -73,6 +73,7 @@ def started(config: Path, *, machine: Path) -> Iterator[tuple[subprocess.Popen[b
         process.wait()
 
 
+@pytest.mark.long
 def test_a_run_in_a_bucket_is_killed_and_goes_on_on_another_machine(door: Door, tmp_path: Path) -> None:
     config = config_in_the_bucket(door, tmp_path)
     store = door.store("experiments/run")
