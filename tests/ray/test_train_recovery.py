@@ -28,7 +28,7 @@ from csr_ray.config.schema import Train
 from csr_ray.records import Cycle, Example, TrainOrder, TrainResult
 
 NUM_STEPS, BATCH = 8, 2
-NOTICED_S = 15.0
+NOTICED_S = 30.0  # after train.silent_s, 10, and what a busy machine adds
 CONFIG = Train(
     workers=2,
     batch_size=BATCH,
