@@ -95,6 +95,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     made.head.close()
 
 
+@pytest.mark.long
 def test_a_driver_that_stands_elsewhere_than_the_actors(place: Place, tmp_path: Path) -> None:
     done = place.command("run", "mine.yaml", *RELATIVE, *SMALL, "data.reader=ray", f"run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

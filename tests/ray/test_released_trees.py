@@ -162,7 +162,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("size", ["small", "full"])
+@pytest.mark.parametrize("size", ["small", pytest.param("full", marks=pytest.mark.long)])
 def test_the_plain_loop_grows_the_released_trees(size: str, one_thread: None) -> None:
     """The oracle is itself held to the released code's data."""
     models = Models.load(DATA)

@@ -71,6 +71,7 @@ def test_what_is_asked_there_is_the_prompt_that_a_generator_asks(endpoint: str, 
     assert once == prompt_ids(processor, question="How many dogs?")
 
 
+@pytest.mark.long
 def test_a_folder_that_is_no_model_fails_with_the_servers_last_words(tiny_llava: Path, tmp_path: Path) -> None:
     broken = tmp_path / "model"
     broken.mkdir()

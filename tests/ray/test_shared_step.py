@@ -553,7 +553,7 @@ def _sharpened(model: Path, *, directory: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.long)])
 def test_the_rehearsal_takes_the_right_form_and_no_wrong_one(
     training_process: ProcessPoolExecutor, tmp_path: Path, dtype: str
 ) -> None:

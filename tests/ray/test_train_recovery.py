@@ -156,6 +156,7 @@ def test_a_driver_that_starts_again_goes_on_in_the_order_that_was_begun(
     _assert_same(result, undisturbed)
 
 
+@pytest.mark.long
 def test_any_process_of_the_group_may_die_or_hang(
     drivers: list[Driver], files: list[str], undisturbed: TrainResult, tmp_path: Path
 ) -> None:

@@ -106,6 +106,7 @@ def test_policy_weights_carry_the_names_that_serving_engines_expect(world: Path)
     assert dtypes == {torch.float32}
 
 
+@pytest.mark.long
 def test_the_same_spec_gives_the_same_bytes(world: Path, tmp_path: Path) -> None:
     build_world(tmp_path / "again", spec=SPEC, progress=False)
     files = sorted(
