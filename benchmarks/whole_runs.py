@@ -20,8 +20,7 @@ from typing import Any
 
 import yaml
 
-from csr_ray.config.load import differing_keys, is_operational, load_config, parse_config, to_plain
-from csr_ray.errors import ConfigError
+from csr_ray.config.load import load_config, settings_that_differ, with_younger_keys
 from csr_ray.records import JsonDict
 
 
@@ -42,20 +41,15 @@ class WholeRun:
 def read_run(run: WholeRun) -> tuple[JsonDict, dict[str, Any]]:
     """The content of a run's summary.json and of its config.yaml.
 
-    The summary has `eval_seconds` besides: by the policy's version, how long its evaluation took. A key younger
-    than the run counts as set to its default, since a new key changes nothing before it is set.
+    The summary has `eval_seconds` besides: by the policy's version, how long its evaluation took.
 
     Raises:
         FileNotFoundError: it was not run yet.
         ValueError: the folder holds a run of other settings, whose figures would be believed under this one's name.
     """
     summary = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
-    theirs = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
-    wanted = to_plain(load_config(run.config, overrides=run.overrides))
-    with suppress(ConfigError):  # of a key that is there no more the comparison tells
-        theirs = to_plain(parse_config(theirs))
-    rows = [row for row in differing_keys(theirs, wanted) if not is_operational(row.split(":", 1)[0])]
-    if rows:
+    theirs = with_younger_keys(yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8")))
+    if rows := settings_that_differ(theirs, config=load_config(run.config, overrides=run.overrides)):
         raise ValueError(f"{run.folder} holds a run of other settings ({'; '.join(rows)})")
     summary.setdefault("eval_seconds", _eval_seconds(run.folder))
     return summary, theirs

@@ -34,7 +34,7 @@ from csr_ray.app.paths import pictures_on_disk, placed, stamp_anywhere
 from csr_ray.app.place import folder_of, found_at, move_aside_at_url, opened_to_read, read_at, settled, take
 from csr_ray.app.plan import make_plan, print_plan
 from csr_ray.app.stop import SignalStop
-from csr_ray.config.load import YAML_ERRORS, differing_keys, is_operational, load_config, to_plain
+from csr_ray.config.load import YAML_ERRORS, load_config, settings_that_differ, to_plain
 from csr_ray.config.schema import Config, Data, World
 from csr_ray.data.prompts import PromptFile, find_readable, read_prompts
 from csr_ray.data.reading import LocalReader, Reader
@@ -576,15 +576,14 @@ def _check_same_config(folder: RunFolder, *, config: Config) -> None:
             raise ConfigError(f"run.dir = {folder.shown!r}: it has a journal but no config.yaml; use --fresh")
         return
     theirs = _read_config(folder.config)
-    rows = [row for row in differing_keys(theirs, to_plain(config)) if not is_operational(row.split(":", 1)[0])]
-    if rows:
+    if rows := settings_that_differ(theirs, config=config):
         raise ConfigError(
             f"run.dir = {folder.shown!r} holds a run of another config ({'; '.join(rows)}); "
             "name another run.dir, or --fresh to move that run aside"
         )
 
 
-def _read_config(path: Path) -> dict[str, object]:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(plain, dict):

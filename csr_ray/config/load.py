@@ -333,6 +333,24 @@ def differing_keys(left: dict[str, Any], right: dict[str, Any], *, prefix: str =
     return rows
 
 
+def settings_that_differ(kept: dict[str, Any], *, config: Config) -> list[str]:
+    """Where the plain config that a run was begun with says otherwise than `config`, as `key: kept != now`.
+
+    Keys that may change under way are left out. A key younger than the run counts as set to its default, since a new
+    key changes nothing before it is set.
+    """
+    rows = differing_keys(with_younger_keys(kept), to_plain(config))
+    return [row for row in rows if not is_operational(row.split(":", 1)[0])]
+
+
+def with_younger_keys(kept: dict[str, Any]) -> dict[str, Any]:
+    """A plain config that was kept, with its defaults for keys that were not there then."""
+    try:
+        return to_plain(parse_config(kept))
+    except ConfigError:
+        return kept  # a key of then is there no more; a comparison tells which
+
+
 def is_operational(key: str) -> bool:
     """Whether a dotted key may have another value when a run is started again; each is marked in the schema.
 

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
-from csr_ray.config.load import differing_keys, is_operational, load_config, parse_config, to_plain
+from csr_ray.config.load import (
+    differing_keys,
+    is_operational,
+    load_config,
+    parse_config,
+    settings_that_differ,
+    to_plain,
+)
 from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
 
@@ -210,6 +217,19 @@ def test_a_resolved_config_reads_back_as_itself(tmp_path: Path) -> None:
     overrides = ("search.preset=paper", "search.width=3", "search.keep_worst=1", "train.learning_rate=1e-7")
     config = load(tmp_path, *overrides)
     assert load(tmp_path, text=yaml.safe_dump(to_plain(config))) == config
+
+
+def test_a_key_younger_than_a_run_is_no_difference_unless_it_is_set() -> None:
+    config = parse_config(LEAST)
+    older = to_plain(config)
+    del older["train"]["noise_overflow"], older["judge"]
+    assert settings_that_differ(older, config=config) == []
+    assert settings_that_differ(older, config=parse_config({**LEAST, "train": {"noise_overflow": "wrap"}})) == [
+        "train.noise_overflow: 'clamp' != 'wrap'"
+    ]
+    gone = {**older, "train": {**older["train"], "gone": 3}}
+    assert "train.gone: 3 != None" in settings_that_differ(gone, config=config)
+    assert settings_that_differ({**older, "cluster": {**older["cluster"], "wait_s": 7.0}}, config=config) == []
 
 
 def test_differing_keys_are_named_with_both_values() -> None:
