@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from result_file import told_in_a_line
@@ -32,7 +33,7 @@ from csr_ray.store.journal import Journal
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.store.tables import read_examples, read_rollouts
 from csr_ray.world.build import cached_world
-from csr_ray.world.mentions import mentioned_kinds
+from csr_ray.world.mentions import VOCABULARY_FILE, kinds_of, mentioned_kinds
 
 Said = tuple[str, int]
 """An answer, and how many tokens it has."""
@@ -56,24 +57,40 @@ def row_of(root: Path) -> tuple[str, str, str, str, str]:
     config = load_config(folder.config)
     if not config.world.enabled:
         raise ConfigError(f"{root}: world.enabled = false; the truth is that of the embedded world")
-    prompts = cached_world(world_spec(config.world)) / "train" / "prompts_with_truth.jsonl"
+    world = cached_world(world_spec(config.world))
+    kinds = kinds_of((world / "heldout" / VOCABULARY_FILE).read_bytes())
+    prompts = world / "train" / "prompts_with_truth.jsonl"
     truths = {row["id"]: row["truth"] for row in map(json.loads, prompts.read_text(encoding="utf-8").splitlines())}
-    fewer_wrong = differ = names_less = is_shorter = num = 0
-    for prompt_id, better, worse in preferred(folder):
-        shown = set(mentioned_kinds(truths[prompt_id]))
-        named = [set(mentioned_kinds(text)) for text, _ in (better, worse)]
-        wrong = [len(kinds - shown) for kinds in named]
-        right = [len(kinds & shown) for kinds in named]
-        num += 1
-        differ += wrong[0] != wrong[1]
-        fewer_wrong += wrong[0] < wrong[1]
-        names_less += right[0] < right[1]
-        is_shorter += better[1] < worse[1]
+    counts = counted(preferred(folder), truths=truths, kinds=kinds)
+    num, differ = counts["pairs"], counts["differ"]
     if not differ:
         raise ConfigError(f"{root}: no two answers that differ in what they name wrongly, of {num} pairs")
-    shares = fewer_wrong / differ, names_less / num, is_shorter / num
+    shares = counts["agrees"] / differ, counts["names_less"] / num, counts["shorter"] / num
     agrees, less, shorter = (f"{100 * share:.1f}" for share in shares)
     return (f"{root.parent.name}, {root.name}", f"{differ:,} of {num:,}", agrees, less, shorter)
+
+
+def counted(
+    pairs: Iterable[tuple[str, Said, Said]], *, truths: Mapping[str, str], kinds: Sequence[str]
+) -> Counter[str]:
+    """How many pairs there are, and in how many the preferred answer is what the table says.
+
+    Args:
+        truths: what is in each prompt's picture, in words.
+        kinds: of things, as the world calls them.
+    """
+    counts: Counter[str] = Counter()
+    for prompt_id, better, worse in pairs:
+        shown = set(mentioned_kinds(truths[prompt_id], kinds=kinds))
+        named = [set(mentioned_kinds(text, kinds=kinds)) for text, _ in (better, worse)]
+        wrong = [len(some - shown) for some in named]
+        right = [len(some & shown) for some in named]
+        counts["pairs"] += 1
+        counts["differ"] += wrong[0] != wrong[1]
+        counts["agrees"] += wrong[0] < wrong[1]
+        counts["names_less"] += right[0] < right[1]
+        counts["shorter"] += better[1] < worse[1]
+    return counts
 
 
 def preferred(folder: RunFolder) -> Iterator[tuple[str, Said, Said]]:
