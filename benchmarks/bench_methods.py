@@ -102,7 +102,7 @@ def main() -> None:
     told = outcomes(rows, seeds=arguments.seeds, plans=plans, faults=faults, failed=runs.faults)
     print(f"\nbudget {arguments.budget:,} generated tokens, {arguments.images:,} held-out images\n")
     print(method_table(told))
-    print("\nMeans over the seeds, each with its own world; in brackets 95 % intervals, bootstraps over the seeds.")
+    print("\nMeans over the seeds, each with its own world; in brackets 95 % intervals (Student).")
     print(f"\nWhat the methods say of their judges, all rounds and seeds:\n\n{judge_table(told)}")
     if arguments.plot is not None:
         arguments.plot.write_text(plot(told), encoding="utf-8")

@@ -400,6 +400,8 @@ def main() -> None:
             rows.append(against_ray_data(side, prompts, repeats=given.repeats))
         if given.growth:
             rows += growth(side, prompts, config=default)
+        else:
+            side.close()
     ray.shutdown()
     print_rows(rows)
     write_result(

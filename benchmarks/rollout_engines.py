@@ -21,7 +21,7 @@ from actors.process.pulse import actor_class
 from actors.score.scorer import ScorerActor
 from csr_ray.config.load import parse_config
 from csr_ray.config.schema import Config
-from csr_ray.methods.base import Method, method_of
+from csr_ray.methods.base import method_of
 from csr_ray.records import Ask, Cycle, Picture, Prompt, Rollout
 
 PLAIN_ANSWERS = 5
@@ -48,9 +48,8 @@ class RecordingEngine(VllmEngine):
 class BenchGenerator(GeneratorActor):
     """The generator actor, with the engine's own work alone beside it."""
 
-    def __init__(self, settings: EngineSettings, *, model: str, method: Method, seed: int) -> None:
-        super().__init__(settings, model=model, method=method, seed=seed)
-        self._engine: RecordingEngine = RecordingEngine(settings, model=model, counting=self._counting)
+    engine_class = RecordingEngine
+    _engine: RecordingEngine
 
     async def record(self, on: bool) -> None:
         """Start to remember requests afresh, or stop."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from actors.generate.engine import EngineSettings
+from actors.generate.engine import EngineSettings, VllmEngine
 from actors.generate.host import EngineHost
 from actors.handover.proofs import Served
 from actors.handover.registry import Receiver
@@ -47,6 +47,8 @@ class GeneratorActor:
         is_traced: record what is done when, for `spans`.
     """
 
+    engine_class: type[VllmEngine] = VllmEngine
+
     def __init__(
         self,
         settings: EngineSettings,
@@ -65,7 +67,14 @@ class GeneratorActor:
         self._seed = seed
         exporter = RayExporter(run=run, role="generator") if run else None
         self._counting = TracedCounting.of(f"generator {slot}", exporter=exporter, is_traced=is_traced)
-        self._host = EngineHost(settings, model=model, counting=self._counting, wanted=wanted, log=log)
+        self._host = EngineHost(
+            settings,
+            model=model,
+            counting=self._counting,
+            wanted=wanted,
+            log=log,
+            engine_class=self.engine_class,
+        )
         self._engine = self._host.engine
         contrast = settings.rollout_contrast
         self._asked: Engine = (

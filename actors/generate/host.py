@@ -32,6 +32,7 @@ class EngineHost:
         counting: where the engine adds what it does.
         wanted: what this node has to have; None: it is the driver's.
         log: file that this process's output goes to; None: wherever Ray puts it.
+        engine_class: benchmarks have one that keeps a record.
 
     Attributes:
         folder: of this process's temporary files; its name is short, because the engine's sockets lie in it.
@@ -45,6 +46,7 @@ class EngineHost:
         counting: Counting,
         wanted: Wanted | None,
         log: str | None,
+        engine_class: type[VllmEngine] = VllmEngine,
     ) -> None:
         if log:
             log_to_file(log)
@@ -53,7 +55,7 @@ class EngineHost:
         threads = generator_threads(settings.generators, num_cores=whole_cores())
         os.environ["OMP_NUM_THREADS"] = str(threads)
         self._wanted = wanted
-        self.engine = VllmEngine(settings, model=model, counting=counting)
+        self.engine = engine_class(settings, model=model, counting=counting)
         sweep()
         self.folder = own_folder("vllm")
 

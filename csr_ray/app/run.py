@@ -41,12 +41,13 @@ from csr_ray.data.reading import LocalReader, Reader
 from csr_ray.data.sources import is_large
 from csr_ray.errors import EXIT_DONE, ConfigError, DamageError, NoDataError, PicturesGone, UserError
 from csr_ray.evaluation.suite import load_suite
+from csr_ray.judging.openai_judge import check_judge
 from csr_ray.loop import run
 from csr_ray.machine.fit import Node
 from csr_ray.machine.layout import seats_of
 from csr_ray.machine.placement import check_engine_has_gpu, serves_on_gpus
 from csr_ray.machine.private_ray import cluster_address, listen_on_this_machine_only
-from csr_ray.methods.base import ChecksPrompts, Method, method_of
+from csr_ray.methods.base import ChecksPrompts, Method, asks_judge, method_of
 from csr_ray.metrics import Exporter, run_name
 from csr_ray.policy.source import revision_of
 from csr_ray.ports import Machinery
@@ -388,6 +389,8 @@ def _reader(data: Data, *, cluster: _RunCluster) -> Reader:
 
 
 def _dry_run(config: Config, *, method: Method, view: View) -> None:
+    if config.judge is not None and asks_judge(method):
+        check_judge(config.judge)
     if uses_world(config):
         from csr_ray.world.build import world_folder
 

@@ -6,6 +6,7 @@ They are those of HelpSteer, which mllm-dpo (arXiv 2402.10884) has a strong mode
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -17,6 +18,9 @@ HIGHEST: Final = 4
 _DECODER = json.JSONDecoder()
 # A reply has a few hundred characters an answer; whatever is behind these is no verdict.
 _MOST_CHARACTERS = 50_000
+# What some models write before they answer, in which they try verdicts out.
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL | re.IGNORECASE)
+_NUMBER = re.compile(r"(?:answer\s*)?(\d{1,3})", re.IGNORECASE)
 
 
 def quality(scores: Mapping[str, float | None]) -> float | None:
@@ -38,9 +42,11 @@ def parse_verdicts(reply: str, *, num: int) -> list[dict[str, float] | None]:
 
     Wherever in the reply JSON stands, its objects with the five attributes are verdicts. Each is of the answer that
     its "answer" names, counted from 1; without such numbers they are of the answers in their order, if there are as
-    many. A verdict counts if all five are whole numbers from 0 to 4, and if no other is of the same answer.
+    many. A verdict counts if all five are whole numbers from 0 to 4, and if no other is of the same answer. Names may
+    be in capitals, and numbers in quotes ("3", "Answer 1"), as models write them. What a model thinks aloud within
+    `<think>` is no reply.
     """
-    entries = list(_entries(reply[:_MOST_CHARACTERS]))
+    entries = list(_entries(_THOUGHT.sub(" ", reply[:_MOST_CHARACTERS])))
     if not any("answer" in entry for entry in entries):
         entries = (
             [{**entry, "answer": place} for place, entry in enumerate(entries, start=1)]
@@ -62,6 +68,8 @@ def scores_of(entry: Mapping[str, Any]) -> dict[str, float] | None:
 
 
 def _whole(value: Any, *, low: int, high: int) -> float | None:
+    if isinstance(value, str) and (digits := _NUMBER.fullmatch(value.strip())) is not None:
+        value = int(digits[1])
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if low <= value <= high and value == int(value) else None
@@ -81,8 +89,10 @@ def _entries(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict) and any(name in value for name in ATTRIBUTES):
-        yield value
-        return
+    if isinstance(value, dict):
+        named = {name.strip().lower(): inner for name, inner in value.items()}
+        if any(name in named for name in ATTRIBUTES):
+            yield named
+            return
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _objects(inner)

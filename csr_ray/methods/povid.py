@@ -178,7 +178,7 @@ def with_an_invented_thing(text: str, *, objects: Sequence[str], seed: str) -> s
     often, the sentence of the mention is said once more at the end, with the other thing in it. Articles go with it.
     """
     rng = random.Random(seed)
-    pattern = re.compile(rf"\b(?:(an?) )?({'|'.join(map(re.escape, objects))})(s?)\b", re.IGNORECASE)
+    pattern = re.compile(rf"\b(?:(an?) )?({'|'.join(map(re.escape, objects))})((?:e?s)?)\b", re.IGNORECASE)
     named = {mention[2].lower() for mention in pattern.finditer(text)}
     absent = [name for name in objects if name.lower() not in named]
     if not named or not absent:
@@ -219,7 +219,8 @@ def _edited_of(row: Mapping[str, Any]) -> str:
 
 def _as_mentioned(name: str, *, mention: re.Match[str]) -> str:
     """Another thing in the place of a mention: with an article if that has one, capitals and plural as there."""
-    article, said, plural = mention.groups()
+    article, said, ending = mention.groups()
+    plural = "" if not ending else "es" if name.lower().endswith(("s", "x", "z", "ch", "sh")) else "s"
     if article is None:
         name = name.capitalize() if said[0].isupper() else name
         return name + plural

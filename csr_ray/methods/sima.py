@@ -242,9 +242,9 @@ def parse_verdict(critique: str) -> float | None:
 
 
 def named_objects(text: str, *, objects: Sequence[str]) -> set[str]:
-    """Which of the things a text names, in the singular or with an -s; words are whole, case does not count."""
+    """Which of the things a text names, in the singular or the plural; words are whole, case does not count."""
     words = text.lower()
-    return {name for name in objects if re.search(rf"\b{re.escape(name.lower())}s?\b", words)}
+    return {name for name in objects if re.search(rf"\b{re.escape(name.lower())}(?:e?s)?\b", words)}
 
 
 @cache

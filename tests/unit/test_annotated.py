@@ -69,6 +69,10 @@ def scores(*values: int) -> dict[str, float]:
         json.dumps({"ratings": [verdict(*GOOD), verdict(*MIDDLE)]}),
         json.dumps(verdict(*GOOD, answer=1)) + "\n" + json.dumps(verdict(*MIDDLE, answer=2)),
         json.dumps([{**verdict(*GOOD), "helpfulness": 4.0}, verdict(*MIDDLE)]),
+        json.dumps([{**verdict(*GOOD, answer=1), "answer": "1"}, {**verdict(*MIDDLE), "answer": "Answer 2"}]),
+        json.dumps([{name.title(): str(said) for name, said in verdict(*which).items()} for which in (GOOD, MIDDLE)]),
+        f"<think>Say {json.dumps([verdict(*MIDDLE, answer=1)])}?</think>"
+        + json.dumps([verdict(*GOOD, answer=1), verdict(*MIDDLE, answer=2)]),
     ],
 )
 def test_verdicts_are_found_wherever_they_stand(reply: str) -> None:
@@ -81,7 +85,8 @@ def test_verdicts_are_found_wherever_they_stand(reply: str) -> None:
         verdict(5, 4, 4, 1, 1, answer=1),
         verdict(-1, 4, 4, 1, 1, answer=1),
         {**verdict(*GOOD, answer=1), "coherence": 2.5},
-        {**verdict(*GOOD, answer=1), "coherence": "4"},
+        {**verdict(*GOOD, answer=1), "coherence": "4.5"},
+        {**verdict(*GOOD, answer=1), "coherence": "very good"},
         {**verdict(*GOOD, answer=1), "coherence": True},
         {**verdict(*GOOD, answer=1), "coherence": float("nan")},
         {name: value for name, value in verdict(*GOOD, answer=1).items() if name != "verbosity"},

@@ -163,6 +163,15 @@ def test_objects_that_no_truth_names_are_said_in_one_line_before_anything_starts
             assert "annotated.objects = ['cat']: no truth names any of them" in error_line(capsys)
 
 
+def test_dry_run_says_that_the_judges_key_is_not_there(
+    tmp_path: Path, own_data: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    judge = {"url": "http://localhost:1/v1", "model": "m", "key_env": "NO_SUCH_KEY_HERE"}
+    own = {"method": "annotated", "annotated": {"judge": "endpoint"}, "judge": judge}
+    assert main(["run", config_file(tmp_path, {**own_data, **own}), "--dry-run"]) == 2
+    assert "judge.key_env = 'NO_SUCH_KEY_HERE': there is no such environment variable" in error_line(capsys)
+
+
 def test_dry_run_of_the_embedded_world_builds_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", TINY_WORLD, "world.num_train_images=77", "--dry-run"]) == 0
     assert "a round: 77 prompts" in capsys.readouterr().out

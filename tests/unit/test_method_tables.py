@@ -6,6 +6,7 @@ import json
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -73,18 +74,36 @@ def runs_of(*chairs: float, row: str = "csr") -> list[MethodRun]:
 def test_a_row_is_a_mean_with_an_interval_and_a_failed_run_keeps_its_line() -> None:
     runs = [*runs_of(0.1, 0.2, 0.3), MethodRun(row="csr", seed=3, figures=None, fault="failed: no memory")]
     table = method_tables.method_table(runs).splitlines()
-    assert table[2].startswith("| csr | 3 of 4 | 20.0 (10.0 to 30.0) |") and "| 90.0 |" in table[2]
+    # Student's interval of 10, 20 and 30 by scipy 1.17, `scipy.stats.t.interval`: -4.84 to 44.84.
+    assert table[2].startswith("| csr | 3 of 4 | 20.0 (0.0 to 44.8) |") and "| 90.0 |" in table[2]
     assert table[3].startswith("| csr, seed 3 | failed: no memory |")
     (row,) = [row for row in method_tables.rows_of(runs) if row["name"] == "csr/chair_s"]
     assert (row["value"], row["unit"], row["low"], row["high"], row["num_runs"]) == (
         pytest.approx(20),
         "%",
-        10,
-        30,
+        0.0,
+        pytest.approx(44.841, abs=1e-2),
         3,
     )
     tokens = next(row for row in method_tables.rows_of(runs) if row["name"] == "csr/tokens")
     assert tokens["value"] == 1600.0 and tokens["low"] is None
+
+
+def test_the_interval_of_three_runs_holds_the_mean_of_all_worlds_in_95_of_100_tables() -> None:
+    random = Random(0)
+    tables = [[random.gauss(0.5, 0.02) for _ in range(3)] for _ in range(2000)]
+    held = 0
+    for chairs in tables:
+        row = next(row for row in method_tables.rows_of(runs_of(*chairs)) if row["name"] == "csr/chair_s")
+        held += row["low"] <= 50.0 <= row["high"]
+    assert 0.93 < held / len(tables) < 0.97
+
+
+def test_a_row_says_how_many_of_its_runs_trained_nothing() -> None:
+    base = MethodRun(row="base", seed=0, figures=method_tables.figures_of(summary(evaluated(0.1)))[1])
+    runs = [base, *runs_of(0.1, 0.2, row="illume")]
+    illume = next(line for line in method_tables.method_table(runs).splitlines() if line.startswith("| illume"))
+    assert illume.endswith("| 1 with the base's policy |")
 
 
 def test_a_run_that_ended_early_says_so_in_its_row() -> None:

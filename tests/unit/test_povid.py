@@ -74,6 +74,13 @@ def test_where_nothing_or_everything_is_named_there_is_no_edit(text: str) -> Non
     assert with_an_invented_thing(text, objects=OBJECTS, seed="0") is None
 
 
+def test_plurals_in_es_are_mentions_and_get_the_ending_that_fits() -> None:
+    said = {with_an_invented_thing("Two crosses.", objects=("star", "cross"), seed=str(seed)) for seed in range(20)}
+    assert said == {"Two stars.", "Two crosses. Two stars."}
+    said = {with_an_invented_thing("Two stars.", objects=("star", "cross"), seed=str(seed)) for seed in range(20)}
+    assert said == {"Two crosses.", "Two stars. Two crosses."}
+
+
 def test_both_phases_of_every_round_have_the_same_pair_and_no_logprob() -> None:
     method = by_rule()
     text, noise = method.phases(0)

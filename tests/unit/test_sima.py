@@ -163,6 +163,7 @@ def test_equal_answers_are_a_tie_and_cost_no_critique() -> None:
 
 def test_the_rule_counts_things_that_the_reference_does_not_name() -> None:
     assert named_objects("Two Stars, a mooncake and a RING.", objects=("star", "moon", "ring")) == {"star", "ring"}
+    assert named_objects("Two crosses and some stars", objects=("cross", "star")) == {"cross", "star"}
     keys = {"critic": "objects", "objects": ["star", "moon", "ring"]}
     rollout = rolled(Critic(), keys=keys)
     found = outcome(rollout, keys=keys)
