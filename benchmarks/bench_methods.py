@@ -159,7 +159,10 @@ def all_rows(configs: Path = _CONFIGS) -> list[Row]:
     lambdas = (Row(f"csr-lambda-{value}", csr, (f"reward.weight={value}",), costs_as="csr") for value in _LAMBDAS)
     # What the paper's sum of rewards does if nobody stops it.
     paper = str(configs / "csr-paper.yaml")
-    return [*found, *lambdas, Row("csr-paper-ungated", paper, ("gate.enabled=false",), costs_as="csr-paper")]
+    ungated = Row("csr-paper-ungated", paper, ("gate.enabled=false",), costs_as="csr-paper")
+    # VDD as what rolls out, and as what the trained policy is asked by.
+    contrasted = ("decoding.kind=vdd", "decoding.rollouts=true")
+    return [*found, *lambdas, ungated, Row("clip-filter-vdd", str(configs / "clip-filter.yaml"), contrasted)]
 
 
 def chosen_rows(rows: Sequence[Row], *, only: str) -> list[Row]:
