@@ -129,8 +129,9 @@ def test_the_plot_has_a_point_and_a_name_for_every_row_with_figures() -> None:
 
 def test_every_config_and_every_lambda_is_a_row_and_only_those_that_are_named_are_made() -> None:
     rows = bench_methods.all_rows(ROOT / "configs" / "methods")
-    assert "sima" in [row.name for row in rows] and rows[-2].overrides == ("reward.weight=1",)
-    assert rows[-1].overrides == ("gate.enabled=false",) and rows[-1].costs_as == "csr-paper"
+    assert "sima" in [row.name for row in rows] and rows[-3].overrides == ("reward.weight=1",)
+    assert rows[-2].overrides == ("gate.enabled=false",) and rows[-2].costs_as == "csr-paper"
+    assert rows[-1].overrides == ("decoding.kind=vdd", "decoding.rollouts=true")
     assert [row.name for row in bench_methods.chosen_rows(rows, only="csr-lambda-0.1, sima")] == [
         "sima",
         "csr-lambda-0.1",
