@@ -116,6 +116,10 @@ class JudgeFailure(RuntimeError):
         self.kind: JudgeFailureKind = kind
 
 
+class DoesNotFit(ValueError):
+    """A question or an answer has more tokens than the policy's context (`policy.max_model_len`) has room for."""
+
+
 class JudgeGone(UserError):
     """A judge has stopped answering, or took too long; the message says how to go on."""
 

@@ -8,13 +8,14 @@ instead of encoding it anew.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from csr_ray.counters import Counters
 from csr_ray.data.chat import answer_ids, prompt_ids
 from csr_ray.data.files import UnreadableError
 from csr_ray.data.pictures import load_picture
+from csr_ray.errors import ConfigError, DoesNotFit
 from csr_ray.policy.processor import load_processor
 from csr_ray.policy.source import local_folder
 from csr_ray.policy.visual_tokens import kept_tokens
@@ -40,6 +42,7 @@ from csr_ray.rollout.contrast import pictures_without
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from pydantic import ValidationError
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +50,22 @@ _TRIES = 3
 _IMAGES_KEPT = 512
 _TEXTS_KEPT = 65_536
 _RESET_S = 10.0
+
+
+@contextlib.contextmanager
+def _telling_what_does_not_fit() -> Iterator[None]:
+    """Raise DoesNotFit where vLLM refuses a request, which it does for its length alone: all else in it is ours."""
+    from vllm.exceptions import VLLMValidationError
+
+    try:
+        yield
+    except VLLMValidationError as error:
+        raise DoesNotFit(str(error)) from error
+
+
+def _refused(error: ValidationError) -> ConfigError:
+    reasons = "; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())
+    return ConfigError(f"vLLM refuses the settings of policy and generators: {reasons}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +182,12 @@ class VllmEngine:
         self.progress = Progress()
 
     async def start(self) -> None:
+        """Start vLLM's processes with the base policy.
+
+        Raises:
+            ConfigError: vLLM refuses what the config asks for.
+        """
+        from pydantic import ValidationError
         from vllm import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -186,6 +211,8 @@ class VllmEngine:
         except Exception as error:
             if self._hot is not None and (reason := refusal(arguments.create_model_config())):
                 raise reason from error
+            if isinstance(error, ValidationError):  # which cannot leave this process
+                raise _refused(error) from None
             raise
         self._block_size = self._llm.vllm_config.cache_config.block_size
         self.room = Room(await self._limit())
@@ -227,7 +254,7 @@ class VllmEngine:
         prompt_ids = self._prompt_ids("Describe this image in detail.")
         try:
             rendered = await self._render(prompt_ids, image=Image.new("RGB", (1024, 1024)), key="a blank megapixel")
-        except ValueError:  # longer than the context
+        except DoesNotFit:
             return int(self._llm.model_config.max_model_len)
         await self._llm.reset_mm_cache()  # the engine's process has never seen that picture
         return len(rendered["prompt_token_ids"])
@@ -506,7 +533,9 @@ class VllmEngine:
         if image is not None:
             prompt["multi_modal_data"] = {"image": image}
             prompt["multi_modal_uuids"] = {"image": hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}
-        (rendered,) = await self._llm.renderer.render_cmpl_async([parse_model_prompt(self._llm.model_config, prompt)])
+        parsed = parse_model_prompt(self._llm.model_config, prompt)
+        with _telling_what_does_not_fit():
+            (rendered,) = await self._llm.renderer.render_cmpl_async([parsed])
         return rendered
 
     def _count_continuations(self, finals: Sequence[Any]) -> None:
@@ -531,8 +560,9 @@ class VllmEngine:
         request, final = str(next(self._requests)), None
         self.progress.begin()
         try:
-            async for output in self._llm.generate(rendered, parameters, request_id=request, lora_request=lora):
-                final = output
+            with _telling_what_does_not_fit():
+                async for output in self._llm.generate(rendered, parameters, request_id=request, lora_request=lora):
+                    final = output
         finally:
             self.progress.end()
         assert final is not None and final.finished

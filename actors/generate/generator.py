@@ -23,7 +23,7 @@ from actors.process.pulse import Heart, Pulse
 from actors.process.tracing import TracedCounting, doing, in_flight, spans_of
 from actors.score.client import ScorerPool
 from csr_ray.counters import Counters
-from csr_ray.errors import EngineFailure, StalePolicyError
+from csr_ray.errors import DoesNotFit, EngineFailure, StalePolicyError
 from csr_ray.methods.base import Method
 from csr_ray.ports import Engine
 from csr_ray.records import Answer, Cycle, Probe, Prompt, Question, Rejection, Rollout
@@ -121,7 +121,10 @@ class GeneratorActor:
         async with self._engine.room:
             if (error := await self._engine.unreadable(prompt.ask.picture)) is not None:
                 return prompt.refused(str(error), fault=error.fault)
-            rollout = await self._speak(prompt, cycle=cycle, version=version, method=method)
+            try:
+                rollout = await self._speak(prompt, cycle=cycle, version=version, method=method)
+            except DoesNotFit as error:
+                return prompt.refused(str(error))
         assert self._version == version, "weights changed while the policy spoke"
         if not rollout.candidates:  # a unit keeps candidates, so a rollout without any would be lost
             return prompt.refused("the policy said nothing", fault="policy")

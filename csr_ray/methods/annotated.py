@@ -24,12 +24,12 @@ from pydantic import Field, field_validator, model_validator
 from csr_ray.config.schema import Config, Section
 from csr_ray.data.files import UnreadableError
 from csr_ray.data.pictures import data_url
-from csr_ray.errors import ConfigError, JudgeFailure, JudgeFailureKind
+from csr_ray.errors import ConfigError, DoesNotFit, JudgeFailure, JudgeFailureKind
 from csr_ray.evaluation.annotations import RatedAnswer, read_annotations
 from csr_ray.evaluation.oracle import attributes_by_truth
 from csr_ray.judging.attributes import ATTRIBUTES, HIGHEST, QUALITY, listed, parse_verdicts, quality
 from csr_ray.judging.template import Template, load_template
-from csr_ray.methods.base import About, DoesNotFit, Dropped, telling_what_does_not_fit
+from csr_ray.methods.base import About, Dropped
 from csr_ray.ports import Engine, Judge, Scorer
 from csr_ray.records import Ask, Candidate, Example, Message, Phase, Prompt, Rollout, RolloutStats
 from csr_ray.rollout.whole_answers import (
@@ -256,8 +256,7 @@ class Annotated:
         reply = self._no_reply(rollout)
         asked = Ask(picture=rollout.prompt.ask.picture, text=str(reply.asked))
         try:
-            with telling_what_does_not_fit():
-                said = await engine.answer(asked, temperature=0.0, max_tokens=self.keys.max_judge_tokens, seed=0)
+            said = await engine.answer(asked, temperature=0.0, max_tokens=self.keys.max_judge_tokens, seed=0)
         except DoesNotFit as error:
             return _judged(rollout, replace(reply, text=str(error)), failure=TOO_LONG_TO_JUDGE)
         return _judged(rollout, candidate_of(said, role=_JUDGE, asked=reply.asked, final=False))
@@ -399,8 +398,7 @@ async def _rated(one: RatedAnswer, *, prompt: Prompt, engine: Engine) -> Candida
     logp: float | None = None
     scores: dict[str, float] = {}
     try:
-        with telling_what_does_not_fit():
-            logp = await engine.answer_logp(prompt.ask, answer_ids=answer_ids)
+        logp = await engine.answer_logp(prompt.ask, answer_ids=answer_ids)
         scores |= one.scores or {}
     except DoesNotFit:
         scores[TOO_LONG] = 1.0

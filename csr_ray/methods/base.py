@@ -7,15 +7,13 @@ the method has keys of its own, a class `Keys`, whose section of the config is c
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from csr_ray.config.schema import Config
-from csr_ray.data.files import UnreadableError
-from csr_ray.errors import ConfigError, UserError
+from csr_ray.errors import ConfigError
 from csr_ray.methods.sequence import MethodSequence
 from csr_ray.ports import Engine, Judge, Scorer
 from csr_ray.records import Example, Phase, Prompt, Rollout
@@ -110,21 +108,6 @@ class AsksJudge(Protocol):
     def lacks_answer(self, rollout: Rollout) -> bool:
         """Whether the judge was asked about the rollout and has not answered; it may when it is asked again."""
         ...
-
-
-class DoesNotFit(ValueError):
-    """A request has more tokens than the policy's context."""
-
-
-@contextlib.contextmanager
-def telling_what_does_not_fit() -> Iterator[None]:
-    """Raise DoesNotFit where an engine says so by a ValueError; ours that are ValueErrors stay what they are."""
-    try:
-        yield
-    except (UnreadableError, UserError):
-        raise
-    except ValueError as error:
-        raise DoesNotFit(str(error)) from error
 
 
 @runtime_checkable

@@ -21,7 +21,8 @@ from typing import Final, Literal
 from pydantic import Field, model_validator
 
 from csr_ray.config.schema import Config, Section
-from csr_ray.methods.base import About, DoesNotFit, Dropped, telling_what_does_not_fit
+from csr_ray.errors import DoesNotFit
+from csr_ray.methods.base import About, Dropped
 from csr_ray.ports import Engine, Scorer
 from csr_ray.records import Ask, Candidate, Example, Phase, Prompt, Rollout, RolloutStats, Sentence
 from csr_ray.rollout.whole_answers import (
@@ -143,8 +144,7 @@ class Sima:
         asked = critic_prompt(prompt.text, truth=str(prompt.truth), first=first, second=second)
         ask = Ask(picture=prompt.ask.picture, text=asked)
         try:
-            with telling_what_does_not_fit():
-                critique = await engine.answer(ask, temperature=0.0, max_tokens=self.keys.max_critique_tokens, seed=0)
+            critique = await engine.answer(ask, temperature=0.0, max_tokens=self.keys.max_critique_tokens, seed=0)
         except DoesNotFit as error:
             silent = Sentence(text=str(error), token_ids=(), logps=(), ended=False)
             scores = {"verdict": None, TOO_LONG: 1.0}

@@ -16,6 +16,7 @@ from tiny_models import build_tiny_llava
 from actors.generate.capacity import Limit, Room
 from actors.generate.engine import EngineSettings, VllmEngine
 from actors.process.counters import Counting
+from csr_ray.errors import ConfigError, DoesNotFit
 from csr_ray.records import Ask, Picture, Prompt
 from csr_ray.rollout.search import grow_tree
 
@@ -45,6 +46,27 @@ async def test_a_picture_that_the_engines_process_has_lost_is_sent_again(engine:
     await engine._llm.engine_core.reset_mm_cache_async()  # of the engine's process alone
     assert len(before.token_ids) == 6
     assert await engine.answer(ask, temperature=0.0, max_tokens=6, seed=0) == before
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("num_words", [70, 300])
+async def test_what_does_not_fit_into_the_context_is_told_as_such(
+    engine: VllmEngine, tmp_path: Path, num_words: int
+) -> None:
+    """vLLM refuses it with an error of its own, with the picture's tokens (the shorter one) and without."""
+    Image.new("RGB", (40, 40), (200, 30, 30)).save(tmp_path / "red.png")
+    long = Ask(picture=Picture(path=str(tmp_path / "red.png")), text="What do you see? " * num_words)
+    with pytest.raises(DoesNotFit, match=r"256"):
+        await engine.answer(long, temperature=0.0, max_tokens=6, seed=0)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_context_that_the_model_does_not_have_is_refused_in_a_line(engine: VllmEngine) -> None:
+    """vLLM's own error cannot be sent from one process to another, so the run would not say what is wrong."""
+    config = tiny_config(policy={"model": engine._model, "dtype": "float32", "max_model_len": 100_000})
+    other = VllmEngine(EngineSettings.of(config), model=engine._model, counting=Counting(actor="test"))
+    with pytest.raises(ConfigError, match=r"^vLLM refuses the settings of policy and generators: .*max_model_len"):
+        await other.start()
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -19,7 +19,7 @@ from PIL import Image
 from csr_ray.config.load import load_config
 from csr_ray.config.schema import Config
 from csr_ray.data.files import UnreadableError
-from csr_ray.errors import ConfigError, EngineFailure, JudgeGone, StorageError
+from csr_ray.errors import ConfigError, DoesNotFit, EngineFailure, JudgeGone, StorageError
 from csr_ray.evaluation.annotations import read_annotations
 from csr_ray.evaluation.oracle import attributes_by_truth
 from csr_ray.judging.attributes import ATTRIBUTES, parse_verdicts, quality
@@ -224,7 +224,7 @@ class Speaker:
 
     async def answer_logp(self, ask: Ask, *, answer_ids: Sequence[int]) -> float:
         if len(answer_ids) > self.most_tokens:
-            raise ValueError("The decoder prompt is longer than the maximum model length")
+            raise DoesNotFit("The decoder prompt is longer than the maximum model length")
         return -float(len(answer_ids))
 
     def answer_ids(self, text: str) -> tuple[int, ...]:
@@ -318,7 +318,7 @@ def test_the_policy_itself_may_judge_and_its_agreement_with_the_truth_is_counted
 
 def test_a_prompt_too_long_for_the_policy_as_judge_costs_its_verdict_only() -> None:
     keys = config(judge="policy")
-    trouble = ValueError("The decoder prompt (length 9000) is longer than the maximum model length of 4096")
+    trouble = DoesNotFit("The decoder prompt (length 9000) is longer than the maximum model length of 4096")
     rollout = rolled(keys, BEST, *WORSE, trouble=trouble)
     assert [answer.text for answer in rollout.candidates[:-1]] == [BEST, *WORSE]
     said = rollout.candidates[-1]

@@ -13,7 +13,7 @@ from fakes import sentence, tiny_config
 from csr_ray.config.load import load_config
 from csr_ray.config.schema import Config
 from csr_ray.data.files import UnreadableError
-from csr_ray.errors import ConfigError
+from csr_ray.errors import ConfigError, DoesNotFit
 from csr_ray.methods.base import Dropped, method_of
 from csr_ray.methods.sima import critic_prompt, named_objects, parse_verdict
 from csr_ray.records import Ask, Example, Phase, Prompt, Rollout, Sentence
@@ -141,7 +141,7 @@ def test_a_critic_is_held_to_what_the_reference_names(critiques: tuple[str, str]
 
 
 def test_a_critic_s_prompt_that_does_not_fit_costs_the_verdict_only(tmp_path: Path) -> None:
-    trouble = ValueError("The decoder prompt (length 393) is longer than the maximum model length of 256")
+    trouble = DoesNotFit("The decoder prompt (length 393) is longer than the maximum model length of 256")
     critic = Critic(trouble=trouble)
     rollout = rolled(critic, keys={})
     assert [said.text for said in rollout.candidates[:2]] == [GREEDY, SAMPLED]
