@@ -72,15 +72,15 @@ def engine_arguments(
         arguments["logits_processors"] = coupled
         arguments["async_scheduling"] = False
     if on_cpu:
-        from vllm.v1.executor import UniProcExecutor
+        from actors.generate.small_blocks import SmallBlocksExecutor, block_tokens
 
         arguments["kv_cache_memory_bytes"] = int(generators.kv_cache_gib * 2**30)
         # Only whole blocks are found again, and a tree's branches share a prefix of some tens of tokens: with the
-        # default of 128 a short prompt is never found. 32 is the smallest that vLLM's CPU attention takes.
-        arguments["block_size"] = 32
+        # default of 128 a short prompt is never found.
+        arguments["block_size"] = block_tokens(settings.policy.dtype)
         # One process fewer to start and to talk to. vLLM asks for a worker process of its own so that it can set
         # that one's thread count; here the actor's environment has set it already.
-        arguments["distributed_executor_backend"] = UniProcExecutor
+        arguments["distributed_executor_backend"] = SmallBlocksExecutor
         # A seeded request whose prefill is split dies on CPU in vLLM 0.32 ("CPU Generator does not use offset").
         arguments["enable_chunked_prefill"] = False
     else:

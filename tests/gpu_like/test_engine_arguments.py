@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_models import build_tiny_llava, build_tiny_qwen_vl
 
 from actors.generate.arguments import (
@@ -100,10 +101,20 @@ def test_what_a_key_changes(override: str, key: str, value: object) -> None:
 
 def test_on_a_cpu() -> None:
     plain, coupled = (asked_for("tiny-world", *more, on_cpu=True) for more in ((), COUPLED))
-    assert (plain["block_size"], plain["enforce_eager"], plain["enable_chunked_prefill"]) == (32, True, False)
+    assert (plain["block_size"], plain["enforce_eager"], plain["enable_chunked_prefill"]) == (16, True, False)
     assert plain["kv_cache_memory_bytes"] == 2**29
     assert not {"gpu_memory_utilization", "max_num_batched_tokens", "async_scheduling"} & plain.keys()
     assert coupled["async_scheduling"] is False
+
+
+@pytest.mark.parametrize(
+    ("dtype", "has_tiles", "block"), [("float32", True, 16), ("bfloat16", False, 16), ("bfloat16", True, 32)]
+)
+def test_blocks_on_a_cpu_are_small_but_where_that_costs_the_kernels_of_amx(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, has_tiles: bool, block: int
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_tiles)
+    assert asked_for("tiny-world", f"policy.dtype={dtype}", on_cpu=True)["block_size"] == block
 
 
 @pytest.mark.parametrize(
