@@ -160,9 +160,7 @@ async def _take_turn(side: Side, *, asks: Sequence[Ask]) -> None:
     side.prompts_a_cpu_s.append(len(asks) / (_cpu_s(side.process) - before_s))
     await side.engine._reset_caches()
     before_s = _cpu_s(side.process)
-    # Without a seed: where pictures do not fit into the encoder's cache vLLM takes prompts in two parts, and a seeded
-    # request that is taken so ends its engine on a CPU.
-    options = {"n": PLAIN_ANSWERS, "max_tokens": PLAIN_TOKENS, "temperature": 1.0, "ignore_eos": True}
+    options = {"n": PLAIN_ANSWERS, "max_tokens": PLAIN_TOKENS, "temperature": 1.0, "ignore_eos": True, "seed": 0}
     finals = await _asked(side.engine, asks, **options)
     num_tokens = sum(len(output.token_ids) for final in finals for output in final.outputs)
     side.tokens_a_cpu_s.append(num_tokens / (_cpu_s(side.process) - before_s))

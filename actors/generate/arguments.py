@@ -72,7 +72,7 @@ def engine_arguments(
         arguments["logits_processors"] = coupled
         arguments["async_scheduling"] = False
     if on_cpu:
-        from actors.generate.small_blocks import SmallBlocksExecutor, block_tokens
+        from actors.generate.on_cpu import OneProcessExecutor, SeededWorker, block_tokens
 
         arguments["kv_cache_memory_bytes"] = int(generators.kv_cache_gib * 2**30)
         # Only whole blocks are found again, and a tree's branches share a prefix of some tens of tokens: with the
@@ -80,8 +80,9 @@ def engine_arguments(
         arguments["block_size"] = block_tokens(settings.policy.dtype)
         # One process fewer to start and to talk to. vLLM asks for a worker process of its own so that it can set
         # that one's thread count; here the actor's environment has set it already.
-        arguments["distributed_executor_backend"] = SmallBlocksExecutor
-        # A seeded request whose prefill is split dies on CPU in vLLM 0.32 ("CPU Generator does not use offset").
+        arguments["distributed_executor_backend"] = OneProcessExecutor
+        arguments["worker_cls"] = f"{SeededWorker.__module__}.{SeededWorker.__qualname__}"
+        # A prompt is taken whole where it can be: CPUs gain nothing by parts.
         arguments["enable_chunked_prefill"] = False
     else:
         arguments["gpu_memory_utilization"] = generators.gpu_memory_utilization

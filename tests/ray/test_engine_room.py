@@ -6,6 +6,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -13,6 +14,7 @@ from fakes import tiny_config
 from PIL import Image
 from tiny_models import build_tiny_llava
 
+from actors.generate.arguments import engine_arguments
 from actors.generate.capacity import Limit, Room
 from actors.generate.engine import EngineSettings, VllmEngine
 from actors.process.counters import Counting
@@ -111,3 +113,31 @@ async def test_more_trees_than_the_cache_holds_become_fewer(
     await asyncio.gather(*(grow(number) for number in range(96)))
     assert limit.now < before, (before, right)
     assert "did not find their prefix in the KV cache" in caplog.text
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_seeded_answers_are_the_same_where_prompts_are_taken_in_parts(
+    engine: VllmEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU vLLM's own worker dies of the first part."""
+    from actors.generate import engine as module
+
+    def in_parts(*given: Any, **options: Any) -> dict[str, Any]:
+        small = {"enable_chunked_prefill": True, "max_num_batched_tokens": 24, "max_num_seqs": 8}
+        return {**engine_arguments(*given, **options), **small}
+
+    asks = []
+    for number in range(6):
+        Image.new("RGB", (40, 40), (40 * number, 30, 30)).save(tmp_path / f"{number}.png")
+        asks.append(Ask(picture=Picture(path=str(tmp_path / f"{number}.png")), text="What do you see? " * 5))
+    monkeypatch.setattr(module, "engine_arguments", in_parts)
+    other = VllmEngine(engine._settings, model=engine._model, counting=Counting(actor="test"))
+    await other.start()
+    try:
+        whole, parts = [
+            await asyncio.gather(*(one.answer(ask, temperature=1.0, max_tokens=6, seed=7) for ask in asks))
+            for one in (engine, other)
+        ]
+    finally:
+        other.close()
+    assert [answer.token_ids for answer in parts] == [answer.token_ids for answer in whole]
