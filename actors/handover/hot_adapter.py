@@ -1,8 +1,8 @@
 """`generators.publish: adapter`: the base stays loaded, and every policy is one LoRA that vLLM swaps while running.
 
 The LoRA is the sum of all phases' adapters (`csr_ray.policy.weights.combined_tensors`), in a folder of its own for
-each version. vLLM finds cached prefixes by a LoRA's name, so every load has a name of its own. Image features do not depend on the LoRA and stay cached. Knows vLLM's LoRA interface; knows no
-prompts.
+each version. vLLM finds cached prefixes by a LoRA's name, so every load has a name of its own. Image features do not
+depend on the LoRA and stay cached. Knows vLLM's LoRA interface; knows no prompts.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class HotAdapter:
                 f"{len(adapters)} adapters together have rank {rank}; the engine makes room for {self._max_rank} "
                 "(train.lora_rank times run.rounds, for each phase of a round); set generators.publish=merge"
             )
-        # vLLM's prefix cache goes by the name. With its own number no load finds what another has left, not even of the
-        # same tensors: that one may have gone wrong.
+        # vLLM's prefix cache goes by the name. With its own number no load finds what another has left, not even one
+        # of the same tensors: that may have gone wrong.
         number = next(self._ids)
         name = f"version_{len(adapters):03d}-{checksum(tensors.items())[:12]}-{number}"
         folder = self._folder / name
