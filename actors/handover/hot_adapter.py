@@ -75,7 +75,7 @@ class HotAdapter:
         from vllm.lora.request import LoRARequest
 
         # Here, because it imports torch, and the driver imports this module.
-        from csr_ray.policy.weights import checksum, combined_tensors, save_combined
+        from csr_ray.policy.weights import combined_tensors, save_combined
 
         tensors = combined_tensors([Path(adapter) for adapter in adapters])
         rank = next(len(tensor) for name, tensor in tensors.items() if name.endswith(".lora_A.weight"))
@@ -87,7 +87,7 @@ class HotAdapter:
         # vLLM's prefix cache goes by the name. With its own number no load finds what another has left, not even one
         # of the same tensors: that may have gone wrong.
         number = next(self._ids)
-        name = f"version_{len(adapters):03d}-{checksum(tensors.items())[:12]}-{number}"
+        name = f"version_{len(adapters):03d}-{number}"
         folder = self._folder / name
         save_combined(tensors, output=folder)
         return LoRARequest(lora_name=name, lora_int_id=number, lora_path=str(folder))

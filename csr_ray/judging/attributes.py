@@ -20,7 +20,8 @@ _DECODER = json.JSONDecoder()
 _MOST_CHARACTERS = 50_000
 # What some models write before they answer, in which they try verdicts out.
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL | re.IGNORECASE)
-_NUMBER = re.compile(r"(?:answer\s*)?(\d{1,3})", re.IGNORECASE)
+_NUMBER = re.compile(r"\d{1,3}")
+_NAMED = re.compile(r"\s*answer\s*", re.IGNORECASE)
 
 
 def quality(scores: Mapping[str, float | None]) -> float | None:
@@ -55,7 +56,9 @@ def parse_verdicts(reply: str, *, num: int) -> list[dict[str, float] | None]:
         )
     found: list[list[dict[str, float] | None]] = [[] for _ in range(num)]
     for entry in entries:
-        if (number := _whole(entry.get("answer"), low=1, high=num)) is not None:
+        named = entry.get("answer")
+        named = _NAMED.sub("", named, count=1) if isinstance(named, str) else named
+        if (number := _whole(named, low=1, high=num)) is not None:
             found[int(number) - 1].append(scores_of(entry))
     return [verdicts[0] if len(verdicts) == 1 else None for verdicts in found]
 
@@ -68,8 +71,8 @@ def scores_of(entry: Mapping[str, Any]) -> dict[str, float] | None:
 
 
 def _whole(value: Any, *, low: int, high: int) -> float | None:
-    if isinstance(value, str) and (digits := _NUMBER.fullmatch(value.strip())) is not None:
-        value = int(digits[1])
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if low <= value <= high and value == int(value) else None

@@ -87,6 +87,7 @@ def test_verdicts_are_found_wherever_they_stand(reply: str) -> None:
         {**verdict(*GOOD, answer=1), "coherence": 2.5},
         {**verdict(*GOOD, answer=1), "coherence": "4.5"},
         {**verdict(*GOOD, answer=1), "coherence": "very good"},
+        {**verdict(*GOOD, answer=1), "coherence": "Answer 4"},
         {**verdict(*GOOD, answer=1), "coherence": True},
         {**verdict(*GOOD, answer=1), "coherence": float("nan")},
         {name: value for name, value in verdict(*GOOD, answer=1).items() if name != "verbosity"},
