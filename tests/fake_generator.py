@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 import signal
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,26 @@ class SlowGenerator(Living):
 
     async def pid(self) -> int:
         return os.getpid()
+
+
+class HaltedGenerator(SlowGenerator):
+    """The first one of these starts for ever, because a process below it, as an engine's, was stopped."""
+
+    def __init__(self, *, marker: str) -> None:
+        super().__init__(seconds=0.1)
+        self._marker = Path(marker)
+        self._heart = Heart(Progress(), what="its work")  # remembers since when a process has been stopped
+
+    def pulse(self) -> Pulse:
+        return self._heart.pulse()
+
+    async def start(self, registry: Any) -> int:
+        if not self._marker.exists():
+            self._marker.touch()
+            child = subprocess.Popen(["sleep", "600"])
+            child.send_signal(signal.SIGSTOP)
+            await asyncio.to_thread(child.wait)
+        return await super().start(registry)
 
 
 class SlowScorer:

@@ -19,9 +19,12 @@ def _join_training_group() -> None:
     from actors.train.worker import prepare_process
     from csr_ray.config.schema import Train
 
+    prepare_process(Train(threads=1))
+    from actors.train.cycle import join_group
+
+    # The port is taken at once: one that only was free minutes ago may be another connection's by now.
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    prepare_process(Train(threads=1))
-    import actors.train.cycle  # noqa: F401 - for its imports
+    join_group(use_gpu=False)

@@ -293,7 +293,8 @@ class Decisions(Generic[T]):
         """The replica lives; whether its work goes on is told as well."""
         replica = event.replica
         lives = self._lives[replica.role]
-        if lives.state_of(replica) in ("serving", "suspect"):
+        # One that starts may load for minutes, and its event loop may stand still over imports meanwhile.
+        if lives.state_of(replica) in ("serving", "suspect") or event.is_stopped:
             stalls = lives.stalls(stalled_s=event.stalled_s, longest_s=event.longest_s)
             if stalls is not None:
                 self._kill(replica, f"{event.what} has stood still {stalls}")

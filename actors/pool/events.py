@@ -117,6 +117,7 @@ class Answered:
         longest_s: the longest that one step of its work has taken so far; None: not known yet.
         what: what has stood still, for the log.
         busy: the share of the time since the last sign of life in which it worked; None: it does not say.
+        is_stopped: what stands still is a process below it that is stopped, so it cannot end its start either.
     """
 
     replica: Replica
@@ -124,6 +125,7 @@ class Answered:
     longest_s: float | None = None
     what: str = "its work"
     busy: float | None = None
+    is_stopped: bool = False
 
 
 Event = Starting | Joined | Left | Died | Useless | Finished | Failed | Answered | Room

@@ -668,7 +668,7 @@ class Supervisor:
             self._ledger.worked(replica, seconds=answer.worked_s)
         if answer.ends:
             return Useless(replica, answer.ends)
-        return Answered(replica, answer.stalled_s, answer.longest_s, answer.what, answer.busy)
+        return Answered(replica, answer.stalled_s, answer.longest_s, answer.what, answer.busy, answer.is_stopped)
 
     def _read_start(self, reference: Any, bringing_up: _BringingUp) -> Event | None:
         replica, answer = bringing_up.replica, _answer(reference)

@@ -38,6 +38,7 @@ class Pulse:
         stalled_s: for how long its work has stood still, in seconds; 0.0 if it goes on or there is none.
         longest_s: the longest that one step of its work has taken so far; None: not known yet.
         what: what stands still.
+        is_stopped: a process below it is stopped (as by SIGSTOP), so even one that only starts gets no further.
         ends: why it is of no more use though it lives; empty if it is.
         busy: the share of the time since it was last asked in which it had work.
         worked_s: for how long it has had work so far, in seconds.
@@ -48,6 +49,7 @@ class Pulse:
     stalled_s: float = 0.0
     longest_s: float | None = None
     what: str = "its work"
+    is_stopped: bool = False
     ends: str = ""
     busy: float = 0.0
     worked_s: float = 0.0
@@ -151,6 +153,7 @@ class Heart:
             stalled_s=stalled_s,
             longest_s=longest_s,
             what=what,
+            is_stopped=stopped_s > 0,
             ends=ends,
             busy=busy,
             worked_s=worked_s,

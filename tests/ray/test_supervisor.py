@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import ray
-from fake_generator import LOGPS, SlowGenerator, SlowScorer
+from fake_generator import LOGPS, HaltedGenerator, SlowGenerator, SlowScorer
 from fakes import train_result
 from safetensors.torch import save_file
 from torch import ones
@@ -47,10 +47,11 @@ class Pool:
         seconds: float = 0.1,
         room: Callable[[Role], int] = lambda role: 0,
         most: int | None = None,
+        marker: Path | None = None,
         **limits: Any,
     ) -> None:
         self.said: list[tuple[float, str]] = []
-        self._seconds = seconds
+        self._seconds, self._marker = seconds, marker
         replicas = Replicas(
             generators=[], scorers=[], logs=logs, starters={"generator": self._generator, "scorer": self._scorer}
         )
@@ -88,6 +89,9 @@ class Pool:
         self.pool.wait_until_ready()
 
     def _generator(self, slot: int) -> Any:
+        if self._marker is not None:
+            halted = actor_class(HaltedGenerator).options(num_cpus=0, max_concurrency=1000)
+            return halted.remote(marker=str(self._marker))
         return actor_class(SlowGenerator).options(num_cpus=0, max_concurrency=1000).remote(seconds=self._seconds)
 
     def _scorer(self, slot: int) -> Any:
@@ -152,6 +156,14 @@ def test_a_generator_that_dies_or_hangs_is_replaced_while_the_other_goes_on(
     assert max(late - early for early, late in pairwise(times_s)) < 3.0, "the other waited"
     assert made.pool._supervisor.take_deaths().generator_deaths == 1
     assert ids(list(made.rollout(["What?"] * 40))) == list(range(40))
+
+
+def test_a_generator_whose_engine_is_stopped_while_it_starts_is_replaced(start: Start, tmp_path: Path) -> None:
+    started_s = time.monotonic()
+    made = start(generators=1, silent_s=5.0, marker=tmp_path / "halted")
+    assert time.monotonic() - started_s < 2 * NOTICED_S
+    assert made.noticed_s(started_s, words="a process below it, which is stopped, has stood still") < 2 * NOTICED_S
+    assert ids(list(made.rollout(["What?"] * 4))) == [0, 1, 2, 3]
 
 
 def test_the_only_generator_dies_and_the_round_goes_on(start: Start) -> None:

@@ -130,13 +130,14 @@ class Actor:
     """What a replica really is, whatever the decisions know of it.
 
     One that is hung says nothing, one that stalls answers pings but its work stands still, and of a broken one every
-    call fails, like those of a GPU after its first fault.
+    call fails, like those of a GPU after its first fault. One that is halted starts for ever, because a process below
+    it is stopped, and says so when it is asked.
     """
 
     replica: Replica
-    state: Literal["starting", "up", "hung", "stalled", "broken", "gone"] = "starting"
+    state: Literal["starting", "up", "hung", "stalled", "broken", "halted", "gone"] = "starting"
     calls: dict[int, Item] = field(default_factory=dict)
-    stalled_s: float = 0.0  # since when
+    stalled_s: float = 0.0  # since when, also of one that is halted
 
 
 class SimulatedPool:
@@ -287,7 +288,10 @@ class SimulatedPool:
         if announced:
             self._inbox.append(Starting(replica))
         chance = self._random.random()
-        if chance < self.scenario.failed_start_share / 2:
+        if chance < self.scenario.failed_start_share / 4:
+            actor.state, actor.stalled_s = "halted", self._now_s
+            self._later(start_s / 2, self._first_sign, actor)
+        elif chance < self.scenario.failed_start_share / 2:
             actor.state = "hung"
         elif chance < self.scenario.failed_start_share:
             self._later(start_s, self._end, actor)
@@ -295,7 +299,7 @@ class SimulatedPool:
             self._later(start_s, self._up, actor)
 
     def _first_sign(self, actor: Actor) -> None:
-        if actor.state in ("starting", *_ALIVE):
+        if actor.state in ("starting", "halted", *_ALIVE):
             self._inbox.append(Answered(actor.replica))
 
     def _up(self, actor: Actor) -> None:
@@ -396,7 +400,9 @@ class SimulatedPool:
         stalled_s = self._now_s - actor.stalled_s if actor.state == "stalled" and actor.calls else 0.0
         if actor.state == "stalled" and actor.replica.role == "scorer":
             stalled_s = self._now_s - actor.stalled_s
-        if not self._is_lost("the answer to a ping"):
+        if actor.state == "halted":
+            self._inbox.append(Answered(actor.replica, self._now_s - actor.stalled_s, 0.0, is_stopped=True))
+        elif not self._is_lost("the answer to a ping"):
             busy = self._random.choice((0.0, 0.3, 1.0)) if actor.replica.role == "scorer" else None
             self._tell_if_up(actor, Answered(actor.replica, stalled_s, 0.1, busy=busy))
 

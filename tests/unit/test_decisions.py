@@ -237,6 +237,20 @@ def test_one_that_is_stopped_while_it_starts_is_noticed_before_its_start_is_over
     assert [type(action) for action in made.step([], now_s=18.0)] == [Kill]
 
 
+def test_one_below_which_a_process_is_stopped_while_it_starts_is_replaced() -> None:
+    """A run waited for such a generator until `start_s` was over, which is half an hour by default."""
+    limits = RoleLimits(place_s=600.0, start_s=600.0, ping_s=3.0, silent_s=10.0, restarts=1)
+    made = decisions("a", generators=limits)
+    made.step([Starting(ONE)], now_s=0.0)
+    made.step([Answered(ONE)], now_s=5.0)
+    assert made.step([], now_s=8.0) == [Ping(ONE)]
+    engine = "a process below it, which is stopped,"
+    assert made.step([Answered(ONE, 9.0, 0.0, what=engine, is_stopped=True)], now_s=9.0) == []
+    (kill,) = made.step([Answered(ONE, 11.0, 0.0, what=engine, is_stopped=True)], now_s=11.0)
+    assert isinstance(kill, Kill) and kill.reason.startswith(f"{engine} has stood still for 11 s")
+    assert Replace(ONE, ONE.successor()) in made.step([], now_s=13.0)
+
+
 def test_more_time_for_those_that_start_is_no_more_time_for_those_that_serve() -> None:
     made = decisions("a", generators=RoleLimits(start_s=600.0, ping_s=2.0, silent_s=10.0, restarts=2))
     made.step([Joined(ONE), Starting(TWO)], now_s=0.0)
