@@ -40,8 +40,10 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 from csr_ray.app.run import world_spec
 from csr_ray.config.load import load_config
 from csr_ray.data.pictures import load_picture
+from csr_ray.policy.checkpoint import tensor_files
+from csr_ray.policy.lora import combined_tensors, save_combined
 from csr_ray.policy.processor import load_processor
-from csr_ray.policy.weights import combined_tensors, merged_by_module, save_combined, tensor_files
+from csr_ray.policy.weights import merged_by_module, merged_tensors
 from csr_ray.records import Example
 from csr_ray.store.tables import ExampleReader
 from csr_ray.training.collate import PairCollator
@@ -158,7 +160,7 @@ def _policy(base: Path, *, adapter: Path | None = None, dtype: torch.dtype = tor
     """The base in float32 with the adapter merged into weights that are rounded to `dtype`."""
     policy = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32).eval()
     with torch.no_grad():
-        for _, module, tensor in merged_by_module(base, adapters=[adapter] if adapter else [], dtype=dtype):
+        for module, tensor in merged_by_module(base, adapters=[adapter] if adapter else [], dtype=dtype):
             policy.get_parameter(f"{module}.weight").copy_(tensor)
     return policy
 
@@ -182,9 +184,9 @@ def _margins(policy: PreTrainedModel, *, base: Path, pairs: Sequence[Example]) -
 
 def _update_by_weight(base: Path, *, adapter: Path) -> float:
     update = weight = 0.0
-    merged = merged_by_module(base, adapters=[adapter], dtype=torch.float32)
+    merged = merged_tensors(base, adapters=[adapter], dtype=torch.float32)
     before = _tensors(base)
-    for name, _, tensor in merged:
+    for name, tensor in merged:
         update += float((tensor.double() - before[name].double()).square().sum())
         weight += float(before[name].double().square().sum())
     return (update / weight) ** 0.5

@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,11 +73,12 @@ class LoadedPolicy:
     """What an engine's worker reports after it has loaded new weights.
 
     Attributes:
-        checksum: SHA-256 of the tensors that were loaded, under checkpoint names (of a LoRA, PEFT's names).
-        num_unseen: how many tensors' layers could not be looked at afterwards, such as those split over workers.
+        checksum: of the base's tensors that were changed and of the adapters; of a LoRA, of its tensors.
+        num_unseen: how many tensors' layers could not be looked at afterwards, because they are not found by name.
         max_tensor_gap: largest relative gap between a layer and its tensor (`actors.handover.layer_proof`).
         wrong_tensors: names of the tensors whose gap is larger than rounding explains, worst first.
         swallowed, kept: what rounding to the engine's dtype left of the update (`csr_ray.policy.weights.Rounding`).
+        seconds: by what was done, of the worker that took longest.
     """
 
     checksum: str
@@ -87,7 +88,7 @@ class LoadedPolicy:
     wrong_tensors: tuple[str, ...]
     swallowed: float
     kept: float
-    seconds: float
+    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +98,13 @@ class ProbeReply:
     Attributes:
         logp: of the answer, summed over its tokens, in nats, with nothing taken from a cache.
         cache_gap: mean difference of a token's log-prob where cached prefixes may be used, in nats.
+        num_stale: how many tokens of the prompt and the answer were found in the prefix cache, where right after new
+            weights there are none; with `generators.publish: adapter` they are not counted.
     """
 
     logp: float
     cache_gap: float
+    num_stale: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,7 +345,8 @@ class VllmEngine:
 
     async def answer_logp(self, ask: Ask, *, answer_ids: Sequence[int]) -> float:
         """See `csr_ray.ports.Engine`."""
-        return sum(await self._answer_logps(ask, answer_ids=answer_ids))
+        logps, _ = await self._teacher_forced(ask, answer_ids=answer_ids)
+        return sum(logps)
 
     async def unreadable(self, picture: Picture) -> UnreadableError | None:
         """Why a picture cannot be used, or None if it can; then it is kept for the requests that follow."""
@@ -351,28 +356,22 @@ class VllmEngine:
             return error
         return None
 
-    async def num_stale(self, ask: Ask, *, answer_ids: Sequence[int]) -> int:
-        """How many tokens of this prompt and answer are found in the prefix cache, right after new weights.
-
-        With `generators.publish: adapter` it is not looked at: cached prefixes go by the LoRA's name there, which has
-        the tensors' checksum in it.
-        """
-        if self._hot is not None:
-            return 0
-        final = await self._final(ask, suffix=answer_ids, max_tokens=1, temperature=0.0)
-        return int(final.num_cached_tokens or 0)
-
     async def probe(self, ask: Ask, *, answer_ids: Sequence[int]) -> ProbeReply:
         """The answer's log-prob computed anew, and how far its tokens' are from it if cached prefixes may be used.
 
-        Teacher forcing computes every prefix anew, so it would miss a cache that still holds another policy's.
+        Where nothing is cached, as right after new weights, one pass computes the log-probs and shows that nothing
+        was, and each token compared continues what that pass has left in the cache. Otherwise what is cached is
+        compared with a second pass that reads none of it.
         """
+        fresh, num_cached = await self._teacher_forced(ask, answer_ids=answer_ids, reads_cache=True)
         positions = self.compared_positions(len(answer_ids))
-        # These come first: what teacher forcing computes goes into the cache.
         cached = await asyncio.gather(*(self._forced(ask, answer_ids=answer_ids, position=at) for at in positions))
-        fresh = await self._answer_logps(ask, answer_ids=answer_ids)
+        if num_cached:
+            fresh, _ = await self._teacher_forced(ask, answer_ids=answer_ids)
         gaps = [abs(logp - fresh[at]) for at, logp in zip(positions, cached, strict=True)]
-        return ProbeReply(logp=sum(fresh), cache_gap=sum(gaps) / len(gaps))
+        # A hot LoRA's prefixes go by a name of their own in the cache, and the base's are good for ever.
+        num_stale = num_cached if self._hot is None else 0
+        return ProbeReply(logp=sum(fresh), cache_gap=sum(gaps) / len(gaps), num_stale=num_stale)
 
     @staticmethod
     def compared_positions(num_tokens: int) -> list[int]:
@@ -396,11 +395,20 @@ class VllmEngine:
         )
         return float(outputs[0].logprobs[0][token].logprob)
 
-    async def _answer_logps(self, ask: Ask, *, answer_ids: Sequence[int]) -> list[float]:
-        """The log-prob of each of the answer's tokens, all computed anew."""
-        final = await self._final(ask, suffix=answer_ids, max_tokens=1, temperature=0.0, prompt_logprobs=0)
+    async def _teacher_forced(
+        self, ask: Ask, *, answer_ids: Sequence[int], reads_cache: bool = False
+    ) -> tuple[list[float], int]:
+        """The log-prob of each of the answer's tokens, and how many tokens were found in the prefix cache.
+
+        With `reads_cache` there are no log-probs of what was found, and then none are returned at all.
+        """
+        skips = not reads_cache
+        options = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 0, "skip_reading_prefix_cache": skips}
+        final = await self._final(ask, suffix=answer_ids, **options)
+        if final.num_cached_tokens:
+            return [], int(final.num_cached_tokens)
         tail = final.prompt_logprobs[-len(answer_ids) :]
-        return [float(entry[token].logprob) for entry, token in zip(tail, answer_ids, strict=True)]
+        return [float(entry[token].logprob) for entry, token in zip(tail, answer_ids, strict=True)], 0
 
     async def load_policy(self, *, adapters: Sequence[str]) -> LoadedPolicy:
         """Serve the base plus all `adapters` (folders, oldest first); nothing cached of the old policy is used again.
@@ -416,7 +424,9 @@ class VllmEngine:
         checksums = {result["checksum"] for result in results}
         assert len(checksums) == 1, f"tensor-parallel ranks read different weights: {checksums}"
         wrong = tuple(name for result in results for name in result["wrong_tensors"])
-        return LoadedPolicy(**{**results[0], "wrong_tensors": wrong})
+        slowest = max(results, key=lambda result: sum(result["seconds"].values()))
+        gap = max(result["max_tensor_gap"] for result in results)
+        return LoadedPolicy(**{**slowest, "wrong_tensors": wrong, "max_tensor_gap": gap})
 
     async def sleep(self) -> None:
         """Leave the GPU to others: the weights wait in main memory, and the cache is given up.

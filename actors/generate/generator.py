@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from actors.generate.engine import EngineSettings, VllmEngine
 from actors.generate.host import EngineHost
 from actors.handover.proofs import Served
 from actors.handover.registry import Receiver
+from actors.handover.stopwatch import Stopwatch
 from actors.process.exporter import RayExporter
 from actors.process.fitness import Wanted
 from actors.process.pulse import Heart, Pulse
@@ -183,29 +183,36 @@ class GeneratorActor:
             TransferError: a package did not arrive as it was sent; the old policy is still loaded but not served.
         """
         assert self._receiver is not None, "not started"
-        started_s = time.perf_counter()
+        watch = Stopwatch("rest")
         self._version = None  # a failure below leaves weights that nobody has vouched for
         sent = self._receiver.num_bytes
-        with doing(self._counting, "pull", track="policy"):
+        with doing(self._counting, "pull", track="policy"), watch.at("pull"):
             version = await self._receiver.pull()
-        with doing(self._counting, "load", track="policy"):
+        with doing(self._counting, "load", track="policy"), watch.at("load"):
             loaded = await self._engine.load_policy(adapters=self._receiver.adapters)
         self._serve(version)
         engine = self._engine
-        with doing(self._counting, "prove", track="policy"):
-            stale = [await engine.num_stale(one.ask, answer_ids=one.answer_ids) for one in probes[:1]]
-            replies = await asyncio.gather(*(engine.probe(one.ask, answer_ids=one.answer_ids) for one in probes))
+        with doing(self._counting, "prove", track="policy"), watch.at("probes"):
+            # The first one alone: nobody else's prefix may be in the cache by then.
+            replies = [await engine.probe(one.ask, answer_ids=one.answer_ids) for one in probes[:1]]
+            num_stale = sum(reply.num_stale for reply in replies)
+            rest = (engine.probe(one.ask, answer_ids=one.answer_ids) for one in probes[1:])
+            replies += await asyncio.gather(*rest)
+        parts, within = watch.end(), dict(loaded.seconds)
+        seconds = sum(parts.values())
+        parts["load"] += within.pop("load", 0.0) - sum(loaded.seconds.values())
         return Served(
             version=version,
             checksum=loaded.checksum,
             wrong_tensors=loaded.wrong_tensors,
             swallowed=loaded.swallowed,
             kept=loaded.kept,
-            num_stale=sum(stale),
+            num_stale=num_stale,
             probe_logps=tuple(reply.logp for reply in replies),
             cache_gaps=tuple(reply.cache_gap for reply in replies),
             num_bytes=self._receiver.num_bytes - sent,
-            seconds=time.perf_counter() - started_s,
+            seconds=seconds,
+            parts={**parts, **within},
         )
 
     def _serve(self, version: int) -> None:

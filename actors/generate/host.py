@@ -15,6 +15,7 @@ from actors.generate.arguments import temporary_environment
 from actors.generate.engine import EngineSettings, VllmEngine
 from actors.process.counters import Counting
 from actors.process.fitness import Wanted, check_this_node
+from actors.process.huge_pages import use_huge_pages
 from actors.process.leftovers import note_shared_memory, own_folder, sweep
 from actors.process.logs import log_to_file
 from csr_ray.evaluation.ways_to_ask import answer_question
@@ -54,6 +55,8 @@ class EngineHost:
         # CPUs, which is a share of Ray's slots and not of this node's cores.
         threads = generator_threads(settings.generators, num_cores=whole_cores())
         os.environ["OMP_NUM_THREADS"] = str(threads)
+        if not settings.generators.gpus:
+            use_huge_pages()
         self._wanted = wanted
         self.engine = engine_class(settings, model=model, counting=counting)
         sweep()

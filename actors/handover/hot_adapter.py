@@ -1,6 +1,6 @@
 """`generators.publish: adapter`: the base stays loaded, and every policy is one LoRA that vLLM swaps while running.
 
-The LoRA is the sum of all phases' adapters (`csr_ray.policy.weights.combined_tensors`), in a folder of its own for
+The LoRA is the sum of all phases' adapters (`csr_ray.policy.lora.combined_tensors`), in a folder of its own for
 each version. vLLM finds cached prefixes by a LoRA's name, so every load has a name of its own. Image features do not
 depend on the LoRA and stay cached. Knows vLLM's LoRA interface; knows no prompts.
 """
@@ -75,7 +75,7 @@ class HotAdapter:
         from vllm.lora.request import LoRARequest
 
         # Here, because it imports torch, and the driver imports this module.
-        from csr_ray.policy.weights import combined_tensors, save_combined
+        from csr_ray.policy.lora import combined_tensors, save_combined
 
         tensors = combined_tensors([Path(adapter) for adapter in adapters])
         rank = next(len(tensor) for name, tensor in tensors.items() if name.endswith(".lora_A.weight"))

@@ -1,15 +1,17 @@
 """Whether each layer of a vLLM worker computes what the tensors that it was given compute.
 
 Kernels keep weights in layouts of their own (vLLM's CPU linears drop the plain weight once it is packed), so a digest
-of what lies in memory would prove nothing. Instead the layer and the tensor are applied to the same fixed random
-vectors, and the results compared; where the plain weight is still there it is compared itself. Runs inside the worker
-process.
+of what lies in memory would prove nothing. Instead the layer is applied to fixed random vectors, and the result
+compared with what base and updates make of them, computed by another way than the tensor that was loaded. Where the
+plain weight is still there, some of its rows are compared, too. A layer that is split over tensor-parallel workers is
+proved by each of them for its own part. Runs inside the worker process.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,31 +21,144 @@ TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 _FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 _NUM_PROBES = 4
+_NUM_ROWS = 8
+_ALL = slice(None)
 
 
-def tensor_gaps(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, float], int]:
-    """Compare every decoder weight among `tensors` (by checkpoint name) with its layer.
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a worker keeps its part of a checkpoint's tensor.
 
-    Returns:
-        The relative gap of each weight, and the number of those whose layer could not be looked at, because it is
-        split over several workers or not found under a known name.
+    Attributes:
+        layer: vLLM's module, which may hold several tensors, one below the other.
+        held: rows of the layer's output that are of this tensor.
+        rows, columns: of the tensor, which the worker has; all of them, unless it is split over several workers.
     """
-    layers = {
-        _tail(name): module
-        for name, module in model.named_modules()
-        if "language_model" in name and hasattr(module, "quant_method")
-    }
-    weights = {name: tensor for name, tensor in tensors.items() if name.endswith(".weight") and tensor.ndim == 2}
-    gaps: dict[str, float] = {}
-    num_unseen = 0
-    for name, tensor in weights.items():
-        found = _find(name, layers=layers, weights=weights)
-        if found is None:
-            num_unseen += 1
-            continue
-        layer, start = found
-        gaps[name] = _gap(layer, tensor=tensor, rows=slice(start, start + len(tensor)))
-    return gaps, num_unseen
+
+    layer: Any
+    held: slice
+    rows: slice
+    columns: slice
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Expected:
+    """What is kept of a tensor: its width, what the vectors make of it, and a few rows of the worker's part."""
+
+    place: Place
+    width: int
+    product: torch.Tensor
+    rows: torch.Tensor
+
+
+class LayerProof:
+    """Compares the layers of a model with what they are to compute, of which it is told before they are loaded.
+
+    A tensor is only looked at while it is there: a few products and rows of it are kept.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._layers = {
+            _tail(name): module
+            for name, module in model.named_modules()
+            if "language_model" in name and hasattr(module, "quant_method")
+        }
+        self._vectors: dict[int, torch.Tensor] = {}
+        self._expected: dict[str, _Expected] = {}
+        self._num_unseen = 0
+
+    def place(self, name: str, *, shape: tuple[int, int], sizes: Mapping[str, int]) -> Place | None:
+        """Where this worker keeps a tensor; None: no layer under a known name, or one that is split in another way.
+
+        Args:
+            sizes: numbers of rows of the checkpoint's tensors, by name.
+        """
+        tail = _tail(name.removesuffix(".weight"))
+        leaf = tail.rpartition(".")[2]
+        fused = next((fused for fused, members in _FUSED.items() if leaf in members), None)
+        block = tail.removesuffix(leaf)
+        members: tuple[str, ...] = (leaf,)
+        if tail in self._layers:
+            layer = self._layers[tail]
+        elif fused is not None and f"{block}{fused}" in self._layers:
+            layer, members = self._layers[f"{block}{fused}"], _FUSED[fused]
+        else:
+            return None
+        home = name.removesuffix(f"{leaf}.weight")
+        whole = [sizes.get(f"{home}{member}.weight", 0) for member in members]
+        number = members.index(leaf)
+        num, rank = int(getattr(layer, "tp_size", 1)), int(getattr(layer, "tp_rank", 0))
+        if num == 1:
+            if not all(whole) or sum(whole) != getattr(layer, "output_size", sum(whole)):
+                return None
+            start = sum(whole[:number])
+            return Place(layer=layer, held=slice(start, start + shape[0]), rows=_ALL, columns=_ALL)
+        if (own := getattr(layer, "input_size_per_partition", shape[1])) < shape[1]:
+            if own * num != shape[1]:
+                return None
+            columns = slice(rank * own, (rank + 1) * own)
+            return Place(layer=layer, held=slice(0, shape[0]), rows=_ALL, columns=columns)
+        held = list(getattr(layer, "output_partition_sizes", ()))
+        if len(held) != len(members):
+            return None
+        # Where there are fewer heads of keys and values than workers, several have the same ones.
+        copies = getattr(layer, "num_kv_head_replicas", 1) if leaf in ("k_proj", "v_proj") else 1
+        first = rank // copies * held[number]
+        if held[number] * num != shape[0] * copies:
+            return None
+        start = sum(held[:number])
+        return Place(
+            layer=layer,
+            held=slice(start, start + held[number]),
+            rows=slice(first, first + held[number]),
+            columns=_ALL,
+        )
+
+    def vectors(self, width: int) -> torch.Tensor:
+        """[`_NUM_PROBES`, width] the fixed random vectors that a tensor of this width is multiplied with."""
+        if width not in self._vectors:
+            random = torch.Generator().manual_seed(width)
+            # Numbers that every dtype here has, so that a layer is given exactly these.
+            self._vectors[width] = torch.randn(_NUM_PROBES, width, generator=random).bfloat16().float()
+        return self._vectors[width]
+
+    def expect(self, name: str, *, place: Place | None, tensor: torch.Tensor, product: torch.Tensor | None) -> None:
+        """Keep what the layer has to compute.
+
+        Args:
+            tensor: as it is loaded.
+            product: [n, rows] what `vectors` make of the part that the worker has.
+        """
+        if place is None or product is None:
+            self._num_unseen += 1
+            return
+        part = tensor[place.rows, place.columns]
+        self._expected[name] = _Expected(
+            place=place, width=tensor.shape[1], product=product.cpu(), rows=part[_some(len(part))].cpu().clone()
+        )
+
+    def gaps(self) -> tuple[dict[str, float], int]:
+        """Look at the layers.
+
+        Returns:
+            The relative gap of each tensor that was expected, and the number of those whose layer could not be looked
+            at, because it is not found under a known name.
+        """
+        found = {name: self._gap(expected) for name, expected in self._expected.items()}
+        return found, self._num_unseen
+
+    def _gap(self, expected: _Expected) -> float:
+        place, layer = expected.place, expected.place.layer
+        weight = getattr(layer, "weight", None)
+        dtype, device = (expected.rows.dtype, None) if weight is None else (weight.dtype, weight.device)
+        seen = self.vectors(expected.width)[:, place.columns].to(device=device, dtype=dtype)
+        held = layer.quant_method.apply(layer, seen, bias=None)[:, place.held].float().cpu()
+        gap = (held - expected.product).norm() / expected.product.norm().clamp_min(1e-30)
+        if weight is not None and weight.ndim == 2 and weight.shape[1] == expected.rows.shape[1]:
+            kept = weight[place.held]
+            if not torch.equal(kept[_some(len(kept))].cpu(), expected.rows.to(dtype)):
+                return math.inf  # nothing is computed on its way, so it is the same or another one
+        return float(gap) if gap.isfinite() else math.inf
 
 
 def adapter_gaps(
@@ -103,40 +218,9 @@ def tolerance(model: torch.nn.Module) -> float:
     return TOLERANCES.get(next(model.parameters()).dtype, 1e-2)
 
 
-def _find(name: str, *, layers: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> tuple[Any, int] | None:
-    """The layer that holds the tensor, and the first of its rows there."""
-    tail = _tail(name.removesuffix(".weight"))
-    leaf = tail.rpartition(".")[2]
-    fused = next((fused for fused, members in _FUSED.items() if leaf in members), None)
-    block = tail.removesuffix(leaf)
-    members: tuple[str, ...] = (leaf,)
-    if tail in layers:
-        layer = layers[tail]
-    elif fused is not None and f"{block}{fused}" in layers:
-        layer, members = layers[f"{block}{fused}"], _FUSED[fused]
-    else:
-        return None
-    home = name.removesuffix(f"{leaf}.weight")
-    rows = [len(weights[f"{home}{member}.weight"]) for member in members if f"{home}{member}.weight" in weights]
-    is_whole = len(rows) == len(members) and sum(rows) == getattr(layer, "output_size", sum(rows))
-    if not is_whole or getattr(layer, "tp_size", 1) != 1:
-        return None
-    return layer, sum(rows[: members.index(leaf)])
-
-
-def _gap(layer: Any, *, tensor: torch.Tensor, rows: slice) -> float:
-    weight = getattr(layer, "weight", None)
-    if weight is not None and weight.ndim == 2 and weight.shape[1] == tensor.shape[1]:
-        held = weight[rows].float().cpu()
-        expected = tensor.to(weight.dtype).float().cpu()
-    else:
-        dtype = weight.dtype if weight is not None else tensor.dtype
-        device = weight.device if weight is not None else tensor.device
-        random = torch.Generator().manual_seed(tensor.shape[1])
-        probes = torch.randn(_NUM_PROBES, tensor.shape[1], generator=random).to(dtype)
-        expected = (probes.double() @ tensor.to(dtype).double().T).float()
-        held = layer.quant_method.apply(layer, probes.to(device), bias=None)[:, rows].float().cpu()
-    return float((held - expected).norm() / expected.norm().clamp_min(1e-30))
+def _some(num: int) -> slice:
+    """A few of so many rows, the same for all who ask."""
+    return slice(num // (2 * _NUM_ROWS), None, max(1, num // _NUM_ROWS))
 
 
 def _tail(name: str) -> str:

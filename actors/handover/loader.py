@@ -8,51 +8,106 @@ adapter` vLLM loads the adapter instead (`actors.handover.hot_adapter`), and the
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from csr_ray.policy.checkpoint import Checkpoint
+    from csr_ray.policy.weights import Merge
+
+# What is formed before the loader asks for it, beside the tensor that it has.
+_AHEAD_BYTES = 64 * 2**20
 
 
 class PolicyLoader:
     """Mixed into vLLM's worker (`worker_extension_cls`)."""
 
+    _base: Checkpoint | None = None
     _adapted_blocks: frozenset[str] = frozenset()
 
     def load_policy(self, base: str, adapters: Sequence[str]) -> dict[str, Any]:
         """Load the base plus all `adapters`, summed in float32 and rounded once, whatever was loaded before.
 
+        Tensors are formed while vLLM's loader copies those before into their layers, at most `_AHEAD_BYTES` of them
+        ahead, so never more than a layer is in memory beside the model. Only the worker's own part of a tensor is
+        formed, on the worker's own device.
+
         Returns the fields of `actors.generate.engine.LoadedPolicy` as plain values, because they cross a process
         border.
         """
-        from actors.handover.layer_proof import tensor_gaps, tolerance
-        from csr_ray.policy.weights import Rounding, block_of, checksum, merged_blocks
+        from actors.handover.layer_proof import LayerProof, tolerance
+        from actors.handover.stopwatch import Stopwatch, packing
+        from csr_ray.policy.checkpoint import Checkpoint, block_of
+        from csr_ray.policy.lora import adapter_digest
+        from csr_ray.policy.weights import Rounding, checksum_of, merges, with_their_blocks
 
-        started_s = time.perf_counter()
+        watch = Stopwatch("load")
+        if self._base is None:
+            self._base = Checkpoint(Path(base))
+        checkpoint = self._base
         dtype = self.vllm_config.model_config.dtype  # type: ignore[attr-defined]
-        rounding = Rounding()
+        model = self.model_runner.get_model()  # type: ignore[attr-defined]
+        device = next(model.parameters()).device
+        proof, rounding = LayerProof(model), Rounding()
         # vLLM fuses q, k, v and their biases (and gate with up) and rebuilds a fused layer from nothing: what it is
         # not given of one stays uninitialised memory. And what only an earlier policy changed has to go back.
-        paths = [Path(adapter) for adapter in adapters]
-        changed = list(merged_blocks(Path(base), adapters=paths, dtype=dtype, rounding=rounding))
-        blocks = frozenset(block_of(name) for name, _ in changed)
-        put_back = list(merged_blocks(Path(base), adapters=(), also=self._adapted_blocks - blocks))
-        tensors = [*changed, *put_back]
+        changed = merges(checkpoint, adapters=[Path(adapter) for adapter in adapters])
+        blocks = frozenset(block_of(merge.name) for merge in changed)
+        wanted = with_their_blocks(changed, base=checkpoint, also=sorted(self._adapted_blocks - blocks))
         self._adapted_blocks |= blocks
-        if tensors:
-            self.reload_weights(weights_iterator=iter(tensors))  # type: ignore[attr-defined]
-        model = self.model_runner.get_model()  # type: ignore[attr-defined]
-        gaps, num_unseen = tensor_gaps(model, dict(tensors))
+        sizes = {merge.name: len(merge.base) for merge in wanted if merge.base.ndim == 2}
+
+        def formed(merge: Merge) -> torch.Tensor:
+            if merge.base.ndim != 2 or not merge.name.endswith(".weight"):
+                return merge.base
+            place = proof.place(merge.name, shape=(merge.base.shape[0], merge.base.shape[1]), sizes=sizes)
+            part = {} if place is None else {"rows": place.rows, "columns": place.columns}
+            vectors = None if place is None else proof.vectors(merge.base.shape[1])
+            counted = rounding if merge.updates else None
+            merged = merge.form(dtype=dtype, device=device, vectors=vectors, rounding=counted, **part)
+            proof.expect(merge.name, place=place, tensor=merged.tensor, product=merged.product)
+            return merged.tensor
+
+        def stream(beside: ThreadPoolExecutor) -> Iterator[tuple[str, torch.Tensor]]:
+            coming = deque(wanted)
+            ahead: deque[tuple[Merge, Future[torch.Tensor]]] = deque()
+            num_bytes = 0
+            while coming or ahead:
+                while coming and (not ahead or num_bytes + coming[0].base.nbytes <= _AHEAD_BYTES):
+                    merge = coming.popleft()
+                    num_bytes += merge.base.nbytes
+                    ahead.append((merge, beside.submit(formed, merge)))
+                merge, future = ahead.popleft()
+                num_bytes -= merge.base.nbytes
+                with watch.at("merge"):
+                    tensor = future.result()
+                del future  # it would keep the tensor
+                yield merge.name, tensor
+
+        if wanted:
+            with ThreadPoolExecutor(1) as beside, packing(model, watch=watch):
+                self.reload_weights(weights_iterator=stream(beside))  # type: ignore[attr-defined]
+        with watch.at("layers"):
+            gaps, num_unseen = proof.gaps()
+        with watch.at("digest"):
+            # What was put back is no part of it: one that has never served another policy has nothing to put back.
+            digests = [checkpoint.digest(merge.name) for merge in changed]
+            digests += [adapter_digest(Path(adapter)) for adapter in adapters]
         wrong = sorted((name for name, gap in gaps.items() if not gap <= tolerance(model)), key=lambda n: -gaps[n])
         return {
-            # What was put back is no part of it: one that has never served another policy has nothing to put back.
-            "checksum": checksum(changed),
-            "num_tensors": len(tensors),
+            "checksum": checksum_of(digests),
+            "num_tensors": len(wanted),
             "num_unseen": num_unseen,
             "max_tensor_gap": max(gaps.values(), default=0.0),
             "wrong_tensors": wrong,
             "swallowed": rounding.swallowed,
             "kept": rounding.kept,
-            "seconds": time.perf_counter() - started_s,
+            "seconds": watch.end(),
         }
 
     def prove_adapter(self, adapters: Sequence[str], adapter_id: int) -> dict[str, Any]:
@@ -62,7 +117,8 @@ class PolicyLoader:
         border.
         """
         from actors.handover.layer_proof import adapter_gaps
-        from csr_ray.policy.weights import checksum, combined_rounding, combined_tensors
+        from csr_ray.policy.lora import combined_tensors
+        from csr_ray.policy.weights import checksum, combined_rounding
 
         started_s = time.perf_counter()
         dtype = self.vllm_config.model_config.dtype  # type: ignore[attr-defined]
@@ -81,5 +137,5 @@ class PolicyLoader:
             "wrong_tensors": sorted((name for name, gap in gaps.items() if gap != 0.0), key=lambda n: -gaps[n]),
             "swallowed": rounding.swallowed,
             "kept": rounding.kept,
-            "seconds": time.perf_counter() - started_s,
+            "seconds": {"layers": time.perf_counter() - started_s},
         }

@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from csr_ray.records import Probe, TrainResult
 
 Generator = TypeVar("Generator", bound=Hashable)  # whatever names one
 _MAX_NAMES = 3
+# Each costs a generator a forward pass of prompt and answer. Every layer has a proof of its own beside them, so more of
+# them would show nothing new.
+_MAX_PROBES = 2
 # Tokens of an answer at which its log-probs are compared with and without cached prefixes, at most.
 COMPARED_TOKENS = 8
 # Standard deviation of the difference of one token's log-prob between two right computations, in nats, with logits in
@@ -81,6 +84,8 @@ class Served:
         cache_gaps: one for each probe, in nats; see `actors.generate.engine.ProbeReply`.
         num_bytes: how many bytes of adapters it has pulled for this hand-over.
         seconds: from the request to the last probe.
+        parts: the same by what was done: pull (pack, where nobody had asked for the package before), merge, pack,
+            load, digest, layers and probes.
     """
 
     version: int
@@ -93,6 +98,7 @@ class Served:
     cache_gaps: tuple[float, ...]
     num_bytes: int
     seconds: float
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +126,8 @@ class Proof:
     @classmethod
     def of(cls, trained: TrainResult, *, noise: Noise, tolerance: float | None = None) -> Proof:
         """That of a version that has just been trained."""
-        return cls(version=trained.version, probes=trained.probes, noise=noise, tolerance=tolerance)
+        probes = trained.probes[:_MAX_PROBES]
+        return cls(version=trained.version, probes=probes, noise=noise, tolerance=tolerance)
 
     def gap(self, served: Served) -> float:
         """Largest absolute difference of a probe answer's log-prob between generator and trainer, in nats."""

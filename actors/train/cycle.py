@@ -640,7 +640,7 @@ def load_policy(
         add_unmerged(policy, adapters=adapters)
         return policy
     with torch.no_grad():
-        for _, module, tensor in merged_by_module(model, adapters=adapters, dtype=dtype):
+        for module, tensor in merged_by_module(model, adapters=adapters, dtype=dtype):
             policy.get_parameter(f"{module}.weight").copy_(tensor)
     return policy
 

@@ -25,7 +25,8 @@ import torch
 from card import peak_bytes, row, timed_s
 from sizes import Size
 
-from csr_ray.policy.weights import LoraDelta, checksum
+from csr_ray.policy.lora import LoraDelta
+from csr_ray.policy.weights import checksum
 from csr_ray.store.digests import Digest
 
 _WORDS = 1 << 17  # of a block of the device's digest: its multipliers are 1 MiB, which stays in a cache

@@ -2,20 +2,26 @@
 
 Only the LoRA matrices leave the trainer. A package says which policy version it makes, and its digests cover every
 byte and that version, so that a truncated, mixed-up or misnumbered transfer is noticed before anything is loaded.
-Knows files and digests; knows no object store and no engine.
+They are XXH3, which runs at the speed of memory: they notice what goes wrong, not what somebody forges. Who may send
+at all is the cluster's business (docs/cluster.md). Knows files and digests; knows no object store and no engine.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
 
 from csr_ray.errors import TransferError
 from csr_ray.store.atomic import new_folder
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+Chunk = np.ndarray[Any, np.dtype[np.uint8]]
+"""Bytes of one file. As an array they are copied once into an object store's pages, and not at all out of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +30,9 @@ class Manifest:
 
     Attributes:
         version: the policy version that the base and all packages up to this one make together.
-        sizes_bytes: the sizes of `FILES`, in that order.
-        chunk_digests: SHA-256 of every chunk.
-        digest: SHA-256 over the version, the sizes and the chunks' digests.
+        sizes_bytes: the sizes of `FILES`, in that order. No chunk has bytes of two of them.
+        chunk_digests: XXH3 of every chunk.
+        digest: XXH3 over the version, the sizes and the chunks' digests.
     """
 
     version: int
@@ -39,25 +45,28 @@ class Manifest:
         return sum(self.sizes_bytes)
 
 
-def pack_adapter(folder: Path, *, version: int, chunk_bytes: int) -> tuple[Manifest, list[bytes]]:
-    """Read an adapter folder; return its manifest and its bytes as chunks of `chunk_bytes`, the last one shorter.
+def pack_adapter(folder: Path, *, version: int, chunk_bytes: int) -> tuple[Manifest, list[Chunk]]:
+    """The manifest of an adapter folder, and its bytes as chunks of at most `chunk_bytes`, which are mapped files.
 
     Raises:
-        ValueError: a file is missing.
+        ValueError: a file is missing or empty.
     """
-    for file in FILES:
-        if not (folder / file).is_file():
-            raise ValueError(f"adapter {folder}: no {file}")
-    contents = [(folder / file).read_bytes() for file in FILES]
-    content = b"".join(contents)
-    chunks = [content[start : start + chunk_bytes] for start in range(0, len(content), chunk_bytes)]
-    sizes_bytes = tuple(len(part) for part in contents)
-    chunk_digests = tuple(hashlib.sha256(chunk).hexdigest() for chunk in chunks)
-    digest = _digest(version=version, sizes_bytes=sizes_bytes, chunk_digests=chunk_digests)
-    return Manifest(version=version, sizes_bytes=sizes_bytes, chunk_digests=chunk_digests, digest=digest), chunks
+    chunks: list[Chunk] = []
+    sizes_bytes = []
+    for name in FILES:
+        file = folder / name
+        if not file.is_file() or not file.stat().st_size:
+            raise ValueError(f"adapter {folder}: no {name}")
+        content = np.memmap(file, dtype=np.uint8, mode="r")
+        sizes_bytes.append(len(content))
+        chunks += [np.asarray(content[start : start + chunk_bytes]) for start in range(0, len(content), chunk_bytes)]
+    chunk_digests = tuple(_chunk_digest(chunk) for chunk in chunks)
+    digest = _digest(version=version, sizes_bytes=tuple(sizes_bytes), chunk_digests=chunk_digests)
+    manifest = Manifest(version=version, sizes_bytes=tuple(sizes_bytes), chunk_digests=chunk_digests, digest=digest)
+    return manifest, chunks
 
 
-def unpack_adapter(manifest: Manifest, chunks: Iterable[bytes], *, folder: Path) -> Path:
+def unpack_adapter(manifest: Manifest, chunks: Iterable[Chunk], *, folder: Path) -> Path:
     """Write the package to `folder`, which appears whole or not at all; returns it.
 
     Raises:
@@ -74,20 +83,31 @@ def unpack_adapter(manifest: Manifest, chunks: Iterable[bytes], *, folder: Path)
             f"adapter of version {manifest.version}: {len(received)} of {len(manifest.chunk_digests)} chunks arrived"
         )
     for number, (chunk, digest) in enumerate(zip(received, manifest.chunk_digests, strict=True)):
-        if hashlib.sha256(chunk).hexdigest() != digest:
+        if _chunk_digest(chunk) != digest:
             raise TransferError(
                 f"adapter of version {manifest.version}: chunk {number} of {len(received)} ({len(chunk)} bytes) is "
                 f"not what was sent"
             )
-    content = b"".join(received)
     # Not synced: who lost it would ask for it again.
+    rest = iter(received)
     with new_folder(folder, is_durable=False) as staging:
-        start = 0
-        for file, size_bytes in zip(FILES, manifest.sizes_bytes, strict=True):
-            (staging / file).write_bytes(content[start : start + size_bytes])
-            start += size_bytes
+        for name, size_bytes in zip(FILES, manifest.sizes_bytes, strict=True):
+            with (staging / name).open("wb") as file:
+                _fill(file, rest, size_bytes=size_bytes)
     return folder
 
 
+def _fill(file: Any, chunks: Iterator[Chunk], *, size_bytes: int) -> None:
+    while size_bytes:
+        chunk = next(chunks)
+        file.write(chunk.data)
+        size_bytes -= len(chunk)
+        assert size_bytes >= 0, "a chunk has bytes of two files"
+
+
+def _chunk_digest(chunk: Chunk) -> str:
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(chunk).data)
+
+
 def _digest(*, version: int, sizes_bytes: tuple[int, ...], chunk_digests: tuple[str, ...]) -> str:
-    return hashlib.sha256(repr((version, sizes_bytes, chunk_digests)).encode()).hexdigest()
+    return xxhash.xxh3_128_hexdigest(repr((version, sizes_bytes, chunk_digests)).encode())

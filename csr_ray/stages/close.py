@@ -33,9 +33,10 @@ def save_model(state: RunState, *, view: View) -> None:
 
     Of a run that ended early, what is left of the refused training is removed: its actors are gone by now.
     """
+    from csr_ray.policy.lora import combined_tensors, save_combined
     from csr_ray.policy.source import local_folder
     from csr_ray.policy.visual_tokens import merged_config
-    from csr_ray.policy.weights import combined_tensors, save_combined, save_merged
+    from csr_ray.policy.weights import save_merged
 
     is_unmerged = state.config.generators.publish == "adapter"
     with view.stage("save the model", total=1, unit="model", round_index=None) as stage:

@@ -31,6 +31,7 @@ def publish(state: RunState, cycle: Cycle, trained: TrainResult, *, generators: 
         max_probe_gap=receipt.max_probe_gap,
         swallowed=receipt.swallowed,
         kept=receipt.kept,
+        parts=dict(receipt.parts),
     )
     if receipt.swallowed > SWALLOWED_AT_MOST:
         view.say(

@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 
-from csr_ray.policy.weights import combined_tensors, lora_pairs
+from csr_ray.policy.lora import combined_tensors, lora_pairs
 
 
 def add_unmerged(policy: torch.nn.Module, *, adapters: Sequence[Path]) -> None:
     """Let `policy` compute base plus the sum of `adapters`, whose matrices it gets in each layer's own dtype.
 
     Raises:
-        ValueError: the adapters cannot be combined (`csr_ray.policy.weights.combined_tensors`), or change a layer
+        ValueError: the adapters cannot be combined (`csr_ray.policy.lora.combined_tensors`), or change a layer
             that the policy does not have.
     """
     if not adapters:

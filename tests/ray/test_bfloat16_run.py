@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from csr_ray.app.run import run_config, world_spec
 from csr_ray.config.load import load_config
-from csr_ray.policy.weights import lora_deltas, tensor_files
+from csr_ray.policy.checkpoint import tensor_files
+from csr_ray.policy.lora import lora_deltas
 from csr_ray.records import Cycle
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.world.build import cached_world

@@ -220,16 +220,20 @@ def test_engine_serves_base_plus_exactly_the_given_adapters(family: Family, targ
 def test_a_prefix_cache_of_the_old_policy_is_noticed(family: Family) -> None:
     ask, num_tokens = family.prompts[0].ask, 200  # several blocks of the cache
     answer = (sum(family.answers, ()) * num_tokens)[:num_tokens]
-    gap = lambda: family.run(family.engine.probe(ask, answer_ids=answer)).cache_gap  # noqa: E731
-    assert max(gap(), gap()) < TOLERANCE
+    probe = lambda: family.run(family.engine.probe(ask, answer_ids=answer))  # noqa: E731
+    assert max(probe().cache_gap, probe().cache_gap) < TOLERANCE
+    right = probe().logp
     adapter = random_adapter(family, targets=ALL_TARGETS, seed=7)
     with patch.object(family.engine._llm, "reset_prefix_cache", AsyncMock(return_value=True)):
         family.run(family.engine.load_policy(adapters=[str(adapter)]))
-    assert gap() > 10 * TOLERANCE
-    assert family.run(family.engine.num_stale(ask, answer_ids=answer)) > num_tokens / 2
+    stale = probe()
+    assert stale.cache_gap > 10 * TOLERANCE and stale.num_stale > num_tokens / 2
+    assert abs(stale.logp - right) > 1.0, "with nothing taken from the cache it is the new policy's"
     family.run(family.engine.load_policy(adapters=[]))
-    assert family.run(family.engine.num_stale(ask, answer_ids=answer)) == 0
-    assert gap() < TOLERANCE
+    first, second = probe(), probe()
+    assert (first.num_stale, second.num_stale > num_tokens / 2) == (0, True)
+    assert max(first.cache_gap, second.cache_gap) < TOLERANCE
+    assert first.logp == pytest.approx(right, abs=TOLERANCE) == second.logp
 
 
 @pytest.mark.parametrize("family", ["llava"], indirect=True)
@@ -246,8 +250,8 @@ def test_a_version_that_is_taken_back_leaves_nothing_behind(family: Family) -> N
         loaded = family.run(family.engine.load_policy(adapters=[str(adapter) for adapter in adapters]))
         assert checksums.setdefault(adapters, loaded.checksum) == loaded.checksum
         assert (loaded.wrong_tensors, loaded.num_unseen) == ((), 0)
-        assert family.run(family.engine.num_stale(ask, answer_ids=answer)) == 0
-        assert family.run(family.engine.probe(ask, answer_ids=answer)).cache_gap < TOLERANCE
+        reply = family.run(family.engine.probe(ask, answer_ids=answer))
+        assert reply.num_stale == 0 and reply.cache_gap < TOLERANCE
         assert family.served_logps() == pytest.approx(family.expected_logps(*adapters), abs=TOLERANCE)
     assert len(set(checksums.values())) == len(checksums) == 5
 

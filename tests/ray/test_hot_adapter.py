@@ -24,8 +24,8 @@ from actors.handover.hot_adapter import refusal
 from actors.handover.proofs import Proof, noise_of
 from actors.handover.registry import Answer, Package
 from csr_ray.config.schema import LORA_RANKS
+from csr_ray.policy.lora import save_combined
 from csr_ray.policy.package import pack_adapter
-from csr_ray.policy.weights import save_combined
 from csr_ray.records import Ask, Probe, Question
 
 TOLERANCE = 1e-4  # nats a token, fp32
@@ -206,7 +206,7 @@ def test_a_fault_between_the_adapters_and_the_engine_is_noticed(
     planted: list[str] = []
     proof = _proof(family, *adapters)
     _serve(family)
-    with patch("csr_ray.policy.weights.save_combined", faulty):
+    with patch("csr_ray.policy.lora.save_combined", faulty):
         generator = _generator(family)
         served = family.run(_start_and_publish(generator, _Registry(adapters), probes=proof.probes))
     assert sorted(served.wrong_tensors) == planted

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from actors.handover.layer_proof import TOLERANCES, adapter_gaps, tensor_gaps
+from actors.handover.layer_proof import TOLERANCES, LayerProof, adapter_gaps
 
 HIDDEN = 16
 ROWS = {"q_proj": 16, "k_proj": 8, "v_proj": 8, "o_proj": 16}
@@ -55,8 +55,20 @@ def _model(tensors: dict[str, torch.Tensor], *, is_packed: bool) -> torch.nn.Mod
     return model
 
 
+def _proved(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> tuple[dict[str, float], int]:
+    """The gaps of layers that are to compute these tensors, and how many could not be looked at."""
+    proof = LayerProof(model)
+    sizes = {name: len(tensor) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        place = proof.place(name, shape=(tensor.shape[0], tensor.shape[1]), sizes=sizes)
+        part = (slice(None), slice(None)) if place is None else (place.rows, place.columns)
+        product = proof.vectors(tensor.shape[1])[:, part[1]] @ tensor[part].T
+        proof.expect(name, place=place, tensor=tensor, product=product)
+    return proof.gaps()
+
+
 def _wrong(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> list[str]:
-    gaps, num_unseen = tensor_gaps(model, tensors)
+    gaps, num_unseen = _proved(model, tensors)
     assert num_unseen == 0 and len(gaps) == 8
     return sorted(name for name, gap in gaps.items() if gap > TOLERANCES[torch.float32])
 
@@ -81,13 +93,84 @@ def test_one_layer_that_was_not_updated_is_named_even_if_the_update_is_small(is_
     assert _wrong(_model({**new, name: old[name]}, is_packed=is_packed), new) == [name]
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_one_number_that_is_off_by_a_tenth_is_named(is_packed: bool) -> None:
+    tensors, name = _tensors(0), f"{HOME.format(layer=1)}q_proj.weight"
+    damaged = {**tensors, name: tensors[name].clone()}
+    damaged[name][3, 7] *= 1.1
+    assert _wrong(_model(damaged, is_packed=is_packed), tensors) == [name]
+
+
+def test_what_a_kept_weight_of_half_precision_lacks_is_seen_where_products_are_too_coarse_for_it() -> None:
+    old, name = {key: it.bfloat16() for key, it in _tensors(0).items()}, f"{HOME.format(layer=0)}o_proj.weight"
+    new = {key: (tensor.float() * (1 + 1e-2)).bfloat16() for key, tensor in old.items()}
+    proof_of = {key: tensor.float() for key, tensor in new.items()}
+    model = _model({**new, name: old[name]}, is_packed=False)
+    proof, sizes = LayerProof(model), {key: len(tensor) for key, tensor in new.items()}
+    for key, tensor in new.items():
+        place = proof.place(key, shape=(tensor.shape[0], tensor.shape[1]), sizes=sizes)
+        proof.expect(key, place=place, tensor=tensor, product=proof.vectors(tensor.shape[1]) @ proof_of[key].T)
+    gaps, _ = proof.gaps()
+    assert [key for key, gap in gaps.items() if gap > TOLERANCES[torch.bfloat16]] == [name]
+
+
 def test_what_cannot_be_looked_at_is_counted() -> None:
     tensors = _tensors(0)
     model = _model(tensors, is_packed=True)
-    model.language_model.model.layers[0].self_attn.o_proj.tp_size = 2
+    model.language_model.model.layers[0].self_attn.o_proj.tp_size = 2  # and says nothing of its part
     tensors["language_model.model.layers.7.self_attn.o_proj.weight"] = tensors[f"{HOME.format(layer=0)}o_proj.weight"]
-    gaps, num_unseen = tensor_gaps(model, tensors)
+    gaps, num_unseen = _proved(model, tensors)
     assert (len(gaps), num_unseen) == (7, 2)
+
+
+class _Split:
+    """One of several tensor-parallel workers, with its parts of a block's tensors in layers as vLLM's."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor], *, num: int, rank: int, num_kv_heads: int) -> None:
+        home = HOME.format(layer=0)
+        copies = max(1, num // num_kv_heads)
+        parts = []
+        for name in ("q_proj", "k_proj", "v_proj"):
+            shared = copies if name != "q_proj" else 1
+            parts.append(tensors[f"{home}{name}.weight"].chunk(num // shared)[rank // shared])
+        down = tensors[f"{home}o_proj.weight"].chunk(num, dim=1)[rank]
+        self.qkv = _Linear(torch.cat(parts), is_packed=True)
+        self.qkv.output_partition_sizes = [len(part) for part in parts]  # type: ignore[assignment]
+        self.qkv.num_kv_head_replicas = copies  # type: ignore[assignment]
+        self.qkv.input_size_per_partition = HIDDEN  # type: ignore[assignment]
+        self.o = _Linear(down, is_packed=True)
+        self.o.output_partition_sizes = [len(down)]  # type: ignore[assignment]
+        self.o.input_size_per_partition = down.shape[1]  # type: ignore[assignment]
+        for layer in (self.qkv, self.o):
+            layer.tp_size, layer.tp_rank = num, rank  # type: ignore[assignment]
+        attention = torch.nn.Module()
+        attention.qkv_proj, attention.o_proj = self.qkv, self.o
+        block = torch.nn.Module()
+        block.self_attn = attention
+        self.model = torch.nn.Module()
+        self.model.language_model = torch.nn.Module()
+        self.model.language_model.model = torch.nn.Module()
+        self.model.language_model.model.layers = torch.nn.ModuleList([block])
+
+
+@pytest.mark.parametrize(("num", "rank", "num_kv_heads"), [(2, 0, 2), (2, 1, 2), (4, 3, 2), (4, 0, 4)])
+def test_each_worker_proves_its_own_part(num: int, rank: int, num_kv_heads: int) -> None:
+    tensors = {name: tensor for name, tensor in _tensors(0).items() if name.startswith(HOME.format(layer=0))}
+    split = _Split(tensors, num=num, rank=rank, num_kv_heads=num_kv_heads)
+    gaps, num_unseen = _proved(split.model, tensors)
+    assert num_unseen == 0 and len(gaps) == 4 and max(gaps.values()) < TOLERANCES[torch.float32]
+
+
+@pytest.mark.parametrize("name", ["q_proj", "k_proj", "v_proj", "o_proj"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_with_another_ones_part_is_found_by_name(name: str, rank: int) -> None:
+    tensors = {key: tensor for key, tensor in _tensors(0).items() if key.startswith(HOME.format(layer=0))}
+    key = f"{HOME.format(layer=0)}{name}.weight"
+    halves = tensors[key].chunk(2, dim=1 if name == "o_proj" else 0)
+    exchanged = {**tensors, key: torch.cat(tuple(reversed(halves)), dim=1 if name == "o_proj" else 0)}
+    split = _Split(exchanged, num=2, rank=rank, num_kv_heads=2)
+    gaps, _ = _proved(split.model, tensors)
+    assert [one for one, gap in gaps.items() if gap > TOLERANCES[torch.float32]] == [key]
 
 
 RANK, ROOM, SLOT, ADAPTER = 3, 8, 1, 7

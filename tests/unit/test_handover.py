@@ -20,7 +20,7 @@ def adapter(tmp_path: Path) -> Path:
 
 def test_what_is_unpacked_is_what_was_packed(adapter: Path, tmp_path: Path) -> None:
     manifest, chunks = pack_adapter(adapter, version=3, chunk_bytes=100)
-    assert (manifest.version, manifest.num_bytes, len(chunks)) == (3, 8 + 1024, 11)
+    assert (manifest.version, manifest.num_bytes, len(chunks)) == (3, 8 + 1024, 12)
     folder = unpack_adapter(manifest, chunks, folder=tmp_path / "received" / "version_003")
     assert all((folder / file).read_bytes() == (adapter / file).read_bytes() for file in FILES)
 
@@ -28,16 +28,16 @@ def test_what_is_unpacked_is_what_was_packed(adapter: Path, tmp_path: Path) -> N
 def test_truncated_transfers_are_refused_and_leave_nothing(adapter: Path, tmp_path: Path) -> None:
     manifest, chunks = pack_adapter(adapter, version=1, chunk_bytes=100)
     received = tmp_path / "received"
-    with pytest.raises(TransferError, match="version 1: 10 of 11 chunks arrived"):
+    with pytest.raises(TransferError, match="version 1: 11 of 12 chunks arrived"):
         unpack_adapter(manifest, chunks[:-1], folder=received)
-    with pytest.raises(TransferError, match=r"chunk 4 of 11 \(99 bytes\)"):
+    with pytest.raises(TransferError, match=r"chunk 4 of 12 \(99 bytes\)"):
         unpack_adapter(manifest, [*chunks[:4], chunks[4][:-1], *chunks[5:]], folder=received)
     assert not received.exists()
 
 
 def test_exchanged_chunks_are_refused(adapter: Path, tmp_path: Path) -> None:
     manifest, chunks = pack_adapter(adapter, version=1, chunk_bytes=100)
-    with pytest.raises(TransferError, match="chunk 2 of 11"):
+    with pytest.raises(TransferError, match="chunk 2 of 12"):
         unpack_adapter(manifest, [*chunks[:2], chunks[3], chunks[2], *chunks[4:]], folder=tmp_path / "received")
 
 

@@ -18,8 +18,8 @@ from csr_ray.app.inputs import check_policy
 from csr_ray.config.schema import Generators, Policy
 from csr_ray.errors import ConfigError
 from csr_ray.policy.clip_source import clip_source
+from csr_ray.policy.lora import lora_deltas
 from csr_ray.policy.processor import load_processor
-from csr_ray.policy.weights import lora_deltas
 
 
 class Bomb:

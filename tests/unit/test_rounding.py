@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import build_tiny_llava
 
-from csr_ray.policy.weights import Rounding, combined_rounding, combined_tensors, merged_tensors, save_merged
+from csr_ray.policy.lora import combined_tensors
+from csr_ray.policy.weights import Rounding, combined_rounding, merged_tensors, save_merged
 from csr_ray.training.unmerged import add_unmerged
 
 HIDDEN, RANK = 512, 4

@@ -14,19 +14,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import build_tiny_llava
 
 from csr_ray.errors import StorageError
-from csr_ray.policy.weights import (
-    LoraDelta,
-    checkpoint_name,
-    checksum,
-    combined_tensors,
-    lora_deltas,
-    lora_layers,
-    merged_tensors,
-    save_combined,
-    save_merged,
-    stored_tensors,
-    tensor_files,
-)
+from csr_ray.policy.checkpoint import checkpoint_name, stored_tensors, tensor_files
+from csr_ray.policy.lora import LoraDelta, combined_tensors, lora_deltas, lora_layers, save_combined
+from csr_ray.policy.weights import checksum, merged_tensors, save_merged
 
 TARGETS = r".*\blanguage_model\..*\.(q_proj|down_proj)"
 
@@ -93,7 +83,7 @@ def test_one_update_is_in_memory_at_a_time_however_many_adapters_there_are(
             alive.add(self)
             most = max(most, len(alive))
 
-    monkeypatch.setattr("csr_ray.policy.weights.LoraDelta", Counted)
+    monkeypatch.setattr("csr_ray.policy.lora.LoraDelta", Counted)
     for _ in merged_tensors(base, adapters=adapters * 5):
         pass
     assert most == 1
@@ -314,7 +304,8 @@ import resource, sys
 from pathlib import Path
 from typing import Any
 from csr_ray.errors import StorageError
-from csr_ray.policy.weights import combined_tensors, save_combined, save_merged
+from csr_ray.policy.lora import combined_tensors, save_combined
+from csr_ray.policy.weights import save_merged
 
 base, adapter, output = map(Path, sys.argv[1:4])
 num_bytes = int(sys.argv[4])  # no file can be larger, which fails a write in its midst as a full disk does
