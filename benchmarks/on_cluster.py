@@ -105,7 +105,11 @@ def is_scaling(given: argparse.Namespace) -> bool:
 
 @contextlib.contextmanager
 def joined(
-    given: argparse.Namespace, *, demands_of: Callable[[int, float], Sequence[Demand]], gpus: float = 1.0
+    given: argparse.Namespace,
+    *,
+    demands_of: Callable[[int, float], Sequence[Demand]],
+    gpus: float = 1.0,
+    object_store: int | None = None,
 ) -> Iterator[Found]:
     """Join the cluster that the flags name, or start a private Ray, and see how many replicas fit.
 
@@ -114,6 +118,7 @@ def joined(
         demands_of: what so many replicas with so many GPUs each ask for, and whoever serves them, in the order in
             which they start.
         gpus: of a replica where there are GPUs and `--gpus` is not given.
+        object_store: bytes of a private Ray's object store; None: the smallest.
 
     Raises:
         ConfigError: nothing is at that address, it wants another token, or what is asked for does not fit.
@@ -129,7 +134,7 @@ def joined(
         needed = sum(demand.num * demand.cpus for demand in demands_of(counts[-1], gpus)) + 1
     else:
         needed = 0.0
-    connection = _connection(given, num_cpus_needed=needed)
+    connection = _connection(given, num_cpus_needed=needed, object_store=object_store)
     try:
         if not is_private:
             nodes = tuple(_nodes())
@@ -139,9 +144,9 @@ def joined(
         connection.close()
 
 
-def _connection(given: argparse.Namespace, *, num_cpus_needed: float) -> Connection:
+def _connection(given: argparse.Namespace, *, num_cpus_needed: float, object_store: int | None) -> Connection:
     try:
-        return Connection(say=say, end=_end, num_cpus_needed=num_cpus_needed)
+        return Connection(say=say, end=_end, num_cpus_needed=num_cpus_needed, object_store=object_store)
     except ConfigError as error:
         if given.address is None:
             raise
