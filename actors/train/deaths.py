@@ -10,6 +10,7 @@ from actors.train.messages import LastBeat
 
 _FIRST_BACK_OFF_S = 1.0
 _MOST_BACK_OFF_S = 30.0
+_MOST_PATIENCE = 4.0
 _MOST_A_LOOK_S = 2.0
 
 
@@ -128,6 +129,14 @@ class Restarts:
         back_off_s = min(_MOST_BACK_OFF_S, _FIRST_BACK_OFF_S * 2**self.used)
         self.used += 1
         return back_off_s * self._rng.uniform(0.75, 1.25)
+
+    @property
+    def patience(self) -> float:
+        """How many times as long the next attempt may be silent as the first: twice as long after each death.
+
+        On a machine that has no time for it every process is silent, and ending it makes only more to do.
+        """
+        return min(_MOST_PATIENCE, 2.0**self.used)
 
     def give_back(self) -> None:
         """A cycle has been finished."""

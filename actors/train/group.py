@@ -395,8 +395,8 @@ class TrainerGroup:
                 news.beats,
                 silent_s=silences.hear(news.beats, now_s=now_s),
                 spawned_for_s={rank: now_s - at_s for rank, at_s in attempt.spawned_at_s.items()},
-                start_s=_START_S,
-                silence_s=self._config.silent_s,
+                start_s=self._restarts.patience * _START_S,
+                silence_s=self._restarts.patience * self._config.silent_s,
                 hang_s=self._config.hang_s,
             )
             if death is not None and not was_over:

@@ -51,6 +51,18 @@ def test_silence_is_counted_from_beat_to_beat_and_a_machine_that_stood_still_cou
     assert silences.hear({0: _beat(number=2), 1: _beat(number=2)}, now_s=101.0) == {0: 3.0, 1: 0.0}
 
 
+def test_after_each_death_the_next_attempt_may_be_silent_for_twice_as_long() -> None:
+    """On a busy machine seven groups ended each other's workers by starting again, and none ever began."""
+    restarts = Restarts(most=9, rng=random.Random(0))
+    seen = []
+    for _ in range(5):
+        seen.append(restarts.patience)
+        restarts.take()
+    assert seen == [1.0, 2.0, 4.0, 4.0, 4.0]
+    restarts.give_back()
+    assert restarts.patience == 1.0
+
+
 def test_a_driver_that_waits_says_for_what() -> None:
     assert waits_for({}, num_workers=2) == "Ray to start 2 train workers (0 there)"
     waiting = _beat(doing="its wait for files of examples", doing_s=500.0, is_waiting=True)
