@@ -16,8 +16,8 @@ from csr_ray.records import Probe, TrainResult
 
 Generator = TypeVar("Generator", bound=Hashable)  # whatever names one
 _MAX_NAMES = 3
-# Each costs a generator a forward pass of prompt and answer. Every layer has a proof of its own beside them, so more of
-# them would show nothing new.
+# Each costs a generator a forward pass of prompt and answer. Every layer has a proof of its own beside them, so more
+# would show nothing new.
 _MAX_PROBES = 2
 # Tokens of an answer at which its log-probs are compared with and without cached prefixes, at most.
 COMPARED_TOKENS = 8
