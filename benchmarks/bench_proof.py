@@ -194,7 +194,7 @@ async def _by_engine(
         answers = [() if image_token in one.token_ids else one.token_ids for one in sampled]
         cached: list[dict[int, float]] = []
         fresh: list[list[float]] = []
-        for start in range(0, len(asks), 8):  # a hand-over has eight probes
+        for start in range(0, len(asks), 8):
             some = [(ask, ids) for ask, ids in zip(asks, answers, strict=True)][start : start + 8]
             positions = [engine.compared_positions(len(ids)) if ids else [] for _, ids in some]
             forced = await _gathered(
@@ -204,16 +204,17 @@ async def _by_engine(
             )
             at_last = iter(forced)
             cached += [{at: next(at_last) for at in places} for places in positions]
-            fresh += await _gathered(
-                engine._answer_logps(ask, answer_ids=ids) if ids else _nothing() for ask, ids in some
+            forced_anew = await _gathered(
+                engine._teacher_forced(ask, answer_ids=ids) if ids else _nothing() for ask, ids in some
             )
+            fresh += [logps for logps, _ in forced_anew]
         return answers, fresh, cached
     finally:
         engine.close()
 
 
-async def _nothing() -> list[float]:
-    return []
+async def _nothing() -> tuple[list[float], int]:
+    return [], 0
 
 
 async def _gathered(calls: Any) -> list[Any]:
