@@ -9,7 +9,7 @@ ENGINE  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 # imports anew, which costs minutes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-unit test-long test-gpu bad-inputs check-cluster check-slurm check-trackio chaos soak sim sim-scale sim-scale-ray bench bench-gpu lint clean
+.PHONY: help install demo test test-unit test-long test-gpu bad-inputs check-cluster check-slurm check-trackio chaos soak sim sim-scale sim-scale-ray bench bench-check bench-gpu lint clean
 
 help:
 	@echo "make install   create $(VENV) with the $(ENGINE) engine (does nothing when up to date)"
@@ -27,6 +27,7 @@ help:
 	@echo "make sim-scale the driver at 1 to 256 simulated generators and a thousand to a million prompts (an hour)"
 	@echo "make sim-scale-ray whether that is true: 64 sleeping actors of real Ray on four nodes (five minutes)"
 	@echo "make bench     every benchmark this machine can run"
+	@echo "make bench-check the short form of each against its baseline: what has got worse (a quarter of an hour; ONLY=train,rollout)"
 	@echo "make bench-gpu what a GPU makes of the training step, FlexAttention, CLIP and merges (eight minutes, JSON=gpu.json)"
 	@echo "make lint      ruff and mypy"
 
@@ -108,6 +109,10 @@ sim-scale-ray: install
 # the untouched worlds are kept so.
 bench: install
 	@for script in $(filter-out benchmarks/bench_variants.py benchmarks/bench_methods.py,$(wildcard benchmarks/bench_*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+# Ratios alone, which hold on other machines too; half an hour. ONLY=train,rollout: two of them.
+bench-check: install
+	@$(BIN)/python benchmarks/check.py $(if $(ONLY),--only $(ONLY))
 
 # The kit needs neither Ray nor vLLM, and goes on where it was cut off: docs/gpus.md.
 JSON ?= gpu.json
