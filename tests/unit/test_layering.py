@@ -40,6 +40,7 @@ LEVELS = (
     ("loop", "report", "tracking"),
     ("annotation",),
     ("app",),
+    ("cli",),
     ("__main__",),
 )
 # Rooms of the machinery meet in the composition roots; what they take from each other otherwise is listed here.

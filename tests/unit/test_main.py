@@ -114,7 +114,7 @@ def test_an_interrupted_command_ends_with_its_exit_code_wherever_the_signal_came
     (tmp_path / "interrupted.py").write_text(
         "import sys\n"
         "from csr_ray import __main__ as command_line\n"
-        "command_line._config = lambda _: exec('raise KeyboardInterrupt')\n"
+        "command_line.config._config = lambda _: exec('raise KeyboardInterrupt')\n"
         "sys.exit(command_line.main(['config']))\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}

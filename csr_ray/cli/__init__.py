@@ -1,0 +1,4 @@
+"""The commands of the command line, a file each: `add_parser` says what it takes, `_NAME` calls what does it.
+
+Whatever is heavy is imported inside of the function that needs it, so that `--help` is answered at once.
+"""

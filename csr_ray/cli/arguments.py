@@ -1,0 +1,163 @@
+"""What several commands take from the command line: types of arguments, and groups of flags."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from csr_ray.app.judge import JudgeFlags
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+BENCHMARK_HELP = "pope, chair, world, or another one that csr-ray benchmarks lists"
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names between commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def at_least_one(text: str) -> int:
+    """A whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text}: at least 1")
+    return number
+
+
+def natural(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: a whole number, at least 0")
+    return int(text)
+
+
+def port(text: str) -> int:
+    """A port of this machine; 0 stands for any free one."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text}: a port, 1 to 65535, or 0 for any free one")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    """A number of whole GPUs; 0 stands for the CPU."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text}: a whole number, or 0 for the CPU")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A duration above 0."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: more than 0")
+    return number
+
+
+def share(text: str) -> float:
+    """A share of a GPU, from 0 to 1."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: from 0 to 1")
+    return number
+
+
+def versions(text: str) -> tuple[int, int]:
+    """One policy version for both sides, or one for each."""
+    parts = text.split(",")
+    if not 1 <= len(parts) <= 2 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text}: a version such as 3, or two such as 0,3")
+    return int(parts[0]), int(parts[-1])
+
+
+def path_here(name: str) -> Path:
+    """An argument that has to be a path of this machine; a URL would become a folder named `s3:`."""
+    if "://" in name:
+        raise argparse.ArgumentTypeError(f"{name!r} is a URL; name a path of this machine")
+    return Path(name)
+
+
+def lasting(path: Path, *, flag: str) -> Path:
+    """Where a command writes what it was told by this flag; in a job that may be another place, and is said."""
+    from csr_ray.app.job import placed_for_a_job
+
+    placed, line = placed_for_a_job({flag: path})
+    if line:
+        print(line)
+    return placed[flag] or path
+
+
+def add_cluster(command: argparse.ArgumentParser) -> None:
+    """The flags of a command that asks a cluster for its actors by itself, without a config."""
+    command.add_argument(
+        "--autoscales", action="store_true", help="an autoscaler adds nodes, so wait for what has no place yet"
+    )
+    command.add_argument(
+        "--wait",
+        type=seconds,
+        default=1800.0,
+        metavar="SECONDS",
+        help="how long to wait for a place in the cluster; default 1800",
+    )
+
+
+def add_chair_files(command: argparse.ArgumentParser) -> None:
+    """The files with which chair counts as the published scripts do; all of them, or none for the own table."""
+    command.add_argument(
+        "--synonyms",
+        default=None,
+        metavar="FILE",
+        help="of chair: the published synonym file; without it the package's own table, whose figures stand beside "
+        "no published one",
+    )
+    for name in ("instances", "captions"):
+        command.add_argument(
+            f"--{name}",
+            nargs="+",
+            default=[],
+            metavar="FILE",
+            help=f"with --synonyms: COCO's {name}_val2014.json, and of train where its images are asked",
+        )
+    command.add_argument(
+        "--form", default=None, metavar="NAME", help="with --synonyms: original (default), or lure (LURE, SIMA)"
+    )
+
+
+def chair_files(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was given by the flags of `add_chair_files`."""
+    return {name: getattr(arguments, name) for name in ("synonyms", "instances", "captions", "form")}
+
+
+def add_judge(command: argparse.ArgumentParser) -> None:
+    """The flags of a command that may let a judge mark answers."""
+    judge = command.add_argument_group("a judge, for the benchmarks that need one")
+    judge.add_argument("--judge-url", default=None, metavar="URL", help="its endpoint, up to the version (.../v1)")
+    judge.add_argument("--judge-model", default=None, metavar="NAME", help="its model; goes into the result")
+    judge.add_argument(
+        "--judge-key-env", default=None, metavar="VARIABLE", help="environment variable of its key; default none"
+    )
+    judge.add_argument(
+        "--judge-prompt", type=path_here, default=None, metavar="FILE", help="what it is told; default our own words"
+    )
+    judge.add_argument(
+        "--judge",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="a further key (docs/judges.md): max_cost_usd, concurrency, requests_per_minute, timeout_s, ...",
+    )
+
+
+def judge_of(arguments: argparse.Namespace) -> JudgeFlags:
+    """What was given by the flags of `add_judge`."""
+
+    from csr_ray.app.judge import JudgeFlags
+
+    return JudgeFlags(
+        url=arguments.judge_url,
+        model=arguments.judge_model,
+        key_env=arguments.judge_key_env,
+        prompt=arguments.judge_prompt,
+        settings=tuple(arguments.judge),
+    )
