@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -20,8 +20,39 @@ if TYPE_CHECKING:
     from csr_ray.policy.checkpoint import Checkpoint
     from csr_ray.policy.weights import Merge
 
+Item = TypeVar("Item")
+Formed = TypeVar("Formed")
+
 # What is formed before the loader asks for it, beside the tensor that it has.
 _AHEAD_BYTES = 64 * 2**20
+
+
+def formed_ahead(
+    items: Iterable[Item],
+    *,
+    form: Callable[[Item], Formed],
+    num_bytes: Callable[[Item], int],
+    beside: Executor,
+    ahead_bytes: int = _AHEAD_BYTES,
+) -> Iterator[tuple[Item, Future[Formed]]]:
+    """Each item with what is formed of it, in order; those behind it are formed `beside` meanwhile.
+
+    Args:
+        num_bytes: of what is formed of an item.
+        ahead_bytes: of those that wait, at most; one may be larger, and then it waits alone.
+    """
+    coming = deque(items)
+    ahead: deque[tuple[Item, Future[Formed]]] = deque()
+    waiting_bytes = 0
+    while coming or ahead:
+        while coming and (not ahead or waiting_bytes + num_bytes(coming[0]) <= ahead_bytes):
+            item = coming.popleft()
+            waiting_bytes += num_bytes(item)
+            ahead.append((item, beside.submit(form, item)))
+        item, future = ahead.popleft()
+        waiting_bytes -= num_bytes(item)
+        yield item, future
+        del future  # it would keep what was formed
 
 
 class PolicyLoader:
@@ -74,16 +105,8 @@ class PolicyLoader:
             return merged.tensor
 
         def stream(beside: ThreadPoolExecutor) -> Iterator[tuple[str, torch.Tensor]]:
-            coming = deque(wanted)
-            ahead: deque[tuple[Merge, Future[torch.Tensor]]] = deque()
-            num_bytes = 0
-            while coming or ahead:
-                while coming and (not ahead or num_bytes + coming[0].base.nbytes <= _AHEAD_BYTES):
-                    merge = coming.popleft()
-                    num_bytes += merge.base.nbytes
-                    ahead.append((merge, beside.submit(formed, merge)))
-                merge, future = ahead.popleft()
-                num_bytes -= merge.base.nbytes
+            coming = formed_ahead(wanted, form=formed, num_bytes=lambda merge: merge.base.nbytes, beside=beside)
+            for merge, future in coming:
                 with watch.at("merge"):
                     tensor = future.result()
                 del future  # it would keep the tensor

@@ -1,0 +1,67 @@
+"""Tensors are formed while the loader is at work, and never more than so many bytes ahead of it."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from actors.handover.loader import formed_ahead
+
+
+class _Tensor:
+    def __init__(self, number: int, num_bytes: int) -> None:
+        self.number, self.num_bytes = number, num_bytes
+
+
+def most_waiting_bytes(sizes: list[int], *, ahead_bytes: int) -> int:
+    """The most bytes that were there at once, beside what the loader held, when the other thread had all the time."""
+    alive: weakref.WeakSet[_Tensor] = weakref.WeakSet()
+    most, order = 0, []
+
+    def form(item: tuple[int, int]) -> _Tensor:
+        tensor = _Tensor(*item)
+        alive.add(tensor)
+        return tensor
+
+    items = list(enumerate(sizes))
+    with ThreadPoolExecutor(1) as beside:
+        for item, future in formed_ahead(
+            items, form=form, num_bytes=lambda item: item[1], beside=beside, ahead_bytes=ahead_bytes
+        ):
+            tensor = future.result()
+            del future
+            beside.submit(lambda: None).result()  # all that was asked for so far is formed
+            gc.collect()
+            most = max(most, sum(other.num_bytes for other in alive) - tensor.num_bytes)
+            assert tensor.number == item[0]
+            order.append(tensor.number)
+            del tensor
+    assert order == list(range(len(sizes)))
+    return most
+
+
+@pytest.mark.parametrize("sizes", [[10] * 50, [7, 30, 1, 1, 29, 5, 30], [1] * 200])
+def test_no_more_is_ahead_than_was_allowed(sizes: list[int]) -> None:
+    assert max(sizes) <= most_waiting_bytes(sizes, ahead_bytes=35) <= 35
+
+
+def test_one_that_is_larger_waits_alone() -> None:
+    assert most_waiting_bytes([10, 100, 10, 10], ahead_bytes=35) <= 35
+
+
+def test_the_next_is_formed_while_the_loader_has_the_one_before() -> None:
+    begun = threading.Event()
+
+    def form(item: int) -> int:
+        if item == 1:
+            begun.set()
+        return item
+
+    with ThreadPoolExecutor(1) as beside:
+        coming = formed_ahead([0, 1, 2], form=form, num_bytes=lambda _: 1, beside=beside, ahead_bytes=2)
+        first, _ = next(coming)
+        assert first == 0 and begun.wait(30)
