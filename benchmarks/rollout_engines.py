@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,15 +149,24 @@ class Side:
 
     def grow(self, prompts: Sequence[Prompt]) -> tuple[float, list[Rollout]]:
         """Seconds and trees; a fresh seed each time, and an empty prefix cache."""
-        ray.get([generator.forget.remote() for generator in self.generators])
-        self._round += 1
-        cycle = Cycle(round_index=self._round)
+        cycle = self._next_cycle()
         started_s = time.perf_counter()
         results = list(self.pool.rollout(prompts, cycle=cycle))
         seconds = time.perf_counter() - started_s
         trees = [result for result in results if isinstance(result, Rollout)]
         assert len(trees) == len(prompts), results
         return seconds, trees
+
+    def finish(self, prompts: Sequence[Prompt]) -> Iterator[int]:
+        """As `grow`, but tells how many prompts are done whenever one is."""
+        for number, result in enumerate(self.pool.rollout(prompts, cycle=self._next_cycle()), start=1):
+            assert isinstance(result, Rollout), result
+            yield number
+
+    def _next_cycle(self) -> Cycle:
+        ray.get([generator.forget.remote() for generator in self.generators])
+        self._round += 1
+        return Cycle(round_index=self._round)
 
     def cpu_s(self) -> dict[str, float]:
         """CPU seconds that each component has used so far."""
