@@ -27,6 +27,8 @@ from rich.table import Table
 from csr_ray.config.schema import Train
 
 _BATCH_SIZE = Train().batch_size
+# All that are held out before and after, which the demo itself does not wait for.
+_IMAGES = ("eval.limit=1000", "eval.limit_between=300")
 METRICS = ("chair_s", "chair_i", "recall", "repeat", "sentences", "pope_acc", "pope_f1", "chair_s_t1", "recall_t1")
 
 
@@ -65,7 +67,7 @@ def run_seed(seed: int, *, config: str, runs: Path, overrides: list[str]) -> dic
     directory = runs / f"seed_{seed}"
     started_s = time.perf_counter()
     command = [sys.executable, "-m", "csr_ray", "run", config, f"run.dir={directory}", f"run.seed={seed}"]
-    with subprocess.Popen([*command, f"world.seed={seed}", *overrides]) as process:
+    with subprocess.Popen([*command, f"world.seed={seed}", *_IMAGES, *overrides]) as process:
         memory = PeakMemory(process.pid)
         memory.start()
         process.wait()
