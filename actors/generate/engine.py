@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from actors.generate.arguments import engine_arguments, engine_environment
 from actors.generate.capacity import Limit, Room, tree_tokens, trees_that_fit
 from actors.generate.contrast import ContrastDecoding
+from actors.generate.core_process import ProcessAhead
 from actors.generate.expand import Draft, Expansion, Tokens
 from actors.handover.hot_adapter import HotAdapter, refusal
 from actors.handover.proofs import COMPARED_TOKENS
@@ -185,8 +186,11 @@ class VllmEngine:
         self._llm: Any = None
         self.progress = Progress()
 
-    async def start(self) -> None:
+    async def start(self, ahead: ProcessAhead | None = None) -> None:
         """Start vLLM's processes with the base policy.
+
+        Args:
+            ahead: what becomes the engine's process; None: vLLM starts one.
 
         Raises:
             ConfigError: vLLM refuses what the config asks for.
@@ -209,9 +213,10 @@ class VllmEngine:
             **(self._hot.engine_arguments() if self._hot else {}),
         )
         try:
-            self._llm = AsyncLLM.from_engine_args(
-                arguments, stat_loggers=[stat_logger(self._counting, progress=self.progress)]
-            )
+            with contextlib.nullcontext() if ahead is None else ahead.is_the_engine():
+                self._llm = AsyncLLM.from_engine_args(
+                    arguments, stat_loggers=[stat_logger(self._counting, progress=self.progress)]
+                )
         except Exception as error:
             if self._hot is not None and (reason := refusal(arguments.create_model_config())):
                 raise reason from error

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from actors.generate.arguments import temporary_environment
+from actors.generate.core_process import ProcessAhead
 from actors.generate.engine import EngineSettings, VllmEngine
 from actors.process.counters import Counting
 from actors.process.fitness import Wanted, check_this_node
@@ -55,8 +56,13 @@ class EngineHost:
         # CPUs, which is a share of Ray's slots and not of this node's cores.
         threads = generator_threads(settings.generators, num_cores=whole_cores())
         os.environ["OMP_NUM_THREADS"] = str(threads)
+        self._ahead: ProcessAhead | None = None
         if not settings.generators.gpus:
             use_huge_pages()
+            # vLLM compiles the lines that count a token's rank, even where its models run as they are: that took
+            # the first answer six seconds, and counts no faster. Torch reads it when it is imported.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+            self._ahead = ProcessAhead()
         self._wanted = wanted
         self.engine = engine_class(settings, model=model, counting=counting)
         sweep()
@@ -71,7 +77,7 @@ class EngineHost:
         if self._wanted is not None:
             await asyncio.to_thread(check_this_node, self._wanted, role="generator")
         self._keep_temporary_files_together()
-        await self.engine.start()
+        await self.engine.start(self._ahead)
         note_shared_memory(self.folder)
 
     async def answer(self, question: Question, *, temperature: float, max_tokens: int, seed: int) -> Sentence:
@@ -86,6 +92,8 @@ class EngineHost:
 
     def close(self) -> None:
         self.engine.close()
+        if self._ahead is not None:
+            self._ahead.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _keep_temporary_files_together(self) -> None:

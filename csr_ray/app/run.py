@@ -187,9 +187,7 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
     if given.cluster.layout == "given":  # others are worked out when the nodes are known
         check_engine_has_gpu(given.generators, needs_gpu=serves_on_gpus())
     if uses_world(given):
-        from csr_ray.world.build import cached_world
-
-        config = resolve_world(given, folder=cached_world(world_spec(given.world)))
+        config = resolve_world(given, folder=_built_world(given.world))
     check_paths(config)
     _start_folder(folder, config=given)
     check_judge_answers(state)
@@ -292,6 +290,19 @@ def _all_of(*calls: Callable[[], None]) -> Callable[[], None]:
             one()
 
     return call
+
+
+def _built_world(world: World) -> Path:
+    """The folder of the embedded world, which is built first where the cache does not have it."""
+    from csr_ray.world.build import cached_world, world_folder
+
+    spec = world_spec(world)
+    if world_folder(spec).is_dir():
+        return cached_world(spec)
+    from actors.process.imports import imported_meanwhile
+
+    with imported_meanwhile():
+        return cached_world(spec)
 
 
 def world_spec(world: World) -> WorldSpec:
