@@ -185,9 +185,20 @@ class TwoAnswerEngine:
 
 
 def answers_as_served(
-    prompt: Prompt, *, reward: float, num_tokens: int, version: int, says: str | None = None
+    prompt: Prompt,
+    *,
+    reward: float,
+    num_tokens: int,
+    version: int,
+    says: str | None = None,
+    scored: tuple[float, int] | None = None,
 ) -> Rollout:
-    """The two answers of a policy to the gate, both with about this reward and of so many tokens."""
+    """The two answers of a policy to the gate, both with about this reward and of so many tokens.
+
+    Args:
+        scored: the mean image score and the number of their sentences; None: no scorer looked at them.
+    """
+    image, num_sentences = scored or (None, 1)
     answers = tuple(
         Candidate(
             node=node,
@@ -195,7 +206,7 @@ def answers_as_served(
             text=f"It is {prompt.id}." if says is None else says,
             token_ids=(1,) * num_tokens,
             logp=-1.0,
-            scores={"cut": 0.0},
+            scores={"cut": 0.0} if image is None else {"cut": 0.0, "image": image, "sentences": num_sentences},
             reward=reward + len(prompt.id) % 3,
         )
         for node, role in enumerate(("greedy", "sampled"))
@@ -222,6 +233,7 @@ class FakeGenerators:
     controls: list[str | None] = field(default_factory=list)
     scale: float = 1.0
     health: Callable[[int, float], tuple[float, int]] = lambda version, scale: (50.0, 10)
+    scored: Callable[[int, float], tuple[float, int] | None] = lambda version, scale: None
     """Of a version, and the scale of its last dose: the reward and the length of its answers to the gate."""
     probed: list[int] = field(default_factory=list)
     _num_counted: int = 0
@@ -258,7 +270,8 @@ class FakeGenerators:
     def _served(self, prompt: Prompt) -> Rollout:
         """What the policy says to the gate, by its version and the scale of its last dose (`health`)."""
         reward, num_tokens = self.health(self.version, self.scale)
-        return answers_as_served(prompt, reward=reward, num_tokens=num_tokens, version=self.version)
+        scored = self.scored(self.version, self.scale)
+        return answers_as_served(prompt, reward=reward, num_tokens=num_tokens, version=self.version, scored=scored)
 
     def answer(self, questions: Sequence[Question], *, temperature: float, max_tokens: int, seed: int):
         for question in questions:

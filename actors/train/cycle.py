@@ -53,7 +53,15 @@ from csr_ray.ports import OnStep
 from csr_ray.records import IMITATIONS, Ask, Example, Phase, Picture, Probe, Target, TrainOrder, TrainResult
 from csr_ray.store.atomic import new_folder
 from csr_ray.training.collate import UNREADABLE, LoadPicture, PairCollator, PairJudge, SharedPrefixCollator, pair_rows
-from csr_ray.training.dose import Dose, DosePlan, held_out_share, is_held_out, margin_of_round, rule_learning_rate
+from csr_ray.training.dose import (
+    Dose,
+    DosePlan,
+    divergence_of_phase,
+    held_out_share,
+    is_held_out,
+    margin_of_round,
+    rule_learning_rate,
+)
 from csr_ray.training.unmerged import add_unmerged
 
 _log = logging.getLogger(__name__)
@@ -405,11 +413,12 @@ class CycleTrainer:
         train = self._train
         steps_a_pass = math.ceil(len(examples) / train.batch_size)
         of_round = margin_of_round(train.target_margin, round_index=order.cycle.round_index, decay=train.margin_decay)
-        imitates = (order.cycle.phase.objective or train.objective) in IMITATIONS
+        margin = None if (order.cycle.phase.objective or train.objective) in IMITATIONS else of_round
+        divergence = train.max_divergence or divergence_of_phase(margin)
         return Dose(
             DosePlan(
-                margin=None if imitates else order.scale * of_round,
-                divergence=order.scale * train.max_divergence,
+                margin=None if margin is None else order.scale * margin,
+                divergence=order.scale * divergence,
                 patience=train.patience,
                 lr_sum=None if order.lr_sum is None else order.scale * order.lr_sum,
                 steps_a_pass=steps_a_pass,

@@ -432,11 +432,12 @@ class Train(Section):
         description="dose = auto: the target_margin of a round is so many times that of the round before, so that a "
         "run of many rounds does not drift away from its base",
     )
-    max_divergence: float = Field(
-        2.5,
+    max_divergence: float | None = Field(
+        None,
         gt=0,
         description="dose = auto: a phase is over when the held-out answers, chosen and rejected ones alike, have "
-        "become less likely by so many nats an answer",
+        "become less likely by so many nats an answer; null: as many as the margin that is asked of the phase, or "
+        "2.5 where rejected answers have no part in the objective",
     )
     patience: int = Field(
         2,
@@ -615,8 +616,8 @@ class Train(Section):
 
     @field_validator("target_margin", "max_divergence")
     @classmethod
-    def _can_be_reached(cls, nats: float) -> float:
-        if nats > MOST_OF_A_LIMIT:
+    def _can_be_reached(cls, nats: float | None) -> float | None:
+        if nats is not None and nats > MOST_OF_A_LIMIT:
             raise ValueError(
                 f"{nats:g} nats an answer are never reached; set at most {MOST_OF_A_LIMIT:,}, or train.dose=epochs "
                 "for a fixed number of passes"

@@ -18,12 +18,18 @@ from csr_ray.records import Candidate, JsonDict, Rollout
 from csr_ray.rollout.served import sentences_of
 
 REWARD, IMAGE, TOKENS, REPEATS, BROKEN, SELF_BLEU = "reward", "image", "tokens", "repeats", "broken", "self_bleu"
-PREFERENCES = "preferences"
+EVIDENCE, PREFERENCES = "evidence", "preferences"
 _FIGURES = (REWARD, IMAGE, TOKENS, REPEATS, BROKEN, SELF_BLEU)
+_IMAGE_SUM, _SENTENCES = "image_sum", "sentences"  # of which `EVIDENCE` is made
 LEAST_PROMPTS = 8
 # Of the interval that decides on a figure. Those that may hardly fall are at fault by chance the most often, and are
 # two chances to be wrong: with both at 95 %, and no fall allowed, chance is refused in over 5 % (docs/training.md).
-_LEVELS = {REWARD: 0.97, IMAGE: 0.97}
+_LEVELS = {REWARD: 0.97, IMAGE: 0.97, EVIDENCE: 0.98}
+_FALLS = {
+    REWARD: "the reward fell",
+    IMAGE: "the image score fell",
+    EVIDENCE: "the answers say less of what is in the picture",
+}
 _BLEU_ORDERS = (1, 2, 3, 4)
 
 Values = Mapping[str, Mapping[str, float]]
@@ -35,8 +41,8 @@ class Limits:
     """How much worse a policy may be, beyond what chance makes of it.
 
     Attributes:
-        reward: by how much the mean reward may fall, and the mean image score, in standard deviations of the prompts'
-            own before.
+        reward: by how much the mean reward may fall, the mean image score, and the evidence, in standard deviations
+            of the prompts' own before.
         growth: how many times as long the answers may become on average.
         length: how many times as short.
         share: by how much the share of answers that repeat themselves, or are empty or cut, may rise (0.01: by one
@@ -76,12 +82,14 @@ def values_of(rollouts: Sequence[Rollout], *, mute: Sequence[str] = ()) -> dict[
     `image` is the scorer's half of the reward alone. The other half is the policy's own opinion, which one that has
     only become surer of itself raises, whatever it says. `tokens` is the length of an answer; `repeats` the share of
     its answers that say a sentence twice, `broken` of those that are empty or cut, or whose reward is no number;
-    `self_bleu` how much of it, by n-grams of up to four words, other prompts' answers say, too.
+    `self_bleu` how much of it, by n-grams of up to four words, other prompts' answers say, too. `image_sum` and
+    `sentences` are the sum of its sentences' image scores and their number, of which `compare_health` makes the
+    evidence.
 
     Args:
         mute: ids of prompts that the policy made nothing of, which is as bad as an empty answer.
     """
-    values: dict[str, dict[str, float]] = {name: {} for name in _FIGURES}
+    values: dict[str, dict[str, float]] = {name: {} for name in (*_FIGURES, _IMAGE_SUM, _SENTENCES)}
     likeness = _self_bleu([[answer.text for answer in rollout.candidates] for rollout in rollouts])
     for rollout, alike in zip(rollouts, likeness, strict=True):
         answers, key = rollout.candidates, rollout.prompt.id
@@ -91,6 +99,13 @@ def values_of(rollouts: Sequence[Rollout], *, mute: Sequence[str] = ()) -> dict[
         images = [image for answer in answers if _is_number(image := answer.scores.get("image"))]
         if len(images) == len(answers):
             values[IMAGE][key] = _mean(images)
+        counts = [count for answer in answers if _is_number(count := answer.scores.get("sentences"))]
+        # An empty answer has no image score and no sentences; it says nothing of the picture.
+        if images and len(counts) == len(answers) and sum(count > 0 for count in counts) == len(images):
+            sums = [
+                (answer.scores.get("image") or 0.0) * count for answer, count in zip(answers, counts, strict=True)
+            ]
+            values[_IMAGE_SUM][key], values[_SENTENCES][key] = _mean(sums), _mean(counts)
         values[TOKENS][key] = _mean([float(len(answer.token_ids)) for answer in answers])
         values[REPEATS][key] = _mean([float(_repeats(answer.text)) for answer in answers])
         values[BROKEN][key] = _mean([float(_is_broken(answer)) for answer in answers])
@@ -108,14 +123,26 @@ def _is_broken(answer: Candidate) -> bool:
     return not answer.text.strip() or bool(answer.scores.get("cut")) or has_odd_reward
 
 
-def compare_health(before: Values, *, after: Values, limits: Limits, seed: int) -> list[Finding]:
+def compare_health(
+    before: Values, *, after: Values, limits: Limits, seed: int, middle: float | None = None
+) -> list[Finding]:
     """Every figure that enough prompts have on both sides, and what is wrong with it.
 
     A figure is at fault where its whole interval lies beyond what the limits allow: of 97 % for the reward and the
-    image score, of 95 % for the others. The differences that are told are of 95 %.
+    image score, 98 % for the evidence, 95 % for the others. The differences that are told are of 95 %.
+
+    The evidence is the sum over an answer's sentences of what each scores above the middle. A sentence about what is
+    there adds to it, one about what is not takes from it, so it falls where answers leave out what is there; the mean
+    image score does not, and rises where what is hard to see is left out.
+
+    Args:
+        middle: an image score between those of sentences that are true and of those that are not; None: not known,
+            and the evidence is not compared.
     """
     findings = []
-    for name in _FIGURES:
+    if middle is not None:
+        before, after = _with_evidence(before, middle=middle), _with_evidence(after, middle=middle)
+    for name in (*_FIGURES, EVIDENCE):
         known = after.get(name, {})
         shared = [key for key in before.get(name, {}) if key in known]
         if len(shared) < LEAST_PROMPTS:
@@ -132,6 +159,12 @@ def compare_health(before: Values, *, after: Values, limits: Limits, seed: int) 
             )
         )
     return findings
+
+
+def _with_evidence(values: Values, *, middle: float) -> Values:
+    counts = values.get(_SENTENCES, {})
+    sums = values.get(_IMAGE_SUM, {})
+    return {**values, EVIDENCE: {key: sums[key] - middle * counts[key] for key in sums if key in counts}}
 
 
 def compare_preferences(chosen: Sequence[float], *, rejected: Sequence[float], seed: int) -> list[Finding]:
@@ -159,10 +192,9 @@ def _fault(name: str, before: Sequence[float], after: Sequence[float], *, limits
         """Whether the second is larger than the first by more than chance."""
         return paired_difference(low, after=high, seed=seed, level=level).low > 0
 
-    if name in (REWARD, IMAGE):
+    if name in _FALLS:
         allowed = limits.reward * _deviation(before)
-        fell = "the reward fell" if name == REWARD else "the image score fell"
-        return fell if rises(after, [value - allowed for value in before]) else ""
+        return _FALLS[name] if rises(after, [value - allowed for value in before]) else ""
     if name == TOKENS:
         if rises([limits.growth * value for value in before], after):
             return f"the answers are over {limits.growth:g} times as long"

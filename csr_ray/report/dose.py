@@ -18,6 +18,7 @@ _FIGURES: Final = {
     "preferences": "image score, rejected to chosen",
     "reward": "mean reward",
     "image": "mean image score",
+    "evidence": "image scores above the middle, summed",
     "tokens": "tokens an answer",
     "repeats": "answers that repeat themselves",
     "broken": "answers empty or cut",

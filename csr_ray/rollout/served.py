@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Mapping
 
 from csr_ray.ports import Engine, Scorer
 from csr_ray.records import Candidate, Probing, Prompt, Rollout, RolloutStats, Sentence
@@ -27,8 +28,8 @@ async def answer_as_served(
     """The two answers as a rollout: candidates of the roles "greedy" and "sampled".
 
     Their scores are "self" (100 exp of the mean log-prob of a token), "image" (the mean over the sentences of
-    max(100 cos, 0); None without a scorer, or where the answer is empty) and "cut" (1.0 where the limit of tokens
-    ended it, else 0.0). The reward is None where there is no image score.
+    max(100 cos, 0); None without a scorer, or where the answer is empty), "sentences" (how many they are) and "cut"
+    (1.0 where the limit of tokens ended it, else 0.0). The reward is None where there is no image score.
     """
     started_s = time.perf_counter()
     said = await asyncio.gather(
@@ -47,7 +48,8 @@ async def answer_as_served(
             cosines, _ = await scorer.score(prompt.ask.picture, texts=texts)
             image = sum(max(cosine, 0.0) for cosine in cosines) / len(cosines)
         reward = _reward(sentence, image=image, probing=probing, factor=factor)
-        candidates.append(_candidate(sentence, node=node, role=role, image=image, reward=reward))
+        scores = {"image": image, "sentences": float(len(texts))}
+        candidates.append(_candidate(sentence, node=node, role=role, scores=scores, reward=reward))
     stats = RolloutStats(
         num_tokens=sum(len(sentence.token_ids) for sentence in said), seconds=time.perf_counter() - started_s
     )
@@ -75,13 +77,15 @@ def _reward(sentence: Sentence, *, image: float | None, probing: Probing, factor
     return weight * factor * image + (1 - weight) * _own_score(sentence)
 
 
-def _candidate(sentence: Sentence, *, node: int, role: str, image: float | None, reward: float | None) -> Candidate:
+def _candidate(
+    sentence: Sentence, *, node: int, role: str, scores: Mapping[str, float | None], reward: float | None
+) -> Candidate:
     return Candidate(
         node=node,
         text=sentence.text,
         token_ids=sentence.token_ids,
         logp=sum(sentence.logps),
         role=role,
-        scores={"self": _own_score(sentence), "image": image, "cut": float(not sentence.ended)},
+        scores={"self": _own_score(sentence), **scores, "cut": float(not sentence.ended)},
         reward=reward,
     )

@@ -10,13 +10,15 @@ themselves are at fault, because training less on them would not mend that.
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from csr_ray.config.schema import Config
 from csr_ray.data.images import check_image
 from csr_ray.evaluation.health import (
     BROKEN,
+    EVIDENCE,
     IMAGE,
     PREFERENCES,
     REPEATS,
@@ -43,11 +45,12 @@ from csr_ray.store.tables import read_rollouts
 from csr_ray.training.dose import held_out_share, is_held_out
 
 PHASE = "gate"
-_MOST_PAIRS = 256  # whose answers are compared; more say no more
+_MOST_PAIRS = _MOST_TREES = 256  # whose answers are looked at; more say no more
 # What says how much worse a figure may be; of pairs, what ranks them.
 _KEYS: Mapping[str, tuple[str, ...]] = {
     REWARD: ("gate.reward_loss",),
     IMAGE: ("gate.reward_loss",),
+    EVIDENCE: ("gate.reward_loss",),
     REPEATS: ("gate.share_rise",),
     BROKEN: ("gate.share_rise",),
     SELF_BLEU: ("gate.self_bleu_rise",),
@@ -202,7 +205,36 @@ def _findings(state: RunState, cycle: Cycle) -> list[Finding]:
         share=gate.share_rise,
         self_bleu=gate.self_bleu_rise,
     )
-    return compare_health(before["values"], after=after["values"], limits=limits, seed=state.config.run.seed)
+    return compare_health(
+        before["values"],
+        after=after["values"],
+        limits=limits,
+        seed=state.config.run.seed,
+        middle=_middle(state) if state.method_of_round(cycle.round_index).needs_scorer else None,
+    )
+
+
+def _middle(state: RunState) -> float | None:
+    """Between the image scores of what is there and of what is not: halfway from the worst to the best sentence.
+
+    As a median over the trees of the run's first cycle, in which the base says the most that is not there. Later
+    policies say less of it, and the middle of theirs lies among sentences that are all true. None: no tree of it has
+    two sentences that the scorer looked at.
+    """
+    middles = []
+    for rollout in itertools.islice(_rollouts(state, state.cycles(0)[0]), _MOST_TREES):
+        known = [score for node in rollout.candidates if (score := node.scores.get("image")) is not None]
+        if len(known) > 1:
+            middles.append((max(min(known), 0.0) + max(max(known), 0.0)) / 2)
+    return statistics.median(middles) if middles else None
+
+
+def _rollouts(state: RunState, cycle: Cycle) -> Iterator[Rollout]:
+    """A cycle's rollouts, in order; those of a file that was lost are left out."""
+    lost = {state.folder.root / name for entry in state.journal.all("lost", **cycle.key) for name in entry["names"]}
+    for unit in state.journal.units(**cycle.key).in_order():
+        if (path := state.folder.candidates(cycle, unit=unit.name)) not in lost:
+            yield from read_rollouts(path)
 
 
 def _preferences(state: RunState, cycle: Cycle) -> list[Finding]:
@@ -211,18 +243,14 @@ def _preferences(state: RunState, cycle: Cycle) -> list[Finding]:
         return []
     chosen: list[float] = []
     rejected: list[float] = []
-    lost = {state.folder.root / name for entry in state.journal.all("lost", **cycle.key) for name in entry["names"]}
-    for unit in state.journal.units(**cycle.key).in_order():
-        if (path := state.folder.candidates(cycle, unit=unit.name)) in lost:
-            continue
-        for rollout in read_rollouts(path):
-            made = state.method.examples(cycle.phase, rollout)
-            for example in () if isinstance(made, Dropped) else made:
-                scores = {target.role: _image_score(rollout, target) for target in example.targets}
-                best, worst = scores.get("chosen"), scores.get("rejected")
-                if best is not None and worst is not None:
-                    chosen.append(best)
-                    rejected.append(worst)
+    for rollout in _rollouts(state, cycle):
+        made = state.method.examples(cycle.phase, rollout)
+        for example in () if isinstance(made, Dropped) else made:
+            scores = {target.role: _image_score(rollout, target) for target in example.targets}
+            best, worst = scores.get("chosen"), scores.get("rejected")
+            if best is not None and worst is not None:
+                chosen.append(best)
+                rejected.append(worst)
         if len(chosen) >= _MOST_PAIRS:
             break
     return compare_preferences(chosen, rejected=rejected, seed=state.config.run.seed)

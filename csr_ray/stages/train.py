@@ -114,8 +114,8 @@ def _dose_in_words(trained: TrainResult) -> str:
         return f"{words}: the policy stays as it was"
     is_paired = kept.get("rejected", 0.0) is not None
     if best_step < trained.num_steps:
-        gain = "a held-out margin of" if is_paired else "held-out answers likelier by"
-        words += f", whose weights are taken: {gain} {kept['margin']:.2f} nats"
+        gain = "a held-out margin of" if is_paired else "held-out answers that are likelier by"
+        words += f"; the weights of step {best_step} are taken, with {gain} {kept['margin']:.2f} nats"
     what = "pairs ranked right" if is_paired else "answers have become likelier"
     return f"{words}; {100 * kept['accuracy']:.0f} % of {kept['num_pairs']} held-out {what}"
 

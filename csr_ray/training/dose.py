@@ -33,6 +33,8 @@ _RATE_CONSTANT: Final = 0.0256
 # A forward pass takes about a third of a step of the same pairs, so looks take at most a sixth of the training.
 _STEPS_A_BATCH: Final = 2
 _MOST_DOUBLINGS: Final = 4
+# Of a phase without a margin, by which the others go.
+_DIVERGENCE_OF_IMITATION: Final = 2.5
 _GROWTH: Final = 1.5  # the power of the steps as which a margin grows
 _LEAST_LOSS_FALL: Final = 1e-5  # relative; less is rounding
 
@@ -66,6 +68,16 @@ def margin_of_round(target_margin: float, *, round_index: int, decay: float) -> 
     So a run of any number of rounds goes no farther from its base than `target_margin` / (1 - `decay`).
     """
     return float(target_margin * decay**round_index)
+
+
+def divergence_of_phase(margin: float | None) -> float:
+    """How far a phase may go from its reference, in nats an answer: as far as the margin that is asked of it.
+
+    Where chosen answers keep their likelihood and rejected ones lose theirs, the divergence is half of the margin. So
+    this is reached where the chosen answers lose half as much as the margin that was asked: both become less likely,
+    and what is learned is something else than which of them is better.
+    """
+    return _DIVERGENCE_OF_IMITATION if margin is None else margin
 
 
 def steps_between_looks(num_held_out: int, *, batch_size: int) -> int:
@@ -173,7 +185,7 @@ class DosePlan:
         margin: the training ends when the held-out margin has come to this, in nats; None: rejected answers have no
             part in the objective (`csr_ray.records.IMITATIONS`), so how likely the chosen ones are alone tells how it
             goes.
-        divergence: it ends when `Look.divergence` has come to this, in nats.
+        divergence: it ends when `Look.divergence` has come to this, in nats, with the weights of a look before.
         patience: it ends after so many looks in a row at which the held-out loss was no lower than before; without a
             margin that loss is minus the log-ratio of the chosen answers.
         lr_sum: it ends when `Look.lr_sum` has come to this; None: that does not end it.
@@ -198,13 +210,14 @@ class Dose:
     two passes over its examples, the rate is doubled, and halved where it would end within a quarter of one. The
     weights start at zero effect, so the margin grows as the power 3/2 of the steps (as measured; docs/training.md).
 
-    What a phase ends with are the weights of the look with the lowest held-out loss, be they those of its start.
+    What a phase ends with are the weights of the look with the lowest held-out loss, be they those of its start,
+    among those that stayed nearer to the reference than the plan's limit.
 
     Attributes:
         factor: by which the learning rate is multiplied from now on.
         reason: why the training is over, in words; "": it is not.
         looks: all of them so far.
-        best_step: of the look with the lowest held-out loss; 0: at none was it lower than at the start.
+        best_step: of the look whose weights are taken; 0: at none was the loss lower than at the start.
     """
 
     def __init__(self, plan: DosePlan) -> None:
@@ -230,7 +243,8 @@ class Dose:
         assert not self.reason, "the training is over"
         self.looks.append(look)
         loss = -look.chosen if self._plan.margin is None else look.loss
-        if loss < self._best_loss - _LEAST_LOSS_FALL * (abs(self._best_loss) or 1.0):
+        is_lower = loss < self._best_loss - _LEAST_LOSS_FALL * (abs(self._best_loss) or 1.0)
+        if is_lower and look.divergence < self._plan.divergence:
             self._best_loss, self.best_step, self._num_worse = loss, look.step, 0
         else:
             self._num_worse += 1
@@ -259,13 +273,15 @@ class Dose:
         return f"train.max_epochs was reached at a held-out margin of {look.margin:.2f}{of} nats"
 
     def _expected_steps(self) -> float:
-        """The step at which the margin should be reached, or the sum of the learning rates its limit."""
+        """The step at which the margin should be reached, or a limit of divergence or of summed learning rates."""
         if not self.looks:
             return math.inf
         plan, look = self._plan, self.looks[-1]
         expected = math.inf
         if plan.margin is not None and look.margin > 0:
             expected = look.step * (plan.margin / look.margin) ** (1 / self._growth())
+        if look.divergence > 0:
+            expected = min(expected, look.step * (plan.divergence / look.divergence) ** (1 / _GROWTH))
         if plan.lr_sum is not None and look.lr_sum > 0:
             expected = min(expected, look.step * plan.lr_sum / look.lr_sum)
         return expected

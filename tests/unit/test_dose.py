@@ -16,6 +16,7 @@ from csr_ray.training.dose import (
     Dose,
     DosePlan,
     Look,
+    divergence_of_phase,
     has_taught,
     held_out_share,
     is_held_out,
@@ -45,6 +46,45 @@ def _train(dose: Dose, margin_at: Callable[[int], float], *, interval: int = 6) 
             if dose.reason:
                 return step
     raise AssertionError("it never ended")
+
+
+def test_weights_that_went_farther_than_their_margin_are_not_taken() -> None:
+    """Looks of a run: variant 8, seed 0, third round. Both answers lose, and recall lost 7.8 points after step 21.
+
+    (Step, chosen, rejected, loss); the margin that was asked is 0.3125 nats.
+    """
+    seen = [
+        (4, 0.0282, -0.0395, 0.68982),
+        (8, 0.0276, -0.1039, 0.68679),
+        (12, -0.2445, -0.2797, 0.69269),
+        (16, -0.5486, -0.7398, 0.68562),
+        (17, -0.5126, -0.7091, 0.68558),
+        (21, -0.5300, -0.8675, 0.67972),
+    ]
+    for divergence, ends, taken in ((2.5, 21, 21), (divergence_of_phase(0.3125), 16, 8)):
+        dose = Dose(_plan(margin=0.3125, divergence=divergence, steps_a_pass=19, max_steps=114))
+        for step, chosen, rejected, loss in seen:
+            figures = {"margin": chosen - rejected, "margin_se": 0.4, "accuracy": 0.7, "num_pairs": 10}
+            look = Look(step=step, lr_sum=2e-4 * step, chosen=chosen, rejected=rejected, loss=loss, **figures)  # type: ignore[arg-type]
+            dose.observe(look)
+            if dose.reason:
+                break
+        assert (dose.looks[-1].step, dose.best_step) == (ends, taken)
+    assert "the policy went 0.64 nats from its reference (at most: 0.3125)" in dose.reason
+
+
+def test_a_limit_of_divergence_that_is_near_is_looked_at_soon() -> None:
+    dose = Dose(_plan(margin=9.0, divergence=0.5))
+    dose.observe(_look(6, 0.2, chosen=-0.1))  # 0.2 nats from the reference
+    assert next(step for step in range(7, 13) if dose.is_due(step, interval=6)) < 12
+    far = Dose(_plan(margin=9.0, divergence=5.0))
+    far.observe(_look(6, 0.2, chosen=-0.1))
+    assert [step for step in range(7, 13) if far.is_due(step, interval=6)] == [12]
+
+
+def test_a_phase_may_go_as_far_as_its_margin_and_an_imitation_as_far_as_ever() -> None:
+    assert divergence_of_phase(0.625) == 0.625
+    assert divergence_of_phase(None) == 2.5
 
 
 def test_the_figures_of_a_look_are_those_of_its_pairs() -> None:

@@ -80,6 +80,25 @@ def test_a_phase_that_hurts_is_trained_again_with_half_the_dose(tmp_path: Path) 
     assert "round 1 is refused: the reward fell (reward 51" in said and "trained again with half the dose" in said
 
 
+def test_answers_that_leave_out_what_the_picture_shows_are_refused(tmp_path: Path) -> None:
+    """Sentences of the base's trees score 60 and 10, so one of 60 more or less is a part of what can be seen."""
+    driver = Driver(tmp_path)
+    driver.scored = staticmethod(lambda served, scale: (60.0, 1 if served == 1 and scale > 0.5 else 2))
+    summary = driver.run()
+    refused, accepted = summary["rounds"][0]["train"]["verdicts"]
+    assert refused["faults"] == ["the answers say less of what is in the picture"] and accepted["accepted"]
+    (evidence,) = [finding for finding in refused["findings"] if finding["name"] == "evidence"]
+    assert (evidence["before"], evidence["after"]) == (50.0, 25.0), "above the middle of 35"
+    assert "gate.reward_loss=0.02" in " ".join(driver.said.getvalue().split())
+
+
+def test_answers_that_leave_out_what_the_picture_does_not_show_are_handed_over(tmp_path: Path) -> None:
+    driver = Driver(tmp_path)
+    driver.scored = staticmethod(lambda served, scale: (60.0, 1) if served else (35.0, 2))
+    verdicts = driver.run()["rounds"][0]["train"]["verdicts"]
+    assert [verdict["accepted"] for verdict in verdicts] == [True]
+
+
 def test_half_the_dose_is_half_of_what_was_refused(tmp_path: Path) -> None:
     """The rate that the refused attempt had found is halved, and not sought again; so is its length."""
     driver = Driver(tmp_path)

@@ -86,6 +86,7 @@ class Driver:
     has_pictures = False
     bad: frozenset[str] = frozenset()
     health = staticmethod(lambda version, scale: (50.0, 10))
+    scored = staticmethod(lambda version, scale: None)
     doses: Mapping[int, JsonDict] = MappingProxyType({})
 
     def __init__(self, directory: Path, **sections: dict) -> None:
@@ -128,6 +129,7 @@ class Driver:
             self.generators.version = self.trainer.version = len(adapters)
             self.generators.scale = scale_of(adapters[-1]) if adapters else 1.0
             self.generators.health = self.health
+            self.generators.scored = self.scored
             return self.machinery
 
         self.said = io.StringIO()
