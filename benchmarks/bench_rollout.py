@@ -11,8 +11,8 @@ Rows (each a ratio of two sides that took turns, A B A B, in this one run; media
                            engine settings (without either side's start)
     scorer_wait_share      share of the trees' time that they waited for scores, in the default search
     recomputed_share       of the tokens that went through the model, those of prompts and prefixes: not new ones
-    tail_share             of the time of the default search, that after 95 % of the prompts are done
-    tail_rate              tokens/s in that tail, over those before it
+    tail_share             of the time of the default search, that after 95 % of the prompts are done; 0.05 if the
+                           last ones are as fast as the others
     <side>_<part>_busy     CPU seconds a second of the engine, its front end (the actor's process, where the search
                            runs too) and the scorer, while searching and while the bare engine works: where time goes
     scorer_speedup_<n>     sentences/s in batches of n, over open_clip one by one
@@ -146,23 +146,17 @@ def against_bare_engine(side: Side, prompts: Sequence[Prompt], *, repeats: int) 
     ]
 
 
-def tail(side: Side, prompts: Sequence[Prompt], *, repeats: int) -> list[dict]:
+def tail(side: Side, prompts: Sequence[Prompt], *, repeats: int) -> dict:
     """What the last of a round's prompts cost, when the engine has ever fewer of them to work on."""
-    shares, rates = [], []
+    shares = []
     for _ in range(repeats):
-        side.pool.counters()
-        done_s: list[float] = []
-        tokens: list[float] = []
-        started_s = time.perf_counter()
-        for num_done in side.finish(prompts):
-            done_s.append(time.perf_counter() - started_s)
-            if num_done in (math.ceil(_BEFORE_THE_TAIL * len(prompts)), len(prompts)):
-                tokens.append(side.pool.counters().engine_tokens)
-        begins_s, ends_s = done_s[math.ceil(_BEFORE_THE_TAIL * len(prompts)) - 1], done_s[-1]
-        before, within = tokens
-        shares.append(1 - begins_s / ends_s)
-        rates.append((within / (ends_s - begins_s)) / (before / begins_s))
-    return [plain_row("tail_share", shares, unit="share of the time"), plain_row("tail_rate", rates, unit="x")]
+        side.finished_s()
+        started_s = time.time()
+        side.grow(prompts)
+        done_s = [second - started_s for second in side.finished_s()]
+        assert len(done_s) == len(prompts)
+        shares.append(1 - done_s[math.ceil(_BEFORE_THE_TAIL * len(prompts)) - 1] / done_s[-1])
+    return plain_row("tail_share", shares, unit="share of the time")
 
 
 def against_ray_data(side: Side, prompts: Sequence[Prompt], *, repeats: int) -> dict:
@@ -419,7 +413,7 @@ def main() -> None:
         side = Side(default(given.in_flight))
         if "engine" in wanted:
             rows += against_bare_engine(side, prompts, repeats=given.repeats)
-            rows += tail(side, prompts, repeats=given.repeats)
+            rows.append(tail(side, prompts, repeats=given.repeats))
         if "ray_data" in wanted:
             rows.append(against_ray_data(side, prompts, repeats=given.repeats))
         if given.growth:

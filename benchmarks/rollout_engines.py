@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,21 @@ class BenchGenerator(GeneratorActor):
 
     engine_class = RecordingEngine
     _engine: RecordingEngine
+
+    _finished_s: list[float] | None = None
+
+    async def rollout(self, prompt: Prompt, cycle: Cycle) -> Any:
+        """As it is, but takes note of when it was done."""
+        result = await super().rollout(prompt, cycle)
+        if self._finished_s is None:
+            self._finished_s = []
+        self._finished_s.append(time.time())
+        return result
+
+    async def finished_s(self) -> list[float]:
+        """When rollouts were done since the last call, by the clock."""
+        found, self._finished_s = self._finished_s or [], []
+        return found
 
     async def record(self, on: bool) -> None:
         """Start to remember requests afresh, or stop."""
@@ -149,7 +164,9 @@ class Side:
 
     def grow(self, prompts: Sequence[Prompt]) -> tuple[float, list[Rollout]]:
         """Seconds and trees; a fresh seed each time, and an empty prefix cache."""
-        cycle = self._next_cycle()
+        ray.get([generator.forget.remote() for generator in self.generators])
+        self._round += 1
+        cycle = Cycle(round_index=self._round)
         started_s = time.perf_counter()
         results = list(self.pool.rollout(prompts, cycle=cycle))
         seconds = time.perf_counter() - started_s
@@ -157,16 +174,11 @@ class Side:
         assert len(trees) == len(prompts), results
         return seconds, trees
 
-    def finish(self, prompts: Sequence[Prompt]) -> Iterator[int]:
-        """As `grow`, but tells how many prompts are done whenever one is."""
-        for number, result in enumerate(self.pool.rollout(prompts, cycle=self._next_cycle()), start=1):
-            assert isinstance(result, Rollout), result
-            yield number
-
-    def _next_cycle(self) -> Cycle:
-        ray.get([generator.forget.remote() for generator in self.generators])
-        self._round += 1
-        return Cycle(round_index=self._round)
+    def finished_s(self) -> list[float]:
+        """When prompts were done since the last call, by the clock, in order."""
+        return sorted(
+            second for found in ray.get([g.finished_s.remote() for g in self.generators]) for second in found
+        )
 
     def cpu_s(self) -> dict[str, float]:
         """CPU seconds that each component has used so far."""

@@ -113,8 +113,10 @@ class _EngineProcess(SpawnProcess):
         super().start()
 
     def run(self) -> None:
-        os.environ.clear()
-        os.environ.update(self._environment)
+        # Not cleared: vLLM names the process in the memory before the first variable, which has to stay there.
+        for name in set(os.environ) - set(self._environment):
+            del os.environ[name]
+        os.environ.update({name: value for name, value in self._environment.items() if os.environ.get(name) != value})
         tempfile.tempdir = None  # it is looked up anew
         super().run()
 

@@ -26,9 +26,18 @@ def say_what_there_is(path: str) -> None:
         "imported": _MODULE in sys.modules,
         "home": os.environ.get("HOME_OF_ENGINE"),
         "gone": "ONLY_BEFORE" in os.environ,
+        "name": _named("VLLM::EngineCore"),
     }
     Path(path).write_text(json.dumps(facts))
     sys.exit(3)
+
+
+def _named(name: str) -> str:
+    """What ps shows of this process when it has given itself a name, as vLLM does."""
+    import setproctitle
+
+    setproctitle.setproctitle(name)
+    return Path("/proc/self/cmdline").read_text().split("\0")[0].strip()
 
 
 def wait_for_the_end() -> None:
@@ -50,6 +59,7 @@ def test_it_becomes_what_is_asked_with_the_environment_of_that_time(
     process.join(60)
     assert process.exitcode == 3
     facts = json.loads(path.read_text())
+    assert facts.pop("name") == "VLLM::EngineCore"
     assert facts == {"pid": ahead.pid, "parent": os.getpid(), "imported": True, "home": "here", "gone": False}
     ahead.close()  # nothing is left to close
 
