@@ -57,6 +57,7 @@ from csr_ray.machine.private_ray import cluster_address
 from csr_ray.methods.base import Method
 from csr_ray.metrics import Exporter, NoExporter
 from csr_ray.policy.source import local_folder
+from csr_ray.stages.parts import Parts
 from csr_ray.stages.view import View
 from csr_ray.tracking.trace import Trace
 
@@ -95,6 +96,7 @@ class Serving:
         wanted: Wanted | None = None,
         exporter: Exporter | None = None,
         is_traced: bool = False,
+        parts: Parts | None = None,
     ) -> Serving:
         exporter = exporter or NoExporter()
 
@@ -137,6 +139,7 @@ class Serving:
             room=room.num,
             what_is_pending=room.pending,
             exporter=exporter,
+            parts=parts,
         )
         view.watch(pool.health)
         return cls(pool, connection=connection, room=room, tracing=Tracing(replicas))
@@ -194,10 +197,14 @@ class Runtime:
             ConfigError: there is no room for all of them; nothing has been started then.
         """
         exporter = exporter or NoExporter()
-        with view.stage("start the machinery", total=None, unit="", round_index=None):
+        parts = Parts()
+        with view.stage("start the machinery", total=None, unit="", round_index=None) as stage:
+            stage.details = parts.lines
+            parts.does("Ray", "joining the cluster" if cluster_address() else "starting on this machine")
             config, connection = connected or connect_run(
                 config, method=method, model=model, view=view, on_ray_lost=on_ray_lost
             )
+            parts.is_up("Ray")
             if exporter.run and (address := metrics_address()):
                 view.say(f"metrics for Prometheus: {address} (docs/observability.md)")
             demands = demands_of(config, needs_scorer=method.needs_scorer, trains=_trains(method, config=config))
@@ -205,7 +212,9 @@ class Runtime:
             with _closed_if_refused(connection):
                 wanted = _wanted(model, scorer=scorer, picture=picture, archives=archives)
                 if wanted is not None:
+                    parts.does("the nodes", "looking for what every one of them has to have")
                     check_nodes(wanted, demands=demands, say=view.say)
+                    parts.is_gone("the nodes")
             serving = Serving._create(
                 EngineSettings.of(config, phases_a_round=_phases_a_round(method, config=config)),
                 cluster=config.cluster,
@@ -225,6 +234,7 @@ class Runtime:
                 wanted=wanted,
                 exporter=exporter,
                 is_traced=trace is not None,
+                parts=parts,
             )
             takes_turns = config.cluster.layout == "colocated"
             group = TrainerGroup(
@@ -258,6 +268,7 @@ class Runtime:
             except BaseException:
                 runtime.close()
                 raise
+            stage.note = f"slowest: {slowest}" if (slowest := parts.slowest()) else ""
         return runtime
 
     def usage(self) -> list[Usage]:

@@ -13,6 +13,7 @@ from csr_ray.cli import (
     benchmarks,
     check,
     compare,
+    completion,
     config,
     doctor,
     edit_truths,
@@ -33,6 +34,9 @@ _EXAMPLES = """examples:
   csr-ray run configs/own-data.yaml --dry-run               what would run, on what, without starting anything
   csr-ray report runs/tiny-world                            the run as a page
   csr-ray config                                            every key, its default and what it means
+
+exit codes: 0 done; 1 failed or stopped, and the same command goes on where it was; 2 wrong usage or config, said in
+one line; 3 no usable data
 """
 
 
@@ -53,6 +57,7 @@ _COMMANDS = (
     report,
     annotate,
     doctor,
+    completion,
 )
 _FLAGS_WITH_A_VALUE = ("--gpus", "--gpu", "--gpus-per-node", "--prompts", "--rates", "--json", "--config")
 
@@ -114,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_parser(commands)
+    parser.set_defaults(parser=parser)  # a command may have to know of the others
     return parser
 
 

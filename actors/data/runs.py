@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.data.context import data_context
-from csr_ray.config.load import load_config
 from csr_ray.errors import ConfigError
-from csr_ray.records import Cycle
-from csr_ray.stages.state import RunState
-from csr_ray.store.journal import Journal
-from csr_ray.store.run_folder import RunFolder
+from csr_ray.run_data.rows import Rows
+from csr_ray.run_data.run import Round, Run, load_run
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -25,12 +22,7 @@ def open_run(run_dir: str | Path) -> RunData:
     Raises:
         ConfigError: there is no run in this folder.
     """
-    folder = RunFolder(Path(run_dir))
-    if not folder.config.is_file() or not folder.journal.is_file():
-        raise ConfigError(f"{str(run_dir)!r} holds no run: it has no config.yaml with a journal.jsonl beside it")
-    config = load_config(str(folder.config), overrides=[])
-    journal = Journal(folder.journal)
-    return RunData(RunState(config=config, folder=folder, journal=journal, model="", versions={}))
+    return RunData(load_run(run_dir))
 
 
 @dataclass(frozen=True)
@@ -45,7 +37,7 @@ class RunData:
         >>> data.candidates(round_index=0).filter(expr="depth == 1").count()      # doctest: +SKIP
     """
 
-    _state: RunState
+    _run: Run
 
     def candidates(self, *, round_index: int | None = None, phase: str | None = None) -> Dataset:
         """Every candidate of the committed units, a row each; the columns are those of `round_NNN/candidates/`.
@@ -57,51 +49,32 @@ class RunData:
         Raises:
             ConfigError: nothing of that is committed.
         """
-        state = self._state
-        files = [
-            state.folder.candidates(cycle, unit=name)
-            for cycle in self._cycles(round_index, phase=phase)
-            for name in state.journal.units(**cycle.key).names
-        ]
-        return self._dataset(files, what="candidates", round_index=round_index)
+        return self._dataset(Round.trees, what="candidates", round_index=round_index, phase=phase)
 
     def pairs(self, *, round_index: int | None = None, phase: str | None = None) -> Dataset:
         """Every training pair of the phases whose examples are decided, in the layout of TRL's vision DPO.
 
         See `candidates` for arguments and errors.
         """
-        return self._examples(2, what="pairs", round_index=round_index, phase=phase)
+        return self._dataset(Round.pairs, what="pairs", round_index=round_index, phase=phase)
 
     def answers(self, *, round_index: int | None = None, phase: str | None = None) -> Dataset:
         """Every answer that was imitated, of the phases whose examples are single answers and decided.
 
         See `candidates` for arguments and errors.
         """
-        return self._examples(1, what="answers", round_index=round_index, phase=phase)
+        return self._dataset(Round.imitated, what="answers", round_index=round_index, phase=phase)
 
-    def _examples(self, num_answers: int, *, what: str, round_index: int | None, phase: str | None) -> Dataset:
-        state = self._state
-        files = [
-            state.folder.examples(cycle)
-            for cycle in self._cycles(round_index, phase=phase)
-            if cycle.phase.num_answers == num_answers and state.journal.find("examples", **cycle.key) is not None
-        ]
-        return self._dataset(files, what=what, round_index=round_index)
-
-    def _cycles(self, round_index: int | None, *, phase: str | None) -> Iterator[Cycle]:
-        rounds = range(self._state.config.run.rounds) if round_index is None else [round_index]
-        for index in rounds:
-            yield from (cycle for cycle in self._state.cycles(index) if phase in (None, cycle.phase.name))
-
-    def _dataset(self, files: Sequence[Path], *, what: str, round_index: int | None) -> Any:
+    def _dataset(
+        self, rows_of: Callable[..., Rows[Any]], *, what: str, round_index: int | None, phase: str | None
+    ) -> Any:
         from ray.data import read_parquet
 
-        root = self._state.folder.root.absolute()
-        lost = {name for entry in self._state.journal.all("lost") for name in entry["names"]}
-        paths = [str(file.absolute()) for file in files]
-        paths = [path for path in paths if Path(path).relative_to(root).as_posix() not in lost]
+        rounds = [one for one in self._run.rounds if round_index in (None, one.index)]
+        rows = [rows_of(one, phase=phase) for one in rounds if phase is None or phase in one.phases]
+        paths = [str(path.absolute()) for some in rows for path in some.files]
         if not paths:
             where = "" if round_index is None else f" of round {round_index + 1}"
-            raise ConfigError(f"{str(self._state.folder.root)!r}: no {what}{where} are committed yet")
+            raise ConfigError(f"{self._run.path!r}: no {what}{where} are committed yet")
         with data_context():
             return read_parquet(paths, include_paths=True)

@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,11 +186,14 @@ class VllmEngine:
         self._llm: Any = None
         self.progress = Progress()
 
-    async def start(self, ahead: ProcessAhead | None = None) -> None:
+    async def start(
+        self, ahead: ProcessAhead | None = None, *, on_processes: Callable[[], None] = lambda: None
+    ) -> None:
         """Start vLLM's processes with the base policy.
 
         Args:
             ahead: what becomes the engine's process; None: vLLM starts one.
+            on_processes: called when everything is imported, and the processes are started.
 
         Raises:
             ConfigError: vLLM refuses what the config asks for.
@@ -212,6 +215,7 @@ class VllmEngine:
             ),
             **(self._hot.engine_arguments() if self._hot else {}),
         )
+        on_processes()
         try:
             with contextlib.nullcontext() if ahead is None else ahead.is_the_engine():
                 self._llm = AsyncLLM.from_engine_args(

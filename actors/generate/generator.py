@@ -92,14 +92,18 @@ class GeneratorActor:
             ConfigError: this node is not fit for a generator, or has no way to the policy.
         """
         self._heart.start()
+        self._heart.doing = lambda: self._host.doing()
         self._receiver = Receiver(registry, folder=self._host.folder)
         with doing(self._counting, "start the engine", track="policy"):
             await self._host.start()
+        self._heart.doing = lambda: "fetching the policy"
         with doing(self._counting, "pull", track="policy"):
             version = await self._receiver.pull()
         if version:
+            self._heart.doing = lambda: f"loading policy version {version}"
             with doing(self._counting, "load", track="policy"):
                 await self._engine.load_policy(adapters=self._receiver.adapters)
+        self._heart.doing = str
         self._serve(version)
         return version
 

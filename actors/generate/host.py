@@ -9,11 +9,13 @@ import asyncio
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from actors.generate.arguments import temporary_environment
 from actors.generate.core_process import ProcessAhead
 from actors.generate.engine import EngineSettings, VllmEngine
+from actors.generate.start_signs import EngineSigns
 from actors.process.counters import Counting
 from actors.process.fitness import Wanted, check_this_node
 from actors.process.huge_pages import use_huge_pages
@@ -38,6 +40,7 @@ class EngineHost:
 
     Attributes:
         folder: of this process's temporary files; its name is short, because the engine's sockets lie in it.
+        doing: gives what is done while it starts, in words.
     """
 
     def __init__(
@@ -63,7 +66,8 @@ class EngineHost:
             # the first answer six seconds, and counts no faster. Torch reads it when it is imported.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
             self._ahead = ProcessAhead()
-        self._wanted = wanted
+        self._wanted, self._log = wanted, log
+        self.doing: Callable[[], str] = str
         self.engine = engine_class(settings, model=model, counting=counting)
         sweep()
         self.folder = own_folder("vllm")
@@ -75,9 +79,11 @@ class EngineHost:
             ConfigError: this node is not fit for a generator, or has no way to the policy.
         """
         if self._wanted is not None:
+            self.doing = lambda: "looking at its node"
             await asyncio.to_thread(check_this_node, self._wanted, role="generator")
+        self.doing = lambda: "importing torch and vLLM"
         self._keep_temporary_files_together()
-        await self.engine.start(self._ahead)
+        await self.engine.start(self._ahead, on_processes=self._follow_processes)
         note_shared_memory(self.folder)
 
     async def answer(self, question: Question, *, temperature: float, max_tokens: int, seed: int) -> Sentence:
@@ -89,6 +95,9 @@ class EngineHost:
             max_tokens=max_tokens,
             seed=derive_seed(seed, question.id),
         )
+
+    def _follow_processes(self) -> None:
+        self.doing = EngineSigns(self._log, before="starting vLLM's processes").doing
 
     def close(self) -> None:
         self.engine.close()

@@ -35,6 +35,7 @@ from csr_ray.errors import ActorFailure, StalePolicyError
 from csr_ray.evaluation.chunks import by_image, calls_at_once
 from csr_ray.metrics import Exporter
 from csr_ray.records import Answer, Cycle, Prompt, PublishReceipt, Question, Rejection, Rollout, TrainResult
+from csr_ray.stages.parts import Parts
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class GeneratorPool:
         scorers: limits of the scorers.
         notice: told in words who died, who is replaced and what is waited for.
         wait_s: how long an actor may be without a place in the cluster, in seconds.
-        room, what_is_pending, exporter: see `actors.pool.supervisor.Supervisor`.
+        room, what_is_pending, exporter, parts: see `actors.pool.supervisor.Supervisor`.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class GeneratorPool:
         room: Callable[[Role], float] = lambda role: 0,
         what_is_pending: Callable[[], str] = str,
         exporter: Exporter | None = None,
+        parts: Parts | None = None,
     ) -> None:
         self._config = config
         self._expected: Expected[Replica] = Expected(
@@ -113,6 +115,7 @@ class GeneratorPool:
                 kind_of=kind_of_node,
             ),
             exporter=exporter,
+            parts=parts,
         )
 
     @property

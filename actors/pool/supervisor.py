@@ -60,6 +60,7 @@ from csr_ray.counters import Counters, Usage
 from csr_ray.errors import ActorFailure, ConfigError, EngineFailure, ScorerFailure, StalePolicyError, UserError
 from csr_ray.metrics import Exporter, NoExporter
 from csr_ray.records import Fault, Rejection
+from csr_ray.stages.parts import Parts
 
 _log = logging.getLogger(__name__)
 _R = TypeVar("_R")
@@ -130,6 +131,7 @@ class Supervisor:
         notice: told in words what a person should know: who died, who is replaced, what is waited for.
         ledger: keeps who has held what.
         exporter: gets the metrics of the pool (`csr_ray.metrics`).
+        parts: is told what each replica does while it starts.
     """
 
     def __init__(
@@ -145,8 +147,10 @@ class Supervisor:
         notice: Callable[[str], None] = lambda line: None,
         ledger: Ledger | None = None,
         exporter: Exporter | None = None,
+        parts: Parts | None = None,
     ) -> None:
         self._replicas = replicas
+        self._parts = parts or Parts()
         self._ledger = ledger or Ledger({}, kind_of=lambda node: "")
         self._exporter: Exporter = exporter or NoExporter()
         self._bring_up = bring_up
@@ -190,7 +194,7 @@ class Supervisor:
         """
         while missing := self._do(self._not_serving):
             self._raise_failure()
-            self._say_now_and_then(lambda: f"waiting for {', '.join(missing)} to start{self._pending()}")
+            self._say_now_and_then(lambda: self._who_has_no_place(missing))
             time.sleep(0.05)
 
     def map(
@@ -311,7 +315,8 @@ class Supervisor:
             unplaced = self._decisions.unplaced(role)
             for replica, since_s in self._decisions.starting_since(role).items():
                 how = "without a place" if replica in unplaced else "starting"
-                starting.append(f"{_named(replica)} {how} for {now_s - since_s:.0f} s")
+                doing = "" if replica in unplaced else f" ({self._parts.what(_named(replica)) or 'starting'})"
+                starting.append(f"{_named(replica)} {how} for {now_s - since_s:.0f} s{doing}")
         word = "not whole: " if lost else "not ready: " if waited_for else "healthy: "
         return word + ", ".join(parts) + "".join(f"; {what}" for what in (*lost, *starting))
 
@@ -396,12 +401,18 @@ class Supervisor:
     def _say_now_and_then(self, line: Callable[[], str]) -> None:
         if time.monotonic() - self._said_s >= _SAY_EVERY_S:
             self._said_s = time.monotonic()
-            self._notice(line())
+            if words := line():
+                self._notice(words)
 
     def _what_is_waited_for(self) -> str:
         starting = ", ".join(self._do(self._not_serving))
         waits = f"; {starting} cannot serve yet{self._pending()}" if starting else ""
         return f"no result for {_SAY_EVERY_S:.0f} s, {len(self._running)} under way{waits}"
+
+    def _who_has_no_place(self, missing: Sequence[str]) -> str:
+        """What of a start is worth a line that stays; what each replica does meanwhile is in `parts`."""
+        pending = self._pending()
+        return f"waiting for {', '.join(missing)} to start{pending}" if pending else ""
 
     def _pending(self) -> str:
         unplaced = self._do(lambda: [one for role in self._replicas.roles for one in self._decisions.unplaced(role)])
@@ -491,6 +502,7 @@ class Supervisor:
             known = serving or [Replica("scorer", slot) for slot in self._replicas.slots("scorer")]
             for scorer in known:
                 actor.use_scorer.remote(scorer.slot, scorer.life, self._replicas.actor("scorer", scorer.slot))
+        self._parts.does(_named(replica), "waiting for its process")
         self._beside[pulse.ask(actor)] = Ping(replica)
         self._go_on(_BringingUp(replica), actor)
 
@@ -505,6 +517,7 @@ class Supervisor:
             self._beside[reference] = bringing_up
             return
         self._events.append(Joined(replica))
+        self._parts.is_up(_named(replica))
         lost_s = self._lost_s.pop((replica.role, replica.slot), None)
         if lost_s is not None:
             seconds = time.monotonic() - lost_s
@@ -549,6 +562,7 @@ class Supervisor:
                 self._notice(f"{_named(replica)} is let go: {reason}")
                 self._record("shrinks", replica, reason=reason)
                 self._lost_s.pop((replica.role, replica.slot), None)  # nobody is missed there any more
+                self._parts.is_gone(_named(replica))
                 self._ledger.end(replica, now_s=time.monotonic())
                 if replica.role == "scorer":
                     for generator in self._replicas.actors("generator"):
@@ -593,6 +607,7 @@ class Supervisor:
             return
         self._mourned.add(replica)
         self._num_deaths[replica.role] += 1
+        self._parts.is_gone(_named(replica))
         self._ledger.end(replica, now_s=time.monotonic())
         self._exporter.add("csr_ray_deaths_total", role=replica.role)
         # If a successor dies as well the slot goes on being empty since the first death.
@@ -666,6 +681,8 @@ class Supervisor:
         if replica not in self._mourned and self._decisions.state_of(replica) != "dead":
             self._ledger.begin(replica, role=replica.role, node=answer.node, now_s=time.monotonic())
             self._ledger.worked(replica, seconds=answer.worked_s)
+            if self._decisions.state_of(replica) == "starting":
+                self._parts.does(_named(replica), answer.doing or "starting")
         if answer.ends:
             return Useless(replica, answer.ends)
         return Answered(replica, answer.stalled_s, answer.longest_s, answer.what, answer.busy, answer.is_stopped)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -40,6 +41,7 @@ class Pulse:
         what: what stands still.
         is_stopped: a process below it is stopped (as by SIGSTOP), so even one that only starts gets no further.
         ends: why it is of no more use though it lives; empty if it is.
+        doing: what it does while it starts, in words; empty if it does not say.
         busy: the share of the time since it was last asked in which it had work.
         worked_s: for how long it has had work so far, in seconds.
         node: Ray's id of the node that it is on; "" outside Ray.
@@ -51,6 +53,7 @@ class Pulse:
     what: str = "its work"
     is_stopped: bool = False
     ends: str = ""
+    doing: str = ""
     busy: float = 0.0
     worked_s: float = 0.0
     node: str = ""
@@ -120,6 +123,8 @@ class Heart:
         self._beat_s: float | None = None
         self._stopped_since_s: dict[int, float] = {}
         self._asked_s, self._worked_s = time.monotonic(), 0.0
+        # What the actor does while it starts, told by whoever starts it; asked in the pulse's own thread.
+        self.doing: Callable[[], str] = str
 
     def start(self) -> None:
         """Begin to watch the event loop that this is called in, the one that the actor's own work runs in."""
@@ -155,6 +160,7 @@ class Heart:
             what=what,
             is_stopped=stopped_s > 0,
             ends=ends,
+            doing=self.doing(),
             busy=busy,
             worked_s=worked_s,
             node=_node(),

@@ -69,6 +69,8 @@ class ScorerActor:
         self._counting.exporter.sample(self._set_gauges)
         self._progress = Progress()
         self._heart = Heart(self._progress, what="its forward pass")
+        self._doing = ""
+        self._heart.doing = lambda: self._doing
 
     async def ready(self) -> None:
         """Wait until the model is loaded; the first call begins it.
@@ -119,7 +121,9 @@ class ScorerActor:
 
     def _load(self) -> ClipModel:
         if self._wanted is not None:
+            self._doing = "looking at its node"
             check_this_node(self._wanted, role="scorer")
+        self._doing = "loading the model"
         with doing(self._counting, "load the model", track="batches"):
             return load_clip(self._scorer, scorers=self._scorers)
 

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from csr_ray.app.console import result_console
 from csr_ray.app.inputs import resolve_world, uses_world
 from csr_ray.config.load import YAML_ERRORS, parse_config
 from csr_ray.config.schema import Config
@@ -120,7 +121,7 @@ def check_and_print(folder: Path, *, output: Path | None, name: str = "") -> int
         name: as `check_run` has it.
     """
     report = check_run(folder, name=name)
-    print_report(report, console=Console(highlight=False))
+    print_report(report, console=result_console())
     if output is not None:
         write_json(output, value={**asdict(report), "sound": report.sound})
     return EXIT_DONE if report.sound else EXIT_FAILED

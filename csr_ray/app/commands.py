@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from csr_ray.app.console import ConsoleView, UnattendedConsole
+from csr_ray.app.console import ConsoleView, result_console
 from csr_ray.app.doctor import (
     Check,
     check_packages,
@@ -241,7 +241,7 @@ def evaluate_model(
             judge=judge,
         )
     write_result(output, value={**found.to_plain(), **said_of(config.way_to_ask)})
-    print_evaluation(found, console=UnattendedConsole(highlight=False))
+    print_evaluation(found, console=result_console())
 
 
 @named(_SCORE_FLAGS)
@@ -313,7 +313,7 @@ def score_captions(
             )
         finally:
             connection.close()
-    print_scores(summary, folder=folder, console=UnattendedConsole(highlight=False))
+    print_scores(summary, folder=folder, console=result_console())
     if json_output is not None:
         write_json(json_output, value=summary.to_plain())
 

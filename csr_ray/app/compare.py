@@ -8,7 +8,7 @@ questions differ nothing is compared, unless the shared ones are asked for.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,14 @@ from csr_ray.evaluation.lmms_results import SUITE
 from csr_ray.evaluation.statistics import LEVEL, NUM_RESAMPLES, Interval
 from csr_ray.evaluation.suite import run_items
 from csr_ray.records import JsonDict
+from csr_ray.report.terminal import fits
 from csr_ray.store.marked_answers import read_marked_answers
 from csr_ray.store.objects import is_url, local_path
 
 _SIDES = ("A", "B")
+_HEADINGS = ("A", "95 %", "B", "95 %", "B − A", "95 %", "p", "only A", "only B")
+# Where a table may end in a terminal that is too narrow for all of them; the rest is in a further one.
+_TABLE_ENDS = (9, 7, 4)
 # What two results have to have in common beside the benchmark, since their figures are other ones else.
 _SAME = ("table", "form", "judge", "prompt_sha256")
 
@@ -139,15 +143,9 @@ def print_comparison(comparison: Comparison, *, console: Console) -> None:
     for key, side in zip(_SIDES, (a, b), strict=True):
         version = "" if side.version is None else f", policy version {side.version}"
         console.print(f"{key}: {side.name}{version}", markup=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="dim")
-    table.add_column("")
-    for heading in ("A", "95 %", "B", "95 %", "B − A", "95 %", "p", "only A", "only B"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for name, change in comparison.metrics.items():
-        style = "bold" if change.difference.is_beyond_chance else ""
-        table.add_row(name, *_cells(change), style=style)
-    console.print()
-    console.print(table)
+    for table in _tables(comparison.metrics, console=console):
+        console.print()
+        console.print(table)
     console.print()
     num_images = max(change.num_images for change in comparison.metrics.values())
     left_out = pairs.num_only_before + pairs.num_only_after
@@ -169,6 +167,30 @@ def print_comparison(comparison: Comparison, *, console: Console) -> None:
         "chance alone one metric in 20 does.",
         style="dim",
     )
+
+
+def _tables(metrics: Mapping[str, Change], *, console: Console) -> Iterator[Table]:
+    """As few tables as the console's width allows."""
+    begin = 0
+    while begin < len(_HEADINGS):
+        for end in (one for one in _TABLE_ENDS if one > begin):
+            table = _table(metrics, columns=slice(begin, end))
+            if fits(table, console=console):
+                break
+        yield table
+        begin = end
+
+
+def _table(metrics: Mapping[str, Change], *, columns: slice) -> Table:
+    """A row a metric; of its cells these."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False, header_style="dim")
+    table.add_column("", no_wrap=True)
+    for heading in _HEADINGS[columns]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, change in metrics.items():
+        style = "bold" if change.difference.is_beyond_chance else ""
+        table.add_row(name, *_cells(change)[columns], style=style)
+    return table
 
 
 def _cells(change: Change) -> list[str]:

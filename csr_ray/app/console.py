@@ -1,9 +1,9 @@
 """What a person sees while a run goes on: a live line for the current stage, and one that stays when it is done.
 
-In a terminal the current stage has a bar with rate and time left; elsewhere (a log file, a job) the same facts come
-as a plain line every minute, also while nothing moves, with the time of day and with who serves and who is waited
-for. What the libraries of the actors print is not shown
-here: each actor writes to a log file of its own in the run folder.
+In a terminal the current stage has a bar with rate and time left, and below it who does what while the machinery
+starts; elsewhere (a log file, a job) the same facts come as a plain line every minute (every half minute of a start),
+also while nothing moves, with the time of day and with who serves and who is waited for. What the libraries of the
+actors print is not shown here: each actor writes to a log file of its own in the run folder.
 """
 
 from __future__ import annotations
@@ -13,16 +13,21 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 from csr_ray.stages.view import Progress
 
 PLAIN_EVERY_S = 60.0
+PLAIN_START_EVERY_S = 30.0
+_BAR_WIDTH = 30
+_RESULT_WIDTH = 140
+_ROOM_BESIDE_BAR = 76  # of a line: the spinner, the stage's name, what is counted and the time left
 
 
 class UnattendedConsole(Console):
@@ -35,13 +40,55 @@ class UnattendedConsole(Console):
         os.close(nowhere)
 
 
+def result_console() -> UnattendedConsole:
+    """Where a command prints its result: as wide as the terminal, and where there is none as wide as tables like it.
+
+    COLUMNS in the environment says another width. Colours are off where rich says so: without a terminal, and with
+    NO_COLOR or TERM=dumb.
+    """
+    is_told = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()
+    return UnattendedConsole(highlight=False, width=None if is_told else _RESULT_WIDTH)
+
+
+class _LiveStage(Bar):
+    """A stage in a terminal: its bar, and its details in lines below, for as long as the block lasts."""
+
+    def __init__(self, stage: Progress, *, console: Console) -> None:
+        self._stage = stage
+        self._task: TaskID | None = None
+        is_narrow = console.width < 80
+        super().__init__(
+            SpinnerColumn("line" if console.options.ascii_only else "dots"),
+            TextColumn("{task.description}" if is_narrow else "{task.description:<24}", markup=False),
+            *([] if is_narrow else [BarColumn(bar_width=min(_BAR_WIDTH, max(8, console.width - _ROOM_BESIDE_BAR)))]),
+            TextColumn("{task.fields[counted]}", markup=False),
+            TimeRemainingColumn(compact=True),
+            *([] if is_narrow else [TextColumn("{task.fields[figures]}", style="dim", markup=False)]),
+            console=console,
+            transient=True,
+            refresh_per_second=5,
+        )
+        self._task = self.add_task(stage.name, total=stage.total, counted="", figures="")
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """See rich: what is shown at each refresh."""
+        if self._task is None:
+            return
+        stage = self._stage
+        said = counted(stage)
+        self.update(self._task, completed=stage.done, total=stage.total, counted=said, figures=stage.figures())
+        yield self.make_tasks_table(self.tasks)
+        for line in stage.details():
+            yield Text(f"    {line}", style="dim", no_wrap=True, overflow="ellipsis")
+
+
 class ConsoleView:
     """The `csr_ray.stages.view.View` for a terminal or a log."""
 
     def __init__(self, *, num_rounds: int, console: Console | None = None) -> None:
         self._console = console or UnattendedConsole(highlight=False)
         self._num_rounds = num_rounds
-        self._live = self._console.is_terminal
+        self._live = self._console.is_terminal and not self._console.is_dumb_terminal
         self._health: Callable[[], str] = str
 
     def watch(self, health: Callable[[], str]) -> None:
@@ -78,32 +125,9 @@ class ConsoleView:
 
     @contextlib.contextmanager
     def _live_stage(self, label: str, *, total: int | None, unit: str) -> Iterator[Progress]:
-        progress = Bar(
-            SpinnerColumn(),
-            TextColumn("{task.description:<24}", markup=False),
-            BarColumn(bar_width=30),
-            TextColumn("{task.completed:.0f}/{task.fields[shown_total]} " + unit, markup=False),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[figures]}", style="dim", markup=False),
-            console=self._console,
-            transient=True,
-            refresh_per_second=5,
-        )
-        with progress:
-            task: TaskID = progress.add_task(
-                label, total=total, figures="", shown_total="?" if total is None else str(total)
-            )
-
-            def show(stage: Progress) -> None:
-                progress.update(
-                    task,
-                    completed=stage.done,
-                    total=stage.total,
-                    figures=stage.figures(),
-                    shown_total="?" if stage.total is None else str(stage.total),
-                )
-
-            yield Progress(name=label, unit=unit, total=total, on_change=show)
+        stage = Progress(name=label, unit=unit, total=total, on_change=lambda _: None)
+        with _LiveStage(stage, console=self._console):
+            yield stage
 
     @contextlib.contextmanager
     def _plain_stage(self, label: str, *, total: int | None, unit: str) -> Iterator[Progress]:
@@ -117,7 +141,7 @@ class ConsoleView:
         is_over = threading.Event()
 
         def tell() -> None:
-            while not is_over.wait(PLAIN_EVERY_S):
+            while not is_over.wait(PLAIN_EVERY_S if unit else PLAIN_START_EVERY_S):
                 line = status_line(stage, silent_s=time.perf_counter() - changed_s, health=self._health())
                 self.say(f"{time.strftime('%H:%M:%S')} {line}")
 
@@ -135,19 +159,25 @@ def status_line(stage: Progress, *, silent_s: float, health: str) -> str:
 
     Args:
         silent_s: for how long nothing has come of it, in seconds.
-        health: who serves and who is waited for, in words; empty if there is nobody yet.
+        health: who serves and who is waited for, in words; empty if there is nobody yet. A stage's own details, where
+            it has any, say more.
     """
-    total = "?" if stage.total is None else str(stage.total)
-    parts = [f"{stage.name}: {stage.done}/{total} {stage.unit}" if stage.unit else f"{stage.name}: "]
-    if not stage.unit:
-        parts[0] += f"for {duration(stage.seconds)}"
+    parts = [f"{stage.name}: {counted(stage)}"]
     if figures := stage.figures():
         parts.append(figures)
     if stage.total and stage.done:
         parts.append(f"about {duration(stage.seconds / stage.done * (stage.total - stage.done))} left")
     if stage.unit and silent_s >= PLAIN_EVERY_S:
         parts.append(f"nothing new for {duration(silent_s)}")
-    return ", ".join(parts) + (f"; {health}" if health else "")
+    details = "; ".join(stage.details()) or health
+    return ", ".join(parts) + (f"; {details}" if details else "")
+
+
+def counted(stage: Progress) -> str:
+    """How far a stage is; of one that counts nothing, for how long it has gone on."""
+    if not stage.unit:
+        return f"for {duration(stage.seconds)}"
+    return f"{stage.done} {stage.unit}" if stage.total is None else f"{stage.done}/{stage.total} {stage.unit}"
 
 
 def duration(seconds: float) -> str:

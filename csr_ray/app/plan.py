@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from csr_ray.app.console import result_console
 from csr_ray.config.schema import Config, Train
 from csr_ray.errors import ConfigError
 from csr_ray.machine.clip_cost import GFLOPS_A_THREAD, ClipCost, clip_cost, open_clip_config
@@ -42,6 +43,8 @@ _GIB = 2**30
 _CLIP_MARKS = 2  # tokens that CLIP puts around a sentence
 # Tokens a second of one generator on a GPU: an assumption, of the order of a 7B model on a large GPU.
 _TOKENS_PER_S = 3000.0
+# In less the last column has a few letters a line; then each role has a line of its own.
+_TABLE_WIDTH = 80
 _SHOWN_GPUS = (0, 1, 2, 4, 8)
 _MANY_CPUS = 10_000
 _SHORT_S = 600.0  # nobody minds waiting so long for a scorer in a round
@@ -120,7 +123,7 @@ def print_plan(plan: Plan, *, console: Console | None = None, nodes: Sequence[No
         nodes: of the cluster that the run would join, for which `cluster.layout` is worked out as well; none: it is
             not known.
     """
-    console = console or Console(highlight=False)
+    console = console or result_console()
     config = plan.config
     table = Table(title=f"{config.method}: {config.run.rounds} rounds into {config.run.dir}", title_justify="left")
     for name in ("role", "actors", "CPUs each", "GPUs each", "what it runs"):
@@ -135,9 +138,15 @@ def print_plan(plan: Plan, *, console: Console | None = None, nodes: Sequence[No
     )  # fmt: skip
     method = method_of(config)
     trains = any(method.phases(index) for index in range(config.run.rounds))
-    for role, actors, cpus, gpus, what in rows if trains else rows[:1]:
+    shown = rows if trains else rows[:1]
+    for role, actors, cpus, gpus, what in shown:
         table.add_row(role, actors, f"{cpus:g}", f"{gpus:g}", what)
-    console.print(table)
+    if console.width < _TABLE_WIDTH:
+        console.print(table.title, soft_wrap=True)
+        for role, actors, cpus, gpus, what in shown:
+            console.print(f"{role}: {actors}, with {cpus:g} CPU and {gpus:g} GPU each; {what}", soft_wrap=True)
+    else:
+        console.print(table)
     if not trains:
         console.print(
             f"evaluation: {', '.join(config.eval.benchmarks) or 'none'}, once plain and once with decoding.kind = "

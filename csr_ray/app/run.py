@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from rich.console import Console
 
-from csr_ray.app.console import ConsoleView, UnattendedConsole
+from csr_ray.app.console import ConsoleView, result_console
 from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
 from csr_ray.app.idle_keys import check_idle_keys
@@ -85,6 +84,17 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
 
     Args:
         path: the YAML config, of which `overrides` (`key.sub=value`) change single keys.
+        dry_run: check paths and print the plan, but start nothing.
+        fresh, redo, errors: as for `run_given`.
+    """
+    run_given(load_config(path, overrides=overrides), fresh=fresh, dry_run=dry_run, redo=redo)
+    return EXIT_DONE
+
+
+def run_given(given: Config, *, fresh: bool = False, dry_run: bool = False, redo: bool = False) -> RunFolder:
+    """Run a config; returns where the run is.
+
+    Args:
         fresh: move an existing run folder aside first.
         dry_run: check paths and print the plan, but start nothing.
         redo: train again what a damaged adapter was made by, and do again all that stood on it.
@@ -92,7 +102,6 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
     Raises:
         UserError: something is wrong that the user can mend.
     """
-    given = load_config(path, overrides=overrides)
     view = ConsoleView(num_rounds=given.run.rounds)
     if is_ray_job():
         given = _as_job(given, view=view)
@@ -103,9 +112,9 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
     check_trackers(given.run.trackers)
     if dry_run:
         _dry_run(given, method=method, view=view)
-        return EXIT_DONE
+        return folder
     if not fresh and _is_finished_and_shown(given, folder=folder):
-        return EXIT_DONE
+        return folder
     if fresh:
         _move_aside(folder, view=view)
     is_new = not folder.root.exists()
@@ -130,7 +139,7 @@ def run_config(path: str, *, overrides: Sequence[str], fresh: bool, dry_run: boo
         if is_new:
             with contextlib.suppress(OSError):  # nothing was begun in it
                 folder.root.rmdir()
-    return EXIT_DONE
+    return folder
 
 
 def _as_job(config: Config, *, view: View) -> Config:
@@ -265,7 +274,7 @@ def _is_finished_and_shown(given: Config, *, folder: RunFolder) -> bool:
         is_whole = all(sizes.get(path) == digest.num_bytes for path, digest in named_files(state))
         if not (state.is_finished and has_quarantine(state) and is_whole and copy.report in sizes):
             return False
-        print_round_table(summarise(state), console=UnattendedConsole())
+        print_round_table(summarise(state), console=result_console())
         print(f"\npage: {folder.url}/{folder.report.name}")
         return True
 
@@ -412,7 +421,7 @@ def _dry_run(config: Config, *, method: Method, view: View) -> None:
             _check_truth(
                 method_of(placed), _all_prompts(placed), source=config.data.prompts, rounds=config.run.rounds
             )
-        console = Console(highlight=False)
+        console = result_console()
         console.print("embedded world: built on the first run, then found in the cache")
         # A path says more than ${world}, also where nothing is there yet.
         plan = replace(make_plan(config, num_prompts=config.world.num_train_images), config=placed)
@@ -428,7 +437,11 @@ def _dry_run(config: Config, *, method: Method, view: View) -> None:
     _check_truth(method, prompts, source=data.prompts, rounds=config.run.rounds)
     if usable and isinstance(method, ChecksPrompts):
         method.check_prompts(lambda: usable)
-    print_plan(make_plan(config, num_prompts=num_usable), nodes=_nodes_to_plan_for(config, view=view))
+    print_plan(
+        make_plan(config, num_prompts=num_usable),
+        console=result_console(),
+        nodes=_nodes_to_plan_for(config, view=view),
+    )
     first = f"; first reason: {(refused or [rejections[0].reason])[0]}" if refused or rejections else ""
     print(f"prompts: {num_usable} usable, {len(rejections) + len(refused)} would be set aside{first}")
 
@@ -649,7 +662,7 @@ def _move_aside(folder: RunFolder, *, view: View) -> None:
 
 
 def _show_result(state: RunState) -> None:
-    print_round_table(summarise(state), console=UnattendedConsole())
+    print_round_table(summarise(state), console=result_console())
     page = write_report(state.folder.root)
     print(f"\npage: {f'{state.folder.url}/{page.name}' if state.folder.url else page}")
 

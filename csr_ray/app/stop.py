@@ -167,7 +167,7 @@ class SignalStop:
     def _exit(self, line: str = "stopped at once; the same command goes on from what was committed") -> None:
         with contextlib.suppress(Exception):
             self._before_exit()
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
             os.write(1, b"\x1b[?25h")  # a progress bar hides the cursor
         _print(line)
         os._exit(EXIT_FAILED)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from csr_ray.cli.arguments import Commands, at_least_one, lasting, natural, path_here, port
 from csr_ray.errors import EXIT_DONE
@@ -69,9 +68,9 @@ def add_parser(commands: Commands) -> None:
 
 def _annotate(arguments: argparse.Namespace) -> int:
     from csr_ray.app.annotate import Asked, annotate, export
-    from csr_ray.app.console import UnattendedConsole
+    from csr_ray.app.console import result_console
 
-    console = UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console = result_console()
     if arguments.export is not None:
         output = lasting(arguments.export, flag="--export")
         export(arguments.run_dir, output=output, of_answers=arguments.source == "answers", console=console)

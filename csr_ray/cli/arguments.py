@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from csr_ray.app.judge import JudgeFlags
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+EXIT_CODES = (
+    "exit codes: 0 done; 1 failed or stopped, and the same command goes on where it was; 2 wrong usage or config, "
+    "said in one line; 3 no usable data"
+)
 BENCHMARK_HELP = "pope, chair, world, or another one that csr-ray benchmarks lists"
 
 

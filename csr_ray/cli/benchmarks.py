@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from csr_ray.cli.arguments import Commands
 from csr_ray.errors import EXIT_DONE
@@ -17,7 +16,7 @@ def add_parser(commands: Commands) -> None:
 
 def _benchmarks(_: argparse.Namespace) -> int:
     from csr_ray.app.benchmarks import print_benchmarks
-    from csr_ray.app.console import UnattendedConsole
+    from csr_ray.app.console import result_console
 
-    print_benchmarks(console=UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140))
+    print_benchmarks(console=result_console())
     return EXIT_DONE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from csr_ray.cli.arguments import Commands, lasting, path_here, versions
 from csr_ray.errors import EXIT_DONE
@@ -42,7 +41,7 @@ def add_parser(commands: Commands) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from csr_ray.app.compare import compare, print_comparison
-    from csr_ray.app.console import UnattendedConsole
+    from csr_ray.app.console import result_console
     from csr_ray.store.atomic import write_json
 
     output = None if arguments.json is None else lasting(arguments.json, flag="--json")
@@ -54,8 +53,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         truth=arguments.truth,
         only_shared=arguments.shared,
     )
-    # Where nobody looks at a terminal, lines are as wide as the table is.
-    print_comparison(found, console=UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140))
+    print_comparison(found, console=result_console())
     if output is not None:
         write_json(output, value=found.to_plain())
     return EXIT_DONE

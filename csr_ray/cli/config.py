@@ -15,7 +15,8 @@ def add_parser(commands: Commands) -> None:
 
 
 def _config(_: argparse.Namespace) -> int:
+    from csr_ray.app.console import result_console
     from csr_ray.config.load import print_keys
 
-    print_keys()
+    print_keys(console=result_console())
     return EXIT_DONE

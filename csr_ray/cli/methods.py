@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from csr_ray.cli.arguments import Commands, lasting, path_here
 from csr_ray.errors import EXIT_DONE
@@ -18,12 +17,12 @@ def add_parser(commands: Commands) -> None:
 
 
 def _methods(arguments: argparse.Namespace) -> int:
-    from csr_ray.app.console import UnattendedConsole
+    from csr_ray.app.console import result_console
     from csr_ray.app.methods import methods_as_plain, print_method, print_methods
     from csr_ray.store.atomic import write_json
 
     output = None if arguments.json is None else lasting(arguments.json, flag="--json")
-    console = UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140)
+    console = result_console()
     if arguments.name is None:
         print_methods(console=console)
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from csr_ray.cli.arguments import Commands, at_least_one, lasting, path_here
 from csr_ray.errors import EXIT_DONE
@@ -52,7 +51,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from csr_ray.app.console import UnattendedConsole
+    from csr_ray.app.console import result_console
     from csr_ray.app.forecast import Asked, make_forecast
     from csr_ray.app.forecast_page import print_forecast
     from csr_ray.store.atomic import write_json
@@ -68,8 +67,7 @@ def _plan(arguments: argparse.Namespace) -> int:
             rates_of=arguments.rates,
         ),
     )
-    # Where nobody looks at a terminal, lines are as wide as the tables are.
-    print_forecast(planned, console=UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140))
+    print_forecast(planned, console=result_console())
     if arguments.json is not None:
         write_json(lasting(arguments.json, flag="--json"), value=planned.to_plain())
     return EXIT_DONE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from csr_ray.cli.arguments import Commands
+from csr_ray.cli.arguments import EXIT_CODES, Commands
 
 
 def add_parser(commands: Commands) -> None:
@@ -13,6 +13,7 @@ def add_parser(commands: Commands) -> None:
         "run",
         help="the whole loop; a half-finished run folder goes on, a finished one prints its result",
         description="Run a config. Starting the same run again goes on where it was; nothing done is done twice.",
+        epilog=EXIT_CODES,
     )
     run.add_argument("config", metavar="CONFIG", help="YAML file")
     run.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override single keys of the config")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from csr_ray.cli.arguments import (
     BENCHMARK_HELP,
@@ -37,7 +36,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def _score_answers(arguments: argparse.Namespace) -> int:
-    from csr_ray.app.console import UnattendedConsole
+    from csr_ray.app.console import result_console
     from csr_ray.app.figures_table import print_figures
     from csr_ray.app.flags import named
     from csr_ray.app.judge import JUDGE_FLAGS, replies_file
@@ -63,5 +62,5 @@ def _score_answers(arguments: argparse.Namespace) -> int:
             chair_files=official,
         )
     write_result(output, value=result)
-    print_figures(result, console=UnattendedConsole(highlight=False, width=None if sys.stdout.isatty() else 140))
+    print_figures(result, console=result_console())
     return EXIT_DONE

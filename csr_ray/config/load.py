@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -74,6 +74,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 # of a thousand opening brackets is too deep for its recursion.
 YAML_ERRORS: Final = (yaml.YAMLError, ValueError, TypeError, AttributeError, OverflowError, RecursionError)
 
+_KEY_TABLE_WIDTH: Final = 100
 _MOST_VALUES: Final = 100_000
 _MOST_LEVELS: Final = 20
 _METHOD_KEYS: Final = "method_keys"
@@ -107,13 +108,34 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_config(path: Path | str, *, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML config, apply `key.sub=value` overrides, fill the preset's values, validate.
+def load_config(
+    source: Path | str | Mapping[str, Any] | Config, *, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> Config:
+    """Read a config, apply overrides, fill the preset's values, validate.
+
+    Args:
+        source: path of a YAML file; or sections with their keys, as they stand in such a file; or a config.
+        overrides: single keys, each as `key.sub=value` with the value in YAML; or as a mapping of dotted keys, or of
+            sections, to values.
 
     Raises:
         ConfigError: the file is missing or not YAML, or a key or value is wrong; one line.
     """
-    path = Path(path)
+    if isinstance(source, Config):
+        tree = to_plain(source)
+    elif isinstance(source, Mapping):
+        tree = _plain(source)
+    else:
+        tree = _read_sections(Path(source))
+    if isinstance(overrides, Mapping):
+        _override_keys(tree, values=_plain(overrides))
+    else:
+        for override in overrides:
+            _apply_override(tree, override=override)
+    return parse_config(tree)
+
+
+def _read_sections(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"config {path}: no such file")
     try:
@@ -124,9 +146,16 @@ def load_config(path: Path | str, *, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"config {path}: cannot be read: {error.strerror}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"config {path}: expected sections (run, data, policy, ...), found {type(tree).__name__}")
-    for override in overrides:
-        _apply_override(tree, override=override)
-    return parse_config(tree)
+    return tree
+
+
+def _plain(value: Any) -> Any:
+    """Values of a program as a YAML file would have them: no paths, tuples or mappings of other types."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _read_yaml(text: str) -> Any:
@@ -377,16 +406,31 @@ def _apply_override(tree: dict[str, Any], *, override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r}: expected key.sub=value")
-    parts = key.split(".")
+    try:
+        parsed = _read_yaml(value)
+    except ValueError as error:
+        raise ConfigError(f"override {override!r}: value is not YAML: {error}") from error
+    _set_key(tree, key=key, value=parsed, override=override)
+
+
+def _override_keys(tree: dict[str, Any], *, values: Mapping[str, Any], prefix: str = "") -> None:
+    """Apply overrides by dotted key; of a section only the keys that are given change."""
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            _override_keys(tree, values=value, prefix=f"{key}.")
+        else:
+            _set_key(tree, key=key, value=value, override=f"{key}={value!r}")
+
+
+def _set_key(tree: dict[str, Any], *, key: str, value: Any, override: str) -> None:
+    *sections, name = key.split(".")
     place = tree
-    for part in parts[:-1]:
+    for part in sections:
         place = place.setdefault(part, {})
         if not isinstance(place, dict):
             raise ConfigError(f"override {override!r}: {part} is a value, not a section")
-    try:
-        place[parts[-1]] = _read_yaml(value)
-    except ValueError as error:
-        raise ConfigError(f"override {override!r}: value is not YAML: {error}") from error
+    place[name] = value
 
 
 def _with_preset(tree: dict[str, Any]) -> dict[str, Any]:
@@ -451,12 +495,24 @@ def _one_line(error: ValidationError, *, section: type[Section], prefix: str = "
     return line + more
 
 
-def print_keys() -> None:
+def keys_with_types() -> Iterator[tuple[str, Any]]:
+    """Every dotted key of a config with the type of its value."""
+    for name, field in Config.model_fields.items():
+        section = _section_of(field.annotation)
+        if section is not None and name not in _NO_KEYS:
+            yield from ((f"{name}.{key}", entry.annotation) for key, entry in section.model_fields.items())
+        elif name not in _NO_KEYS:
+            yield name, field.annotation
+    for method in method_names():
+        yield from (
+            (f"{method}.{key}", entry.annotation) for key, entry in method_section(method).model_fields.items()
+        )
+
+
+def print_keys(*, console: Console) -> None:
     """Every key with its default and meaning, section by section; operational ones have a star."""
-    from rich.console import Console
     from rich.markup import escape
 
-    console = Console(highlight=False)
     for name, field in Config.model_fields.items():
         section = _section_of(field.annotation)
         if name in _NO_KEYS:
@@ -473,13 +529,32 @@ def print_keys() -> None:
 
 
 def _print_section(name: str, *, section: type[Section], console: Console) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=name, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
+    rows = []
     for key, entry in section.model_fields.items():
         default = "required" if entry.is_required() else yaml.safe_dump(entry.default).split("\n")[0]
         shown = list(entry.default) if isinstance(entry.default, tuple) else default
         mark = " *" if _is_marked(section, key=key) else ""
-        table.add_row(Text(f"{name}.{key}{mark}"), Text(str(shown)), Text(entry.description or ""))
+        rows.append((f"{name}.{key}{mark}", str(shown), entry.description or ""))
+    print_key_rows(rows, title=name, console=console)
+
+
+def print_key_rows(rows: Iterable[tuple[str, str, str]], *, title: str | None, console: Console) -> None:
+    """Keys with their defaults and meanings: a table, and in a terminal too narrow for one a paragraph each."""
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    if console.width < _KEY_TABLE_WIDTH:
+        if title is not None:
+            console.print(title, style="italic", markup=False)
+        for key, default, meaning in rows:
+            console.print(f"{key}: {default}", markup=False, soft_wrap=True)
+            console.print(Padding(Text(meaning), (0, 0, 0, 4)))
+        return
+    table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
     console.print(table)

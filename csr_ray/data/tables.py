@@ -80,6 +80,8 @@ def _table(file: IO[bytes], *, name: str, texts: tuple[str, ...]) -> Iterator[An
     import pyarrow
     import pyarrow.parquet
 
+    from csr_ray.store.parquet import open_by_batch
+
     try:
         seekable = file if file.seekable() else io.BytesIO(file.read(MAX_LIST_BYTES))
         _check_footer(seekable, name=name)
@@ -87,7 +89,7 @@ def _table(file: IO[bytes], *, name: str, texts: tuple[str, ...]) -> Iterator[An
         # A page may name one long text many times; as a dictionary the text is there once.
         once = [column for column in _wanted(schema.names, texts=texts) if _is_text(schema.field(column).type)]
         seekable.seek(0)
-        table = pyarrow.parquet.ParquetFile(seekable, buffer_size=_READ_AHEAD_BYTES, read_dictionary=once)
+        table = open_by_batch(seekable, buffer_size=_READ_AHEAD_BYTES, read_dictionary=once)
         _require_columns(schema.names, name=name, texts=texts)
         yield table
     # Arrow's own errors, and Python's for values that it has no room for: a date in the year 30,000, broken UTF-8.

@@ -72,11 +72,8 @@ class Csr:
 
         Equal rewards go by the tree's order, depth first: chosen is the first of the best, rejected the last.
         """
-        paths = [path for path in rollout.answers() if self.reward.cleaning == "none" or _is_clean(path)]
-        paths.sort(key=lambda path: [candidate.node for candidate in path])
-        middle = middle_reward(paths)
-        rewards = [answer_reward(path, config=self.reward, middle=middle) for path in paths]
-        scored = [(reward, path) for reward, path in zip(rewards, paths, strict=True) if reward is not None]
+        rated = rated_answers(rollout, config=self.reward)
+        scored = [(reward, path) for reward, path in rated if reward is not None]
         if len(scored) < 2:
             return Dropped(ONE_ANSWER if scored else NO_ANSWER)
         scored.sort(key=lambda item: -item[0])
@@ -100,6 +97,20 @@ class Csr:
 
     def rates(self, rollout: Rollout) -> Mapping[str, tuple[int, int]]:
         return {}
+
+
+def rated_answers(rollout: Rollout, *, config: Reward) -> list[tuple[float | None, tuple[Candidate, ...]]]:
+    """Every whole answer of a tree with its reward, in the tree's order, depth first.
+
+    The reward is None where no sentence was scored, and where `reward.cleaning` dropped one.
+    """
+    paths = sorted(rollout.answers(), key=lambda path: [candidate.node for candidate in path])
+    can_count = [config.cleaning == "none" or _is_clean(path) for path in paths]
+    middle = middle_reward(path for path, counts in zip(paths, can_count, strict=True) if counts)
+    return [
+        (answer_reward(path, config=config, middle=middle) if counts else None, path)
+        for path, counts in zip(paths, can_count, strict=True)
+    ]
 
 
 def answer_text(path: Sequence[Candidate]) -> str:

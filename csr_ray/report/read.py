@@ -25,6 +25,7 @@ from csr_ray.errors import ConfigError
 from csr_ray.records import MarkedAnswer
 from csr_ray.report.figures import number
 from csr_ray.store.marked_answers import read_marked_answers
+from csr_ray.store.parquet import open_by_batch
 
 MAX_SHOWN_A_ROUND = 60
 MAX_SHOWN_A_RUN = 600
@@ -224,7 +225,7 @@ def _read_rewards(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _read_shown(path: Path, *, positions: np.ndarray) -> tuple[dict[str, Any], ...]:
     rows: dict[int, dict[str, Any]] = {}
     wanted = np.sort(positions)
-    with pq.ParquetFile(path) as file:
+    with open_by_batch(path) as file:
         start = 0
         # Rows may carry whole images, so only a few are in memory at once.
         columns = _present(file, wanted=(*PAIR_COLUMNS, *ANSWER_COLUMNS))
@@ -271,7 +272,7 @@ def _check_is_file(path: Path) -> None:
 
 
 def _node_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path) as file:
+    with open_by_batch(path) as file:
         yield from file.iter_batches(batch_size=BATCH_ROWS, columns=_present(file, wanted=NODE_COLUMNS))
 
 

@@ -13,6 +13,8 @@ from rich.table import Table
 from csr_ray.machine.cost import in_words
 from csr_ray.report.figures import RoundFigures, ending, headline, round_figures, section, split_columns
 
+_ANY_WIDTH = 1000
+
 Column = tuple[str, Callable[[RoundFigures], str]]
 
 
@@ -26,7 +28,7 @@ def print_round_table(summary: Mapping[str, Any], *, console: Console | None = N
     rows = round_figures(summary)
     work = _work(rows)
     tables = [_table(rows, columns=[*QUALITY, *work])]
-    if Measurement.get(console, console.options.update(max_width=1000), tables[0]).maximum > console.width:
+    if not fits(tables[0], console=console):
         tables = [_table(rows, columns=columns) for columns in (QUALITY, work)]
     if splits := split_columns(rows):
         heads = [f"{name}\n{figure}" for name in splits.names for figure in ("acc", "F1")]
@@ -47,6 +49,11 @@ def print_round_table(summary: Mapping[str, Any], *, console: Console | None = N
     if len(set(asked.values())) > 1:
         counts = ", ".join(f"{label} {count}" for label, count in asked.items())
         console.print(f"images evaluated: {counts}", highlight=False, markup=False, style="dim")
+
+
+def fits(table: Table, *, console: Console) -> bool:
+    """Whether the console is wide enough for every cell of a table as it is."""
+    return Measurement.get(console, console.options.update(max_width=_ANY_WIDTH), table).maximum <= console.width
 
 
 def _table(rows: Sequence[RoundFigures], *, columns: Sequence[Column]) -> Table:

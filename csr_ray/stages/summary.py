@@ -46,18 +46,8 @@ def summary(
     Shares and metrics are fractions in 0..1, durations are in seconds, and what was not measured is null. `cycles_of`
     gives the cycles of a round (`RunState.cycles`).
     """
-    rounds = [
-        {
-            "round": entry["round"],
-            "method": config.method_of_round(entry["round"]),
-            **_round(journal, cycles=cycles_of(entry["round"]), wall_s=entry["wall_s"]),
-            "cost": {
-                **cost(used(journal, round_index=entry["round"]), cluster=config.cluster),
-                "tokens": _tokens(journal, cycles_of(entry["round"])),
-            },
-        }
-        for entry in sorted(journal.all("round"), key=lambda entry: entry["round"])
-    ]
+    done = sorted(entry["round"] for entry in journal.all("round"))
+    rounds = [round_figures(journal, config=config, cycles=cycles_of(index), round_index=index) for index in done]
     base_eval = journal.find("eval", version=0)
     base_s = base_eval["seconds"] if base_eval else 0.0
     return {
@@ -86,6 +76,20 @@ def _judge(journal: Journal) -> JsonDict:
     """What a judge at an endpoint has cost in this run, as of the last phase whose examples are decided."""
     known = [entry["judge"] for entry in journal.all("examples") if "judge" in entry]
     return {"judge": known[-1]} if known else {}
+
+
+def round_figures(journal: Journal, *, config: Config, cycles: Sequence[Cycle], round_index: int) -> JsonDict:
+    """What summary.json says of one round, as far as the journal has it; also where it is not over."""
+    line = journal.find("round", round=round_index)
+    return {
+        "round": round_index,
+        "method": config.method_of_round(round_index),
+        **_round(journal, cycles=cycles, wall_s=line["wall_s"] if line else 0.0),
+        "cost": {
+            **cost(used(journal, round_index=round_index), cluster=config.cluster),
+            "tokens": _tokens(journal, cycles),
+        },
+    }
 
 
 def _round(journal: Journal, *, cycles: Sequence[Cycle], wall_s: float) -> JsonDict:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,6 +38,7 @@ class Progress:
         unit: what `done` and `total` count, in the plural; `total` is None while it is not known.
         on_change: called at every change; the view decides what it shows.
         note: more to show beside the rates while the stage goes on.
+        details: gives what is to be shown in lines of their own while the stage goes on; called in any thread.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Progress:
     tokens: int = 0
     loss: float | None = None
     note: str = ""
+    details: Callable[[], Sequence[str]] = tuple
     started_s: float = field(default_factory=time.perf_counter)
 
     def advance(self, *, tokens: int = 0) -> None:

@@ -6,7 +6,7 @@ The file stands for itself: whoever reads it needs neither the benchmark's files
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 from csr_ray.records import Mark, MarkedAnswer
 from csr_ray.store.atomic import write_atomically
 from csr_ray.store.digests import Digest
+from csr_ray.store.parquet import open_by_batch
 
-_COUNTS = pa.struct([("above", pa.float64()), ("below", pa.float64())])
+# A list and no map: `datasets` reads no maps.
+_COUNTS = pa.list_(pa.struct([("name", pa.string()), ("above", pa.float64()), ("below", pa.float64())]))
 MARKED_ANSWERS = pa.schema(
     [
         ("asked_as", pa.string()),
@@ -26,7 +28,7 @@ MARKED_ANSWERS = pa.schema(
         ("question", pa.string()),
         ("answer", pa.string()),
         ("truth", pa.string()),
-        ("counts", pa.map_(pa.string(), _COUNTS)),
+        ("counts", _COUNTS),
         ("absent", pa.list_(pa.string())),
         ("missed", pa.list_(pa.string())),
     ]
@@ -55,18 +57,24 @@ def read_marked_answers(path: Path) -> list[MarkedAnswer]:
         ValueError: the file is damaged, or is no such table; says why in one line.
         OSError: there is no such file.
     """
+    return list(iterate_marked_answers(path))
+
+
+def iterate_marked_answers(path: Path, *, batch_rows: int = 1024) -> Iterator[MarkedAnswer]:
+    """The same, one after the other; `batch_rows` of them are in memory."""
     if not path.is_file():  # a pipe would never end
         raise OSError("it is no file" if path.exists() else "no such file")
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            rows = file.read(columns=MARKED_ANSWERS.names, use_threads=False).to_pylist()
-        return [_answer(row) for row in rows]
+        with open_by_batch(path, page_checksum_verification=True) as file:
+            names = MARKED_ANSWERS.names
+            for batch in file.iter_batches(batch_size=batch_rows, columns=names, use_threads=False):
+                yield from map(_answer, batch.to_pylist())
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def _row(answer: MarkedAnswer) -> dict[str, Any]:
-    counts = [(name, {"above": above, "below": below}) for name, (above, below) in answer.mark.counts.items()]
+    counts = [{"name": name, "above": above, "below": below} for name, (above, below) in answer.mark.counts.items()]
     return {
         **{name: getattr(answer, name) for name in _PLAIN},
         "counts": counts,
@@ -75,9 +83,15 @@ def _row(answer: MarkedAnswer) -> dict[str, Any]:
     }
 
 
+def _count(item: dict[str, Any] | tuple[str, dict[str, float]]) -> tuple[str, tuple[float, float]]:
+    # Files of before it was a list have a map.
+    name, pair = item if isinstance(item, tuple) else (item["name"], item)
+    return name, (pair["above"], pair["below"])
+
+
 def _answer(row: dict[str, Any]) -> MarkedAnswer:
     mark = Mark(
-        counts={name: (pair["above"], pair["below"]) for name, pair in row["counts"]},
+        counts=dict(map(_count, row["counts"])),
         absent=tuple(row["absent"]),
         missed=tuple(row["missed"]),
     )

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from csr_ray.records import Ask, Candidate, Example, Picture, Prompt, Rollout, RolloutStats, Target
 from csr_ray.store.atomic import write_atomically
 from csr_ray.store.digests import Digest, DigestingFile
+from csr_ray.store.parquet import open_by_batch
 
-_CANDIDATES = pa.schema(
+CANDIDATES = pa.schema(
     [
         ("id", pa.string()),
         ("node", pa.int32()),
@@ -36,7 +37,7 @@ _CANDIDATES = pa.schema(
         ("logp", pa.float64()),
         ("self_score", pa.float64()),
         ("image_score", pa.float64()),
-        ("scores", pa.map_(pa.string(), pa.float64())),
+        ("scores", pa.list_(pa.struct([("name", pa.string()), ("value", pa.float64())]))),
         ("reward", pa.float64()),
         ("final", pa.bool_()),
         ("kept", pa.bool_()),
@@ -57,7 +58,7 @@ _PLAIN_CANDIDATE_FIELDS = (
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 # What `datasets.load_dataset("parquet")` reads to know that `image` is a picture.
 _IMAGE_METADATA = {"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})}
-_PAIRS = pa.schema(
+PAIRS = pa.schema(
     [
         ("id", pa.string()),
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
@@ -80,7 +81,7 @@ _PAIRS = pa.schema(
     ],
     metadata=_IMAGE_METADATA,
 )
-_ANSWERS = pa.schema(
+ANSWERS = pa.schema(
     [
         ("id", pa.string()),
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
@@ -100,7 +101,7 @@ _ANSWERS = pa.schema(
     ],
     metadata=_IMAGE_METADATA,
 )
-_SCHEMAS = {1: _ANSWERS, 2: _PAIRS}  # by the number of answers of an example
+_SCHEMAS = {1: ANSWERS, 2: PAIRS}  # by the number of answers of an example
 _OUTCOME, _OUTCOME_DIGEST, _CANDIDATES_DIGEST = (
     b"csr_ray_outcome", b"csr_ray_outcome_digest", b"csr_ray_candidates_digest",
 )  # fmt: skip
@@ -112,6 +113,11 @@ _ROWS_A_GROUP = 4096
 _PICTURE_BYTES_A_GROUP = 64 * 2**20
 _PICTURES_AT_ONCE = 64  # of a unit, which may be large
 _GROUPS_KEPT = 64
+
+
+def schema_of_examples(num_answers: int) -> pa.Schema:
+    """Of the tables of examples that have so many answers each: 2 are pairs."""
+    return _SCHEMAS[num_answers]
 
 
 def keep_no_spare_memory() -> None:
@@ -126,7 +132,7 @@ def keep_no_spare_memory() -> None:
 def write_rollouts(path: Path, *, rollouts: Iterable[Rollout]) -> Digest:
     """Write a unit of rollouts, a row for each candidate, in the order of the rollouts; returns the file's digest."""
     rows = [_candidate_row(rollout, candidate) for rollout in rollouts for candidate in rollout.candidates]
-    content = _parquet(pa.Table.from_pylist(rows, schema=_CANDIDATES), compression="zstd")
+    content = _parquet(pa.Table.from_pylist(rows, schema=CANDIDATES), compression="zstd")
     write_atomically(path, write=lambda temporary: temporary.write_bytes(content))
     return Digest.of_bytes(content)
 
@@ -139,6 +145,11 @@ def read_rollouts(path: Path) -> list[Rollout]:
     return [_rollout(rows) for rows in by_id.values()]
 
 
+def named_values(items: Iterable[Mapping[str, Any] | tuple[str, Any]] | None) -> list[tuple[str, Any]]:
+    """A column of names with values as it is in the files, as pairs; files of before it was a list have a map."""
+    return [item if isinstance(item, tuple) else (item["name"], item["value"]) for item in items or ()]
+
+
 def _candidate_row(rollout: Rollout, candidate: Candidate) -> dict[str, Any]:
     prompt, scores = rollout.prompt, candidate.scores
     return {
@@ -146,7 +157,8 @@ def _candidate_row(rollout: Rollout, candidate: Candidate) -> dict[str, Any]:
         **{name: getattr(candidate, name) for name in _PLAIN_CANDIDATE_FIELDS},
         "token_ids": candidate.token_ids,
         **{column: scores.get(name) for name, column in _SCORE_COLUMNS.items()},
-        "scores": [(name, value) for name, value in scores.items() if name not in _SCORE_COLUMNS] or None,
+        "scores": [{"name": name, "value": value} for name, value in scores.items() if name not in _SCORE_COLUMNS]
+        or None,
         "policy_version": rollout.policy_version,
         "seed": rollout.seed,
         "image": prompt.image,
@@ -167,7 +179,7 @@ def _rollout(rows: Sequence[Mapping[str, Any]]) -> Rollout:
             token_ids=tuple(row["token_ids"]),
             scores={
                 **{name: row[column] for name, column in _SCORE_COLUMNS.items()},
-                **dict(row["scores"] or ()),
+                **dict(named_values(row["scores"])),
             },
         )
         for row in rows
@@ -325,7 +337,7 @@ def write_annotated_pairs(
     Args:
         pictures: by name, the bytes of those that are to stand in the file.
     """
-    schema = _PAIRS.append(pa.field("annotators", pa.list_(pa.string())))
+    schema = PAIRS.append(pa.field("annotators", pa.list_(pa.string())))
     rows = [
         {
             **(row := _example_row(example)),
@@ -341,7 +353,7 @@ def write_annotated_pairs(
 def picture_bytes(path: Path, *, names: Collection[str]) -> dict[str, bytes]:
     """By name, those of these pictures whose bytes stand in a file of pairs, which may hold none or all of them."""
     found: dict[str, bytes] = {}
-    with pq.ParquetFile(path) as file:
+    with open_by_batch(path) as file:
         for batch in file.iter_batches(batch_size=_PICTURES_AT_ONCE, columns=["image"]):
             for picture in batch.column("image").to_pylist():
                 if picture["bytes"] and picture["path"] in names:
@@ -385,8 +397,15 @@ def _with_pictures(table: pa.Table, *, pictures: Callable[[Sequence[str]], Seque
 
 def read_examples(source: Path | IO[bytes]) -> list[Example]:
     """Read all examples of a file that one of the functions above has written."""
-    with pq.ParquetFile(source, page_checksum_verification=True) as file:
-        return [_example(row) for row in file.read(columns=_example_columns(file), use_threads=False).to_pylist()]
+    return list(iterate_examples(source))
+
+
+def iterate_examples(source: Path | IO[bytes], *, batch_rows: int = 1024) -> Iterator[Example]:
+    """Read the examples of such a file one after the other; `batch_rows` of them are in memory."""
+    with open_by_batch(source, page_checksum_verification=True) as file:
+        columns = _example_columns(file)
+        for batch in file.iter_batches(batch_size=batch_rows, columns=columns, use_threads=False):
+            yield from map(_example, batch.to_pylist())
 
 
 class ExampleReader:
@@ -427,7 +446,7 @@ class ExampleReader:
 
 def _example_columns(file: pq.ParquetFile) -> list[str]:
     """The columns of a file of examples without the bytes of their pictures."""
-    names = (_ANSWERS if "answer" in file.schema_arrow.names else _PAIRS).names
+    names = (ANSWERS if "answer" in file.schema_arrow.names else PAIRS).names
     return [name if name != "image" else "image.path" for name in names]
 
 

@@ -129,13 +129,34 @@ def fetched(store: ObjectStore, *, is_wanted: Callable[[str], bool]) -> Iterator
         StoreError: the store cannot be asked.
     """
     with tempfile.TemporaryDirectory(prefix="csr_ray_") as place:
-        folder = RunFolder(Path(place, PurePosixPath(store.url).name), url=store.url)
-        folder.root.mkdir()
-        found = _fetch_journal(store, to=folder.journal)
+        run = FetchedRun(store, place=Path(place))
+        run.fetch(filter(is_wanted, run.names))
+        yield run.folder
+
+
+class FetchedRun:
+    """A copy of a run folder for whoever only reads it: its journal, and what was asked for. It needs no lock.
+
+    Attributes:
+        folder: the copy.
+        names: the run's files at the URL, relative to the folder.
+
+    Raises:
+        StoreError: the store cannot be asked.
+    """
+
+    def __init__(self, store: ObjectStore, *, place: Path) -> None:
+        self.folder = RunFolder(place / PurePosixPath(store.url).name, url=store.url)
+        self.folder.root.mkdir()
+        self._store = store
+        self._found = _fetch_journal(store, to=self.folder.journal)
         own = (LOCK_FOLDER, PIECES_FOLDER, WHOLE)
-        names = [name for name in found if name.split("/")[0] not in own and ".." not in name.split("/")]
-        _fetch(store, root=folder.root, found=found, names=filter(is_wanted, names))
-        yield folder
+        self.names = [name for name in self._found if name.split("/")[0] not in own and ".." not in name.split("/")]
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Bring these files here; those that are not among `names` are left out."""
+        known = set(self.names)
+        _fetch(self._store, root=self.folder.root, found=self._found, names=[n for n in names if n in known])
 
 
 def _fetch_journal(store: ObjectStore, *, to: Path) -> dict[str, Found]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
+import csr_ray
 from csr_ray.app.check import check_run
 from csr_ray.app.measured import measured_run
 from csr_ray.app.run import run_config, world_spec
@@ -52,12 +55,13 @@ def finished(ray_session, tmp_path_factory) -> RunFolder:
     directory = tmp_path_factory.mktemp("run") / "run"
     overrides = [*SMALL, f"run.dir={directory}"]
     cached_world(world_spec(load_config(CONFIG, overrides=overrides).world), progress=False)
-    killed = subprocess.Popen(
-        [sys.executable, "-m", "csr_ray", "run", str(CONFIG), *overrides],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with (directory.parent / "killed.log").open("wb") as said:
+        killed = subprocess.Popen(
+            [sys.executable, "-m", "csr_ray", "run", str(CONFIG), *overrides],
+            cwd=ROOT,
+            stdout=said,
+            stderr=subprocess.DEVNULL,
+        )
     folder = RunFolder(directory)
     deadline_s = time.monotonic() + 400
     while b'"kind": "examples"' not in _whole_lines(folder.journal):
@@ -66,7 +70,9 @@ def finished(ray_session, tmp_path_factory) -> RunFolder:
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     before = _whole_lines(folder.journal)
-    assert run_config(str(CONFIG), overrides=overrides, fresh=False, dry_run=False) == 0
+    keys = (override.partition("=") for override in overrides)
+    ran = csr_ray.run(CONFIG, **{key: yaml.safe_load(value) for key, _, value in keys})
+    assert ran.is_finished and len(ran.rounds) == 3
     assert _whole_lines(folder.journal).startswith(before), "what was committed still stands"
     units = Journal(folder.journal).units(round=0, phase="main")
     assert len(set(units.names)) == len(units.names) == 3, "committed work was done again"
@@ -98,6 +104,25 @@ def test_every_round_is_trained_published_and_proved(finished: RunFolder) -> Non
         assert rollout["continuations"] > 0 and rollout["prefix_hit_rate"] > 0.3
         assert 0 < rollout["occupancy"] <= 1
         assert 0 < score["image_encodes"] <= 12 and score["mean_wait_ms"] > 0
+
+
+def test_the_line_of_the_start_names_its_slowest_part(finished: RunFolder) -> None:
+    said = (finished.root.parent / "killed.log").read_text()
+    assert "${world}" not in said + finished.summary.read_text()
+    assert re.search(r"\d\.0 (images|prompts|answers|pairs|steps)", said) is None
+    (line,) = [line for line in said.splitlines() if line.startswith("✓ start the machinery")]
+    assert re.search(r"\(slowest: (Ray|generator 0|scorer 0), [\w' ]+, \d+ s\)$", line), said
+
+
+def test_every_pair_is_the_best_answer_of_its_tree_against_the_worst(finished: RunFolder) -> None:
+    for one in csr_ray.load_run(finished.root).rounds:
+        trees = {tree.id: tree for tree in one.trees()}
+        assert len(trees) == 12
+        for pair in one.pairs():
+            best, worst = trees[pair.id].best, trees[pair.id].worst
+            assert best is not None and worst is not None
+            assert (best.token_ids, best.reward) == (pair.chosen.token_ids, pair.chosen.reward)
+            assert (worst.token_ids, worst.reward) == (pair.rejected.token_ids, pair.rejected.reward)
 
 
 def test_what_each_role_has_used_is_counted_once(finished: RunFolder) -> None:

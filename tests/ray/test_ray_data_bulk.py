@@ -159,5 +159,5 @@ def test_a_run_opens_as_data_sets_of_what_is_committed(tmp_path: Path, ray_sessi
     assert (pair["id"], list(pair["chosen_ids"])) == ("p0", [7, 8, 1])
     with pytest.raises(ConfigError, match="no pairs of round 2 are committed yet"):
         data.pairs(round_index=1)
-    with pytest.raises(ConfigError, match="holds no run"):
+    with pytest.raises(ConfigError, match="no such folder"):
         open_run(tmp_path / "nothing")

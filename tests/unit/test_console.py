@@ -40,6 +40,7 @@ def test_where_nobody_watches_a_line_a_minute_says_how_it_stands_also_when_nothi
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("csr_ray.app.console.PLAIN_EVERY_S", 0.05)
+    monkeypatch.setattr("csr_ray.app.console.PLAIN_START_EVERY_S", 0.05)
     screen = io.StringIO()
     view = ConsoleView(num_rounds=1, console=Console(file=screen, width=200))
     view.watch(lambda: "healthy: 2 generators")
@@ -60,7 +61,7 @@ def test_where_nobody_watches_a_line_a_minute_says_how_it_stands_also_when_nothi
     [
         ({"done": 0, "total": 160}, 0.0, "roll out: 0/160 prompts; all well"),
         ({"done": 48, "total": 160}, 5.0, "roll out: 48/160 prompts, 0.4 prompts/s, about 4 min 40 s left; all well"),
-        ({"done": 160, "total": None}, 5.0, "roll out: 160/? prompts, 1.3 prompts/s; all well"),
+        ({"done": 160, "total": None}, 5.0, "roll out: 160 prompts, 1.3 prompts/s; all well"),
         ({"done": 0, "total": 9}, 3700.0, "roll out: 0/9 prompts, nothing new for 1 h 1 min; all well"),
         ({"unit": "", "total": None}, 90.0, "roll out: for 2 min 0 s; all well"),
     ],

@@ -91,6 +91,28 @@ def test_a_library_that_fails_or_kills_its_process_is_reported() -> None:
     assert doctor._probe("print('noise'); print([1])", timeout_s=60) == ([1], "")
 
 
+def test_torch_and_torchvision_are_told_by_their_versions_and_by_whether_they_fit() -> None:
+    import torch
+    import torchvision
+
+    check, gpus, gflops = doctor.check_torch()
+    assert check.state == "ok", check
+    assert f"torch {torch.__version__} and torchvision {torchvision.__version__}" in check.fact
+    assert len(gpus) == torch.cuda.device_count() and gflops > 0
+
+
+def test_a_torchvision_of_another_build_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise AssertionError('all of it is imported')")
+    (package / "version.py").write_text("__version__ = '0.1'")
+    (package / "_C.so").write_text("built for another torch")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    check, gpus, gflops = doctor.check_torch()
+    assert (check.state, gpus, gflops) == ("missing", [], 0.0)
+    assert "_C.so" in check.fact and "one build family" in check.remedy
+
+
 def test_a_folder_that_is_not_there_is_judged_by_its_parent_and_not_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,15 @@ def test_help_of_every_command_and_the_version(capsys: pytest.CaptureFixture[str
         assert (f"csr_ray {__version__}" if argv == ["--version"] else "usage: csr-ray") in capsys.readouterr().out
 
 
+def test_help_says_what_exit_codes_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["--help"], ["run", "--help"]):
+        with pytest.raises(SystemExit):
+            main(argv)
+        said = " ".join(capsys.readouterr().out.split())
+        assert "exit codes: 0 done; 1 failed or stopped" in said and "2 wrong usage or config" in said
+        assert said.endswith("3 no usable data")
+
+
 def test_a_command_that_is_interrupted_says_how_to_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +180,18 @@ def test_dry_run_says_that_the_judges_key_is_not_there(
     own = {"method": "annotated", "annotated": {"judge": "endpoint"}, "judge": judge}
     assert main(["run", config_file(tmp_path, {**own_data, **own}), "--dry-run"]) == 2
     assert "judge.key_env = 'NO_SUCH_KEY_HERE': there is no such environment variable" in error_line(capsys)
+
+
+@pytest.mark.parametrize("command", ["run --dry-run", "plan", "doctor --config"])
+def test_what_is_printed_of_the_embedded_world_has_paths_and_whole_numbers(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    name, *flags = command.split()
+    assert main([name, *flags, TINY_WORLD]) == 0
+    said = capsys.readouterr().out
+    assert "${world}" not in said and "generator" in said
+    assert re.search(r"\d\.0 (images|prompts|answers|pairs|steps|nodes)", said) is None
 
 
 def test_dry_run_of_the_embedded_world_builds_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,7 +90,7 @@ def test_a_list_is_kept_as_it_is_read_and_each_method_has_its_own_section() -> N
 
 
 def test_the_list_of_keys_says_how_several_are_written_and_nothing_of_how_they_are_held(capsys) -> None:
-    print_keys()
+    print_keys(console=Console())
     lines = capsys.readouterr().out.splitlines()
     assert "a list of such names, [sima, csr], of which" in " ".join(" ".join(lines).split())
     assert not {"sequence", "method_keys"} & {line.split(" ")[0] for line in lines}
