@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from csr_ray import __version__
 from csr_ray.cli import (
     annotate,
+    ask,
     benchmarks,
     check,
     compare,
@@ -18,6 +19,7 @@ from csr_ray.cli import (
     doctor,
     edit_truths,
     evaluate,
+    init,
     methods,
     plan,
     report,
@@ -26,13 +28,16 @@ from csr_ray.cli import (
     score_answers,
     world,
 )
+from csr_ray.cli.order import parse
 from csr_ray.errors import EXIT_FAILED, ActorFailure, UserError, shows_tracebacks
 
 _EXAMPLES = """examples:
   csr-ray run configs/tiny-world.yaml                       see the method work, in minutes, on a laptop
   csr-ray run configs/tiny-world.yaml run.rounds=1 run.dir=runs/short
-  csr-ray run configs/own-data.yaml --dry-run               what would run, on what, without starting anything
+  csr-ray init photos-run ~/Pictures                        begin with your own photos: a config and a prompt file
+  csr-ray run photos-run/config.yaml --dry-run              what would run, on what, without starting anything
   csr-ray report runs/tiny-world                            the run as a page
+  csr-ray ask runs/tiny-world photo.jpg "What is there?"    the base and every round's policy, side by side
   csr-ray config                                            every key, its default and what it means
 
 exit codes: 0 done; 1 failed or stopped, and the same command goes on where it was; 2 wrong usage or config, said in
@@ -42,6 +47,7 @@ one line; 3 no usable data
 
 # In the order of --help. A command is a module of csr_ray/cli; to add one, name it here.
 _COMMANDS = (
+    init,
     run,
     plan,
     config,
@@ -55,17 +61,17 @@ _COMMANDS = (
     methods,
     check,
     report,
+    ask,
     annotate,
     doctor,
     completion,
 )
-_FLAGS_WITH_A_VALUE = ("--gpus", "--gpu", "--gpus-per-node", "--prompts", "--rates", "--json", "--config")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse and run one command; returns the exit code (0 done, 1 failed, 2 bad usage or config, 3 no data)."""
     _show_what_can_be_shown()
-    arguments = _parser().parse_args(_flags_first(sys.argv[1:] if argv is None else argv))
+    arguments = parse(_parser(), sys.argv[1:] if argv is None else argv)
     try:
         return int(arguments.run(arguments))
     except UserError as error:
@@ -89,23 +95,6 @@ def _show_what_can_be_shown() -> None:
     """Let stdout write a question mark for what its encoding cannot write, instead of ending the program."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")
-
-
-def _flags_first(argv: Sequence[str]) -> list[str]:
-    """Let flags stand anywhere between overrides, which argparse does not."""
-    if argv[:1] == ["run"]:
-        return ["run", *sorted(argv[1:], key=lambda word: not word.startswith("-"))]
-    if argv[:1] not in (["plan"], ["doctor"]):
-        return list(argv)
-    flags, others, words = [], [], iter(argv[1:])
-    for word in words:
-        if not word.startswith("-"):
-            others.append(word)
-            continue
-        flags.append(word)
-        if word in _FLAGS_WITH_A_VALUE:
-            flags += [value] if (value := next(words, None)) is not None else []
-    return [argv[0], *flags, *others]
 
 
 def _parser() -> argparse.ArgumentParser:

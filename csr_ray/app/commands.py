@@ -10,9 +10,11 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
+from csr_ray.app.ask import AskableRun, ask, side_by_side, unfinished_in_words, usable
+from csr_ray.app.ask import Asked as AskedQuestion
 from csr_ray.app.console import ConsoleView, result_console
 from csr_ray.app.doctor import (
     Check,
@@ -38,22 +40,25 @@ from csr_ray.app.inputs import (
 )
 from csr_ray.app.job import placed_for_a_job
 from csr_ray.app.judge import JUDGE_FLAGS, JudgeFlags, replies_file
-from csr_ray.app.paths import picture_for_nodes, placed_data, placed_path, placed_scorer
+from csr_ray.app.paths import picture_for_nodes, placed, placed_data, placed_path, placed_scorer
+from csr_ray.app.place import opened_to_read
 from csr_ray.app.run import world_spec
 from csr_ray.app.score import print_scores, score, what_is_scored
 from csr_ray.app.stop import SignalStop
 from csr_ray.config.load import load_config, parse_config, parse_settings
 from csr_ray.config.schema import Cluster, Config, Data, Scorer, Scorers, World
+from csr_ray.data.gather import gather
 from csr_ray.data.prompts import PromptFile
 from csr_ray.data.rows import CAPTION_TEXTS
 from csr_ray.data.sources import is_large
-from csr_ray.errors import ConfigError, UserError
+from csr_ray.errors import ActorFailure, ConfigError, UserError
 from csr_ray.evaluation.answers import BENCHMARKS
 from csr_ray.evaluation.benchmarks import NAMES, benchmark_of
 from csr_ray.evaluation.benchmarks.judged import check_judge_is_right
 from csr_ray.evaluation.benchmarks.marking import ALL_NAMES
 from csr_ray.evaluation.benchmarks.questions import Asked, load_asked
 from csr_ray.evaluation.suite import Suite, load_suite
+from csr_ray.machine.here import Place, place_of_nodes, this_place
 from csr_ray.machine.memory import count_weights
 from csr_ray.machine.model_shape import shape_of_model
 from csr_ray.machine.placement import (
@@ -66,6 +71,8 @@ from csr_ray.machine.placement import (
 from csr_ray.machine.private_ray import cluster_address, listen_on_this_machine_only
 from csr_ray.methods.base import method_of
 from csr_ray.policy.clip_source import check_clip_source
+from csr_ray.report.asked import SideBySide
+from csr_ray.stages.view import View
 from csr_ray.store.answers import answer_folder
 from csr_ray.store.atomic import make_folder, storage_errors, write_json
 from csr_ray.store.cache import cache_folder
@@ -90,6 +97,7 @@ _EVAL_FLAGS = {
     "generators.gpus": "--gpus",
     **JUDGE_FLAGS,
 }
+_ASK_FLAGS = {"generators.gpus": "--gpus"}
 _SCORE_FLAGS = {
     "data.prompts": "CAPTIONS",
     "data.images": "--images",
@@ -316,6 +324,121 @@ def score_captions(
     print_scores(summary, folder=folder, console=result_console())
     if json_output is not None:
         write_json(json_output, value=summary.to_plain())
+
+
+@named(_ASK_FLAGS)
+def ask_run(run_dir: str, *, asked: AskedQuestion, view: View) -> SideBySide:
+    """Do what `csr-ray ask` does: put one question about pictures to the policies of a run, one after the other.
+
+    The run is only read. What the actors log is kept if something goes wrong, in a temporary folder that the error
+    names.
+
+    Args:
+        view: is told how far it is.
+
+    Raises:
+        UserError: something is wrong that the user can mend.
+    """
+    asked.check()
+    with opened_to_read(run_dir, key="RUN_DIR", is_wanted=_is_for_asking) as run_folder:
+        run = AskableRun.read(run_folder)
+        versions = run.chosen(asked.rounds)
+        first = versions[0].version
+        trained = run.trained(upto=0 if run.state.is_training_free else first)
+        gathered = gather(asked.images, key="IMAGE", limit=asked.limit)
+        pictures = usable(gathered, places=asked.images)
+        if line := unfinished_in_words(run):
+            view.say(line)
+        num_gpus = asked.gpus
+        if num_gpus is None:
+            num_gpus = max(1, int(run.state.config.generators.gpus)) if serves_on_gpus() else 0
+        config = run.config_to_ask(versions=versions, gpus=num_gpus)
+        if uses_world(config):
+            from csr_ray.world.build import cached_world
+
+            config = resolve_world(config, folder=cached_world(world_spec(config.world)))
+        if config.scorer is not None:
+            check_clip_source(config.scorer.model)
+        model = checked_reference(
+            config.policy.model, revision=run.revision, visual_tokens=config.policy.visual_tokens
+        )
+        listen_on_this_machine_only()
+        from actors.runtime import Runtime
+
+        asking = run.asking(asked, versions=versions)
+        with _logs_kept_on_error() as logs, SignalStop(grace_s=0, before_exit=lambda: None) as stop, logged(logs):
+            runtime = Runtime.start(
+                placed(config),
+                method=asking,
+                model=model,
+                adapters=[one.adapter for one in trained],
+                logs=logs.logs,
+                view=view,
+                on_ray_lost=stop.end,
+                picture=picture_for_nodes([one.path for one in pictures]),
+            )
+            try:
+                answers = ask(
+                    run,
+                    asked,
+                    versions=versions,
+                    pictures=pictures,
+                    generators=runtime.generators,
+                    served=len(trained),
+                    asking=asking,
+                    view=view,
+                )
+            finally:
+                runtime.close()
+        return side_by_side(
+            run,
+            asked,
+            versions=versions,
+            pictures=pictures,
+            answers=answers,
+            set_aside=gathered.rejections,
+            config=config,
+        )
+
+
+def _is_for_asking(name: str) -> bool:
+    """Whether a file of a run at a URL is needed: its config and the adapters; the journal always is."""
+    parts = name.split("/")
+    return name == "config.yaml" or (parts[0].startswith("round_") and "adapter" in parts[:-1])
+
+
+@contextlib.contextmanager
+def _logs_kept_on_error() -> Iterator[RunFolder]:
+    """A folder for logs outside of the run; it goes at the end, and stays after an error that is not the user's."""
+    folder = RunFolder(Path(mkdtemp(prefix="csr-ray-ask-")))
+    make_folder(folder.logs)
+    try:
+        yield folder
+    except UserError:
+        shutil.rmtree(folder.root, ignore_errors=True)
+        raise
+    except KeyboardInterrupt:
+        shutil.rmtree(folder.root, ignore_errors=True)
+        raise KeyboardInterrupt("stopped; the answers so far are not kept") from None
+    except ActorFailure as error:
+        raise ActorFailure(f"{error}\nThe logs are in {folder.logs}") from error
+    shutil.rmtree(folder.root, ignore_errors=True)
+
+
+def where_to_run(*, view: View) -> Place:
+    """What a run that is started here would compute on: this machine, or the cluster that RAY_ADDRESS names.
+
+    Raises:
+        ConfigError: the cluster cannot be joined.
+    """
+    if not (address := cluster_address()):
+        return this_place()
+    listen_on_this_machine_only()
+    from actors.runtime import nodes_of_cluster
+
+    with SignalStop(grace_s=0, before_exit=lambda: None) as stop:
+        nodes = nodes_of_cluster(view=view, on_ray_lost=stop.end)
+    return place_of_nodes(nodes, name=f"the cluster at {address}")
 
 
 def doctor_config(path: str, *, overrides: Sequence[str]) -> tuple[list[Check], bool]:

@@ -17,21 +17,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import metadata
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from rich.console import Console
 
 from csr_ray.app.console import ConsoleView, result_console
 from csr_ray.app.driver_log import logged
 from csr_ray.app.ending import told_how_to_go_on, what_to_say_of_lost_ray
 from csr_ray.app.idle_keys import check_idle_keys
-from csr_ray.app.inputs import check_paths, checked_reference, resolve_world, uses_world
+from csr_ray.app.inputs import check_paths, checked_reference, in_world, resolve_world, uses_world
 from csr_ray.app.job import grace_of_job, is_ray_job, run_dir_of_job, settle_of_job
 from csr_ray.app.paths import pictures_on_disk, placed, stamp_anywhere
 from csr_ray.app.place import folder_of, found_at, move_aside_at_url, opened_to_read, read_at, settled, take
 from csr_ray.app.plan import make_plan, print_plan
+from csr_ray.app.sample import NUM_SHOWN, print_sample
 from csr_ray.app.stop import SignalStop
 from csr_ray.config.load import YAML_ERRORS, load_config, settings_that_differ, to_plain
 from csr_ray.config.schema import Config, Data, World
@@ -411,22 +413,19 @@ def _reader(data: Data, *, cluster: _RunCluster) -> Reader:
 def _dry_run(config: Config, *, method: Method, view: View) -> None:
     if config.judge is not None and asks_judge(method):
         check_judge(config.judge)
+    console = result_console()
+    shown = config
     if uses_world(config):
         from csr_ray.world.build import world_folder
 
         built = world_folder(world_spec(config.world))
-        placed = resolve_world(config, folder=built)
-        check_paths(placed if built.is_dir() else config)
-        if built.is_dir():
-            _check_truth(
-                method_of(placed), _all_prompts(placed), source=config.data.prompts, rounds=config.run.rounds
-            )
-        console = result_console()
-        console.print("embedded world: built on the first run, then found in the cache")
         # A path says more than ${world}, also where nothing is there yet.
-        plan = replace(make_plan(config, num_prompts=config.world.num_train_images), config=placed)
-        print_plan(plan, console=console, nodes=_nodes_to_plan_for(config, view=view))
-        return
+        shown = resolve_world(config, folder=built)
+        console.print("embedded world: built on the first run, then found in the cache")
+        if in_world(config.data.prompts):
+            _dry_run_in_world(config, placed=shown, is_built=built.is_dir(), console=console, view=view)
+            return
+        config = shown if built.is_dir() else config
     check_paths(config)
     data = config.data
     prompts, rejections = read_prompts(data.prompts, images=data.images, limit=data.limit, urls=data.urls)
@@ -437,13 +436,24 @@ def _dry_run(config: Config, *, method: Method, view: View) -> None:
     _check_truth(method, prompts, source=data.prompts, rounds=config.run.rounds)
     if usable and isinstance(method, ChecksPrompts):
         method.check_prompts(lambda: usable)
-    print_plan(
-        make_plan(config, num_prompts=num_usable),
-        console=result_console(),
-        nodes=_nodes_to_plan_for(config, view=view),
-    )
+    plan = replace(make_plan(config, num_prompts=num_usable), config=shown)
+    print_plan(plan, console=console, nodes=_nodes_to_plan_for(config, view=view))
     first = f"; first reason: {(refused or [rejections[0].reason])[0]}" if refused or rejections else ""
     print(f"prompts: {num_usable} usable, {len(rejections) + len(refused)} would be set aside{first}")
+    print_sample(usable[:NUM_SHOWN], num=num_usable, model=shown.policy.model, console=console)
+
+
+def _dry_run_in_world(config: Config, *, placed: Config, is_built: bool, console: Console, view: View) -> None:
+    """The plan of a run whose prompts are the embedded world's, which may not be there yet."""
+    check_paths(placed if is_built else config)
+    if is_built:
+        _check_truth(method_of(placed), _all_prompts(placed), source=config.data.prompts, rounds=config.run.rounds)
+    num = config.world.num_train_images
+    plan = replace(make_plan(config, num_prompts=num), config=placed)
+    print_plan(plan, console=console, nodes=_nodes_to_plan_for(config, view=view))
+    if is_built:
+        first = list(islice(_all_prompts(placed), NUM_SHOWN))
+        print_sample(first, num=num, model=placed.policy.model, console=console)
 
 
 def _nodes_to_plan_for(config: Config, *, view: View) -> Sequence[Node]:

@@ -12,7 +12,8 @@ def add_parser(commands: Commands) -> None:
     run = commands.add_parser(
         "run",
         help="the whole loop; a half-finished run folder goes on, a finished one prints its result",
-        description="Run a config. Starting the same run again goes on where it was; nothing done is done twice.",
+        description="Run a config. Starting the same run again goes on where it was; nothing done is done twice. The "
+        "words may stand in any order: the one without = is the config.",
         epilog=EXIT_CODES,
     )
     run.add_argument("config", metavar="CONFIG", help="YAML file")
@@ -21,7 +22,11 @@ def add_parser(commands: Commands) -> None:
     run.add_argument(
         "--redo", action="store_true", help="train again what a damaged adapter was made by, and all that came after"
     )
-    run.add_argument("--dry-run", action="store_true", help="check paths and print the plan; start nothing")
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check paths, print the plan and the first questions as the policy will get them; start nothing",
+    )
     run.set_defaults(run=_run)
 
 

@@ -47,7 +47,7 @@ async def answer_as_served(
         if has_image and texts:
             cosines, _ = await scorer.score(prompt.ask.picture, texts=texts)
             image = sum(max(cosine, 0.0) for cosine in cosines) / len(cosines)
-        reward = _reward(sentence, image=image, probing=probing, factor=factor)
+        reward = served_reward(sentence, image=image, weight=probing.image_weight, factor=factor)
         scores = {"image": image, "sentences": float(len(texts))}
         candidates.append(_candidate(sentence, node=node, role=role, scores=scores, reward=reward))
     stats = RolloutStats(
@@ -66,15 +66,22 @@ def sentences_of(text: str) -> list[str]:
     return found
 
 
-def _own_score(sentence: Sentence) -> float:
+def served_self_score(sentence: Sentence) -> float:
+    """100 exp of the mean log-prob of a token; 0 for an answer without any."""
     return 100.0 * math.exp(sum(sentence.logps) / len(sentence.logps)) if sentence.logps else 0.0
 
 
-def _reward(sentence: Sentence, *, image: float | None, probing: Probing, factor: float) -> float | None:
-    weight = probing.image_weight
+def served_reward(sentence: Sentence, *, image: float | None, weight: float | None, factor: float) -> float | None:
+    """What a whole answer is worth; None where there is no image score.
+
+    Args:
+        image: mean image score of its sentences.
+        weight: share of the image score (`reward.weight`); None: there is no scorer.
+        factor: of the image score (`csr_ray.rollout.reward.image_factor`).
+    """
     if image is None or weight is None:
         return None
-    return weight * factor * image + (1 - weight) * _own_score(sentence)
+    return weight * factor * image + (1 - weight) * served_self_score(sentence)
 
 
 def _candidate(
@@ -86,6 +93,6 @@ def _candidate(
         token_ids=sentence.token_ids,
         logp=sum(sentence.logps),
         role=role,
-        scores={"self": _own_score(sentence), **scores, "cut": float(not sentence.ended)},
+        scores={"self": served_self_score(sentence), **scores, "cut": float(not sentence.ended)},
         reward=reward,
     )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 import yaml
 
 import csr_ray
+from csr_ray.__main__ import main
 from csr_ray.app.check import check_run
 from csr_ray.app.measured import measured_run
 from csr_ray.app.run import run_config, world_spec
@@ -28,6 +30,7 @@ from csr_ray.machine.forecast import forecast
 from csr_ray.machine.workload import workload_of
 from csr_ray.records import Cycle, TrainResult
 from csr_ray.store.journal import Journal
+from csr_ray.store.marked_answers import read_marked_answers
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.store.tables import read_examples
 from csr_ray.world.build import cached_world
@@ -307,6 +310,44 @@ def test_a_finished_run_prints_its_result_without_starting_anything(finished: Ru
     overrides = [*SMALL, f"run.dir={finished.root}"]
     assert run_config(str(CONFIG), overrides=overrides, fresh=False, dry_run=False) == 0
     assert "report.html" in capsys.readouterr().out
+
+
+def test_every_policy_of_the_run_can_be_asked_again_and_says_what_it_said(
+    finished: RunFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`csr-ray ask` on one engine: each policy's answers are those that the run's own evaluation got of it."""
+    said = {
+        (version, answer.image, answer.question): answer.answer
+        for version in range(4)
+        for answer in read_marked_answers(finished.marked_answers(version))
+        if answer.asked_as == "describe"
+    }
+    question, num = Counter(question for version, _, question in said if version == 0).most_common(1)[0]
+    images = sorted({image for _, image, asked in said if asked == question})
+    assert len(images) == num > 1
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture")
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in finished.root.rglob("*")}
+    page, output = tmp_path / "page.html", tmp_path / "answers.json"
+    words = ["ask", str(finished.root), *images, str(broken), question, "--json", str(output), "--out", str(page)]
+    assert main(words) == 0
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in finished.root.rglob("*")} == before
+    found = json.loads(output.read_text())
+    assert [one["label"] for one in found["versions"]] == ["base", *(f"after round {at}" for at in (1, 2, 3))]
+    asked = {(one["version"], picture["path"]): one for picture in found["pictures"] for one in picture["answers"]}
+    assert {key: one["text"] for key, one in asked.items()} == {
+        (version, image): said[version, image, question] for version in range(4) for image in images
+    }
+    assert len({tuple(asked[version, image]["text"] for image in images) for version in range(4)}) > 1
+    sentences = [sentence for one in asked.values() for sentence in one["sentences"]]
+    assert sentences and all(0 <= one["image_score"] <= 100 for one in sentences)
+    assert len({one["image_score"] for one in sentences}) > 1 and found["scale"]["of"] == "run"
+    (aside,) = found["set_aside"]
+    assert aside["image"] == str(broken) and "not an image" in aside["reason"]
+    assert page.read_text().count("data:image/png;base64,") == len(images)
+    shown = capsys.readouterr()
+    assert "after round 3" in shown.out and "1 picture set aside" in shown.out
+    assert "page:" in shown.err and "page:" not in shown.out, "what is piped is the answers"
 
 
 def test_a_plan_made_of_the_first_rounds_rates_predicts_the_whole_run(finished: RunFolder) -> None:

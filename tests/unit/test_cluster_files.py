@@ -24,8 +24,9 @@ from cluster_files import (
     setup_cfg,
 )
 
-from csr_ray.__main__ import _flags_first, _parser
+from csr_ray.__main__ import _parser
 from csr_ray.app import stop
+from csr_ray.cli.order import parse
 from csr_ray.config.load import load_config
 from csr_ray.config.schema import Run
 
@@ -57,7 +58,7 @@ def test_a_file_says_how_a_run_is_started(name: str) -> None:
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_every_run_is_one_that_our_own_parser_and_schema_take(path: Path) -> None:
     for command in run_commands(path):
-        arguments = _parser().parse_args(_flags_first(["run", *command]))
+        arguments = parse(_parser(), ["run", *command])
         config = load_config(ROOT / arguments.config, overrides=arguments.overrides)
         assert config.run.dir.startswith(("/", "$BUCKET/")), f"{config.run.dir}: it has to outlive the nodes"
 

@@ -11,7 +11,8 @@ import kubernetes_validate
 import pytest
 from cluster_files import FILES, ROOT, name_of, read, read_yaml, run_commands
 
-from csr_ray.__main__ import _flags_first, _parser
+from csr_ray.__main__ import _parser
+from csr_ray.cli.order import parse
 from csr_ray.config.load import load_config
 
 KUBERNETES = "1.37"
@@ -21,7 +22,7 @@ KUBERNETES = "1.37"
 def test_every_run_names_its_prompts_and_its_pictures(path: Path) -> None:
     """A config's own are relative names of files that nobody has: such a command would end with exit code 2."""
     for command in run_commands(path):
-        arguments = _parser().parse_args(_flags_first(["run", *command]))
+        arguments = parse(_parser(), ["run", *command])
         config = load_config(ROOT / arguments.config, overrides=arguments.overrides)
         if not config.world.enabled:
             assert config.data.prompts.startswith("/"), (command, config.data.prompts)

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny_models import build_tiny_llava, build_tiny_llava_next
+from tiny_models import build_tiny_gemma3, build_tiny_llava, build_tiny_llava_next, build_tiny_qwen_vl
 
+from csr_ray.data.chat import prompt_text
+from csr_ray.policy.chat_template import templated
 from csr_ray.policy.processor import load_processor
 
 KEYS = ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens")
@@ -46,7 +48,18 @@ def test_missing_keys_come_from_the_models_config(
 
 
 def test_a_processor_without_such_keys_is_left_alone(tmp_path: Path) -> None:
-    from tiny_models import build_tiny_gemma3
-
     processor = load_processor(build_tiny_gemma3(tmp_path, seed=0))
     assert not hasattr(processor, "patch_size")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [build_tiny_llava, build_tiny_llava_next, build_tiny_qwen_vl, build_tiny_gemma3],
+    ids=lambda one: one.__name__,
+)
+def test_what_a_dry_run_shows_of_a_prompt_is_what_the_processor_makes_of_it(
+    tmp_path: Path, build: Callable[..., Path]
+) -> None:
+    model = build(tmp_path / "model", seed=0)
+    question = 'What is "it"?'
+    assert templated(str(model), question=question) == prompt_text(load_processor(model), question=question)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from asked_runs import Quiet
 from fakes import FakeGenerators
 from PIL import Image
 from s3_server import Door, Trouble, s3_door
@@ -17,8 +18,10 @@ from url_runs import UrlDriver, fake_model  # noqa: F401 - a fixture
 
 from csr_ray.__main__ import main
 from csr_ray.app import place as places
+from csr_ray.app.ask import AskableRun, Asked
+from csr_ray.app.commands import ask_run
 from csr_ray.config.load import to_plain
-from csr_ray.errors import StorageError
+from csr_ray.errors import ConfigError, StorageError
 from csr_ray.store.cache import cache_folder
 from csr_ray.store.mirror import Mirror
 
@@ -76,6 +79,23 @@ def test_runs_at_urls_are_compared_and_only_their_answers_fetched(
     assert f"A: {run.url}, policy version 0" in capsys.readouterr().out
     assert not [path for path in asked if "/model/" in path or "/candidates/" in path]
     assert any("eval/version_002.parquet" in path for path in asked)
+
+
+def test_of_a_run_that_is_asked_only_its_config_and_adapters_are_fetched(
+    finished: UrlDriver, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    door.trouble = Trouble(watch=lambda method, path: asked.append(path) if method == "GET" else None)
+    seen: list[int] = []
+
+    def stop(run: AskableRun, rounds: tuple[int, ...]) -> None:
+        seen.append(len(run.trained(upto=2)))
+        raise ConfigError(f"enough: {[one.label for one in run.versions]}")
+
+    monkeypatch.setattr(AskableRun, "chosen", stop)
+    with pytest.raises(ConfigError, match=r"enough: \['base', 'after round 1', 'after round 2'\]"):
+        ask_run(finished.url, asked=Asked(images=("a.png",), question="What?"), view=Quiet())
+    assert seen == [2] and not [path for path in asked if "/model/" in path or "/candidates/" in path]
 
 
 def test_report_fetches_no_models(finished: UrlDriver, door: Door) -> None:
