@@ -26,6 +26,7 @@ from csr_ray.cli import (
     run,
     score,
     score_answers,
+    watch,
     world,
 )
 from csr_ray.cli.order import parse
@@ -36,7 +37,8 @@ _EXAMPLES = """examples:
   csr-ray run configs/tiny-world.yaml run.rounds=1 run.dir=runs/short
   csr-ray init photos-run ~/Pictures                        begin with your own photos: a config and a prompt file
   csr-ray run photos-run/config.yaml --dry-run              what would run, on what, without starting anything
-  csr-ray report runs/tiny-world                            the run as a page
+  csr-ray watch runs/tiny-world                             the run as a page, while it goes on
+  csr-ray report runs/tiny-world                            the same page as one file
   csr-ray ask runs/tiny-world photo.jpg "What is there?"    the base and every round's policy, side by side
   csr-ray config                                            every key, its default and what it means
 
@@ -62,6 +64,7 @@ _COMMANDS = (
     check,
     report,
     ask,
+    watch,
     annotate,
     doctor,
     completion,

@@ -32,7 +32,12 @@ WAIT_S = 60.0
 # Chromium reads commands from the one and writes answers to the other.
 _ITS_INPUT, _ITS_OUTPUT = 3, 4
 _KEYS = {"Tab": ("Tab", 9, ""), "Enter": ("Enter", 13, "\r"), "ArrowLeft": ("ArrowLeft", 37, "")}
-_KEYS["ArrowRight"] = ("ArrowRight", 39, "")
+_KEYS |= {
+    name: (name, number, "")
+    for name, number in (("ArrowRight", 39), ("ArrowUp", 38), ("ArrowDown", 40), ("Home", 36), ("End", 35))
+}
+_KEYS |= {"Escape": ("Escape", 27, ""), " ": ("Space", 32, " ")}
+_SHIFT = 8
 
 
 class BrowserError(Exception):
@@ -54,7 +59,7 @@ class HeadlessBrowser:
         self._answers, answers_in = _pipe()
         argv = [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         nothing = (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)
-        self._pid = os.posix_spawn(
+        self.pid = os.posix_spawn(
             program,
             argv,
             os.environ,
@@ -78,8 +83,8 @@ class HeadlessBrowser:
             self._session = ""
             self.command("Browser.close")
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._pid, signal.SIGKILL)  # its own group, which nobody else is in
-        os.waitpid(self._pid, 0)
+            os.killpg(self.pid, signal.SIGKILL)  # its own group, which nobody else is in
+        os.waitpid(self.pid, 0)
         os.close(self._commands)
         os.close(self._answers)
 
@@ -111,7 +116,7 @@ class HeadlessBrowser:
 
     def value(self, expression: str) -> Any:
         """What a JavaScript expression is in the page, as a plain value."""
-        found = self.command("Runtime.evaluate", expression=expression, returnByValue=True)
+        found = self.command("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in found:
             raise BrowserError(f"{expression}: {found['exceptionDetails']}")
         return found["result"].get("value")
@@ -120,7 +125,7 @@ class HeadlessBrowser:
         """Wait until a JavaScript expression is true, also across a change of pages."""
         self._wait(lambda: bool(self.value(expression)), what=expression)
 
-    def press(self, key: str, *, is_held: bool = False) -> None:
+    def press(self, key: str, *, is_held: bool = False, with_shift: bool = False) -> None:
         """Press a key and let it go.
 
         Args:
@@ -131,7 +136,7 @@ class HeadlessBrowser:
             ord(key.upper()),
             key,
         )
-        common = {"key": key, "code": code, "windowsVirtualKeyCode": number}
+        common = {"key": key, "code": code, "windowsVirtualKeyCode": number, "modifiers": _SHIFT * with_shift}
         down = {"type": "keyDown" if text else "rawKeyDown", **common, **({"text": text} if text else {})}
         self.command("Input.dispatchKeyEvent", **down, autoRepeat=is_held)
         self.command("Input.dispatchKeyEvent", type="keyUp", **common)
@@ -139,11 +144,20 @@ class HeadlessBrowser:
     def type(self, text: str) -> None:
         self.command("Input.insertText", text=text)
 
-    def screenshot(self, *, width: int, height: int) -> bytes:
-        """The page as PNG, in a window of this size."""
+    def resize(self, *, width: int, height: int) -> None:
+        """Give the window this size."""
         self.command(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
         )
+
+    def prefer(self, **features: str) -> None:
+        """Let the page believe that its reader prefers this, such as prefers_color_scheme="dark"."""
+        wanted = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
+        self.command("Emulation.setEmulatedMedia", features=wanted)
+
+    def screenshot(self, *, width: int, height: int) -> bytes:
+        """The page as PNG, in a window of this size."""
+        self.resize(width=width, height=height)
         return base64.b64decode(self.command("Page.captureScreenshot", format="png")["data"])
 
     def _wait(self, is_so: Callable[[], bool], *, what: str) -> None:

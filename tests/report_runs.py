@@ -93,10 +93,20 @@ def page(run: Path) -> str:
     return write_report(run).read_text(encoding="utf-8")
 
 
-def gallery_of(html: str) -> dict[str, Any]:
+def facts_of(html: str) -> dict[str, Any]:
+    """What the page's script knows from the start."""
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
     assert found
     return json.loads(found[1])
+
+
+def gallery_of(html: str) -> dict[str, list[dict[str, Any]]]:
+    """The pairs, trees and images that a page has inside, each of all its chunks."""
+    found: dict[str, list[dict[str, Any]]] = {"pairs": [], "trees": [], "images": []}
+    chunk = r'<script type="application/json" class="chunk" data-kind="(\w+)">(.*?)</script>'
+    for kind, content in re.findall(chunk, html, re.DOTALL):
+        found[kind] += json.loads(content)
+    return found
 
 
 def words(html: str) -> str:

@@ -9,7 +9,6 @@ but this thread touches the decisions or calls a replica.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import queue
 import threading
@@ -19,7 +18,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
@@ -61,6 +59,7 @@ from csr_ray.errors import ActorFailure, ConfigError, EngineFailure, ScorerFailu
 from csr_ray.metrics import Exporter, NoExporter
 from csr_ray.records import Fault, Rejection
 from csr_ray.stages.parts import Parts
+from csr_ray.store.pool_events import GROWS, LOST, SERVES_AGAIN, SHRINKS, write_event
 
 _log = logging.getLogger(__name__)
 _R = TypeVar("_R")
@@ -522,7 +521,7 @@ class Supervisor:
         if lost_s is not None:
             seconds = time.monotonic() - lost_s
             self._notice(f"{_named(replica)} serves again, {seconds:.0f} s after it was lost")
-            self._record("serves again", replica, seconds=seconds)
+            self._record(SERVES_AGAIN, replica, seconds=seconds)
         if replica.role == "scorer":
             for generator in self._replicas.actors("generator"):
                 generator.use_scorer.remote(replica.slot, replica.life, actor)
@@ -556,11 +555,11 @@ class Supervisor:
                 self._watch(new, self._replicas.start(dead.role, dead.slot))
             case Grow(replica):
                 self._notice(f"starting {_named(replica)}: there is work and room for it")
-                self._record("grows", replica)
+                self._record(GROWS, replica)
                 self._watch(replica, self._replicas.start(replica.role, replica.slot))
             case Shrink(replica, reason):
                 self._notice(f"{_named(replica)} is let go: {reason}")
-                self._record("shrinks", replica, reason=reason)
+                self._record(SHRINKS, replica, reason=reason)
                 self._lost_s.pop((replica.role, replica.slot), None)  # nobody is missed there any more
                 self._parts.is_gone(_named(replica))
                 self._ledger.end(replica, now_s=time.monotonic())
@@ -613,7 +612,7 @@ class Supervisor:
         # If a successor dies as well the slot goes on being empty since the first death.
         self._lost_s.setdefault((replica.role, replica.slot), time.monotonic())
         self._notice(f"{_named(replica)} is lost: {reason}")
-        self._record("lost", replica, reason=reason)
+        self._record(LOST, replica, reason=reason)
 
     def _record_sent(self) -> None:
         """Write down how many prompts were sent, which beside those that were needed shows what was done again."""
@@ -625,9 +624,7 @@ class Supervisor:
 
     def _record(self, event: str, replica: Replica | None, **fields: Any) -> None:
         who = {} if replica is None else {"replica": str(replica)}
-        line = {"time": time.time(), "event": event, **who, **fields}
-        with contextlib.suppress(OSError), Path(self._replicas.logs, "pool.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        write_event(self._replicas.logs, event, **who, **fields)
 
     # What came back.
 

@@ -38,6 +38,7 @@ from csr_ray.metrics import Exporter, NoExporter
 from csr_ray.ports import OnStep
 from csr_ray.records import TrainOrder, TrainResult
 from csr_ray.spans import Recorded, Recorder, Span
+from csr_ray.store.pool_events import LOST, SERVES_AGAIN, write_event
 
 _log = logging.getLogger(__name__)
 
@@ -138,6 +139,7 @@ class TrainerGroup:
         self._hosts: dict[int, str] = {}  # the same
         self._steps = Recorder(most=_MOST_STEPS_KEPT)
         self.deaths: list[Death] = []
+        self._lost_s: float | None = None  # since when the group is not whole; it was whole before
 
     def start(self) -> None:
         """Begin to start the workers and return at once; they load the model meanwhile. Needs an initialised Ray."""
@@ -437,8 +439,12 @@ class TrainerGroup:
             )
             with self._changed:
                 self._ready.add(event.rank)
-                self._has_been_ready = self._has_been_ready or len(self._ready) == self._config.workers
+                is_whole = len(self._ready) == self._config.workers
+                self._has_been_ready = self._has_been_ready or is_whole
                 self._changed.notify_all()
+            if is_whole and self._lost_s is not None:
+                seconds, self._lost_s = time.monotonic() - self._lost_s, None
+                write_event(self._logs, SERVES_AGAIN, replica="train group", seconds=seconds)
         if not isinstance(event, Step | Done):
             return
         with self._changed:
@@ -478,6 +484,8 @@ class TrainerGroup:
         self.deaths.append(death)
         self._exporter.add("csr_ray_deaths_total", role=_ROLE)
         _log.error("train group: %s", death)
+        write_event(self._logs, LOST, replica=death.who, reason=death.of)
+        self._lost_s = time.monotonic() if self._lost_s is None else self._lost_s
         wait_s = self._restarts.take()
         if wait_s is None:
             self._fail(self._last_death(death))

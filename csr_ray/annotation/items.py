@@ -26,6 +26,7 @@ from csr_ray.methods.csr import answer_text, path_target
 from csr_ray.records import Candidate, Example, Rollout, Target
 from csr_ray.report.gallery import RewardScale, reward_scale
 from csr_ray.rollout.reward import answer_reward, middle_reward
+from csr_ray.store.places import Place, places_in
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.store.tables import read_examples, read_rollouts
 
@@ -35,7 +36,6 @@ SAME_TEXT = "answers read the same"
 ONE_ANSWER = "fewer than two different answers"
 UNREADABLE = "file cannot be read"
 
-_OWN_PHASE = "main"
 _READ_ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AssertionError)
 
 
@@ -53,26 +53,6 @@ class ItemKey:
     phase: str
     id: str
     answers: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Place:
-    """The folder of one phase of a round."""
-
-    round_index: int
-    phase: str
-    folder: Path
-
-    @property
-    def pairs(self) -> Path:
-        return self.folder / "pairs.parquet"
-
-    def units(self) -> list[Path]:
-        """The files of its candidates."""
-        return sorted((self.folder / "candidates").glob("unit_*.parquet"))
-
-    def __str__(self) -> str:
-        return f"round {self.round_index + 1}" + (f", phase {self.phase}" if self.phase != _OWN_PHASE else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,21 +100,13 @@ def find_places(run: RunFolder) -> list[Place]:
     """
     if not run.root.is_dir():
         raise ConfigError(f"RUN_DIR = {run.shown}: no such folder; name the run.dir of a run")
-    named = _phase_names(run.journal)
-    found = []
-    for folder in sorted(run.root.glob("round_*")):
-        if not (folder.name[6:].isdecimal() and folder.is_dir()):
-            continue
-        index = int(folder.name[6:])
-        first = named.get(index, _OWN_PHASE)
-        places = [Place(index, first, folder)]
-        places += [Place(index, path.name, path) for path in sorted(folder.iterdir()) if path.is_dir()]
-        found += [place for place in places if place.pairs.is_file() or place.units()]
+    places = places_in(run.root, first_phases=_phase_names(run.journal))
+    found = [place for place in places if place.pairs.is_file() or place.units()]
     if not found:
         raise ConfigError(
             f"RUN_DIR = {run.shown}: no candidates and no pairs in it; name the run.dir of a run that has some"
         )
-    return sorted(found, key=lambda place: place.round_index)
+    return found
 
 
 def places_of_round(places: Sequence[Place], *, number: int | None, from_candidates: bool) -> list[Place]:

@@ -6,7 +6,6 @@ A page needs nothing but the style sheet and the script that are served beside i
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,30 +13,15 @@ from importlib import resources
 from typing import Final
 
 import jinja2
-from PIL import Image
 
 from csr_ray.annotation.agreement import Agreement
 from csr_ray.annotation.items import Sentence
-from csr_ray.report.gallery import NUM_COLOURS, PIXELATED_BELOW_PX, RewardScale
+from csr_ray.report.gallery import NUM_COLOURS, RewardScale
+from csr_ray.report.page import style_sheet as report_style
+from csr_ray.report.pictures import DrawnPicture
 
-MAX_PICTURE_PX: Final = 1024
 STYLE: Final = "annotate.css"
 SCRIPT: Final = "annotate.js"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShownPicture:
-    """A picture as it is served: drawn anew, at most `MAX_PICTURE_PX` wide and high."""
-
-    content: bytes
-    media_type: str
-    width: int
-    height: int
-
-    @property
-    def is_tiny(self) -> bool:
-        """Whether it is shown enlarged, with its pixels kept sharp."""
-        return max(self.width, self.height) < PIXELATED_BELOW_PX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +43,7 @@ class ShownItem:
     left: Sequence[Sentence]
     right: Sequence[Sentence]
     is_alone: bool
-    picture: ShownPicture | None
+    picture: DrawnPicture | None
     sent_at_s: float
 
 
@@ -111,25 +95,11 @@ def done_page(*, state: ShownState) -> str:
 
 def style_sheet() -> str:
     """The report's style, and what this page has beside it."""
-    return _text_of("csr_ray.report", "report.css") + _text_of("csr_ray.annotation", STYLE)
+    return report_style() + _text_of(STYLE)
 
 
 def script() -> str:
-    return _text_of("csr_ray.annotation", SCRIPT)
-
-
-def shown_picture(image: Image.Image) -> ShownPicture:
-    """A picture in pixels alone: nothing else of its file is served."""
-    small = image.copy()
-    small.thumbnail((MAX_PICTURE_PX, MAX_PICTURE_PX))
-    buffer = io.BytesIO()
-    if max(small.size) < PIXELATED_BELOW_PX:  # lossless, because enlarging shows what JPEG does to hard edges
-        small.save(buffer, "PNG")
-        media_type = "image/png"
-    else:
-        small.save(buffer, "JPEG", quality=90)
-        media_type = "image/jpeg"
-    return ShownPicture(content=buffer.getvalue(), media_type=media_type, width=small.width, height=small.height)
+    return _text_of(SCRIPT)
 
 
 @cache
@@ -154,5 +124,5 @@ def _render(screen: str, **values: object) -> str:
 
 
 @cache
-def _text_of(package: str, name: str) -> str:
-    return (resources.files(package) / name).read_text(encoding="utf-8")
+def _text_of(name: str) -> str:
+    return (resources.files("csr_ray.annotation") / name).read_text(encoding="utf-8")

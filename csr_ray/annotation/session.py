@@ -5,27 +5,24 @@ Knows nothing of the network. Threads may share it: what changes is in `Annotati
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image
-
 from csr_ray.annotation.agreement import agreements
 from csr_ray.annotation.items import NO_ANSWER, Item, SentenceScores, left_and_right
-from csr_ray.annotation.page import ShownItem, ShownPicture, ShownState, done_page, item_page, shown_picture
+from csr_ray.annotation.page import ShownItem, ShownState, done_page, item_page
 from csr_ray.annotation.verdicts import UNDO, Annotations, Verdict
 from csr_ray.config.schema import Data
-from csr_ray.data.files import check_scheme
-from csr_ray.data.images import load_image
-from csr_ray.report.gallery import EMBEDDED_FORMATS
+from csr_ray.report.pictures import DrawnPicture, PictureFinder, drawn
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.store.tables import picture_bytes
 
 _MAX_SECONDS = 24 * 3600.0
 _PICTURES_KEPT = 16
+_MOST_PICTURE_PX = 1024
+_PICTURE_QUALITY = 90
 _ALONE = {"left": "accepted", "right": "refused", "tie": "neither", "skip": "skipped"}
 _LAST = {"left": "left is better", "right": "right is better", "tie": "a tie", "skip": "skipped"}
 
@@ -53,7 +50,8 @@ class Session:
         self.asks_of_one = any(item.is_alone for item in items)
         self.items = items
         self.annotations = annotations
-        self._run, self._data, self._seed = run, data, seed
+        self._seed = seed
+        self._finder = _finder(data, root=run.root)
         self._numbers = {item.key: number for number, item in enumerate(items)}
         self._scores = SentenceScores(list(dict.fromkeys(item.place for item in items)))
         self._shows_scores = shows_scores
@@ -122,7 +120,7 @@ class Session:
             line = Verdict.of(item, sides=(left, right), verdict=UNDO, seconds=None, time=_utc(now_s))
             self.annotations.add(name, verdict=line)
 
-    def picture(self, number: int) -> ShownPicture | None:
+    def picture(self, number: int) -> DrawnPicture | None:
         """The picture of the item of this number; None if there is none that can be read."""
         return self._picture(number) if number < len(self.items) else None
 
@@ -146,52 +144,26 @@ class Session:
         mine = [verdict for key, verdict in self.annotations.of(name).items() if key in self._numbers]
         return mine[-1] if mine else None
 
-    def _load_picture(self, number: int) -> ShownPicture | None:
+    def _load_picture(self, number: int) -> DrawnPicture | None:
         item = self.items[number]
         path = item.example.ask.picture.path
-        image = self._read_picture(path)
+        image = self._finder.find(path)
         if image is None and item.place.pairs.is_file():
             # A run whose pictures others could not open by their names has them in its pairs.
             try:
-                image = _decoded(picture_bytes(item.place.pairs, names={path}).get(path))
+                image = self._finder.find(picture_bytes(item.place.pairs, names={path}).get(path))
             except (OSError, ValueError, KeyError):
                 image = None
-        return None if image is None else shown_picture(image)
+        return None if image is None else drawn(image, most_px=_MOST_PICTURE_PX, quality=_PICTURE_QUALITY)
 
-    def _read_picture(self, path: str) -> Image.Image | None:
-        try:
-            check_scheme(path, urls=self._data is not None and self._data.urls)
-        except ValueError:
-            return None
-        places = [path] if "://" in path else [str(folder / path) for folder in self._picture_folders()]
-        for place in places:
-            try:
-                return load_image(place)
-            except ValueError:
-                continue
-        return None
 
-    def _picture_folders(self) -> list[Path]:
-        """Where a relative name of a picture may start from."""
-        found = [Path()]
-        if self._data is not None:
-            found += [Path(self._data.images)] if self._data.images else []
-            found.append(Path(self._data.prompts).parent)
-        return [*found, self._run.root]
+def _finder(data: Data | None, *, root: Path) -> PictureFinder:
+    folders = [] if data is None else [*([Path(data.images)] if data.images else []), Path(data.prompts).parent]
+    return PictureFinder(folders=[*folders, root], urls=data is not None and data.urls)
 
 
 def _in_words(verdict: Verdict) -> str:
     return (_ALONE if verdict.right_digest == NO_ANSWER else _LAST)[verdict.verdict]
-
-
-def _decoded(content: bytes | None) -> Image.Image | None:
-    if content is None:
-        return None
-    try:
-        with Image.open(io.BytesIO(content), formats=EMBEDDED_FORMATS) as image:
-            return image.convert("RGB")
-    except Exception:  # Pillow's decoders let anything escape on damaged bytes
-        return None
 
 
 def _seconds_since(sent: str | None, *, now_s: float) -> float | None:

@@ -7,14 +7,11 @@ is neither taken nor asked for.
 from __future__ import annotations
 
 import contextlib
-import signal
 import statistics
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import pyarrow as pa
 from rich import box
@@ -33,7 +30,6 @@ from csr_ray.annotation.export import (
 from csr_ray.annotation.items import (
     Item,
     ItemKey,
-    Place,
     answer_items,
     candidate_items,
     find_places,
@@ -45,10 +41,12 @@ from csr_ray.annotation.items import (
 from csr_ray.annotation.session import Session
 from csr_ray.annotation.verdicts import ACCEPTED, ANSWERS_FOLDER, FOLDER, Annotations
 from csr_ray.app.annotate_server import AnnotationServer
+from csr_ray.app.local_server import serve_until_stopped
 from csr_ray.config.load import load_config
 from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError, NoDataError
 from csr_ray.store.objects import is_url, local_path
+from csr_ray.store.places import Place
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.store.tables import picture_bytes
 
@@ -68,6 +66,7 @@ class Asked:
         seed: of all that is drawn: the order of the items, the sides, and answers out of candidates.
         shows_scores: colour sentences by their image scores.
         port: of the page; 0: any free one.
+        opens: show the page in this machine's browser.
     """
 
     round_number: int | None = None
@@ -77,6 +76,7 @@ class Asked:
     seed: int = 0
     shows_scores: bool = True
     port: int = 0
+    opens: bool = False
 
 
 def annotate(run_dir: str, *, asked: Asked, console: Console) -> None:
@@ -89,15 +89,7 @@ def annotate(run_dir: str, *, asked: Asked, console: Console) -> None:
     """
     run = _local_run(run_dir)
     with opened_server(run, asked=asked, console=console) as server:
-        console.print(f"  {server.url}", soft_wrap=True, markup=False, style="bold")
-        console.print(
-            "Open it in a browser of this machine; whoever has the URL can judge. From another one: "
-            f"ssh -L {server.server_address[1]}:127.0.0.1:{server.server_address[1]} THIS_MACHINE. Ctrl-C ends it.",
-            soft_wrap=True,
-            markup=False,
-        )
-        with _ended_by_signals():
-            server.serve_forever(poll_interval=0.2)
+        serve_until_stopped(server, who="judge", opens=asked.opens, console=console)
     annotations = Annotations(_folder(run, of_answers=asked.from_answers))
     output = run.root / (ACCEPTED if asked.from_answers else PAIRS)
     if annotations.by_person():
@@ -137,10 +129,7 @@ def opened_server(run: RunFolder, *, asked: Asked, console: Console) -> Iterator
         seed=asked.seed,
         shows_scores=asked.shows_scores,
     )
-    try:
-        server = AnnotationServer(session, port=asked.port)
-    except OSError as error:
-        raise ConfigError(f"--port = {asked.port}: {error.strerror or error}; name another one, or none") from error
+    server = AnnotationServer(session, port=asked.port)
     with server:
         yield server
 
@@ -276,24 +265,6 @@ def _embedded_pictures(places: Sequence[Place], *, exported: Exported) -> dict[s
             with contextlib.suppress(OSError, ValueError, KeyError, pa.ArrowException):
                 found |= picture_bytes(place.pairs, names=names)
     return found
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """End the block without an error at Ctrl-C or SIGTERM, also where a shell had let Ctrl-C be ignored."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    earlier = {}
-    if threading.current_thread() is threading.main_thread():
-        earlier = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with contextlib.suppress(KeyboardInterrupt):
-            yield
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
 
 
 # ---- what is printed ----

@@ -29,6 +29,7 @@ from csr_ray.waiting import said_if_slow
 _SETTLE_S = 30.0
 _RELEASE_S = 10.0
 _NUM_COPIES_AT_ONCE = 16
+EVENTS_OF_ACTORS = "logs/pool.jsonl"
 # Large, and nothing of it is on the page.
 _NOT_FOR_THE_PAGE = ("model", "adapter", "checkpoints", "logs")
 
@@ -243,6 +244,8 @@ def check(run_dir: str, *, output: Path | None) -> int:
 
 
 def _is_for_the_page(name: str) -> bool:
+    if name == EVENTS_OF_ACTORS:
+        return True
     if name.startswith("eval/"):
         return name.endswith(".parquet")
     return not any(part in _NOT_FOR_THE_PAGE for part in name.split("/")[:-1])

@@ -58,6 +58,7 @@ from csr_ray.report.terminal import print_round_table
 from csr_ray.stages.close import summarise
 from csr_ray.stages.judge import check_judge_answers
 from csr_ray.stages.observe import JournalMetrics, ObservedView
+from csr_ray.stages.progress import ProgressExporter, ProgressFile, ProgressView
 from csr_ray.stages.recover import finish_again, has_quarantine, is_sound, named_files, recover, set_aside
 from csr_ray.stages.state import RunState
 from csr_ray.stages.stop import NeverAsked, Stop
@@ -205,9 +206,11 @@ def _run_locked(state: RunState, *, stop: SignalStop, view: View, redo: bool) ->
     config = placed(config)
     state = replace(state, config=config)
     keep_no_spare_memory()
-    exporter = _exporter(state)
-    view = ObservedView(view, exporter=exporter)
+    progress = ProgressFile(folder.progress)
+    exporter = ProgressExporter(_exporter(state), file=progress)
+    view = ProgressView(ObservedView(view, exporter=exporter), file=progress)
     with contextlib.ExitStack() as watching:
+        watching.enter_context(progress.kept())
         if config.run.trace:
             trace = watching.enter_context(_traced(state, view=view))
             view = TracedView(view, trace=trace)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from csr_ray.cli.arguments import Commands, at_least_one, lasting, natural, path_here, port
+from csr_ray.cli.arguments import Commands, add_page, at_least_one, lasting, natural, path_here
 from csr_ray.errors import EXIT_DONE
 
 _DESCRIPTION = """\
@@ -55,7 +55,7 @@ def add_parser(commands: Commands) -> None:
     annotate.add_argument("--limit", type=at_least_one, default=None, metavar="N", help="N items, drawn by --seed")
     annotate.add_argument("--seed", type=natural, default=0, metavar="N", help="of order, sides and draws; default 0")
     annotate.add_argument("--no-scores", action="store_true", help="do not colour sentences by their CLIP scores")
-    annotate.add_argument("--port", type=port, default=0, metavar="N", help="of the page; default any free one")
+    add_page(annotate)
     annotate.add_argument(
         "--export",
         type=path_here,
@@ -83,6 +83,7 @@ def _annotate(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         shows_scores=not arguments.no_scores,
         port=arguments.port,
+        opens=arguments.open,
     )
     annotate(arguments.run_dir, asked=asked, console=console)
     return EXIT_DONE

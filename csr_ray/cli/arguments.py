@@ -82,6 +82,17 @@ def path_here(name: str) -> Path:
     return Path(name)
 
 
+def add_page(command: argparse.ArgumentParser) -> None:
+    """The flags of a command that serves a page to this machine."""
+    command.add_argument("--port", type=port, default=0, metavar="N", help="of the page; default any free one")
+    command.add_argument(
+        "--open",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="show the page in this machine's browser; by default its URL is only printed",
+    )
+
+
 def lasting(path: Path, *, flag: str) -> Path:
     """Where a command writes what it was told by this flag; in a job that may be another place, and is said."""
     from csr_ray.app.job import placed_for_a_job

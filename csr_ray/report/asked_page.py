@@ -14,7 +14,8 @@ from PIL import Image
 from csr_ray.data.files import UnreadableError
 from csr_ray.data.images import load_image
 from csr_ray.report.asked import SCORE_IN_WORDS, AskedPicture, ScoredSentence, SideBySide
-from csr_ray.report.gallery import NUM_COLOURS, PIXELATED_BELOW_PX
+from csr_ray.report.gallery import NUM_COLOURS
+from csr_ray.report.pictures import PIXELATED_BELOW_PX
 from csr_ray.store.atomic import write_atomically
 
 # The page shows them 200 wide, and screens have up to two dots for one.

@@ -14,7 +14,8 @@ from typing import Any
 
 from csr_ray.records import MarkedAnswer
 from csr_ray.report.figures import number
-from csr_ray.report.gallery import MAX_TEXT_CHARS, Thumbnails, image_folders
+from csr_ray.report.gallery import MAX_TEXT_CHARS
+from csr_ray.report.pictures import Thumbnails, finder_of
 from csr_ray.report.read import Evaluated, Run
 
 MAX_SHOWN_A_GROUP = 12
@@ -121,7 +122,7 @@ def _cases(
     what: str,
     num: int,
 ) -> Cases:
-    thumbnails = Thumbnails(folders=image_folders(run))
+    thumbnails = Thumbnails(finder=finder_of(run.config, root=run.folder))
     picked = _picked(by_version)
     labels = {evaluated.version: _label(evaluated.version, run=run) for evaluated, _ in picked}
     base, last = by_version[0][1], by_version[-1][1]

@@ -144,8 +144,12 @@ def section(tree: object, *, key: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def round_figures(summary: Mapping[str, Any]) -> tuple[RoundFigures, ...]:
-    """The base row first, then every round the summary knows, in order."""
+def round_figures(summary: Mapping[str, Any], *, more: Sequence[object] = ()) -> tuple[RoundFigures, ...]:
+    """The base row first, then every round the summary knows, in order.
+
+    Args:
+        more: entries of rounds that the summary has not, as those that are not over.
+    """
     entry = section(summary, key="base")
     base = RoundFigures(
         index=None,
@@ -155,7 +159,7 @@ def round_figures(summary: Mapping[str, Any]) -> tuple[RoundFigures, ...]:
     entries = summary.get("rounds")
     rows = [
         _one_round(entry, position=i, methods=summary.get("method"))
-        for i, entry in enumerate(entries if isinstance(entries, list) else [])
+        for i, entry in enumerate([*(entries if isinstance(entries, list) else []), *more])
     ]
     return (base, *sorted(rows, key=lambda row: row.index or 0))
 

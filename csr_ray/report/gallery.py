@@ -1,30 +1,25 @@
-"""The pairs the page shows, as plain values for its script: sentences with their scores, and small images.
+"""The pairs and the trees that the page shows, as plain values for its script: sentences with their scores.
 
 Text goes out as JSON strings that the page sets as text, never as markup. Knows nothing of charts or HTML.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-from PIL import Image
 
-from csr_ray.data.images import load_image
-from csr_ray.report.figures import number, section
-from csr_ray.report.read import NodeRows, RoundData, Run
+from csr_ray.report.figures import number
+from csr_ray.report.pairs import Pairs, PairTable, plain_text
+from csr_ray.report.trees import NodeRow, Trees
+from csr_ray.store.places import Place
 
-MAX_THUMBNAIL_PX = 160
-PIXELATED_BELOW_PX = 97  # smaller images are shown enlarged, with their pixels kept sharp
-MAX_TEXT_CHARS = 4000
-NUM_COLOURS = 9
-EMBEDDED_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_TEXT_CHARS: Final = 4000
+NUM_COLOURS: Final = 9
+_MOST_NODES: Final = 2000
+_OF_TREES: Final = "sentence"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,149 +39,141 @@ class RewardScale:
 
 
 def reward_scale(rewards: np.ndarray) -> RewardScale | None:
-    """The scale of a run from all its sentence rewards [n]; None without any."""
+    """The scale of a run from the rewards of its sentences [n]; None without any."""
     if not len(rewards):
         return None
     low, high = (float(value) for value in np.percentile(rewards, [5, 95]))
     return RewardScale(low=low, high=high) if high > low else RewardScale(low=low - 0.5, high=low + 0.5)
 
 
-def gallery(run: Run, *, scale: RewardScale | None) -> dict[str, Any]:
-    """`{"pairs": [...], "images": [...]}`, ready for JSON; a pair's `image` is a position in `images` or None."""
-    thumbnails = Thumbnails(folders=image_folders(run))
-    pairs = [_pair(row, of=data, scale=scale, thumbnails=thumbnails) for data in run.rounds for row in data.shown]
-    return {"pairs": pairs, "images": thumbnails.images}
+class Gallery:
+    """Makes plain values of the pairs and trees of a run as it is now."""
 
+    def __init__(self, *, pairs: Pairs, trees: Trees, scale: RewardScale | None) -> None:
+        self.pairs = pairs
+        self.trees = trees
+        self.scale = scale
 
-class Thumbnails:
-    """Small copies of images as data URIs, each stored once however many pairs use it."""
+    def pair_views(self, named: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        """Those of these pairs that can be read, each named by its table and its row there.
 
-    def __init__(self, *, folders: Sequence[Path]) -> None:
-        self.images: list[dict[str, Any]] = []
-        self._folders = folders
-        self._positions: dict[str, int | None] = {}
+        `place` is the table's position, `tree` the number of the prompt's tree; the picture is left to others.
+        """
+        views = []
+        for at, row_number in named:
+            table = self.pairs.tables[at]
+            (row,) = table.rows([row_number])
+            views.append(self._pair(row, table=table, at=at, row_number=row_number))
+        return views
 
-    def add(self, image: object) -> int | None:
-        """Position in `images` of a path, encoded bytes or `{"bytes", "path"}`; None if it cannot be shown."""
-        content, path = _content_and_path(image)
-        key = hashlib.sha1(content, usedforsecurity=False).hexdigest() if content else f"path {path}"
-        if key not in self._positions:
-            encoded = self._encode(content, path=path)
-            self._positions[key] = None if encoded is None else len(self.images)
-            if encoded is not None:
-                self.images.append(encoded)
-        return self._positions[key]
-
-    def _encode(self, content: bytes | None, *, path: str | None) -> dict[str, Any] | None:
-        try:
-            image = self._load(path) if content is None else _decode(content)
-        except ValueError:
-            return None  # a picture that cannot be read must not cost the report
-        return None if image is None else _thumbnail(image)
-
-    def _load(self, path: str | None) -> Image.Image | None:
-        if not path:
+    def tree_view(self, tree_number: int) -> dict[str, Any] | None:
+        """A tree with its nodes in their order, and which of them are the chosen and the rejected answer."""
+        found = self.trees.tree(tree_number)
+        if found is None:
             return None
-        if "://" in path:
-            return load_image(path)
-        places = (folder / path for folder in (Path(), *self._folders))
-        found = next((place for place in places if place.is_file()), None)
-        return None if found is None else load_image(str(found))
+        place, rows = found
+        first = rows[0] if rows else {}
+        id = str(first.get("id"))
+        sides = self._sides(place, id=id, tree_number=tree_number)
+        return {
+            "number": tree_number,
+            "round": place.round_index,
+            "place": str(place),
+            "id": _text(first.get("id")),
+            "prompt": _text(first.get("prompt")),
+            "version": first.get("policy_version"),
+            "nodes": [self._node(row) for row in rows[:_MOST_NODES]],
+            "left_out": max(0, len(rows) - _MOST_NODES),
+            **sides,
+        }
 
+    def image_of_tree(self, tree_number: int) -> object:
+        """What the run has of the picture of a tree's prompt: a path, or the bytes in its pair."""
+        found = self.trees.tree(tree_number)
+        if found is None or not found[1]:
+            return None
+        place, rows = found
+        table = next((table for table in self.pairs.tables if table.place == place), None)
+        if table is not None and (position := table.position_of(str(rows[0].get("id")))) is not None:
+            (image,) = table.images([position])
+            if isinstance(image, Mapping) and image.get("bytes"):
+                return image
+        return rows[0].get("image")
 
-def _decode(content: bytes) -> Image.Image:
-    try:
-        with Image.open(io.BytesIO(content), formats=EMBEDDED_FORMATS) as image:
-            return image.convert("RGB")
-    except Exception as error:  # Pillow's decoders let anything escape on damaged bytes
-        raise ValueError(f"image in the file cannot be decoded: {error}") from error
+    def _pair(self, row: Mapping[str, Any], *, table: PairTable, at: int, row_number: int) -> dict[str, Any]:
+        id = str(row.get("id"))
+        nodes = {int(node["node"]): node for node in self.trees.nodes(table.place, id=id)}
+        return {
+            "place": at,
+            "row": row_number,
+            "round": table.place.round_index,
+            "where": str(table.place),
+            "id": _text(row.get("id")),
+            "prompt": _text(row.get("prompt")),
+            "margin": _rounded(number(float(table.margins[row_number]))),
+            "whole": bool(table.is_whole[row_number]),
+            "tree": self.trees.number_of(table.place, id=id),
+            "chosen": self._answer(row, side="chosen", nodes=nodes),
+            # There is none where answers are imitated.
+            "rejected": None if table.is_single else self._answer(row, side="rejected", nodes=nodes),
+        }
 
+    def _answer(self, row: Mapping[str, Any], *, side: str, nodes: Mapping[int, NodeRow]) -> dict[str, Any]:
+        text = _text(row.get(side))
+        path = [nodes.get(int(node)) for node in row.get(f"{side}_nodes") or ()]
+        sentences = [self._sentence(node) for node in path if node is not None]
+        told = "".join("".join(sentence["text"].split()) for sentence in sentences)
+        if None in path or not sentences or told != "".join(text.split()):
+            # The tree does not tell this answer (another method's pair, a lost file): the text alone, no colours.
+            sentences = [{"text": text}]
+        return {
+            "reward": _rounded(number(row.get(f"{side}_reward"))),
+            "logp": _rounded(number(row.get(f"{side}_logp"))),
+            "sentences": [sentence for sentence in sentences if sentence["text"].strip()],
+        }
 
-def _thumbnail(image: Image.Image) -> dict[str, Any]:
-    tiny = max(image.size) < PIXELATED_BELOW_PX
-    small = image.copy()
-    small.thumbnail((MAX_THUMBNAIL_PX, MAX_THUMBNAIL_PX))
-    buffer = io.BytesIO()
-    if tiny:  # lossless, because enlarging shows what JPEG does to hard edges
-        small.save(buffer, "PNG", optimize=True)
-    else:
-        small.save(buffer, "JPEG", quality=80, optimize=True)
-    kind = "png" if tiny else "jpeg"
-    uri = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-    return {"uri": uri, "tiny": tiny}
+    def _sentence(self, node: NodeRow) -> dict[str, Any]:
+        reward = number(node.get("reward"))
+        return {
+            "text": _text(node.get("text")),
+            "self": _rounded(number(node.get("self_score"))),
+            "image": _rounded(number(node.get("image_score"))),
+            "reward": _rounded(reward),
+            "logp": _rounded(number(node.get("logp"))),
+            "tokens": node.get("tokens") or None,
+            "colour": None if reward is None or self.scale is None else self.scale.colour(reward),
+        }
 
+    def _node(self, row: NodeRow) -> dict[str, Any]:
+        role, asked, scores = row.get("role"), row.get("asked"), dict(row.get("scores") or ())
+        more = {_text(name): _rounded(number(value)) for name, value in scores.items()}
+        parent = row.get("parent")
+        return {
+            "node": int(row["node"]),
+            "parent": None if parent is None else int(parent),
+            **self._sentence(row),
+            "kept": bool(row.get("kept")),
+            "final": bool(row.get("final")),
+            **({"role": _text(role)} if role not in (None, _OF_TREES) else {}),
+            **({"asked": _text(asked)} if asked else {}),
+            **({"scores": more} if more else {}),
+        }
 
-def _content_and_path(image: object) -> tuple[bytes | None, str | None]:
-    if isinstance(image, bytes):
-        return image, None
-    if isinstance(image, Mapping):
-        content, path = image.get("bytes"), image.get("path")
-        return (content if isinstance(content, bytes) and content else None), (str(path) if path else None)
-    return None, (image if isinstance(image, str) else None)
-
-
-def image_folders(run: Run) -> list[Path]:
-    """Where a relative name of a picture may start from."""
-    data = section(run.config, key="data")
-    images, prompts = data.get("images"), data.get("prompts")
-    folders = [Path(images)] if isinstance(images, str) else []
-    folders += [Path(prompts).parent] if isinstance(prompts, str) else []
-    return [*folders, run.folder]
-
-
-def _pair(
-    row: Mapping[str, Any], *, of: RoundData, scale: RewardScale | None, thumbnails: Thumbnails
-) -> dict[str, Any]:
-    chosen_reward, rejected_reward = number(row.get("chosen_reward")), number(row.get("rejected_reward"))
-    both = chosen_reward is not None and rejected_reward is not None
-    return {
-        "round": of.index,
-        "id": _text(row.get("id")),
-        "prompt": _text(row.get("prompt")),
-        "image": thumbnails.add(row.get("image")),
-        "margin": _rounded(chosen_reward - rejected_reward) if both else None,  # type: ignore[operator]
-        "chosen": _answer(row, side="chosen", nodes=of.nodes, scale=scale),
-        # There is none where answers are imitated.
-        "rejected": None if "rejected" not in row else _answer(row, side="rejected", nodes=of.nodes, scale=scale),
-    }
-
-
-def _answer(row: Mapping[str, Any], *, side: str, nodes: NodeRows, scale: RewardScale | None) -> dict[str, Any]:
-    text = _text(row.get(side))
-    identifier = str(row.get("id"))
-    path = [nodes.get((identifier, int(node))) for node in row.get(f"{side}_nodes") or ()]
-    sentences = [_sentence(node, scale=scale) for node in path if node is not None]
-    told = "".join("".join(sentence["text"].split()) for sentence in sentences)
-    if None in path or not sentences or told != "".join(text.split()):
-        # The tree does not tell this answer (another method's pair, a lost file): the text alone, without colours.
-        sentences = [{"text": text}]
-    return {
-        "reward": _rounded(number(row.get(f"{side}_reward"))),
-        "logp": _rounded(number(row.get(f"{side}_logp"))),
-        "sentences": [sentence for sentence in sentences if sentence["text"].strip()],
-    }
-
-
-def _sentence(node: Mapping[str, Any], *, scale: RewardScale | None) -> dict[str, Any]:
-    reward = number(node.get("reward"))
-    return {
-        "text": _text(node.get("text")),
-        "self": _rounded(number(node.get("self_score"))),
-        "image": _rounded(number(node.get("image_score"))),
-        "reward": _rounded(reward),
-        "logp": _rounded(number(node.get("logp"))),
-        "tokens": len(node.get("token_ids") or ()) or None,
-        "colour": None if reward is None or scale is None else scale.colour(reward),
-    }
+    def _sides(self, place: Place, *, id: str, tree_number: int) -> dict[str, list[int]]:
+        """The nodes of the two answers of the prompt's first pair, as far as it is decided."""
+        table = next((table for table in self.pairs.tables if table.place == place), None)
+        if table is None:
+            unit, _ = self.trees.at(tree_number)
+            table = self.pairs.open_unit(unit.place, name=unit.name)
+        position = None if table is None else table.position_of(id)
+        if table is None or position is None:
+            return {}
+        (row,) = table.rows([position])
+        return {side: [int(node) for node in row.get(f"{side}_nodes") or ()] for side in ("chosen", "rejected")}
 
 
 def _text(value: object) -> str:
-    """A string as it is; a chat (list of messages) as the text of its messages, in order."""
-    if isinstance(value, Mapping):
-        return _text(value.get("content") if "content" in value else value.get("text"))
-    if isinstance(value, (list, tuple)):
-        return " ".join(filter(None, (_text(item) for item in value)))
-    text = "" if value is None else str(value)
+    text = plain_text(value)
     return text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import cache
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jinja2
 import numpy as np
@@ -19,8 +22,9 @@ from markupsafe import Markup
 
 from csr_ray.config.load import names_of_methods
 from csr_ray.report import charts
-from csr_ray.report.before_after import before_and_after
+from csr_ray.report.before_after import Cases, before_and_after
 from csr_ray.report.dose import dose_rows, verdict_rows
+from csr_ray.report.embedded import embedded_data
 from csr_ray.report.figures import (
     STAGES,
     ChangeFigures,
@@ -38,7 +42,8 @@ from csr_ray.report.figures import (
     section,
     split_columns,
 )
-from csr_ray.report.gallery import NUM_COLOURS, gallery, reward_scale
+from csr_ray.report.gallery import NUM_COLOURS, reward_scale
+from csr_ray.report.live import Live, live_of
 from csr_ray.report.read import RoundData, Run, mean_or_none, read_run
 from csr_ray.store.atomic import write_atomically
 
@@ -79,6 +84,20 @@ CARDS = (
 )
 
 
+# The parts of the page that the server of a run that goes on sends again when they change. A run that is watched says
+# first what it is doing; of one that is over the result comes first.
+_FIRST: Final = ("head",)
+_WATCHED: Final = ("now", "actors")
+_FIGURES: Final = ("cards", "quality", "cases", "work", "dose", "gate", "judge", "time", "cost", "rewards")
+_LAST: Final = ("aside", "config")
+_FOOT: Final = ("foot",)
+_ANCHORS: Final = (
+    ("figures", "Figures"), ("work", "Work by round"), ("trees", "Trees"), ("pairs", "Pairs"), ("aside", "Set aside"),
+)  # fmt: skip
+_STYLES: Final = ("report.css",)
+_SCRIPTS: Final = ("base.js", "pairs.js", "trees.js", "live.js")
+
+
 def write_report(run_dir: Path) -> Path:
     """Write `run_dir`/report.html from whatever the run has done so far; return its path.
 
@@ -95,7 +114,102 @@ def write_report(run_dir: Path) -> Path:
 
 
 def render(run: Run) -> str:
-    """The page as a string."""
+    """The page as one file that needs nothing else."""
+    embedded = embedded_data(run, scale=reward_scale(run.rewards))
+    values = {
+        "is_live": False,
+        "parts": parts(run, live=None),
+        "before": _FIGURES,
+        "after": ("actors", *_LAST),
+        "anchors": _ANCHORS,
+        "facts": embedded.facts,
+        "chunks": embedded.chunks,
+        "pairs_lead": embedded.lead,
+        "style": Markup(style_sheet()),
+        "script": Markup(script()),
+        **_shell(run),
+    }
+    return _environment().get_template("report.html.j2").render(values)
+
+
+def served_page(run: Run | None, *, name: str, live: Live, facts: Mapping[str, Any], parts: Mapping[str, str]) -> str:
+    """The page of a run that is watched; it gets style, script, pairs and trees from the server that it comes from.
+
+    Args:
+        run: None: there is none yet.
+        name: how it is called then.
+        parts: what `parts` has made.
+    """
+    shell = {"folder": name, "no_pairs": _NO_PAIRS_YET, "num_colours": NUM_COLOURS} if run is None else _shell(run)
+    values = {
+        "is_live": True,
+        "parts": {name: Markup(text) for name, text in parts.items()},
+        "before": (*_WATCHED, *_FIGURES),
+        "after": _LAST,
+        "anchors": (("now", "Now"), *_ANCHORS),
+        "facts": facts,
+        "pairs_lead": "",
+        **shell,
+    }
+    return _environment().get_template("report.html.j2").render(values)
+
+
+def parts(
+    run: Run | None, *, live: Live | None, name: str = "", only: Collection[str] = (), cases: Cases | None = None
+) -> dict[str, Markup]:
+    """The parts of the page by name, as markup.
+
+    Args:
+        run: None: there is none yet, and the page only says that it waits for it.
+        live: None: the page is a file.
+        name: of a run that is not there yet.
+        only: the names of those that are wanted; empty: all of them.
+        cases: what is to stand before and after, where somebody has kept it; None: it is made.
+    """
+    is_live = live is not None
+    names = [*_FIRST, *(_WATCHED if is_live else ("actors",)), *_FIGURES, *_LAST, *_FOOT]
+    values: dict[str, Any]
+    if run is None:
+        values = {
+            "headline": "The run has not begun", "facts": [], "notes": [], "ended": "", "verdicts": [],
+            "folder": name, "written": "", "live": live, "is_live": True,
+        }  # fmt: skip
+        names = [*_FIRST, "now"]
+        empty = dict.fromkeys([*_WATCHED, *_FIGURES, *_LAST, *_FOOT], Markup(""))
+    else:
+        names = [one for one in names if not only or one in only]
+        made = head_values(run) if set(names) <= {*_FIRST, *_WATCHED} else page_values(run, cases=cases)
+        values = {**made, "live": live or live_of(run), "is_live": is_live}
+        empty = {}
+    environment = _environment()
+    found = {one: Markup(environment.get_template(f"parts/{one}.html.j2").render(values).strip()) for one in names}
+    return {**empty, **found}
+
+
+def trouble_note(words: str) -> Markup:
+    """A line under the head: why what is shown may be old."""
+    return Markup('<ul class="notes"><li>{}</li></ul>').format(words)
+
+
+def style_sheet() -> str:
+    return "\n".join(_text_of(name) for name in _STYLES)
+
+
+def script() -> str:
+    return "\n".join(_text_of(name) for name in _SCRIPTS)
+
+
+def _shell(run: Run) -> dict[str, Any]:
+    what = "No pair could be read." if any(data.num_pairs for data in run.rounds) else _NO_PAIRS
+    return {"folder": run.name, "no_pairs": what, "num_colours": NUM_COLOURS}
+
+
+_NO_PAIRS: Final = "There are no preference pairs in this run; the table of work says why, where some were dropped."
+_NO_PAIRS_YET: Final = "There are no preference pairs yet: they are made at the end of a round's rollouts."
+
+
+@cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("csr_ray.report", "."),
         autoescape=True,
@@ -104,12 +218,25 @@ def render(run: Run) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(
-        percent=percent, ends=_ends, reason=_reason,
+        percent=percent, ends=_ends, reason=_reason, clock=_clock, iso=_iso,
         duration=_or_dash(charts.duration), count=_or_dash(lambda n: f"{n:,.0f}"),
         hours=_or_dash(lambda value: f"{value:.3g}"), usd=_or_dash(_dollars),
         one_decimal=_or_dash(lambda value: f"{value:.1f}"), three=_or_dash(lambda value: f"{value:.3f}"),
     )  # fmt: skip
-    return environment.get_template("report.html.j2").render(page_values(run))
+    return environment
+
+
+@cache
+def _text_of(name: str) -> str:
+    return (resources.files("csr_ray.report") / name).read_text(encoding="utf-8")
+
+
+def _clock(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, tz=timezone.utc).strftime("%H:%M:%S")
+
+
+def _iso(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, tz=timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def chair_note(named: Mapping[str, Any]) -> str | None:
@@ -121,19 +248,33 @@ def chair_note(named: Mapping[str, Any]) -> str | None:
     return None
 
 
-def page_values(run: Run) -> dict[str, Any]:
-    """Everything the template names."""
-    rows = with_folders(round_figures(run.summary), rounds=run.rounds)
+def head_values(run: Run) -> dict[str, Any]:
+    """What the head of the page names; cheap, as it is made again and again while a run goes on."""
+    rows = _rows(run)
     finished = [row for row in rows[1:] if _is_finished(row, run=run)]
-    scale = reward_scale(run.rewards)
     end = ending(run.summary)
-    timed = _timed(rows, summary=run.summary)
     return {
         "headline": headline([rows[0], *finished], is_over=bool(end)),
         "facts": _facts(run, num_finished=len(finished)),
         "written": f"{run.written:%-d %B %Y, %H:%M} UTC",
-        "folder": run.folder.resolve().name,
+        "folder": run.name,
         "notes": [*_unfinished_notes(run, rows=rows, num_finished=len(finished)), *run.notes],
+        "verdicts": verdict_rows(run.summary),
+        "ended": end,
+    }
+
+
+def page_values(run: Run, *, cases: Cases | None = None) -> dict[str, Any]:
+    """Everything the parts name.
+
+    Args:
+        cases: None: they are made, which takes a moment.
+    """
+    rows = _rows(run)
+    finished = [row for row in rows[1:] if _is_finished(row, run=run)]
+    timed = _timed(rows, summary=run.summary)
+    return {
+        **head_values(run),
         "cards": cards([rows[0], *finished]),
         "rows": rows,
         "rate_names": list(dict.fromkeys(name for row in rows for name in row.rates)),
@@ -142,7 +283,7 @@ def page_values(run: Run) -> dict[str, Any]:
         "has_intervals": any(row.intervals for row in rows),
         "splits": split_columns(rows),
         "chair": chair_note(section(run.summary, key="chair")),
-        "cases": before_and_after(run),
+        "cases": before_and_after(run) if cases is None else cases,
         "quality_charts": _quality_charts(rows),
         "quality_lines": _quality_lines(rows),
         "doses": dose_rows(
@@ -150,8 +291,6 @@ def page_values(run: Run) -> dict[str, Any]:
             target_margin=number(section(run.config, key="train").get("target_margin")),
             margin_decay=number(section(run.config, key="train").get("margin_decay")),
         ),
-        "verdicts": verdict_rows(run.summary),
-        "ended": end,
         "histograms": histograms(run.rounds),
         "num_histograms": sum(bool(data.num_pairs) for data in run.rounds),
         "heat": _heat(run),
@@ -162,17 +301,17 @@ def page_values(run: Run) -> dict[str, Any]:
         "cost_note": cost_note(run.summary),
         "cost_tokens": number(section(run.summary, key="cost").get("tokens")),
         "total": charts.duration(total) if (total := number(run.summary.get("seconds"))) is not None else None,
-        "gallery": gallery(run, scale=scale),
-        "gallery_rounds": [data for data in run.rounds if data.shown],
-        "num_pairs": sum(data.num_pairs or 0 for data in run.rounds),
-        "num_shown": sum(len(data.shown) for data in run.rounds),
-        "scale": scale,
-        "num_colours": NUM_COLOURS,
+        "num_units": run.num_units,
+        "num_sampled_units": run.num_sampled_units,
         "quarantine": run.quarantine,
         "config_text": run.config_text,
         "versions": section(run.summary, key="versions"),
         "machine": _machine(run.summary),
     }
+
+
+def _rows(run: Run) -> tuple[RoundFigures, ...]:
+    return with_folders(round_figures(run.summary, more=run.open_rounds), rounds=run.rounds)
 
 
 def with_folders(rows: Sequence[RoundFigures], *, rounds: Sequence[RoundData]) -> tuple[RoundFigures, ...]:

@@ -23,6 +23,8 @@ _ABBREVIATIONS: Final = frozenset(
 _CLOSERS: Final = "\"')]}\u201d\u2019\u00bb"
 _OPENERS: Final = "\"'([{\u201c\u2018\u00ab"
 _STOP: Final = re.compile(rf"[.!?]+[{re.escape(_CLOSERS)}]*")
+WHOLE_ENDING: Final = r"""[.!?\x{3002}\x{FF01}\x{FF1F}]["')\]}\x{201D}\x{2019}\x{BB}]*\s*$"""
+"""Pattern, for RE2, of a text that ends where a sentence may end, so that it is not cut off in the middle of one."""
 _LIST_MARKER: Final = re.compile(r"\s*\d+\.")
 _PLAIN_WORD: Final = re.compile(r"[^\W\d_A-Z]{2,}\.")
 

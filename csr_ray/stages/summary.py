@@ -84,7 +84,7 @@ def round_figures(journal: Journal, *, config: Config, cycles: Sequence[Cycle], 
     return {
         "round": round_index,
         "method": config.method_of_round(round_index),
-        **_round(journal, cycles=cycles, wall_s=line["wall_s"] if line else 0.0),
+        **round_entry(journal, cycles=cycles, wall_s=line["wall_s"] if line else 0.0),
         "cost": {
             **cost(used(journal, round_index=round_index), cluster=config.cluster),
             "tokens": _tokens(journal, cycles),
@@ -92,8 +92,11 @@ def round_figures(journal: Journal, *, config: Config, cycles: Sequence[Cycle], 
     }
 
 
-def _round(journal: Journal, *, cycles: Sequence[Cycle], wall_s: float) -> JsonDict:
-    """The entry of one round; if it has several phases, their sums, and each phase's own entry under `phases`."""
+def round_entry(journal: Journal, *, cycles: Sequence[Cycle], wall_s: float) -> JsonDict:
+    """The entry of one round, also of one that is not over.
+
+    If it has several phases it is their sums, and each phase's own entry stands under `phases`.
+    """
     phases = [cycle_figures(journal, cycle) for cycle in cycles]
     # A round without phases trains nothing, and 1 is the base policy decoded in another way.
     version = max((cycle.policy_version + 1 for cycle in cycles), default=1)

@@ -137,8 +137,9 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, *, value: object) -> None:
-    write_atomically(path, write=lambda temporary: temporary.write_text(json.dumps(value, indent=2) + "\n"))
+def write_json(path: Path, *, value: object, is_durable: bool = True) -> None:
+    text = json.dumps(value, indent=2) + "\n"
+    write_atomically(path, write=lambda temporary: temporary.write_text(text), is_durable=is_durable)
 
 
 @contextlib.contextmanager

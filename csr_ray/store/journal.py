@@ -63,6 +63,7 @@ class Journal:
         self.after_commit: Callable[[Sequence[JsonDict], bytes], None] = lambda entries, data: None
         self._listeners: list[Callable[[JsonDict], None]] = []
         self._tail = Tail()
+        self._identity: tuple[int, int] | None = None  # of the file that was read
         self._may_have_rest = False  # whether half a line may stand behind those that are known
         self._index: dict[tuple[str, int | None], list[JsonDict]] = {}  # by kind and round, and by kind alone (None)
         self._units: dict[tuple[int, str], CommittedUnits] = {}
@@ -101,9 +102,16 @@ class Journal:
             for entry in self._unit_lines():
                 yield from ((entry, Rejection(**rejected)) for rejected in entry.get("rejected", ()))
 
-    def unit_lines(self, *, round: int, phase: str) -> Iterator[JsonDict]:
-        """The lines of one cycle's committed units, oldest first; the file is read once more for that."""
-        return (entry for entry in self._unit_lines() if (entry["round"], entry["phase"]) == (round, phase))
+    def cycles(self) -> list[tuple[int, str]]:
+        """Round and phase of every cycle that has committed units, in the order of their first ones."""
+        return [cycle for cycle, units in self._units.items() if units.names]
+
+    def unit_lines(self, **cycle: int | str) -> Iterator[JsonDict]:
+        """The lines of committed units, oldest first, of one cycle (`round` and `phase`) or, without these, of all.
+
+        The file is read once more for that.
+        """
+        return (entry for entry in self._unit_lines() if all(entry[key] == value for key, value in cycle.items()))
 
     def commit(self, kind: str, **fields: object) -> JsonDict:
         """Append a line, make it durable and return it. Whatever it speaks of must be on disk already."""
@@ -114,6 +122,47 @@ class Journal:
         self._add(entry)
         self._tell([entry])
         return entry
+
+    def catch_up(self) -> list[JsonDict] | None:
+        """Take in what another process has written since this one has read the file; for those who only watch a run.
+
+        Half a line that is being written counts as not there; it is read when it is whole.
+
+        Returns:
+            The lines that are new, oldest first. None: all of the file was read anew, because a line voids earlier
+            ones, or because it is another file by now, or none.
+
+        Raises:
+            DamageError: a line is not what was written.
+        """
+        identity, num_bytes = _identity(self.path)
+        known = self._tail
+        if identity != self._identity or num_bytes < known.num_bytes:
+            self._load()
+            return None
+        if num_bytes == known.num_bytes:
+            return []
+        new: list[JsonDict] = []
+        try:
+            with self.path.open("rb") as file:
+                file.seek(known.num_bytes)
+                if known.lacks_newline:
+                    file.seek(1, os.SEEK_CUR)
+                    known = Tail(known.num_bytes + 1, known.checksum, known.num_lines)
+                for body, tail in bodies(file, after=known):
+                    new.append(json.loads(body))
+                    known = tail
+        except DamagedLine as damage:
+            raise self._error(damage) from None
+        except OSError as error:
+            raise DamageError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        if any(entry["kind"] == "again" for entry in new):
+            self._load()
+            return None
+        self._tail = known
+        for entry in new:
+            self._add(entry)
+        return new
 
     def again(self, lines: Iterable[JsonDict]) -> None:
         """Void earlier work, so that it is done again: a line each (see the table at the top of this module)."""
@@ -145,6 +194,7 @@ class Journal:
         """Read the file, a second time if a line voids others, because it stands behind them."""
         self._index, self._units = {}, {}
         self._tail = Tail()
+        self._identity, _ = _identity(self.path)
         voided = _Voided()
         for number, (entry, tail) in enumerate(self._lines()):
             self._tail = tail
@@ -246,6 +296,15 @@ class Journal:
             os.write(handle, b"\n")
             self._tail = Tail(tail.num_bytes + 1, tail.checksum, tail.num_lines)
         self._may_have_rest = False
+
+
+def _identity(path: Path) -> tuple[tuple[int, int] | None, int]:
+    """What tells a file from another one in its place, and its size; None: there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None, 0
+    return (status.st_dev, status.st_ino), status.st_size
 
 
 class _Voided:

@@ -59,8 +59,11 @@ def seal(entry: JsonDict, *, previous: str) -> tuple[bytes, str]:
     return b'%s, "sum": "%s"}\n' % (body[:-1], checksum.encode()), checksum
 
 
-def bodies(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Tail]]:
+def bodies(lines: Iterable[bytes], *, after: Tail | None = None) -> Iterator[tuple[bytes, Tail]]:
     """Check the lines of a file one by one, each with its newline. A torn last line counts as not there.
+
+    Args:
+        after: how the part of the file before these lines ends; None: they are the first.
 
     Yields:
         Each line without its checksum, and how the whole lines of the file would end with it.
@@ -68,8 +71,9 @@ def bodies(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Tail]]:
     Raises:
         DamagedLine: a line is not what was written.
     """
-    num_bytes, checksum = 0, FIRST
-    for number, line in enumerate(lines, 1):
+    known = after or Tail()
+    num_bytes, checksum = known.num_bytes, known.checksum
+    for number, line in enumerate(lines, known.num_lines + 1):
         has_newline = line.endswith(b"\n")
         bare = line[:-1] if has_newline else line
         body = _unsealed(bare, previous=checksum)
@@ -117,5 +121,5 @@ def _is_unsealed(bare: bytes) -> bool:
         return False
     try:
         return isinstance(json.loads(bare), dict)
-    except ValueError:
+    except (ValueError, RecursionError):  # a thousand opening brackets end the recursion
         return False

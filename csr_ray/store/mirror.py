@@ -338,6 +338,7 @@ class Mirror:
     def _loose_files(self) -> list[Path]:
         root = self._folder.root
         found = [path for path in root.iterdir() if is_loose(path.name)] + list(root.glob("eval/*"))
+        found.append(self._folder.pool_events)  # the one log that others look at meanwhile
         for folder in (*root.glob("round_*/checkpoints"), *root.glob("round_*/*/checkpoints")):
             found += sorted(folder.rglob("*"))  # half of one is passed over: it lists the digests of its files
         return [path for path in found if is_loose(self._name(path)) and path.is_file()]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csr_ray.records import Cycle
+from csr_ray.store.pool_events import NAME
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,16 @@ class RunFolder:
     def driver_log(self) -> Path:
         """Tracebacks of the process that runs the loop; actors have logs of their own."""
         return self.logs / "driver.log"
+
+    @property
+    def progress(self) -> Path:
+        """What the driver is doing now (`csr_ray.stages.progress`); nothing rests on it."""
+        return self.root / "progress.json"
+
+    @property
+    def pool_events(self) -> Path:
+        """A line for each actor that was lost, serves again, came or was let go (`csr_ray.store.pool_events`)."""
+        return self.logs / NAME
 
     @property
     def lock(self) -> Path:

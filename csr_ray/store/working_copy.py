@@ -40,8 +40,8 @@ _CHUNK_BYTES: Final = 1 << 20
 _FILES_WITHOUT_A_LINE: Final = 8
 # Whatever the journal does not name, but a start needs, or a person wants to see.
 _LOOSE: Final = re.compile(
-    r"config\.yaml|summary\.json|quarantine\.jsonl|judge\.jsonl|report\.html|eval/[^/]+\.jsonl|logs/.+|trace/[^/]+"
-    r"|round_\d+/([^/]+/)?checkpoints/.+"
+    r"config\.yaml|summary\.json|progress\.json|quarantine\.jsonl|judge\.jsonl|report\.html|eval/[^/]+\.jsonl|logs/.+"
+    r"|trace/[^/]+|round_\d+/([^/]+/)?checkpoints/.+"
 )
 
 
@@ -157,6 +157,85 @@ class FetchedRun:
         """Bring these files here; those that are not among `names` are left out."""
         known = set(self.names)
         _fetch(self._store, root=self.folder.root, found=self._found, names=[n for n in names if n in known])
+
+
+class FollowedCopy:
+    """A copy of a run folder at a URL for whoever watches it while it goes on. It needs no lock and sends nothing."""
+
+    def __init__(self, store: ObjectStore, *, folder: RunFolder, is_wanted: Callable[[str], bool]) -> None:
+        self.folder = folder
+        self._store = store
+        self._is_wanted = is_wanted
+        self._have: dict[str, Found] = {}
+        self._found: dict[str, Found] = {}
+
+    def refresh(self) -> None:
+        """Fetch what has changed, and remove what is gone.
+
+        Raises:
+            StoreError: the store cannot be asked; the copy stays as it was.
+        """
+        found = self._store.list()
+        if _of_journal(found) != _of_journal(self._found):
+            self._bring_journal()
+        own = (LOCK_FOLDER, PIECES_FOLDER, WHOLE)
+        wanted = {
+            name: one
+            for name, one in found.items()
+            if name.split("/")[0] not in own and ".." not in name.split("/") and self._is_wanted(name)
+        }
+        changed = [name for name, one in wanted.items() if self._have.get(name) != one]
+        _fetch(self._store, root=self.folder.root, found=found, names=changed)
+        for name in self._have.keys() - wanted.keys():
+            (self.folder.root / name).unlink(missing_ok=True)
+        self._have, self._found = wanted, found
+
+    def need(self, path: Path) -> None:
+        """Fetch a file that is not wanted always, if it is not here.
+
+        Raises:
+            StoreError: the store cannot be asked.
+        """
+        name = path.relative_to(self.folder.root).as_posix()
+        if not path.exists() and name in self._found:
+            _fetch(self._store, root=self.folder.root, found=self._found, names=[name])
+
+    def _bring_journal(self) -> None:
+        """Bring the journal up to date; where it only has more lines they are appended, so that it stays one file."""
+        with tempfile.TemporaryDirectory(dir=self.folder.root, prefix=".journal.") as place:
+            fetched_to = Path(place, "journal")
+            _fetch_journal(self._store, to=fetched_to)
+            target = self.folder.journal
+            if not fetched_to.exists():
+                target.unlink(missing_ok=True)
+                return
+            num_bytes = target.stat().st_size if target.exists() else 0
+            with fetched_to.open("rb") as new, target.open("ab+") as known:
+                known.seek(0)
+                is_more = num_bytes and all(
+                    chunk == new.read(len(chunk)) for chunk in iter(lambda: known.read(_CHUNK_BYTES), b"")
+                )
+                if is_more:
+                    shutil.copyfileobj(new, known)
+                    return
+            os.replace(fetched_to, target)
+
+
+@contextlib.contextmanager
+def followed(store: ObjectStore, *, is_wanted: Callable[[str], bool]) -> Iterator[FollowedCopy]:
+    """A copy of a run folder that is brought up to date again and again, and is gone at the end of the block.
+
+    Args:
+        is_wanted: which files are brought always; the journal always is, others when they are asked for.
+    """
+    with tempfile.TemporaryDirectory(prefix="csr_ray_") as place:
+        folder = RunFolder(Path(place, PurePosixPath(store.url).name), url=store.url)
+        folder.root.mkdir()
+        yield FollowedCopy(store, folder=folder, is_wanted=is_wanted)
+
+
+def _of_journal(found: Mapping[str, Found]) -> dict[str, Found]:
+    return {name: one for name, one in found.items() if name == WHOLE or name.startswith(f"{PIECES_FOLDER}/")}
 
 
 def _fetch_journal(store: ObjectStore, *, to: Path) -> dict[str, Found]:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from finished_run import CONFIGS, NUM_PROMPTS, FinishedRun, check_trees
 from judge_server import judge_server
+from report_runs import facts_of
 
 from actors.data.runs import open_run
 from csr_ray.judging.attributes import ATTRIBUTES
@@ -99,6 +100,21 @@ def test_each_goes_on_with_the_policy_that_the_one_before_it_left(turns: Turns) 
     assert list(ran.folder.logs.glob("scorer_*")), "some of the methods ask for a scorer"
     page = ran.folder.report.read_text()
     assert "longer chosen" in page and "The judge by round" in page
+
+
+def test_what_the_driver_did_is_noted_and_the_page_has_every_phase(turns: Turns) -> None:
+    noted = json.loads(turns.ran.folder.progress.read_text())
+    assert noted["ended"] == {"how": "finished", "reason": ""} and noted["running"] == []
+    stages = [one["stage"] for one in noted["done"]]
+    assert {"start the machinery", "roll out", "train", "publish"} <= set(stages) and stages[-1] == "save the model"
+    assert all(one["done"] == NUM_PROMPTS for one in noted["done"] if one["stage"] == "roll out")
+    assert noted["deaths"] == {}
+    facts = facts_of(turns.ran.folder.report.read_text())
+    cycles = [cycle for of_round in turns.ran.cycles for cycle in of_round]
+    assert facts["trees"]["of"] == sum(len(turns.ran.rollouts(cycle)) for cycle in cycles)
+    assert facts["num"] == sum(len(turns.ran.examples(cycle)) for cycle in cycles)
+    labels = [place["label"] for place in facts["places"]]
+    assert len(labels) == len(set(labels)) == len(cycles), "a round with two phases has two places"
 
 
 def test_mllm_dpo_asks_a_judge_at_an_endpoint_and_keeps_what_it_says(turns: Turns) -> None:

@@ -5,6 +5,7 @@ Each start of a group costs tens of seconds, so one training has all the deaths.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -195,6 +196,8 @@ def test_any_process_of_the_group_may_die_or_hang(
     _assert_same(result, undisturbed)
     for rank in range(2):
         assert (driver.logs / f"train_worker_{rank}.log").stat().st_size > 0
+    events = [json.loads(line) for line in (driver.logs / "pool.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events[-6:]] == ["lost", "serves again"] * 3
 
 
 @pytest.mark.parametrize("after_s", [0.0, 0.3, 1.0, 2.0, 3.0, 4.5, 6.0])

@@ -25,7 +25,8 @@ from rich.console import Console
 
 from csr_ray.annotation.verdicts import Annotations, person_of
 from csr_ray.app.annotate import Asked, annotate, export
-from csr_ray.app.annotate_server import MAX_BODY_BYTES, AnnotationServer, is_own_host, is_own_page
+from csr_ray.app.annotate_server import MAX_BODY_BYTES, AnnotationServer
+from csr_ray.app.local_server import is_own_host, is_own_page
 from csr_ray.methods.illume import read_accepted
 from csr_ray.store.lock import lock_folder
 from csr_ray.store.run_folder import RunFolder
@@ -207,7 +208,7 @@ def test_a_picture_is_pixels_that_were_drawn_anew_and_no_other_file_can_be_one(r
 
 def test_a_picture_of_the_web_is_not_fetched_unless_the_run_might(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    monkeypatch.setattr("csr_ray.annotation.session.load_image", lambda path: asked.append(path))
+    monkeypatch.setattr("csr_ray.report.pictures.load_image", lambda path: asked.append(path))
     path = run / "round_000" / "pairs.parquet"
     table = pq.read_table(path)
     rows = [{**row, "image": {"bytes": None, "path": "https://example.org/a.png"}} for row in table.to_pylist()]

@@ -33,7 +33,6 @@ from csr_ray.annotation.items import (
     SAME_TEXT,
     UNREADABLE,
     Item,
-    Place,
     SentenceScores,
     candidate_items,
     digest,
@@ -49,6 +48,7 @@ from csr_ray.app.annotate import Asked, annotate, export, opened_server
 from csr_ray.app.annotate_server import AnnotationServer
 from csr_ray.errors import ConfigError, NoDataError
 from csr_ray.records import Candidate
+from csr_ray.store.places import Place
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.store.tables import read_examples, write_rollouts
 

@@ -8,7 +8,7 @@ import json
 import pytest
 from journals import entries_of
 
-from csr_ray.errors import StorageError
+from csr_ray.errors import DamageError, StorageError
 from csr_ray.records import Rejection
 from csr_ray.store.atomic import new_folder, write_atomically, write_json
 from csr_ray.store.journal import Journal
@@ -95,6 +95,46 @@ def test_a_journal_cut_at_any_byte_of_its_last_line_loses_only_that_line(tmp_pat
         again.commit("model", name="m")
         assert [entry["kind"] for entry in entries_of(path)] == [*lines, "model"]
         assert Journal(path).num_lines == len(lines) + 1
+
+
+def test_who_watches_a_journal_hears_its_new_lines_when_they_are_whole(tmp_path) -> None:
+    path = tmp_path / "journal.jsonl"
+    watcher = Journal(path)
+    assert watcher.catch_up() == []
+    writer = Journal(path)
+    writer.commit("train", round=0, phase="main", num_steps=5)
+    assert watcher.catch_up() is None, "a file that was not there is another one"
+    assert watcher.find("train", round=0) is not None
+    before = path.stat().st_size
+    writer.commit("round", round=0)
+    whole = path.read_bytes()
+    for num_bytes in range(before, len(whole) - 1):
+        path.write_bytes(whole[:num_bytes])
+        assert watcher.catch_up() == []
+    path.write_bytes(whole[:-1])
+    assert watcher.catch_up() == [{"kind": "round", "round": 0}], "it lacks its newline alone"
+    path.write_bytes(whole)
+    assert watcher.catch_up() == []
+    Journal(path).commit("round", round=1)
+    assert watcher.catch_up() == [{"kind": "round", "round": 1}]
+    assert [entry["round"] for entry in watcher.all("round")] == [0, 1] and watcher.num_lines == 3
+
+
+def test_who_watches_a_journal_forgets_what_is_voided_and_a_file_that_was_there(tmp_path) -> None:
+    path = tmp_path / "journal.jsonl"
+    writer = Journal(path)
+    cycle = {"round": 0, "phase": "main"}
+    writer.commit("examples", **cycle, made=3)
+    watcher = Journal(path)
+    writer.again([{**cycle, "what": "examples", "reason": "damaged"}])
+    assert watcher.catch_up() is None and watcher.find("examples", **cycle) is None
+    path.rename(tmp_path / "earlier.jsonl")
+    assert watcher.catch_up() is None and watcher.num_lines == 0
+    Journal(path).commit("round", round=7)
+    assert watcher.catch_up() is None and watcher.find("round", round=7) is not None
+    path.write_bytes(path.read_bytes() + path.read_bytes())
+    with pytest.raises(DamageError, match="line 2"):
+        watcher.catch_up()
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path) -> None:

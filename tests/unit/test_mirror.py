@@ -336,6 +336,8 @@ def test_what_no_line_names_follows_and_goes_when_it_is_gone(
             folder.config: "method: csr",
             folder.answers(0): "an answer\n",
             folder.judge_replies: "paid\n",
+            folder.progress: "{}",
+            folder.pool_events: "{}\n",
             folder.round(0) / "checkpoints" / "checkpoint-2" / "state.bin": "state",
             folder.round(0) / "second" / "checkpoints" / "checkpoint-2" / "state.bin": "state",
         }
@@ -352,7 +354,7 @@ def test_what_no_line_names_follows_and_goes_when_it_is_gone(
         wait_until(lambda: store.read("eval/version_000.jsonl") == b"an answer\nanother\n", "it has changed there")
         folder.answers(0).unlink()
         wait_until(lambda: "eval/version_000.jsonl" not in store.list(), "it is gone there")
-        folder.logs.mkdir()
+        folder.logs.mkdir(exist_ok=True)
         folder.driver_log.write_text("said")
         (folder.logs / "train" / "rank_0").mkdir(parents=True)
         (folder.logs / "train" / "rank_0" / "worker.log").write_text("said, too")

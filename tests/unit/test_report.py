@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from patience import within
-from report_runs import ATTACK, EVAL, gallery_of, page, png, summary_of, words, write_round, write_summary
+from report_runs import ATTACK, EVAL, facts_of, gallery_of, page, png, summary_of, words, write_round, write_summary
 
 from csr_ray.config.schema import Cluster, GpuKindKeys
 from csr_ray.counters import Usage
@@ -22,8 +22,10 @@ from csr_ray.errors import UserError
 from csr_ray.machine.cost import cost
 from csr_ray.records import Ask, Example, Picture, Target
 from csr_ray.report import write_report
+from csr_ray.report.embedded import MOST_PAIRS_A_ROUND
 from csr_ray.report.gallery import NUM_COLOURS, RewardScale
-from csr_ray.report.read import MAX_SHOWN_A_ROUND, spread_over_margins
+from csr_ray.report.pairs import PairTable
+from csr_ray.store.places import Place
 from csr_ray.store.tables import Outcome, write_example_unit
 
 # ---- what the page shows -------------------------------------------------------------------------------------------
@@ -61,7 +63,7 @@ def test_text_from_data_cannot_become_markup(tmp_path: Path) -> None:
     html = page(run)
     assert "<script>alert" not in html
     assert "<b>run" not in html
-    assert len(re.findall(r"<script[ >]", html)) == 2
+    assert len(re.findall(r"<script[ >]", html)) - len(re.findall(r'<script type="application/json"', html)) == 1
     assert ATTACK in gallery_of(html)["pairs"][0]["prompt"]
 
 
@@ -73,13 +75,14 @@ def test_page_needs_no_network(tmp_path: Path) -> None:
 
 
 def test_gallery_shows_some_of_many_pairs_from_smallest_to_largest_margin_and_says_so(tmp_path: Path) -> None:
-    write_round(tmp_path, num_pairs=200)
+    write_round(tmp_path, num_pairs=700)
     html = page(tmp_path)
     margins = [pair["margin"] for pair in gallery_of(html)["pairs"]]
-    assert len(margins) == MAX_SHOWN_A_ROUND
-    assert (min(margins), max(margins)) == (0.0, 199.0)
-    assert np.diff(sorted(margins)).max() <= 4
-    assert f"{MAX_SHOWN_A_ROUND} of 200 pairs" in words(html)
+    assert len(margins) == MOST_PAIRS_A_ROUND
+    assert (min(margins), max(margins)) == (0.0, 699.0)
+    assert np.diff(sorted(margins)).max() <= 8
+    assert f"{MOST_PAIRS_A_ROUND} of 700 pairs" in words(html)
+    assert facts_of(html)["num"] == 700
 
 
 def test_gallery_shows_all_of_few_pairs(tmp_path: Path) -> None:
@@ -89,8 +92,14 @@ def test_gallery_shows_all_of_few_pairs(tmp_path: Path) -> None:
     assert "All 5 pairs" in words(html)
 
 
-def test_unknown_margins_come_last_in_the_spread() -> None:
-    assert spread_over_margins(np.array([3.0, np.nan, 1.0]), num=2).tolist() == [2, 1]
+def test_unknown_margins_come_last_in_the_spread(tmp_path: Path) -> None:
+    write_round(tmp_path, num_pairs=3)
+    path = tmp_path / "round_000" / "pairs.parquet"
+    table = pq.read_table(path)
+    column = table.schema.get_field_index("chosen_reward")
+    pq.write_table(table.set_column(column, "chosen_reward", pa.array([23.0, None, 21.0])), path)
+    pairs = PairTable(Place(0, "main", path.parent), path=path)
+    assert pairs.spread(2).tolist() == [2, 1]
 
 
 def test_sentences_carry_their_scores_and_a_colour_of_the_run_s_scale(tmp_path: Path) -> None:
@@ -120,12 +129,10 @@ def test_chat_messages_and_a_bare_end_of_answer_are_read(tmp_path: Path) -> None
     write_round(
         tmp_path, prompt=chat, chosen=[{"role": "assistant", "content": "A red circle. 0"}], chosen_nodes=[0, 2]
     )
-    path = tmp_path / "round_000" / "candidates" / "end.parquet"
+    path = tmp_path / "round_000" / "candidates" / "unit_0.parquet"
     end = {"id": "p0", "node": 2, "text": "", "token_ids": [2], "logp": -0.1, "self_score": 99.0}
-    schema = pa.schema([("id", pa.string()), ("node", pa.int32()), ("text", pa.string()), ("logp", pa.float64()),
-                        ("token_ids", pa.list_(pa.int32())), ("self_score", pa.float64()),
-                        ("image_score", pa.float64()), ("reward", pa.float64())])  # fmt: skip
-    pq.write_table(pa.Table.from_pylist([end], schema=schema), path)
+    table = pq.read_table(path)
+    pq.write_table(pa.Table.from_pylist([*table.to_pylist(), end], schema=table.schema), path)
     pair = gallery_of(page(tmp_path))["pairs"][0]
     assert pair["prompt"] == "Who is there?"
     assert [sentence["text"] for sentence in pair["chosen"]["sentences"]] == ["A red circle. 0"]
