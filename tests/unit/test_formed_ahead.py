@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +34,6 @@ def most_waiting_bytes(sizes: list[int], *, ahead_bytes: int) -> int:
             tensor = future.result()
             del future
             beside.submit(lambda: None).result()  # all that was asked for so far is formed
-            gc.collect()
             most = max(most, sum(other.num_bytes for other in alive) - tensor.num_bytes)
             assert tensor.number == item[0]
             order.append(tensor.number)
