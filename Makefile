@@ -9,7 +9,7 @@ ENGINE  ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 # imports anew, which costs minutes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-unit test-long test-gpu bad-inputs check-cluster check-slurm check-trackio chaos soak sim sim-scale sim-scale-ray bench bench-check bench-gpu lint clean
+.PHONY: help install demo test test-unit test-long test-gpu bad-inputs check-cluster check-slurm check-trackio chaos soak sim sim-scale sim-scale-ray bench bench-check bench-gpu docs docs-serve lint clean
 
 help:
 	@echo "make install   create $(VENV) with the $(ENGINE) engine (does nothing when up to date)"
@@ -29,6 +29,7 @@ help:
 	@echo "make bench     every benchmark this machine can run"
 	@echo "make bench-check the short form of each against its baseline: what has got worse (a quarter of an hour; ONLY=train,rollout)"
 	@echo "make bench-gpu what a GPU makes of the training step, FlexAttention, CLIP and merges (eight minutes, JSON=gpu.json)"
+	@echo "make docs      the documentation site, built strictly into site/     (make docs-serve: shown while you write)"
 	@echo "make lint      ruff and mypy"
 
 install: $(STAMP)
@@ -119,11 +120,21 @@ JSON ?= gpu.json
 bench-gpu: install
 	@$(BIN)/python benchmarks/gpu/kit.py --json $(JSON) $(if $(PARTS),--parts $(PARTS))
 
+# Needs no network, and site/index.html can be opened from the disk. The variable silences a notice of the theme's makers.
+docs: install
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "site/index.html"
+
+# Documents and docstrings are shown as they change; what else is made from the code when it is started again.
+docs-serve: install
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --watch csr_ray --watch configs
+
 lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@MYPYPATH=docs $(BIN)/mypy --follow-imports silent -p sitegen
 	@cd benchmarks && MYPYPATH=.. $(abspath $(BIN))/mypy --config-file ../setup.cfg --follow-imports silent *.py
 
 clean:
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,7 +10,7 @@ _HOW = """\
 csr-ray eval --model MODEL --benchmark NAME --data DIR --json OUT          asks a model
 csr-ray score-answers --benchmark NAME --answers FILE --truth DIR --json OUT   marks answers that exist
 """
-_IN_RUNS = (
+IN_RUNS = (
     ("world", "the embedded world: descriptions and yes/no questions", "nothing, or a world's heldout folder"),
     ("pope", "POPE: yes/no questions on objects", "questions.jsonl"),
     ("chair", "CHAIR: objects that descriptions name and images lack", "prompts.jsonl and truth.jsonl"),
@@ -20,7 +20,7 @@ _IN_RUNS = (
 def print_benchmarks(*, console: Console) -> None:
     """Those that a run can measure after every round come first (`eval.benchmarks`)."""
     console.print(_HOW, markup=False, soft_wrap=True)
-    for name, title, data in _IN_RUNS:
+    for name, title, data in IN_RUNS:
         _say(console, f"{name:<12}{title}", f"reads    {data}", "in runs  eval.benchmarks")
     for name in NAMES:
         found = benchmark_of(name)

@@ -92,7 +92,7 @@ def add_parser(commands: Commands) -> None:
     suite.add_argument("--tasks-dir", type=path_here, default=None, metavar="DIR", help="folder of further tasks")
     add_judge(evaluate)
     add_cluster(evaluate)
-    evaluate.add_argument("--json", required=True, type=path_here, metavar="OUT")
+    evaluate.add_argument("--json", required=True, type=path_here, metavar="OUT", help="write the result there")
     evaluate.set_defaults(run=_eval)
 
 

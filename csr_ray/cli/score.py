@@ -26,7 +26,12 @@ def add_parser(commands: Commands) -> None:
     captions.add_argument("--images", default=None, metavar="DIR", help="folder that relative image names start from")
     captions.add_argument("--urls", action="store_true", help="images may be web pages")
     captions.add_argument("--limit", type=at_least_one, default=None, metavar="N", help="first N captions only")
-    captions.add_argument("--dtype", default="float32", choices=("float32", "tf32", "bfloat16"))
+    captions.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "tf32", "bfloat16"),
+        help="numbers in which the scorer computes, as scorer.dtype; default float32",
+    )
     captions.add_argument("--actors", type=at_least_one, default=1, metavar="N", help="how many score; default 1")
     captions.add_argument(
         "--gpus", type=share, default=0.0, metavar="G", help="of each actor, from 0 (the CPU) to 1; default 0"

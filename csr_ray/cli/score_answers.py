@@ -21,7 +21,13 @@ def add_parser(commands: Commands) -> None:
     """Add the command to the parser."""
     score = commands.add_parser("score-answers", help="a benchmark's metric on answers that exist; no model")
     score.add_argument("--benchmark", required=True, metavar="NAME", help=BENCHMARK_HELP)
-    score.add_argument("--answers", required=True, type=path_here, metavar="FILE")
+    score.add_argument(
+        "--answers",
+        required=True,
+        type=path_here,
+        metavar="FILE",
+        help="JSONL of question_id and text, or as the benchmark has them",
+    )
     score.add_argument(
         "--truth",
         type=path_here,
@@ -31,7 +37,7 @@ def add_parser(commands: Commands) -> None:
     )
     add_chair_files(score)
     add_judge(score)
-    score.add_argument("--json", required=True, type=path_here, metavar="OUT")
+    score.add_argument("--json", required=True, type=path_here, metavar="OUT", help="write the result there")
     score.set_defaults(run=_score_answers)
 
 

@@ -15,9 +15,9 @@ def add_parser(commands: Commands) -> None:
         required=True, metavar="ACTION"
     )
     build = world.add_parser("build", help="build its images, texts and tiny models into a folder")
-    build.add_argument("dir", metavar="DIR", type=path_here)
+    build.add_argument("dir", metavar="DIR", type=path_here, help="folder of the world; made if it is not there")
     build.add_argument("--images", type=int, default=None, metavar="N", help="training scenes (default 600)")
-    build.add_argument("--seed", type=int, default=0)
+    build.add_argument("--seed", type=int, default=0, help="of its scenes, splits and models; default 0")
     build.add_argument("--variant", type=natural, default=0, metavar="N", help="which world; 0 (default): the demo's")
     build.add_argument(
         "--clip-steps",

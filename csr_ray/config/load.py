@@ -248,6 +248,19 @@ def method_section(method: str) -> type[Section]:
     return section
 
 
+def sections() -> Iterator[tuple[str, type[Section]]]:
+    """Every section of a config by its name: those that all runs share in the schema's order, then those of methods.
+
+    `method` is the one key that stands in no section. A method without keys of its own has no section.
+    """
+    for name, field in Config.model_fields.items():
+        if name not in _NO_KEYS and (section := _section_of(field.annotation)) is not None:
+            yield name, section
+    for method in method_names():
+        if (section := method_section(method)).model_fields:
+            yield method, section
+
+
 def _refuse_bombs(tree: Any) -> None:
     """YAML's aliases name one value many times, and a value that holds itself: small texts, endless trees."""
     num_left, level = _MOST_VALUES, [tree]
@@ -513,18 +526,10 @@ def print_keys(*, console: Console) -> None:
     """Every key with its default and meaning, section by section; operational ones have a star."""
     from rich.markup import escape
 
-    for name, field in Config.model_fields.items():
-        section = _section_of(field.annotation)
-        if name in _NO_KEYS:
-            continue
-        if section is None:
-            about = escape(f"{field.default!r}  {field.description}")
-            console.print(f"[bold]{name}[/bold] = {about}", markup=True)
-        else:
-            _print_section(name, section=section, console=console)
-    for method in method_names():
-        if (section := method_section(method)).model_fields:
-            _print_section(method, section=section, console=console)
+    method = Config.model_fields["method"]
+    console.print(f"[bold]method[/bold] = {escape(f'{method.default!r}  {method.description}')}", markup=True)
+    for name, section in sections():
+        _print_section(name, section=section, console=console)
     console.print("* operational: may be another one each time a run is started", markup=False)
 
 

@@ -81,7 +81,7 @@ PAIRS = pa.schema(
     ],
     metadata=_IMAGE_METADATA,
 )
-ANSWERS = pa.schema(
+SINGLE_ANSWERS = pa.schema(
     [
         ("id", pa.string()),
         ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
@@ -101,7 +101,7 @@ ANSWERS = pa.schema(
     ],
     metadata=_IMAGE_METADATA,
 )
-_SCHEMAS = {1: ANSWERS, 2: PAIRS}  # by the number of answers of an example
+_SCHEMAS = {1: SINGLE_ANSWERS, 2: PAIRS}  # by the number of answers of an example
 _OUTCOME, _OUTCOME_DIGEST, _CANDIDATES_DIGEST = (
     b"csr_ray_outcome", b"csr_ray_outcome_digest", b"csr_ray_candidates_digest",
 )  # fmt: skip
@@ -446,7 +446,7 @@ class ExampleReader:
 
 def _example_columns(file: pq.ParquetFile) -> list[str]:
     """The columns of a file of examples without the bytes of their pictures."""
-    names = (ANSWERS if "answer" in file.schema_arrow.names else PAIRS).names
+    names = (SINGLE_ANSWERS if "answer" in file.schema_arrow.names else PAIRS).names
     return [name if name != "image" else "image.path" for name in names]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "benchmarks" / "README.md"]
 SOURCES = [path for folder in ("csr_ray", "actors", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
 _PATH = re.compile(r"(?<![\w/.-])((?:csr_ray|actors|tests|benchmarks|configs|docs)/[\w./-]*[\w/])")
 _LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")  # to a file, whatever heading of it
