@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from documented_commands import DOCUMENTS, ROOT, SHELLS, Command, blocks, commands, name_of, split
 
-from csr_ray.__main__ import _flags_first, _parser
+from csr_ray.__main__ import _parser
+from csr_ray.cli.order import parse
 from csr_ray.config.load import load_config, parse_settings
 from csr_ray.evaluation.benchmarks.marking import ALL_NAMES
 
@@ -51,7 +52,7 @@ def test_commands_are_found() -> None:
 @pytest.mark.parametrize("command", OURS, ids=str)
 def test_a_command_is_one_that_our_parser_and_schema_take(command: Command) -> None:
     try:
-        arguments = _parser().parse_args(_flags_first(list(command.words[1:])))
+        arguments = parse(_parser(), list(command.words[1:]))
     except SystemExit:
         pytest.fail(f"the parser refuses {command}")
     config = getattr(arguments, "config", None)

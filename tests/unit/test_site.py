@@ -207,6 +207,8 @@ def shown_type(kind: pa.DataType) -> str:
     ):
         text = text.replace(arrow, words)
     text = re.sub(r"map<(\w+), ([^>]+)>", r"map of \1 to \2", text)
+    text = text.replace("list<struct<name: string, above: double, below: double>>", "list of name, above and below")
+    text = text.replace("list<struct<name: string, value: double>>", "list of name and double")
     return re.sub(r"list<(\w+)>", r"list of \1", text)
 
 
@@ -247,7 +249,7 @@ def summary_keys() -> set[str]:
 
 def round_keys() -> set[str]:
     named = {"rollout", "score", "pairs", "train", "publish", "gate", "phases", "eval_intervals", "eval_change"}
-    return returned_keys("_round") | named | {"round", "method", "cost"}
+    return returned_keys("round_entry") | named | {"round", "method", "cost"}
 
 
 def returned_keys(function: str) -> set[str]:
