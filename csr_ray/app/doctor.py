@@ -225,7 +225,7 @@ def check_torch() -> tuple[Check, list[tuple[str, int]], float]:
     if found is None:
         remedy = f"torch and torchvision must come from one build family: {_INSTALL}"
         return Check(name="torch", state="missing", fact=problem, remedy=remedy), [], 0.0
-    fact = f"torch {found['torch']} and torchvision {found['torchvision']} import together"
+    fact = f"torch {found['torch']} and torchvision {found['torchvision']} fit together"
     gpus = [(str(name), int(num_bytes)) for name, num_bytes in found["gpus"]]
     return Check(name="torch", state="ok", fact=fact), gpus, float(found["gflops"])
 
