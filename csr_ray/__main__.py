@@ -21,7 +21,9 @@ from csr_ray.cli import (
     evaluate,
     init,
     methods,
+    pairs,
     plan,
+    push,
     report,
     run,
     score,
@@ -66,6 +68,8 @@ _COMMANDS = (
     ask,
     watch,
     annotate,
+    pairs,
+    push,
     doctor,
     completion,
 )

@@ -54,6 +54,7 @@ from csr_ray.policy.source import revision_of
 from csr_ray.ports import Machinery
 from csr_ray.records import Prompt, Rejection
 from csr_ray.report import write_report
+from csr_ray.report.cards import write_cards
 from csr_ray.report.terminal import print_round_table
 from csr_ray.stages.close import summarise
 from csr_ray.stages.judge import check_judge_answers
@@ -585,7 +586,15 @@ def _rejections_of_reader(config: Config) -> Iterator[Rejection]:
 
 def _state(config: Config, *, folder: RunFolder, journal: Journal, stop: Stop) -> RunState:
     model = config.policy.model
-    return RunState(config=config, folder=folder, journal=journal, model=model, versions=_versions(), stop=stop)
+    return RunState(
+        config=config,
+        folder=folder,
+        journal=journal,
+        model=model,
+        versions=_versions(),
+        stop=stop,
+        write_cards=partial(write_cards, config=config),
+    )
 
 
 def _model_of_run(config: Config, *, journal: Journal) -> str:

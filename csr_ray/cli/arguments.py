@@ -75,6 +75,14 @@ def versions(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def rounds(text: str) -> tuple[int, ...]:
+    """Numbers of rounds between commas, as 1,3; 1 is the first."""
+    numbers = names(text)
+    if not numbers or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text}: numbers of rounds from 1, such as 1,3")
+    return tuple(map(int, numbers))
+
+
 def path_here(name: str) -> Path:
     """An argument that has to be a path of this machine; a URL would become a folder named `s3:`."""
     if "://" in name:

@@ -1,13 +1,17 @@
 """Close: a round ends with its line in the journal and summary.json, a run with the merged model.
 
-Where the policy was served and trained as a LoRA beside the base, that LoRA is written, too.
+Where the policy was served and trained as a LoRA beside the base, that LoRA is written, too. Adapters and model get a
+card that says what they are (`RunState.write_cards`). Cards are written behind the line of their round, and before
+the last line of the run; a start that finds one missing writes it again, the same.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
+from csr_ray.errors import UserError
 from csr_ray.records import JsonDict
 from csr_ray.stages.build import remove_example_units
 from csr_ray.stages.publish import SWALLOWED_AT_MOST
@@ -16,6 +20,9 @@ from csr_ray.stages.summary import summary
 from csr_ray.stages.view import View
 from csr_ray.store.atomic import write_json
 from csr_ray.store.digests import digests_of_folder, plain_files
+from csr_ray.store.run_folder import CARD
+
+_log = logging.getLogger(__name__)
 
 
 def close_round(state: RunState, *, index: int, view: View) -> None:
@@ -26,6 +33,7 @@ def close_round(state: RunState, *, index: int, view: View) -> None:
     if state.journal.find("round", round=index) is None:
         state.journal.commit("round", round=index, wall_s=state.round_wall_s(index))
     write_summary(state)
+    describe(state, has_model=False, view=view)
 
 
 def save_model(state: RunState, *, view: View) -> None:
@@ -50,10 +58,12 @@ def save_model(state: RunState, *, view: View) -> None:
             output=state.folder.model,
             config_lines=merged_config(state.config.policy.visual_tokens),
         )
+        (state.folder.model / CARD).unlink(missing_ok=True)  # the base model's own
         if is_unmerged:
             save_combined(combined_tensors(adapters), output=state.folder.adapter_of_all)
         end = state.ended
         removed = [] if end is None else _remove_refused(state, round_index=end["round"])
+        describe(state, has_model=True, view=view)
         stage.advance()
     if rounding.swallowed > SWALLOWED_AT_MOST:
         better = f"; {state.folder.adapter_of_all} on the base model is unrounded" if is_unmerged else ""
@@ -63,7 +73,12 @@ def save_model(state: RunState, *, view: View) -> None:
             is_warning=True,
         )
     folders = [state.folder.model, *([state.folder.adapter_of_all] if is_unmerged else [])]
-    digests = {path: digest for folder in folders for path, digest in digests_of_folder(folder).items()}
+    digests = {
+        path: digest
+        for folder in folders
+        for path, digest in digests_of_folder(folder).items()
+        if path != folder / CARD
+    }
     state.journal.commit(
         "finished",
         rounds=state.config.run.rounds,
@@ -74,6 +89,22 @@ def save_model(state: RunState, *, view: View) -> None:
         **({} if end is None else {"ended": True, "removed": removed}),
     )
     write_summary(state)
+
+
+def describe(state: RunState, *, has_model: bool, view: View) -> None:
+    """Write the cards. Whatever a card cannot say is no reason to end a run; a disk that takes no writes is.
+
+    Args:
+        has_model: the model of the run's last policy has been saved.
+    """
+    state.journal.before_commit()
+    try:
+        state.write_cards(state, has_model=has_model)
+    except UserError:
+        raise
+    except Exception as error:
+        _log.exception("%s: the cards could not be written", state.folder.shown)
+        view.say(f"{CARD} of the adapters or the model could not be written: {error!r}", is_warning=True)
 
 
 def _remove_refused(state: RunState, *, round_index: int) -> list[str]:

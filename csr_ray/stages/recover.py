@@ -24,7 +24,7 @@ from pathlib import Path
 from csr_ray.errors import DamageError
 from csr_ray.records import Cycle, JsonDict, Rejection
 from csr_ray.stages.build import build_again
-from csr_ray.stages.close import write_summary
+from csr_ray.stages.close import describe, write_summary
 from csr_ray.stages.state import RunState
 from csr_ray.stages.view import View
 from csr_ray.store.digests import Digest, find_damage
@@ -82,7 +82,7 @@ def named_files(state: RunState) -> Iterator[tuple[Path, Digest]]:
 
 
 def finish_again(state: RunState, *, rejections: Callable[[], Iterable[Rejection]], view: View) -> None:
-    """Mend what follows from a run that is finished: its quarantine, and its summary.
+    """Mend what follows from a run that is finished: its quarantine, its summary and its cards.
 
     The last start may have died between its last line and the summary.
 
@@ -93,6 +93,7 @@ def finish_again(state: RunState, *, rejections: Callable[[], Iterable[Rejection
         set_aside(state, rejections())
         view.say(f"{state.folder.quarantine.name} was damaged: it is written again", is_warning=True)
     write_summary(state)
+    describe(state, has_model=True, view=view)
 
 
 def has_quarantine(state: RunState) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from csr_ray.config.schema import Config
 from csr_ray.machine.cost import cost, in_words
@@ -24,6 +25,16 @@ def _nobody_listens(cycle: Cycle, step: int, metrics: Mapping[str, float]) -> No
     pass
 
 
+def _nobody_describes(state: RunState, *, has_model: bool) -> None:
+    pass
+
+
+class WriteCards(Protocol):
+    """Writes the card of each folder of a run that others may get (`csr_ray.report.cards.write_cards`)."""
+
+    def __call__(self, state: RunState, *, has_model: bool) -> None: ...
+
+
 @dataclass
 class RunState:
     """One run on disk: its config, folder and journal.
@@ -36,6 +47,7 @@ class RunState:
         meter: writes down what is used of the cluster.
         on_train_step: told of every optimizer step: of which cycle, its number there from 1, and what the trainer
             measured, by name. Must not take long.
+        write_cards: writes the cards of the adapters whose round is closed, and with `has_model` of the model.
     """
 
     config: Config
@@ -45,6 +57,7 @@ class RunState:
     versions: dict[str, str]
     stop: Stop = field(default_factory=NeverAsked)
     on_train_step: Callable[[Cycle, int, Mapping[str, float]], None] = _nobody_listens
+    write_cards: WriteCards = _nobody_describes
     method: Method = field(init=False)
     quarantine: Quarantine = field(init=False)
     meter: Meter = field(init=False)

@@ -32,7 +32,7 @@ from csr_ray.store.digests import Digest
 from csr_ray.store.lock import RunLock
 from csr_ray.store.objects import SMALL_BYTES, ObjectStore, StoreError
 from csr_ray.store.pieces import WHOLE, Piece, segment
-from csr_ray.store.run_folder import RunFolder
+from csr_ray.store.run_folder import CARD, RunFolder
 from csr_ray.store.working_copy import Copied, is_loose
 
 PATIENCE_S: Final = 600.0
@@ -305,7 +305,9 @@ class Mirror:
     def _remove_others(self, files: Mapping[str, object], *, folders: Collection[str]) -> None:
         def remove() -> None:
             for folder in folders:
-                self._store.remove([name for name in self._store.list(folder) if name not in files])
+                others = [name for name in self._store.list(folder) if name not in files]
+                # A card may be there before the line of its folder is; it is removed when it is gone here.
+                self._store.remove([name for name in others if not is_loose(name)])
 
         self._insist(lambda: self._sure(remove))
 
@@ -339,6 +341,8 @@ class Mirror:
         root = self._folder.root
         found = [path for path in root.iterdir() if is_loose(path.name)] + list(root.glob("eval/*"))
         found.append(self._folder.pool_events)  # the one log that others look at meanwhile
+        for place in ("model", "adapter", "round_*/adapter", "round_*/*/adapter"):
+            found += root.glob(f"{place}/{CARD}")
         for folder in (*root.glob("round_*/checkpoints"), *root.glob("round_*/*/checkpoints")):
             found += sorted(folder.rglob("*"))  # half of one is passed over: it lists the digests of its files
         return [path for path in found if is_loose(self._name(path)) and path.is_file()]

@@ -8,6 +8,10 @@ from pathlib import Path
 from csr_ray.records import Cycle
 from csr_ray.store.pool_events import NAME
 
+# What says what a folder is that others get, in the form that the Hugging Face hub reads: the model, every adapter. A
+# person may change it, so no line of the journal names it, as no line names the page.
+CARD = "README.md"
+
 
 @dataclass(frozen=True)
 class RunFolder:

@@ -304,7 +304,7 @@ def join_example_units(
         for unit in units:
             table = _read(unit)
             total.add(_outcome(table.schema))
-            table = _with_new_columns(table, schema=_SCHEMAS[num_answers])
+            table = with_new_columns(table, schema=_SCHEMAS[num_answers])
             if pictures is None:
                 yield table
                 continue
@@ -377,8 +377,8 @@ def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def _with_new_columns(table: pa.Table, *, schema: pa.Schema) -> pa.Table:
-    """A unit that was written before its schema had its last columns, with nothing in them."""
+def with_new_columns(table: pa.Table, *, schema: pa.Schema) -> pa.Table:
+    """Examples that were written before their schema had its last columns, with nothing in these."""
     for column in schema:
         if column.name not in table.schema.names:
             table = table.append_column(column, pa.nulls(len(table), column.type))

@@ -16,6 +16,7 @@ _OF_ROUND = re.compile(rf"\..+{_SUFFIX}")
 _OF_RUN = re.compile(
     rf"\.(config\.yaml|journal\.jsonl|summary\.json|quarantine\.jsonl|report\.html|run\.lock|model|adapter){_SUFFIX}"
 )
+_OF_CARD = re.compile(rf"\.README\.md{_SUFFIX}")
 _OF_EVALUATION = re.compile(rf"\.version_\d+\.(jsonl|parquet){_SUFFIX}")
 _ROUND = re.compile(r"round_\d+")
 # Another start that asks for the lock may be writing such a file just now.
@@ -30,6 +31,8 @@ def remove_unfinished(folder: Path) -> None:
     """
     _sweep(folder, names=_OF_RUN, is_deep=False)
     _sweep(folder / "eval", names=_OF_EVALUATION, is_deep=False)
+    for name in ("model", "adapter"):
+        _sweep(folder / name, names=_OF_CARD, is_deep=False)
     for found in folder.glob("round_*"):
         if _ROUND.fullmatch(found.name):
             _sweep(found, names=_OF_ROUND, is_deep=True)

@@ -41,7 +41,7 @@ _FILES_WITHOUT_A_LINE: Final = 8
 # Whatever the journal does not name, but a start needs, or a person wants to see.
 _LOOSE: Final = re.compile(
     r"config\.yaml|summary\.json|progress\.json|quarantine\.jsonl|judge\.jsonl|report\.html|eval/[^/]+\.jsonl|logs/.+"
-    r"|trace/[^/]+|round_\d+/([^/]+/)?checkpoints/.+"
+    r"|trace/[^/]+|round_\d+/([^/]+/)?checkpoints/.+|(model|adapter|round_\d+/([^/]+/)?adapter)/README\.md"
 )
 
 

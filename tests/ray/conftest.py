@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import ray
+from killed_run import killed_and_resumed
 from tiny_models import build_tiny_llava
 from training_process import start_training_process
+
+from csr_ray.store.run_folder import RunFolder
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,6 +36,12 @@ def ray_session() -> Iterator[None]:
 def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random two-layer LLaVA that transformers and vLLM load."""
     return build_tiny_llava(tmp_path_factory.mktemp("tiny_llava"), seed=0)
+
+
+@pytest.fixture(scope="session")
+def finished(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run of three rounds on the tiny world, killed once on the way; it is only looked at."""
+    return killed_and_resumed(tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture(scope="module")
