@@ -11,6 +11,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+# pytest-xdist tells its workers the terminal's width, which is not that of what a command prints without a terminal.
+os.environ.pop("COLUMNS", None)
+
 # A shell lets what it runs in its background ignore Ctrl-C, and the programs that tests start would, too.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -22,7 +22,7 @@ _EXAMPLES: Final = """examples:
   csr-ray completion fish > ~/.config/fish/completions/csr-ray.fish
 """
 # By what --help calls an argument.
-_FILES: Final = ("A", "B", "CAPTIONS", "CONFIG", "FILE", "IMAGE", "IMAGES", "OUT", "PNG", "PROMPTS", "PYTHON")
+_FILES: Final = ("A", "B", "CAPTIONS", "CONFIG", "FILE", "IMAGE", "IMAGES", "OUT", "PNG", "PROMPTS", "PYTHON", "HTML")
 _FOLDERS: Final = ("DIR", "RUN_DIR")
 _KEYS: Final = "key.sub=value"
 _KEYS_FUNCTION: Final = "_csr_ray_keys"

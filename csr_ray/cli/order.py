@@ -25,6 +25,9 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     if command is None or _has_actions(command):  # help, the version, a wrong name, or `csr-ray world build`
         return parser.parse_args(argv)
     arguments = command.parse_intermixed_args(argv[1:])
+    for name, value in parser._defaults.items():  # which the sub-parser does not know
+        if not hasattr(arguments, name):
+            setattr(arguments, name, value)
     if argv[0] in _TAKE_A_CONFIG:
         arguments.config, *arguments.overrides = config_first([arguments.config, *arguments.overrides])
     return arguments

@@ -210,19 +210,22 @@ def _findings(state: RunState, cycle: Cycle) -> list[Finding]:
         after=after["values"],
         limits=limits,
         seed=state.config.run.seed,
-        middle=_middle(state) if state.method_of_round(cycle.round_index).needs_scorer else None,
+        middle=_middle(state, upto=cycle.round_index),
     )
 
 
-def _middle(state: RunState) -> float | None:
+def _middle(state: RunState, *, upto: int) -> float | None:
     """Between the image scores of what is there and of what is not: halfway from the worst to the best sentence.
 
-    As a median over the trees of the run's first cycle, in which the base says the most that is not there. Later
-    policies say less of it, and the middle of theirs lies among sentences that are all true. None: no tree of it has
-    two sentences that the scorer looked at.
+    As a median over the trees of the first cycle whose method asks the scorer, as a rule the run's first, in which
+    the base says the most that is not there. Later policies say less of it, and the middle of theirs lies among
+    sentences that are all true. None: no round up to `upto` asks it, or no tree has two sentences that it looked at.
     """
+    scored = (index for index in range(upto + 1) if state.method_of_round(index).needs_scorer)
+    if (first := next(scored, None)) is None:
+        return None
     middles = []
-    for rollout in itertools.islice(_rollouts(state, state.cycles(0)[0]), _MOST_TREES):
+    for rollout in itertools.islice(_rollouts(state, state.cycles(first)[0]), _MOST_TREES):
         known = [score for node in rollout.candidates if (score := node.scores.get("image")) is not None]
         if len(known) > 1:
             middles.append((max(min(known), 0.0) + max(max(known), 0.0)) / 2)

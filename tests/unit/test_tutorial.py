@@ -13,7 +13,7 @@ import yaml
 from documented_commands import DOCUMENTS, ROOT, Command, commands, split
 from tutorial import CONFIG, PAGES, Reader, block, take_photos
 
-from csr_ray.__main__ import _flags_first, main
+from csr_ray.__main__ import main
 from csr_ray.data.prompts import read_prompts
 
 # Typed neither here nor in tests/ray/test_tutorial.py, by how the command begins, and why not.
@@ -117,7 +117,7 @@ def test_a_command_that_only_prints_does(
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CSR_RAY_CACHE", str(tmp_path / "cache"))
-    assert main(_flags_first(list(command.words[1:]))) == 0
+    assert main(list(command.words[1:])) == 0
     assert capsys.readouterr().out.count("\n") > 3
 
 

@@ -139,7 +139,7 @@ def test_the_truth_is_imitated_with_the_plain_picture_and_a_painted_view(tmp_pat
 def test_units_of_a_run_that_knew_no_views_are_joined_with_others(tmp_path: Path, monkeypatch: Any) -> None:
     from csr_ray.store import tables
 
-    old = tables.ANSWERS.remove(tables.ANSWERS.get_field_index("image_view"))
+    old = tables.SINGLE_ANSWERS.remove(tables.SINGLE_ANSWERS.get_field_index("image_view"))
     made = example_of("old", view="")
     with monkeypatch.context() as patched:
         patched.setitem(tables._SCHEMAS, 1, old)

@@ -41,7 +41,7 @@ def test_a_run_at_a_url_appears_grows_and_ends_on_the_page(door: Door, tmp_path:
         eventually(lambda: asker.state()["facts"]["num"] > 0)
         assert asker.json("pairs", num=3)["pairs"][0]["chosen"]["sentences"]
         tree = asker.json("tree", number=0)
-        assert tree["id"] == "p0" and tree["nodes"], "fetched when it was asked for"
+        assert tree["id"].startswith("p") and tree["nodes"], "fetched when it was asked for"
         state = eventually(lambda: not asker.state()["reading"] and asker.state())
         assert "rewards" in state["parts"] and "<title>" not in state["parts"]["head"]
     assert [path.name for path in tmp_path.iterdir() if "csr_ray_" in path.name] == []
