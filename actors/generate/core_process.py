@@ -113,10 +113,12 @@ class _EngineProcess(SpawnProcess):
         super().start()
 
     def run(self) -> None:
-        # Not cleared: vLLM names the process in the memory before the first variable, which has to stay there.
-        for name in set(os.environ) - set(self._environment):
-            del os.environ[name]
-        os.environ.update({name: value for name, value in self._environment.items() if os.environ.get(name) != value})
+        # vLLM names the process in the memory of its arguments, which is found by the first variable as it is now.
+        import setproctitle
+
+        setproctitle.getproctitle()
+        os.environ.clear()
+        os.environ.update(self._environment)
         tempfile.tempdir = None  # it is looked up anew
         super().run()
 
