@@ -41,7 +41,7 @@ _EXAMPLES = """examples:
   csr-ray run photos-run/config.yaml --dry-run              what would run, on what, without starting anything
   csr-ray watch runs/tiny-world                             the run as a page, while it goes on
   csr-ray report runs/tiny-world                            the same page as one file
-  csr-ray ask runs/tiny-world photo.jpg "What is there?"    the base and every round's policy, side by side
+  csr-ray ask runs/mine photo.jpg "What is there?"          the base and every round's policy, side by side
   csr-ray config                                            every key, its default and what it means
 
 exit codes: 0 done; 1 failed or stopped, and the same command goes on where it was; 2 wrong usage or config, said in

@@ -51,7 +51,7 @@ class Asked:
     Attributes:
         folder: that the files are written into.
         images: files and folders of pictures.
-        questions: to ask about the pictures; none: those of `QUESTIONS`.
+        questions: to ask about the pictures; none: those of `QUESTIONS`, or of the tiny model those that it knows.
         each: questions for a picture.
         model: that is wanted; None: what fits.
         overwrites: files that are there already are written over.
@@ -114,8 +114,8 @@ def init(
     folder = Path(os.path.abspath(asked.folder.expanduser()))
     config, prompts, aside = (folder / name for name in (CONFIG, PROMPTS, SET_ASIDE))
     _refuse_what_is_there(folder, files=(config, prompts), overwrites=asked.overwrites)
-    questions = _questions(asked)
     choice = choose(place, wanted=_model(asked.model))
+    questions = _questions(asked, choice=choice)
     # Of many only the headers are read here; a picture that is damaged behind its header is set aside by the run.
     gathered = gather(asked.images, key="IMAGES", finds_twins=True, most_decoded=_MOST_DECODED, on_looked=on_looked)
     if not gathered.pictures:
@@ -125,9 +125,7 @@ def init(
     images = common_folder(gathered.pictures)
     rows = prompt_rows(gathered.pictures, folder=images, questions=questions, each=asked.each)
     on_cpu = reckon_on_cpu(len(rows)) if choice.is_rehearsal and not place.gpus else None
-    notes = _notes(
-        choice, place=place, gathered=gathered, num_prompts=len(rows), num_questions=len(questions), on_cpu=on_cpu
-    )
+    notes = _notes(choice, place=place, gathered=gathered, num_prompts=len(rows), questions=questions, on_cpu=on_cpu)
     text = config_text(
         choice,
         folder=folder,
@@ -178,10 +176,10 @@ def _model(wanted: str | None) -> str | None:
     return os.path.abspath(folder) if os.path.isdir(folder) else wanted
 
 
-def _questions(asked: Asked) -> Sequence[str]:
+def _questions(asked: Asked, *, choice: Choice) -> Sequence[str]:
     if any(not question.strip() for question in asked.questions):
         raise ConfigError("--prompt: an empty question; leave it out, or say what is to be asked")
-    questions = asked.questions or QUESTIONS
+    questions = asked.questions or choice.starter.questions or QUESTIONS
     if asked.each > len(questions):
         raise ConfigError(
             f"--each = {asked.each}: there are {len(questions)} questions to ask; give more of them with "
@@ -195,14 +193,17 @@ def _write(path: Path, *, text: str) -> None:
 
 
 def _notes(
-    choice: Choice, *, place: Place, gathered: Gathered, num_prompts: int, num_questions: int, on_cpu: OnCpu | None
+    choice: Choice,
+    *,
+    place: Place,
+    gathered: Gathered,
+    num_prompts: int,
+    questions: Sequence[str],
+    on_cpu: OnCpu | None,
 ) -> list[str]:
     notes = []
     if choice.is_rehearsal:
-        notes.append(
-            f"THIS IS A REHEARSAL. {TINY.name} has {TINY.note}: every step of a run is done with your pictures, in "
-            "minutes, and what it says about them means nothing."
-        )
+        notes.append(_what_a_rehearsal_is(questions))
         if not place.gpus:
             notes.append(
                 "A CPU can rehearse, and it can evaluate and judge with small models. "
@@ -223,7 +224,7 @@ def _notes(
     if held_out_share(num_prompts, share=Train().held_out) is None:
         notes.append(
             f"{num_prompts} questions are few: of their pairs none can be held out to find how long to train, so a "
-            f"round passes over all of them once. {_how_to_have_more(len(gathered.pictures), num_questions)}"
+            f"round passes over all of them once. {_how_to_have_more(len(gathered.pictures), len(questions))}"
         )
     if choice.starter.name == QWEN_7B.name:
         num = sum(one.width * one.height > _LARGE_PX for one in gathered.pictures)
@@ -233,6 +234,20 @@ def _notes(
                 f"short ({QWEN_7B.note}); those are set aside by the run."
             )
     return notes
+
+
+def _what_a_rehearsal_is(questions: Sequence[str]) -> str:
+    words = f"THIS IS A REHEARSAL. {TINY.name} has {TINY.note}"
+    if set(questions) <= set(TINY.questions):
+        return (
+            f"{words}: every step of a run is done with your pictures, in minutes, and what it says about them means "
+            "nothing. The questions are those that it knows."
+        )
+    known = " ".join(TINY.questions)
+    return (
+        f"{words}, and it knows these questions alone: {known} To others it says next to nothing, so that there may "
+        "be nothing to train on."
+    )
 
 
 def _how_to_have_more(num_pictures: int, num_questions: int) -> str:
@@ -283,7 +298,7 @@ def reckon_on_cpu(num_prompts: int) -> OnCpu | None:
     return OnCpu(hours=planned.best.forecast.hours, num_bytes=sum(sum(parts.values()) for parts in memory))
 
 
-def print_written(written: Written, *, asked: Asked, console: Console) -> None:
+def print_written(written: Written, *, console: Console) -> None:
     """What was found, what was chosen and why, and what to do next."""
     gathered, choice = written.gathered, written.choice
     num, num_aside = len(gathered.pictures), len(gathered.rejections)
@@ -310,7 +325,8 @@ def print_written(written: Written, *, asked: Asked, console: Console) -> None:
     console.print(Text("next", style="bold"))
     console.print(Text(f"  csr-ray run {config} --dry-run"), soft_wrap=True)
     console.print(Text(f"  csr-ray run {config}"), soft_wrap=True)
-    console.print(Text(f'  csr-ray ask {run_dir} {picture} "What is in this picture?"'), soft_wrap=True)
+    question = shlex.quote(next(iter(choice.starter.questions or QUESTIONS)))
+    console.print(Text(f"  csr-ray ask {run_dir} {picture} {question}"), soft_wrap=True)
 
 
 def _reason(one: Rejection) -> str:

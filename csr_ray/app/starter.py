@@ -19,6 +19,7 @@ from csr_ray.machine.kinds import GB, GpuKind
 from csr_ray.machine.layout import in_words, lay_out
 from csr_ray.machine.model_shape import ModelShape, shape_of_model
 from csr_ray.machine.roofline import Machine
+from csr_ray.world.vocabulary import DESCRIBE_PROMPTS
 
 _GIB: Final = 2**30
 _SCORER: Final = "ViT-L-14-336-quickgelu/openai"
@@ -41,6 +42,7 @@ class Starter:
         model: `policy.model`.
         policy, train, search: keys of these sections beside the common ones.
         note: what a person should know of it.
+        questions: the only ones that it can make something of; empty: any.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Starter:
     train: Mapping[str, Any] = field(default_factory=dict)
     search: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    questions: tuple[str, ...] = ()
 
 
 LLAVA_7B: Final = Starter(
@@ -73,6 +76,7 @@ TINY: Final = Starter(
     policy={"max_model_len": 512},
     search={"max_sentence_tokens": 24, "max_answer_tokens": 96, "max_sentences": 5},
     note="4 million parameters, which have seen coloured shapes and nothing else",
+    questions=DESCRIBE_PROMPTS,
 )
 # The larger first; then the one that needs less memory for its cache, but photos of a modest size.
 TRIED: Final = (LLAVA_13B, LLAVA_7B, QWEN_7B)

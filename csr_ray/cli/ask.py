@@ -20,11 +20,11 @@ summary on the terminal. Progress goes to stderr, so that answers can be piped. 
 """
 _EXAMPLES = """\
 examples:
-  csr-ray ask runs/tiny-world photo.jpg "Describe this image."
-  csr-ray ask runs/tiny-world photo.jpg "What is on the table?" --rounds 0,3       the base and round 3 alone
-  csr-ray ask runs/tiny-world photos/ "Describe this image." --out answers.html    a folder, as a page
-  csr-ray ask runs/tiny-world *.jpg "Describe this image." --json - | jq .figures
-  csr-ray ask runs/tiny-world photo.jpg "Describe this image." --temperature 1 --seed 7
+  csr-ray ask runs/tiny-world picture.png "Describe the image."
+  csr-ray ask runs/mine photo.jpg "What is on the table?" --rounds 0,3          the base and round 3 alone
+  csr-ray ask runs/mine photos/ "What is in this picture?" --out answers.html   a folder, as a page
+  csr-ray ask runs/mine *.jpg "What is in this picture?" --json - | jq .figures
+  csr-ray ask runs/mine photo.jpg "What is in this picture?" --temperature 1 --seed 7
 """
 PAGE = Path("ask.html")
 

@@ -85,5 +85,5 @@ def _init(arguments: argparse.Namespace) -> int:
             on_looked=lambda done, total: stage.set(done=done, total=total),
             reckon_on_cpu=reckon_on_cpu,
         )
-    print_written(written, asked=asked, console=UnattendedConsole(highlight=False))
+    print_written(written, console=UnattendedConsole(highlight=False))
     return EXIT_DONE

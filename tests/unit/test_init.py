@@ -23,6 +23,7 @@ from csr_ray.config.load import load_config, parse_config
 from csr_ray.errors import ConfigError, NoDataError
 from csr_ray.machine.fit import Node
 from csr_ray.machine.here import Engine, Gpu, Place, engine, gpus_of, place_of_nodes
+from csr_ray.world.vocabulary import DESCRIBE_PROMPTS
 
 GIB = 2**30
 LARGE_CLIP = "ViT-L-14-336-quickgelu/openai"
@@ -185,11 +186,19 @@ def test_every_picture_gets_a_question_in_turn(photos: Path, tmp_path: Path) -> 
     found = written(photos, tmp_path)
     rows = rows_of(found)
     assert [row["image"] for row in rows] == ["a.jpg", "b.png", "trip/c.png"]
-    assert [row["prompt"] for row in rows] == list(QUESTIONS[:3])
+    assert [row["prompt"] for row in rows] == list(DESCRIBE_PROMPTS), "the tiny model knows no others"
     assert found.num_prompts == 3 and len({row["id"] for row in rows}) == 3
     config = load_config(found.config)
     assert config.data.images == str(photos) and config.data.prompts == str(found.prompts)
     assert config.run.dir == str(tmp_path / "mine" / "run")
+
+
+def test_a_real_model_is_asked_in_other_words(photos: Path, tmp_path: Path) -> None:
+    found = written(photos, tmp_path, on=place(39.6))
+    assert [row["prompt"] for row in rows_of(found)] == list(QUESTIONS[:3])
+    strange = written(photos, tmp_path, questions=("Who is that?",), overwrites=True)
+    assert "that there may be nothing to train on" in " ".join(strange.notes)
+    assert "nothing to train on" not in " ".join(written(photos, tmp_path, overwrites=True).notes)
 
 
 def test_own_questions_and_several_a_picture(photos: Path, tmp_path: Path) -> None:
@@ -351,7 +360,7 @@ def test_from_photos_to_a_dry_run(photos: Path, capsys: pytest.CaptureFixture[st
     assert main(commands[0].split()[1:]) == 0
     out = capsys.readouterr().out
     assert "prompts: 3 usable, 0 would be set aside" in out
-    assert "a.jpg, 41 x 30" in out and QUESTIONS[0] in out
+    assert "a.jpg, 41 x 30" in out and DESCRIBE_PROMPTS[0] in out
     assert main(["init", "mine", str(photos)]) == 2
     assert "--force" in capsys.readouterr().err
 
