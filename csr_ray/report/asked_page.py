@@ -20,6 +20,7 @@ from csr_ray.store.atomic import write_atomically
 
 # The page shows them 200 wide, and screens have up to two dots for one.
 _THUMBNAIL_PX: Final = 360
+_MOST_NAME: Final = 44
 
 
 def write_page(output: Path, *, found: SideBySide) -> None:
@@ -44,6 +45,8 @@ def render(found: SideBySide) -> str:
     environment.filters["one_decimal"] = lambda value: "–" if value is None else f"{value:.1f}".replace("-", "−")
     values = {
         "found": found,
+        "model": _shortened(found.model),
+        "scorer": _shortened(found.scorer) if found.scorer is not None else "none, so nothing is coloured",
         "figures": found.figures(),
         "pictures": [_shown(picture, of=found) for picture in found.pictures],
         "colours": range(NUM_COLOURS),
@@ -65,6 +68,12 @@ def _shown(picture: AskedPicture, *, of: SideBySide) -> Mapping[str, Any]:
         for answer, version in zip(picture.answers, of.versions, strict=True)
     ]
     return {"picture": picture, "image": _thumbnail(picture.path), "answers": answers}
+
+
+def _shortened(name: str) -> str:
+    """A model's name; of a long path its last two parts."""
+    parts = [part for part in name.split("/") if part]
+    return name if len(name) <= _MOST_NAME or len(parts) < 3 else "…/" + "/".join(parts[-2:])
 
 
 def _colour(sentence: ScoredSentence, *, of: SideBySide) -> str:

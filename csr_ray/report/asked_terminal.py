@@ -18,7 +18,7 @@ from csr_ray.report.gallery import NUM_COLOURS, RewardScale
 
 MOST_SHOWN: Final = 6
 """Pictures whose answers are printed; of more there is a summary, and a page."""
-MIN_COLUMN: Final = 36
+MIN_COLUMN: Final = 32
 _GAP: Final = 3
 # Those of the page (report.css, --c0 to --c8), which people who see no red or no green can tell apart.
 _COLOURS: Final = (

@@ -240,6 +240,12 @@ def test_whatever_is_said_or_named_the_page_has_the_same_elements() -> None:
         assert page(attack) == page("words"), attack
 
 
+def test_of_a_long_path_of_a_model_the_page_has_the_end() -> None:
+    html = render(asked(TWO, model="/home/somebody/models/of/every/kind/llava/policy", scorer=None, scale=None))
+    assert "<dd>…/llava/policy</dd>" in html and "none, so nothing is coloured" in html
+    assert "<dd>models/llava</dd>" in render(asked(TWO))
+
+
 def test_a_large_picture_is_made_small(tmp_path: Path) -> None:
     path = tmp_path / "large.jpg"
     Image.effect_noise((1600, 1200), 60).convert("RGB").save(path, quality=95)
