@@ -194,7 +194,9 @@ def _sentence(run: Run, *, state: State, rows: Sequence[StageRow], seen: Seen | 
     if not rows or not rows[0].is_running:
         return "The run goes on, between two stages."
     row = rows[0]
-    parts = [part for part in (row.done, row.rate, row.left and f"about {row.left} left") if part]
+    about = "" if row.left.startswith("at most") else "about "
+    parts = [part for part in (row.done, row.rate, row.left and f"{about}{row.left} left") if part]
+    parts = parts or [part for part in (f"for {duration(row.seconds)}", row.note, run.progress.get("health")) if part]
     return f"{row.label[0].upper()}{row.label[1:]}{': ' if parts else ''}{', '.join(parts)}."
 
 
@@ -206,14 +208,17 @@ def _stage_row(one: Mapping[str, Any], *, planned: float | None, is_running: boo
     where = "" if round_number is None else f"round {round_number + 1:.0f}"
     where += f" of {planned:.0f}: " if where and planned else ": " if where else ""
     counted = f"{done:,.0f}{'' if total is None else f' of {total:,.0f}'} {unit}" if unit and (done or total) else ""
-    rates = [f"{_rate(done / seconds)} {unit} a second"] if unit and done > 1 and seconds > 0 else []
+    rate = _rate_of(one, done=done, seconds=seconds)
+    rates = [f"{_rate(rate)} {unit} a second"] if unit and done > 1 and rate else []
     if (num_tokens := number(tokens)) and seconds > 0:
         rates.append(f"{num_tokens / seconds:,.0f} tokens a second")
     notes = [f"loss {value:.3f}"] if (value := number(loss)) is not None else []
     notes += [str(one["note"])] if one.get("note") else []
     left = ""
-    if is_running and total and done and seconds > 0:
-        left = duration(seconds / done * max(0.0, total - done))
+    if is_running and total and rate and done > 1:
+        left = duration(max(0.0, total - done) / rate)
+        # A training ends where its held-out pairs show that it is enough, mostly long before.
+        left = f"at most {left}" if unit == "steps" else left
     silent_s = number(one.get("silent_s"))
     if is_running and unit and silent_s is not None and silent_s >= _STANDS_STILL_S:
         notes.append(f"nothing new for {duration(silent_s)}")
@@ -227,6 +232,15 @@ def _stage_row(one: Mapping[str, Any], *, planned: float | None, is_running: boo
         left=left,
         note=", ".join(notes),
     )
+
+
+def _rate_of(one: Mapping[str, Any], *, done: float, seconds: float) -> float:
+    """What is done a second, since something was first done; 0.0 where that cannot be said."""
+    first = one.get("first")
+    begun = [number(value) for value in first] if isinstance(first, list) and len(first) == 2 else [None, None]
+    if begun[0] is not None and begun[1] is not None and done > begun[0] and seconds > begun[1]:
+        return (done - begun[0]) / (seconds - begun[1])
+    return done / seconds if seconds > 0 else 0.0
 
 
 def _rate(value: float) -> str:

@@ -7,7 +7,8 @@ is not durable, and where it cannot be written the run goes on without it.
 
     time, started     now, and when this start of the run began; seconds since 1970
     running           the stages that go on, the innermost last: {"stage", "round", "unit", "done", "total",
-                      "seconds", "silent_s", "tokens", "loss", "note"}; `round` and `total` are null if there is none
+                      "seconds", "silent_s", "tokens", "loss", "note", "first"}; `round` and `total` are null if there
+                      is none; `first` is [done, seconds] when something was first done, as far as anybody looked
     done              the last stages that are over, oldest first: the same without `silent_s`
     health            who serves and who is waited for, in words
     replicas          by role, how many actors are in each state, and "wanted"
@@ -163,13 +164,17 @@ class ProgressFile:
 
 @dataclass
 class _Running:
-    """A stage that goes on. `silent_s` is for how long it has got no further, as far as it was asked."""
+    """A stage that goes on. `silent_s` is for how long it has got no further, as far as it was asked.
+
+    A stage may wait before it begins, as a training does for its workers, so its rate counts from when it began.
+    """
 
     name: str
     progress: Progress
     round_index: int | None
     _done: int = -1
     _since_s: float = 0.0
+    _first: tuple[int, float] | None = None
 
     def silent_s(self) -> float:
         if self._done != self.progress.done:
@@ -178,6 +183,8 @@ class _Running:
 
     def to_plain(self) -> JsonDict:
         progress, index = self.progress, self.round_index
+        if self._first is None and progress.done:
+            self._first = (progress.done, round(progress.seconds, 3))
         return {
             "stage": self.name,
             "round": None if index is None or index < 0 else index,
@@ -188,6 +195,7 @@ class _Running:
             "tokens": progress.tokens,
             "loss": progress.loss,
             "note": _one_line(progress.note),
+            "first": self._first,
         }
 
 
@@ -243,7 +251,9 @@ class ProgressExporter:
 
 def _without_clocks(content: JsonDict) -> JsonDict:
     """What of the content changes only if something has happened."""
-    running = [{key: one[key] for key in one if key not in ("seconds", "silent_s")} for one in content["running"]]
+    running = [
+        {key: one[key] for key in one if key not in ("seconds", "silent_s", "first")} for one in content["running"]
+    ]
     return {**content, "time": 0.0, "running": running}
 
 

@@ -19,6 +19,8 @@ from watched_runs import Asker, SyntheticRun, eventually, watching
 
 from csr_ray.__main__ import main
 from csr_ray.app.console import ConsoleView
+from csr_ray.report.live import Seen, live_of
+from csr_ray.report.read import RunReader
 from csr_ray.stages.progress import ProgressFile, ProgressView
 from csr_ray.store.journal import Journal
 from csr_ray.store.lock import lock_folder
@@ -288,6 +290,31 @@ def test_the_running_stage_has_rate_and_time_left_and_who_works_is_seen(begun: S
             assert "Now: round 1 of 3: train." in asker.state()["news"]
     finally:
         lock.release()
+
+
+@pytest.mark.parametrize(
+    "stage, said",
+    [
+        # It waited 100 s for its workers, and then made two steps a second; how many are needed shows on the way.
+        (
+            {"stage": "train", "unit": "steps", "done": 21, "total": 101, "seconds": 110.0, "first": [1, 100.0]},
+            "Train: 21 of 101 steps, 2.0 steps a second, at most 40 s left.",
+        ),
+        (
+            {"stage": "evaluate", "unit": "answers", "done": 50, "total": 100, "seconds": 25.0, "first": None},
+            "Evaluate: 50 of 100 answers, 2.0 answers a second, about 25 s left.",
+        ),
+        (
+            {"stage": "start the machinery", "unit": "", "done": 0, "total": None, "seconds": 12.0, "first": None},
+            "Start the machinery: for 12.0 s, not ready: 0 generators.",
+        ),
+        ({"stage": "train", "unit": "steps", "done": "x", "seconds": None, "first": [None, {}]}, "Train: for 0.0 s"),
+    ],
+)
+def test_a_stage_is_told_by_what_is_done_since_it_began(begun: SyntheticRun, stage: dict, said: str) -> None:
+    begun.folder.progress.write_text(json.dumps({"running": [stage], "health": "not ready: 0 generators"}))
+    run = RunReader(begun.folder).read()
+    assert live_of(run, seen=Seen(holder="host, pid 1", is_alive=True)).sentence.startswith(said)
 
 
 def test_deaths_and_replacements_are_counted_and_told(begun: SyntheticRun) -> None:
