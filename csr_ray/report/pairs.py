@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from csr_ray.rollout.sentences import WHOLE_ENDING
+from csr_ray.store.parquet import open_by_batch
 from csr_ray.store.places import Place
 
 Order = Literal["typical", "down", "up", "round"]
@@ -124,7 +125,7 @@ class PairTable:
         if self._image_type is None:
             return [None] * len(positions)
         found: dict[int, object] = {}
-        with pq.ParquetFile(self.path) as file:
+        with open_by_batch(self.path) as file:
             for group in sorted({int(np.searchsorted(self._starts, at, side="right")) - 1 for at in positions}):
                 start = int(self._starts[group])
                 wanted = sorted(at for at in set(positions) if start <= at < self._starts[group + 1])
@@ -167,7 +168,7 @@ class PairTable:
         found, start = [], 0
         of_file = {name: name for name in _COLUMNS} | {new: old for old, new in _ANSWER_COLUMNS.items()}
         wanted = [name for name in (of_file[name] if self.is_single else name for name in names)]
-        with pq.ParquetFile(self.path) as file:
+        with open_by_batch(self.path) as file:
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE, columns=_present(file, wanted=wanted)):
                 found.append((start, [texts_of(column) for column in batch.columns]))
                 start += len(batch)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,14 +14,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
+from killed_run import CONFIG, SAID, SMALL
 
 import csr_ray
 from csr_ray.__main__ import main
 from csr_ray.app.check import check_run
 from csr_ray.app.measured import measured_run
-from csr_ray.app.run import run_config, world_spec
-from csr_ray.config.load import load_config
+from csr_ray.app.run import run_config
 from csr_ray.errors import ConfigError
 from csr_ray.machine.cpu_rates import cpu_rates
 from csr_ray.machine.forecast import forecast
@@ -33,59 +30,10 @@ from csr_ray.store.journal import Journal
 from csr_ray.store.marked_answers import read_marked_answers
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.store.tables import read_examples
-from csr_ray.world.build import cached_world
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = ROOT / "configs" / "tiny-world.yaml"
-SMALL = (
-    "run.rounds=3",
-    "run.unit=4",
-    "world.quick=true",
-    "world.num_train_images=32",
-    "world.num_heldout_images=48",
-    "data.per_round=12",
-    "eval.limit=16",
-    "run.trace=true",
-    "gate.prompts=8",
-)
-
-
-@pytest.fixture(scope="module")
-def finished(ray_session, tmp_path_factory) -> RunFolder:
-    """A run of three rounds, killed once on the way: SIGKILL of its driver right after the first round's pairs."""
-    directory = tmp_path_factory.mktemp("run") / "run"
-    overrides = [*SMALL, f"run.dir={directory}"]
-    cached_world(world_spec(load_config(CONFIG, overrides=overrides).world), progress=False)
-    with (directory.parent / "killed.log").open("wb") as said:
-        killed = subprocess.Popen(
-            [sys.executable, "-m", "csr_ray", "run", str(CONFIG), *overrides],
-            cwd=ROOT,
-            stdout=said,
-            stderr=subprocess.DEVNULL,
-        )
-    folder = RunFolder(directory)
-    deadline_s = time.monotonic() + 400
-    while b'"kind": "examples"' not in _whole_lines(folder.journal):
-        assert time.monotonic() < deadline_s and killed.poll() is None, "the run to be killed never made pairs"
-        time.sleep(0.2)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    before = _whole_lines(folder.journal)
-    keys = (override.partition("=") for override in overrides)
-    ran = csr_ray.run(CONFIG, **{key: yaml.safe_load(value) for key, _, value in keys})
-    assert ran.is_finished and len(ran.rounds) == 3
-    assert _whole_lines(folder.journal).startswith(before), "what was committed still stands"
-    units = Journal(folder.journal).units(round=0, phase="main")
-    assert len(set(units.names)) == len(units.names) == 3, "committed work was done again"
-    return folder
-
-
-def _whole_lines(journal: Path) -> bytes:
-    """As a `Journal` would read them, without looking at their checksums."""
-    lines = journal.read_bytes() if journal.exists() else b""
-    return lines[: lines.rfind(b"\n") + 1]
 
 
 def test_every_round_is_trained_published_and_proved(finished: RunFolder) -> None:
@@ -110,7 +58,7 @@ def test_every_round_is_trained_published_and_proved(finished: RunFolder) -> Non
 
 
 def test_the_line_of_the_start_names_its_slowest_part(finished: RunFolder) -> None:
-    said = (finished.root.parent / "killed.log").read_text()
+    said = (finished.root.parent / SAID).read_text()
     assert "${world}" not in said + finished.summary.read_text()
     assert re.search(r"\d\.0 (images|prompts|answers|pairs|steps)\b(?!/s)", said) is None
     (line,) = [line for line in said.splitlines() if line.startswith("✓ start the machinery")]

@@ -6,20 +6,14 @@ import contextlib
 import io
 import os
 import re
-import shlex
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from model_servers import START_S, served
 from PIL import Image
 from rich.console import Console
 
@@ -32,7 +26,6 @@ from csr_ray.store.journal import Journal
 from csr_ray.store.run_folder import CARD, RunFolder
 
 SERVING = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
-START_S = 400.0
 
 
 @pytest.fixture(scope="module")
@@ -127,44 +120,6 @@ def test_trl_trains_on_the_data_set_by_the_code_of_its_card(finished: RunFolder,
 
 
 # ---- served ----
-
-
-@contextlib.contextmanager
-def served(command: str, *, log: Path) -> Iterator[str]:
-    """Start a server by the command of a card or a document; gives its address up to /v1."""
-    words = shlex.split(command.replace("\\\n", " "))
-    if words[:2] == ["vllm", "serve"]:
-        words = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", *words[2:]]
-    assert words[0] == "python"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # Compiling the tiny model's kernels would take longer than all of its answers.
-    flags = ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, *words[1:], *flags],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
-    try:
-        ends_s = time.monotonic() + START_S
-        while True:
-            assert process.poll() is None and time.monotonic() < ends_s, log.read_text(errors="replace")[-3000:]
-            with contextlib.suppress(urllib.error.URLError, OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
-                break
-            time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
 
 
 @pytest.mark.long

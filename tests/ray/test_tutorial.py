@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from heads import Head
-from tutorial import CONFIG, Reader, take_photos
+from model_servers import served
+from tutorial import CONFIG, Reader, block, take_photos
 
 from csr_ray.store.run_folder import RunFolder
 
@@ -49,21 +50,54 @@ def summary_of(run_dir: Path) -> dict[str, Any]:
     return found
 
 
-def test_own_photos_are_rehearsed(reader: Reader) -> None:
+@pytest.fixture(scope="module")
+def rehearsed(reader: Reader) -> RunFolder:
+    """A run of one's own photos, from the folder of photos to the page."""
     take_photos(reader.folder / "photos", num=12)
-    reader.saves("own-photos", language="python", name="make_prompts.py")
-    reader.types("own-photos", with_words="make_prompts.py")
-    said = reader.types("own-photos", with_words="'eval.benchmarks=[]'\n")
-    assert "page: runs/rehearsal/report.html" in said
-    run = RunFolder(reader.folder / "runs" / "rehearsal")
-    assert summary_of(run.root)["finished"]
-    (line,) = run.quarantine.read_text().splitlines()
-    assert json.loads(line)["id"] == "broken"
-    pairs = pq.read_table(run.root / "round_000" / "pairs.parquet")
+    said = reader.types("own-photos", with_words="csr-ray init")
+    assert "12 pictures, 1 set aside" in said and "REHEARSAL" in said
+    config = reader.folder / "photos-run" / "config.yaml"
+    tree = yaml.safe_load(config.read_text(encoding="utf-8"))
+    tree["world"] |= QUICK["world"]
+    config.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    assert "12 usable" in reader.types("own-photos", with_words="config.yaml --dry-run")
+    said = reader.types("own-photos", with_words="run photos-run/config.yaml\n")
+    assert "photos-run/run/report.html" in said
+    return RunFolder(reader.folder / "photos-run" / "run")
+
+
+def test_own_photos_are_rehearsed(rehearsed: RunFolder) -> None:
+    assert summary_of(rehearsed.root)["finished"]
+    pairs = pq.read_table(rehearsed.root / "round_000" / "pairs.parquet")
     assert pairs.num_rows > 0
-    assert set(pairs["id"].to_pylist()) <= {f"IMG_{number}" for number in range(1, 13)}
-    assert (run.model / "config.json").is_file() and (run.model / "model.safetensors").is_file()
-    assert "IMG_" in run.report.read_text(encoding="utf-8")
+    assert set(pairs["id"].to_pylist()) <= {f"IMG_{number}.jpg" for number in range(1, 13)}
+    assert (rehearsed.model / "config.json").is_file() and (rehearsed.model / "model.safetensors").is_file()
+    assert "IMG_" in rehearsed.report.read_text(encoding="utf-8")
+
+
+def test_the_base_and_every_round_are_asked_about_own_photos(rehearsed: RunFolder, reader: Reader) -> None:
+    said = reader.types("own-photos", with_words="csr-ray ask")
+    assert "base" in said and "after round 3" in said
+    page = (reader.folder / "answers.html").read_text(encoding="utf-8")
+    assert all(f"IMG_{number}.jpg" in page for number in range(1, 13)) and "broken.jpg" in page
+
+
+def test_a_program_asks_a_server_of_the_model_of_own_photos(rehearsed: RunFolder, reader: Reader) -> None:
+    """The end of the way: photos, a model that was improved on them, a server, an answer."""
+    program = reader.saves("serve", language="python", name="ask_server.py")
+    command = block("serve", language="bash", with_words="api_server")
+    with served(command, log=reader.folder / "log", folder=reader.folder) as url:
+        program.write_text(program.read_text().replace("http://localhost:8000/v1", url))
+        said = reader.types("serve", with_words="python ask_server.py")
+    assert len(said.split()) > 2
+
+
+def test_the_pairs_and_the_model_of_own_photos_are_given_away(rehearsed: RunFolder, reader: Reader) -> None:
+    reader.types("serve", with_words="csr-ray pairs")
+    (rows,) = (reader.folder / "my-pairs" / "data").glob("*.parquet")
+    assert pq.read_table(rows)["image"][0]["bytes"].as_py()
+    assert "model.safetensors" in reader.types("serve", with_words="csr-ray push")
+    assert (rehearsed.model / "README.md").is_file(), "the card that the page speaks of"
 
 
 @pytest.mark.long

@@ -14,7 +14,6 @@ from documented_commands import DOCUMENTS, ROOT, Command, commands, split
 from tutorial import CONFIG, PAGES, Reader, block, take_photos
 
 from csr_ray.__main__ import main
-from csr_ray.data.prompts import read_prompts
 
 # Typed neither here nor in tests/ray/test_tutorial.py, by how the command begins, and why not.
 NOT_TYPED = {
@@ -27,6 +26,8 @@ NOT_TYPED = {
     "csr-ray doctor": "tests/unit/test_doctor.py; what it says is of the machine",
     "csr-ray run configs/tiny-world.yaml generators.gpus=0.4": "needs a GPU; its keys are held to make demo's below",
     "csr-ray run my.yaml": "needs a GPU and a model of the hub; --dry-run of it is typed here",
+    "csr-ray watch": "serves a page until Ctrl-C; tests/unit/test_watch_browser.py",
+    "python -m vllm.entrypoints.openai.api_server": "typed in tests/ray/test_tutorial.py, on a port of its own",
     "csr-ray annotate": "serves a page until Ctrl-C; tests/unit/test_annotate_browser.py",
     "csr-ray eval": "needs a GPU, a model of the hub and POPE's pictures; tests/ray/test_benchmark_eval.py",
     "csr-ray compare before.json": "compares what csr-ray eval has not made; tests/unit/test_compare.py",
@@ -45,25 +46,23 @@ def reader(tmp_path: Path) -> Reader:
     return Reader(folder=tmp_path, environment={})
 
 
-def test_a_folder_of_photos_becomes_prompts(reader: Reader) -> None:
+def test_a_folder_of_photos_becomes_a_run(reader: Reader) -> None:
     take_photos(reader.folder / "photos", num=3)
-    reader.saves("own-photos", language="python", name="make_prompts.py")
-    assert reader.types("own-photos", with_words="make_prompts.py") == "4 prompts\n"
-    prompts = reader.folder / "photos" / "prompts.jsonl"
-    rows = [json.loads(line) for line in prompts.read_text().splitlines()]
+    said = reader.types("own-photos", with_words="csr-ray init")
+    assert "3 pictures, 1 set aside" in said
+    written = reader.folder / "photos-run"
+    rows = [json.loads(line) for line in (written / "prompts.jsonl").read_text().splitlines()]
     assert json.loads(block("own-photos", language="json")) in rows
-    read, refused = read_prompts(str(prompts), images=None, limit=None)
-    assert [prompt.id for prompt in read] == ["IMG_1", "IMG_2", "IMG_3"]
-    assert [rejection.id for rejection in refused] == ["broken"]
+    assert "broken.jpg" in (written / "set_aside.jsonl").read_text()
+    assert (written / "config.yaml").is_file()
 
 
-def test_the_rehearsal_is_looked_at_before_it_starts(reader: Reader) -> None:
+def test_the_run_is_looked_at_before_it_starts(reader: Reader) -> None:
     take_photos(reader.folder / "photos", num=3)
-    reader.saves("own-photos", language="python", name="make_prompts.py")
-    reader.types("own-photos", with_words="make_prompts.py")
-    said = reader.types("own-photos", with_words="[]' --dry-run", timeout_s=300)
-    assert "runs/rehearsal" in said and "generator" in said and "evaluation: none" in said
-    assert not (reader.folder / "runs").exists()
+    reader.types("own-photos", with_words="csr-ray init")
+    said = reader.types("own-photos", with_words="config.yaml --dry-run", timeout_s=300)
+    assert "3 usable" in said and "generator" in said and "Describe the image." in said
+    assert not (reader.folder / "photos-run" / "run").exists()
 
 
 def test_the_config_of_the_real_run_can_be_planned_and_fits_what_the_page_says(reader: Reader) -> None:
@@ -82,15 +81,14 @@ def test_the_config_of_the_real_run_finds_photos_and_models(
 ) -> None:
     """With tiny models in the place of those that it would fetch."""
     take_photos(reader.folder / "photos", num=3)
-    reader.saves("own-photos", language="python", name="make_prompts.py")
-    reader.types("own-photos", with_words="make_prompts.py")
+    reader.types("own-photos", with_words="csr-ray init")
     reader.saves("own-photos", language="yaml", name="my.yaml")
     monkeypatch.chdir(reader.folder)
     models = ROOT / "tests" / "data" / "reference_trees"
     tiny = [f"policy.model={models / 'policy'}", f"scorer.model={models / 'clip'}"]
     assert main(["run", "my.yaml", "--dry-run", *tiny]) == 0
     said = capsys.readouterr().out
-    assert "prompts: 3 usable, 1 would be set aside" in said or "prompts: 4 usable" in said
+    assert "prompts: 3 usable" in said
     assert main(["run", "my.yaml", "--dry-run", *tiny, "data.prompts=gone.jsonl"]) == 2
 
 
