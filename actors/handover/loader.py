@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     import torch
 
+    from actors.handover.layer_proof import Place
     from csr_ray.policy.checkpoint import Checkpoint
-    from csr_ray.policy.weights import Merge
+    from csr_ray.policy.weights import Merge, Merged, Rounding
 
 Item = TypeVar("Item")
 Formed = TypeVar("Formed")
 
 # What is formed before the loader asks for it, beside the tensor that it has.
-_AHEAD_BYTES = 64 * 2**20
+_AHEAD_BYTES = 96 * 2**20
+# Tensors are formed by two threads: while one reads pages of the checkpoint, the other multiplies.
+_FORMED_AT_ONCE = 2
 
 
 def formed_ahead(
@@ -39,18 +42,25 @@ def formed_ahead(
 
     Args:
         num_bytes: of what is formed of an item.
-        ahead_bytes: of those that wait, at most; one may be larger, and then it waits alone.
+        ahead_bytes: of those that wait, at most, without the one that was given out last; one may be larger, and
+            then it waits alone.
     """
     coming = deque(items)
     ahead: deque[tuple[Item, Future[Formed]]] = deque()
     waiting_bytes = 0
-    while coming or ahead:
+
+    def fill() -> None:
+        nonlocal waiting_bytes
         while coming and (not ahead or waiting_bytes + num_bytes(coming[0]) <= ahead_bytes):
             item = coming.popleft()
             waiting_bytes += num_bytes(item)
             ahead.append((item, beside.submit(form, item)))
+
+    fill()
+    while ahead:
         item, future = ahead.popleft()
         waiting_bytes -= num_bytes(item)
+        fill()
         yield item, future
         del future  # it would keep what was formed
 
@@ -75,7 +85,7 @@ class PolicyLoader:
         from actors.handover.stopwatch import Stopwatch, packing
         from csr_ray.policy.checkpoint import Checkpoint, block_of
         from csr_ray.policy.lora import adapter_digest
-        from csr_ray.policy.weights import Rounding, checksum_of, merges, with_their_blocks
+        from csr_ray.policy.weights import Merged, Rounding, checksum_of, merges, with_their_blocks
 
         watch = Stopwatch("load")
         if self._base is None:
@@ -93,27 +103,31 @@ class PolicyLoader:
         self._adapted_blocks |= blocks
         sizes = {merge.name: len(merge.base) for merge in wanted if merge.base.ndim == 2}
 
-        def formed(merge: Merge) -> torch.Tensor:
+        def formed(merge: Merge) -> tuple[Merged, Place | None, Rounding]:
+            counted = Rounding()
             if merge.base.ndim != 2 or not merge.name.endswith(".weight"):
-                return merge.base
+                return Merged(tensor=merge.base, product=None), None, counted
             place = proof.place(merge.name, shape=(merge.base.shape[0], merge.base.shape[1]), sizes=sizes)
             part = {} if place is None else {"rows": place.rows, "columns": place.columns}
             vectors = None if place is None else proof.vectors(merge.base.shape[1])
-            counted = rounding if merge.updates else None
-            merged = merge.form(dtype=dtype, device=device, vectors=vectors, rounding=counted, **part)
-            proof.expect(merge.name, place=place, tensor=merged.tensor, product=merged.product)
-            return merged.tensor
+            looked_at = counted if merge.updates else None
+            merged = merge.form(dtype=dtype, device=device, vectors=vectors, rounding=looked_at, **part)
+            return merged, place, counted
 
         def stream(beside: ThreadPoolExecutor) -> Iterator[tuple[str, torch.Tensor]]:
             coming = formed_ahead(wanted, form=formed, num_bytes=lambda merge: merge.base.nbytes, beside=beside)
             for merge, future in coming:
                 with watch.at("merge"):
-                    tensor = future.result()
+                    merged, place, counted = future.result()
                 del future  # it would keep the tensor
-                yield merge.name, tensor
+                # Here and not where it is formed: in the order of the tensors, by one thread.
+                rounding.include(counted)
+                if merge.base.ndim == 2 and merge.name.endswith(".weight"):
+                    proof.expect(merge.name, place=place, tensor=merged.tensor, product=merged.product)
+                yield merge.name, merged.tensor
 
         if wanted:
-            with ThreadPoolExecutor(1) as beside, packing(model, watch=watch):
+            with ThreadPoolExecutor(_FORMED_AT_ONCE) as beside, packing(model, watch=watch):
                 self.reload_weights(weights_iterator=stream(beside))  # type: ignore[attr-defined]
         with watch.at("layers"):
             gaps, num_unseen = proof.gaps()

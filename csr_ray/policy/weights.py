@@ -62,6 +62,12 @@ class Rounding:
         self._off += float((got - wanted).square().sum())
         self._along += float((got * wanted).sum())
 
+    def include(self, other: Rounding) -> None:
+        """Count what another one has counted."""
+        self._update += other._update
+        self._off += other._off
+        self._along += other._along
+
 
 def combined_rounding(tensors: Mapping[str, torch.Tensor], *, dtype: torch.dtype) -> Rounding:
     """What is left of the update of `combined_tensors` where its A and B are each rounded to `dtype`.
