@@ -11,7 +11,7 @@ share this machine's cores, so more receivers take longer here than on machines 
 
     publish_s        until all receivers have proved it; of the slowest it is the sum of
       pull_s         packing, object store, digests, writing
-      merge_s        forming the merged tensors, and what a few vectors make of base and adapters
+      merge_s        waited for merged tensors, which other threads form beside all that vLLM does
       load_s         vLLM's loader, which copies them into its layers
       pack_s         what vLLM's kernels do to a layer that is loaded (on CPUs they have a layout of their own)
       layers_s       what the layers make of these vectors

@@ -31,6 +31,7 @@ from csr_ray.cli import (
     watch,
     world,
 )
+from csr_ray.cli.arguments import EXIT_CODES, Folding
 from csr_ray.cli.order import parse
 from csr_ray.errors import EXIT_FAILED, ActorFailure, UserError, shows_tracebacks
 
@@ -109,12 +110,15 @@ def _parser() -> argparse.ArgumentParser:
         prog="csr-ray",
         description="Let a vision-language model improve itself, without labels: CSR on Ray.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Folding,
     )
     parser.add_argument("--version", action="version", version=f"csr_ray {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_parser(commands)
+    for one in commands.choices.values():
+        one.formatter_class = Folding
+        one.epilog = "\n\n".join(text.strip() for text in (one.epilog, EXIT_CODES) if text)
     parser.set_defaults(parser=parser)  # a command may have to know of the others
     return parser
 

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -65,6 +66,21 @@ def formed_ahead(
         del future  # it would keep what was formed
 
 
+def _in_order_of_this_thread(device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """A block for other threads in which work on a GPU is queued behind this thread's, and before what it asks next.
+
+    Each thread has a CUDA stream of its own choice, and vLLM gives the main thread of a worker among several another
+    one than the default. Without this its loader might copy a tensor that is not formed yet, or whose memory another
+    thread was given since.
+    """
+    if device.type != "cuda":
+        return nullcontext
+    import torch
+
+    stream = torch.cuda.current_stream(device)
+    return lambda: torch.cuda.stream(stream)
+
+
 class PolicyLoader:
     """Mixed into vLLM's worker (`worker_extension_cls`)."""
 
@@ -102,11 +118,16 @@ class PolicyLoader:
         wanted = with_their_blocks(changed, base=checkpoint, also=sorted(self._adapted_blocks - blocks))
         self._adapted_blocks |= blocks
         sizes = {merge.name: len(merge.base) for merge in wanted if merge.base.ndim == 2}
+        in_order = _in_order_of_this_thread(device)
 
         def formed(merge: Merge) -> tuple[Merged, Place | None, Rounding]:
             counted = Rounding()
             if merge.base.ndim != 2 or not merge.name.endswith(".weight"):
                 return Merged(tensor=merge.base, product=None), None, counted
+            with in_order():
+                return form(merge, counted)
+
+        def form(merge: Merge, counted: Rounding) -> tuple[Merged, Place | None, Rounding]:
             place = proof.place(merge.name, shape=(merge.base.shape[0], merge.base.shape[1]), sizes=sizes)
             part = {} if place is None else {"rows": place.rows, "columns": place.columns}
             vectors = None if place is None else proof.vectors(merge.base.shape[1])
@@ -114,8 +135,11 @@ class PolicyLoader:
             merged = merge.form(dtype=dtype, device=device, vectors=vectors, rounding=looked_at, **part)
             return merged, place, counted
 
+        def num_bytes(merge: Merge) -> int:
+            return merge.base.numel() * (dtype.itemsize if merge.updates else merge.base.itemsize)
+
         def stream(beside: ThreadPoolExecutor) -> Iterator[tuple[str, torch.Tensor]]:
-            coming = formed_ahead(wanted, form=formed, num_bytes=lambda merge: merge.base.nbytes, beside=beside)
+            coming = formed_ahead(wanted, form=formed, num_bytes=num_bytes, beside=beside)
             for merge, future in coming:
                 with watch.at("merge"):
                     merged, place, counted = future.result()

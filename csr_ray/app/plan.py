@@ -125,7 +125,10 @@ def print_plan(plan: Plan, *, console: Console | None = None, nodes: Sequence[No
     """
     console = console or result_console()
     config = plan.config
-    table = Table(title=f"{config.method}: {config.run.rounds} rounds into {config.run.dir}", title_justify="left")
+    table = Table(
+        title=f"{config.method}: {config.run.rounds} round{'s' * (config.run.rounds != 1)} into {config.run.dir}",
+        title_justify="left",
+    )
     for name in ("role", "actors", "CPUs each", "GPUs each", "what it runs"):
         table.add_column(name, overflow="fold")  # of a long path the end says which model it is
     rows = (
@@ -193,7 +196,7 @@ def _rounds_in_words(plan: Plan) -> Iterator[str]:
         elif plan.nodes_a_prompt is not None:
             tree = (
                 f"up to {plan.nodes_a_prompt} sentences each, {tokens} tokens to generate "
-                f"(at {EXPECTED_SENTENCES} sentences an answer), "
+                f"(at {min(one.search.max_sentences, EXPECTED_SENTENCES)} sentences an answer), "
             )
         yield f"a round{whose}: {prompts} prompts, {tree}{steps} of {config.train.batch_size} pairs"
 
@@ -235,8 +238,9 @@ def _memory_lines(config: Config) -> list[str]:
         "an engine": engine_bytes(config, shape=shape),
         "a train worker": train_worker_bytes(config, shape=shape),
     }
+    where = "" if config.generators.gpus else ", where there are GPUs"
     return [
-        f"memory of {who}, about {sum(parts.values()) / _GIB:.0f} GiB of each GPU: "
+        f"memory of {who}{where}, about {sum(parts.values()) / _GIB:.0f} GiB of each GPU: "
         + ", ".join(f"{num_bytes / _GIB:.1f} {part}" for part, num_bytes in parts.items())
         for who, parts in needed.items()
     ]

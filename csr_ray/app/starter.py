@@ -175,7 +175,7 @@ def _on_cpu(starter: Starter, *, wanted: str, place: Place, shape: ModelShape | 
     """A model that somebody wants on CPUs, which is no madness where it is a small one."""
     if wanted in NAMES or (shape is not None and shape.num_weights > _MOST_ON_CPU):
         raise ConfigError(
-            f"--model = {wanted!r}: {place.name} has no GPU, and on CPUs it takes days what takes a GPU hours; run "
+            f"--model = {wanted!r}: {place.name} has no GPU, and a model of this size needs one; run "
             f"csr-ray init where the GPUs are, or give --model {TINY.name} for a rehearsal here"
         )
     settings = settings_of(starter)

@@ -42,9 +42,18 @@ def watch(run_dir: str, *, port: int, opens: bool, console: Console) -> None:
         UserError: something is wrong that the user can mend.
     """
     with opened_watch(run_dir, port=port) as server:
-        if not is_url(run_dir) and not local_path(run_dir).exists():
-            console.print(f"{run_dir} is not there yet; the page waits for it.", soft_wrap=True, markup=False)
+        if not is_url(run_dir) and (line := _waits_for(RunFolder(local_path(run_dir)), name=run_dir)):
+            console.print(line, soft_wrap=True, markup=False)
         serve_until_stopped(server, who="look at the run", opens=opens, console=console)
+
+
+def _waits_for(folder: RunFolder, *, name: str) -> str:
+    """What is not there yet, in words; "" where a run has begun. Else a mistyped name would wait in silence."""
+    if not folder.root.exists():
+        return f"{name} is not there yet; the page waits for it."
+    if not folder.journal.exists():
+        return f"no run has begun in {name} (the folder that run.dir names); the page waits for one."
+    return ""
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -10,11 +11,47 @@ if TYPE_CHECKING:
     from csr_ray.app.judge import JudgeFlags
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-EXIT_CODES = (
-    "exit codes: 0 done; 1 failed or stopped, and the same command goes on where it was; 2 wrong usage or config, "
-    "said in one line; 3 no usable data"
-)
+EXIT_CODES = """\
+exit codes: 0 done; 1 failed or stopped; 2 wrong usage or config, said in one line; 3 no usable data
+"""
 BENCHMARK_HELP = "pope, chair, world, or another one that csr-ray benchmarks lists"
+
+
+class Folding(argparse.RawDescriptionHelpFormatter):
+    """Help as it was written, where the terminal is wide enough; else paragraphs are folded.
+
+    A line that is indented, or ends in a colon, stays one of its own.
+    """
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = text.splitlines()
+        if max(map(len, lines), default=0) <= width:
+            return super()._fill_text(text, width, indent)
+        folded: list[str] = []
+        paragraph: list[str] = []
+        for line in [*lines, ""]:
+            if line and not line.startswith(" "):
+                paragraph.append(line)
+            if paragraph and (not line or line.startswith(" ") or line.endswith(":")):
+                folded += textwrap.wrap(" ".join(paragraph), width)
+                paragraph = []
+            if not line:
+                folded.append("")
+            elif line.startswith(" "):
+                start = line[: len(line) - len(line.lstrip())]
+                inside = f"{start}    "
+                folded += textwrap.wrap(
+                    line.strip(), width, initial_indent=start, subsequent_indent=inside, break_on_hyphens=False
+                )
+        return "".join(f"{indent}{line}\n" for line in folded[:-1])
+
+
+def number(text: str) -> float | None:
+    """A number; None: it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -24,10 +61,9 @@ def names(text: str) -> tuple[str, ...]:
 
 def at_least_one(text: str) -> int:
     """A whole number from 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a whole number, at least 1")
+    return int(text)
 
 
 def natural(text: str) -> int:
@@ -53,18 +89,16 @@ def whole(text: str) -> int:
 
 def seconds(text: str) -> float:
     """A duration above 0."""
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: more than 0")
-    return number
+    if (found := number(text)) is None or not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: a number of seconds, more than 0")
+    return found
 
 
 def share(text: str) -> float:
     """A share of a GPU, from 0 to 1."""
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: from 0 to 1")
-    return number
+    if (found := number(text)) is None or not 0 <= found <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: a number from 0 to 1")
+    return found
 
 
 def versions(text: str) -> tuple[int, int]:

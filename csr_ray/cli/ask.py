@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from csr_ray.cli.arguments import Commands, at_least_one, lasting, natural, path_here, whole
+from csr_ray.cli.arguments import Commands, at_least_one, lasting, natural, number, path_here, whole
 from csr_ray.errors import EXIT_DONE
 
 _HELP = """\
@@ -91,10 +91,9 @@ def _rounds(text: str) -> tuple[int, ...]:
 
 
 def _temperature(text: str) -> float:
-    number = float(text)
-    if not 0 <= number <= 5:
-        raise argparse.ArgumentTypeError(f"{text}: from 0 to 5")
-    return number
+    if (found := number(text)) is None or not 0 <= found <= 5:
+        raise argparse.ArgumentTypeError(f"{text}: a number from 0 to 5")
+    return found
 
 
 def _ask(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from csr_ray.cli.arguments import EXIT_CODES, Commands
+from csr_ray.cli.arguments import Commands
 
 
 def add_parser(commands: Commands) -> None:
@@ -14,7 +14,7 @@ def add_parser(commands: Commands) -> None:
         help="the whole loop; a half-finished run folder goes on, a finished one prints its result",
         description="Run a config. Starting the same run again goes on where it was; nothing done is done twice. The "
         "words may stand in any order: the one without = is the config.",
-        epilog=EXIT_CODES,
+        epilog="After 1 the same command goes on where the run was.",
     )
     run.add_argument("config", metavar="CONFIG", help="YAML file")
     run.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override single keys of the config")

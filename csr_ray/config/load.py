@@ -136,8 +136,11 @@ def load_config(
 
 
 def _read_sections(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise ConfigError(f"config {path}: a folder; name the YAML file in it (of a run: {path / 'config.yaml'})")
     if not path.is_file():
-        raise ConfigError(f"config {path}: no such file")
+        hint = "; the config's file comes before what overrides it" if "=" in path.name else ""
+        raise ConfigError(f"config {path}: no such file{hint}")
     try:
         tree = _read_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -162,6 +162,23 @@ def test_mask_and_batch_are_made_without_waiting_for_the_gpu() -> None:
     assert torch.equal(values.grad.cpu(), torch.ones(len(layout.sources)))
 
 
+def test_what_another_thread_forms_is_queued_where_the_loader_copies() -> None:
+    """Proves that a thread that forms tensors works on the stream of the thread that loads them. Seconds."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from actors.handover.loader import _in_order_of_this_thread
+
+    own = torch.cuda.Stream()
+
+    def stream_of(block: Any) -> int:
+        with block():
+            return torch.cuda.current_stream().cuda_stream
+
+    with torch.cuda.stream(own), ThreadPoolExecutor(1) as beside:
+        block = _in_order_of_this_thread(torch.device("cuda", torch.cuda.current_device()))
+        assert beside.submit(stream_of, block).result() == own.cuda_stream
+
+
 # ---- the scorer ----
 
 

@@ -16,7 +16,7 @@ class _Tensor:
         self.number, self.num_bytes = number, num_bytes
 
 
-def most_waiting_bytes(sizes: list[int], *, ahead_bytes: int) -> int:
+def most_waiting_bytes(sizes: list[int], *, ahead_bytes: int, num_threads: int = 1) -> int:
     """The most bytes that were there at once, beside what the loader held, when the other thread had all the time."""
     alive: weakref.WeakSet[_Tensor] = weakref.WeakSet()
     most, order = 0, []
@@ -27,13 +27,16 @@ def most_waiting_bytes(sizes: list[int], *, ahead_bytes: int) -> int:
         return tensor
 
     items = list(enumerate(sizes))
-    with ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(num_threads) as beside:
         for item, future in formed_ahead(
             items, form=form, num_bytes=lambda item: item[1], beside=beside, ahead_bytes=ahead_bytes
         ):
             tensor = future.result()
             del future
-            beside.submit(lambda: None).result()  # all that was asked for so far is formed
+            # All that was asked for so far is formed when every thread has come to this.
+            together = threading.Barrier(num_threads)
+            for one in [beside.submit(together.wait, 30) for _ in range(num_threads)]:
+                one.result()
             most = max(most, sum(other.num_bytes for other in alive) - tensor.num_bytes)
             assert tensor.number == item[0]
             order.append(tensor.number)
@@ -42,9 +45,23 @@ def most_waiting_bytes(sizes: list[int], *, ahead_bytes: int) -> int:
     return most
 
 
+@pytest.mark.parametrize("num_threads", [1, 2])
 @pytest.mark.parametrize("sizes", [[10] * 50, [7, 30, 1, 1, 29, 5, 30], [1] * 200])
-def test_no_more_is_ahead_than_was_allowed(sizes: list[int]) -> None:
-    assert max(sizes) <= most_waiting_bytes(sizes, ahead_bytes=35) <= 35
+def test_no_more_is_ahead_than_was_allowed(sizes: list[int], num_threads: int) -> None:
+    assert max(sizes) <= most_waiting_bytes(sizes, ahead_bytes=35, num_threads=num_threads) <= 35
+
+
+def test_what_could_not_be_formed_is_told_when_its_turn_comes() -> None:
+    def form(item: int) -> int:
+        if item == 2:
+            raise ValueError("of another shape")
+        return item
+
+    with ThreadPoolExecutor(2) as beside:
+        coming = formed_ahead(range(4), form=form, num_bytes=lambda _: 1, beside=beside)
+        assert [future.result() for _, future in (next(coming), next(coming))] == [0, 1]
+        with pytest.raises(ValueError, match="another shape"):
+            next(coming)[1].result()
 
 
 def test_one_that_is_larger_waits_alone() -> None:
