@@ -6,6 +6,7 @@ Knows tensors and files; knows no trainers.
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,15 +22,21 @@ class PlainCheckpointEngine(TorchCheckpointEngine):
     """DeepSpeed's files of tensors and numbers, read without running code.
 
     They are pickles, as torch writes them. Torch's `weights_only` reader builds tensors and the few plain classes
-    named here, and refuses everything else.
+    named here, and refuses everything else. Python 3.11.2, which Debian 12 has, writes the member of an enumeration
+    as a call of `getattr`, which is refused with the rest; so the stage is written by its value, as others do it.
     """
 
     def save(self, state_dict: Any, path: str) -> None:
+        copyreg.pickle(ZeroStageEnum, _by_value)
         torch.save(state_dict, path)
 
     def load(self, path: str, map_location: Any = None) -> Any:
         with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
             return torch.load(path, map_location=map_location, weights_only=True)
+
+
+def _by_value(stage: ZeroStageEnum) -> tuple[type[ZeroStageEnum], tuple[int]]:
+    return ZeroStageEnum, (int(stage),)
 
 
 def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -245,6 +245,25 @@ def test_a_checkpoint_runs_no_code(training_process: ProcessPoolExecutor, tmp_pa
     assert not (tmp_path / "optimizer.made").exists()
 
 
+def _read_what_early_python_wrote(path: Path) -> object:
+    """A file of DeepSpeed's stage, written as Python 3.11.2 writes the member of an enumeration."""
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    from actors.train.shards import PlainCheckpointEngine
+
+    ZeroStageEnum.__reduce_ex__ = lambda self, _: (getattr, (type(self), self.name))  # type: ignore[method-assign]
+    engine = PlainCheckpointEngine()
+    engine.save({"zero_stage": ZeroStageEnum(3), "values": torch.ones(2)}, str(path))
+    return engine.load(str(path))["zero_stage"]
+
+
+def test_a_checkpoint_is_read_whatever_python_makes_of_an_enumeration(tmp_path: Path) -> None:
+    """A process of its own: another Python's way of writing stays with it."""
+    with start_training_process() as pool:
+        found = pool.submit(_read_what_early_python_wrote, tmp_path / "stage.pt").result(timeout=120)
+    assert found == 3
+
+
 def test_a_stream_shorter_than_planned_makes_whole_steps_in_every_epoch(
     training_process: ProcessPoolExecutor, model: Path, pairs: list[Example], tmp_path: Path
 ) -> None:

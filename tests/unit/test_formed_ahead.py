@@ -68,7 +68,8 @@ def test_one_that_is_larger_waits_alone() -> None:
     assert most_waiting_bytes([10, 100, 10, 10], ahead_bytes=35) == 100
 
 
-def test_the_next_is_formed_while_the_loader_has_the_one_before() -> None:
+@pytest.mark.parametrize("num_bytes", [1, 20], ids=["small", "more than half of what may wait"])
+def test_the_next_is_formed_while_the_loader_has_the_one_before(num_bytes: int) -> None:
     begun = threading.Event()
 
     def form(item: int) -> int:
@@ -77,20 +78,6 @@ def test_the_next_is_formed_while_the_loader_has_the_one_before() -> None:
         return item
 
     with ThreadPoolExecutor(1) as beside:
-        coming = formed_ahead([0, 1, 2], form=form, num_bytes=lambda _: 1, beside=beside, ahead_bytes=2)
-        first, _ = next(coming)
-        assert first == 0 and begun.wait(30)
-
-
-def test_one_of_half_the_bytes_and_more_is_formed_while_the_loader_has_the_one_before() -> None:
-    begun = threading.Event()
-
-    def form(item: int) -> int:
-        if item == 1:
-            begun.set()
-        return item
-
-    with ThreadPoolExecutor(1) as beside:
-        coming = formed_ahead([0, 1, 2], form=form, num_bytes=lambda _: 20, beside=beside, ahead_bytes=35)
+        coming = formed_ahead([0, 1, 2], form=form, num_bytes=lambda _: num_bytes, beside=beside, ahead_bytes=35)
         first, _ = next(coming)
         assert first == 0 and begun.wait(5)
