@@ -678,3 +678,24 @@ def test_the_plan_of_a_run_in_the_embedded_world_names_its_models_by_their_paths
     assert main(["run", str(config), "--dry-run", f"run.dir={tmp_path / 'run'}"]) == 0
     cells = [line.split("│")[-2].strip() for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert "/policy," in "".join(cells), "a narrow table folds a long path, and cuts nothing off"
+
+
+@pytest.mark.parametrize(
+    "words, remedy",
+    [
+        (["run", "FOLDER", "--dry-run"], "a folder; name the YAML file in it"),
+        (["run", "run.rounds=1"], "the config's file comes before what overrides it"),
+        (["ask", "runs/a", "a.png", "What?", "--temperature", "warm"], "warm: a number from 0 to 5"),
+        (["ask", "runs/a", "a.png", "What?", "--limit", "some"], "some: a whole number, at least 1"),
+        (["ask", "runs/a", "a.png", "What?", "--limit", "0"], "0: a whole number, at least 1"),
+    ],
+)
+def test_what_is_typed_wrongly_is_refused_with_what_would_be_right(
+    words: list[str], remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main([str(tmp_path) if word == "FOLDER" else word for word in words])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    assert code == 2
+    assert remedy in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import pty
@@ -13,11 +14,13 @@ import pytest
 from report_runs import EVAL, summary_of
 from rich.console import Console
 
+from csr_ray.__main__ import _COMMANDS, main
 from csr_ray.app.compare import _tables
 from csr_ray.app.console import result_console
 from csr_ray.app.doctor import Check, print_report
 from csr_ray.app.methods import print_method, print_methods
 from csr_ray.app.plan import make_plan, print_plan
+from csr_ray.cli.arguments import Folding
 from csr_ray.config.load import load_config, method_names, print_keys
 from csr_ray.evaluation.comparison import Change
 from csr_ray.evaluation.statistics import Difference, Interval
@@ -140,3 +143,29 @@ def test_colours_are_there_in_a_terminal_and_off_when_asked() -> None:
         [sys.executable, "-c", _PRINTS_COLOURS], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert piped.returncode == 0 and "\x1b" not in piped.stdout and "missing" in piped.stdout
+
+
+@pytest.mark.parametrize("command", [module.__name__.rpartition(".")[2] for module in _COMMANDS])
+def test_help_is_folded_and_says_the_exit_codes(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = {"evaluate": "eval"}.get(command, command.replace("_", "-"))
+    monkeypatch.setenv("COLUMNS", "50")
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    said = capsys.readouterr().out
+    assert said.count("exit codes: 0 done") == 1
+    # argparse does not break the list of values inside of a flag's own usage.
+    usage, _, rest = said.partition("\n\n")
+    assert usage and [line for line in rest.splitlines() if len(line) > 50 and " " in line.strip()] == []
+
+
+def test_a_paragraph_is_folded_and_an_example_stays_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = argparse.ArgumentParser(
+        prog="it",
+        formatter_class=Folding,
+        description="One two three four\nfive six.\n\nexamples:\n  it now  and then",
+    )
+    monkeypatch.setenv("COLUMNS", "18")
+    folded = "One two three\nfour five six.\n\nexamples:\n  it now  and\n      then\n"
+    assert parser.format_help().partition("\n\n")[2].startswith(folded)

@@ -19,12 +19,14 @@ from watched_runs import Asker, SyntheticRun, eventually, watching
 
 from csr_ray.__main__ import main
 from csr_ray.app.console import ConsoleView
+from csr_ray.app.watch import _waits_for
 from csr_ray.report.live import Seen, live_of
 from csr_ray.report.read import RunReader
 from csr_ray.stages.progress import ProgressFile, ProgressView
 from csr_ray.store.journal import Journal
 from csr_ray.store.lock import lock_folder
 from csr_ray.store.pool_events import write_event
+from csr_ray.store.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -159,6 +161,15 @@ def test_no_text_of_the_run_becomes_an_element_or_an_attribute(tmp_path: Path) -
 
 
 # ---- a run that grows ----
+
+
+def test_a_folder_without_a_run_is_told_from_one_with_it(tmp_path: Path, finished: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    folders = (tmp_path / "gone", tmp_path / "empty", finished)
+    said = [_waits_for(RunFolder(folder), name="NAME") for folder in folders]
+    assert "NAME is not there yet" in said[0]
+    assert "no run has begun in NAME" in said[1]
+    assert said[2] == ""
 
 
 def test_it_waits_for_a_run_that_is_not_there_and_shows_it_when_it_comes(tmp_path: Path) -> None:
