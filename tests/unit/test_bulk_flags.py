@@ -170,7 +170,7 @@ def test_an_evaluation_of_nothing_is_refused(limit: str, capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as caught:
         main([*EVAL, "--limit", limit])
     assert caught.value.code == 2
-    assert f"argument --limit: {limit}: at least 1" in capsys.readouterr().err
+    assert f"argument --limit: {limit}: a whole number, at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -442,7 +442,7 @@ def test_bad_input_is_one_line_and_ends_with_2(
 def test_no_gpus_are_refused(number: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run_plan(LLAVA, "--gpus", number, "--gpu", "H100")
-    assert ended.value.code == 2 and f"--gpus: {number}: at least 1" in capsys.readouterr().err
+    assert ended.value.code == 2 and f"--gpus: {number}: a whole number, at least 1" in capsys.readouterr().err
 
 
 def test_nothing_but_the_config_has_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
