@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from csr_ray.config.load import load_config
+from csr_ray.config.load import load_config_of_run
 from csr_ray.config.schema import Config
 from csr_ray.data.gather import FoundPicture, Gathered
 from csr_ray.errors import ConfigError, NoDataError
@@ -99,7 +99,7 @@ class AskableRun:
         """
         if not folder.config.is_file():
             raise ConfigError(f"RUN_DIR = {folder.shown!r}: no config.yaml there; name the run.dir of a run")
-        config, journal = load_config(folder.config), Journal(folder.journal)
+        config, journal = load_config_of_run(folder.config), Journal(folder.journal)
         state = RunState(config=config, folder=folder, journal=journal, model=config.policy.model, versions={})
         return cls(state, tuple(_versions(state)))
 

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from csr_ray import __version__
 from csr_ray.app.console import result_console
 from csr_ray.app.inputs import resolve_world, uses_world
 from csr_ray.config.load import YAML_ERRORS, parse_config
@@ -380,6 +381,11 @@ class _Check:
                 config = resolve_world(config, folder=world_folder(world_spec(config.world)))
             self._method = method_of(config)
             self._config = config
+        except ConfigError as error:
+            self._damaged(
+                "config.yaml",
+                f"csr_ray {__version__} would not write that, another version may: {error} (no look at the prompts)",
+            )
         except (OSError, *YAML_ERRORS) as error:
             self._damaged("config.yaml", f"cannot be used ({type(error).__name__}): no look at the prompts")
 

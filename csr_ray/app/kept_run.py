@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from csr_ray.app.place import opened_to_read
-from csr_ray.config.load import load_config
+from csr_ray.config.load import load_config_of_run
 from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError, DamageError
 from csr_ray.records import JsonDict
@@ -70,7 +70,7 @@ def kept_run(run_dir: str, *, is_wanted: Callable[[str], bool]) -> Iterator[Kept
             name=run_dir,
             folder=folder,
             journal=Journal(folder.journal),
-            config=load_config(folder.config),
+            config=load_config_of_run(folder.config),
             summary=_summary(folder.summary),
         )
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from csr_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from csr_ray.app.judge import JudgeFlags
@@ -143,6 +146,22 @@ def lasting(path: Path, *, flag: str) -> Path:
     if line:
         print(line)
     return placed[flag] or path
+
+
+def lasting_file(path: Path, *, flag: str) -> Path:
+    """As `lasting`, of a file, which is looked at now: else the work would be done before it turned out to be lost.
+
+    Raises:
+        ConfigError: it is a folder, or a file cannot be written there.
+    """
+    placed = lasting(path, flag=flag).expanduser()
+    if placed.is_dir():
+        raise ConfigError(f"{flag} = {str(path)!r}: is a folder; name a file")
+    folder = next(one for one in placed.absolute().parents if one.exists())  # those below it are made
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        why = "cannot be written to" if folder.is_dir() else "is a file"
+        raise ConfigError(f"{flag} = {str(path)!r}: {folder} {why}; name another place")
+    return placed
 
 
 def add_cluster(command: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from csr_ray.cli.arguments import Commands, at_least_one, lasting, natural, number, path_here, whole
+from csr_ray.cli.arguments import Commands, at_least_one, lasting_file, natural, number, path_here, whole
 from csr_ray.errors import EXIT_DONE
 
 _HELP = """\
@@ -107,7 +107,10 @@ def _ask(arguments: argparse.Namespace) -> int:
     from csr_ray.store.atomic import write_json
 
     is_on_stdout = arguments.json == "-"
-    output = None if arguments.json is None or is_on_stdout else lasting(path_here(arguments.json), flag="--json")
+    output = (
+        None if arguments.json is None or is_on_stdout else lasting_file(path_here(arguments.json), flag="--json")
+    )
+    asked_page = None if arguments.out is None else lasting_file(arguments.out, flag="--out")
     told = Console(stderr=True, highlight=False)
     found = ask_run(
         arguments.run_dir,
@@ -130,8 +133,8 @@ def _ask(arguments: argparse.Namespace) -> int:
         print()
     else:
         print_side_by_side(found, console=UnattendedConsole(highlight=False))
-    if arguments.out is not None or len(found.pictures) > 1:
-        page = lasting(arguments.out or PAGE, flag="--out")
+    if asked_page is not None or len(found.pictures) > 1:
+        page = asked_page or lasting_file(PAGE, flag="--out")
         write_page(page, found=found)
         told.print(f"page: {page}", markup=False, soft_wrap=True)
     return EXIT_DONE

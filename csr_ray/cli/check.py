@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from csr_ray.cli.arguments import Commands, lasting, path_here
+from csr_ray.cli.arguments import Commands, lasting_file, path_here
 
 
 def add_parser(commands: Commands) -> None:
@@ -22,5 +22,5 @@ def add_parser(commands: Commands) -> None:
 def _check(arguments: argparse.Namespace) -> int:
     from csr_ray.app.place import check
 
-    output = None if arguments.json is None else lasting(arguments.json, flag="--json")
+    output = None if arguments.json is None else lasting_file(arguments.json, flag="--json")
     return check(arguments.run_dir, output=output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from csr_ray.cli.arguments import Commands, lasting, path_here, versions
+from csr_ray.cli.arguments import Commands, lasting_file, path_here, versions
 from csr_ray.errors import EXIT_DONE
 
 
@@ -44,7 +44,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     from csr_ray.app.console import result_console
     from csr_ray.store.atomic import write_json
 
-    output = None if arguments.json is None else lasting(arguments.json, flag="--json")
+    output = None if arguments.json is None else lasting_file(arguments.json, flag="--json")
     found = compare(
         arguments.a,
         arguments.b,

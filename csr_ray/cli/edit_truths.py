@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from csr_ray.cli.arguments import Commands, add_judge, at_least_one, judge_of, lasting, path_here
+from csr_ray.cli.arguments import Commands, add_judge, at_least_one, judge_of, lasting_file, path_here
 from csr_ray.errors import EXIT_DONE, ConfigError
 
 
@@ -29,7 +29,7 @@ def _edit_truths(arguments: argparse.Namespace) -> int:
     from csr_ray.app.flags import named
     from csr_ray.app.judge import JUDGE_FLAGS, replies_file
 
-    output = lasting(arguments.out, flag="--out")
+    output = lasting_file(arguments.out, flag="--out")
     with named(JUDGE_FLAGS):
         session = judge_of(arguments).session(replies_file(output))
         if session is None:

@@ -13,7 +13,7 @@ from csr_ray.cli.arguments import (
     at_least_one,
     chair_files,
     judge_of,
-    lasting,
+    lasting_file,
     names,
     path_here,
     whole,
@@ -146,7 +146,7 @@ def _eval_suite(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         gpus=arguments.gpus,
         kept=arguments.out,
-        output=lasting(arguments.json, flag="--json"),
+        output=lasting_file(arguments.json, flag="--json"),
     )
     print_results(found)
     return EXIT_DONE

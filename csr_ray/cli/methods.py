@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from csr_ray.cli.arguments import Commands, lasting, path_here
+from csr_ray.cli.arguments import Commands, lasting_file, path_here
 from csr_ray.errors import EXIT_DONE
 
 
@@ -21,7 +21,7 @@ def _methods(arguments: argparse.Namespace) -> int:
     from csr_ray.app.methods import methods_as_plain, print_method, print_methods
     from csr_ray.store.atomic import write_json
 
-    output = None if arguments.json is None else lasting(arguments.json, flag="--json")
+    output = None if arguments.json is None else lasting_file(arguments.json, flag="--json")
     console = result_console()
     if arguments.name is None:
         print_methods(console=console)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from csr_ray.cli.arguments import Commands, at_least_one, lasting, path_here
+from csr_ray.cli.arguments import Commands, at_least_one, lasting_file, path_here
 from csr_ray.errors import EXIT_DONE
 
 _DESCRIPTION = """\
@@ -56,6 +56,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     from csr_ray.app.forecast_page import print_forecast
     from csr_ray.store.atomic import write_json
 
+    output = None if arguments.json is None else lasting_file(arguments.json, flag="--json")
     planned = make_forecast(
         arguments.config,
         overrides=arguments.overrides,
@@ -68,6 +69,6 @@ def _plan(arguments: argparse.Namespace) -> int:
         ),
     )
     print_forecast(planned, console=result_console())
-    if arguments.json is not None:
-        write_json(lasting(arguments.json, flag="--json"), value=planned.to_plain())
+    if output is not None:
+        write_json(output, value=planned.to_plain())
     return EXIT_DONE

@@ -11,7 +11,7 @@ from csr_ray.cli.arguments import (
     add_judge,
     chair_files,
     judge_of,
-    lasting,
+    lasting_file,
     path_here,
 )
 from csr_ray.errors import EXIT_DONE
@@ -50,7 +50,7 @@ def _score_answers(arguments: argparse.Namespace) -> int:
     from csr_ray.evaluation.chair_truth import official_files
     from csr_ray.store.results import write_result
 
-    output = lasting(arguments.json, flag="--json")
+    output = lasting_file(arguments.json, flag="--json")
     given = chair_files(arguments)
     official = official_files(
         synonyms=given["synonyms"],

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import yaml
 from pydantic import ValidationError
 
+from csr_ray import __version__
 from csr_ray.config.schema import Config, Decoding, Judge, MethodRounds, Section
 from csr_ray.errors import ConfigError
 from csr_ray.redaction import has_credentials, without_credentials
@@ -133,6 +134,21 @@ def load_config(
         for override in overrides:
             _apply_override(tree, override=override)
     return parse_config(tree)
+
+
+def load_config_of_run(path: Path) -> Config:
+    """Read the `config.yaml` that a run has kept, which this version of the program may not have written.
+
+    Raises:
+        ConfigError: as `load_config`; says whose config that is, since a user should not mend what a run wrote.
+    """
+    try:
+        return load_config(path)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{path}: csr_ray {__version__} would not write that; if another version has, use that one for this run "
+            f"(csr-ray report and csr-ray watch read what they can): {error}"
+        ) from None
 
 
 def _read_sections(path: Path) -> dict[str, Any]:

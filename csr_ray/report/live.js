@@ -73,6 +73,7 @@
     // One sentence at a time, and only what a listener would want to be interrupted for.
     if (answer.news.length && lastState) announce.textContent = answer.news.slice(-3).join(" ");
     lastState = answer.state;
+    pauseButton.hidden = answer.state === "finished";  // there is nothing left to wait for
     const at = new Date().toLocaleTimeString();
     say(answer.state === "finished" ? "The run is over; last looked at " + at + "." :
       answer.reading ? "Up to date at " + at + "; " + answer.reading + "." : "Up to date at " + at + ".");

@@ -143,6 +143,7 @@ def served_page(run: Run | None, *, name: str, live: Live, facts: Mapping[str, A
     shell = {"folder": name, "no_pairs": _NO_PAIRS_YET, "num_colours": NUM_COLOURS} if run is None else _shell(run)
     values = {
         "is_live": True,
+        "live": live,
         "parts": {name: Markup(text) for name, text in parts.items()},
         "before": (*_WATCHED, *_FIGURES),
         "after": _LAST,

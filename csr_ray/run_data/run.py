@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from csr_ray.config.load import load_config
+from csr_ray.config.load import load_config_of_run
 from csr_ray.config.schema import Config
 from csr_ray.records import Cycle, Example, JsonDict, MarkedAnswer
 from csr_ray.run_data.place import RunPlace
@@ -214,7 +214,7 @@ class Run:
         self._place = place
         folder = place.folder
         journal = Journal(folder.journal)
-        config = load_config(folder.config)
+        config = load_config_of_run(folder.config)
         self._state = RunState(config=config, folder=folder, journal=journal, model="", versions={})
 
     @property

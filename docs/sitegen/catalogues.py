@@ -61,8 +61,8 @@ and what `summary.json` holds in [file formats](file-formats.md#summaryjson).
 _CONFIGS_INTRO = """\
 # Configs
 
-These files come with the repository, in the folder `configs`. A wheel does not have them: copy what you need from
-this page. What every key means is in [config keys](config/index.md).
+These files come with the repository, in the folder `configs`, and with a wheel, in the folder `share/csr_ray/configs`
+of the environment that it is installed in. What every key means is in [config keys](config/index.md).
 """
 
 

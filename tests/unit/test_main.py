@@ -20,7 +20,9 @@ from csr_ray import __version__
 from csr_ray.__main__ import main
 from csr_ray.app import doctor, inputs
 from csr_ray.app import run as run_module
+from csr_ray.cli.arguments import lasting_file
 from csr_ray.config.load import load_config, to_plain
+from csr_ray.errors import EXIT_BAD_CONFIG
 from csr_ray.store.lock import lock_folder
 from csr_ray.store.run_folder import RunFolder
 from csr_ray.world import build
@@ -699,3 +701,31 @@ def test_what_is_typed_wrongly_is_refused_with_what_would_be_right(
         code = int(ended.code or 0)
     assert code == 2
     assert remedy in capsys.readouterr().err
+
+
+# ---- where a result goes is looked at before the work ----
+
+
+@pytest.mark.parametrize(
+    "flag, place, said",
+    [
+        ("--json", "folder", "is a folder; name a file"),
+        ("--json", "file/found.json", "is a file; name another place"),
+        ("--out", "folder", "is a folder; name a file"),
+        ("--out", "file/deep/er/ask.html", "is a file; name another place"),
+    ],
+)
+def test_a_result_that_could_not_be_written_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flag: str, place: str, said: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    asked = ["ask", str(tmp_path / "no-run"), "no.png", "What is this?", flag, str(tmp_path / place)]
+    assert main(asked) == EXIT_BAD_CONFIG
+    error = capsys.readouterr().err
+    assert f"{flag} = '{tmp_path / place}'" in error and said in error, error
+
+
+def test_folders_of_a_result_are_made(tmp_path: Path) -> None:
+    place = tmp_path / "not" / "yet" / "found.json"
+    assert lasting_file(place, flag="--json") == place

@@ -23,6 +23,7 @@ NOT_TYPED = {
     "pip install uv": "likewise",
     "printf": "likewise",
     "uv pip install": "likewise; tests/unit/test_site.py holds the versions to setup.cfg",
+    "cp -r .venv/share/csr_ray/configs": "typed in tests/unit/test_wheel.py, where a wheel is installed",
     "csr-ray doctor": "tests/unit/test_doctor.py; what it says is of the machine",
     "csr-ray run configs/tiny-world.yaml generators.gpus=0.4": "needs a GPU; its keys are held to make demo's below",
     "csr-ray run my.yaml": "needs a GPU and a model of the hub; --dry-run of it is typed here",

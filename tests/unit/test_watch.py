@@ -372,6 +372,14 @@ def test_after_the_end_it_says_so(finished: Path) -> None:
         assert asker.state()["title"].startswith("over · run")
 
 
+def test_a_training_that_was_enough_before_its_last_step_says_so(begun: SyntheticRun) -> None:
+    stage = {"stage": "train", "round": 0, "unit": "steps", "done": 8, "total": 114, "seconds": 2.2}
+    begun.folder.progress.write_text(json.dumps({"running": [], "done": [stage]}))
+    (row,) = live_of(RunReader(begun.folder).read(), seen=Seen()).stages
+    assert (row.done, row.share) == ("8 of 8 steps", 1.0)
+    assert row.note == "enough, by its held-out pairs; at most 114 were planned"
+
+
 @pytest.mark.parametrize(
     "error, said", [(KeyboardInterrupt("Ctrl-C"), "was stopped (Ctrl-C)"), (ValueError("a"), "ended by an error")]
 )

@@ -17,7 +17,9 @@ from headless_browser import HeadlessBrowser, chromium, find_chromium
 from PIL import Image
 from watched_runs import ROOT, SyntheticRun, watching
 
+from csr_ray.app.console import ConsoleView
 from csr_ray.report import write_report
+from csr_ray.stages.progress import ProgressFile, ProgressView
 from csr_ray.store.lock import lock_folder
 from csr_ray.store.pool_events import write_event
 
@@ -177,6 +179,18 @@ def test_updates_can_be_paused(begun: SyntheticRun, browser: HeadlessBrowser) ->
         browser.wait_for("document.getElementById('tree-of').textContent === 'of 52'")
 
 
+def test_a_run_that_is_over_has_no_updates_to_pause(begun: SyntheticRun, browser: HeadlessBrowser) -> None:
+    shown = "document.getElementById('pause').checkVisibility()"
+    with watching(begun.folder.root) as asker:
+        browser.open(asker.url, until=IS_READY)
+        assert browser.value(shown)
+        begun.finish()
+        browser.wait_for("document.getElementById('now').innerText.includes('The run is over')")
+        browser.wait_for(f"!{shown}")
+        browser.open(asker.url, until=IS_READY)
+        assert not browser.value(shown)
+
+
 def test_a_page_whose_command_has_ended_says_so(begun: SyntheticRun, browser: HeadlessBrowser) -> None:
     command = [sys.executable, "-u", "-m", "csr_ray", "watch", str(begun.folder.root)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
@@ -322,6 +336,28 @@ def test_the_page_fits_windows_of_all_widths(report: str, browser: HeadlessBrows
         assert outline == (width < 620), "where there is no room beside each other, the tree is an outline"
         last = "[...document.querySelectorAll('#tree .node')].at(-1)"
         assert browser.value(f"{last}.getBoundingClientRect().width") > 100
+
+
+def test_what_goes_on_now_fits_the_window_of_a_phone(begun: SyntheticRun, browser: HeadlessBrowser) -> None:
+    table = "document.querySelector('#now .scroll')"
+    lock = lock_folder(begun.folder, say=print)
+    file = ProgressFile(begun.folder.progress)
+    view = ProgressView(ConsoleView(num_rounds=3), file=file)
+    try:
+        with (
+            watching(begun.folder.root) as asker,
+            file.kept(),
+            view.stage("roll out", total=40, unit="prompts", round_index=0) as stage,
+        ):
+            stage.advance(tokens=30)
+            browser.resize(width=420, height=900)
+            browser.open(asker.url, until=IS_READY)
+            browser.wait_for(f"{table} !== null && {table}.innerText.includes('1 of 40 prompts')")
+            assert browser.value(f"{table}.scrollWidth <= {table}.clientWidth"), "nothing stands beside the window"
+            label = browser.value(f"getComputedStyle({table}.querySelector('td'), '::before').content")
+            assert "done" in label or "data-label" in label, label
+    finally:
+        lock.release()
 
 
 def test_dark_and_still_for_who_prefers_it(report: str, browser: HeadlessBrowser) -> None:
