@@ -28,7 +28,7 @@ help:
 	@echo "make sim-scale-ray whether that is true: 64 sleeping actors of real Ray on four nodes (five minutes)"
 	@echo "make bench     every benchmark this machine can run"
 	@echo "make bench-check the short form of each against its baseline: what has got worse (a quarter of an hour; ONLY=train,rollout)"
-	@echo "make bench-gpu what a GPU makes of the training step, FlexAttention, CLIP and merges (eight minutes, JSON=gpu.json)"
+	@echo "make bench-gpu what a GPU makes of the training step, FlexAttention, CLIP and merges (ten minutes, JSON=gpu.json)"
 	@echo "make docs      the documentation site, built strictly into site/     (make docs-serve: shown while you write)"
 	@echo "make lint      ruff and mypy"
 

@@ -10,7 +10,11 @@ The rows `trained_to_first_token_s` and `bytes` are those of the largest adapter
 share this machine's cores, so more receivers take longer here than on machines of their own. Every case has
 
     publish_s        until all receivers have proved it; of the slowest it is the sum of
-      pull_s         packing, object store, digests, writing
+      pull_s         packing, object store, digests, writing; of that, one after the other:
+        pull_sent_s      the registry reads the files, digests them and copies them into the object store
+        pull_got_s       the references become arrays, over the network if it is another node's store
+        pull_checked_s   digests
+        pull_written_s   files of the generator's own
       merge_s        waited for merged tensors, which other threads form beside all that vLLM does
       load_s         vLLM's loader, which copies them into its layers
       pack_s         what vLLM's kernels do to a layer that is loaded (on CPUs they have a layout of their own)
@@ -65,7 +69,8 @@ CHUNK_BYTES = 16 * 2**20
 COPIED_AT_ONCE_BYTES = 256 * 2**20
 # More than a hand-over of a billion parameters takes for a moment.
 WARMED_BYTES = 6 * 2**30
-PARTS = ("pull", "merge", "load", "pack", "layers", "digest", "probes")
+PULLED = ("pull_sent", "pull_got", "pull_checked", "pull_written")
+PARTS = ("merge", "load", "pack", "layers", "digest", "probes")
 TARGETS = r".*\blanguage_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 EXAMPLES = """
 examples:
@@ -257,8 +262,9 @@ def _case_rows(done: Sequence[dict[str, Any]], *, name: str) -> list[dict[str, A
         row("bytes", done[0]["num_bytes"], "bytes, all receivers"),
         row("publish_s", median(lambda one: one["publish_s"]), "s until all have proved it"),
     ]
-    rows += [row(f"{part}_s", median(parts(part)), "s of the slowest receiver") for part in PARTS]
-    pull, load, proofs = parts("pull"), parts("merge", "load"), parts("layers", "digest", "probes")
+    pull, load, proofs = parts(*PULLED), parts("merge", "load"), parts("layers", "digest", "probes")
+    rows.append(row("pull_s", median(pull), "s of the slowest receiver"))
+    rows += [row(f"{part}_s", median(parts(part)), "s of the slowest receiver") for part in (*PULLED, *PARTS)]
     return [
         *rows,
         row("transfer_vs_copy", median(lambda one: pull(one) / one["copy_adapter_s"]), "x a memory copy"),

@@ -190,8 +190,8 @@ class GeneratorActor:
         watch = Stopwatch("rest")
         self._version = None  # a failure below leaves weights that nobody has vouched for
         sent = self._receiver.num_bytes
-        with doing(self._counting, "pull", track="policy"), watch.at("pull"):
-            version = await self._receiver.pull()
+        with doing(self._counting, "pull", track="policy"):
+            version = await self._receiver.pull(watch)
         with doing(self._counting, "load", track="policy"), watch.at("load"):
             loaded = await self._engine.load_policy(adapters=self._receiver.adapters)
         self._serve(version)

@@ -84,7 +84,7 @@ class Served:
         cache_gaps: one for each probe, in nats; see `actors.generate.engine.ProbeReply`.
         num_bytes: how many bytes of adapters it has pulled for this hand-over.
         seconds: from the request to the last probe.
-        parts: the same by what was done: pull (pack, where nobody had asked for the package before), merge, pack,
+        parts: the same by what was done: the four parts of a pull (`actors.handover.registry.PULL`), merge, pack,
             load, digest, layers and probes.
     """
 

@@ -17,13 +17,19 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from actors.handover.stopwatch import Stopwatch
 from actors.process.leftovers import own_folder
 from actors.process.pulse import Heart, Progress, Pulse, actor_class
 from csr_ray.errors import ActorFailure
-from csr_ray.policy.package import FILES, Manifest, pack_adapter, unpack_adapter
+from csr_ray.policy.package import FILES, Manifest, check_package, pack_adapter, write_package
 from csr_ray.store.atomic import write_json
+
+PULL: Final = ("pull_sent", "pull_got", "pull_checked", "pull_written")
+"""What a generator waits for while it pulls, one after the other: the registry, which reads the adapter's files,
+digests them and copies them into the object store, unless another has asked before; the object store; digests; files.
+"""
 
 # The newest, which all generators pull at once, and an older one that a newcomer pulls on its way to the newest.
 _PACKAGES_KEPT = 2
@@ -234,22 +240,34 @@ class Receiver:
         self.adapters: list[str] = []
         self.num_bytes = 0
 
-    async def pull(self) -> int:
+    async def pull(self, watch: Stopwatch | None = None) -> int:
         """Drop adapters that were taken back, and fetch those that are missing; returns the version of `adapters`.
+
+        Args:
+            watch: counts what is done here under the names of `PULL`; None: nobody wants to know.
 
         Raises:
             TransferError: a package did not arrive as it was sent.
         """
         import asyncio
 
-        while (package := await self._next()) is not None:
+        watch = watch or Stopwatch("pull")
+        sent, got, checked, written = PULL
+        while True:
+            with watch.at(sent):
+                package = await self._next()
+            if package is None:
+                return len(self.adapters)
             manifest = package.manifest
-            chunks = await asyncio.gather(*package.chunks)
-            folder = unpack_adapter(manifest, chunks, folder=self._folder / f"version_{manifest.version:03d}")
+            with watch.at(got):
+                chunks = await asyncio.gather(*package.chunks)
+            with watch.at(checked):
+                check_package(manifest, chunks)
+            with watch.at(written):
+                folder = write_package(manifest, chunks, folder=self._folder / f"version_{manifest.version:03d}")
             self.adapters.append(str(folder))
             self._identities.append(package.identity)
             self.num_bytes += manifest.num_bytes
-        return len(self.adapters)
 
     async def _next(self) -> Package | None:
         answer: Answer = await self._registry.package.remote(held=tuple(self._identities))

@@ -3,18 +3,20 @@
 `merge_vs_copy` and `digest_vs_copy` are times by that of a copy of those bytes in the same memory: 1 is memory speed.
 Merges of W [out, in] with B [out, r] and A [r, in], over all layers there are:
 
-    csr_ray   (float32(W) + scale B A in float32), rounded once: as `csr_ray.policy.weights` forms it
-    addmm32   the same by one product that adds to a float32 copy of W
+    csr_ray   (float32(W) + scale B A in float32), rounded once, by a product that adds to a float32 copy of W: as
+              `csr_ray.policy.weights` forms it
+    dense     the same by a product, which is then added; this is how csr_ray did it first
     addmm     one product in W's dtype, whose sum is float32's inside of the kernel; B and A are rounded before
 
-`changed` is the share of numbers in which such a merge differs from csr_ray's. Digests: SHA-256, as
-`csr_ray.policy.weights.checksum`; xxh3, as `csr_ray.store.digests`, by one thread and by all cores; and for the
-device, where neither exists, a sum of 8-byte words times fixed odd numbers modulo 2^64, which finds what goes wrong
-by itself and is no seal against somebody who forges.
+`changed` is the share of numbers in which such a merge differs from csr_ray's. Digests: xxh3, as
+`csr_ray.store.digests`, by one thread and by all cores; SHA-256, which csr_ray had first; and for the device, where
+neither exists, a sum of 8-byte words times fixed odd numbers modulo 2^64, which finds what goes wrong by itself and
+is no seal against somebody who forges.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +28,6 @@ from card import peak_bytes, row, timed_s
 from sizes import Size
 
 from csr_ray.policy.lora import LoraDelta
-from csr_ray.policy.weights import checksum
 from csr_ray.store.digests import Digest
 
 _WORDS = 1 << 17  # of a block of the device's digest: its multipliers are 1 MiB, which stays in a cache
@@ -93,14 +94,15 @@ def _merges(layers: Sequence[Layer], *, place: str, repeats: int) -> list[dict[s
         for layer in layers:
             layer.merged.copy_(layer.weight)
 
-    def plain(layer: Layer) -> torch.Tensor:
+    def ours(layer: Layer) -> torch.Tensor:
+        delta = layer.delta
         total = layer.weight.to(torch.float32, copy=True)
-        total += layer.delta.dense()
+        total.addmm_(delta.up.float(), delta.down.float(), alpha=delta.scale)
         return total.to(layer.weight.dtype)
 
-    def addmm32(layer: Layer) -> torch.Tensor:
-        delta = layer.delta
-        total = torch.addmm(layer.weight.float(), delta.up.float(), delta.down.float(), alpha=delta.scale)
+    def dense(layer: Layer) -> torch.Tensor:
+        total = layer.weight.to(torch.float32, copy=True)
+        total += layer.delta.dense()
         return total.to(layer.weight.dtype)
 
     def addmm(layer: Layer) -> torch.Tensor:
@@ -109,7 +111,7 @@ def _merges(layers: Sequence[Layer], *, place: str, repeats: int) -> list[dict[s
 
     copy_s = timed_s(copy, device=place, repeats=repeats, warm_ups=1)
     rows = [row(f"copy_gb_per_s [{place}]", num_bytes / copy_s / 1e9, "GB/s, each byte counted once")]
-    for kind, merge in {"csr_ray": plain, "addmm32": addmm32, "addmm": addmm}.items():
+    for kind, merge in {"csr_ray": ours, "dense": dense, "addmm": addmm}.items():
 
         def all_of_them(merge: Callable[[Layer], torch.Tensor] = merge) -> None:
             for layer in layers:
@@ -123,7 +125,7 @@ def _merges(layers: Sequence[Layer], *, place: str, repeats: int) -> list[dict[s
         if (peak := peak_bytes(all_of_them, device=place)) is not None:
             rows.append(row(f"merge_peak_mib [{place}, {kind}]", peak / 2**20, "MiB"))
         if kind != "csr_ray":
-            changed = (merge(layers[0]) != plain(layers[0])).float().mean()
+            changed = (merge(layers[0]) != ours(layers[0])).float().mean()
             rows.append(row(f"changed [{place}, {kind}]", float(changed), "of the numbers of a layer"))
     return rows
 
@@ -143,7 +145,7 @@ def _digests(layers: Sequence[Layer], *, place: str, repeats: int) -> list[dict[
         pieces = [piece for weight in weights for piece in _pieces(weight)]
         pool = ThreadPoolExecutor(os.cpu_count())
         turns |= {
-            "sha256": lambda: checksum([("weight", weight) for weight in weights[:1]]),
+            "sha256": lambda: [hashlib.sha256(piece) for piece in _pieces(weights[0])],
             "xxh3": lambda: [Digest.of_bytes(piece) for piece in pieces],
             "xxh3, all cores": lambda: list(pool.map(Digest.of_bytes, pieces)),
         }

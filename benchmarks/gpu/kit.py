@@ -70,7 +70,7 @@ _ERROR_CHARS = 4000
 _HEADLINE = "vs_trl_pairs_per_s [7b]"
 EXAMPLES = """
 examples:
-  python benchmarks/gpu/kit.py --json gpu.json                              all of it, under eight minutes
+  python benchmarks/gpu/kit.py --json gpu.json                              all of it, some ten minutes
   python benchmarks/gpu/kit.py --json gpu.json --parts rates attention      some parts; more of them later
   python benchmarks/gpu/kit.py --json tiny.json --tiny --device cpu         does it run at all
 """

@@ -8,7 +8,7 @@ at all is the cluster's business (docs/cluster.md). Knows files and digests; kno
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,8 @@ def pack_adapter(folder: Path, *, version: int, chunk_bytes: int) -> tuple[Manif
     return manifest, chunks
 
 
-def unpack_adapter(manifest: Manifest, chunks: Iterable[Chunk], *, folder: Path) -> Path:
-    """Write the package to `folder`, which appears whole or not at all; returns it.
+def check_package(manifest: Manifest, chunks: Sequence[Chunk]) -> None:
+    """Hold what arrived to what was packed.
 
     Raises:
         TransferError: something is missing, altered, or belongs to another version; says what.
@@ -77,19 +77,22 @@ def unpack_adapter(manifest: Manifest, chunks: Iterable[Chunk], *, folder: Path)
     )
     if manifest.digest != expected:
         raise TransferError(f"adapter of version {manifest.version}: its manifest is not what was packed")
-    received = list(chunks)
-    if len(received) != len(manifest.chunk_digests):
+    if len(chunks) != len(manifest.chunk_digests):
         raise TransferError(
-            f"adapter of version {manifest.version}: {len(received)} of {len(manifest.chunk_digests)} chunks arrived"
+            f"adapter of version {manifest.version}: {len(chunks)} of {len(manifest.chunk_digests)} chunks arrived"
         )
-    for number, (chunk, digest) in enumerate(zip(received, manifest.chunk_digests, strict=True)):
+    for number, (chunk, digest) in enumerate(zip(chunks, manifest.chunk_digests, strict=True)):
         if _chunk_digest(chunk) != digest:
             raise TransferError(
-                f"adapter of version {manifest.version}: chunk {number} of {len(received)} ({len(chunk)} bytes) is "
+                f"adapter of version {manifest.version}: chunk {number} of {len(chunks)} ({len(chunk)} bytes) is "
                 f"not what was sent"
             )
+
+
+def write_package(manifest: Manifest, chunks: Iterable[Chunk], *, folder: Path) -> Path:
+    """Write a package that has been checked to `folder`, which appears whole or not at all; returns it."""
     # Not synced: who lost it would ask for it again.
-    rest = iter(received)
+    rest = iter(chunks)
     with new_folder(folder, is_durable=False) as staging:
         for name, size_bytes in zip(FILES, manifest.sizes_bytes, strict=True):
             with (staging / name).open("wb") as file:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from csr_ray.errors import TransferError
-from csr_ray.policy.package import FILES, pack_adapter, unpack_adapter
+from csr_ray.policy.package import FILES, check_package, pack_adapter, write_package
 
 
 @pytest.fixture
@@ -18,33 +18,32 @@ def adapter(tmp_path: Path) -> Path:
     return folder
 
 
-def test_what_is_unpacked_is_what_was_packed(adapter: Path, tmp_path: Path) -> None:
+def test_what_is_written_is_what_was_packed(adapter: Path, tmp_path: Path) -> None:
     manifest, chunks = pack_adapter(adapter, version=3, chunk_bytes=100)
     assert (manifest.version, manifest.num_bytes, len(chunks)) == (3, 8 + 1024, 12)
-    folder = unpack_adapter(manifest, chunks, folder=tmp_path / "received" / "version_003")
+    check_package(manifest, chunks)
+    folder = write_package(manifest, chunks, folder=tmp_path / "received" / "version_003")
     assert all((folder / file).read_bytes() == (adapter / file).read_bytes() for file in FILES)
 
 
-def test_truncated_transfers_are_refused_and_leave_nothing(adapter: Path, tmp_path: Path) -> None:
+def test_truncated_transfers_are_refused(adapter: Path) -> None:
     manifest, chunks = pack_adapter(adapter, version=1, chunk_bytes=100)
-    received = tmp_path / "received"
     with pytest.raises(TransferError, match="version 1: 11 of 12 chunks arrived"):
-        unpack_adapter(manifest, chunks[:-1], folder=received)
+        check_package(manifest, chunks[:-1])
     with pytest.raises(TransferError, match=r"chunk 4 of 12 \(99 bytes\)"):
-        unpack_adapter(manifest, [*chunks[:4], chunks[4][:-1], *chunks[5:]], folder=received)
-    assert not received.exists()
+        check_package(manifest, [*chunks[:4], chunks[4][:-1], *chunks[5:]])
 
 
-def test_exchanged_chunks_are_refused(adapter: Path, tmp_path: Path) -> None:
+def test_exchanged_chunks_are_refused(adapter: Path) -> None:
     manifest, chunks = pack_adapter(adapter, version=1, chunk_bytes=100)
     with pytest.raises(TransferError, match="chunk 2 of 12"):
-        unpack_adapter(manifest, [*chunks[:2], chunks[3], chunks[2], *chunks[4:]], folder=tmp_path / "received")
+        check_package(manifest, [*chunks[:2], chunks[3], chunks[2], *chunks[4:]])
 
 
-def test_wrong_version_number_is_refused(adapter: Path, tmp_path: Path) -> None:
+def test_wrong_version_number_is_refused(adapter: Path) -> None:
     manifest, chunks = pack_adapter(adapter, version=1, chunk_bytes=100)
     with pytest.raises(TransferError, match="version 2: its manifest is not what was packed"):
-        unpack_adapter(dataclasses.replace(manifest, version=2), chunks, folder=tmp_path / "received")
+        check_package(dataclasses.replace(manifest, version=2), chunks)
 
 
 def test_incomplete_adapter_folder_is_named(adapter: Path) -> None:
