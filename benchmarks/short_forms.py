@@ -1,8 +1,12 @@
 """The short form of each benchmark, and what of it must not get worse: ratios, which hold on other machines, too.
 
 A ratio's tolerance is what it differed by between runs of the same code on two shared cores, and then some. Seconds
-and rates are of a machine and are not compared. Left out are the benchmarks of which a short form says nothing (whole
-runs of every world or method) and those whose figures are all of one machine (bench_data.py).
+and rates are of a machine and are not compared.
+
+Left out are the benchmarks of which a short form says nothing: whole runs of every world, variant or method
+(bench_world.py, bench_variants.py, bench_methods.py, bench_gate.py, bench_merging.py, judge_agreement.py,
+planted_harms.py), simulations (sim_scale.py, scale_on_ray.py), what a GPU makes of it (gpu/), what is arithmetic and
+stays as it is (bench_rounding.py); and those whose figures are all of one machine (bench_data.py, bench_page.py).
 """
 
 from __future__ import annotations
@@ -73,11 +77,15 @@ SHORT_FORMS = (
     ShortForm(
         name="publish",
         script="bench_publish.py",
-        arguments=("--hidden", "512", "--layers", "4", "--ranks", "64", "--receivers", "1", "--repeats", "3"),
+        # As wide as a billion parameters are: matrices of 43 MiB have been treated otherwise than small ones.
+        arguments=("--hidden", "2048", "--layers", "4", "--ranks", "128", "--receivers", "1", "--repeats", "3"),
         limits=(
-            Limit(row="load_vs_copy [rank 64, receivers 1]", better="lower", share=0.5),
-            Limit(row="proof_share [rank 64, receivers 1]", better="lower", slack=0.15),
-            Limit(row="extra_gib [rank 64, receivers 1]", better="lower", share=0.3, slack=0.02),
+            Limit(row="load_vs_copy [rank 128, receivers 1]", better="lower", share=0.5),
+            # Beside a copy it is pages that nobody has touched, which a host may give out slowly.
+            Limit(row="transfer_vs_copy [rank 128, receivers 1]", better="lower", share=1.0, slack=10.0),
+            Limit(row="proof_share [rank 128, receivers 1]", better="lower", slack=0.15),
+            # 0.40 and 0.67 in two runs of the same code; three tensors of such matrices more would be seen.
+            Limit(row="extra_gib [rank 128, receivers 1]", better="lower", slack=0.4),
             Limit(row="rollout_gap_max [float32]", better="lower", slack=1e-5),
         ),
     ),
