@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import signal
 import subprocess
 import sys
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,24 +37,56 @@ class Reader:
             AssertionError: there is no such block, or a command of it fails.
         """
         script = block(page, language="bash", with_words=with_words)
-        bin_folder = Path(sys.executable).parent
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],
             cwd=self.folder,
-            env={
-                **os.environ,
-                "PATH": f"{bin_folder}:{os.environ['PATH']}",
-                "PYTHONPATH": str(ROOT),
-                "CSR_RAY_CACHE": str(self.folder / "cache"),
-                "HF_HUB_OFFLINE": "1",
-                **self.environment,
-            },
+            env=self._shell(),
             capture_output=True,
             text=True,
             timeout=timeout_s,
         )
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
+
+    def opens(self, page: str, *, with_words: str) -> str:
+        """Type a command that serves a page, open its address, then press Ctrl-C; returns what was shown.
+
+        Raises:
+            AssertionError: there is no such block, no page, or the command does not end well.
+        """
+        script = block(page, language="bash", with_words=with_words)
+        # It is the shell's last command, and so is what Ctrl-C ends, as at a terminal.
+        command = ["bash", "-euo", "pipefail", "-c", f"exec {script}"]
+        with subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env={**self._shell(), "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            assert process.stdout is not None
+            said = ""
+            while (address := re.search(r"http://127\.0\.0\.1:\d+/\S*", said)) is None:
+                line = process.stdout.readline()
+                assert line, f"{script}\n{said}"
+                said += line
+            with urllib.request.urlopen(address[0], timeout=60) as answer:
+                shown: str = answer.read().decode("utf-8")
+            process.send_signal(signal.SIGINT)
+            rest, _ = process.communicate(timeout=60)
+        assert process.returncode == 0 and "Traceback" not in rest, f"{script}\n{said}{rest}"
+        return shown
+
+    def _shell(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "CSR_RAY_CACHE": str(self.folder / "cache"),
+            "HF_HUB_OFFLINE": "1",
+            **self.environment,
+        }
 
     def saves(self, page: str, *, language: str, name: str) -> Path:
         """Save the page's block in this language under a name."""

@@ -75,6 +75,12 @@ def test_own_photos_are_rehearsed(rehearsed: RunFolder) -> None:
     assert "IMG_" in rehearsed.report.read_text(encoding="utf-8")
 
 
+def test_the_run_of_own_photos_is_watched_and_judged(rehearsed: RunFolder, reader: Reader) -> None:
+    assert "The run is over" in reader.opens("own-photos", with_words="csr-ray watch")
+    assert "IMG_" not in (shown := reader.opens("own-photos", with_words="csr-ray annotate")), "a judge sees no names"
+    assert "Which answer" in shown or "answer" in shown
+
+
 def test_the_base_and_every_round_are_asked_about_own_photos(rehearsed: RunFolder, reader: Reader) -> None:
     said = reader.types("own-photos", with_words="csr-ray ask")
     assert "base" in said and "after round 3" in said

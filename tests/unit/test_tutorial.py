@@ -24,12 +24,10 @@ NOT_TYPED = {
     "printf": "likewise",
     "uv pip install": "likewise; tests/unit/test_site.py holds the versions to setup.cfg",
     "cp -r .venv/share/csr_ray/configs": "typed in tests/unit/test_wheel.py, where a wheel is installed",
-    "csr-ray doctor": "tests/unit/test_doctor.py; what it says is of the machine",
+    "csr-ray doctor --config my.yaml": "needs a GPU; the plain one is typed here",
     "csr-ray run configs/tiny-world.yaml generators.gpus=0.4": "needs a GPU; its keys are held to make demo's below",
     "csr-ray run my.yaml": "needs a GPU and a model of the hub; --dry-run of it is typed here",
-    "csr-ray watch": "serves a page until Ctrl-C; tests/unit/test_watch_browser.py",
     "python -m vllm.entrypoints.openai.api_server": "typed in tests/ray/test_tutorial.py, on a port of its own",
-    "csr-ray annotate": "serves a page until Ctrl-C; tests/unit/test_annotate_browser.py",
     "csr-ray eval": "needs a GPU, a model of the hub and POPE's pictures; tests/ray/test_benchmark_eval.py",
     "csr-ray compare before.json": "compares what csr-ray eval has not made; tests/unit/test_compare.py",
     "ray get-auth-token": "would write into the home of whoever runs the tests",
@@ -56,6 +54,11 @@ def test_a_folder_of_photos_becomes_a_run(reader: Reader) -> None:
     assert json.loads(block("own-photos", language="json")) in rows
     assert "broken.jpg" in (written / "set_aside.jsonl").read_text()
     assert (written / "config.yaml").is_file()
+
+
+def test_the_machine_is_looked_at(reader: Reader) -> None:
+    said = reader.types("install", with_words="csr-ray doctor")
+    assert "packages" in said and "engine" in said and "memory" in said
 
 
 def test_the_run_is_looked_at_before_it_starts(reader: Reader) -> None:
@@ -126,7 +129,7 @@ def test_quick_commands_are_found() -> None:
 
 def test_every_command_of_the_tutorial_is_typed_by_a_test_or_it_is_said_why_not() -> None:
     tests = "".join((ROOT / "tests" / name).read_text() for name in ("unit/test_tutorial.py", "ray/test_tutorial.py"))
-    typed = re.findall(r'\.types\(\s*"([\w-]+)",\s*with_words="([^"]+)"', tests)
+    typed = re.findall(r'\.(?:types|opens)\(\s*"([\w-]+)",\s*with_words="([^"]+)"', tests)
     scripts = [block(page, language="bash", with_words=words.replace("\\n", "\n")) for page, words in typed]
     of_tests = {shlex.join(words) for script in scripts for words in split(script)}
     lines = [shlex.join(command.words) for path in sorted(PAGES.glob("*.md")) for command in commands(path)]
