@@ -21,6 +21,8 @@ share this machine's cores, so more receivers take longer here than on machines 
       layers_s       what the layers make of these vectors
       digest_s       of the base's tensors, the first time only
       probes_s       forward passes of probe answers, with caches and without
+      rest_s         outside of that receiver: the registry takes note, actors are asked
+    pause_s          of that receiver, all but the pull: until then the old policy is served
     transfer_vs_copy, load_vs_copy   pull_s, and merge_s with load_s, over a copy in memory of as many bytes as the
                      adapter and the changed weights have, in the same run
     proof_share      layers_s, digest_s and probes_s over publish_s
@@ -259,11 +261,17 @@ def _case_rows(done: Sequence[dict[str, Any]], *, name: str) -> list[dict[str, A
 
     rows = [
         row("trained_to_first_token_s", median(lambda one: one["first_token_s"]), "s"),
+        row("first_token_least_s", min(one["first_token_s"] for one in done), "s"),
+        row("first_token_most_s", max(one["first_token_s"] for one in done), "s"),
         row("bytes", done[0]["num_bytes"], "bytes, all receivers"),
         row("publish_s", median(lambda one: one["publish_s"]), "s until all have proved it"),
     ]
     pull, load, proofs = parts(*PULLED), parts("merge", "load"), parts("layers", "digest", "probes")
-    rows.append(row("pull_s", median(pull), "s of the slowest receiver"))
+    rows += [
+        row("pull_s", median(pull), "s of the slowest receiver"),
+        row("pause_s", median(lambda one: sum(one["parts"].values()) - pull(one)), "s in which it serves no policy"),
+        row("rest_s", median(lambda one: one["publish_s"] - sum(one["parts"].values())), "s outside of the receiver"),
+    ]
     rows += [row(f"{part}_s", median(parts(part)), "s of the slowest receiver") for part in (*PULLED, *PARTS)]
     return [
         *rows,

@@ -91,8 +91,9 @@ def measure(given: argparse.Namespace, *, world: Path, directory: Path) -> list[
     )
     turns = []
     try:
-        for number in range(2 * given.repeats):
-            side = ("off", "on")[number % 2]
+        # The first turn waits for the train group to start, and is not counted.
+        for number in range(1 + 2 * given.repeats):
+            side = ("on", "off")[number % 2]
             state = RunState(
                 config=configs[side],
                 folder=RunFolder(directory / side),
@@ -125,7 +126,7 @@ def measure(given: argparse.Namespace, *, world: Path, directory: Path) -> list[
             print(f"{side}: " + ", ".join(f"{name} {value:.4g}" for name, value in list(turns[-1].items())[1:]))
     finally:
         runtime.close()
-    return turns
+    return turns[1:]
 
 
 class Timed:

@@ -567,6 +567,7 @@ class PublishReceipt:
         max_probe_gap: largest absolute difference of a probe answer's log-prob from the trainer's, in nats.
         swallowed: |R - D| / |D| of the update D since the base, of which R arrived in the rounded weights.
         kept: R D / |D|^2, the share of the update that arrived in its own direction.
+        num_unseen: changed tensors of a generator whose layers could not be looked at, at most.
         parts: seconds of the generator that took longest, by what it did (`actors.handover.proofs.Served`).
     """
 
@@ -577,6 +578,7 @@ class PublishReceipt:
     max_probe_gap: float
     swallowed: float = 0.0
     kept: float = 1.0
+    num_unseen: int = 0
     parts: Mapping[str, float] = field(default_factory=dict)
 
 

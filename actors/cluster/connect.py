@@ -20,15 +20,13 @@ from actors.cluster.token import check_token, refused
 from actors.cluster.watch import RayWatch, can_be_asked, check_head_is_there
 from actors.process.leftovers import Watchdog, sweep
 from csr_ray.errors import ConfigError
-from csr_ray.machine.fit import Node
+from csr_ray.machine.fit import ANY_NUMBER, Node
 from csr_ray.machine.private_ray import cluster_address
 from csr_ray.waiting import said_if_slow
 
 # Ray's head notes every call of an actor, a hundred thousand of them, for `ray list tasks`. A private Ray has no
 # dashboard to list them, and a run makes some every second for as long as it lasts: the notes took 2 MiB a minute.
 _SETTINGS = {"task_events_report_interval_ms": 0}
-
-_ANY_NUMBER = 10**6
 
 _log = logging.getLogger(__name__)
 
@@ -164,4 +162,4 @@ def this_machine() -> Node:
     visible = NvidiaGPUAcceleratorManager.get_current_process_visible_accelerator_ids()
     num_gpus = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators() if visible is None else len(visible)
     kind = NvidiaGPUAcceleratorManager.get_current_node_accelerator_type() if num_gpus else None
-    return Node(name="this machine", cpus=_ANY_NUMBER, gpus=num_gpus, accelerator_type=kind or "")
+    return Node(name="this machine", cpus=ANY_NUMBER, gpus=num_gpus, accelerator_type=kind or "")

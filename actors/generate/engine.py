@@ -75,7 +75,8 @@ class LoadedPolicy:
 
     Attributes:
         checksum: of the base's tensors that were changed and of the adapters; of a LoRA, of its tensors.
-        num_unseen: how many tensors' layers could not be looked at afterwards, because they are not found by name.
+        num_unseen: how many tensors' layers could not be looked at afterwards, because they are not found by name or
+            are split in an unknown way; of all workers.
         max_tensor_gap: largest relative gap between a layer and its tensor (`actors.handover.layer_proof`).
         wrong_tensors: names of the tensors whose gap is larger than rounding explains, worst first.
         swallowed, kept: what rounding to the engine's dtype left of the update (`csr_ray.policy.weights.Rounding`).
@@ -435,7 +436,10 @@ class VllmEngine:
         wrong = tuple(name for result in results for name in result["wrong_tensors"])
         slowest = max(results, key=lambda result: sum(result["seconds"].values()))
         gap = max(result["max_tensor_gap"] for result in results)
-        return LoadedPolicy(**{**slowest, "wrong_tensors": wrong, "max_tensor_gap": gap})
+        num_unseen = sum(result["num_unseen"] for result in results)
+        return LoadedPolicy(
+            **{**slowest, "wrong_tensors": wrong, "max_tensor_gap": gap, "num_unseen": num_unseen},
+        )
 
     async def sleep(self) -> None:
         """Leave the GPU to others: the weights wait in main memory, and the cache is given up.

@@ -188,10 +188,13 @@ class GeneratorActor:
         """
         assert self._receiver is not None, "not started"
         watch = Stopwatch("rest")
-        self._version = None  # a failure below leaves weights that nobody has vouched for
         sent = self._receiver.num_bytes
-        with doing(self._counting, "pull", track="policy"):
-            version = await self._receiver.pull(watch)
+        try:
+            # The old weights are served until all of the new ones are here.
+            with doing(self._counting, "pull", track="policy"):
+                version = await self._receiver.pull(watch)
+        finally:
+            self._version = None  # a failure leaves weights that nobody has vouched for
         with doing(self._counting, "load", track="policy"), watch.at("load"):
             loaded = await self._engine.load_policy(adapters=self._receiver.adapters)
         self._serve(version)
@@ -209,6 +212,7 @@ class GeneratorActor:
             version=version,
             checksum=loaded.checksum,
             wrong_tensors=loaded.wrong_tensors,
+            num_unseen=loaded.num_unseen,
             swallowed=loaded.swallowed,
             kept=loaded.kept,
             num_stale=num_stale,

@@ -7,6 +7,7 @@ adapter` vLLM loads the adapter instead (`actors.handover.hot_adapter`), and the
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -91,8 +92,8 @@ class PolicyLoader:
         """Load the base plus all `adapters`, summed in float32 and rounded once, whatever was loaded before.
 
         Tensors are formed while vLLM's loader copies those before into their layers, at most `_AHEAD_BYTES` of them
-        ahead, so never more than a layer is in memory beside the model. Only the worker's own part of a tensor is
-        formed, on the worker's own device.
+        ahead, not counting what two of them are formed in: a float32 copy each, and the factors. Only the worker's
+        own part of a tensor is formed, on the worker's own device.
 
         Returns the fields of `actors.generate.engine.LoadedPolicy` as plain values, because they cross a process
         border.
@@ -157,7 +158,8 @@ class PolicyLoader:
             gaps, num_unseen = proof.gaps()
         with watch.at("digest"):
             # What was put back is no part of it: one that has never served another policy has nothing to put back.
-            digests = [checkpoint.digest(merge.name) for merge in changed]
+            with ThreadPoolExecutor(os.cpu_count()) as readers:  # xxhash lets the others go on
+                digests = list(readers.map(checkpoint.digest, [merge.name for merge in changed]))
             digests += [adapter_digest(Path(adapter)) for adapter in adapters]
         wrong = sorted((name for name, gap in gaps.items() if not gap <= tolerance(model)), key=lambda n: -gaps[n])
         return {

@@ -84,6 +84,7 @@ class Served:
         cache_gaps: one for each probe, in nats; see `actors.generate.engine.ProbeReply`.
         num_bytes: how many bytes of adapters it has pulled for this hand-over.
         seconds: from the request to the last probe.
+        num_unseen: changed tensors whose layers could not be looked at; of these the probes alone are a proof.
         parts: the same by what was done: the four parts of a pull (`actors.handover.registry.PULL`), merge, pack,
             load, digest, layers and probes.
     """
@@ -98,6 +99,7 @@ class Served:
     cache_gaps: tuple[float, ...]
     num_bytes: int
     seconds: float
+    num_unseen: int = 0
     parts: Mapping[str, float] = field(default_factory=dict)
 
 

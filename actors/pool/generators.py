@@ -223,6 +223,7 @@ class GeneratorPool:
             max_probe_gap=max(proof.gap(answer) for answer in served.values()),
             swallowed=max(answer.swallowed for answer in served.values()),
             kept=min(answer.kept for answer in served.values()),
+            num_unseen=max(answer.num_unseen for answer in served.values()),
             parts=max(served.values(), key=lambda answer: answer.seconds).parts,
         )
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from csr_ray.app.kept_run import KeptRun, in_words, kept_run, lost_files
 from csr_ray.data.embedded import EmbeddedPictures
 from csr_ray.errors import ConfigError, DamageError, NoDataError
+from csr_ray.report.charts import size_in_words
 from csr_ray.report.pairs_card import ANSWERS, PAIRS, pairs_card
 from csr_ray.store.atomic import new_folder
 from csr_ray.store.data_set import ExampleFile, Written, write_data_set
@@ -75,7 +76,7 @@ def write_pairs(run: KeptRun, *, folder: Path, rounds: Collection[int], embeds: 
                     f"RUN_DIR = {run.name!r}: its pairs cannot be read: {error}; csr-ray check {run.name} says more"
                 ) from error
     written = {kind: one for kind, one in written.items() if one.num_rows} or _refuse_nothing(run, written)
-    text = pairs_card(run.summary, config=run.config, run_name=run.folder.name, written=written, is_embedded=embeds)
+    text = pairs_card(run.summary, config=run.config, run_name=run.folder.title, written=written, is_embedded=embeds)
     (folder / CARD).write_text(text, encoding="utf-8")
     return written
 
@@ -89,7 +90,7 @@ def in_lines(written: dict[str, Written], *, rounds: Collection[int]) -> list[st
             one.num_pictures, f"{one.num_pictures:,} inside"
         )
         lines.append(
-            f"{one.num_rows:,} {kind} of round{'s' * (',' in numbers)} {numbers}, {one.num_bytes / 2**20:,.1f} MiB "
+            f"{one.num_rows:,} {kind} of round{'s' * (',' in numbers)} {numbers}, {size_in_words(one.num_bytes)} "
             f"in {len(one.files)} file{'s' * (len(one.files) > 1)}; pictures {inside}"
         )
         lines += [f"{num:,} {kind} left out: {reason}" for reason, num in one.left_out.items()]

@@ -27,6 +27,7 @@ from csr_ray.app.pairs import in_lines, is_file_of_examples, write_pairs
 from csr_ray.errors import ConfigError, UserError
 from csr_ray.redaction import has_credentials, without_credentials, without_secret
 from csr_ray.report.cards import NO_LICENSE, THIS_FOLDER, Subject, hub_id_of, model_card, set_aside
+from csr_ray.report.charts import size_in_words
 from csr_ray.store.run_folder import CARD
 
 What = Literal["model", "adapter", "pairs"]
@@ -44,7 +45,6 @@ _NUM_TRIES: Final = 5
 _FIRST_PAUSE_S: Final = 2.0
 _LONGEST_PAUSE_S: Final = 60.0
 _BUSY: Final = (408, 409, 412, 429)
-_KIBI: Final = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def push(run_dir: str, *, asked: Push, is_dry_run: bool, console: Console) -> No
         lines = put_together(run, folder=folder, asked=asked)
         _list(folder, asked=asked, lines=lines, is_dry_run=is_dry_run, console=console)
         if token is not None:
-            url = _send(folder, asked=asked, token=token, run_name=run.folder.name, console=console)
+            url = _send(folder, asked=asked, token=token, run_name=run.folder.title, console=console)
             console.print(f"pushed: {url}", markup=False, soft_wrap=True)
 
 
@@ -272,7 +272,7 @@ def _put_card(run: KeptRun, *, folder: Path, of: Subject, written: Path | None) 
     else:
         of = replace(of, leaves_start_to_tokenizer=leaves_start_to_tokenizer(run.folder.model))
         aside = set_aside(run.folder.quarantine)
-        text = model_card(run.summary, config=run.config, run_name=run.folder.name, of=of, aside=aside)
+        text = model_card(run.summary, config=run.config, run_name=run.folder.title, of=of, aside=aside)
     (folder / CARD).write_text(text, encoding="utf-8")
 
 
@@ -307,12 +307,12 @@ def _list(folder: Path, *, asked: Push, lines: list[str], is_dry_run: bool, cons
     table.add_column("size", justify="right", no_wrap=True)
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files_of(folder)}
     for name, num_bytes in sizes.items():
-        table.add_row(name, _size(num_bytes))
+        table.add_row(name, size_in_words(num_bytes))
     kind = "data set" if asked.repo_type == "dataset" else asked.repo_type
     visible = "private" if asked.is_private else "public, unless it is there already and private"
     console.print(
-        f"{'would push' if is_dry_run else 'push'} {len(sizes)} files, {_size(sum(sizes.values()))}, to the {kind} "
-        f"{asked.repo_id} ({visible})",
+        f"{'would push' if is_dry_run else 'push'} {len(sizes)} files, {size_in_words(sum(sizes.values()))}, to the "
+        f"{kind} {asked.repo_id} ({visible})",
         markup=False,
         soft_wrap=True,
     )
@@ -323,14 +323,6 @@ def _list(folder: Path, *, asked: Push, lines: list[str], is_dry_run: bool, cons
 
 def _files_of(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if num_bytes < _KIBI:
-            return f"{num_bytes:,.0f} {unit}" if unit == "B" else f"{num_bytes:,.1f} {unit}"
-        num_bytes /= _KIBI
-    return f"{num_bytes:,.2f} GiB"
 
 
 # ---- sending ----

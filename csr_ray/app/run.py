@@ -417,6 +417,8 @@ def _reader(data: Data, *, cluster: _RunCluster) -> Reader:
 def _dry_run(config: Config, *, method: Method, view: View) -> None:
     if config.judge is not None and asks_judge(method):
         check_judge(config.judge)
+    if config.cluster.layout == "given":
+        check_engine_has_gpu(config.generators, needs_gpu=serves_on_gpus())
     console = result_console()
     shown = config
     if uses_world(config):

@@ -20,10 +20,15 @@ exit codes: 0 done; 1 failed or stopped; 2 wrong usage or config, said in one li
 BENCHMARK_HELP = "pope, chair, world, or another one that csr-ray benchmarks lists"
 
 
+COMMANDS = ("csr-ray ", "datasets.")
+"""How lines of help begin that are to be copied."""
+
+
 class Folding(argparse.RawDescriptionHelpFormatter):
     """Help as it was written, where the terminal is wide enough; else paragraphs are folded.
 
-    A line that is indented, or ends in a colon, stays one of its own.
+    A line that is indented, or ends in a colon, stays one of its own; an indented command is not folded, because a
+    terminal wraps it so that it can be copied, which it could not be with a line's end within quotes.
     """
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
@@ -40,6 +45,8 @@ class Folding(argparse.RawDescriptionHelpFormatter):
                 paragraph = []
             if not line:
                 folded.append("")
+            elif line.startswith(" ") and line.lstrip().startswith(COMMANDS):
+                folded.append(line)
             elif line.startswith(" "):
                 start = line[: len(line) - len(line.lstrip())]
                 inside = f"{start}    "

@@ -21,8 +21,10 @@ _EXAMPLES = """examples:
   csr-ray pairs runs/tiny-world --out data/pairs --embed-images           with the pictures in it
   csr-ray pairs s3://bucket/run --out data/first --rounds 1,2             two rounds of a run at a URL
 
-then, in Python: datasets.load_dataset("data/pairs", split="train")
-csr-ray push RUN_DIR REPO_ID --what pairs puts the same on the hub (docs/publish.md)
+then, in Python:
+  datasets.load_dataset("data/pairs", split="train")
+
+csr-ray push RUN_DIR REPO_ID --what pairs puts the same on the hub (docs/publish.md).
 """
 
 

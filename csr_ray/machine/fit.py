@@ -10,11 +10,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from csr_ray.config.schema import Config
 from csr_ray.errors import ConfigError
 from csr_ray.machine.placement import Demand
 
+ANY_NUMBER: Final = 10**6
+"""CPUs of a machine on which the program starts a Ray of its own, which has as many slots as are asked for."""
 # Ray counts in steps of 1/10,000, so that 0.4 + 0.2 + 0.4 is exactly 1.
 _UNIT = 10_000
 # Actors that ask for nothing.
@@ -35,7 +38,8 @@ class Node:
 
     def __str__(self) -> str:
         kind = f" ({self.accelerator_type})" if self.accelerator_type and self.gpus else ""
-        return f"{self.name}: {self.cpus:g} CPU and {self.gpus} GPU{kind}"
+        cpus = "any number of CPUs" if self.cpus >= ANY_NUMBER else f"{self.cpus:g} CPU"
+        return f"{self.name}: {cpus} and {self.gpus} GPU{kind}"
 
 
 @dataclass(frozen=True, kw_only=True)

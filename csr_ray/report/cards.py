@@ -173,7 +173,7 @@ def write_cards(state: RunState, *, has_model: bool, config: Config) -> None:
     aside = set_aside(state.folder.quarantine)
     for folder, of in subjects:
         if folder.is_dir():
-            text = model_card(summary, config=config, run_name=state.folder.name, of=of, aside=aside)
+            text = model_card(summary, config=config, run_name=state.folder.title, of=of, aside=aside)
             write_card(folder / CARD, text=text)
 
 

@@ -227,6 +227,15 @@ def sparkline(values: Sequence[float | None]) -> Markup:
     return Markup(f'<svg class="spark" viewBox="0 0 120 28" aria-hidden="true"><path d="{path}"/>{end}</svg>')
 
 
+def size_in_words(num_bytes: float) -> str:
+    """A number of bytes as people read it: 812 B, 38.1 KiB, 1.25 GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:,.0f} {unit}" if unit == "B" else f"{num_bytes:,.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:,.2f} GiB"
+
+
 def duration(seconds: float) -> str:
     """Seconds as people read them: 8.4 s, 95 s, 12.5 min, 3.2 h."""
     if seconds >= 3 * 3600:

@@ -211,7 +211,7 @@ def _stage_row(one: Mapping[str, Any], *, planned: float | None, is_running: boo
     ended_early_of = total if unit == "steps" and not is_running and total and done < total else None
     total = done if ended_early_of else total
     counted = f"{done:,.0f}{'' if total is None else f' of {total:,.0f}'} {unit}" if unit and (done or total) else ""
-    rate = _rate_of(one, done=done, seconds=seconds)
+    rate = _rate_of(one, done=done, seconds=seconds, is_running=is_running)
     rates = [f"{_rate(rate)} {unit} a second"] if unit and done > 1 and rate else []
     if (num_tokens := number(tokens)) and seconds > 0:
         rates.append(f"{num_tokens / seconds:,.0f} tokens a second")
@@ -237,9 +237,9 @@ def _stage_row(one: Mapping[str, Any], *, planned: float | None, is_running: boo
     )
 
 
-def _rate_of(one: Mapping[str, Any], *, done: float, seconds: float) -> float:
-    """What is done a second, since something was first done; 0.0 where that cannot be said."""
-    first = one.get("first")
+def _rate_of(one: Mapping[str, Any], *, done: float, seconds: float, is_running: bool) -> float:
+    """What is done a second, while it goes on since something was first done; 0.0 where that cannot be said."""
+    first = one.get("first") if is_running else None
     begun = [number(value) for value in first] if isinstance(first, list) and len(first) == 2 else [None, None]
     if begun[0] is not None and begun[1] is not None and done > begun[0] and seconds > begun[1]:
         return (done - begun[0]) / (seconds - begun[1])

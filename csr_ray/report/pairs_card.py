@@ -19,6 +19,7 @@ from csr_ray.report.cards import (
     sealed,
     settings_in,
 )
+from csr_ray.report.charts import size_in_words
 from csr_ray.report.figures import number
 from csr_ray.store.data_set import Written
 
@@ -88,7 +89,7 @@ def pairs_card(
         kinds={
             kind: {
                 "rows": one.num_rows,
-                "mebibytes": one.num_bytes / 2**20,
+                "size": size_in_words(one.num_bytes),
                 "files": len(one.files),
                 "columns": (*_COLUMNS[kind], *_COLUMNS_OF_BOTH),
                 "left_out": dict(one.left_out),

@@ -197,7 +197,7 @@ class RunReader:
             notes.append(f"logs/{folder.pool_events.name} could not be read: {one_line(error)}")
         return Run(
             folder=root,
-            name=folder.url.rstrip("/").rsplit("/", 1)[-1] if folder.url else root.resolve().name,
+            name=folder.title,
             summary=self._read_summary(notes),
             open_rounds=_open_rounds(journal),
             config=config,

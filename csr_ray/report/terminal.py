@@ -27,9 +27,10 @@ def print_round_table(summary: Mapping[str, Any], *, console: Console | None = N
     console = console or Console()
     rows = round_figures(summary)
     work = _work(rows)
-    tables = [_table(rows, columns=[*QUALITY, *work])]
-    if not fits(tables[0], console=console):
-        tables = [_table(rows, columns=columns) for columns in (QUALITY, work)]
+    quality = QUALITY if any(row.eval for row in rows) else ()
+    tables = [_table(rows, columns=[*quality, *work])]
+    if quality and not fits(tables[0], console=console):
+        tables = [_table(rows, columns=columns) for columns in (quality, work)]
     if splits := split_columns(rows):
         heads = [f"{name}\n{figure}" for name in splits.names for figure in ("acc", "F1")]
         heads += ["mean\nF1"] * (len(splits.keys) - len(heads))

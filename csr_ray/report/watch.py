@@ -109,7 +109,7 @@ class Watch:
 
     @property
     def name(self) -> str:
-        return self._source.folder.name
+        return self._source.folder.title
 
     def start(self) -> None:
         self._thread.start()

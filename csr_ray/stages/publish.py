@@ -31,8 +31,16 @@ def publish(state: RunState, cycle: Cycle, trained: TrainResult, *, generators: 
         max_probe_gap=receipt.max_probe_gap,
         swallowed=receipt.swallowed,
         kept=receipt.kept,
+        unseen=receipt.num_unseen,
         parts=dict(receipt.parts),
     )
+    if receipt.num_unseen:
+        view.say(
+            f"{receipt.num_unseen} changed tensors of version {receipt.version} could not be looked at in the "
+            "engine: their layers have unknown names or are divided in an unknown way. That they are right is shown "
+            "by the probes alone (docs/training.md, Hand-over)",
+            is_warning=True,
+        )
     if receipt.swallowed > SWALLOWED_AT_MOST:
         view.say(
             f"the update is not much larger than the rounding steps of the {state.config.policy.dtype} "

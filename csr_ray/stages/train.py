@@ -56,13 +56,17 @@ def train(state: RunState, turn: Turn, files: Iterable[str], *, trainer: Trainer
             return None
         begin()
     with view.stage("train", total=None, unit="steps", round_index=cycle.round_index) as stage:
+        # In a short first round they may start for longer than they train.
+        stage.note = "the train workers get ready"
 
         def on_step(step: int, num_steps: int, loss: float, metrics: Mapping[str, float] = _NOTHING, /) -> None:
+            stage.note = ""
             stage.set(done=step, total=num_steps, loss=loss)
             state.on_train_step(cycle, step, {**metrics, "loss": loss})
             keep_account(state, round_index=cycle.round_index)
 
         trained = trainer.finish(on_step=on_step)
+        stage.note = ""
     files = plain_files(digests_of_folder(Path(adapter)), root=state.folder.root)
     state.journal.commit("train", **cycle.key, **trained.to_plain(), files=files)
     state.meter.read(round_index=cycle.round_index)

@@ -82,6 +82,12 @@ class RunFolder:
         return self.shown.rstrip("/").rsplit("/", 1)[-1] or self.root.resolve().name
 
     @property
+    def title(self) -> str:
+        """What people are shown as its name: the last part, but of `photos/run`, as `csr-ray init` has it, photos."""
+        parts = (self.url or str(self.root.resolve())).rstrip("/").split("/")
+        return parts[-2] if parts[-1] == "run" and len(parts) > 1 and parts[-2] else parts[-1]
+
+    @property
     def traces(self) -> Path:
         """Folder of what every process did when, with `run.trace`."""
         return self.root / "trace"

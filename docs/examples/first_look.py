@@ -67,7 +67,8 @@ if node is not None:
 # The best answer of a tree is preferred to its worst. Iterating reads a batch at a time, however large the run is.
 
 # %%
-pair = max(run.rounds[0].pairs(), key=lambda pair: pair.margin or 0.0)
+# The first one whose rejected answer was not cut off. Those with the largest margin mostly were.
+pair = next(pair for pair in run.rounds[0].pairs() if pair.rejected.text.strip().endswith("."))
 print(f"chosen   ({pair.chosen.reward:.1f}):", pair.chosen.text)
 print(f"rejected ({pair.rejected.reward:.1f}):", pair.rejected.text)
 print("its tree:", repr(run.rounds[0].tree(pair.id)))

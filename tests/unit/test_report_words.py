@@ -299,7 +299,7 @@ def test_terminal_table_fits_and_is_whole(width: int, num_tables: int) -> None:
 
 
 def test_terminal_table_of_an_empty_summary_is_all_dashes() -> None:
-    assert any(line.split() == ["base", *["-"] * 11] for line in printed({}, width=100))
+    assert any(line.split() == ["base", *["-"] * 5] for line in printed({}, width=100))
 
 
 def test_terminal_says_on_how_many_images_when_rounds_differ() -> None:

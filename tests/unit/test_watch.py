@@ -369,7 +369,7 @@ def test_after_the_end_it_says_so(finished: Path) -> None:
         page = words(asker.page())
         assert asker.state()["state"] == "finished"
         assert "The run is over: every round is done and the model is saved." in page
-        assert asker.state()["title"].startswith("over · run")
+        assert asker.state()["title"].startswith(f"over · {finished.parent.name} ·"), "the folder is called run"
 
 
 def test_a_training_that_was_enough_before_its_last_step_says_so(begun: SyntheticRun) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from report_runs import EVAL, summary_of, write_summary
 from tutorial import take_photos
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = ("csr_ray", "actors", "configs", "setup.cfg", "setup.py", "README.md", "LICENSE")
+SHIPPED = ("csr_ray", "actors", "configs", "docs", "setup.cfg", "setup.py", "README.md", "LICENSE")
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,15 @@ def test_the_tutorial_finds_its_configs_and_looks_at_a_run(installed: Installed)
     } == ours
     said = installed.types("csr-ray", "run", "configs/tiny-world.yaml", "--dry-run")
     assert "runs/tiny-world" in said, said
+
+
+def test_the_documents_that_help_speaks_of_are_there(installed: Installed) -> None:
+    shared = installed.prefix / "share" / "csr_ray"
+    code = [path.read_text() for package in ("csr_ray", "actors") for path in (ROOT / package).rglob("*.py")]
+    named = {name for text in code for name in re.findall(r"docs/[\w/-]+\.md", text)}
+    assert len(named) > 10
+    assert [name for name in sorted(named) if not (shared / name).is_file()] == []
+    assert (shared / "docs" / "tutorial" / "own-photos.md").is_file()
 
 
 def test_photos_become_a_run_and_a_page_is_made(installed: Installed) -> None:
