@@ -62,7 +62,7 @@ def test_report_writes_the_page_at_the_url(
     assert main(["report", finished.url]) == 0
     assert capsys.readouterr().out.strip() == f"{finished.url}/report.html"
     page = (door.store(f"{tmp_path.name}/run").read("report.html") or b"").decode()
-    assert "<title>run · csr_ray report</title>" in page
+    assert f"<title>{tmp_path.name} · csr_ray report</title>" in page, "of a run that is called run, its folder"
 
 
 def test_runs_at_urls_are_compared_and_only_their_answers_fetched(
