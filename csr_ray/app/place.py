@@ -226,7 +226,7 @@ def report(run_dir: str) -> str:
     with opened_to_read(run_dir, key="RUN_DIR", is_wanted=_is_for_the_page) as folder:
         if folder.url and not any(folder.root.iterdir()):
             raise ConfigError(f"run folder {folder.url}: no file of a run; name the run.dir of a run")
-        page = write_report(folder.root)
+        page = write_report(folder)
         if not folder.url:
             return str(page)
         store = open_store(run_dir, key="RUN_DIR")

@@ -687,7 +687,7 @@ def _move_aside(folder: RunFolder, *, view: View) -> None:
 
 def _show_result(state: RunState) -> None:
     print_round_table(summarise(state), console=result_console())
-    page = write_report(state.folder.root)
+    page = write_report(state.folder)
     print(f"\npage: {f'{state.folder.url}/{page.name}' if state.folder.url else page}")
 
 

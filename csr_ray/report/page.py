@@ -46,6 +46,7 @@ from csr_ray.report.gallery import NUM_COLOURS, reward_scale
 from csr_ray.report.live import Live, live_of
 from csr_ray.report.read import RoundData, Run, mean_or_none, read_run
 from csr_ray.store.atomic import write_atomically
+from csr_ray.store.run_folder import RunFolder
 
 FULL, WIDE, NARROW = 1080, 760, 380
 HEAT_TITLE = "Image score against self score of all sentences"
@@ -98,17 +99,17 @@ _STYLES: Final = ("report.css",)
 _SCRIPTS: Final = ("base.js", "pairs.js", "trees.js", "live.js")
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write `run_dir`/report.html from whatever the run has done so far; return its path.
+def write_report(run: Path | RunFolder) -> Path:
+    """Write report.html into a run's folder from whatever the run has done so far; return its path.
 
     The page appears whole or not at all: it is written beside its place and renamed.
 
     Raises:
-        UserError: `run_dir` is missing or holds nothing of a run, or the page cannot be written there.
+        UserError: the folder is missing or holds nothing of a run, or the page cannot be written there.
     """
-    run_dir = Path(run_dir)
-    html = render(read_run(run_dir))
-    target = run_dir / "report.html"
+    folder = run if isinstance(run, RunFolder) else RunFolder(Path(run))
+    html = render(read_run(folder))
+    target = folder.report
     write_atomically(target, write=lambda unfinished: unfinished.write_text(html, encoding="utf-8"))
     return target
 

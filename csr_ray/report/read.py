@@ -116,13 +116,13 @@ class Run:
     notes: tuple[str, ...]
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: RunFolder) -> Run:
     """Read what exists of a run, once.
 
     Raises:
         ConfigError: `folder` is missing or holds nothing of a run.
     """
-    return RunReader(RunFolder(folder)).read()
+    return RunReader(folder).read()
 
 
 class RunReader:
