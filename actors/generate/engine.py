@@ -79,7 +79,8 @@ class LoadedPolicy:
             are split in an unknown way; of all workers.
         max_tensor_gap: largest relative gap between a layer and its tensor (`actors.handover.layer_proof`).
         wrong_tensors: names of the tensors whose gap is larger than rounding explains, worst first.
-        swallowed, kept: what rounding to the engine's dtype left of the update (`csr_ray.policy.weights.Rounding`).
+        swallowed, kept: what rounding to the engine's dtype left of the update (`csr_ray.policy.weights.Rounding`),
+            of the worker whose part lost most.
         seconds: by what was done, of the worker that took longest.
     """
 
@@ -436,10 +437,14 @@ class VllmEngine:
         wrong = tuple(name for result in results for name in result["wrong_tensors"])
         slowest = max(results, key=lambda result: sum(result["seconds"].values()))
         gap = max(result["max_tensor_gap"] for result in results)
-        num_unseen = sum(result["num_unseen"] for result in results)
-        return LoadedPolicy(
-            **{**slowest, "wrong_tensors": wrong, "max_tensor_gap": gap, "num_unseen": num_unseen},
-        )
+        of_all = {
+            "wrong_tensors": wrong,
+            "max_tensor_gap": gap,
+            "num_unseen": sum(result["num_unseen"] for result in results),
+            "swallowed": max(result["swallowed"] for result in results),
+            "kept": min(result["kept"] for result in results),
+        }
+        return LoadedPolicy(**{**slowest, **of_all})
 
     async def sleep(self) -> None:
         """Leave the GPU to others: the weights wait in main memory, and the cache is given up.

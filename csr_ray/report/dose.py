@@ -129,9 +129,14 @@ def _figure(finding: Any) -> tuple[str, str, str, str] | None:
     low, high = number(change.get("low")), number(change.get("high"))
     if before is None or after is None:
         return None
-    sure = "" if low is None or high is None else f"{low:+.3g} to {high:+.3g}"
+    sure = "" if low is None or high is None else _signed(f"{low:+.3g} to {high:+.3g}")
     name = str(finding.get("name", ""))
-    return _FIGURES.get(name, name), f"{before:.3g}", f"{after:.3g}", sure
+    return _FIGURES.get(name, name), _signed(f"{before:.3g}"), _signed(f"{after:.3g}"), sure
+
+
+def _signed(shown: str) -> str:
+    """With a minus that is as wide as a plus, as everywhere on the page."""
+    return shown.replace("-", "−")
 
 
 def _row(label: str, dose: Mapping[str, Any], *, target_margin: float | None) -> DoseRow | None:

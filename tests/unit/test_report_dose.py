@@ -99,7 +99,7 @@ def test_verdicts_are_listed_with_what_spoke_for_them() -> None:
     accepted = {"accepted": True, "attempt": 2, "faults": [], "findings": []}
     first, second = verdict_rows({"rounds": [{"train": {"verdicts": [refused, accepted]}}]})
     assert (first.label, first.is_accepted, first.faults) == ("Round 1", False, "the reward fell")
-    assert first.figures == (("mean reward", "51.2", "20", "-33 to -29.5"),)
+    assert first.figures == (("mean reward", "51.2", "20", "−33 to −29.5"),)
     assert (second.label, second.is_accepted, second.figures) == ("Round 1, attempt 2", True, ())
 
 
