@@ -55,6 +55,7 @@ from on_cluster import Found, add_flags, carry, joined, print_rows
 from random_llava import Shape, TextPair, as_examples, build, pairs_of, picture
 from result_file import add_json_flag, told_in_a_line, versions_of, write_result
 
+from actors.handover.registry import PULL
 from actors.pool.generators import GeneratorPool
 from actors.pool.replicas import Replicas
 from csr_ray.config.load import parse_config
@@ -71,7 +72,6 @@ CHUNK_BYTES = 16 * 2**20
 COPIED_AT_ONCE_BYTES = 256 * 2**20
 # More than a hand-over of a billion parameters takes for a moment.
 WARMED_BYTES = 6 * 2**30
-PULLED = ("pull_sent", "pull_got", "pull_checked", "pull_written")
 PARTS = ("merge", "load", "pack", "layers", "digest", "probes")
 TARGETS = r".*\blanguage_model\..*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 EXAMPLES = """
@@ -266,13 +266,13 @@ def _case_rows(done: Sequence[dict[str, Any]], *, name: str) -> list[dict[str, A
         row("bytes", done[0]["num_bytes"], "bytes, all receivers"),
         row("publish_s", median(lambda one: one["publish_s"]), "s until all have proved it"),
     ]
-    pull, load, proofs = parts(*PULLED), parts("merge", "load"), parts("layers", "digest", "probes")
+    pull, load, proofs = parts(*PULL), parts("merge", "load"), parts("layers", "digest", "probes")
     rows += [
         row("pull_s", median(pull), "s of the slowest receiver"),
         row("pause_s", median(lambda one: sum(one["parts"].values()) - pull(one)), "s in which it serves no policy"),
         row("rest_s", median(lambda one: one["publish_s"] - sum(one["parts"].values())), "s outside of the receiver"),
     ]
-    rows += [row(f"{part}_s", median(parts(part)), "s of the slowest receiver") for part in (*PULLED, *PARTS)]
+    rows += [row(f"{part}_s", median(parts(part)), "s of the slowest receiver") for part in (*PULL, *PARTS)]
     return [
         *rows,
         row("transfer_vs_copy", median(lambda one: pull(one) / one["copy_adapter_s"]), "x a memory copy"),

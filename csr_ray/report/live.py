@@ -207,7 +207,7 @@ def _stage_row(one: Mapping[str, Any], *, planned: float | None, is_running: boo
     round_number = number(index)
     where = "" if round_number is None else f"round {round_number + 1:.0f}"
     where += f" of {planned:.0f}: " if where and planned else ": " if where else ""
-    # A training is planned as long as it may go on at most, and ends where its held-out pairs show that it is enough.
+    # A training is planned as long as it may go on at most, and mostly ends when it has its dose (docs/training.md).
     ended_early_of = total if unit == "steps" and not is_running and total and done < total else None
     total = done if ended_early_of else total
     counted = f"{done:,.0f}{'' if total is None else f' of {total:,.0f}'} {unit}" if unit and (done or total) else ""
@@ -221,7 +221,7 @@ def _stage_row(one: Mapping[str, Any], *, planned: float | None, is_running: boo
     if is_running and total and rate and done > 1:
         left = duration(max(0.0, total - done) / rate)
         left = f"at most {left}" if unit == "steps" else left
-    notes += [f"enough, by its held-out pairs; at most {ended_early_of:,.0f} were planned"] if ended_early_of else []
+    notes += [f"it had its dose; at most {ended_early_of:,.0f} steps were planned"] if ended_early_of else []
     silent_s = number(one.get("silent_s"))
     if is_running and unit and silent_s is not None and silent_s >= _STANDS_STILL_S:
         notes.append(f"nothing new for {duration(silent_s)}")

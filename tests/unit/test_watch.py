@@ -377,7 +377,7 @@ def test_a_training_that_was_enough_before_its_last_step_says_so(begun: Syntheti
     begun.folder.progress.write_text(json.dumps({"running": [], "done": [stage]}))
     (row,) = live_of(RunReader(begun.folder).read(), seen=Seen()).stages
     assert (row.done, row.share) == ("8 of 8 steps", 1.0)
-    assert row.note == "enough, by its held-out pairs; at most 114 were planned"
+    assert row.note == "it had its dose; at most 114 steps were planned"
 
 
 @pytest.mark.parametrize(

@@ -356,6 +356,9 @@ def test_what_goes_on_now_fits_the_window_of_a_phone(begun: SyntheticRun, browse
             assert browser.value(f"{table}.scrollWidth <= {table}.clientWidth"), "nothing stands beside the window"
             label = browser.value(f"getComputedStyle({table}.querySelector('td'), '::before').content")
             assert "done" in label or "data-label" in label, label
+            unknown = f"[...{table}.querySelectorAll('td')].filter(it => it.innerText === '–')"
+            assert browser.value(f"{unknown}.length") > 0, "a wide table says so of what is not known"
+            assert browser.value(f"{unknown}.every(it => !it.checkVisibility())"), "here it takes no line"
     finally:
         lock.release()
 
